@@ -1,0 +1,168 @@
+"""From settings to the parts of a search: sources, live model, task vectors, space, merger, tasks and fitness.
+
+In: a typed configuration. Out: an `Assembly`, complete and checked, before anything expensive has run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.config import SearchConfig, build
+from evomerge.errors import ConfigError
+from evomerge.fitness.base import Fitness
+from evomerge.items import Item
+from evomerge.live import LiveModel, load_live
+from evomerge.merger import Merger
+from evomerge.methods import Method
+from evomerge.progress import Reporter
+from evomerge.recipe import Recipe
+from evomerge.sources import Sources, find_sources, make_heads, read_split
+from evomerge.space import CoefficientSpace, make_space
+from evomerge.task_vectors import TaskVectors, check_family, task_vectors
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a search.
+
+    Attributes:
+        sources: where models and tasks come from.
+        live: the loaded base.
+        vectors: base and task vectors.
+        space: the coefficient space.
+        method: how candidates are built.
+        merger: builds them.
+        fitness: scores them.
+        items: the items of each split by task.
+        warnings: what the user should know about the sources.
+    """
+
+    sources: Sources
+    live: LiveModel
+    vectors: TaskVectors
+    space: CoefficientSpace
+    method: Method
+    merger: Merger
+    fitness: Fitness
+    items: dict[str, dict[str, list[Item]]]
+    warnings: list[str]
+
+    @property
+    def experts(self) -> dict[str, str]:
+        """The expert of each task, for those tasks that have one."""
+        return {name: task.expert for name, task in self.sources.tasks.items() if task.expert}
+
+    def coefficients(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return coefficients with the given weights, (K,) for all groups, and every other variable at its start."""
+        shape = (len(self.space.groups), len(self.space.experts))
+        others = {variable.name: np.full(shape, variable.start) for variable in self.space.variables if variable.name != "weight"}
+        return {"weight": np.broadcast_to(weights, shape), **others}
+
+
+def assemble(config: SearchConfig, reporter: Reporter) -> Assembly:
+    """Read the sources and build every part.
+
+    Raises:
+        EvomergeError: whatever is wrong with the settings or the sources.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    sources = find_sources(config.model, settings["fitness"]["tasks"])
+    items = {split: read_split(sources.tasks, split) for split in ("search", "select", "report")}
+    method: Method = build(settings["method"], "method")
+    with reporter.working("loading the base"):
+        live = load_live(sources.base, config.model.auto_class, config.model.device)
+    base, experts = open_sources(sources, live, Path(config.model.cache), reporter)
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
+    warnings = check_family(base, experts, parameters)
+    vectors = task_vectors(base, experts, parameters, Path(config.model.cache), reporter.steps)
+    space = make_space(
+        settings["space"]["granularity"],
+        parameters,
+        list(experts),
+        method.variables,
+        vectors.zero,
+        sharing=config.space.sharing,
+        frozen=settings["space"]["frozen"],
+        tied=settings["space"]["tied"],
+        bounds=_bounds(settings["space"]["bounds"]),
+    )
+    with reporter.working("preparing the merge"):
+        merger = Merger(live.model, vectors, space.groups, method)
+    heads = make_heads(sources, parameters) if "classification" in settings["fitness"]["_target_"] else None
+    fitness: Fitness = build(settings["fitness"], "fitness", **({} if heads is None else {"heads": heads}))
+    for name in ("metric", "report_metric"):
+        if settings["fitness"][name] not in fitness.metrics:
+            raise ConfigError(f"fitness.{name} is '{settings['fitness'][name]}'; this fitness gives {', '.join(fitness.metrics)}.")
+    return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
+
+
+def open_sources(sources: Sources, live: LiveModel, cache: Path, reporter: Reporter) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """Open the files of base and experts, seen through the live model's parameters."""
+
+    def open_one(path: Path) -> Checkpoint:
+        return open_checkpoint(path, live.parameters, live.prefix, live.tied, cache, reporter.steps)
+
+    return open_one(sources.base), {name: open_one(path) for name, path in sources.experts.items()}
+
+
+def start_point(start: Any, space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Return the point that a search starts from.
+
+    Args:
+        start: None for the method's default, a number (a constant), the text `1/K`, or the path of a recipe.
+        space: where the point lies.
+        parameters: name -> shape, to carry a recipe over to other groups.
+
+    Raises:
+        ConfigError: it is none of these, or the recipe has other experts.
+    """
+    if start is None:
+        return space.start({})
+    if isinstance(start, int | float) and not isinstance(start, bool):
+        return space.start({"weight": float(start)})
+    if start == "1/K":
+        return space.start({"weight": 1 / len(space.experts)})
+    if not isinstance(start, str) or not Path(start).is_file():
+        raise ConfigError(f"start={start} is no number, not 1/K and no recipe file: write start=0.4, start=1/K or start=runs/<name>/recipe.yaml.")
+    known = Recipe.from_yaml(Path(start).read_text()).on_groups(space.groups, space.experts, parameters)
+    return space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
+
+
+def describe(assembly: Assembly, settings: Mapping[str, Any], start: np.ndarray) -> dict[str, Any]:
+    """Return what makes this search this search: names and hashes, no paths. It is the identity of the trial log."""
+    fitness = {name: value for name, value in settings["fitness"].items() if name not in ("tasks", "select_items", "report_items")}
+    if "function" in fitness:
+        fitness["function"] = Path(fitness["function"]).name
+    tasks = assembly.sources.tasks
+    return {
+        "base": assembly.vectors.base.sha256,
+        "experts": {name: expert.sha256 for name, expert in assembly.vectors.experts.items()},
+        "items": {task: _digest([item.id for item in items]) for task, items in assembly.items["search"].items()},
+        "heads": {name: hashlib.sha256(task.head.read_bytes()).hexdigest() if task.head else task.expert for name, task in tasks.items()},
+        "method": settings["method"],
+        "space": {"coordinates": _digest([assembly.space.names, assembly.space.low.tolist(), assembly.space.high.tolist()]), **settings["space"]},
+        "searcher": settings["searcher"],
+        "fitness": fitness,
+        "objective": settings["objective"],
+        "start": _digest(start.tolist()),
+        "seed": settings["seed"],
+    }
+
+
+def _bounds(bounds: Mapping[str, list[float]]) -> dict[str, tuple[float, float]]:
+    for name, pair in bounds.items():
+        if len(pair) != 2:
+            raise ConfigError(f"space.bounds.{name} is {pair}; write the lower and the upper bound: 'space.bounds.{name}=[0,1.5]'.")
+    return {name: (pair[0], pair[1]) for name, pair in bounds.items()}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -1,0 +1,195 @@
+"""Opens a model directory: parameter name of the live model <-> file key, and lazy, memory-mapped tensors behind them.
+
+In: a Hugging Face directory, and the names and shapes of the live model's parameters. Out: a `Checkpoint`, in which
+every parameter has the live model's shape and a floating dtype; what does not fit is refused here, once.
+
+A file may use other names than the live model: the class's prefix (`bert.`) stands on either side or on neither, a tied
+parameter appears under its alias, a LayerNorm keeps the `gamma` and `beta` of bert-base-uncased (transformers restores
+them when it saves).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import CheckpointError
+from evomerge.weights import Progress, file_stamps, listed, read_json, read_tensors, remembered_hash, weight_files
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LEGACY = {"gamma": "weight", "beta": "bias"}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The weights of one model directory, by the parameters of a live model. Its tensors are for reading only.
+
+    Attributes:
+        path: the directory.
+        config: its config.json.
+        sha256: hash of all tensors in the files: key, dtype, shape and bytes, in the order of the keys.
+        keys: parameter name of the live model -> file key, in the order of the live model.
+        extra: file keys that are no parameter of the live model: heads, buffers, position_ids.
+        missing: parameters of the live model that no file holds.
+        tensors: every tensor in the files by file key, memory-mapped.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    sha256: str
+    keys: dict[str, str]
+    extra: tuple[str, ...]
+    missing: tuple[str, ...]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of a parameter, memory-mapped, in the dtype of the file."""
+        return self.tensors[self.keys[name]]
+
+    def extra_tensor(self, key: str) -> Tensor:
+        """The tensor under a file key: for what is no parameter of the live model, such as a head."""
+        return self.tensors[key]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter; it is the live model's."""
+        return tuple(self.tensor(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype in which the file holds a parameter."""
+        return self.tensor(name).dtype
+
+
+def open_checkpoint(
+    path: str | Path,
+    parameters: Mapping[str, tuple[int, ...]],
+    prefix: str = "",
+    tied: Mapping[str, str] | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Opens a model directory and finds the file key of every parameter.
+
+    Args:
+        path: a Hugging Face directory.
+        parameters: name -> shape of the live model's `named_parameters()`.
+        prefix: the class's `base_model_prefix`; it may stand on the file keys, on the names, or on neither.
+        tied: alias -> source, the model's `all_tied_weights_keys`; a file may hold either or both.
+        cache: directory that remembers content hashes; None: hash anew.
+        progress: told of the hashing, in bytes.
+
+    Raises:
+        CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, a shape or dtype
+            does not fit the live model, or tied parameters differ in the file.
+    """
+    path = Path(path).expanduser()
+    files = weight_files(path)
+    config = read_json(path / "config.json")
+    stamps = file_stamps(files)  # before the first byte is read: a file that changes from here on will not match them
+    tensors = read_tensors(files)
+    holders = _match_keys(tensors, parameters, prefix, tied or {})
+    for name, keys in holders.items():
+        for key in keys:
+            _check_tensor(path, config, key, tensors[key], name, tuple(parameters[name]))
+        if not all(torch.equal(tensors[keys[0]], tensors[key]) for key in keys[1:]):
+            raise CheckpointError(
+                f"{path}: {' and '.join(keys)} differ, but the live model ties them into one parameter ({name}), so"
+                " one of them would be lost. Set tie_word_embeddings to false in the base's config, or tie them in this"
+                " checkpoint and save it anew."
+            )
+    taken = {key for keys in holders.values() for key in keys}
+    return Checkpoint(
+        path=path,
+        config=config,
+        sha256=remembered_hash(path, stamps, tensors, cache, progress),
+        keys={name: keys[0] for name, keys in holders.items()},
+        extra=tuple(key for key in tensors if key not in taken),
+        missing=tuple(name for name in parameters if name not in holders),
+        tensors=tensors,
+    )
+
+
+def check_base(base: Checkpoint) -> list[str]:
+    """Refuses a base whose files lack parameters of the live model; only a pooler may be missing, and that is said.
+
+    A parameter that no file holds was made up at load: transformers 5 renames and fuses the tensors of some
+    architectures (mixtures of experts), and it initialises heads that a checkpoint lacks. Either way θ_0 would not be
+    what the files say. A `pooler` at the top of the model (behind the prefix, if any) is let pass: many encoders come
+    without, and only a pooled output depends on it.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        CheckpointError: parameters other than a pooler's are missing.
+    """
+    lost = [name for name in base.missing if "pooler" not in name.split(".")[:2]]
+    if lost:
+        spare = [key for key in base.extra if base.tensors[key].is_floating_point()]
+        raise CheckpointError(
+            f"{base.path}: no file holds {listed(lost)} of the live model"
+            + (f", and no parameter of the live model takes {listed(spare)} of the files" if spare else "")
+            + ". Either transformers renames or fuses the tensors of this architecture at load (as for mixtures of"
+            " experts), which is not supported yet; or the live model has a head that the base lacks: load the base as"
+            " its own class, or headless with AutoModel."
+        )
+    if base.missing:
+        return [f"base {base.path} holds no pooler; the live one is random, so no fitness should use its output"]
+    return []
+
+
+def _match_keys(
+    keys: Iterable[str], parameters: Iterable[str], prefix: str, tied: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Parameter -> the file keys that hold it: under its own name, then under its aliases."""
+    aliases = {name: [name] for name in parameters}
+    for source in dict.fromkeys(tied.values()):
+        names = [source, *(alias for alias, target in tied.items() if target == source)]
+        if owner := next((name for name in names if name in aliases), None):
+            aliases[owner] += [name for name in names if name not in aliases]
+    known = {name for names in aliases.values() for name in names}
+
+    def shifted(key: str, cut: str, front: str) -> str | None:
+        *stem, last = key.split(".")
+        name = ".".join([*stem, LEGACY[last]]) if stem[-1:] == ["LayerNorm"] and last in LEGACY else key
+        return front + name.removeprefix(cut) if name.startswith(cut) else None
+
+    shifts = [("", ""), (f"{prefix}.", ""), ("", f"{prefix}.")] if prefix else [("", "")]
+    best = max(shifts, key=lambda shift: sum(shifted(key, *shift) in known for key in keys))  # of equals, the first
+    found: dict[str, str] = {}  # name -> file key
+    for shift in (
+        best,
+        shifts[0],
+    ):  # heads stand outside the prefix, so what the best shift leaves over is tried as it is
+        taken = set(found.values())
+        for key in keys:
+            name = shifted(key, *shift)
+            if name in known and key not in taken:
+                found.setdefault(name, key)
+    held = {name: [found[alias] for alias in names if alias in found] for name, names in aliases.items()}
+    return {name: holders for name, holders in held.items() if holders}
+
+
+def _check_tensor(path: Path, config: dict, key: str, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{path}: {key} is {tensor.dtype}; the weights are quantised, and a difference of codes is no task vector."
+            " Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and save it anew)."
+        )
+    held = tuple(tensor.shape)
+    if held == shape:
+        return
+    where = f"{path}: {key} has shape {held}, but the live model's {name} has {shape}"
+    vocabulary = {**(config.get("text_config") or {}), **config}.get("vocab_size")
+    if held[1:] == shape[1:] and vocabulary == held[0]:
+        raise CheckpointError(
+            f"{where}: the vocabularies differ ({held[0]} tokens and {shape[0]}), so rows do not stand for the same"
+            f" tokens. If tokens were only added, cut them off (model.resize_token_embeddings({shape[0]}), then save);"
+            " otherwise take a model with the base's tokenizer."
+        )
+    raise CheckpointError(
+        f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"
+        " headless with AutoModel."
+    )

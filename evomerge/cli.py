@@ -1,0 +1,136 @@
+"""The command `evomerge`: a verb, then settings in Hydra's grammar.
+
+    evomerge search model=text searcher=cmaes space=layer budget=200
+    evomerge search model.base=base 'model.experts=[a,b]' 'fitness.tasks={a: {items: a.jsonl}, b: {items: b.jsonl}}'
+    evomerge search -m model=text searcher=cmaes,tpe seed=1,2,3
+    evomerge search experiment=smoke
+
+The same command again resumes. A misspelt verb or setting is answered with the near match; a user's mistake never ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+import evomerge
+from evomerge.config import CONF, SearchConfig, register
+from evomerge.errors import EvomergeError
+
+VERBS = ("search",)
+HELP = f"""evomerge {evomerge.__version__}: finds the coefficients with which fine-tuned experts of one base model should be merged.
+
+usage: evomerge search [-m] [setting=value ...]
+
+  evomerge search experiment=smoke                     a complete search on tiny models, in seconds, without a download
+  evomerge search model=text space=layer budget=200    on the suite of `python scripts/build_suite.py text`
+  evomerge search model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' \\
+      'fitness.tasks={{a: {{items: a.jsonl}}, b: {{items: b.jsonl}}}}'    on your own models
+  evomerge search -m model=text searcher=cmaes,tpe seed=1,2,3          a sweep over searches
+
+The same command again resumes, or goes on when budget is higher. `evomerge search --help` lists every setting.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: those after the program's name; `sys.argv` when left out.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if given[0] == "--version":
+        print(evomerge.__version__)
+        return
+    verb, *rest = given
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        if "=" in verb:
+            near = ["search"]
+        _fail(f"evomerge has no verb '{verb}'." + (f" Did you mean 'evomerge {near[0]}'?" if near else f" There is {', '.join(VERBS)}."))
+    rest = [part for argument in rest for part in _spelled_out(argument)]
+    try:
+        check_settings(rest)
+    except EvomergeError as error:
+        _fail(str(error))
+    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
+    register()
+    sys.argv = ["evomerge search", *rest]
+    _application()
+
+
+def check_settings(arguments: Sequence[str]) -> None:
+    """Hold the names of settings against those that exist, before Hydra does, for a message with the near match.
+
+    Raises:
+        EvomergeError: a name does not exist, or is not written in Hydra's grammar.
+    """
+    settings = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
+    known = set(_known_settings())
+    try:
+        parsed = OverridesParser.create().parse_overrides(settings)
+    except HydraException as error:
+        raise EvomergeError(
+            f"{str(error).splitlines()[0]} Put a setting with brackets, braces or spaces in quotes: 'model.experts=[a,b]'."
+        ) from error
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_add() or key in known or key.startswith("hydra") or key.rpartition(".")[0] in ("space.bounds", "space.frozen", "objective.weights"):
+            continue
+        if key.startswith(("fitness.tasks.", "model.experts.")):
+            continue
+        near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`evomerge search --help` lists all settings."
+        raise EvomergeError(f"There is no setting '{key}'. {hint}")
+
+
+def _known_settings() -> Iterator[str]:
+    """Yield the dotted name of every setting in the schema and in any choice of any group."""
+    yield from _flatten(OmegaConf.to_container(OmegaConf.structured(SearchConfig)), "")
+    for file in sorted(CONF.glob("*/*.yaml")):
+        yield file.parent.name
+        content = yaml.safe_load(file.read_text()) or {}
+        yield from _flatten({k: v for k, v in content.items() if k != "defaults"}, f"{file.parent.name}.")
+
+
+def _flatten(node: object, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _flatten(value, f"{prefix}{name}.")
+
+
+def _spelled_out(argument: str) -> list[str]:
+    """Return `space=blocks:6` as `space=blocks space.n=6`; all else as it is."""
+    match = re.fullmatch(r"space=(blocks|chunk):(\d+)", argument)
+    return [f"space={match[1]}", f"space.n={match[2]}"] if match else [argument]
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
+def _application(config: SearchConfig) -> None:
+    from evomerge.progress import Reporter  # torch and transformers take seconds to import; `--help` needs neither
+    from evomerge.run import run_search
+
+    try:
+        run_search(config, Path(HydraConfig.get().runtime.output_dir), Reporter())
+    except EvomergeError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"evomerge: {message}", file=sys.stderr)
+    raise SystemExit(2)

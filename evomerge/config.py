@@ -1,0 +1,142 @@
+"""The settings of a search: their schema, and the one place where `_target_` becomes an object.
+
+In: YAML of conf/ and overrides of the command line, composed by Hydra. Out: a typed `SearchConfig`, and objects by `build`. Hydra checks names and types
+against the schema; what depends on several settings, or on the models, is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+
+from evomerge.errors import ConfigError
+
+CONF = Path(__file__).with_name("conf")  # installed
+if not CONF.is_dir():
+    CONF = Path(__file__).parents[1] / "conf"  # source tree
+
+RESERVED = {"fitness": ("metric", "report_metric", "tasks", "items", "rotate", "select_items", "report_items"), "searcher": (), "method": ()}
+"""Settings of a group that are not arguments of its class."""
+UNNAMED = ("budget", "budget_items", "model.device", "model.cache")
+"""Settings that do not make another search, so that they stay out of a run's name."""
+
+
+@dataclass
+class ModelConfig:
+    """The sources: a suite, or a base and its experts."""
+
+    name: str = MISSING
+    suite: str | None = None
+    base: str | None = None
+    experts: Any = None  # list of directories, or {name: directory}; with a suite: the names of those to take
+    auto_class: str = "AutoModel"
+    device: str = "auto"
+    cache: str = ".cache/evomerge"
+
+
+@dataclass
+class SpaceConfig:
+    """Which coefficients exist."""
+
+    granularity: str = MISSING
+    n: int | None = None
+    sharing: str = "separate"
+    bounds: dict[str, list[float]] = field(default_factory=dict)
+    frozen: dict[str, float] = field(default_factory=dict)
+    tied: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ObjectiveConfig:
+    """How scores of tasks become one number."""
+
+    aggregate: str = "mean"
+    normalised: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class SearchConfig:
+    """One search."""
+
+    seed: int = 1
+    budget: int = 200
+    budget_items: int | None = None
+    start: Any = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Any = None
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    searcher: Any = None
+    fitness: Any = None
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+def register() -> None:
+    """Make the schema and the `run_name` resolver known to Hydra; called by the command, not at import."""
+    ConfigStore.instance().store(name="schema", node=SearchConfig)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
+    """Make the object that `_target_` of a group names: the only place that does.
+
+    Args:
+        settings: the group's settings, as plain containers.
+        group: `method`, `searcher` or `fitness`.
+        runtime: further arguments, which only the program can give.
+
+    Raises:
+        ConfigError: the class cannot be found, or a setting has the wrong type.
+    """
+    arguments = {name: value for name, value in settings.items() if name not in RESERVED[group]}
+    try:
+        target = hydra.utils.get_object(arguments["_target_"])
+        _check_types(target, {name: value for name, value in arguments.items() if name != "_target_"}, group)
+        return hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})(**runtime)
+    except (HydraException, ImportError, TypeError) as error:
+        raise ConfigError(f"{group} cannot be made from {arguments.get('_target_')}: {str(error).splitlines()[0]}") from error
+
+
+def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
+    """Return the name of a run: readable, and the same for the same search, so that the same command finds its log again.
+
+    It is made of the chosen groups and of every override, but for those that do not make another search (`UNNAMED`). Values with slashes, spaces or
+    other odd characters go into a short hash.
+    """
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    groups = {name: given.pop(name, choices.get(name)) for name in ("experiment", "model", "method", "space", "searcher", "fitness")}
+    parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) != ("fitness", "classification")]
+    odd = []
+    for key, value in sorted(given.items()):
+        if key in UNNAMED or key.startswith(("hydra.", "hydra/")):
+            continue
+        part = f"{key.lstrip('+~')}={value}"
+        if re.fullmatch(r"[\w.,=+-]{1,40}", part):
+            parts.append(part.replace("seed=", "s") if key == "seed" else part)
+        else:
+            odd.append(part)
+    if odd:
+        parts.append(hashlib.sha256("\n".join(odd).encode()).hexdigest()[:8])
+    return "-".join(parts)
+
+
+def _check_types(target: Callable[..., Any], arguments: Mapping[str, Any], group: str) -> None:
+    """Compare settings with the plain annotations of the constructor, so that `popsize=many` is refused before anything runs."""
+    annotations = {name: str(p.annotation) for name, p in inspect.signature(target).parameters.items()}
+    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    for name, value in arguments.items():
+        allowed = [part.strip() for part in annotations.get(name, "").split("|")]
+        if not set(allowed) <= {*kinds, "None"} or (value is None and "None" in allowed):
+            continue
+        if not any(isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)) for kind in allowed if kind != "None"):
+            raise ConfigError(f"{group}.{name}={value} is no {' or '.join(allowed)}: write a value of that type.")

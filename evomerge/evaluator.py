@@ -1,0 +1,125 @@
+"""The serial evaluator: from points to scored trials, one after the other on one live model.
+
+In: a batch and the indices of its points that have no trial yet. Out: their trials, as they end. It owns merger, fitness and objective, and chooses the
+items of the generation, the same for all its candidates. A bad candidate costs one candidate: an exception, a NaN or a lack of memory becomes a failed
+trial with its error, and the search goes on. Times go to a callback, never into a trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.errors import ConfigError
+from evomerge.fitness.base import Fitness, Outcome
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.merger import Merger
+from evomerge.space import CoefficientSpace
+from evomerge.trials import Batch, Trial
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one candidate went, in seconds."""
+
+    batch: int
+    index: int
+    merge: float
+    forward: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A live model with what it takes to score it on the items of a split.
+
+    Attributes:
+        model: the live model.
+        fitness: scores it.
+        prepared: what the fitness prepared for these items.
+    """
+
+    model: Any
+    fitness: Fitness
+    prepared: Any
+
+    def __call__(self, ids: Mapping[str, Sequence[str]]) -> Outcome:
+        """Score the model as it is now."""
+        return self.fitness(self.model, self.prepared, ids)
+
+
+class SerialEvaluator:
+    """Scores the points of a batch one by one.
+
+    Args:
+        space: decodes points.
+        merger: builds candidates in the live model.
+        score: scores the live model on search items.
+        subset: chooses the items of a generation.
+        objective: makes values of outcomes.
+        record: is told where the time of each candidate went.
+    """
+
+    def __init__(
+        self,
+        space: CoefficientSpace,
+        merger: Merger,
+        score: Scorer,
+        subset: Subset,
+        objective: Objective,
+        record: Callable[[Timing], None] = lambda timing: None,
+    ) -> None:
+        self._space, self._merger, self._score = space, merger, score
+        self._subset, self._objective, self._record = subset, objective, record
+
+    def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        """Yield a trial for each missing point, in order."""
+        ids = self._subset(batch.index)
+        for index in missing:
+            yield self._trial(batch, index, ids)
+
+    def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]]) -> Trial:
+        started = time.perf_counter()
+        try:
+            self._merger.apply(self._space.decode(batch.points[index]))
+            merged = time.perf_counter()
+            outcome = self._score(ids)
+            scored = time.perf_counter()
+            values, violations = self._objective(outcome)
+            if not all(math.isfinite(value) for value in values):
+                raise ArithmeticError(f"the objective is {values[0]}: some result is not a finite number")
+        except ConfigError:
+            raise  # the user's mistake, the same for every candidate
+        except Exception as error:  # whatever a model or a user's fitness may raise
+            return self._failed(batch.index, index, ids, error)
+        forward = scored - merged if outcome.forward_seconds is None else outcome.forward_seconds
+        trial = Trial(
+            batch=batch.index,
+            index=index,
+            status="ok",
+            values=values,
+            violations=violations,
+            scores=outcome.scores(),
+            items=outcome.items,
+            results={task: {name: np.asarray(v).tolist() for name, v in metrics.items()} for task, metrics in outcome.results.items()},
+        )
+        self._record(Timing(batch.index, index, merged - started, forward, time.perf_counter() - started))
+        return trial
+
+    def _failed(self, batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x…", f"{type(error).__name__}: {error}".splitlines()[0][:300])  # no addresses in the log
+        logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
+        return Trial(batch, index, "failed", None, items=ids, error=text)

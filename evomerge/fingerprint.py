@@ -1,0 +1,35 @@
+"""On what kind of machine numbers are computed: where two machines have the same fingerprint, the same search asks bit-equal points.
+
+Out: a flat dictionary for the header of the trial log; no clocks, paths or addresses. CPU features choose numpy's and torch's kernels, the BLAS kernel
+chooses the order of sums in CMA-ES, threads cut the work, and libraries change their arithmetic between versions.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import cma
+import numpy as np
+import optuna
+import threadpoolctl
+import torch
+
+
+def fingerprint() -> dict[str, str | int | list[str]]:
+    """Return the kind of this machine, as this process sees it."""
+    blas = sorted(
+        {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in threadpoolctl.threadpool_info()}
+    )
+    return {
+        "machine": platform.machine(),
+        "cpu_features": list(np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])),  # pyright: ignore[reportOptionalSubscript, reportCallIssue]
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": blas,
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cma": cma.__version__,
+        "optuna": optuna.__version__,
+    }

@@ -1,0 +1,56 @@
+"""What a fitness is: it scores a live model on items and says how each item went; it aggregates nothing.
+
+`prepare(tokenizer, items)` is called once for a split and does everything that does not depend on the weights. The fitness is then called for every
+candidate with the model, what was prepared, and the ids of the items to score. `objectives.py` makes numbers to maximise of its outcome. A fitness
+reads and writes no global random state and caches nothing that depends on the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from evomerge.items import Item
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per-item results of one model.
+
+    Attributes:
+        items: the ids of the items that were scored, by task.
+        results: {task: {metric: float64 (n,)}} in the order of `items`; higher is better.
+        forward_seconds: the time spent in forward passes, or None where the fitness cannot tell it from its own work.
+    """
+
+    items: Mapping[str, list[str]]
+    results: Mapping[str, Mapping[str, np.ndarray]]
+    forward_seconds: float | None = None
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Return the mean of every metric by task."""
+        return {
+            task: {metric: float(np.mean(values)) for metric, values in metrics.items()}
+            for task, metrics in self.results.items()
+        }
+
+
+class Fitness(Protocol):
+    """Scores a live model; see the module's docstring.
+
+    Attributes:
+        metrics: the names of the metrics it gives for every item.
+    """
+
+    metrics: tuple[str, ...]
+
+    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> Any:
+        """Return all that scoring these items needs beside the weights."""
+        ...
+
+    def __call__(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
+        """Score the model on the items with these ids, by task."""
+        ...

@@ -1,0 +1,144 @@
+"""Text classification with heads outside the merge: per item, whether the class is right and the log-probability of the label.
+
+In: texts with labels by task, and a head for each task. Out: the metrics `accuracy` (0 or 1) and `log_probability` (natural logarithm of the label's
+softmax probability; smooth, so it ranks candidates better than accuracy on few items). Texts are tokenised once per split; a set of ids is batched
+once, sorted by length, over all tasks that run the same module, and reused for all candidates that see the same ids.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evomerge.errors import ConfigError
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.heads import Head, OwnHead
+from evomerge.items import Item
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A tokenised item: its task, its position among the ids of that task, its label and its encoding."""
+
+    task: str
+    position: int
+    label: int
+    encoding: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Padded inputs for one forward pass, and for each task its rows in the batch, their positions among the ids, and their labels."""
+
+    head: str
+    inputs: dict[str, Tensor]
+    tasks: dict[str, tuple[Tensor, list[int], Tensor]]
+
+
+@dataclass
+class Prepared:
+    """The tokenised items of a split by task and id, and the batches of the ids that were asked for last."""
+
+    rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]]
+    padding: dict[str, int]
+    key: Any = None
+    batches: list[_Batch] = field(default_factory=list)
+
+
+class Classification:
+    """Fitness by class labels.
+
+    Args:
+        heads: the head of each task.
+        batch_size: items in a forward pass.
+        max_length: texts are cut to so many tokens.
+
+    Raises:
+        ConfigError: for sizes below 1.
+    """
+
+    metrics = ("accuracy", "log_probability")
+
+    def __init__(self, heads: Mapping[str, Head], batch_size: int = 32, max_length: int = 48) -> None:
+        if batch_size < 1 or max_length < 1:
+            raise ConfigError(
+                f"fitness.batch_size={batch_size} and fitness.max_length={max_length} must both be at least 1."
+            )
+        self._heads = dict(heads)
+        self._batch_size = batch_size
+        self._max_length = max_length
+
+    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> Prepared:
+        """Tokenise the items of all tasks, once."""
+        rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]] = {}
+        for task, chosen in items.items():
+            encoded = tokenizer([item.text for item in chosen], truncation=True, max_length=self._max_length)
+            rows[task] = {
+                item.id: (item.label, {name: torch.tensor(values[i]) for name, values in encoded.items()})
+                for i, item in enumerate(chosen)
+            }
+        return Prepared(rows, {"input_ids": tokenizer.pad_token_id or 0})
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
+        """Score the model: one forward pass for each batch, and every head on its rows."""
+        results = {task: {metric: np.empty(len(chosen)) for metric in self.metrics} for task, chosen in ids.items()}
+        forward = 0.0
+        for batch in self._batches(prepared, ids, next(model.parameters()).device):
+            started = time.perf_counter()
+            output = self._heads[batch.head].module(model)(**batch.inputs)
+            logits = {
+                task: self._heads[task].logits(output, batch.inputs["attention_mask"], rows).cpu()
+                for task, (rows, _, _) in batch.tasks.items()
+            }
+            forward += time.perf_counter() - started
+            for task, (_, positions, labels) in batch.tasks.items():
+                if labels.max() >= logits[task].shape[1]:
+                    raise ConfigError(
+                        f"The task {task} has the label {int(labels.max())}, but its head has {logits[task].shape[1]} classes."
+                    )
+                log_probability = torch.log_softmax(logits[task], dim=-1).gather(1, labels[:, None])[:, 0]
+                results[task]["accuracy"][positions] = (logits[task].argmax(-1) == labels).numpy()
+                results[task]["log_probability"][positions] = log_probability.numpy()
+        return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, forward)
+
+    def _batches(self, prepared: Prepared, ids: Mapping[str, Sequence[str]], device: torch.device) -> list[_Batch]:
+        key = (str(device), tuple((task, tuple(chosen)) for task, chosen in ids.items()))
+        if prepared.key != key:
+            by_head: dict[str, list[_Row]] = {}
+            shared = next((task for task in ids if not isinstance(self._heads[task], OwnHead)), "")
+            for task, chosen in ids.items():
+                rows = [_Row(task, i, *prepared.rows[task][item]) for i, item in enumerate(chosen)]
+                by_head.setdefault(task if isinstance(self._heads[task], OwnHead) else shared, []).extend(rows)
+            prepared.batches = [
+                _pad(head, rows[start : start + self._batch_size], prepared.padding, device)
+                for head, unsorted in by_head.items()
+                for rows in [sorted(unsorted, key=lambda row: len(row.encoding["input_ids"]))]
+                for start in range(0, len(rows), self._batch_size)
+            ]
+            prepared.key = key
+        return prepared.batches
+
+
+def _pad(head: str, rows: Sequence[_Row], padding: Mapping[str, int], device: torch.device) -> _Batch:
+    inputs = {
+        name: nn.utils.rnn.pad_sequence(
+            [row.encoding[name] for row in rows], batch_first=True, padding_value=padding.get(name, 0)
+        ).to(device)
+        for name in rows[0].encoding
+    }
+    tasks = {}
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [(i, row) for i, row in enumerate(rows) if row.task == task]
+        tasks[task] = (
+            torch.tensor([i for i, _ in mine], device=device),
+            [row.position for _, row in mine],
+            torch.tensor([row.label for _, row in mine]),
+        )
+    return _Batch(head, inputs, tasks)

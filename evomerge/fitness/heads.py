@@ -1,0 +1,126 @@
+"""Classification heads, which stay outside the merge.
+
+    FrozenHead   logits = scale · normalise(mean of the last hidden states) · Wᵀ, with W from class names: the zero-shot heads of CLIP and AdaMerging
+    OwnHead      the head that an expert was fine-tuned with, kept beside the merged backbone
+
+A head says which module to run (`module`) and how to read logits off its output (`logits`). Tasks whose heads run the same module share its batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from evomerge.errors import CheckpointError
+
+
+class Head(Protocol):
+    """Turns the output of a module into class logits; see the module's docstring."""
+
+    def module(self, model: nn.Module) -> nn.Module:
+        """Return the module to run: the live model, or one that shares its parameters."""
+        ...
+
+    def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
+        """Return logits (len(rows), C) for some rows of a batch."""
+        ...
+
+
+class FrozenHead:
+    """A matrix of class embeddings, as `suite.write_head` writes it.
+
+    Args:
+        path: a safetensors file with `weight`, float32 (C, d), and in its metadata `pooling` ("mean") and `scale`.
+
+    Raises:
+        CheckpointError: the file is missing or is not such a head.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                self._weight = file.get_tensor("weight")
+            self._scale = float(metadata["scale"])
+            pooling = metadata["pooling"]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is no frozen head ({error}): it must be a safetensors file with a tensor `weight` (classes, width) "
+                f"and the metadata pooling=mean and scale, as evomerge.suite.write_head writes it."
+            ) from error
+        if pooling != "mean":
+            raise CheckpointError(f"{path} asks for {pooling} pooling; only mean pooling is known.")
+
+    def module(self, model: nn.Module) -> nn.Module:
+        """Return the live model itself."""
+        return model
+
+    def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
+        """Return scaled cosines between the mean hidden state and each class, (len(rows), C)."""
+        hidden = output.last_hidden_state[rows].float()
+        mask = attention_mask[rows, :, None].to(hidden.dtype)
+        pooled = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        if self._weight.device != pooled.device:
+            self._weight = self._weight.to(pooled.device)
+        if self._weight.shape[1] != pooled.shape[1]:
+            raise CheckpointError(
+                f"The head has width {self._weight.shape[1]}, the model {pooled.shape[1]}: it was made for another base."
+            )
+        return self._scale * pooled @ self._weight.T
+
+
+class OwnHead:
+    """The head of an expert: its whole classifier is loaded, and the parameters that are merged are replaced by the live model's own.
+
+    What the base does not have (the classifier, and a pooler that only the expert has) stays the expert's.
+
+    Args:
+        path: the expert's directory, saved from a model for sequence classification.
+        merged: the names of the live model's parameters that are merged.
+    """
+
+    def __init__(self, path: Path, merged: Collection[str]) -> None:
+        self._path = path
+        self._merged = merged
+        self._view: tuple[nn.Module, nn.Module] | None = None
+
+    def module(self, model: nn.Module) -> nn.Module:
+        """Return the expert's classifier over the live model's parameters; the same module every time for the same model."""
+        if self._view is None or self._view[0] is not model:
+            self._view = (model, self._make_view(model))
+        return self._view[1]
+
+    def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
+        """Return the classifier's logits, (len(rows), C)."""
+        return output.logits[rows].float()
+
+    def _make_view(self, model: nn.Module) -> nn.Module:
+        try:
+            with torch.random.fork_rng():
+                loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+                    self._path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype="auto"
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{self._path} cannot be loaded as a classifier with a head of its own: {str(error).splitlines()[0]}"
+            ) from error
+        view, info = loaded
+        fresh = [name for name in info["missing_keys"] if not name.startswith(f"{view.base_model_prefix}.")]
+        if fresh:
+            raise CheckpointError(
+                f"{self._path} has no classification head of its own ({fresh[0]} is missing). Save the expert from a model for sequence classification, "
+                f"or give the task a frozen head: fitness.tasks.<task>.head=<file>.safetensors."
+            )
+        live = dict(model.named_parameters())
+        for name in self._merged:
+            owner, _, leaf = name.rpartition(".")
+            view.base_model.get_submodule(owner)._parameters[leaf] = live[
+                name
+            ]  # the same object: a merge in place is seen at once
+        return view.to(next(iter(live.values())).device).eval().requires_grad_(False)

@@ -1,0 +1,81 @@
+"""Objectives: from per-item results to the numbers that a searcher maximises.
+
+mean       the weighted mean over tasks of a metric
+worst      the worst task
+normalised either of them on (score - base) / (expert - base), so that a task where experts gain much does not drown the others
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from evomerge.errors import ConfigError
+from evomerge.fitness.base import Outcome
+
+AGGREGATES = ("mean", "worst")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Outcome -> (values, violations).
+
+    Attributes:
+        metric: which metric of the fitness.
+        aggregate: `mean` or `worst`.
+        weights: the weight of each task in the mean; a missing task counts 1, and the weights are divided by their sum.
+        ends: {task: (score of the base, score of its expert)} on the same items; None to take scores as they are.
+
+    Raises:
+        ConfigError: an unknown aggregate, weights that are negative or all zero, or ends that do not differ.
+    """
+
+    metric: str
+    aggregate: str = "mean"
+    weights: Mapping[str, float] | None = None
+    ends: Mapping[str, tuple[float, float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.aggregate not in AGGREGATES:
+            raise ConfigError(f"objective.aggregate is '{self.aggregate}'; write one of {', '.join(AGGREGATES)}.")
+        if self.weights and (min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0):
+            raise ConfigError(
+                f"objective.weights are {dict(self.weights)}; they must not be negative, and one must be positive."
+            )
+        for task, (base, expert) in (self.ends or {}).items():
+            if abs(expert - base) < 1e-9:
+                raise ConfigError(
+                    f"The score of the task {task} cannot be normalised: its expert scores like the base ({base:.4f}). Use objective.normalised=false."
+                )
+
+    def __call__(self, outcome: Outcome) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the values to maximise, (1,), and the violations of constraints, none here."""
+        scores = {task: metrics[self.metric] for task, metrics in outcome.scores().items()}
+        if self.ends is not None:
+            scores = {
+                task: (score - self.ends[task][0]) / (self.ends[task][1] - self.ends[task][0])
+                for task, score in scores.items()
+            }
+        if self.aggregate == "worst":
+            return (min(scores.values()),), ()
+        weights = task_weights(self.weights, scores)
+        return (sum(weights[task] * score for task, score in scores.items()),), ()
+
+
+def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object]) -> dict[str, float]:
+    """Return the share of each task in the mean: weights over their sum, 1 where none is given.
+
+    Raises:
+        ConfigError: a weight names a task that does not exist.
+    """
+    for name in weights or {}:
+        if name not in tasks:
+            near = difflib.get_close_matches(name, list(tasks), n=1, cutoff=0.0)
+            raise ConfigError(
+                f"objective.weights names the task '{name}', which is not there. Did you mean '{near[0]}'?"
+            )
+    raw = np.array([(weights or {}).get(task, 1.0) for task in tasks], dtype=np.float64)
+    return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))

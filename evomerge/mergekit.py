@@ -1,0 +1,171 @@
+"""A recipe as the merge YAML of mergekit, so that other people can build the model without evomerge.
+
+In: a recipe and the file keys of the base. Out: YAML in which every tensor gets exactly our coefficient: accumulated in
+float32, with explicit filters for embeddings, norms, head and everything else. mergekit tests a filter as a plain
+substring of a tensor's name, the first match wins, and its names are those of the files or those of the live model, as
+its architecture tables have them. So the writer plays that resolution through for every name of every tensor, and
+refuses to write what would resolve to anything else.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+import yaml
+
+from evomerge.errors import ConfigError
+from evomerge.groups import Span
+from evomerge.names import unknown
+from evomerge.recipe import Recipe
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
+_NOTES = {
+    "linear": "",
+    "ties": """\
+# mergekit keeps int(density * n) elements of a tensor, at least one, where evomerge keeps floor(density * n + 1e-9):
+# a tensor may differ in one element.
+""",
+    "dare_ties": """\
+# Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
+# task vector where evomerge divides by the density.
+""",
+}
+
+
+def to_mergekit(
+    recipe: Recipe,
+    keys: Mapping[str, str],
+    parameters: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    extra: Collection[str] = (),
+    tied: Mapping[str, str] | None = None,
+) -> str:
+    """Write a recipe as mergekit's YAML (for mergekit 0.1.5).
+
+    Args:
+        recipe: What to write; its source paths are written as they stand.
+        keys: Parameter name of the live model -> file key of the base; parameters that no file holds are left out.
+        parameters: name -> shape, in the order of the live model.
+        dtype: In which the merged model is saved: the base's, such as bfloat16.
+        extra: File keys that are no parameter of the live model; they stay the base's.
+        tied: alias -> parameter, for names under which a file may hold a tied parameter once more.
+
+    Raises:
+        ConfigError: mergekit cannot express this recipe; the message says what to do instead.
+    """
+    method, variables = _check(recipe, parameters, dtype)
+    names = {
+        name: list(dict.fromkeys([name, keys[name]]))
+        for name, shape in parameters.items()
+        if name in keys and math.prod(shape)
+    }
+    for alias, source in (tied or {}).items():
+        if source in names and alias not in names[source]:
+            names[source].append(alias)
+    shared = {"normalize": bool(recipe.method.get("normalize", False)), "lambda": 1.0, "int8_mask": False}
+    if method == "dare_ties":
+        shared["rescale"] = True
+    values = recipe.per_parameter(parameters)
+    models = []
+    for expert, source in recipe.experts.items():
+        settings = {v: _conditions(values[v][expert], names, extra, f"{v} of {expert}") for v in variables}
+        models.append({"model": _reference(source.path), "parameters": settings})
+    document = {
+        "merge_method": _METHODS[method],
+        "base_model": _reference(recipe.base.path),
+        "dtype": "float32",
+        "out_dtype": dtype.removeprefix("torch."),
+        "parameters": shared,
+        "models": models,
+    }
+    text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
+    return f"# Written by evomerge {recipe.version} for mergekit 0.1.5.\n{_NOTES[method]}{text}"
+
+
+def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, list[str]]:
+    """The method and its variables, if mergekit has what the recipe needs."""
+    method = str(recipe.method["name"])
+    if method not in _METHODS:
+        raise ConfigError(f"mergekit export: {unknown('method', method, _METHODS)}")
+    if dtype.removeprefix("torch.") not in _DTYPES:
+        raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
+    variables = ["weight"] if method == "linear" else ["weight", "density"]
+    for variable in variables:
+        if variable not in recipe.coefficients:
+            raise ConfigError(f"mergekit export: the method {method} needs a {variable}, and the recipe has none.")
+    paths = [recipe.base.path, *(source.path for source in recipe.experts.values())]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(
+            "mergekit export: two of the models have the same path, and mergekit tells models apart by their paths. "
+            "Give each of them a directory of its own."
+        )
+    for group in recipe.groups(parameters):
+        for span in group.spans:
+            if span != Span(span.parameter, 0, math.prod(parameters[span.parameter])):
+                raise ConfigError(
+                    f"mergekit export: {group.name} is a part of a tensor, and mergekit has one coefficient a tensor. "
+                    "Search another granularity, or write each expert out with its coefficients inside (base + lambda "
+                    "* task vector) and merge those by task_arithmetic with weight 1."
+                )
+    return method, variables
+
+
+def _reference(path: str) -> str | dict[str, dict[str, str]]:
+    """A model as mergekit names it: in a plain string it would take + for an adapter and @ for a revision."""
+    return {"model": {"path": path}} if "+" in path or "@" in path else path
+
+
+def _conditions(
+    values: Mapping[str, float], names: Mapping[str, Collection[str]], extra: Iterable[str], what: str
+) -> list[dict[str, str | float]]:
+    """The list of {filter, value} of one setting, proved on every name; what nobody named gets 0.
+
+    Args:
+        values: parameter -> value.
+        names: parameter -> every name that mergekit may know it by.
+        extra: names that get 0.
+        what: For the message: which setting this is.
+
+    Raises:
+        ConfigError: no list of substring filters gives every name its value.
+    """
+    wanted, leaves = dict.fromkeys(extra, 0.0), dict.fromkeys(extra, 0.0)
+    for parameter, spellings in names.items():
+        for name in spellings:
+            if wanted.setdefault(name, values[parameter]) != values[parameter]:
+                raise ConfigError(f"mergekit export: {name} stands for two tensors with different values ({what}).")
+            if not any(name.endswith(f".{other}") for other in spellings):  # the shorter name finds the longer one too
+                leaves[name] = values[parameter]
+    for filters in (_prefixes(leaves), leaves):
+        ordered = sorted(
+            filters.items(), key=lambda item: -len(item[0])
+        )  # stable: in the model's order within a length
+        wrong = [name for name, value in wanted.items() if _resolve(name, ordered) != value]
+        if not wrong:
+            return [*({"filter": text, "value": value} for text, value in ordered), {"value": 0.0}]
+    raise ConfigError(
+        f"mergekit export: no list of filters gives {wrong[0]} its own {what}, since mergekit matches any part of a "
+        "name. Search another granularity, or merge with evomerge."
+    )
+
+
+def _prefixes(leaves: Mapping[str, float], prefix: str = "") -> dict[str, float]:
+    """The shortest dotted prefixes (with the dot, or whole names) below which all leaves have one value."""
+    branches: dict[str, dict[str, float]] = {}
+    for name, value in leaves.items():
+        token, dot, _ = name[len(prefix) :].partition(".")
+        branches.setdefault(prefix + token + dot, {})[name] = value
+    found: dict[str, float] = {}
+    for branch, inside in branches.items():
+        if len(inside) == 1:
+            found |= inside
+        elif len(set(inside.values())) == 1:
+            found[branch] = next(iter(inside.values()))
+        else:
+            found |= _prefixes(inside, branch)
+    return found
+
+
+def _resolve(name: str, filters: Iterable[tuple[str, float]]) -> float:
+    """What mergekit takes for a name: the first filter that occurs in it, else the last entry's 0."""
+    return next((value for text, value in filters if text in name), 0.0)

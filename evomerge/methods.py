@@ -1,0 +1,164 @@
+"""Methods: how one candidate is built from its coefficients, per span of a parameter.
+
+In: the base and the deltas of a span, float32, and the coefficients of its group. Out: the merged span, θ₀ plus a combination of the λ_k and τ_k. A method
+names the variables that each (group, expert) has. These are the plain references; all are recomputed per candidate (`coupling: per_candidate` of
+mergekit), with density as a second variable that is searched like the weight.
+
+    linear       Σ_k λ_k τ_k                                            task arithmetic, Ilharco et al. 2023
+    ties         trim by magnitude, elect signs, sum those that agree   Yadav et al. 2023, with weights before the election as in mergekit
+    dare_ties    drop at random and rescale, then elect and sum         Yu et al. 2024, with masks nested in the density
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.groups import Span
+from evomerge.space import Variable
+
+WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
+DENSITY = Variable("density", 0.0, 1.0, 0.5)
+
+
+class Method(Protocol):
+    """Builds a span of a candidate; see the module's docstring."""
+
+    name: str
+    variables: tuple[Variable, ...]
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> Any:
+        """Return what `merge` needs of a delta, float32 (n,): the delta itself, and what can be computed once for all candidates."""
+        ...
+
+    def merge(self, base: Tensor, prepared: Sequence[Any], coefficients: Mapping[str, np.ndarray], out: Tensor) -> None:
+        """Write the merged span into `out`, float32 (n,).
+
+        Args:
+            base: θ₀ of the span, float32 (n,).
+            prepared: what `prepare` returned, for each expert whose delta is not zero here.
+            coefficients: {variable: (number of those experts,)}.
+            out: where to write.
+        """
+        ...
+
+
+class Linear:
+    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2)."""
+
+    name = "linear"
+    variables = (WEIGHT,)
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> Tensor:
+        """Return the delta: nothing can be computed once."""
+        return delta
+
+    def merge(
+        self, base: Tensor, prepared: Sequence[Tensor], coefficients: Mapping[str, np.ndarray], out: Tensor
+    ) -> None:
+        """Sum in float32, in the order of the experts; a weight of 0 adds nothing, so λ = 0 is the base bit for bit."""
+        source = base
+        for delta, weight in zip(prepared, coefficients["weight"].tolist(), strict=True):
+            if weight != 0:
+                torch.add(source, delta, alpha=weight, out=out)
+                source = out
+        if source is base:
+            out.copy_(base)
+
+
+class Ties:
+    """Trim, elect, merge (Yadav et al. 2023, section 3), with weights and densities per candidate as mergekit has them.
+
+    Trimming keeps exactly floor(density · n) elements of the span by magnitude (the lower index wins a tie). The weighted, trimmed deltas elect the sign
+    of each element by their sum (0 counts as plus), and those that agree are summed; with `normalize` the sum is divided by the weights that agree,
+    which makes the overall scale of the weights meaningless, so it is off by default.
+    """
+
+    name = "ties"
+    variables = (WEIGHT, DENSITY)
+
+    def __init__(self, normalize: bool = False) -> None:
+        self.normalize = normalize
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the delta and the rank of each element by magnitude, largest first, int32 (n,): any density is then one comparison."""
+        order = torch.argsort(delta.abs(), descending=True, stable=True)
+        ranks = torch.empty(len(order), dtype=torch.int32, device=delta.device)
+        ranks[order] = torch.arange(len(order), dtype=torch.int32, device=delta.device)
+        return delta, ranks
+
+    def merge(
+        self,
+        base: Tensor,
+        prepared: Sequence[tuple[Tensor, Tensor]],
+        coefficients: Mapping[str, np.ndarray],
+        out: Tensor,
+    ) -> None:
+        """Write base + the elected sum."""
+        trimmed = []
+        for (delta, ranks), density in zip(prepared, coefficients["density"].tolist(), strict=True):
+            keep = math.floor(density * delta.numel() + 1e-9)  # 0.29 * 100 is 28.999999999999996
+            trimmed.append(torch.where(ranks < keep, delta, 0.0))
+        torch.add(base, elect(trimmed, coefficients["weight"], self.normalize), out=out)
+
+
+class DareTies:
+    """Drop and rescale (Yu et al. 2024), then the election and sum of TIES without a trim.
+
+    An element is kept where its uniform draw u < density and divided by the density, so the expectation of the delta stays. The draws depend on the seed,
+    the expert and the parameter alone: masks are nested in the density, the fitness is the same for the same coefficients, and no global random state
+    is touched.
+    """
+
+    name = "dare_ties"
+    variables = (WEIGHT, DENSITY)
+
+    def __init__(self, seed: int = 0, normalize: bool = False) -> None:
+        self.seed = seed
+        self.normalize = normalize
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the delta and one uniform draw per element, float32 (n,)."""
+        key = hashlib.sha256(f"{self.seed}/{expert}/{span.parameter}/{span.start}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+        return delta, torch.rand(delta.numel(), generator=generator).to(delta.device)
+
+    def merge(
+        self,
+        base: Tensor,
+        prepared: Sequence[tuple[Tensor, Tensor]],
+        coefficients: Mapping[str, np.ndarray],
+        out: Tensor,
+    ) -> None:
+        """Write base + the elected sum of what was kept."""
+        kept = []
+        for (delta, draws), density in zip(prepared, coefficients["density"].tolist(), strict=True):
+            kept.append(torch.where(draws < density, delta / density, 0.0))
+        torch.add(base, elect(kept, coefficients["weight"], self.normalize), out=out)
+
+
+def elect(deltas: Sequence[Tensor], weights: np.ndarray, normalize: bool) -> Tensor:
+    """Sum the weighted deltas whose sign agrees with the sign of their sum (Yadav et al. 2023, steps 2 and 3).
+
+    Args:
+        deltas: K tensors (n,).
+        weights: (K,).
+        normalize: divide by the sum of the weights that agree (1 where that is 0), as mergekit does by default.
+
+    Returns:
+        The elected sum, (n,).
+    """
+    weighted = torch.stack([delta * weight for delta, weight in zip(deltas, weights.tolist(), strict=True)])
+    sign = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
+    agrees = weighted * sign > 0
+    merged = torch.where(agrees, weighted, 0.0).sum(0)
+    if not normalize:
+        return merged
+    total = (agrees * torch.as_tensor(weights, dtype=torch.float32, device=merged.device)[:, None]).sum(0)
+    return merged / torch.where(total == 0, 1.0, total)

@@ -1,0 +1,32 @@
+"""Names that users write by hand, held against those that exist.
+
+In: a name or a shell glob from a configuration or a file. Out: the names that it stands for, or a message that proposes
+the nearest ones.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+
+from evomerge.errors import SpaceError
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: what is meant, perhaps, and what there is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"Unknown {kind} {name!r}: {hint}There are {', '.join(known)}."
+
+
+def matching(pattern: str, names: Collection[str], setting: str) -> list[str]:
+    """The names that a shell glob matches; a name as it stands matches itself, brackets and all.
+
+    Raises:
+        SpaceError: nothing matches; the message names the setting and the nearest names.
+    """
+    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+        raise SpaceError(f"{setting}: {pattern!r} matches no entry of this space. The nearest are {', '.join(near)}.")
+    return found

@@ -1,0 +1,134 @@
+"""What a person sees while a search runs: bars and spinners on a terminal, plain lines in a pipe, tables at the beginning and at the end.
+
+Everything goes to standard error, but for the final table, which is the command's output.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from evomerge.search import Evaluator
+from evomerge.trials import Batch, Trial
+
+PLAIN_EVERY = 10.0
+"""Seconds between two lines of progress in a pipe."""
+
+
+class Reporter:
+    """Tells a person what is going on.
+
+    Args:
+        console: where to; standard error when left out.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Show that something goes on that takes a moment."""
+        if self.console.is_terminal:
+            with self.console.status(what):
+                yield
+        else:
+            self.console.print(what)
+            yield
+
+    @contextmanager
+    def bars(self) -> Iterator[None]:
+        """Show a bar for each thing that `steps` tells of, as long as the context lasts; nothing in a pipe."""
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as self._bar:
+            yield
+        self._bar, self._tasks = None, {}
+
+    def steps(self, what: str, done: int, total: int) -> None:
+        """Take note of progress within `bars`: what is being done, how much of it is done, how much there is."""
+        if self._bar is None:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done)
+
+    def say(self, text: str) -> None:
+        """Print a line for the user."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None) -> None:
+        """Print a table; the first column is text, the others numbers."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        (console or self.console).print(table)
+
+    @contextmanager
+    def searching(self, evaluate: Evaluator, past: Sequence[Mapping[str, Any]], budget: int) -> Iterator[Evaluator]:
+        """Wrap an evaluator so that every trial moves a bar with best, mean, candidates per minute and the time left.
+
+        Args:
+            evaluate: the evaluator.
+            past: the trial lines that the log holds already.
+            budget: trials in all.
+        """
+        values = [line["values"][0] for line in past if line["values"]]
+        state = _State(len(past), values, budget)
+        columns = (TextColumn("search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("search", total=budget, completed=len(past), state=str(state))
+
+            def watched(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+                for trial in evaluate(batch, missing):
+                    state.update(trial)
+                    bar.update(task, completed=state.done, state=str(state))
+                    if not self.console.is_terminal and state.due():
+                        self.say(f"{state.done}/{budget}  {state}  {state.left()}")
+                    yield trial
+
+            yield watched
+
+
+class _State:
+    """Best, mean and pace of a search."""
+
+    def __init__(self, done: int, values: list[float], budget: int) -> None:
+        self.done, self._values, self._budget = done, values, budget
+        self._first = done
+        self._started = self._said = time.monotonic()
+
+    def update(self, trial: Trial) -> None:
+        self.done += 1
+        if trial.values:
+            self._values.append(trial.values[0])
+
+    def due(self) -> bool:
+        """Whether it is time for another plain line; always at the end."""
+        if time.monotonic() - self._said < PLAIN_EVERY and self.done < self._budget:
+            return False
+        self._said = time.monotonic()
+        return True
+
+    def left(self) -> str:
+        return f"{(self._budget - self.done) / max(self._pace(), 1e-9):.1f} min left"
+
+    def _pace(self) -> float:
+        return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9) * 60
+
+    def __str__(self) -> str:
+        if not self._values:
+            return "nothing scored yet"
+        return f"best {max(self._values):.4f}  mean {np.mean(self._values[-20:]):.4f}  {self._pace():.0f}/min"

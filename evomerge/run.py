@@ -1,0 +1,254 @@
+"""One search from its settings to its run directory.
+
+In: a typed configuration and a directory. Out, in that directory: `trials.jsonl` (the checkpoint), `timings.jsonl`, `config.yaml`, `recipe.yaml`,
+`mergekit.yaml`, `heads/` and `summary.json`. Run again it replays the log and goes on; a finished run is only shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from rich.console import Console
+
+import evomerge
+from evomerge.assembly import Assembly, assemble, describe, start_point
+from evomerge.config import SearchConfig, build
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluator import Scorer, SerialEvaluator, Timing
+from evomerge.fingerprint import fingerprint
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.mergekit import to_mergekit
+from evomerge.preflight import preflight
+from evomerge.progress import Reporter
+from evomerge.recipe import Recipe, Source
+from evomerge.search import search
+from evomerge.selection import CONSTANTS, choose, paired, summary
+from evomerge.stopping import Budget, Interrupt, StopReason
+from evomerge.trials import TrialLog, read_log
+
+logger = logging.getLogger(__name__)
+
+
+def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dict[str, Any] | None:
+    """Run one search, or go on with it.
+
+    Args:
+        config: its settings.
+        directory: its run directory.
+        reporter: tells the user what goes on.
+
+    Returns:
+        The summary, or None when it was asked to stop before the end.
+
+    Raises:
+        EvomergeError: something is wrong with settings, sources or log; nothing of the run is lost.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    log_path = directory / "trials.jsonl"
+    if (done := finished(directory, settings)) is not None:
+        reporter.say(f"This search is complete: {directory}. Raise `budget` to go on with it.")
+        show(done, reporter)
+        return done
+    with reporter.bars():
+        assembly = assemble(config, reporter)
+    start = start_point(config.start, assembly.space, assembly.vectors.parameters)
+    searcher = build(settings["searcher"], "searcher", space=assembly.space, start=start, seed=config.seed)
+    subset = Subset(assembly.items["search"], settings["fitness"]["items"], config.seed, settings["fitness"]["rotate"])
+    score = Scorer(assembly.live.model, assembly.fitness, assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]))
+    objective = make_objective(assembly, settings, score, subset)
+    preflight(assembly, config, subset, score, objective, reporter)
+
+    with Interrupt() as interrupt, TrialLog(log_path, describe(assembly, settings, start), fingerprint()) as log:
+        _write(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        evaluate = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, _recorder(directory / "timings.jsonl"))
+        past = [line for line in read_log(log_path) if line["kind"] == "trial"]
+        budget = Budget(config.budget, config.budget_items, subset.size, interrupt)
+        with reporter.searching(interrupt.wrap(evaluate), past, config.budget) as watched:
+            reason = search(searcher, watched, log, budget)
+        reporter.say(reason.value)
+        if reason is StopReason.INTERRUPTED:
+            return None
+        incumbents = searcher.incumbents()
+        if not incumbents:
+            raise EvomergeError(
+                f"No candidate could be scored ({log.trials} trials, all incomplete or failed), so there is no winner. "
+                f"See the errors in {log_path}; if the budget is smaller than one generation, raise it."
+            )
+        result = select(assembly, settings, incumbents, reporter)
+        result |= {"stop": reason.name.lower(), "trials": log.trials, "items": {"search": subset.size, **result["items"]}}
+    return finish(directory, assembly, settings, result, reporter)
+
+
+def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset) -> Objective:
+    """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
+    given, metric = settings["objective"], settings["fitness"]["metric"]
+    ends = None
+    if given["normalised"]:
+        if missing := [task for task in assembly.sources.tasks if task not in assembly.experts]:
+            raise ConfigError(f"objective.normalised needs the expert of every task; {missing[0]} has none: write fitness.tasks.{missing[0]}.expert=...")
+        ids = subset(0)
+        base = score(ids).scores()
+        best = score_experts(assembly, score, ids).scores()
+        ends = {task: (base[task][metric], best[task][metric]) for task in ids}
+    return Objective(metric, given["aggregate"], given["weights"] or None, ends)
+
+
+def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+    """Score each task's items with its own expert, and put the base back."""
+    items: dict[str, list[str]] = {}
+    results: dict[str, Mapping[str, np.ndarray]] = {}
+    for k, expert in enumerate(assembly.space.experts):
+        mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
+        if mine:
+            one_hot = {"weight": np.eye(len(assembly.space.experts))[k], "density": np.array(1.0)}
+            shape = (len(assembly.space.groups), len(assembly.space.experts))
+            assembly.merger.apply({variable.name: np.broadcast_to(one_hot[variable.name], shape) for variable in assembly.space.variables})
+            outcome = score(mine)
+            items |= outcome.items
+            results |= outcome.results
+    assembly.merger.restore()
+    return Outcome({task: items[task] for task in ids if task in items}, {task: results[task] for task in ids if task in items})
+
+
+def select(assembly: Assembly, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray], reporter: Reporter) -> dict[str, Any]:
+    """Choose the winner on the select split and score it once on the report split, beside best constant, experts and base."""
+    fitness, weights = settings["fitness"], settings["objective"]["weights"] or None
+    metric, model, tokenizer = fitness["report_metric"], assembly.live.model, assembly.live.tokenizer
+    scorers, ids = {}, {}
+    for split, size in (("select", fitness["select_items"]), ("report", fitness["report_items"])):
+        ids[split] = Subset(assembly.items[split], size, settings["seed"])(0)
+        scorers[split] = Scorer(model, assembly.fitness, assembly.fitness.prepare(tokenizer, assembly.items[split]))
+
+    def scored(coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
+        assembly.merger.apply(coefficients)
+        return scorers[split](ids[split])
+
+    weight = next(variable for variable in assembly.space.variables if variable.name == "weight")
+    low, high = settings["space"]["bounds"].get("weight", (weight.low, weight.high))
+    constants = {str(c): assembly.coefficients(np.full(len(assembly.space.experts), c)) for c in CONSTANTS if low <= c <= high}
+    finalists = {name: assembly.space.decode(x) for name, x in incumbents.items()}
+    with reporter.working(f"choosing the winner among {len(finalists)} finalists on the select split"):
+        constant, constant_scores = choose(constants, lambda c: scored(c, "select"), metric, weights)
+        winner, finalist_scores = choose(finalists, lambda c: scored(c, "select"), metric, weights)
+    with reporter.working("scoring the winner on the report split"):
+        outcomes = {"best_constant": scored(constants[constant], "report"), "winner": scored(finalists[winner], "report")}
+        assembly.merger.restore()
+        outcomes |= {"base": scorers["report"](ids["report"]), "experts": score_experts(assembly, scorers["report"], ids["report"])}
+    order = [name for name in ("base", "experts", "best_constant", "winner") if outcomes[name].results]
+    return {
+        "report": {name: summary(outcomes[name], metric, _present(weights, outcomes[name])) for name in order},
+        "paired": {"winner_vs_best_constant": paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
+        "metric": metric,
+        "select": {"winner": winner, "finalists": finalist_scores, "constant": constant, "constants": constant_scores},
+        "items": {split: sum(map(len, chosen.values())) for split, chosen in ids.items()},
+        "coefficients": {name: values.tolist() for name, values in finalists[winner].items()},
+    }
+
+
+def finish(directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Write the recipe, its mergekit form, the heads and the summary, and show the table."""
+    coefficients = result.pop("coefficients")
+    heads = {}
+    for name, task in assembly.sources.tasks.items():
+        if task.head is not None:
+            heads[name] = f"heads/{name}.safetensors"
+            (directory / "heads").mkdir(exist_ok=True)
+            shutil.copyfile(task.head, directory / heads[name])
+    sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
+    recipe = Recipe(
+        base=Source(str(sources.base), vectors.base.sha256),
+        experts={name: Source(str(path), vectors.experts[name].sha256) for name, path in sources.experts.items()},
+        method={"name": assembly.method.name, **{name: value for name, value in settings["method"].items() if name != "_target_"}},
+        granularity=settings["space"]["granularity"],
+        coefficients={
+            variable: {group.name: dict(zip(space.experts, row, strict=True)) for group, row in zip(space.groups, rows, strict=True)}
+            for variable, rows in coefficients.items()
+        },
+        scores=result["report"],
+        heads=heads,
+        version=evomerge.__version__,
+    )
+    _write(directory / "recipe.yaml", recipe.to_yaml())
+    try:
+        dtype = str(next(assembly.live.model.parameters()).dtype).removeprefix("torch.")
+        _write(directory / "mergekit.yaml", to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype))
+    except EvomergeError as error:
+        (directory / "mergekit.yaml").unlink(missing_ok=True)
+        reporter.say(f"No mergekit.yaml: {error}")
+    result |= {
+        "seconds": _seconds(directory / "timings.jsonl"),
+        "versions": {"evomerge": evomerge.__version__, **{name: fingerprint()[name] for name in ("python", "torch", "numpy", "cma", "optuna")}},
+        "run": _run_digest(directory, settings),
+        "directory": str(directory),
+    }
+    _write(directory / "summary.json", json.dumps(result, indent=1) + "\n")
+    show(result, reporter)
+    return result
+
+
+def finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the summary of a run that is complete under these very settings, or None."""
+    try:
+        result = json.loads((directory / "summary.json").read_text())
+        return result if result["run"] == _run_digest(directory, settings) else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def show(result: Mapping[str, Any], reporter: Reporter) -> None:
+    """Print the table of the report split, the paired difference, and where things are."""
+    report = result["report"]
+    tasks = list(report["base"]["tasks"])
+    rows = [
+        [name.replace("_", " "), f"{row['mean']:.4f} ± {row['se']:.4f}", *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks)]
+        for name, row in report.items()
+    ]
+    title = f"{result['metric']} on {result['items']['report']} report items that the search never saw"
+    reporter.table(title, ["", "mean ± se", *tasks], rows, Console(soft_wrap=True))
+    difference = result["paired"]["winner_vs_best_constant"]
+    reporter.say(f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± {difference['se']:.4f} (paired)")
+    reporter.say(f"recipe, mergekit.yaml and all trials: {result['directory']}")
+
+
+def _present(weights: Mapping[str, float] | None, outcome: Outcome) -> dict[str, float] | None:
+    return {task: w for task, w in weights.items() if task in outcome.results} if weights else None
+
+
+def _recorder(path: Path) -> Any:
+    def record(timing: Timing) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps({name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(timing).items()}) + "\n")
+
+    return record
+
+
+def _seconds(path: Path) -> dict[str, float]:
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    merge, forward, total = (sum(row[name] for row in rows) for name in ("merge", "forward", "total"))
+    return {"merge": round(merge, 3), "forward": round(forward, 3), "other": round(total - merge - forward, 3)}
+
+
+def _run_digest(directory: Path, settings: Mapping[str, Any]) -> str:
+    log = (directory / "trials.jsonl").read_bytes()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + log).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file at once: a reader sees the old one or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

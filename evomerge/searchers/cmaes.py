@@ -1,0 +1,125 @@
+"""CMA-ES: the evolution strategy with covariance matrix adaptation (Hansen and Ostermeier 2001), by pycma.
+
+In: a start point and a step size as a fraction of the box. Out: generations of points around an adapting mean. Above `diagonal_above` free
+coefficients the covariance is diagonal (sep-CMA-ES, Ros and Hansen 2008), which learns faster within the few hundred candidates that people can pay.
+
+pycma draws from numpy's global random state, ends by itself when the fitness is flat or comes in steps, and evaluates strings: here it gets its own
+counter-based noise, tolerances that are switched off (the budget decides), and numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+
+from evomerge.errors import ConfigError
+from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.space import CoefficientSpace
+from evomerge.stopping import StopReason
+from evomerge.trials import Batch
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*matplotlib.*")  # pycma warns when its optional plots cannot be drawn
+    import cma
+
+
+class _Noise:
+    """Standard normal draws that depend on the seed and on how often they were asked for, on nothing else."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._calls = 0
+
+    def __call__(self, *shape: int) -> np.ndarray:
+        self._calls += 1
+        return np.random.default_rng([self._seed, self._calls]).standard_normal(shape)
+
+
+class CmaEs:
+    """Searcher by pycma with bounds, for two free coefficients or more.
+
+    Args:
+        space: the coefficient space.
+        start: the initial mean, shape (dim,), within the bounds.
+        seed: any integer from 0.
+        sigma: the initial step as a fraction of each coefficient's range.
+        popsize: points in a generation; None for pycma's 4 + floor(3 ln dim).
+        diagonal_above: the number of free coefficients above which the covariance is diagonal.
+        keep: how many of the best points seen stay incumbents, beside the mean.
+
+    Raises:
+        ConfigError: for a single free coefficient, a step that is not positive or a population below 2.
+    """
+
+    needs = Needs()
+
+    def __init__(
+        self,
+        space: CoefficientSpace,
+        start: np.ndarray,
+        seed: int,
+        sigma: float = 0.15,
+        popsize: int | None = None,
+        diagonal_above: int = 24,
+        keep: int = 4,
+    ) -> None:
+        if space.dim < 2:
+            raise ConfigError(
+                "CMA-ES needs at least two free coefficients, and this space has one. Use searcher=grid or searcher=tpe, or a finer space (space=layer)."
+            )
+        if not 0 < sigma <= 1:
+            raise ConfigError(
+                f"searcher.sigma is {sigma}; it is the first step as a fraction of the range, between 0 and 1: try 0.15."
+            )
+        if popsize is not None and popsize < 2:
+            raise ConfigError(f"searcher.popsize is {popsize}; a generation needs at least 2 points.")
+        options = {
+            "bounds": [space.low.tolist(), space.high.tolist()],
+            "CMA_stds": (space.high - space.low).tolist(),
+            "CMA_diagonal": space.dim > diagonal_above,
+            "seed": math.nan,  # 0 and None would mean the clock; nan means: leave the global state alone
+            "randn": _Noise(seed),
+            "signals_filename": "",
+            "verbose": -9,
+            "verb_log": 0,
+            "maxiter": 10**9,
+            "tolfun": 0,
+            "tolfunhist": 0,
+            "tolx": 0,
+            "tolflatfitness": 10**9,
+            "tolstagnation": 10**9,
+            "tolxstagnation": False,
+            "tolfacupx": 1e9,
+            "tolupsigma": 1e30,
+        }
+        if popsize is not None:
+            options["popsize"] = int(popsize)
+        self._es = cma.CMAEvolutionStrategy(np.asarray(start, dtype=np.float64), float(sigma), options)
+        self._low, self._high = space.low, space.high
+        self._asked: list[np.ndarray] = []
+        self._turns = Turns()
+        self._elite = Elite(keep)
+
+    def ask(self) -> Batch:
+        """Return the next generation, shape (popsize, dim)."""
+        self._asked = self._es.ask()
+        return self._turns.asked(np.clip(self._asked, self._low, self._high))
+
+    def tell(self, batch: Batch) -> None:
+        """Rank the generation; failed points cost +inf, so they come last."""
+        self._turns.told(batch)
+        self._es.tell(self._asked, (-batch.values).tolist())
+        self._elite.update(batch)
+
+    def stop(self) -> StopReason | None:
+        """Return CONVERGED when steps no longer change any coefficient in float64."""
+        return StopReason.CONVERGED if self._turns.index and self._es.stop() else None
+
+    def incumbents(self) -> dict[str, np.ndarray]:
+        """Return the mean of the distribution (the better answer under noise) and the best points seen."""
+        best = self._elite.points()
+        if not best:
+            return {}
+        return {"mean": np.clip(self._es.result.xfavorite, self._low, self._high), **best}

@@ -1,0 +1,53 @@
+"""Uniform random search: the baseline that any searcher must beat (Bergstra and Bengio 2012).
+
+In: a start point, scored first. Out: points drawn uniformly from the box, each from its own seed, so a replay draws the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.space import CoefficientSpace
+from evomerge.stopping import StopReason
+from evomerge.trials import Batch
+
+
+class Random:
+    """Searcher that draws uniformly within the bounds.
+
+    Args:
+        space: the coefficient space.
+        start: the first point, shape (dim,).
+        seed: any integer from 0.
+        batch: points asked at once.
+        keep: how many of the best points seen stay incumbents.
+    """
+
+    needs = Needs()
+
+    def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, batch: int = 8, keep: int = 5) -> None:
+        self._space, self._start, self._seed, self._batch = space, np.asarray(start, dtype=np.float64), seed, batch
+        self._turns = Turns()
+        self._elite = Elite(keep)
+
+    def ask(self) -> Batch:
+        """Return the next points, shape (batch, dim)."""
+        draws = np.random.default_rng([self._seed, self._turns.index]).random((self._batch, self._space.dim))
+        points = self._space.low + draws * (self._space.high - self._space.low)
+        if self._turns.index == 0:
+            points[0] = self._start
+        return self._turns.asked(points)
+
+    def tell(self, batch: Batch) -> None:
+        """Remember the best."""
+        self._turns.told(batch)
+        self._elite.update(batch)
+
+    def stop(self) -> StopReason | None:
+        """Never ends by itself."""
+        return None
+
+    def incumbents(self) -> dict[str, np.ndarray]:
+        """Return the best points seen."""
+        return self._elite.points()

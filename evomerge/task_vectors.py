@@ -1,0 +1,220 @@
+"""Task vectors τ_k = θ_k − θ_0 (Ilharco et al. 2023, arXiv 2212.04089), computed once and kept on disk.
+
+In: the base and the experts as `Checkpoint`s. Out: `TaskVectors`, float32 deltas by expert and parameter, memory-mapped
+from `cache/<hash>.safetensors`, one file per expert, named by everything that its numbers depend on. Both sides are
+cast to float32 before they are subtracted. A delta is always read from the file, also right after it was written, so
+that a first run sees what later ones see.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evomerge.checkpoint import Checkpoint, check_base
+from evomerge.errors import CheckpointError
+from evomerge.weights import Progress, content_hash, file_stamps, listed, load_file, remembered_hash
+
+FORMAT = "evomerge task vector 1"
+RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
+SAMPLE = 1 << 18  # elements per tensor that the cosine looks at
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVectors:
+    """The task vectors of all experts. Deltas are for reading only.
+
+    Attributes:
+        base: θ_0.
+        experts: θ_k by expert.
+        parameters: name -> shape, in the order of the live model.
+        zero: (expert, parameter) whose task vector is exactly zero, or for which base or expert hold nothing.
+        deltas: expert -> parameter -> float32 tensor; those in `zero` are left out.
+    """
+
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+    parameters: dict[str, tuple[int, ...]]
+    zero: frozenset[tuple[str, str]]
+    deltas: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+
+    def delta(self, expert: str, parameter: str) -> Tensor | None:
+        """The task vector of one parameter: float32, of the parameter's shape, memory-mapped; None where it is zero."""
+        return self.deltas[expert].get(parameter)
+
+
+def task_vectors(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    cache: Path,
+    progress: Progress | None = None,
+) -> TaskVectors:
+    """Reads the task vectors from the cache and computes those that it lacks, with one expert in memory at a time.
+
+    Args:
+        base: θ_0.
+        experts: θ_k by expert.
+        parameters: name -> shape of the live model.
+        cache: directory of the task vectors; it may be deleted at any time.
+        progress: told what is done, in elements or bytes.
+
+    Raises:
+        CheckpointError: a weight is not finite.
+    """
+    deltas = {name: _cached(base, expert, name, list(parameters), cache, progress) for name, expert in experts.items()}
+    zero = frozenset((name, parameter) for name in experts for parameter in parameters if parameter not in deltas[name])
+    return TaskVectors(base, dict(experts), {name: tuple(shape) for name, shape in parameters.items()}, zero, deltas)
+
+
+def check_family(
+    base: Checkpoint, experts: Mapping[str, Checkpoint], parameters: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Refuses what cannot be merged, before anything expensive starts (shapes were compared at opening).
+
+    Returns:
+        Warnings, each a sentence that begins with whom it concerns.
+
+    Raises:
+        CheckpointError: the base lacks parameters, or an expert shares none with it or was not tuned from it.
+    """
+    warnings = check_base(base)
+    for name, expert in experts.items():
+        common = [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
+        if not common:
+            raise CheckpointError(
+                f"expert {name} ({expert.path}) holds none of the live model's parameters; its tensors are"
+                f" {listed(expert.extra)}. Its architecture is not the base's: take experts tuned from this base."
+            )
+        if (cosine := weight_cosine(base, expert, common)) < RELATED:
+            raise CheckpointError(
+                f"expert {name} ({expert.path}) was not tuned from base {base.path}: the cosine of their weights is"
+                f" {cosine:.3f}, and fine-tuning leaves it near 1. A task vector is the difference to the base that an"
+                " expert was tuned from: name that one."
+            )
+        warnings += [f"expert {name} {text}" for text in _differences(base, expert, common)]
+    return warnings
+
+
+def weight_cosine(base: Checkpoint, expert: Checkpoint, common: list[str]) -> float:
+    """Cosine of the concatenated matrices of two checkpoints, in float64; 1 if they have none.
+
+    Of a large tensor, evenly spaced rows stand for all of them, so that the answer takes seconds for any size of model.
+    """
+    dot = square = other = 0.0
+    for name in common:
+        a, b = base.tensor(name), expert.tensor(name)
+        if a.dim() < 2:
+            continue
+        step = min(len(a), max(1, a.numel() // SAMPLE))
+        a, b = a[::step].flatten().double(), b[::step].flatten().double()
+        dot, square, other = dot + step * float(a @ b), square + step * float(a @ a), other + step * float(b @ b)
+    return dot / math.sqrt(square * other) if square and other else float(square == other)
+
+
+def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> list[str]:
+    """What a user should know about an expert beside its task vector."""
+    texts = []
+    if lacking := [name for name in expert.missing if name in base.keys]:
+        texts.append(f"lacks {listed(lacking)}: the task vector is zero there")
+    if lossy := [name for name in common if torch.finfo(expert.dtype(name)).eps > torch.finfo(base.dtype(name)).eps]:
+        dtypes = f"{expert.dtype(lossy[0])} where the base has {base.dtype(lossy[0])}".replace("torch.", "")
+        texts.append(
+            f"has {len(lossy)} tensors in {dtypes}: the rounding is part of its task vector, and it may be as large as"
+            " the tuning; take the expert in the base's dtype if there is one"
+        )
+    aside = [name for name in base.missing if name in expert.keys]
+    changed = []
+    for key in expert.extra:
+        if key not in base.tensors:
+            aside += [key] if expert.tensors[key].is_floating_point() else []
+        elif expert.tensors[key].is_floating_point() and not torch.equal(base.tensors[key], expert.tensors[key]):
+            changed.append(key)
+    if aside:
+        texts.append(f"has {listed(aside)} beyond the base: kept aside, not merged")
+    if changed:
+        texts.append(f"differs from the base in {listed(changed)}, no parameters of the live model: the base's stay")
+    return texts
+
+
+def _cached(
+    base: Checkpoint, expert: Checkpoint, name: str, parameters: list[str], cache: Path, progress: Progress | None
+) -> dict[str, Tensor]:
+    """The deltas of one expert from its file, which is written first where there is none or a damaged one."""
+    common = [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
+    keys = [[parameter, base.keys[parameter], expert.keys[parameter]] for parameter in common]
+    contents = json.dumps([FORMAT, base.sha256, expert.sha256, keys])
+    file = cache / f"{hashlib.sha256(contents.encode()).hexdigest()}.safetensors"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # a second process waits, and reads what the first has written
+        deltas = _read(file, cache, progress)
+        if deltas is None:
+            _write(file, _subtract(base, expert, name, common, progress), name)
+            deltas = _read(file, cache, progress)
+    if deltas is None:
+        raise CheckpointError(
+            f"the task vector of expert {name} does not read back from {file} as written; the disk is failing or full."
+        )
+    return deltas
+
+
+def _subtract(
+    base: Checkpoint, expert: Checkpoint, name: str, common: list[str], progress: Progress | None
+) -> dict[str, Tensor]:
+    """τ_k in float32, without the tensors in which it is zero."""
+    deltas, done, total = {}, 0, sum(base.tensor(parameter).numel() for parameter in common)
+    for parameter in common:
+        before, after = base.tensor(parameter).float(), expert.tensor(parameter).float()
+        delta = after - before
+        if not torch.isfinite(delta).all():
+            who, at = (f"expert {name}", expert) if torch.isfinite(before).all() else ("the base", base)
+            raise CheckpointError(
+                f"{at.path}: {at.keys[parameter]} of {who} is not finite in float32 (inf or NaN), so nothing can be"
+                " merged from it. Its training diverged or its file is damaged: take an earlier checkpoint."
+            )
+        if delta.any():
+            deltas[parameter] = delta
+        done += delta.numel()
+        if progress:
+            progress(f"task vector of {name}", done, total)
+    return deltas
+
+
+def _write(file: Path, deltas: dict[str, Tensor], name: str) -> None:
+    try:
+        save_file(deltas, file, metadata={"sha256": content_hash(deltas)})  # atomic: it renames
+    except (SafetensorError, OSError) as error:
+        size = sum(delta.nbytes for delta in deltas.values()) / 2**30
+        raise CheckpointError(
+            f"the task vector of expert {name} ({size:.1f} GiB) cannot be written to {file.parent}: {error}."
+            " Make room there, or name another directory for the cache."
+        ) from error
+
+
+def _read(file: Path, cache: Path, progress: Progress | None) -> dict[str, Tensor] | None:
+    """The deltas of a file, memory-mapped; None where there is no file, or not the content that was written."""
+    if not file.exists():
+        return None
+    stamps = file_stamps([file])
+    deltas, written = {}, None
+    try:
+        deltas = load_file(file)
+        with safe_open(file, framework="pt") as handle:
+            written = (handle.metadata() or {}).get("sha256")
+    except (CheckpointError, SafetensorError):
+        pass  # said below
+    if written is None or remembered_hash(file, stamps, deltas, cache, progress) != written:
+        logger.warning("the cached task vector %s is damaged: it is computed again", file)
+        return None
+    return deltas

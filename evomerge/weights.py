@@ -1,0 +1,205 @@
+"""Weight files: which ones a model directory has, their tensors (lazy, memory-mapped), and a hash of what they hold.
+
+In: a directory with `model.safetensors` or `pytorch_model.bin`, single or sharded with an index. Out: tensors by file
+key, and a sha256. Nothing is executed (`weights_only=True`), and no tensor is read before it is used, except for one
+pass over all bytes that hashes them. The hash is of the tensors, not of the files: the same weights hash alike under
+any path, in any number of shards, as safetensors or as `.bin`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from evomerge.errors import CheckpointError
+
+Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, how much there is)
+Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of the last change; in ns
+
+FORMATS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
+HASH_CHUNK = 1 << 26  # bytes between two reports of progress
+CLOCK_TICK = 10**8  # ns; a file written again within one tick of the file system's clock may keep its stamps
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The single weight file of a model directory, or its index followed by its shards.
+
+    Raises:
+        CheckpointError: not a directory, no weights in it, or a shard is missing.
+    """
+    if not path.is_dir():
+        what = "is a file, not a directory" if path.is_file() else "does not exist"
+        hub = not path.is_absolute() and len(path.parts) <= 2  # may be the name of a model on the hub: owner/name
+        hint = f" If it is a name on the hub: hf download {path} --local-dir DIR, then write DIR." if hub else ""
+        raise CheckpointError(f"{path} {what}; evomerge reads models from directories only. Check the path.{hint}")
+    for name in FORMATS:
+        index = path / f"{name}.index.json"
+        if (path / name).is_file():
+            return [path / name]
+        if index.is_file():
+            shards = [path / shard for shard in sorted(set(_weight_map(index).values()))]
+            if lost := [shard.name for shard in shards if not shard.is_file()]:
+                raise CheckpointError(f"{index} names shards that are not there: {listed(lost)}. Download them again.")
+            return [index, *shards]
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds a PEFT adapter, not a model. Fold it into its base first:"
+            " PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIR), then write DIR."
+        )
+    found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{path} holds no weights: neither {' nor '.join(FORMATS)}, with or without an index; it holds {found}."
+        " Save the model with save_pretrained, or name the directory in which its weights are."
+    )
+
+
+def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of `weight_files`, by file key.
+
+    Raises:
+        CheckpointError: a file is damaged, holds other things than tensors, or lacks a tensor that the index names.
+    """
+    if len(files) == 1:
+        return load_file(files[0])
+    index = files[0]
+    weight_map = _weight_map(index)
+    shards = {shard: load_file(index.parent / shard) for shard in sorted(set(weight_map.values()))}
+    if lost := [f"{key} in {shard}" for key, shard in weight_map.items() if key not in shards[shard]]:
+        raise CheckpointError(
+            f"{index} names tensors that its shards do not hold: {listed(lost)}. They do not belong together; download"
+            " or copy all of them again."
+        )
+    return {key: shards[shard][key] for key, shard in weight_map.items()}
+
+
+def load_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, memory-mapped (a `.bin` of the old format, before torch 1.6, is read into memory).
+
+    Raises:
+        CheckpointError: the file is damaged, or holds other things than tensors.
+    """
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt", device="cpu") as handle:
+                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  (a handle is not iterable)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} is damaged, incomplete, or a git-lfs pointer ({error}). Download or copy it again."
+            ) from error
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # damaged bytes make the unpickler raise almost anything
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{file} asks for {asked[1]} to be run at load, which is refused: weights need no code. If you trust"
+                " the file, load it yourself and save the model with save_pretrained, which writes safetensors."
+            ) from error
+        raise CheckpointError(f"{file} is damaged or incomplete. Download or copy it again.") from error
+    if not isinstance(tensors, dict):
+        raise CheckpointError(
+            f"{file} holds a {type(tensors).__name__}, not a dictionary of tensors. Save model.state_dict() instead."
+        )
+    for key, value in tensors.items():
+        if not (isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized):
+            raise CheckpointError(
+                f"{file} holds a {type(value).__name__} under {key!r}, where a dense tensor must be."
+                " Save model.state_dict() alone, not a training state, and not quantised or sparse."
+            )
+    return {str(key): value.detach() for key, value in tensors.items()}
+
+
+def content_hash(tensors: Mapping[str, Tensor], what: str = "", progress: Progress | None = None) -> str:
+    """Sha256 (hex) over key, dtype, shape and bytes of all tensors, in the order of their keys."""
+    digest, done, total = hashlib.sha256(), 0, sum(tensor.nbytes for tensor in tensors.values())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(raw), HASH_CHUNK):
+            chunk = raw[start : start + HASH_CHUNK]
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(what, done, total)
+    return digest.hexdigest()
+
+
+def remembered_hash(
+    path: Path, stamps: list[Stamp], tensors: Mapping[str, Tensor], cache: Path | None, progress: Progress | None = None
+) -> str:
+    """The content hash of the tensors under a path; from `cache/hashes.json` if the stamps are the remembered ones."""
+    where, what = str(path.resolve()), f"hashing {path.name}"
+    if cache is None:
+        return content_hash(tensors, what, progress)
+    store = cache / "hashes.json"
+    known = _read_hashes(store).get(where)
+    if known and known["files"] == [list(stamp) for stamp in stamps]:
+        return known["sha256"]
+    sha256 = content_hash(tensors, what, progress)
+    if time.time_ns() - max(changed for *_, changed in stamps) < CLOCK_TICK:
+        return sha256
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "hashes.lock"):
+        hashes = _read_hashes(store) | {where: {"files": stamps, "sha256": sha256}}
+        with tempfile.NamedTemporaryFile("w", dir=cache, prefix=".hashes-", delete=False, encoding="utf-8") as file:
+            json.dump(hashes, file, indent=1)
+        os.replace(file.name, store)
+    return sha256
+
+
+def file_stamps(files: Sequence[Path]) -> list[Stamp]:
+    """What shows that files are those that were hashed; a copy keeps the time of writing, never that of the change."""
+    stats = [(file.name, file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file} is not there: {file.parent} is no model directory. Save the model with save_pretrained."
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no valid JSON ({error}). Download or copy it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file} holds a {type(content).__name__}, where a JSON object must be. Download or copy it again."
+        )
+    return content
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files. Download or copy it again.")
+    return weight_map
+
+
+def _read_hashes(store: Path) -> dict[str, dict]:
+    """The remembered hashes; none if the file is gone or damaged, which may happen to a cache at any time."""
+    try:
+        hashes = json.loads(store.read_text(encoding="utf-8"))
+        return {where: known for where, known in hashes.items() if {"files", "sha256"} <= known.keys()}
+    except (OSError, ValueError, AttributeError):
+        return {}

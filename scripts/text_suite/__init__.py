@@ -1,0 +1,1 @@
+"""Parts of `scripts/build_suite.py`: packages (download), readers, tasks (what is trained how), splits, room (the table)."""

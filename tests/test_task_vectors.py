@@ -1,0 +1,377 @@
+import logging
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+from evomerge.checkpoint import open_checkpoint
+from evomerge.errors import CheckpointError
+from evomerge.task_vectors import check_family, task_vectors, weight_cosine
+
+SHAPES = {"embed.weight": (40, 8), "layers.0.weight": (8, 8), "layers.0.bias": (8,), "norm.weight": (8,)}
+
+
+def saved(path: Path, tensors: dict) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def drawn(seed: int, scale: float = 1.0, shapes=SHAPES) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def tuned(tensors: dict, seed: int) -> dict:
+    return {
+        name: tensor + delta for (name, tensor), delta in zip(tensors.items(), drawn(seed, 0.1).values(), strict=True)
+    }
+
+
+class Family:
+    """A base with experts on disk, opened anew by each call."""
+
+    def __init__(self, path: Path, **experts: dict):
+        self.path, self.cache, self.base = path, path / "cache", drawn(0)
+        saved(path / "base", self.base)
+        self.experts = {name: tuned(self.base, 1) | change for name, change in experts.items()}
+        for name, tensors in self.experts.items():
+            saved(path / name, {key: tensor for key, tensor in tensors.items() if tensor is not None})
+
+    def open(self):
+        return [open_checkpoint(self.path / name, SHAPES, cache=self.cache) for name in ("base", *self.experts)]
+
+    def vectors(self, **kwargs):
+        base, *experts = self.open()
+        return task_vectors(base, dict(zip(self.experts, experts, strict=True)), SHAPES, self.cache, **kwargs)
+
+    def check(self):
+        base, *experts = self.open()
+        return check_family(base, dict(zip(self.experts, experts, strict=True)), SHAPES)
+
+    def files(self):
+        return sorted(self.cache.glob("*.safetensors"))
+
+
+# numbers
+
+
+FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+@settings(max_examples=50, deadline=None)
+@given(before=arrays("float32", (3, 4), elements=FLOATS), after=arrays("float32", (3, 4), elements=FLOATS))
+def test_base_plus_delta_is_the_expert_within_one_rounding(tmp_path_factory, before, after):
+    path = tmp_path_factory.mktemp("family")
+    before, after = torch.from_numpy(before), torch.from_numpy(after)
+    base = open_checkpoint(saved(path / "base", {"w": before}), {"w": (3, 4)})
+    expert = open_checkpoint(saved(path / "a", {"w": after}), {"w": (3, 4)})
+    vectors = task_vectors(base, {"a": expert}, {"w": (3, 4)}, path / "cache")
+    delta = vectors.delta("a", "w")
+    if delta is None:
+        assert torch.equal(before, after)
+        assert vectors.zero == {("a", "w")}
+        return
+    assert delta.dtype == torch.float32
+    # one rounding of the difference and one of the sum
+    eps = torch.finfo(torch.float32).eps
+    error = ((before.double() + delta.double()) - after.double()).abs()
+    assert bool((error <= eps / 2 * delta.double().abs()).all())
+    assert bool(
+        ((before + delta).double() - after.double()).abs().le(eps * torch.maximum(delta.abs(), after.abs())).all()
+    )
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("expert_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_both_sides_are_float32_before_they_are_subtracted(tmp_path, base_dtype, expert_dtype):
+    before = {name: tensor.to(base_dtype) for name, tensor in drawn(0).items()}
+    after = {name: tensor.to(expert_dtype) for name, tensor in tuned(drawn(0), 1).items()}
+    base, expert = (open_checkpoint(saved(tmp_path / n, t), SHAPES) for n, t in (("base", before), ("a", after)))
+    vectors = task_vectors(base, {"a": expert}, SHAPES, tmp_path / "cache")
+    for name, shape in SHAPES.items():
+        delta = vectors.delta("a", name)
+        assert delta is not None
+        assert (delta.dtype, tuple(delta.shape)) == (torch.float32, shape)
+        assert torch.equal(delta, after[name].float() - before[name].float())
+
+
+def test_identical_expert_is_zero_and_stores_nothing(tmp_path):
+    family = Family(tmp_path, same=drawn(0), other={"norm.weight": drawn(0)["norm.weight"]})
+    vectors = family.vectors()
+    assert vectors.zero == {("same", name) for name in SHAPES} | {("other", "norm.weight")}
+    assert vectors.delta("same", "embed.weight") is None
+    assert vectors.delta("other", "norm.weight") is None
+    assert sorted(len(load_file(file)) for file in family.files()) == [0, 3]
+    assert list(vectors.parameters) == list(SHAPES)
+    assert list(vectors.experts) == ["same", "other"]
+
+
+def test_deltas_by_live_name_whatever_the_files_call_them(tmp_path):
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50, num_labels=3
+    )
+    base, expert = BertModel(config), BertForSequenceClassification(config)
+    base.save_pretrained(tmp_path / "base")
+    expert.save_pretrained(tmp_path / "a")
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+    opened = [open_checkpoint(tmp_path / name, shapes, "bert") for name in ("base", "a")]
+    vectors = task_vectors(opened[0], {"a": opened[1]}, shapes, tmp_path / "cache")
+    for name, parameter in base.named_parameters():
+        delta = vectors.delta("a", name)
+        expected = expert.bert.get_parameter(name) - parameter
+        assert torch.equal(expected, torch.zeros(shapes[name]) if delta is None else delta)
+
+
+# the cache
+
+
+def test_cache_hit_does_not_read_the_experts(tmp_path):
+    family = Family(tmp_path, a={}, b={"norm.weight": torch.zeros(8)})
+    base, *experts = family.open()
+    experts = dict(zip(family.experts, experts, strict=True))
+    first = task_vectors(base, experts, SHAPES, family.cache)
+    before = {file: file.stat().st_mtime_ns for file in family.files()}
+    for name in ("base", "a", "b"):  # the mapped bytes change under the checkpoints: who reads them sees other numbers
+        with (tmp_path / name / "model.safetensors").open("r+b") as file:
+            file.seek(-64, 2)
+            file.write(bytes(64))
+    again = task_vectors(base, experts, SHAPES, family.cache)
+    assert {file: file.stat().st_mtime_ns for file in family.files()} == before
+    for name in SHAPES:
+        assert torch.equal(first.delta("a", name), again.delta("a", name))
+
+
+def test_deltas_are_memory_mapped(tmp_path):
+    family = Family(tmp_path, a={})
+    vectors = family.vectors()
+    maps = [
+        line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(family.files()[0]) in line
+    ]
+    spans = [[int(end, 16) for end in span.split("-")] for span in maps]
+    delta = vectors.delta("a", "embed.weight")
+    assert delta is not None
+    assert any(low <= delta.data_ptr() < high for low, high in spans)
+
+
+def test_cache_knows_content_and_not_paths(tmp_path):
+    family = Family(tmp_path / "here", a={})
+    family.vectors()
+    files = family.files()
+    moved = Family(tmp_path / "there", a={})
+    moved.cache = family.cache
+    moved.vectors()
+    assert family.files() == files
+    moved.experts["a"]["norm.weight"][0] += 1
+    saved(moved.path / "a", moved.experts["a"])
+    moved.vectors()
+    assert len(family.files()) == 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(byte=st.integers(0, 40 * 8 * 4 - 1))
+def test_one_byte_of_an_expert_makes_another_file(tmp_path_factory, byte):
+    family = Family(tmp_path_factory.mktemp("family"), a={})
+    family.vectors()
+    content = bytearray((family.path / "a" / "model.safetensors").read_bytes())
+    content[-1 - byte] ^= 1
+    (family.path / "a" / "model.safetensors").write_bytes(content)
+    family.vectors()
+    assert len(family.files()) == 2
+
+
+def test_another_live_model_makes_another_file(tmp_path):
+    family = Family(tmp_path, a={})
+    family.vectors()
+    base, a = family.open()
+    short = {name: shape for name, shape in SHAPES.items() if name != "norm.weight"}
+    base, a = (open_checkpoint(checkpoint.path, short) for checkpoint in (base, a))
+    assert task_vectors(base, {"a": a}, short, family.cache).zero == frozenset()
+    assert len(family.files()) == 2
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+def forge(content: bytes) -> bytes:
+    return content.replace(b'"sha256"', b'"sha255"')
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, forge, lambda c: c[:-1], lambda c: b"", lambda c: c[: len(c) // 2], lambda c: c + b"x"]
+)
+def test_damaged_file_is_computed_again_and_said(tmp_path, damage, caplog):
+    family = Family(tmp_path, a={})
+    family.vectors()
+    (file,) = family.files()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    with caplog.at_level(logging.WARNING):
+        vectors = family.vectors()
+    assert f"{file} is damaged: it is computed again" in caplog.text
+    assert file.read_bytes() == whole
+    assert torch.equal(
+        vectors.delta("a", "norm.weight"), family.experts["a"]["norm.weight"] - family.base["norm.weight"]
+    )
+
+
+def test_cache_may_be_deleted(tmp_path, caplog):
+    family = Family(tmp_path, a={})
+    vectors = family.vectors()
+    for file in family.cache.iterdir():
+        file.unlink()
+    again = family.vectors()
+    assert torch.equal(
+        vectors.delta("a", "embed.weight"), again.delta("a", "embed.weight")
+    )  # the old mapping still holds
+    assert not caplog.text
+
+
+def compute(path: Path, start, results) -> None:
+    opened = [open_checkpoint(path / name, SHAPES) for name in ("base", "a")]
+    start.wait()
+    done = []
+    task_vectors(opened[0], {"a": opened[1]}, SHAPES, path / "cache", lambda what, *_: done.append(what))
+    results.put("task vector of a" in done)
+
+
+@pytest.mark.slow
+def test_two_processes_compute_once(tmp_path):
+    family = Family(tmp_path, a={})
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=compute, args=(tmp_path, start, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert sorted(results.get(timeout=120) for _ in processes) == [False, True]
+    for process in processes:
+        process.join()
+    assert len(family.files()) == 1
+    assert {file.suffix for file in family.cache.iterdir()} <= {".safetensors", ".lock", ".json"}
+
+
+def anonymous_memory() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def test_one_expert_in_memory_at_a_time(tmp_path):
+    shapes, size = {f"layers.{i}.weight": (512, 1024) for i in range(6)}, 6 * 2**21
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for k in range(5):
+        saved(tmp_path / str(k), {name: tensor + 0.01 * k for name, tensor in weights.items()})
+    del weights
+    base, *experts = [open_checkpoint(tmp_path / str(k), shapes) for k in range(5)]
+    before, seen = anonymous_memory(), []
+    vectors = task_vectors(
+        base,
+        {str(k): expert for k, expert in enumerate(experts)},
+        shapes,
+        tmp_path / "cache",
+        lambda *_: seen.append(anonymous_memory()),
+    )
+    assert len(vectors.deltas) == 4
+    assert max(seen) - before < 1.7 * size  # of four experts' 4 x size; one, and the temporaries of one tensor
+    assert anonymous_memory() - before < 0.7 * size
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    family = Family(tmp_path, a={})
+    base, a = (open_checkpoint(tmp_path / name, SHAPES) for name in ("base", "a"))
+    family.vectors()
+    (file,) = family.files()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"the task vector of expert a .*cannot be written to .*another directory"
+    ):
+        task_vectors(base, {"a": a}, SHAPES, family.cache)
+
+
+# what is refused, and what is said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_that_are_not_finite(tmp_path, value):
+    bias = torch.full((8,), value)
+    with pytest.raises(CheckpointError, match=r"a: layers\.0\.bias of expert a is not finite"):
+        Family(tmp_path, a={"layers.0.bias": bias if value != 3e38 else 10 * bias}).vectors()
+
+
+def test_base_that_is_not_finite(tmp_path):
+    family = Family(tmp_path, a={})
+    saved(tmp_path / "base", family.base | {"norm.weight": torch.full((8,), float("nan"))})
+    with pytest.raises(CheckpointError, match=r"base: norm\.weight of the base is not finite"):
+        family.vectors()
+
+
+def test_family_of_one_base_gives_no_warning(tmp_path):
+    assert Family(tmp_path, a={}, b=tuned(drawn(0), 2)).check() == []
+
+
+def test_unrelated_base(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"expert b .*was not tuned from base .*cosine of their weights is -?0\.\d"
+    ):
+        Family(tmp_path, a={}, b=drawn(7)).check()
+
+
+def test_another_architecture(tmp_path):
+    with pytest.raises(CheckpointError, match=r"expert a .*its tensors are x\. Its architecture is not the base's"):
+        Family(tmp_path, a=dict.fromkeys(SHAPES) | {"x": torch.ones(2)}).check()
+
+
+def test_base_without_a_parameter(tmp_path):
+    family = Family(tmp_path, a={})
+    saved(tmp_path / "base", {name: tensor for name, tensor in family.base.items() if name != "norm.weight"})
+    with pytest.raises(CheckpointError, match=r"no file holds norm\.weight"):
+        family.check()
+
+
+def test_missing_and_extra_tensors(tmp_path):
+    family = Family(
+        tmp_path,
+        a={"layers.0.bias": None, "head.weight": torch.ones(2, 8), "position_ids": torch.arange(4)},
+    )
+    assert family.check() == [
+        "expert a lacks layers.0.bias: the task vector is zero there",
+        "expert a has head.weight beyond the base: kept aside, not merged",
+    ]
+    assert family.vectors().zero == {("a", "layers.0.bias")}
+
+
+def test_float_buffers_that_differ(tmp_path):
+    family = Family(tmp_path, a={"norm.running_mean": torch.ones(8), "inv_freq": torch.ones(4)})
+    saved(tmp_path / "base", family.base | {"norm.running_mean": torch.zeros(8), "inv_freq": torch.ones(4)})
+    (warning,) = family.check()
+    assert (
+        warning
+        == "expert a differs from the base in norm.running_mean, no parameters of the live model: the base's stay"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lossy_dtypes(tmp_path, dtype):
+    (warning,) = Family(tmp_path, a={name: t.to(dtype) for name, t in tuned(drawn(0), 1).items()}).check()
+    assert warning.startswith(f"expert a has 4 tensors in {dtype} where the base has float32".replace("torch.", ""))
+
+
+@pytest.mark.parametrize("rows", [3, 40, 5000])
+def test_cosine_of_a_sample_is_near_that_of_all(tmp_path, rows):
+    shapes = {"a": (rows, 200), "b": (7,), "c": (3, 2, 2)}
+    weights, noise = drawn(0, shapes=shapes), drawn(1, shapes=shapes)
+    mixed = {name: tensor + noise[name] for name, tensor in weights.items()}
+    one, two = (open_checkpoint(saved(tmp_path / n, t), shapes) for n, t in (("1", weights), ("2", mixed)))
+    vectors = [torch.cat([t[name].flatten().double() for name in ("a", "c")]) for t in (weights, mixed)]
+    exact = torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0).item()
+    assert weight_cosine(one, two, list(shapes)) == pytest.approx(exact, abs=1e-12 if rows < 1000 else 5e-3)
+    assert weight_cosine(one, two, ["b"]) == 1
