@@ -21,6 +21,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -29,6 +30,8 @@ from evomerge.config import CONF, SearchConfig, register
 from evomerge.errors import EvomergeError
 
 VERBS = ("search",)
+OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
+"""Settings whose next part is a name that the user chooses."""
 HELP = f"""evomerge {evomerge.__version__}: finds the coefficients with which fine-tuned experts of one base model should be merged.
 
 usage: evomerge search [-m] [setting=value ...]
@@ -74,28 +77,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_settings(arguments: Sequence[str]) -> None:
-    """Hold the names of settings against those that exist, before Hydra does, for a message with the near match.
+    """Hold settings against those that exist, before Hydra does, for a message with the near match.
 
     Raises:
-        EvomergeError: a name does not exist, or is not written in Hydra's grammar.
+        EvomergeError: a name or a choice does not exist, or is not written in Hydra's grammar.
     """
-    settings = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    known = set(_known_settings())
+    settings = [argument for argument in arguments if not argument.startswith("-")]
     try:
         parsed = OverridesParser.create().parse_overrides(settings)
     except HydraException as error:
         raise EvomergeError(
-            f"{str(error).splitlines()[0]} Put a setting with brackets, braces or spaces in quotes: 'model.experts=[a,b]'."
+            f"{str(error).splitlines()[0]} Settings are name=value; put brackets, braces and spaces in quotes: 'model.experts=[a,b]'."
         ) from error
+    known = sorted(set(_known_settings()))
     for override in parsed:
-        key = override.key_or_group
-        if override.is_add() or key in known or key.startswith("hydra") or key.rpartition(".")[0] in ("space.bounds", "space.frozen", "objective.weights"):
-            continue
-        if key.startswith(("fitness.tasks.", "model.experts.")):
-            continue
-        near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.5)
+        if not override.is_add() and not override.key_or_group.startswith("hydra"):
+            _check_setting(override, known)
+
+
+def _check_setting(override: Override, known: Sequence[str]) -> None:
+    key = override.key_or_group
+    if key not in known and not key.startswith(OPEN_SETTINGS):
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`evomerge search --help` lists all settings."
         raise EvomergeError(f"There is no setting '{key}'. {hint}")
+    choices = sorted(file.stem for file in (CONF / key).glob("[!_]*.yaml"))
+    values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+    for value in values if choices else ():
+        if value is not None and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise EvomergeError(f"There is no {key} '{value}'.{hint} There is {', '.join(choices)}.")
 
 
 def _known_settings() -> Iterator[str]:

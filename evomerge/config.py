@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ if not CONF.is_dir():
 
 RESERVED = {"fitness": ("metric", "report_metric", "tasks", "items", "rotate", "select_items", "report_items"), "searcher": (), "method": ()}
 """Settings of a group that are not arguments of its class."""
+KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 UNNAMED = ("budget", "budget_items", "model.device", "model.cache")
 """Settings that do not make another search, so that they stay out of a run's name."""
 
@@ -87,6 +88,16 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
+def check(settings: Mapping[str, Any]) -> None:
+    """Check the settings of every group that makes an object, before models are loaded.
+
+    Raises:
+        ConfigError: a class cannot be found, or a setting has the wrong type.
+    """
+    for group in RESERVED:
+        _arguments(settings[group], group)
+
+
 def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
     """Make the object that `_target_` of a group names: the only place that does.
 
@@ -98,13 +109,11 @@ def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
     Raises:
         ConfigError: the class cannot be found, or a setting has the wrong type.
     """
-    arguments = {name: value for name, value in settings.items() if name not in RESERVED[group]}
+    arguments = _arguments(settings, group)
     try:
-        target = hydra.utils.get_object(arguments["_target_"])
-        _check_types(target, {name: value for name, value in arguments.items() if name != "_target_"}, group)
         return hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})(**runtime)
-    except (HydraException, ImportError, TypeError) as error:
-        raise ConfigError(f"{group} cannot be made from {arguments.get('_target_')}: {str(error).splitlines()[0]}") from error
+    except (HydraException, TypeError) as error:
+        raise ConfigError(f"{group} cannot be made from {arguments['_target_']}: {str(error).splitlines()[0]}") from error
 
 
 def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
@@ -130,13 +139,20 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     return "-".join(parts)
 
 
-def _check_types(target: Callable[..., Any], arguments: Mapping[str, Any], group: str) -> None:
-    """Compare settings with the plain annotations of the constructor, so that `popsize=many` is refused before anything runs."""
-    annotations = {name: str(p.annotation) for name, p in inspect.signature(target).parameters.items()}
-    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the arguments of a group's class, held against the plain annotations of its constructor: `popsize=many` is refused before anything runs."""
+    arguments = {name: value for name, value in settings.items() if name not in RESERVED[group]}
+    try:
+        target = hydra.utils.get_object(arguments["_target_"])
+    except (HydraException, ImportError, KeyError) as error:
+        raise ConfigError(f"{group} has no class {arguments.get('_target_')}: {str(error).splitlines()[0]}") from error
+    annotations = {name: str(parameter.annotation) for name, parameter in inspect.signature(target).parameters.items()}
     for name, value in arguments.items():
         allowed = [part.strip() for part in annotations.get(name, "").split("|")]
-        if not set(allowed) <= {*kinds, "None"} or (value is None and "None" in allowed):
-            continue
-        if not any(isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)) for kind in allowed if kind != "None"):
+        if set(allowed) <= set(KINDS) and not any(_is(value, kind) for kind in allowed):
             raise ConfigError(f"{group}.{name}={value} is no {' or '.join(allowed)}: write a value of that type.")
+    return arguments
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))

@@ -19,17 +19,15 @@ from evomerge.recipe import Recipe
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
-_NOTES = {
-    "linear": "",
-    "ties": """\
-# mergekit keeps int(density * n) elements of a tensor, at least one, where evomerge keeps floor(density * n + 1e-9):
-# a tensor may differ in one element.
-""",
-    "dare_ties": """\
+_HEADER = """\
+# Written by evomerge {version} for mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
+# For an architecture that mergekit-yaml has not or fails on (BertModel in 0.1.5), mergekit-pytorch takes this file, with
+# the weight files (.../model.safetensors) in place of the directories.
+"""
+_RANDOM = """\
 # Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
 # task vector where evomerge divides by the density.
-""",
-}
+"""
 
 
 def to_mergekit(
@@ -66,6 +64,11 @@ def to_mergekit(
     if method == "dare_ties":
         shared["rescale"] = True
     values = recipe.per_parameter(parameters)
+    if method == "ties":
+        values["density"] = {
+            expert: {name: _density(density, math.prod(parameters[name])) for name, density in row.items()}
+            for expert, row in values["density"].items()
+        }
     models = []
     for expert, source in recipe.experts.items():
         settings = {v: _conditions(values[v][expert], names, extra, f"{v} of {expert}") for v in variables}
@@ -79,7 +82,7 @@ def to_mergekit(
         "models": models,
     }
     text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
-    return f"# Written by evomerge {recipe.version} for mergekit 0.1.5.\n{_NOTES[method]}{text}"
+    return _HEADER.format(version=recipe.version) + (_RANDOM if method == "dare_ties" else "") + text
 
 
 def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, list[str]]:
@@ -108,6 +111,16 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
                     "* task vector) and merge those by task_arithmetic with weight 1."
                 )
     return method, variables
+
+
+def _density(density: float, size: int) -> float:
+    """The density for which mergekit, too, keeps floor(density * size + 1e-9) elements, as `Ties` does.
+
+    mergekit keeps int(density * size), at least one unless the density is 0: one too many in a small tensor, and one too
+    few where the product falls just short of a whole number (0.29 * 100 is 28.999999999999996).
+    """
+    keep = math.floor(density * size + 1e-9)
+    return density if keep == max(1, int(density * size)) else (keep + 0.5) / size if keep else 0.0
 
 
 def _reference(path: str) -> str | dict[str, dict[str, str]]:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 import evomerge
 from evomerge.assembly import Assembly, assemble, describe, start_point
-from evomerge.config import SearchConfig, build
+from evomerge.config import SearchConfig, build, check
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer, SerialEvaluator, Timing
 from evomerge.fingerprint import fingerprint
@@ -57,9 +57,10 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         EvomergeError: something is wrong with settings, sources or log; nothing of the run is lost.
     """
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    check(settings)
     log_path = directory / "trials.jsonl"
     if (done := finished(directory, settings)) is not None:
-        reporter.say(f"This search is complete: {directory}. Raise `budget` to go on with it.")
+        reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, reporter)
         return done
     with reporter.bars():
@@ -220,7 +221,7 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
     reporter.table(title, ["", "mean ± se", *tasks], rows, Console(soft_wrap=True))
     difference = result["paired"]["winner_vs_best_constant"]
     reporter.say(f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± {difference['se']:.4f} (paired)")
-    reporter.say(f"recipe, mergekit.yaml and all trials: {result['directory']}")
+    reporter.say(f"recipe, mergekit.yaml and all trials: {os.path.relpath(result['directory'])}")
 
 
 def _present(weights: Mapping[str, float] | None, outcome: Outcome) -> dict[str, float] | None:

@@ -173,21 +173,25 @@ def _subtract(
     base: Checkpoint, expert: Checkpoint, name: str, common: list[str], progress: Progress | None
 ) -> dict[str, Tensor]:
     """τ_k in float32, without the tensors in which it is zero."""
-    deltas, done, total = {}, 0, sum(base.tensor(parameter).numel() for parameter in common)
-    for parameter in common:
-        before, after = base.tensor(parameter).float(), expert.tensor(parameter).float()
-        delta = after - before
-        if not torch.isfinite(delta).all():
-            who, at = (f"expert {name}", expert) if torch.isfinite(before).all() else ("the base", base)
+    sizes = [base.tensor(parameter).numel() for parameter in common]
+    # one block, which is given back at once: small ones leave holes in the heap, some of an expert's size for each expert
+    block = torch.empty(sum(sizes), dtype=torch.float32)
+    deltas, done = {}, 0
+    for parameter, part in zip(common, block.split(sizes), strict=True):
+        before, after = base.tensor(parameter), expert.tensor(parameter)
+        delta = part.view(after.shape).copy_(after).sub_(before.float())
+        largest = float(torch.linalg.vector_norm(delta, math.inf))
+        if not math.isfinite(largest):
+            who, at = (f"expert {name}", expert) if torch.isfinite(before.float()).all() else ("the base", base)
             raise CheckpointError(
                 f"{at.path}: {at.keys[parameter]} of {who} is not finite in float32 (inf or NaN), so nothing can be"
                 " merged from it. Its training diverged or its file is damaged: take an earlier checkpoint."
             )
-        if delta.any():
+        if largest > 0:
             deltas[parameter] = delta
         done += delta.numel()
         if progress:
-            progress(f"task vector of {name}", done, total)
+            progress(f"task vector of {name}", done, len(block))
     return deltas
 
 

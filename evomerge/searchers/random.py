@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from evomerge.errors import ConfigError
 from evomerge.searchers.base import Elite, Needs, Turns
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
@@ -22,11 +23,16 @@ class Random:
         seed: any integer from 0.
         batch: points asked at once.
         keep: how many of the best points seen stay incumbents.
+
+    Raises:
+        ConfigError: for a batch below 1.
     """
 
     needs = Needs()
 
     def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, batch: int = 8, keep: int = 5) -> None:
+        if batch < 1:
+            raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
         self._space, self._start, self._seed, self._batch = space, np.asarray(start, dtype=np.float64), seed, batch
         self._turns = Turns()
         self._elite = Elite(keep)

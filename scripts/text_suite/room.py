@@ -1,4 +1,4 @@
-"""How much a suite leaves to search: experts' mean minus the best constant coefficient (task arithmetic), on select items.
+"""How much a suite leaves to search: experts' mean minus the best constant coefficient, on select items.
 
 In: a finished suite. Out: a table, one row a task: accuracy of the base, of the task's own expert, and of
 theta_0 + lambda * sum_k tau_k (Ilharco et al. 2023) with the one lambda that is best on average.

