@@ -157,11 +157,10 @@ def describe(assembly: Assembly, settings: Mapping[str, Any], start: np.ndarray)
     }
 
 
-def _bounds(bounds: Mapping[str, list[float]]) -> dict[str, tuple[float, float]]:
-    for name, pair in bounds.items():
-        if len(pair) != 2:
-            raise ConfigError(f"space.bounds.{name} is {pair}; write the lower and the upper bound: 'space.bounds.{name}=[0,1.5]'.")
-    return {name: (pair[0], pair[1]) for name, pair in bounds.items()}
+def _bounds(bounds: Any) -> dict[str, tuple[float, float]]:
+    if not isinstance(bounds or {}, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in (bounds or {}).values()):
+        raise ConfigError(f"space.bounds is {bounds}; write the lower and the upper bound of a variable: 'space.bounds={{weight: [0, 1.5]}}'.")
+    return {name: (float(low), float(high)) for name, (low, high) in (bounds or {}).items()}
 
 
 def _digest(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, as a Hydra callback: one row for each run, from the summaries in the sweep's directory."""
+"""The table at the end of a sweep, as a Hydra callback: one row for each run of the sweep, best first."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-from rich.console import Console
+from omegaconf import DictConfig, OmegaConf
 
+from evomerge.config import run_name
 from evomerge.progress import Reporter
 
 
 class SweepTable(Callback):
-    """Prints the runs of a sweep, best first."""
+    """Prints the runs of a sweep, from their summaries."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read every summary below the sweep's directory and print the table."""
-        directory = Path(config.hydra.sweep.dir)
-        summaries = [json.loads(path.read_text()) for path in sorted(directory.glob("*/summary.json"))]
+        """Find the directory of every run from the sweep's settings, whatever launched it, and print the table."""
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+        jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
+        files = [Path(config.hydra.sweep.dir) / run_name(choices, job) / "summary.json" for job in jobs]
+        summaries = [json.loads(file.read_text()) for file in files if file.exists()]
         summaries.sort(key=lambda summary: -summary["report"]["winner"]["mean"])
         rows = []
         for summary in summaries:
@@ -33,5 +38,6 @@ class SweepTable(Callback):
                     str(summary["trials"]),
                 ]
             )
-        title = f"{len(rows)} runs in {directory}, on the report split"
-        Reporter().table(title, ["run", "winner", "- best constant", "best constant", "trials"], rows, Console(soft_wrap=True))
+        title = f"{len(rows)} of {len(jobs)} runs are complete; on the report split"
+        columns = ["run", "winner ± se", "- best constant ± se", "best constant", "trials"]
+        Reporter().table(title, columns, rows)

@@ -52,9 +52,9 @@ class SpaceConfig:
     granularity: str = MISSING
     n: int | None = None
     sharing: str = "separate"
-    bounds: dict[str, list[float]] = field(default_factory=dict)
-    frozen: dict[str, float] = field(default_factory=dict)
-    tied: list[str] = field(default_factory=list)
+    bounds: Any = None  # {variable: [low, high]}
+    frozen: Any = None  # {name pattern: value}
+    tied: Any = None  # [name pattern, ...]
 
 
 @dataclass
@@ -63,7 +63,7 @@ class ObjectiveConfig:
 
     aggregate: str = "mean"
     normalised: bool = False
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: Any = None  # {task: weight}
 
 
 @dataclass

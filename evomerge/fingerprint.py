@@ -1,7 +1,8 @@
-"""On what kind of machine numbers are computed: where two machines have the same fingerprint, the same search asks bit-equal points.
+"""On what kind of machine numbers are computed: with equal fingerprints, the same search asks bit-equal points.
 
-Out: a flat dictionary for the header of the trial log; no clocks, paths or addresses. CPU features choose numpy's and torch's kernels, the BLAS kernel
-chooses the order of sums in CMA-ES, threads cut the work, and libraries change their arithmetic between versions.
+Out: a flat dictionary for the header of the trial log; no clocks, paths or addresses. CPU features choose numpy's and
+torch's kernels, the BLAS kernel chooses the order of sums in CMA-ES, threads cut the work, and the C library and the
+Python libraries change their arithmetic between versions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import platform
 import cma
 import numpy as np
 import optuna
+import scipy
 import threadpoolctl
 import torch
 
@@ -21,7 +23,8 @@ def fingerprint() -> dict[str, str | int | list[str]]:
         {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in threadpoolctl.threadpool_info()}
     )
     return {
-        "machine": platform.machine(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "libc": " ".join(platform.libc_ver()).strip(),
         "cpu_features": list(np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])),  # pyright: ignore[reportOptionalSubscript, reportCallIssue]
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "blas": blas,
@@ -30,6 +33,7 @@ def fingerprint() -> dict[str, str | int | list[str]]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "scipy": scipy.__version__,
         "cma": cma.__version__,
         "optuna": optuna.__version__,
     }

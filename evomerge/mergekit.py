@@ -21,8 +21,8 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
 _HEADER = """\
 # Written by evomerge {version} for mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
-# For an architecture that mergekit-yaml has not or fails on (BertModel in 0.1.5), mergekit-pytorch takes this file, with
-# the weight files (.../model.safetensors) in place of the directories.
+# Where mergekit-yaml does not know the architecture or fails on it (BertModel in 0.1.5), mergekit-pytorch takes this
+# file, with the weight files (.../model.safetensors) in place of the directories.
 """
 _RANDOM = """\
 # Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
@@ -81,7 +81,7 @@ def to_mergekit(
         "parameters": shared,
         "models": models,
     }
-    text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
+    text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=math.inf)
     return _HEADER.format(version=recipe.version) + (_RANDOM if method == "dare_ties" else "") + text
 
 
@@ -147,7 +147,7 @@ def _conditions(
         for name in spellings:
             if wanted.setdefault(name, values[parameter]) != values[parameter]:
                 raise ConfigError(f"mergekit export: {name} stands for two tensors with different values ({what}).")
-            if not any(name.endswith(f".{other}") for other in spellings):  # the shorter name finds the longer one too
+            if not any(name.endswith(f".{other}") for other in spellings):  # the shorter one finds the longer one too
                 leaves[name] = values[parameter]
     for filters in (_prefixes(leaves), leaves):
         ordered = sorted(

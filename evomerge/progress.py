@@ -20,6 +20,8 @@ from evomerge.trials import Batch, Trial
 
 PLAIN_EVERY = 10.0
 """Seconds between two lines of progress in a pipe."""
+PIPE_WIDTH = 160
+"""Columns of a table in a pipe or a file."""
 
 
 class Reporter:
@@ -67,14 +69,17 @@ class Reporter:
         """Print a line for the user."""
         self.console.print(text, highlight=False, markup=False)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None) -> None:
-        """Print a table; the first column is text, the others numbers."""
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table on standard output, where results go; the first column is text, the others numbers."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        (console or self.console).print(table)
+        console = Console()
+        if not console.is_terminal:
+            console.width = PIPE_WIDTH
+        console.print(table)
 
     @contextmanager
     def searching(self, evaluate: Evaluator, past: Sequence[Mapping[str, Any]], budget: int) -> Iterator[Evaluator]:

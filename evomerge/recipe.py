@@ -84,7 +84,6 @@ class Recipe:
             Dumper=_Dumper,
             sort_keys=False,
             default_flow_style=None,
-            allow_unicode=True,
             width=math.inf,
         )
 
@@ -102,10 +101,10 @@ class Recipe:
             raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
         known = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
         known |= {"coefficients": dict, "scores": dict, "heads": dict}
-        if isinstance(data, dict) and isinstance(data.get("format"), int) and data["format"] > FORMAT:
+        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise ConfigError(
-                f"recipe: format {data['format']} is newer than this evomerge ({__version__}), which reads format "
-                f"{FORMAT}. It was written by evomerge {data.get('version')}: install that or a later one."
+                f"recipe: this is format {data['format']}, and evomerge {__version__} reads format {FORMAT}. "
+                f"It was written by evomerge {data.get('version')}: install that one."
             )
         data = _mapping(data, known, "")
         source = {"path": str, "sha256": str}
@@ -242,7 +241,7 @@ def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         hint = ""
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            hint = f"; YAML reads it as a word, write {float(value)!r}"
+            hint = f"; YAML reads it as a word, write {yaml.safe_dump(float(value)).split()[0]}"
         raise ConfigError(f"recipe: {where} must be a finite number, not {value!r}{hint}.")
     return float(value)
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from rich.console import Console
 
 import evomerge
 from evomerge.assembly import Assembly, assemble, describe, start_point
@@ -104,7 +103,7 @@ def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Score
         base = score(ids).scores()
         best = score_experts(assembly, score, ids).scores()
         ends = {task: (base[task][metric], best[task][metric]) for task in ids}
-    return Objective(metric, given["aggregate"], given["weights"] or None, ends)
+    return Objective(metric, given["aggregate"], given["weights"], ends)
 
 
 def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
@@ -126,7 +125,7 @@ def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]
 
 def select(assembly: Assembly, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray], reporter: Reporter) -> dict[str, Any]:
     """Choose the winner on the select split and score it once on the report split, beside best constant, experts and base."""
-    fitness, weights = settings["fitness"], settings["objective"]["weights"] or None
+    fitness, weights = settings["fitness"], settings["objective"]["weights"]
     metric, model, tokenizer = fitness["report_metric"], assembly.live.model, assembly.live.tokenizer
     scorers, ids = {}, {}
     for split, size in (("select", fitness["select_items"]), ("report", fitness["report_items"])):
@@ -138,7 +137,7 @@ def select(assembly: Assembly, settings: Mapping[str, Any], incumbents: Mapping[
         return scorers[split](ids[split])
 
     weight = next(variable for variable in assembly.space.variables if variable.name == "weight")
-    low, high = settings["space"]["bounds"].get("weight", (weight.low, weight.high))
+    low, high = (settings["space"]["bounds"] or {}).get("weight", (weight.low, weight.high))
     constants = {str(c): assembly.coefficients(np.full(len(assembly.space.experts), c)) for c in CONSTANTS if low <= c <= high}
     finalists = {name: assembly.space.decode(x) for name, x in incumbents.items()}
     with reporter.working(f"choosing the winner among {len(finalists)} finalists on the select split"):
@@ -218,7 +217,7 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
         for name, row in report.items()
     ]
     title = f"{result['metric']} on {result['items']['report']} report items that the search never saw"
-    reporter.table(title, ["", "mean ± se", *tasks], rows, Console(soft_wrap=True))
+    reporter.table(title, ["", "mean ± se", *tasks], rows)
     difference = result["paired"]["winner_vs_best_constant"]
     reporter.say(f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± {difference['se']:.4f} (paired)")
     reporter.say(f"recipe, mergekit.yaml and all trials: {os.path.relpath(result['directory'])}")

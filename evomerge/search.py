@@ -1,11 +1,13 @@
 """The loop of evomerge: ask -> merge -> evaluate -> tell.
 
-In: a searcher that proposes points of a coefficient space, an evaluator that turns points into scored trials (it merges the model in place and runs the
-fitness), the run's trial log, and a budget. Out: the reason why the search ended; everything that was found stands in the log, and in the searcher's
-incumbents, among which `selection.py` picks the winner.
+In: a searcher that proposes points of a coefficient space, an evaluator that turns points into scored trials (it merges
+the model in place and runs the fitness), the run's trial log, and a budget. Out: the reason why the search ended;
+everything that was found stands in the log, and in the searcher's incumbents, among which `selection.py` picks the
+winner.
 
-The log is the checkpoint. Called again with the same arguments the loop asks the same questions, finds the answers in the log, and goes on where it
-was cut off; it is the same code path, so there is nothing else to get right. See `trials.py` for what the log holds.
+The log is the checkpoint. Called again with the same arguments the loop asks the same questions, finds the answers in
+the log, and goes on where it was cut off; it is the same code path, so there is nothing else to get right. See
+`trials.py` for what the log holds.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from evomerge.stopping import Budget, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 
 Evaluator = Callable[[Batch, Sequence[int]], Iterable[Trial]]
-"""`(batch, missing) -> trials`, as they end, in any order. It sees the whole generation; wrappers may sample, race, pool or interrupt."""
+"""`(batch, missing) -> trials`, as they end, in any order.
+
+It sees the whole generation; wrappers may sample, race, pool or interrupt."""
 
 
 def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budget) -> StopReason:
@@ -27,7 +31,8 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
         searcher: proposes points and is told their values; rebuilt from nothing at every start.
         evaluate: scores the missing points of a batch; a bad candidate becomes a failed trial, never an exception.
         log: the run's open trial log.
-        budget: how many trials may be scored in all, those already in the log included. Exact: a last batch may stay incomplete and is never told.
+        budget: how many trials may be scored in all, those already in the log included. Exact: a last batch may stay
+            incomplete and is never told.
 
     Returns:
         Why the search ended.
@@ -36,9 +41,7 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
         ReplayMismatch: the log was written by a search that asked for other points.
     """
     while (reason := searcher.stop() or budget.stop(log)) is None:
-        batch = log.begin(
-            searcher.ask()
-        )  # a new ask is written; a logged one is verified, and its trials are filled in
+        batch = log.begin(searcher.ask())  # a new ask is written; a logged one is verified, its trials filled in
         for trial in evaluate(batch, batch.missing[: budget.left(log)]):
             log.append(trial)
         if batch.complete:

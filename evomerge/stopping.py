@@ -1,7 +1,8 @@
 """Why and when a search ends: stop reasons, the budget, and the signals of a scheduler.
 
-A budget counts what the loop has seen, replayed trials included, so raising it and running the same command again continues the search.
-SIGTERM, SIGUSR1 (what Slurm sends before a time limit) and Ctrl-C end a search cleanly after the trial that is running.
+A budget counts what the loop has seen, replayed trials included, so raising it and running the same command again
+continues the search. SIGTERM, SIGUSR1 (what Slurm sends before a time limit) and Ctrl-C end a search cleanly after the
+trial that is running.
 """
 
 from __future__ import annotations

@@ -174,15 +174,17 @@ def _subtract(
 ) -> dict[str, Tensor]:
     """τ_k in float32, without the tensors in which it is zero."""
     sizes = [base.tensor(parameter).numel() for parameter in common]
-    # one block, which is given back at once: small ones leave holes in the heap, some of an expert's size for each expert
-    block = torch.empty(sum(sizes), dtype=torch.float32)
+    # Two blocks instead of a tensor or two for each parameter: those leave holes in the heap that glibc before 2.38
+    # does not use again (torch asks for aligned memory), which came to the size of an expert for every expert.
+    block, scratch = (torch.empty(size, dtype=torch.float32) for size in (sum(sizes), max(sizes, default=0)))
     deltas, done = {}, 0
     for parameter, part in zip(common, block.split(sizes), strict=True):
-        before, after = base.tensor(parameter), expert.tensor(parameter)
-        delta = part.view(after.shape).copy_(after).sub_(before.float())
+        shape = base.shape(parameter)
+        before = scratch[: len(part)].view(shape).copy_(base.tensor(parameter))
+        delta = part.view(shape).copy_(expert.tensor(parameter)).sub_(before)
         largest = float(torch.linalg.vector_norm(delta, math.inf))
         if not math.isfinite(largest):
-            who, at = (f"expert {name}", expert) if torch.isfinite(before.float()).all() else ("the base", base)
+            who, at = (f"expert {name}", expert) if torch.isfinite(before).all() else ("the base", base)
             raise CheckpointError(
                 f"{at.path}: {at.keys[parameter]} of {who} is not finite in float32 (inf or NaN), so nothing can be"
                 " merged from it. Its training diverged or its file is damaged: take an earlier checkpoint."

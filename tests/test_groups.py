@@ -150,7 +150,13 @@ def test_blocks_are_contiguous_runs_on_every_axis(parameters):
 
 
 def test_depth_is_read_by_whole_tokens():
-    names = ["emb.0.weight", "blocks.1.mlp.0.weight", "blocks.10.mlp.0.weight", "blocks.2.layers.7.weight", "blocks.0.w"]
+    names = [
+        "emb.0.weight",
+        "blocks.1.mlp.0.weight",
+        "blocks.10.mlp.0.weight",
+        "blocks.2.layers.7.weight",
+        "blocks.0.w",
+    ]
     groups = make_groups("layer", dict.fromkeys(names, (2,)))
     assert members(groups) == {
         "embeddings": ["emb.0.weight"],
@@ -170,7 +176,15 @@ def test_every_known_container_makes_blocks(container):
 
 def test_chunks_are_split_as_by_array_split():
     groups = make_groups("chunk:4", {"w": (3, 3), "b": (2,), "scale": ()})
-    assert [group.name for group in groups] == ["w[0:3]", "w[3:5]", "w[5:7]", "w[7:9]", "b[0:1]", "b[1:2]", "scale[0:1]"]
+    assert [group.name for group in groups] == [
+        "w[0:3]",
+        "w[3:5]",
+        "w[5:7]",
+        "w[7:9]",
+        "b[0:1]",
+        "b[1:2]",
+        "scale[0:1]",
+    ]
 
 
 @given(st.integers(1, 200), st.integers(1, 50))

@@ -7,61 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from evomerge.checkpoint import open_checkpoint
 from evomerge.errors import CheckpointError
-from evomerge.task_vectors import check_family, task_vectors, weight_cosine
-
-SHAPES = {"embed.weight": (40, 8), "layers.0.weight": (8, 8), "layers.0.bias": (8,), "norm.weight": (8,)}
-
-
-def saved(path: Path, tensors: dict) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / "model.safetensors")
-    (path / "config.json").write_text("{}")
-    return path
-
-
-def drawn(seed: int, scale: float = 1.0, shapes=SHAPES) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def tuned(tensors: dict, seed: int) -> dict:
-    return {
-        name: tensor + delta for (name, tensor), delta in zip(tensors.items(), drawn(seed, 0.1).values(), strict=True)
-    }
-
-
-class Family:
-    """A base with experts on disk, opened anew by each call."""
-
-    def __init__(self, path: Path, **experts: dict):
-        self.path, self.cache, self.base = path, path / "cache", drawn(0)
-        saved(path / "base", self.base)
-        self.experts = {name: tuned(self.base, 1) | change for name, change in experts.items()}
-        for name, tensors in self.experts.items():
-            saved(path / name, {key: tensor for key, tensor in tensors.items() if tensor is not None})
-
-    def open(self):
-        return [open_checkpoint(self.path / name, SHAPES, cache=self.cache) for name in ("base", *self.experts)]
-
-    def vectors(self, **kwargs):
-        base, *experts = self.open()
-        return task_vectors(base, dict(zip(self.experts, experts, strict=True)), SHAPES, self.cache, **kwargs)
-
-    def check(self):
-        base, *experts = self.open()
-        return check_family(base, dict(zip(self.experts, experts, strict=True)), SHAPES)
-
-    def files(self):
-        return sorted(self.cache.glob("*.safetensors"))
-
-
-# numbers
-
+from evomerge.task_vectors import task_vectors
+from tests.models import SHAPES, Family, drawn, saved, tuned
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -128,9 +80,6 @@ def test_deltas_by_live_name_whatever_the_files_call_them(tmp_path):
         delta = vectors.delta("a", name)
         expected = expert.bert.get_parameter(name) - parameter
         assert torch.equal(expected, torch.zeros(shapes[name]) if delta is None else delta)
-
-
-# the cache
 
 
 def test_cache_hit_does_not_read_the_experts(tmp_path):
@@ -264,11 +213,11 @@ def anonymous_memory() -> int:
 
 
 def test_one_expert_in_memory_at_a_time(tmp_path):
-    shapes, size = {f"layers.{i}.weight": (512, 1024) for i in range(6)}, 6 * 2**21
+    shapes, size = {f"layers.{i}.weight": (1536, 1024) for i in range(6)}, 6 * 1536 * 1024 * 4
     weights = drawn(0, shapes=shapes)
-    for k in range(9):
-        saved(tmp_path / str(k), {name: tensor + 0.01 * k for name, tensor in weights.items()})
-    base, *experts = [open_checkpoint(tmp_path / str(k), shapes) for k in range(9)]
+    for k in range(6):
+        saved(tmp_path / str(k), {name: (tensor + k).bfloat16() for name, tensor in weights.items()})
+    base, *experts = [open_checkpoint(tmp_path / str(k), shapes) for k in range(6)]
     before, seen = anonymous_memory(), []
     vectors = task_vectors(
         base,
@@ -277,8 +226,8 @@ def test_one_expert_in_memory_at_a_time(tmp_path):
         tmp_path / "cache",
         lambda *_: seen.append(anonymous_memory()),
     )
-    assert len(vectors.deltas) == 8
-    assert max(seen) - before < 3 * size  # one expert, and what the allocator keeps; all eight would be 8 x size
+    assert len(vectors.deltas) == 5
+    assert max(seen) - before < 2.5 * size  # one expert, one tensor, and what the allocator keeps; not five experts
 
 
 def test_cache_that_cannot_be_written(tmp_path):
@@ -294,9 +243,6 @@ def test_cache_that_cannot_be_written(tmp_path):
         task_vectors(base, {"a": a}, SHAPES, family.cache)
 
 
-# what is refused, and what is said
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_weights_that_are_not_finite(tmp_path, value):
     bias = torch.full((8,), value)
@@ -309,66 +255,3 @@ def test_base_that_is_not_finite(tmp_path):
     saved(tmp_path / "base", family.base | {"norm.weight": torch.full((8,), float("nan"))})
     with pytest.raises(CheckpointError, match=r"base: norm\.weight of the base is not finite"):
         family.vectors()
-
-
-def test_family_of_one_base_gives_no_warning(tmp_path):
-    assert Family(tmp_path, a={}, b=tuned(drawn(0), 2)).check() == []
-
-
-def test_unrelated_base(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"expert b .*was not tuned from base .*cosine of their weights is -?0\.\d"
-    ):
-        Family(tmp_path, a={}, b=drawn(7)).check()
-
-
-def test_another_architecture(tmp_path):
-    with pytest.raises(CheckpointError, match=r"expert a .*its tensors are x\. Its architecture is not the base's"):
-        Family(tmp_path, a=dict.fromkeys(SHAPES) | {"x": torch.ones(2)}).check()
-
-
-def test_base_without_a_parameter(tmp_path):
-    family = Family(tmp_path, a={})
-    saved(tmp_path / "base", {name: tensor for name, tensor in family.base.items() if name != "norm.weight"})
-    with pytest.raises(CheckpointError, match=r"no file holds norm\.weight"):
-        family.check()
-
-
-def test_missing_and_extra_tensors(tmp_path):
-    family = Family(
-        tmp_path,
-        a={"layers.0.bias": None, "head.weight": torch.ones(2, 8), "position_ids": torch.arange(4)},
-    )
-    assert family.check() == [
-        "expert a lacks layers.0.bias: the task vector is zero there",
-        "expert a has head.weight beyond the base: kept aside, not merged",
-    ]
-    assert family.vectors().zero == {("a", "layers.0.bias")}
-
-
-def test_float_buffers_that_differ(tmp_path):
-    family = Family(tmp_path, a={"norm.running_mean": torch.ones(8), "inv_freq": torch.ones(4)})
-    saved(tmp_path / "base", family.base | {"norm.running_mean": torch.zeros(8), "inv_freq": torch.ones(4)})
-    (warning,) = family.check()
-    assert (
-        warning
-        == "expert a differs from the base in norm.running_mean, no parameters of the live model: the base's stay"
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lossy_dtypes(tmp_path, dtype):
-    (warning,) = Family(tmp_path, a={name: t.to(dtype) for name, t in tuned(drawn(0), 1).items()}).check()
-    assert warning.startswith(f"expert a has 4 tensors in {dtype} where the base has float32".replace("torch.", ""))
-
-
-@pytest.mark.parametrize("rows", [3, 40, 5000])
-def test_cosine_of_a_sample_is_near_that_of_all(tmp_path, rows):
-    shapes = {"a": (rows, 200), "b": (7,), "c": (3, 2, 2)}
-    weights, noise = drawn(0, shapes=shapes), drawn(1, shapes=shapes)
-    mixed = {name: tensor + noise[name] for name, tensor in weights.items()}
-    one, two = (open_checkpoint(saved(tmp_path / n, t), shapes) for n, t in (("1", weights), ("2", mixed)))
-    vectors = [torch.cat([t[name].flatten().double() for name in ("a", "c")]) for t in (weights, mixed)]
-    exact = torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0).item()
-    assert weight_cosine(one, two, list(shapes)) == pytest.approx(exact, abs=1e-12 if rows < 1000 else 5e-3)
-    assert weight_cosine(one, two, ["b"]) == 1

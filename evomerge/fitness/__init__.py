@@ -1,1 +1,1 @@
-"""Fitnesses score a live model item by item; objectives make numbers to maximise of it. `base.py` says what a fitness is."""
+"""Fitnesses score a live model item by item; objectives make numbers of it. `base.py` says what a fitness is."""

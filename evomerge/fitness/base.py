@@ -1,8 +1,9 @@
 """What a fitness is: it scores a live model on items and says how each item went; it aggregates nothing.
 
-`prepare(tokenizer, items)` is called once for a split and does everything that does not depend on the weights. The fitness is then called for every
-candidate with the model, what was prepared, and the ids of the items to score. `objectives.py` makes numbers to maximise of its outcome. A fitness
-reads and writes no global random state and caches nothing that depends on the weights.
+`prepare(tokenizer, items)` is called once for a split and does everything that does not depend on the weights. The
+fitness is then called for every candidate with the model, what was prepared, and the ids of the items to score.
+`objectives.py` makes numbers to maximise of its outcome. A fitness reads and writes no global random state and caches
+nothing that depends on the weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evomerge.errors import ConfigError
 from evomerge.items import Item
 
 
@@ -31,7 +33,13 @@ class Outcome:
     forward_seconds: float | None = None
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Return the mean of every metric by task."""
+        """Return the mean of every metric by task.
+
+        Raises:
+            ConfigError: of a task no item was scored, so it has no mean.
+        """
+        if empty := [task for task, ids in self.items.items() if not ids]:
+            raise ConfigError(f"No item of the task {empty[0]} was scored: give it items, or leave the task out.")
         return {
             task: {metric: float(np.mean(values)) for metric, values in metrics.items()}
             for task, metrics in self.results.items()

@@ -1,12 +1,14 @@
-"""Text classification with heads outside the merge: per item, whether the class is right and the log-probability of the label.
+"""Text classification with heads outside the merge: is the class right, and what is the log-probability of the label.
 
-In: texts with labels by task, and a head for each task. Out: the metrics `accuracy` (0 or 1) and `log_probability` (natural logarithm of the label's
-softmax probability; smooth, so it ranks candidates better than accuracy on few items). Texts are tokenised once per split; a set of ids is batched
-once, sorted by length, over all tasks that run the same module, and reused for all candidates that see the same ids.
+In: texts with labels by task, and a head for each task. Out: the metrics `accuracy` (0 or 1) and `log_probability`
+(natural logarithm of the label's softmax probability; smooth, so it ranks candidates better than accuracy on few
+items); both NaN where the model's logits are. Texts are tokenised once per split; a set of ids is batched once, sorted
+by length, over all tasks that run the same module, and reused for all candidates that see the same ids.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +36,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded inputs for one forward pass, and for each task its rows in the batch, their positions among the ids, and their labels."""
+    """Padded inputs for one forward pass; by task its rows, their positions among the ids, and their labels."""
 
     head: str
     inputs: dict[str, Tensor]
@@ -60,7 +62,7 @@ class Classification:
         max_length: texts are cut to so many tokens.
 
     Raises:
-        ConfigError: for sizes below 1.
+        ConfigError: sizes below 1.
     """
 
     metrics = ("accuracy", "log_probability")
@@ -75,10 +77,18 @@ class Classification:
         self._max_length = max_length
 
     def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> Prepared:
-        """Tokenise the items of all tasks, once."""
+        """Tokenise the items of all tasks, once; texts are cut to what model and setting allow.
+
+        Raises:
+            ConfigError: a task has no items, or one without a label.
+        """
         rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]] = {}
+        length = min(self._max_length, tokenizer.model_max_length)
         for task, chosen in items.items():
-            encoded = tokenizer([item.text for item in chosen], truncation=True, max_length=self._max_length)
+            if not chosen or any(item.label < 0 for item in chosen):
+                what = "an item without a label" if chosen else "no items"
+                raise ConfigError(f"The task {task} has {what}: classification needs texts with the index of a class.")
+            encoded = tokenizer([item.text for item in chosen], truncation=True, max_length=length)
             rows[task] = {
                 item.id: (item.label, {name: torch.tensor(values[i]) for name, values in encoded.items()})
                 for i, item in enumerate(chosen)
@@ -101,10 +111,12 @@ class Classification:
             for task, (_, positions, labels) in batch.tasks.items():
                 if labels.max() >= logits[task].shape[1]:
                     raise ConfigError(
-                        f"The task {task} has the label {int(labels.max())}, but its head has {logits[task].shape[1]} classes."
+                        f"The task {task} has the label {int(labels.max())}, but its head has {logits[task].shape[1]} "
+                        f"classes, numbered from 0: give it the head that belongs to these items."
                     )
                 log_probability = torch.log_softmax(logits[task], dim=-1).gather(1, labels[:, None])[:, 0]
-                results[task]["accuracy"][positions] = (logits[task].argmax(-1) == labels).numpy()
+                right = (logits[task].argmax(-1) == labels).double().masked_fill(log_probability.isnan(), math.nan)
+                results[task]["accuracy"][positions] = right.numpy()
                 results[task]["log_probability"][positions] = log_probability.numpy()
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, forward)
 

@@ -3,16 +3,18 @@
     def score(model, tokenizer, items):        # items: {task: [Item(id, text, label), ...]}
         return {task: [a number for each item, higher is better], ...}
 
-It is called for every candidate with the live model, whose weights have just been overwritten; so it must cache nothing that depends on them.
+It is called for every candidate with the live model, whose weights have just been overwritten; so it must cache nothing
+that depends on them.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,45 +53,59 @@ class Custom:
         return _Prepared(tokenizer, {task: {item.id: item for item in chosen} for task, chosen in items.items()})
 
     def __call__(self, model: Any, prepared: _Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
-        """Call the function and check the shape of its answer."""
+        """Call the function, check the shape of its answer, and leave the model in eval mode.
+
+        Raises:
+            ConfigError: the answer is not one number for each item.
+        """
         items = {task: [prepared.items[task][i] for i in chosen] for task, chosen in ids.items()}
-        scores = self._function(model, prepared.tokenizer, items)
-        results = {}
-        for task, chosen in items.items():
-            values = np.asarray(scores[task] if task in scores else [], dtype=np.float64)
-            if values.shape != (len(chosen),):
-                raise ConfigError(
-                    f"{self._name} must return one number for each item: for the task {task} it got {len(chosen)} items and returned "
-                    f"an array of shape {values.shape}. Return {{task: [one float for each item, in order]}}."
-                )
-            results[task] = {"score": values}
+        try:
+            scores = self._function(model, prepared.tokenizer, items)
+        finally:
+            model.eval()
+        results = {task: {"score": self._numbers(scores, task, len(chosen))} for task, chosen in ids.items()}
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results)
+
+    def _numbers(self, scores: Any, task: str, n: int) -> np.ndarray:
+        try:
+            values = np.asarray(scores[task], dtype=np.float64)
+            got = f"an array of shape {values.shape}"
+        except (KeyError, IndexError, TypeError, ValueError):
+            values, got = None, f"no numbers for it, but {scores!r:.100}"
+        if values is None or values.shape != (n,):
+            raise ConfigError(
+                f"{self._name} must return one number for each item: for the task {task} it got {n} items and returned "
+                f"{got}. Return {{task: [one float for each item, in order]}}."
+            )
+        return values
 
 
 def load_function(name: str) -> Function:
     """Import the function that `module:function` or `file.py:function` names.
 
     Raises:
-        ConfigError: the name has another form, or nothing callable is there.
+        ConfigError: the name has another form, the code cannot be imported, or nothing callable is there.
     """
     place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute.isidentifier():
         raise ConfigError(f"'{name}' names no function: write module:function or path/to/file.py:function.")
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if spec is None or spec.loader is None:
-                raise ImportError(place)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except (ImportError, FileNotFoundError) as error:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # whatever the user's code raises
         raise ConfigError(
-            f"'{place}' cannot be imported ({error}). Give a file (path/to/file.py:{attribute}), or a module that Python finds from here."
+            f"'{place}' cannot be imported ({type(error).__name__}: {error}). Give a file that runs by itself "
+            f"(path/to/file.py:{attribute}), or an installed module."
         ) from error
-    function = getattr(module, attribute, None)
+    function: Any = getattr(module, attribute, None)
     if not callable(function):
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
         raise ConfigError(f"{place} has no function {attribute}; it has {public}.")
     return function
+
+
+def _import_file(path: Path) -> ModuleType:
+    module = ModuleType(f"evomerge_custom_{path.stem}")  # a name that hides no other module
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    exec(compile(path.read_bytes(), path, "exec"), vars(module))
+    return module

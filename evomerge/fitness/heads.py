@@ -1,9 +1,11 @@
 """Classification heads, which stay outside the merge.
 
-    FrozenHead   logits = scale · normalise(mean of the last hidden states) · Wᵀ, with W from class names: the zero-shot heads of CLIP and AdaMerging
+    FrozenHead   logits = scale · normalise(mean of the last hidden states) · Wᵀ, with W from class names: the zero-shot
+                 heads of CLIP and AdaMerging
     OwnHead      the head that an expert was fine-tuned with, kept beside the merged backbone
 
-A head says which module to run (`module`) and how to read logits off its output (`logits`). Tasks whose heads run the same module share its batches.
+A head says which module to run (`module`) and how to read logits off its output (`logits`). Tasks whose heads run the
+same module share its batches.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from evomerge.errors import CheckpointError
+from evomerge.live import load_model
 
 
 class Head(Protocol):
@@ -43,6 +44,7 @@ class FrozenHead:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -51,15 +53,15 @@ class FrozenHead:
             pooling = metadata["pooling"]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is no frozen head ({error}): it must be a safetensors file with a tensor `weight` (classes, width) "
-                f"and the metadata pooling=mean and scale, as evomerge.suite.write_head writes it."
+                f"{path} is no frozen head ({error}): it must be a safetensors file with a tensor `weight` (classes, "
+                f"width) and the metadata pooling=mean and scale, as evomerge.suite.write_head writes it."
             ) from error
         if pooling != "mean":
             raise CheckpointError(f"{path} asks for {pooling} pooling; only mean pooling is known.")
 
     def module(self, model: nn.Module) -> nn.Module:
-        """Return the live model itself."""
-        return model
+        """Return the live model, without a head that it may have."""
+        return _backbone(model)
 
     def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
         """Return scaled cosines between the mean hidden state and each class, (len(rows), C)."""
@@ -70,15 +72,16 @@ class FrozenHead:
             self._weight = self._weight.to(pooled.device)
         if self._weight.shape[1] != pooled.shape[1]:
             raise CheckpointError(
-                f"The head has width {self._weight.shape[1]}, the model {pooled.shape[1]}: it was made for another base."
+                f"The head {self._path} has the width {self._weight.shape[1]}, the model {pooled.shape[1]}: "
+                f"it was made for another base."
             )
         return self._scale * pooled @ self._weight.T
 
 
 class OwnHead:
-    """The head of an expert: its whole classifier is loaded, and the parameters that are merged are replaced by the live model's own.
+    """The head of an expert: its whole classifier is loaded, and what is merged is replaced by the live model's own.
 
-    What the base does not have (the classifier, and a pooler that only the expert has) stays the expert's.
+    What is not merged (the classifier, and a pooler that only the expert has) stays the expert's.
 
     Args:
         path: the expert's directory, saved from a model for sequence classification.
@@ -91,7 +94,11 @@ class OwnHead:
         self._view: tuple[nn.Module, nn.Module] | None = None
 
     def module(self, model: nn.Module) -> nn.Module:
-        """Return the expert's classifier over the live model's parameters; the same module every time for the same model."""
+        """Return the expert's classifier over the live model's parameters; the same one every time for the same model.
+
+        Raises:
+            CheckpointError: the directory holds no classifier, or one of another architecture than the live model's.
+        """
         if self._view is None or self._view[0] is not model:
             self._view = (model, self._make_view(model))
         return self._view[1]
@@ -101,26 +108,30 @@ class OwnHead:
         return output.logits[rows].float()
 
     def _make_view(self, model: nn.Module) -> nn.Module:
-        try:
-            with torch.random.fork_rng():
-                loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-                    self._path, local_files_only=True, trust_remote_code=False, output_loading_info=True, dtype="auto"
-                )
-        except (OSError, ValueError, KeyError) as error:
+        merged = {id(parameter) for name, parameter in model.named_parameters() if name in self._merged}
+        live = {name: p for name, p in _backbone(model).named_parameters() if id(p) in merged}
+        first = next(model.parameters())
+        view, fresh = load_model(self._path, "AutoModelForSequenceClassification", first.dtype)
+        own = dict(view.base_model.named_parameters())
+        shared = live.keys() & own.keys()  # a classifier without pooler does not run the base's
+        if not shared or any(own[name].shape != live[name].shape for name in shared):
             raise CheckpointError(
-                f"{self._path} cannot be loaded as a classifier with a head of its own: {str(error).splitlines()[0]}"
-            ) from error
-        view, info = loaded
-        fresh = [name for name in info["missing_keys"] if not name.startswith(f"{view.base_model_prefix}.")]
-        if fresh:
-            raise CheckpointError(
-                f"{self._path} has no classification head of its own ({fresh[0]} is missing). Save the expert from a model for sequence classification, "
-                f"or give the task a frozen head: fitness.tasks.<task>.head=<file>.safetensors."
+                f"{self._path} holds a {type(view).__name__}, which does not run on a {type(model).__name__}. "
+                f"An expert's own head needs an expert of the base's architecture."
             )
-        live = dict(model.named_parameters())
-        for name in self._merged:
+        prefix = f"{view.base_model_prefix}."
+        if lacking := [name for name in fresh if name.removeprefix(prefix) not in shared]:
+            raise CheckpointError(
+                f"{self._path} has no classification head of its own ({lacking[0]} is missing). Save the expert from a "
+                f"model for sequence classification, or give the task a frozen head: fitness.tasks.<task>.head=<file>."
+            )
+        view.to(first.device)
+        for name in shared:
             owner, _, leaf = name.rpartition(".")
-            view.base_model.get_submodule(owner)._parameters[leaf] = live[
-                name
-            ]  # the same object: a merge in place is seen at once
-        return view.to(next(iter(live.values())).device).eval().requires_grad_(False)
+            setattr(view.base_model.get_submodule(owner), leaf, live[name])  # the same object: a merge is seen at once
+        return view
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """Return the part of a transformers model that has no head; another module as it is."""
+    return getattr(model, "base_model", model)

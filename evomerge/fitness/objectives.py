@@ -2,7 +2,8 @@
 
 mean       the weighted mean over tasks of a metric
 worst      the worst task
-normalised either of them on (score - base) / (expert - base), so that a task where experts gain much does not drown the others
+normalised either of them on (score - base) / (expert - base), so that a task where experts gain much does not drown
+           the others
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Objective:
         ends: {task: (score of the base, score of its expert)} on the same items; None to take scores as they are.
 
     Raises:
-        ConfigError: an unknown aggregate, weights that are negative or all zero, or ends that do not differ.
+        ConfigError: an unknown aggregate, negative weights, or an expert that is no better than the base.
     """
 
     metric: str
@@ -41,14 +42,13 @@ class Objective:
     def __post_init__(self) -> None:
         if self.aggregate not in AGGREGATES:
             raise ConfigError(f"objective.aggregate is '{self.aggregate}'; write one of {', '.join(AGGREGATES)}.")
-        if self.weights and (min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0):
-            raise ConfigError(
-                f"objective.weights are {dict(self.weights)}; they must not be negative, and one must be positive."
-            )
+        if self.weights and min(self.weights.values()) < 0:
+            raise ConfigError(f"objective.weights are {dict(self.weights)}; they must not be negative.")
         for task, (base, expert) in (self.ends or {}).items():
-            if abs(expert - base) < 1e-9:
+            if not expert - base > 1e-9:  # an expert below the base would turn the objective round
                 raise ConfigError(
-                    f"The score of the task {task} cannot be normalised: its expert scores like the base ({base:.4f}). Use objective.normalised=false."
+                    f"The score of the task {task} cannot be normalised: its expert scores {expert:.4f}, no better "
+                    f"than the base ({base:.4f}). Use objective.normalised=false, or more items."
                 )
 
     def __call__(self, outcome: Outcome) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -60,7 +60,7 @@ class Objective:
                 for task, score in scores.items()
             }
         if self.aggregate == "worst":
-            return (min(scores.values()),), ()
+            return (float(np.min(list(scores.values()))),), ()  # NaN if one is, which `min` would pass over
         weights = task_weights(self.weights, scores)
         return (sum(weights[task] * score for task, score in scores.items()),), ()
 
@@ -69,7 +69,7 @@ def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object
     """Return the share of each task in the mean: weights over their sum, 1 where none is given.
 
     Raises:
-        ConfigError: a weight names a task that does not exist.
+        ConfigError: a weight names a task that does not exist, or all tasks weigh nothing.
     """
     for name in weights or {}:
         if name not in tasks:
@@ -78,4 +78,6 @@ def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object
                 f"objective.weights names the task '{name}', which is not there. Did you mean '{near[0]}'?"
             )
     raw = np.array([(weights or {}).get(task, 1.0) for task in tasks], dtype=np.float64)
+    if not raw.sum() > 0:
+        raise ConfigError(f"objective.weights are {dict(weights or {})}; the weight of one task must be positive.")
     return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))

@@ -1,7 +1,7 @@
 """Which search items a generation sees: a seeded, stratified subset, the same for all its candidates.
 
-In: the items of each task. Out: ids by task. Items are ordered by class, at random within a class, and every (N/n)-th is taken from a random start:
-each class has its share, and each item the same chance (systematic sampling; Madow 1949).
+In: the items of each task. Out: ids by task. Items are ordered by class, at random within a class, and every (N/n)-th
+is taken from a random start: each class has its share, and each item the same chance (systematic sampling; Madow 1949).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Subset:
     def __init__(self, items: Mapping[str, Sequence[Item]], size: int | None, seed: int, rotate: bool = False) -> None:
         if size is not None and size < len(items):
             raise ConfigError(
-                f"fitness.items is {size}, fewer than one for each of the {len(items)} tasks: write at least {len(items)}."
+                f"fitness.items is {size}, less than one for each of {len(items)} tasks: write at least {len(items)}."
             )
         share = (
             [None] * len(items)

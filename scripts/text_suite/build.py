@@ -69,9 +69,7 @@ def _check_plan(plan: Plan, out: Path) -> None:
     file = out / "plan.json"
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if not file.exists() and strangers:
-        raise SuiteError(
-            f"{out} holds other files ({', '.join(sorted(strangers)[:3])}): choose a new directory as --out"
-        )
+        raise SuiteError(f"{out} holds other files, like {min(strangers)}: choose a new directory as --out")
     if not file.exists():
         _write_json(file, _settings(plan))
     if json.loads(file.read_text(encoding="utf-8")) != _settings(plan):

@@ -1,0 +1,42 @@
+# make demo   a search on real experts, from nothing to a table        make test   the whole test suite
+# make lint   lint, format, types                                      make fast   the tests that take seconds
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# On a busy machine threads that spin while they wait make everything up to three times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test fast lint clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "evomerge needs Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The small form of the text suite (three experts, pip alone), a CMA-ES search on it, and the table of the report split.
+DEMO_SUITE  ?= --small
+DEMO_SEARCH ?= budget=200
+demo: $(VENV)/.run
+	$(BIN)/python scripts/build_suite.py text --out suites/demo $(DEMO_SUITE)
+	$(BIN)/evomerge search model=text model.suite=suites/demo searcher=cmaes space=layer $(DEMO_SEARCH) hydra.run.dir=runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist suites runs .cache
