@@ -159,10 +159,7 @@ def _match_keys(
     shifts = [("", ""), (f"{prefix}.", ""), ("", f"{prefix}.")] if prefix else [("", "")]
     best = max(shifts, key=lambda shift: sum(shifted(key, *shift) in known for key in keys))  # of equals, the first
     found: dict[str, str] = {}  # name -> file key
-    for shift in (
-        best,
-        shifts[0],
-    ):  # heads stand outside the prefix, so what the best shift leaves over is tried as it is
+    for shift in (best, shifts[0]):  # heads stand outside the prefix: what the best shift leaves is tried as it is
         taken = set(found.values())
         for key in keys:
             name = shifted(key, *shift)

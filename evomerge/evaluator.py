@@ -1,14 +1,14 @@
 """The serial evaluator: from points to scored trials, one after the other on one live model.
 
-In: a batch and the indices of its points that have no trial yet. Out: their trials, as they end. It owns merger, fitness and objective, and chooses the
-items of the generation, the same for all its candidates. A bad candidate costs one candidate: an exception, a NaN or a lack of memory becomes a failed
-trial with its error, and the search goes on. Times go to a callback, never into a trial.
+In: a batch and the indices of its points that have no trial yet. Out: their trials, as they end. It owns merger,
+fitness and objective, and chooses the items of the generation, the same for all its candidates. A bad candidate costs
+one candidate: an exception, a NaN or a lack of memory becomes a failed trial with its error, and the search goes on.
+Times go to a callback, never into a trial.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,8 +97,7 @@ class SerialEvaluator:
             outcome = self._score(ids)
             scored = time.perf_counter()
             values, violations = self._objective(outcome)
-            if not all(math.isfinite(value) for value in values):
-                raise ArithmeticError(f"the objective is {values[0]}: some result is not a finite number")
+            _check_finite(outcome, values)
         except ConfigError:
             raise  # the user's mistake, the same for every candidate
         except Exception as error:  # whatever a model or a user's fitness may raise
@@ -112,14 +111,28 @@ class SerialEvaluator:
             violations=violations,
             scores=outcome.scores(),
             items=outcome.items,
-            results={task: {name: np.asarray(v).tolist() for name, v in metrics.items()} for task, metrics in outcome.results.items()},
+            results={
+                task: {name: np.asarray(each).tolist() for name, each in metrics.items()}
+                for task, metrics in outcome.results.items()
+            },
         )
         self._record(Timing(batch.index, index, merged - started, forward, time.perf_counter() - started))
         return trial
 
     def _failed(self, batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        text = re.sub(r"0x[0-9a-fA-F]+", "0x…", f"{type(error).__name__}: {error}".splitlines()[0][:300])  # no addresses in the log
-        logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
+            text = "OutOfMemoryError"  # how much memory was free, and who held the rest, is another number every time
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log
         return Trial(batch, index, "failed", None, items=ids, error=text)
+
+
+def _check_finite(outcome: Outcome, values: tuple[float, ...]) -> None:
+    for task, metrics in outcome.results.items():
+        for metric, results in metrics.items():
+            if bad := int((~np.isfinite(results)).sum()):
+                raise ArithmeticError(f"{metric} of {bad} of {len(results)} items of {task} is not a finite number")
+    if not np.isfinite(values).all():
+        raise ArithmeticError(f"the objective is {values[0]}, not a finite number")

@@ -116,8 +116,8 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
 def _density(density: float, size: int) -> float:
     """The density for which mergekit, too, keeps floor(density * size + 1e-9) elements, as `Ties` does.
 
-    mergekit keeps int(density * size), at least one unless the density is 0: one too many in a small tensor, and one too
-    few where the product falls just short of a whole number (0.29 * 100 is 28.999999999999996).
+    mergekit keeps int(density * size), at least one unless the density is 0: one too many in a small tensor, and one
+    too few where the product falls just short of a whole number (0.29 * 100 is 28.999999999999996).
     """
     keep = math.floor(density * size + 1e-9)
     return density if keep == max(1, int(density * size)) else (keep + 0.5) / size if keep else 0.0
@@ -147,7 +147,7 @@ def _conditions(
         for name in spellings:
             if wanted.setdefault(name, values[parameter]) != values[parameter]:
                 raise ConfigError(f"mergekit export: {name} stands for two tensors with different values ({what}).")
-            if not any(name.endswith(f".{other}") for other in spellings):  # the shorter one finds the longer one too
+            if not any(name.endswith(f".{other}") for other in spellings):  # the shorter matches both
                 leaves[name] = values[parameter]
     for filters in (_prefixes(leaves), leaves):
         ordered = sorted(

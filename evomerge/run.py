@@ -34,6 +34,7 @@ from evomerge.preflight import preflight
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
 from evomerge.search import search
+from evomerge.searchers.base import Elite
 from evomerge.selection import CONSTANTS, choose, paired, summary
 from evomerge.stopping import Budget, Interrupt, StopReason
 from evomerge.trials import TrialLog, read_log
@@ -81,15 +82,20 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         reporter.say(reason.value)
         if reason is StopReason.INTERRUPTED:
             return None
-        incumbents = searcher.incumbents()
+        incumbents = searcher.incumbents() | unfinished(log)
         if not incumbents:
-            raise EvomergeError(
-                f"No candidate could be scored ({log.trials} trials, all incomplete or failed), so there is no winner. "
-                f"See the errors in {log_path}; if the budget is smaller than one generation, raise it."
-            )
+            raise EvomergeError(f"All {log.trials} candidates failed, so there is no winner. The errors stand in {log_path}.")
         result = select(assembly, settings, incumbents, reporter)
         result |= {"stop": reason.name.lower(), "trials": log.trials, "items": {"search": subset.size, **result["items"]}}
     return finish(directory, assembly, settings, result, reporter)
+
+
+def unfinished(log: TrialLog) -> dict[str, np.ndarray]:
+    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it was paid for."""
+    elite = Elite(1)
+    if log.batch is not None and not log.batch.complete:
+        elite.update(log.batch)
+    return {"unfinished": x for x in elite.points().values()}
 
 
 def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset) -> Objective:
@@ -184,7 +190,7 @@ def finish(directory: Path, assembly: Assembly, settings: Mapping[str, Any], res
     _write(directory / "recipe.yaml", recipe.to_yaml())
     try:
         dtype = str(next(assembly.live.model.parameters()).dtype).removeprefix("torch.")
-        _write(directory / "mergekit.yaml", to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype))
+        _write(directory / "mergekit.yaml", to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype, vectors.base.extra, assembly.live.tied))
     except EvomergeError as error:
         (directory / "mergekit.yaml").unlink(missing_ok=True)
         reporter.say(f"No mergekit.yaml: {error}")

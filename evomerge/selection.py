@@ -1,10 +1,12 @@
 """Selection and honest numbers: which incumbent wins, and what it is worth on items that nothing has looked at.
 
-In: per-item outcomes of models on the select and the report split. Out: scores with standard errors, and paired differences on the same items. The
-loop never picks its own winner: the finalists (the searcher's incumbents) are scored on the select split, the best of them is the winner, and it is
-scored once on the report split beside the best constant (itself chosen on select), the experts and the base.
+In: per-item outcomes of models on the select and the report split. Out: scores with standard errors, and paired
+differences on the same items. The loop never picks its own winner: the finalists (the searcher's incumbents) are scored
+on the select split, the best of them is the winner, and it is scored once on the report split beside the best constant
+(itself chosen on select), the experts and the base.
 
-Standard errors: of a task's mean, s/√n over its items; of the weighted mean over tasks, √Σ w² se²; of a difference, the same on per-item differences.
+Standard errors: of a task's mean, s/√n over its items; of the weighted mean over tasks, √Σ w² se²; of a difference, the
+same on per-item differences.
 """
 
 from __future__ import annotations
@@ -40,7 +42,12 @@ def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, floa
     return {"diff": result["mean"], "se": result["se"]}
 
 
-def choose(candidates: Mapping[str, Any], score: Callable[[Any], Outcome], metric: str, weights: Mapping[str, float] | None = None) -> tuple[str, dict[str, float]]:
+def choose(
+    candidates: Mapping[str, Any],
+    score: Callable[[Any], Outcome],
+    metric: str,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[str, dict[str, float]]:
     """Return the name of the best candidate on the select split and the mean of each; the first of equals wins.
 
     Args:

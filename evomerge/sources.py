@@ -1,7 +1,7 @@
 """Where models and tasks come from: a suite, or the user's own directories and files, or both.
 
-In: the settings `model` and `fitness.tasks`. Out: the directories of base and experts, and the tasks with their items and heads. Paths are read here and
-nowhere later.
+In: the settings `model` and `fitness.tasks`. Out: the directories of base and experts, and the tasks with their items
+and heads. Paths are read here and nowhere later.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from evomerge.items import Item, read_items
 from evomerge.pico import build_pico
 from evomerge.suite import Suite, Task, load_suite
 
+TASK_SETTINGS = ("items", "head", "expert", "classes")
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -32,32 +34,37 @@ class Sources:
 
 
 def find_sources(model: ModelConfig, tasks: Any) -> Sources:
-    """Return the directories of base and experts and the tasks, from a suite, from the user's own settings, or from both.
+    """Return the directories of base and experts and the tasks, from a suite, the user's own settings, or both.
 
     Raises:
         ConfigError: something is missing, or a name is unknown.
     """
     suite = _open_suite(Path(model.suite)) if model.suite else None
     experts = OmegaConf.to_container(model.experts) if OmegaConf.is_config(model.experts) else model.experts
-    if suite is not None:
+    experts = experts if experts is None or isinstance(experts, list | dict) else [experts]
+    if suite is not None and experts != []:
         chosen = list(suite.experts) if experts is None else _known(experts, suite.experts, "model.experts")
         found = {name: suite.experts[name] for name in chosen}
         own = {name: task for name, task in suite.tasks.items() if task.expert is None or task.expert in found}
         return Sources(Path(model.base or suite.base), found, own if tasks is None else _tasks(tasks, found))
     if not model.base or not experts:
         raise ConfigError(
-            "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for your own models, "
-            "or model=text for the suite of scripts/build_suite.py, or experiment=smoke for a first look."
+            "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for "
+            "your own models, or model=text for the suite of scripts/build_suite.py, or experiment=smoke for a first "
+            "look."
         )
     if tasks is None:
         raise ConfigError(
             "There are no tasks to score candidates on. Write for example "
-            "'fitness.tasks={a: {items: a.jsonl, classes: [no, yes]}, b: {items: b.jsonl}}': each line of a file is {\"text\": ..., \"label\": ...}."
+            "'fitness.tasks={a: {items: a.jsonl, classes: [no, yes]}, b: {items: b.jsonl}}': each line of a file is "
+            '{"text": ..., "label": ...}.'
         )
-    named = experts if isinstance(experts, dict) else {Path(path).name: path for path in experts}
-    if not isinstance(experts, dict) and len(named) < len(experts):
-        raise ConfigError("Two experts have the same directory name. Name them: 'model.experts={first: path/a, second: other/a}'.")
-    found = {str(name): Path(path) for name, path in named.items()}
+    named = experts if isinstance(experts, dict) else {Path(str(path)).name: path for path in experts}
+    if len(named) < len(experts):
+        raise ConfigError(
+            "Two experts have the same directory name. Name them: 'model.experts={first: path/a, second: other/a}'."
+        )
+    found = {str(name): Path(str(path)) for name, path in named.items()}
     return Sources(Path(model.base), found, _tasks(tasks, found))
 
 
@@ -76,8 +83,9 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
             heads[name] = OwnHead(sources.experts[task.expert], parameters)
         else:
             raise ConfigError(
-                f"The task {name} has no head. Name the expert whose head it uses (fitness.tasks.{name}.expert=one of {', '.join(sources.experts)}) "
-                f"or a file with frozen class embeddings (fitness.tasks.{name}.head=path.safetensors)."
+                f"The task {name} has no head. Name the expert whose head it uses (fitness.tasks.{name}.expert=one of "
+                f"{', '.join(sources.experts)}) or a file with frozen class embeddings "
+                f"(fitness.tasks.{name}.head=path.safetensors)."
             )
     return heads
 
@@ -90,23 +98,34 @@ def _known(names: Any, known: Mapping[str, Any], setting: str) -> list[str]:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            raise ConfigError(f"{setting} names '{name}', which the suite does not have. Did you mean '{near[0]}'? It has {', '.join(known)}.")
+            raise ConfigError(
+                f"{setting} names '{name}', which is not there. Did you mean '{near[0]}'? There is {', '.join(known)}."
+            )
     return list(names)
 
 
-def _tasks(tasks: Mapping[str, Any], experts: Mapping[str, Path]) -> dict[str, Task]:
-    result = {}
-    for name, given in tasks.items():
-        given = {"items": given} if isinstance(given, str) else dict(given)
-        if unknown := set(given) - {"items", "head", "expert", "classes"}:
-            raise ConfigError(f"fitness.tasks.{name} has the setting {', '.join(sorted(unknown))}; there are items, head, expert and classes.")
-        if "items" not in given:
-            raise ConfigError(f"fitness.tasks.{name} has no items: write fitness.tasks.{name}.items=path/to/items.jsonl.")
-        expert = given.get("expert", name if name in experts else None)
-        if expert is not None and expert not in experts:
-            _known([expert], experts, f"fitness.tasks.{name}.expert")
-        head = given.get("head")
-        result[name] = Task(name, Path(given["items"]), Path(head) if head else None, expert, tuple(map(str, given.get("classes", ()))))
-    return result
+def _tasks(tasks: Any, experts: Mapping[str, Path]) -> dict[str, Task]:
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise ConfigError(f"fitness.tasks is {tasks}; write 'fitness.tasks={{name: items.jsonl, ...}}'.")
+    return {str(name): _task(str(name), given, experts) for name, given in tasks.items()}
 
 
+def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
+    setting = f"fitness.tasks.{name}"
+    given = {"items": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{setting} is {given}; write the path of its items, or {{items: ..., expert: ...}}.")
+    if unknown := sorted(set(map(str, given)) - set(TASK_SETTINGS)):
+        near = difflib.get_close_matches(unknown[0], TASK_SETTINGS, n=1, cutoff=0.0)
+        raise ConfigError(
+            f"{setting} has the setting '{unknown[0]}'. Did you mean '{near[0]}'? There are {', '.join(TASK_SETTINGS)}."
+        )
+    if not given.get("items"):
+        raise ConfigError(f"{setting} has no items: write {setting}.items=path/to/items.jsonl.")
+    expert = given.get("expert", name if name in experts else None)
+    if expert is not None:
+        _known([expert], experts, f"{setting}.expert")
+    head, classes = given.get("head"), given.get("classes") or ()
+    if isinstance(classes, str):
+        raise ConfigError(f"{setting}.classes is '{classes}'; write a list of names: '{setting}.classes=[no,yes]'.")
+    return Task(name, Path(given["items"]), Path(head) if head else None, expert, tuple(map(str, classes)))

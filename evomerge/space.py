@@ -158,18 +158,11 @@ def make_space(
     experts, variables = _distinct(experts, "expert"), _bounded(variables, bounds or {})
     if sharing not in SHARING:
         raise SpaceError(unknown("sharing", sharing, SHARING))
-    places, depth_share = _line(groups) if granularity == "line" else ([g.name for g in groups], np.eye(len(groups)))
-    owners, expert_share = experts, np.eye(len(experts))
-    if sharing == "shared":
-        owners, expert_share = ["*"], np.ones((len(experts), 1))
     dead = _dead(groups, experts, zero, sharing)
-    basis = sparse.kron(sparse.csr_array(depth_share), sparse.csr_array(expert_share)).tocsr()
-    basis = sparse.csr_array(basis * ~dead.reshape(-1, 1))  # (G * K, coordinates of one variable before any pattern)
-    basis.eliminate_zeros()
-
-    entries = {v.name: [f"{v.name}/{place}/{owner}" for place in places for owner in owners] for v in variables}
+    basis, coordinates = _basis(groups, experts, granularity == "line", sharing, dead)
+    entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = _held(entries, variables, frozen or {}), _merged(entries, tied or ())
-    alive = np.isin(np.arange(len(places) * len(owners)), basis.indices)
+    alive = np.isin(np.arange(len(coordinates)), basis.indices)
     free = {
         entry: merged.get(entry, entry)
         for names in entries.values()
@@ -182,14 +175,32 @@ def make_space(
             "Nothing is left to search: every coefficient is frozen, by a pattern or because its task vector is zero. "
             "Freeze fewer entries, or check that the experts are not copies of the base."
         )
+    pairs = np.argwhere(dead)
     low, high, matrices, offsets, known = np.empty(len(names)), np.empty(len(names)), {}, {}, dict(held)
     for v in variables:
         choice, constant = _choice(entries[v.name], free, names, held)
         rest = 0.0 if v.name == "weight" else v.start
         matrices[v.name], offsets[v.name] = sparse.csr_array(basis @ choice), basis @ constant + rest * dead.ravel()
         low[choice.indices], high[choice.indices] = v.low, v.high
-        known |= {f"{v.name}/{groups[g].name}/{(owners * len(experts))[k]}": rest for g, k in np.argwhere(dead)}
+        known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else experts[k]}": rest for g, k in pairs}
     return CoefficientSpace(groups, tuple(experts), tuple(variables), names, low, high, known, matrices, offsets)
+
+
+def _basis(
+    groups: Sequence[Group], experts: Sequence[str], line: bool, sharing: str, dead: np.ndarray
+) -> tuple[sparse.csr_array, list[str]]:
+    """The affine map of one variable before any pattern, (G * K, coordinates), and the names of its coordinates."""
+    places, place_shares = [group.name for group in groups], sparse.eye_array(len(groups))
+    if line:
+        depths = np.array([group.depth or 0.0 for group in groups])
+        places, place_shares = ["shallow", "deep"], np.stack([1.0 - depths, depths], axis=1)
+    owners, owner_shares = (
+        (["*"], np.ones((len(experts), 1))) if sharing == "shared" else (experts, np.eye(len(experts)))
+    )
+    basis = sparse.csr_array(sparse.kron(sparse.csr_array(place_shares), owner_shares))
+    basis = sparse.csr_array(sparse.diags_array((~dead).ravel().astype(np.float64)) @ basis)
+    basis.eliminate_zeros()
+    return basis, [f"{place}/{owner}" for place in places for owner in owners]
 
 
 def _choice(
@@ -201,12 +212,6 @@ def _choice(
     columns = [column[free[entries[i]]] for i in rows]
     choice = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(entries), len(names)))
     return choice, np.array([held.get(entry, 0.0) for entry in entries])
-
-
-def _line(groups: Sequence[Group]) -> tuple[list[str], np.ndarray]:
-    """LiNeS' two ends and their share in every group, (G, 2)."""
-    depth = np.array([group.depth or 0.0 for group in groups])
-    return ["shallow", "deep"], np.stack([1.0 - depth, depth], axis=1)
 
 
 def _dead(

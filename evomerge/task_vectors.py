@@ -182,7 +182,7 @@ def _subtract(
         shape = base.shape(parameter)
         before = scratch[: len(part)].view(shape).copy_(base.tensor(parameter))
         delta = part.view(shape).copy_(expert.tensor(parameter)).sub_(before)
-        largest = float(torch.linalg.vector_norm(delta, math.inf))
+        largest = float(torch.linalg.vector_norm(delta, math.inf)) if len(part) else 0.0
         if not math.isfinite(largest):
             who, at = (f"expert {name}", expert) if torch.isfinite(before).all() else ("the base", base)
             raise CheckpointError(

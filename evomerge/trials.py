@@ -116,6 +116,7 @@ class TrialLog:
     Attributes:
         trials: how many trials the loop has seen so far.
         items: how many item evaluations they cost.
+        batch: the batch that the loop asked for last, or None.
 
     Raises:
         LogError: another process writes to it, it is damaged, or it belongs to another search.
@@ -131,7 +132,7 @@ class TrialLog:
         self._pending: list[dict[str, Any]] = []  # logged lines that the loop has not reached yet
         self._foreign = False  # whether the line that is being replayed was written by another kind of machine
         self._header_due = False  # whether the next line to write needs a header before it
-        self._batch: Batch | None = None
+        self.batch: Batch | None = None
 
     def __enter__(self) -> TrialLog:
         self._pending = self._journal.open()
@@ -161,27 +162,27 @@ class TrialLog:
         line = self._next("ask")
         if line is None:
             self._write({"kind": "ask", "batch": batch.index, "points": batch.points.tolist()})
-            self._batch = Batch(batch.index, batch.points)
-            return self._batch
+            self.batch = Batch(batch.index, batch.points)
+            return self.batch
         logged = Batch(batch.index, np.array(line["points"], dtype=np.float64))
         self._verify(batch, logged)
-        self._batch = logged
+        self.batch = logged
         while (record := self._next("trial")) is not None:
             self._take(logged, record)
         return logged
 
     def append(self, trial: Trial) -> None:
         """Write the result of one point of the current batch; what is not finite is written, and told, as None."""
-        if self._batch is None or trial.batch != self._batch.index:
+        if self.batch is None or trial.batch != self.batch.index:
             raise LogError(
-                f"A trial of batch {trial.batch} came while batch {self._batch and self._batch.index} is evaluated."
+                f"A trial of batch {trial.batch} came while batch {self.batch and self.batch.index} is evaluated."
             )
         record = {"kind": "trial", **_finite(asdict(trial))}
         if None in (record["values"] or ()):
             error = trial.error or f"the objective is {trial.values}, which is not finite"
             record |= {"status": "failed", "values": None, "error": error}
         self._write(record)
-        self._take(self._batch, record)
+        self._take(self.batch, record)
 
     def tell(self, batch: Batch) -> None:
         """Write that a batch is complete, unless the log says so already."""

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from evomerge.errors import SpaceError
 from evomerge.groups import GRANULARITIES, make_groups
 
-SMALL = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+SMALL: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
 MODELS = {
     "bert": lambda: tf.BertModel(tf.BertConfig(vocab_size=20, **SMALL)),
     "gpt2": lambda: tf.GPT2LMHeadModel(

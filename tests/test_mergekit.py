@@ -43,13 +43,10 @@ def recipe_on(granularity, parameters, method="linear", seed=0, paths=("base", "
     return Recipe(Source(paths[0], "ab" * 32), experts, {"name": method, **options}, granularity, coefficients)
 
 
-def resolve(text, name, variable="weight"):
-    """What mergekit takes for a tensor, per model: the first filter that is a part of its name (its config.py)."""
-    models = yaml.safe_load(text)["models"]
-    return [
-        next(entry["value"] for entry in model["parameters"][variable] if entry.get("filter", "") in name)
-        for model in models
-    ]
+def resolver(text, variable="weight"):
+    """name -> what mergekit takes for it, per model: the first filter that is a part of the name (its config.py)."""
+    settings = [model["parameters"][variable] for model in yaml.safe_load(text)["models"]]
+    return lambda name: [next(entry["value"] for entry in s if entry.get("filter", "") in name) for s in settings]
 
 
 def test_golden_file():
@@ -66,10 +63,10 @@ def test_golden_file():
 def test_every_tensor_resolves_to_our_coefficient_under_both_of_its_names(granularity, keys):
     recipe = recipe_on(granularity, BERT)
     text = to_mergekit(recipe, keys, BERT, "float32", extra=("cls.weight",))
-    values = recipe.per_parameter(BERT)["weight"]
+    values, resolve = recipe.per_parameter(BERT)["weight"], resolver(text)
     for name, key in keys.items():
-        assert resolve(text, name) == resolve(text, key) == [values["a"][name], values["b"][name]]
-    assert resolve(text, "cls.weight") == resolve(text, "something.else") == [0.0, 0.0]
+        assert resolve(name) == resolve(key) == [values["a"][name], values["b"][name]]
+    assert resolve("cls.weight") == resolve("something.else") == [0.0, 0.0]
 
 
 def test_filters_are_as_short_as_they_can_be():
@@ -95,10 +92,11 @@ def test_whatever_the_names_the_writer_never_lies(sizes, extra):
     extra -= set(shapes)
     recipe = recipe_on("tensor", shapes)
     text = to_mergekit(recipe, {name: name for name in shapes}, shapes, "float32", extra=extra)
+    resolve = resolver(text)
     for name in shapes:
-        assert resolve(text, name) == list(recipe.coefficients["weight"][name].values())
+        assert resolve(name) == list(recipe.coefficients["weight"][name].values())
     for name in extra:
-        assert resolve(text, name) == [0.0, 0.0]
+        assert resolve(name) == [0.0, 0.0]
 
 
 def test_names_that_cannot_be_told_apart_are_refused():
@@ -119,8 +117,8 @@ def test_tied_names_follow_their_source_and_missing_parameters_are_left_out():
     keys = {name: name for name in shapes if name != "pooler.w"}
     tied = {"lm_head.weight": "model.embed_tokens.weight"}
     text = to_mergekit(recipe, keys, shapes, "float32", tied=tied)
-    assert resolve(text, "lm_head.weight") == list(recipe.coefficients["weight"]["embeddings"].values())
-    assert resolve(text, "pooler.w") == [0.0, 0.0]
+    assert resolver(text)("lm_head.weight") == list(recipe.coefficients["weight"]["embeddings"].values())
+    assert resolver(text)("pooler.w") == [0.0, 0.0]
 
 
 def test_document():
@@ -151,10 +149,10 @@ def test_ties_keeps_as_many_elements_as_ours():
     assert document["parameters"]["normalize"] is True
     kept = {}
     for name, shape in shapes.items():
-        density, n = resolve(text, name, "density")[0], int(np.prod(shape))
+        density, n = resolver(text, "density")(name)[0], int(np.prod(shape))
         kept[name] = 0 if density <= 0 else max(1, int(density * n))
     assert kept == {"h.0.w": 29, "h.1.w": 0, "h.1.v": 250, "ln_f.weight": 1}
-    assert resolve(text, "h.1.v", "density")[0] == 0.1
+    assert resolver(text, "density")("h.1.v")[0] == 0.1
 
 
 def test_dare_ties_says_that_the_masks_differ():

@@ -66,6 +66,17 @@ def test_identical_expert_is_zero_and_stores_nothing(tmp_path):
     assert list(vectors.experts) == ["same", "other"]
 
 
+def test_parameters_without_elements_or_without_a_file(tmp_path):
+    shapes = {"empty": (0, 3), "scalar": ()}
+    tensors = {"empty": torch.ones(0, 3), "scalar": torch.tensor(1.0)}
+    base = open_checkpoint(saved(tmp_path / "base", tensors), shapes)
+    a = open_checkpoint(saved(tmp_path / "a", tensors | {"scalar": torch.tensor(3.0)}), shapes)
+    b = open_checkpoint(saved(tmp_path / "b", {"head": torch.ones(2)}), shapes)
+    vectors = task_vectors(base, {"a": a, "b": b}, shapes, tmp_path / "cache")
+    assert vectors.zero == {("a", "empty"), ("b", "empty"), ("b", "scalar")}
+    assert torch.equal(vectors.delta("a", "scalar"), torch.tensor(2.0))
+
+
 def test_deltas_by_live_name_whatever_the_files_call_them(tmp_path):
     config = BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50, num_labels=3

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -94,13 +94,13 @@ def load_function(name: str) -> Function:
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
             f"'{place}' cannot be imported ({type(error).__name__}: {error}). Give a file that runs by itself "
-            f"(path/to/file.py:{attribute}), or an installed module."
+            f"(path/to/file.py:{attribute}), or a module that Python finds from here."
         ) from error
-    function: Any = getattr(module, attribute, None)
+    function = getattr(module, attribute, None)
     if not callable(function):
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
         raise ConfigError(f"{place} has no function {attribute}; it has {public}.")
-    return function
+    return cast(Function, function)
 
 
 def _import_file(path: Path) -> ModuleType:

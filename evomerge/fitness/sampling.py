@@ -54,7 +54,7 @@ class Subset:
         chosen = {}
         for number, (task, items) in enumerate(self._items.items()):
             rng = np.random.default_rng([self._seed, generation if self._rotate else 0, number])
-            order = np.lexsort((rng.random(len(items)), [item.label for item in items]))
+            order = np.lexsort((rng.random(len(items)), np.array([item.label for item in items])))
             n = self._share[task]
             picked = order[np.floor((rng.random() + np.arange(n)) * len(items) / n).astype(int)] if n else order[:0]
             chosen[task] = [items[i].id for i in sorted(picked)]

@@ -1,0 +1,389 @@
+"""What holds for every fitness: a matrix of fitnesses and properties. Heads have tests of their own in test_heads.py."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.assembly import Assembly
+from evomerge.errors import ConfigError
+from evomerge.fitness.base import Fitness, Outcome
+from evomerge.fitness.classification import Classification
+from evomerge.fitness.custom import Custom, load_function
+from evomerge.items import UNLABELED, Item
+from evomerge.sources import make_heads
+from tests.classifiers import assemble_classifiers, save_classifiers
+
+CLASSIFICATION = ("frozen", "own", "own-pooler", "mixed")
+FITNESSES = (*CLASSIFICATION, "file", "module")
+USER_CODE = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class Settings:
+    sign: float = 1.0
+
+def score(model, tokenizer, items):
+    return {task: [one(model, tokenizer, item.text) for item in chosen] for task, chosen in items.items()}
+
+def one(model, tokenizer, text):
+    hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+    return Settings().sign * hidden.mean(1)[0, :8].abs().mean().item()
+"""
+EXACT = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sums in their last digits
+
+
+def score(model, tokenizer, items):
+    """The user's own function of the case `module`."""
+    return load_function(f"{FILES[0]}:score")(model, tokenizer, items)
+
+
+FILES: list[str] = []
+
+
+@dataclass
+class Case:
+    """A fitness on an assembled live model, and a few items of each task."""
+
+    assembly: Assembly
+    make: Callable[..., Any]
+    items: dict[str, list[Item]]
+
+    def __post_init__(self) -> None:
+        self.model, self.tokenizer = self.assembly.live.model, self.assembly.live.tokenizer
+        self.ids = {task: [item.id for item in chosen] for task, chosen in self.items.items()}
+        self.fitness: Fitness = self.make()
+        self.prepared = self.fitness.prepare(self.tokenizer, self.items)
+
+    def score(self, ids: dict[str, Any] | None = None) -> Outcome:
+        return self.fitness(self.model, self.prepared, self.ids if ids is None else ids)
+
+    def merge(self, *weights: float) -> None:
+        self.assembly.merger.apply(self.assembly.coefficients(np.array(weights)))
+
+
+@pytest.fixture(scope="module")
+def cases(pico_suite, assembly, tmp_path_factory) -> Callable[[str], Case]:
+    """Make the cases, each once."""
+    path = tmp_path_factory.mktemp("fitness")
+    (path / "mine.py").write_text(USER_CODE)
+    FILES[:] = [str(path / "mine.py")]
+    for name in ("own", "own-pooler"):
+        save_classifiers(path / name, pico_suite, pooler=name == "own-pooler")
+
+    @cache
+    def case(name: str) -> Case:
+        parts = assembly
+        if name in ("own", "own-pooler", "mixed"):
+            directory = path / ("own" if name == "mixed" else name)
+            parts = assemble_classifiers(directory, pico_suite, frozen="trees" if name == "mixed" else None)
+        makers = {
+            "file": lambda: Custom(FILES[0] + ":score"),
+            "module": lambda: Custom(f"{__name__}:score"),
+        }
+        heads = make_heads(parts.sources, parts.vectors.parameters)
+        make = makers.get(name, lambda **settings: Classification(heads, **{"batch_size": 8, **settings}))
+        return Case(parts, make, {task: chosen[:12] for task, chosen in parts.items["search"].items()})
+
+    return case
+
+
+@pytest.fixture(params=FITNESSES)
+def case(request, cases):
+    yield cases(request.param)
+    cases(request.param).assembly.merger.restore()
+
+
+@pytest.fixture(params=CLASSIFICATION)
+def classification(request, cases):
+    yield cases(request.param)
+    cases(request.param).assembly.merger.restore()
+
+
+def assert_close(one: Outcome, other: Outcome, **tolerances: float) -> None:
+    assert {task: list(metrics) for task, metrics in one.results.items()} == {
+        task: list(metrics) for task, metrics in other.results.items()
+    }
+    for task, metrics in one.results.items():
+        for metric, values in metrics.items():
+            np.testing.assert_allclose(values, other.results[task][metric], **(tolerances or EXACT), err_msg=task)
+
+
+def flat(outcome: Outcome, metric: str) -> np.ndarray:
+    return np.concatenate([metrics[metric] for metrics in outcome.results.values()])
+
+
+def test_scores_follow_the_weights_and_nothing_else(case):
+    metric = case.fitness.metrics[-1]
+    base = case.score()
+    assert_close(base, case.score(), atol=0, rtol=0)
+    case.merge(0.6, 0.6, 0.6)
+    merged = case.score()
+    for task in case.ids:
+        assert np.abs(base.results[task][metric] - merged.results[task][metric]).min() > 0
+    case.merge(1, 0, 0)
+    assert not np.allclose(flat(merged, metric), flat(case.score(), metric))
+    case.merge(0.6, 0.6, 0.6)
+    assert_close(merged, case.score(), atol=0, rtol=0)
+    case.assembly.merger.restore()
+    assert_close(base, case.score(), atol=0, rtol=0)
+
+
+def test_every_item_has_its_own_result_and_nothing_is_aggregated(case):
+    outcome = case.score()
+    assert dict(outcome.items) == case.ids
+    assert list(outcome.results) == list(case.ids)
+    for metrics in outcome.results.values():
+        assert tuple(metrics) == case.fitness.metrics
+        for values in metrics.values():
+            assert (type(values), values.dtype, values.shape) == (np.ndarray, np.float64, (12,))
+            assert np.isfinite(values).all()
+    assert len(np.unique(flat(outcome, case.fitness.metrics[-1]))) > 30
+    means = outcome.scores()
+    assert means["trees"] == {name: values.mean() for name, values in outcome.results["trees"].items()}
+
+
+def test_results_do_not_depend_on_the_items_scored_along(case):
+    everything = case.score()
+    some = {task: ids[5::3] for task, ids in case.ids.items() if task != "animals"}
+    outcome = case.score(some)
+    assert dict(outcome.items) == some
+    expected = {task: {m: v[5::3] for m, v in everything.results[task].items()} for task in some}
+    assert_close(outcome, Outcome(some, expected))
+    alone = case.score({"metals": case.ids["metals"][3:4]})
+    assert_close(alone, Outcome({}, {"metals": {m: v[3:4] for m, v in everything.results["metals"].items()}}))
+
+
+def test_results_come_in_the_order_of_the_ids(case):
+    everything, order = case.score(), np.random.default_rng(0).permutation(12)
+    shuffled = {task: tuple(case.ids[task][i] for i in order) for task in reversed(case.ids)}
+    outcome = case.score(shuffled)
+    assert outcome.items == {task: list(ids) for task, ids in shuffled.items()}
+    expected = {task: {m: v[order] for m, v in everything.results[task].items()} for task in shuffled}
+    assert_close(outcome, Outcome({}, expected))
+
+
+def test_an_id_belongs_to_its_task(case):
+    one, two = case.items["animals"][0], case.items["trees"][1]
+    items = {"animals": [Item("same", one.text, one.label)], "trees": [Item("same", two.text, two.label)]}
+    prepared = case.fitness.prepare(case.tokenizer, items)
+    outcome = case.fitness(case.model, prepared, {task: ["same"] for task in items})
+    assert_close(outcome, case.score({"animals": [one.id], "trees": [two.id]}))
+
+
+def test_global_random_states_stay_as_they_are(case):
+    before = global_states()
+    fitness = case.make()
+    fitness(case.model, fitness.prepare(case.tokenizer, case.items), case.ids)
+    assert global_states() == before
+
+
+def global_states() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()  # noqa: NPY002
+
+
+def test_the_model_stays_in_eval_mode_and_without_gradients(case):
+    case.score()
+    assert not any(module.training for module in case.model.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in case.model.parameters())
+
+
+def test_a_task_without_items_has_no_results_and_no_score(case):
+    outcome = case.score({"animals": [], "trees": case.ids["trees"]})
+    assert [values.shape for values in outcome.results["animals"].values()] == [(0,)] * len(case.fitness.metrics)
+    expected = case.score({"trees": case.ids["trees"]})
+    assert_close(Outcome({}, {"trees": outcome.results["trees"]}), expected)
+    with pytest.raises(ConfigError, match="No item of the task animals was scored"):
+        outcome.scores()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_the_batch_size_does_not_matter(classification, batch_size):
+    fitness = classification.make(batch_size=batch_size)
+    prepared = fitness.prepare(classification.tokenizer, classification.items)
+    assert_close(fitness(classification.model, prepared, classification.ids), classification.score())
+
+
+def test_metrics_are_those_of_the_softmax(classification):
+    results = classification.score().results
+    for task, metrics in results.items():
+        right, log_probability = metrics["accuracy"], metrics["log_probability"]
+        classes = len(classification.assembly.sources.tasks[task].classes) or (3 if task == "animals" else 4)
+        assert set(right) <= {0.0, 1.0}
+        assert (log_probability < 0).all()
+        assert (np.exp(log_probability[right == 1]) >= 1 / classes).all()  # the likeliest class
+        assert (np.exp(log_probability[right == 0]) <= 0.5).all()
+
+
+def test_texts_are_tokenised_once(classification):
+    calls = []
+
+    class Counting:
+        pad_token_id, model_max_length = classification.tokenizer.pad_token_id, 20
+
+        def __call__(self, texts, **kwargs):
+            calls.append(texts)
+            return classification.tokenizer(texts, **kwargs)
+
+    prepared = classification.fitness.prepare(Counting(), classification.items)
+    for ids in (classification.ids, {"trees": classification.ids["trees"][:3]}, classification.ids):
+        classification.fitness(classification.model, prepared, ids)
+    assert sorted(sum(calls, [])) == sorted(item.text for chosen in classification.items.values() for item in chosen)
+
+
+def test_batches_are_made_once_for_the_same_ids(classification, monkeypatch):
+    padded = []
+    pad = torch.nn.utils.rnn.pad_sequence
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", lambda *a, **k: padded.append(1) or pad(*a, **k))
+    prepared = classification.fitness.prepare(classification.tokenizer, classification.items)
+    classification.fitness(classification.model, prepared, classification.ids)
+    assert padded
+    padded.clear()
+    first = classification.fitness(classification.model, prepared, {t: tuple(i) for t, i in classification.ids.items()})
+    assert not padded
+    fewer = classification.fitness(classification.model, prepared, {"trees": classification.ids["trees"][:3]})
+    assert padded
+    again = classification.fitness(classification.model, prepared, classification.ids)
+    assert_close(first, again, atol=0, rtol=0)
+    assert_close(fewer, classification.score({"trees": classification.ids["trees"][:3]}))
+
+
+def test_texts_are_sorted_by_length_over_the_tasks_of_a_module(cases):
+    lengths = []
+    case = cases("frozen")
+    hook = case.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["attention_mask"].sum(1).tolist()), with_kwargs=True
+    )
+    with hook:
+        case.fitness(case.model, case.fitness.prepare(case.tokenizer, case.items), case.ids)
+    assert [len(batch) for batch in lengths] == [8, 8, 8, 8, 4]
+    assert sum(lengths, []) == sorted(sum(lengths, []))
+
+
+def test_a_text_is_cut_to_what_model_and_setting_allow(classification):
+    item = classification.items["trees"][0]
+    long = Item("long", " ".join([item.text] * 30), item.label)
+    prepared = classification.fitness.prepare(classification.tokenizer, {"trees": [long]})
+    assert np.isfinite(
+        classification.fitness(classification.model, prepared, {"trees": ["long"]}).scores()["trees"]["accuracy"]
+    )
+    fitness = classification.make(max_length=5)
+    short = Item("short", " ".join(item.text.split()[:3]), item.label)
+    prepared = fitness.prepare(classification.tokenizer, {"trees": [item, short]})
+    values = fitness(classification.model, prepared, {"trees": [item.id, "short"]}).results["trees"]["log_probability"]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+def test_a_label_that_the_head_does_not_have(classification):
+    items = {"trees": [*classification.items["trees"][:2], Item("x", "some ant", 7)]}
+    prepared = classification.fitness.prepare(classification.tokenizer, items)
+    ids = {"trees": [item.id for item in items["trees"]]}
+    with pytest.raises(ConfigError, match="The task trees has the label 7, but its head has 4 classes"):
+        classification.fitness(classification.model, prepared, ids)
+
+
+@pytest.mark.parametrize(
+    ("items", "what"), [([Item("x", "some ant", UNLABELED)], "an item without a label"), ([], "no items")]
+)
+def test_items_without_labels_and_tasks_without_items_are_refused_first(classification, items, what):
+    with pytest.raises(ConfigError, match=f"The task trees has {what}"):
+        classification.fitness.prepare(classification.tokenizer, {"trees": items})
+
+
+def test_logits_that_are_no_numbers_make_no_right_answers(classification):
+    classification.merge(float("nan"), 0, 0)
+    assert np.isnan(flat(classification.score(), "accuracy")).all()
+    assert np.isnan(flat(classification.score(), "log_probability")).all()
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"max_length": 0}])
+def test_sizes_below_one(settings):
+    with pytest.raises(ConfigError, match=r"must both be at least 1"):
+        Classification({}, **settings)
+
+
+# the user's own function
+
+
+def custom(tmp_path, body: str, name: str = "score") -> Custom:
+    (tmp_path / "mine.py").write_text(f"def score(model, tokenizer, items):\n    {body}\n")
+    return Custom(f"{tmp_path}/mine.py:{name}")
+
+
+def test_a_function_sees_model_tokenizer_and_items_in_order(cases, tmp_path):
+    case = cases("frozen")
+    fitness = custom(
+        tmp_path, "return {t: [len(i.text) + i.label + len(tokenizer) for i in c] for t, c in items.items()}"
+    )
+    outcome = fitness(case.model, fitness.prepare(case.tokenizer, case.items), {"trees": case.ids["trees"][::-1]})
+    expected = [len(item.text) + item.label + len(case.tokenizer) for item in case.items["trees"][::-1]]
+    assert outcome.results["trees"]["score"].tolist() == expected
+
+
+def test_a_function_that_leaves_the_model_in_training_mode(cases, tmp_path):
+    case = cases("frozen")
+    for body in ("model.train(); return {t: [0] * len(c) for t, c in items.items()}", "model.train(); raise OSError"):
+        fitness = custom(tmp_path, body)
+        try:
+            fitness(case.model, fitness.prepare(case.tokenizer, case.items), case.ids)
+        except OSError:
+            pass
+        assert not any(module.training for module in case.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return {t: [0.5] for t in items}", r"the task animals it got 12 items and returned an array of shape \(1,\)"),
+        ("return {'trees': [0] * 12}", "animals it got 12 items and returned no numbers for it"),
+        ("return {t: 0.5 for t in items}", r"an array of shape \(\)"),
+        ("return {t: ['good'] * 12 for t in items}", "returned no numbers for it, but {'animals'"),
+        ("return None", "returned no numbers for it, but None"),
+        ("return 0.5", "returned no numbers for it, but 0.5"),
+    ],
+)
+def test_answers_of_another_form_are_refused(cases, tmp_path, body, message):
+    fitness = custom(tmp_path, body)
+    case = cases("frozen")
+    with pytest.raises(ConfigError, match=message) as error:
+        fitness(case.model, fitness.prepare(case.tokenizer, case.items), case.ids)
+    assert str(error.value).endswith("Return {task: [one float for each item, in order]}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("score", "'score' names no function: write module:function or path/to/file.py:function"),
+        ("mine.py:", "names no function"),
+        (":score", "names no function"),
+        ("{path}/mine.py:scores", r"mine\.py has no function scores; it has score"),
+        ("{path}/mine.py:NUMBER", r"mine\.py has no function NUMBER"),
+        ("{path}/none.py:score", r"none\.py' cannot be imported \(FileNotFoundError"),
+        ("{path}/typo.py:score", r"typo\.py' cannot be imported \(SyntaxError: .*Give a file that runs by itself"),
+        ("{path}/fails.py:score", r"fails\.py' cannot be imported \(ZeroDivisionError"),
+        ("no.such.module:score", r"'no\.such\.module' cannot be imported \(ModuleNotFoundError"),
+    ],
+)
+def test_functions_that_cannot_be_found(tmp_path, name, message):
+    (tmp_path / "mine.py").write_text("NUMBER = 3\ndef score(model, tokenizer, items): ...\n")
+    (tmp_path / "typo.py").write_text("def score(:\n")
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=message):
+        Custom(name.format(path=tmp_path))
+
+
+def test_a_file_hides_no_module(tmp_path):
+    (tmp_path / "json.py").write_text("def score(model, tokenizer, items): ...\n")
+    load_function(f"{tmp_path}/json.py:score")
+    import json
+
+    assert json.dumps({}) == "{}"
