@@ -24,6 +24,8 @@ from evomerge.merger import Merger
 from evomerge.methods import Method
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
+from evomerge.searchers.base import Searcher
+from evomerge.searchers.warm import WarmStart
 from evomerge.sources import Sources, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
@@ -113,30 +115,38 @@ def open_sources(sources: Sources, live: LiveModel, cache: Path, reporter: Repor
     return open_one(sources.base), {name: open_one(path) for name, path in sources.experts.items()}
 
 
-def start_point(start: Any, space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-    """Return the point that a search starts from.
+def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> Searcher:
+    """Return the searcher, with the warm start that `start` asks for.
 
     Args:
-        start: None for the method's default, a number (a constant), the text `1/K`, or the path of a recipe.
-        space: where the point lies.
+        settings: of the search; `start` is `constants`, a number, the text `1/K`, or the path of a recipe.
+        space: where it searches.
         parameters: name -> shape, to carry a recipe over to other groups.
 
     Raises:
-        ConfigError: it is none of these, or the recipe has other experts.
+        ConfigError: `start` is none of these, or the searcher's settings do not fit the space.
     """
-    if start is None:
-        return space.start({})
-    if isinstance(start, int | float) and not isinstance(start, bool):
-        return space.start({"weight": float(start)})
+
+    def make(start: np.ndarray) -> Searcher:
+        return build(settings["searcher"], "searcher", space=space, start=start, seed=settings["seed"])
+
+    start = settings["start"]
+    if start == "constants":
+        searcher = make(space.start({}))  # also where constants are tried first: settings that do not fit are refused now
+        return searcher if space.dim == 1 else WarmStart(space, make)
     if start == "1/K":
-        return space.start({"weight": 1 / len(space.experts)})
+        return make(space.start({"weight": 1 / len(space.experts)}))
+    if isinstance(start, int | float) and not isinstance(start, bool):
+        return make(space.start({"weight": float(start)}))
     if not isinstance(start, str) or not Path(start).is_file():
-        raise ConfigError(f"start={start} is no number, not 1/K and no recipe file: write start=0.4, start=1/K or start=runs/<name>/recipe.yaml.")
+        raise ConfigError(
+            f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, start=1/K or start=runs/<name>/recipe.yaml."
+        )
     known = Recipe.from_yaml(Path(start).read_text()).on_groups(space.groups, space.experts, parameters)
-    return space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
+    return make(space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known}))
 
 
-def describe(assembly: Assembly, settings: Mapping[str, Any], start: np.ndarray) -> dict[str, Any]:
+def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes this search this search: names and hashes, no paths. It is the identity of the trial log."""
     fitness = {name: value for name, value in settings["fitness"].items() if name not in ("tasks", "select_items", "report_items")}
     if "function" in fitness:
@@ -152,7 +162,7 @@ def describe(assembly: Assembly, settings: Mapping[str, Any], start: np.ndarray)
         "searcher": settings["searcher"],
         "fitness": fitness,
         "objective": settings["objective"],
-        "start": _digest(start.tolist()),
+        "start": _start_identity(settings["start"]),
         "seed": settings["seed"],
     }
 
@@ -161,6 +171,12 @@ def _bounds(bounds: Any) -> dict[str, tuple[float, float]]:
     if not isinstance(bounds or {}, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in (bounds or {}).values()):
         raise ConfigError(f"space.bounds is {bounds}; write the lower and the upper bound of a variable: 'space.bounds={{weight: [0, 1.5]}}'.")
     return {name: (float(low), float(high)) for name, (low, high) in (bounds or {}).items()}
+
+
+def _start_identity(start: Any) -> Any:
+    """Return a start without its path: a recipe by its content."""
+    path = Path(start) if isinstance(start, str) else None
+    return f"recipe {_digest(path.read_text())}" if path is not None and path.is_file() else start
 
 
 def _digest(value: Any) -> str:

@@ -73,7 +73,7 @@ class SearchConfig:
     seed: int = 1
     budget: int = 200
     budget_items: int | None = None
-    start: Any = None
+    start: Any = "constants"
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = None
     space: SpaceConfig = field(default_factory=SpaceConfig)

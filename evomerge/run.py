@@ -21,8 +21,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 import evomerge
-from evomerge.assembly import Assembly, assemble, describe, start_point
-from evomerge.config import SearchConfig, build, check
+from evomerge.assembly import Assembly, assemble, describe, make_searcher
+from evomerge.config import SearchConfig, check
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer, SerialEvaluator, Timing
 from evomerge.fingerprint import fingerprint
@@ -65,14 +65,13 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         return done
     with reporter.bars():
         assembly = assemble(config, reporter)
-    start = start_point(config.start, assembly.space, assembly.vectors.parameters)
-    searcher = build(settings["searcher"], "searcher", space=assembly.space, start=start, seed=config.seed)
+    searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     subset = Subset(assembly.items["search"], settings["fitness"]["items"], config.seed, settings["fitness"]["rotate"])
     score = Scorer(assembly.live.model, assembly.fitness, assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]))
     objective = make_objective(assembly, settings, score, subset)
     preflight(assembly, config, subset, score, objective, reporter)
 
-    with Interrupt() as interrupt, TrialLog(log_path, describe(assembly, settings, start), fingerprint()) as log:
+    with Interrupt() as interrupt, TrialLog(log_path, describe(assembly, settings), fingerprint()) as log:
         _write(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         evaluate = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, _recorder(directory / "timings.jsonl"))
         past = [line for line in read_log(log_path) if line["kind"] == "trial"]

@@ -63,6 +63,7 @@ def choose(
 def _weighted(values: Mapping[str, np.ndarray], weights: Mapping[str, float] | None) -> dict[str, Any]:
     share = task_weights(weights, values)
     means = {task: float(np.mean(v)) for task, v in values.items()}
-    variances = {task: float(np.var(v, ddof=1)) / len(v) if len(v) > 1 else math.nan for task, v in values.items()}
+    with np.errstate(invalid="ignore"):  # infinite results have no variance
+        variances = {task: float(np.var(v, ddof=1)) / len(v) if len(v) > 1 else math.nan for task, v in values.items()}
     mean = sum(share[task] * means[task] for task in values)
     return {"mean": mean, "se": math.sqrt(sum(share[task] ** 2 * variances[task] for task in values)), "tasks": means}

@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Trial:
     violations: tuple[float, ...] = ()
     scores: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     items: Mapping[str, list[str]] = field(default_factory=dict)
-    results: Mapping[str, Mapping[str, list[float | None]]] = field(default_factory=dict)
+    results: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -177,7 +177,7 @@ class TrialLog:
             raise LogError(
                 f"A trial of batch {trial.batch} came while batch {self.batch and self.batch.index} is evaluated."
             )
-        record = {"kind": "trial", **_finite(asdict(trial))}
+        record = {"kind": "trial", **_finite(vars(trial))}
         if None in (record["values"] or ()):
             error = trial.error or f"the objective is {trial.values}, which is not finite"
             record |= {"status": "failed", "values": None, "error": error}

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from evomerge.assembly import assemble, describe, start_point
-from evomerge.config import CONF, build, register
+from evomerge.assembly import assemble, describe, make_searcher
+from evomerge.config import CONF, register
 from evomerge.evaluator import Scorer, SerialEvaluator
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.objectives import Objective
@@ -35,12 +36,10 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
     """Run a search of `pairs` candidates and return `{"case", "items", "overhead", "overhead_seconds", ...}`."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = [f"model.suite={suite}", "model=text", f"fitness.items={items}", f"searcher={searcher}", f"space={space}"]
-        config = compose("search", overrides=settings)
+        config = compose("search", [f"model.suite={suite}", "model=text", f"fitness.items={items}", f"searcher={searcher}", f"space={space}"])
     assembly = assemble(config, Reporter())
-    start = start_point(None, assembly.space, assembly.vectors.parameters)
-    plain_settings: Any = {group: dict(config[group]) for group in ("searcher", "method", "fitness", "space", "objective")}
-    propose = build(plain_settings["searcher"], "searcher", space=assembly.space, start=start, seed=1)
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    propose = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     subset = Subset(assembly.items["search"], items, 1)
     score = Scorer(assembly.live.model, assembly.fitness, assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]))
     ids = subset(0)
@@ -63,8 +62,7 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
             plain.append(mark - started)
 
     with tempfile.TemporaryDirectory() as directory:
-        identity = describe(assembly, {**plain_settings, "seed": 1}, start)
-        with TrialLog(Path(directory) / "trials.jsonl", identity, fingerprint()) as log:
+        with TrialLog(Path(directory) / "trials.jsonl", describe(assembly, settings), fingerprint()) as log:
             mark = time.perf_counter()
             search(propose, interleaved, log, Budget(pairs + 3))
     candidates, plain = candidates[3:], plain[3:]  # the first ones warm up

@@ -162,7 +162,7 @@ def test_a_full_disk(tiny_disk: Path, undisturbed: dict[str, bytes], tmp_path: P
 
 def other_cpu(kind: str) -> dict[str, str]:
     """Environment variables with which a process takes this machine for an older one."""
-    features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])  # pyright: ignore
+    features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])  # pyright: ignore[reportOptionalSubscript, reportCallIssue]
     variables = {"blas": {"OPENBLAS_CORETYPE": "Nehalem"}, "numpy": {"NPY_DISABLE_CPU_FEATURES": " ".join(features)}}
     if (kind != "blas" and not features) or (kind != "numpy" and "openblas" not in str(fingerprint()["blas"])):
         pytest.skip("the kernels of this build of numpy cannot be chosen from outside")
@@ -187,8 +187,8 @@ def test_a_search_moves_to_another_kind_of_cpu_and_back(
         path = tmp_path / f"{name}.jsonl"
         records, here = list(read_log(path)), [json.loads(line) for line in undisturbed[name].splitlines()]
         headers = [record for record in records if record["kind"] == "header"]
-        assert [header["fingerprint"] for header in headers][0] == fingerprint()
         assert len(headers) == 2
+        assert headers[0]["fingerprint"] == fingerprint()
         assert headers[0]["fingerprint"] != headers[1]["fingerprint"]
         points, expected = asked(records), asked(here)
         assert points.shape == expected.shape
@@ -219,7 +219,7 @@ def test_the_command_itself_is_killed_and_resumed(pico_suite: Suite, tmp_path: P
     whole = (tmp_path / "whole" / "trials.jsonl").read_bytes()
     rng = random.Random("moments of the command")
 
-    for share in (0.0, 0.1, 0.4, 0.7, 0.99):
+    for share in (0.0, 0.3, 0.99):
         goal = share * len(whole)
         with started(command("killed"), said, {**os.environ}) as process:
             wait_until(lambda: size(log) >= goal or process.poll() is not None, "the next trials", patience)  # noqa: B023

@@ -17,6 +17,7 @@ from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.grid import Grid
 from evomerge.searchers.random import Random
 from evomerge.searchers.tpe import Tpe
+from evomerge.searchers.warm import CONSTANTS, WarmStart
 from evomerge.space import CoefficientSpace
 from evomerge.trials import Batch, Trial
 from tests.helpers import box, sphere
@@ -30,9 +31,11 @@ SEARCHERS: dict[str, Make] = {
     "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
     "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
     "random": lambda space, seed: Random(space, space.start({}), seed),
+    "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
+    "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
 }
-SOLVERS = {"cmaes": (400, 1e-3), "cmaes-diagonal": (400, 1e-3), "cmaes-popsize": (400, 1e-3), "tpe": (150, 0.05), "tpe-batch": (150, 0.05)}
+SOLVERS = {"cmaes": (400, 1e-3), "cmaes-diagonal": (400, 1e-3), "cmaes-popsize": (400, 1e-3), "tpe": (150, 0.05), "tpe-batch": (150, 0.05), "warm-cmaes": (400, 1e-3), "warm-tpe": (150, 0.05)}
 
 
 @pytest.fixture(params=SEARCHERS, ids=str)
@@ -178,6 +181,23 @@ def test_protocol_errors(make: Make) -> None:
         searcher.tell(batch)
     with pytest.raises(RuntimeError, match="batch 9"):
         searcher.tell(Batch(9, batch.points))
+
+
+def test_a_warm_start_begins_at_the_best_constant() -> None:
+    space = box(4)
+    starts: list[np.ndarray] = []
+
+    def make_inner(start: np.ndarray) -> Searcher:
+        starts.append(start)
+        return Random(space, start, 1)
+
+    searcher = WarmStart(space, make_inner)
+    first = answer(searcher.ask(), sphere)
+    assert first.points.tolist() == [[c] * 4 for c in CONSTANTS]
+    searcher.tell(first)
+    assert starts[0].tolist() in ([0.6] * 4, [0.8] * 4)  # equally near to 0.7
+    assert searcher.ask().points[0].tolist() == starts[0].tolist()
+    assert "constant" in searcher.incumbents()
 
 
 def test_grid_covers_the_range_once() -> None:

@@ -82,3 +82,9 @@ def test_another_format_is_refused(directory):
     (directory / "suite.json").write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(SuiteError, match="has suite format 2, this version reads 1"):
         load_suite(directory)
+
+
+def test_the_same_head_is_the_same_bytes(tmp_path):
+    for name in "abcdefgh":
+        write_head(tmp_path / name, torch.eye(2, 4))
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1

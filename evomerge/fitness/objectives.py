@@ -42,8 +42,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.aggregate not in AGGREGATES:
             raise ConfigError(f"objective.aggregate is '{self.aggregate}'; write one of {', '.join(AGGREGATES)}.")
-        if self.weights and min(self.weights.values()) < 0:
-            raise ConfigError(f"objective.weights are {dict(self.weights)}; they must not be negative.")
+        if not all(0 <= weight < np.inf for weight in (self.weights or {}).values()):
+            raise ConfigError(f"objective.weights are {dict(self.weights or {})}; write finite numbers, none negative.")
         for task, (base, expert) in (self.ends or {}).items():
             if not expert - base > 1e-9:  # an expert below the base would turn the objective round
                 raise ConfigError(

@@ -152,7 +152,7 @@ FULL = Plan(
 )
 SMALL = Plan(
     tasks=(
-        TextTask("r8", ORANGE, _table_pair("reuters-r8"), R8, steps=60, lr=2e-4),
+        TextTask("r8", ORANGE, _table_pair("reuters-r8"), R8, steps=60, lr=4e-4),
         TextTask("ng20", ORANGE, _table_pair("20newsgroups"), NEWSGROUPS, steps=24, lr=1e-4),
         TextTask("tweets", ORANGE, _tweets, TWEETS, steps=24, lr=1e-4),
     ),

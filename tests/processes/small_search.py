@@ -1,7 +1,8 @@
 """A small search through the real log and the real loop, for tests that run it in processes of their own and kill them.
 
-`play` is the search; `attempt` is what a child process runs, with the accidents that it is to meet; as a script it plays
-in a fresh interpreter: `python -m tests.processes.small_search DIRECTORY SEARCHER...`, each with DIRECTORY/SEARCHER.jsonl.
+`play` is the search; `attempt` is what a child process runs, with the accidents that it is to meet; as a script it
+plays in a fresh interpreter, `python -m tests.processes.small_search DIRECTORY SEARCHER...`, and the log of each is
+DIRECTORY/SEARCHER.jsonl.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Evaluator:
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
         for index in missing:
-            time.sleep(self._seconds)
+            if self._seconds:
+                time.sleep(self._seconds)
             if (7 * batch.index + index) % 9 == 8:
                 yield Trial(batch.index, index, "failed", None, items={"t": ["a", "b"]}, error="RuntimeError: no luck")
             else:
