@@ -26,7 +26,7 @@ from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.warm import WarmStart
-from evomerge.sources import Sources, find_sources, make_heads, read_split
+from evomerge.sources import Sources, find_sources, head_identity, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
 
@@ -151,12 +151,11 @@ def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
     fitness = {name: value for name, value in settings["fitness"].items() if name not in ("tasks", "select_items", "report_items")}
     if "function" in fitness:
         fitness["function"] = Path(fitness["function"]).name
-    tasks = assembly.sources.tasks
     return {
         "base": assembly.vectors.base.sha256,
         "experts": {name: expert.sha256 for name, expert in assembly.vectors.experts.items()},
         "items": {task: _digest([item.id for item in items]) for task, items in assembly.items["search"].items()},
-        "heads": {name: hashlib.sha256(task.head.read_bytes()).hexdigest() if task.head else task.expert for name, task in tasks.items()},
+        "heads": {name: head_identity(task) for name, task in assembly.sources.tasks.items()},
         "method": settings["method"],
         "space": {"coordinates": _digest([assembly.space.names, assembly.space.low.tolist(), assembly.space.high.tolist()]), **settings["space"]},
         "searcher": settings["searcher"],

@@ -96,8 +96,10 @@ class SerialEvaluator:
             merged = time.perf_counter()
             outcome = self._score(ids)
             scored = time.perf_counter()
+            _check(outcome, ids)
             values, violations = self._objective(outcome)
-            _check_finite(outcome, values)
+            if not np.isfinite(values).all():
+                raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
         except ConfigError:
             raise  # the user's mistake, the same for every candidate
         except Exception as error:  # whatever a model or a user's fitness may raise
@@ -129,10 +131,10 @@ class SerialEvaluator:
         return Trial(batch, index, "failed", None, items=ids, error=text)
 
 
-def _check_finite(outcome: Outcome, values: tuple[float, ...]) -> None:
+def _check(outcome: Outcome, ids: dict[str, list[str]]) -> None:
+    if dict(outcome.items) != ids:
+        raise ValueError("the fitness scored other items than it was asked to")
     for task, metrics in outcome.results.items():
         for metric, results in metrics.items():
             if bad := int((~np.isfinite(results)).sum()):
                 raise ArithmeticError(f"{metric} of {bad} of {len(results)} items of {task} is not a finite number")
-    if not np.isfinite(values).all():
-        raise ArithmeticError(f"the objective is {values[0]}, not a finite number")

@@ -26,7 +26,6 @@ from evomerge.config import SearchConfig, check
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer, SerialEvaluator, Timing
 from evomerge.fingerprint import fingerprint
-from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.mergekit import to_mergekit
@@ -35,7 +34,7 @@ from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
 from evomerge.search import search
 from evomerge.searchers.base import Elite
-from evomerge.selection import CONSTANTS, choose, paired, summary
+from evomerge.selection import score_experts, select
 from evomerge.stopping import Budget, Interrupt, StopReason
 from evomerge.trials import TrialLog, read_log
 
@@ -84,7 +83,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         incumbents = searcher.incumbents() | unfinished(log)
         if not incumbents:
             raise EvomergeError(f"All {log.trials} candidates failed, so there is no winner. The errors stand in {log_path}.")
-        result = select(assembly, settings, incumbents, reporter)
+        result = select(assembly, settings, incumbents, Path(config.model.cache), reporter)
         result |= {"stop": reason.name.lower(), "trials": log.trials, "items": {"search": subset.size, **result["items"]}}
     return finish(directory, assembly, settings, result, reporter)
 
@@ -109,58 +108,6 @@ def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Score
         best = score_experts(assembly, score, ids).scores()
         ends = {task: (base[task][metric], best[task][metric]) for task in ids}
     return Objective(metric, given["aggregate"], given["weights"], ends)
-
-
-def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
-    """Score each task's items with its own expert, and put the base back."""
-    items: dict[str, list[str]] = {}
-    results: dict[str, Mapping[str, np.ndarray]] = {}
-    for k, expert in enumerate(assembly.space.experts):
-        mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
-        if mine:
-            one_hot = {"weight": np.eye(len(assembly.space.experts))[k], "density": np.array(1.0)}
-            shape = (len(assembly.space.groups), len(assembly.space.experts))
-            assembly.merger.apply({variable.name: np.broadcast_to(one_hot[variable.name], shape) for variable in assembly.space.variables})
-            outcome = score(mine)
-            items |= outcome.items
-            results |= outcome.results
-    assembly.merger.restore()
-    return Outcome({task: items[task] for task in ids if task in items}, {task: results[task] for task in ids if task in items})
-
-
-def select(assembly: Assembly, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray], reporter: Reporter) -> dict[str, Any]:
-    """Choose the winner on the select split and score it once on the report split, beside best constant, experts and base."""
-    fitness, weights = settings["fitness"], settings["objective"]["weights"]
-    metric, model, tokenizer = fitness["report_metric"], assembly.live.model, assembly.live.tokenizer
-    scorers, ids = {}, {}
-    for split, size in (("select", fitness["select_items"]), ("report", fitness["report_items"])):
-        ids[split] = Subset(assembly.items[split], size, settings["seed"])(0)
-        scorers[split] = Scorer(model, assembly.fitness, assembly.fitness.prepare(tokenizer, assembly.items[split]))
-
-    def scored(coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
-        assembly.merger.apply(coefficients)
-        return scorers[split](ids[split])
-
-    weight = next(variable for variable in assembly.space.variables if variable.name == "weight")
-    low, high = (settings["space"]["bounds"] or {}).get("weight", (weight.low, weight.high))
-    constants = {str(c): assembly.coefficients(np.full(len(assembly.space.experts), c)) for c in CONSTANTS if low <= c <= high}
-    finalists = {name: assembly.space.decode(x) for name, x in incumbents.items()}
-    with reporter.working(f"choosing the winner among {len(finalists)} finalists on the select split"):
-        constant, constant_scores = choose(constants, lambda c: scored(c, "select"), metric, weights)
-        winner, finalist_scores = choose(finalists, lambda c: scored(c, "select"), metric, weights)
-    with reporter.working("scoring the winner on the report split"):
-        outcomes = {"best_constant": scored(constants[constant], "report"), "winner": scored(finalists[winner], "report")}
-        assembly.merger.restore()
-        outcomes |= {"base": scorers["report"](ids["report"]), "experts": score_experts(assembly, scorers["report"], ids["report"])}
-    order = [name for name in ("base", "experts", "best_constant", "winner") if outcomes[name].results]
-    return {
-        "report": {name: summary(outcomes[name], metric, _present(weights, outcomes[name])) for name in order},
-        "paired": {"winner_vs_best_constant": paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
-        "metric": metric,
-        "select": {"winner": winner, "finalists": finalist_scores, "constant": constant, "constants": constant_scores},
-        "items": {split: sum(map(len, chosen.values())) for split, chosen in ids.items()},
-        "coefficients": {name: values.tolist() for name, values in finalists[winner].items()},
-    }
 
 
 def finish(directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -226,10 +173,6 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
     difference = result["paired"]["winner_vs_best_constant"]
     reporter.say(f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± {difference['se']:.4f} (paired)")
     reporter.say(f"recipe, mergekit.yaml and all trials: {os.path.relpath(result['directory'])}")
-
-
-def _present(weights: Mapping[str, float] | None, outcome: Outcome) -> dict[str, float] | None:
-    return {task: w for task, w in weights.items() if task in outcome.results} if weights else None
 
 
 def _recorder(path: Path) -> Any:

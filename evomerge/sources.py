@@ -7,6 +7,7 @@ and heads. Paths are read here and nowhere later.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,11 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
                 f"(fitness.tasks.{name}.head=path.safetensors)."
             )
     return heads
+
+
+def head_identity(task: Task) -> str | None:
+    """Return what a task's head is, without its path: the hash of a frozen head, or the name of the expert whose own head it is."""
+    return hashlib.sha256(task.head.read_bytes()).hexdigest() if task.head else task.expert
 
 
 def _open_suite(path: Path) -> Suite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification, BertModel
@@ -13,6 +14,15 @@ from evomerge.finetune import save_model
 from evomerge.progress import Reporter
 from evomerge.suite import Suite
 from tests.helpers import compose
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On models so small threads only wait for each other, much longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def save_classifiers(path: Path, suite: Suite, pooler: bool) -> None:
@@ -53,6 +63,7 @@ def assemble_classifiers(path: Path, suite: Suite, frozen: str | None = None) ->
             f"model.base={path / 'base'}",
             f"model.experts=[{','.join(str(path / name) for name in suite.tasks)}]",
             f"model.cache={path / 'cache'}",
+            "model.device=cpu",
             f"fitness.tasks={{{', '.join(tasks)}}}",
         ),
         Reporter(),

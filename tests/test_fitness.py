@@ -20,7 +20,7 @@ from evomerge.fitness.classification import Classification
 from evomerge.fitness.custom import Custom, load_function
 from evomerge.items import UNLABELED, Item
 from evomerge.sources import make_heads
-from tests.classifiers import assemble_classifiers, save_classifiers
+from tests.classifiers import assemble_classifiers, one_thread, save_classifiers  # noqa: F401
 
 CLASSIFICATION = ("frozen", "own", "own-pooler", "mixed")
 FITNESSES = (*CLASSIFICATION, "file", "module")
@@ -37,7 +37,7 @@ def score(model, tokenizer, items):
     return {task: [one(model, tokenizer, item.text) for item in chosen] for task, chosen in items.items()}
 
 def one(model, tokenizer, text):
-    hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+    hidden = model(**tokenizer(text, return_tensors="pt").to(model.device)).last_hidden_state
     return Settings().sign * hidden.mean(1)[0, :8].abs().mean().item()
 """
 EXACT = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sums in their last digits
@@ -70,15 +70,6 @@ class Case:
 
     def merge(self, *weights: float) -> None:
         self.assembly.merger.apply(self.assembly.coefficients(np.array(weights)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models so small threads only wait for each other, much longer on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_devices_that_are_not_there(pico_suite, device):
 
 
 def test_a_class_that_the_architecture_does_not_have(pico_suite):
-    with pytest.raises(CheckpointError, match="cannot load .*base as AutoModelForImageClassification: Unrecognized"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*base as AutoModelForImageClassification: Unrecognized"):
         load_live(pico_suite.base, "AutoModelForImageClassification")
 
 
@@ -173,11 +173,11 @@ def test_a_config_of_the_wrong_type(base):
 
 def test_a_config_of_other_weights(base):
     configure(base, intermediate_size=48)
-    with pytest.raises(
-        CheckpointError, match=r"its files hold encoder\.layer\.0\.intermediate\.dense\.bias with the"
-    ) as error:
+    message = (
+        r"intermediate\.dense\.bias with the shape \(64,\), its config\.json asks for \(48,\)\. Put the config\.json"
+    )
+    with pytest.raises(CheckpointError, match=message):
         load_live(base, device="cpu")
-    assert "the shape (64,), its config.json asks for (48,). Put the config.json back" in str(error.value)
 
 
 @pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]])
@@ -186,9 +186,7 @@ def test_a_base_without_a_tokenizer(base, left):
     for file in base.glob("tokenizer*"):
         if file.name not in left:
             file.unlink()
-    with pytest.raises(
-        CheckpointError, match="has no tokenizer that transformers can load: .*Save the base's tokenizer"
-    ):
+    with pytest.raises(CheckpointError, match=r"no tokenizer that transformers can load: .*Save the base's tokenizer"):
         load_live(base, device="cpu")
 
 

@@ -88,7 +88,7 @@ def test_signals_of_schedulers_end_cleanly(
     name: str, number: signal.Signals, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     path, whole = tmp_path / "trials.jsonl", undisturbed[name]
-    with forked(attempt, path, name, 0.05, None, None) as process:
+    with forked(attempt, path, name, 0.02, None, None) as process:
         wait_until(lambda: size(path) > len(whole) // 4, "a few trials")
         os.kill(process.pid or 0, signal.SIGSTOP)  # so that this process may count at leisure
         before = len(list(read_log(path)))

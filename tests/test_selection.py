@@ -115,26 +115,22 @@ def test_one_item_has_no_standard_error():
 
 
 def test_the_best_is_chosen_and_each_is_scored_once():
-    scored = []
+    values, scored = {"low": 0.1, "high": 0.9, "middle": 0.4}, []
 
-    def score(values):
-        scored.append(values)
-        return outcome(a=values, b=[0.5])
+    def score(name):
+        scored.append(name)
+        return outcome(a=[values[name]], b=[0.5])
 
-    name, means = choose({"low": [0.1], "high": [0.9], "middle": [0.4]}, score, "m")
-    assert (name, means) == ("high", {"low": 0.3, "high": 0.7, "middle": 0.45})
-    assert scored == [[0.1], [0.9], [0.4]]
-    assert choose({"low": [0.1], "high": [0.9]}, score, "m", {"a": 0})[0] == "low"  # the first of equals
+    assert choose(values, score, "m") == ("high", {"low": 0.3, "high": 0.7, "middle": 0.45})
+    assert scored == ["low", "high", "middle"]
+    assert choose(["low", "high"], score, "m", {"a": 0})[0] == "low"  # the first of equals
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_chosen(bad):
-    def score(value):
-        return outcome(a=[value, value])
-
+    values = {"bad": bad, "low": -5.0, "high": -4.0}
     for names in (["bad", "low", "high"], ["low", "high", "bad"]):
-        values = {"bad": bad, "low": -5.0, "high": -4.0}
-        assert choose({name: values[name] for name in names}, score, "m")[0] == "high"
+        assert choose(names, lambda name: outcome(a=[values[name]] * 2), "m")[0] == "high"
 
 
 def test_constants_are_those_that_people_try():

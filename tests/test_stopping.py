@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -50,7 +51,7 @@ def test_a_lowered_budget_has_nothing_left() -> None:
 @pytest.mark.parametrize(
     ("arguments", "name"), [((0,), "trials"), ((-3,), "trials"), ((1, 0), "items"), ((1, 1, 0), "items_per_trial")]
 )
-def test_a_budget_that_is_not_positive_is_refused(arguments: tuple[int, ...], name: str) -> None:
+def test_a_budget_that_is_not_positive_is_refused(arguments: tuple[Any, ...], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"budget of {name} is -?\d, but it must be at least 1: write"):
         Budget(*arguments)
 

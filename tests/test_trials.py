@@ -1,15 +1,12 @@
-"""The trial log: what was written comes back, crashes and damage at every byte, other searches, other machines."""
+"""The trial log: what was written comes back, other searches, other machines, numbers that are not finite, budgets."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import random
-import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,9 @@ from hypothesis import strategies as st
 from evomerge.errors import LogError, ReplayMismatch
 from evomerge.search import search
 from evomerge.searchers.base import Searcher
-from evomerge.searchers.random import Random
 from evomerge.stopping import Budget
 from evomerge.trials import Batch, Trial, TrialLog, read_log
-from tests.helpers import box, sphere
+from tests.helpers import box
 from tests.processes.small_search import NAMES, Evaluator, play
 from tests.test_searchers import SEARCHERS
 
@@ -43,21 +39,6 @@ def small(path: Path, name: str = "random", trials: int = 20) -> bytes:
     """Play a search to its end, or resume it, and return what its log holds."""
     play(path, name, trials, machine=A)
     return path.read_bytes()
-
-
-SPACE = box(2)
-
-
-def tiny(path: Path) -> bytes:
-    """As `small`, with every kind of line in as few bytes as can be, for tests that go through all of them."""
-    with TrialLog(path, IDENTITY, A) as log:
-        search(Random(SPACE, SPACE.start({}), 3, batch=2), evaluate_tiny, log, Budget(5))
-    return path.read_bytes()
-
-
-def evaluate_tiny(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-    for index in missing:
-        yield Trial(batch.index, index, "ok", (sphere(batch.points[index]),))
 
 
 def seal(records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -95,7 +76,7 @@ trials = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trial=trials, points=st.lists(st.lists(numbers, min_size=2, max_size=2), min_size=1, max_size=3))
 def test_what_was_written_comes_back_to_the_last_bit(path: Path, trial: Trial, points: list[list[float]]) -> None:
     path.unlink(missing_ok=True)
@@ -115,16 +96,7 @@ def test_what_was_written_comes_back_to_the_last_bit(path: Path, trial: Trial, p
     assert path.read_bytes() == data
 
 
-def test_a_crash_at_every_byte(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
-    whole = tiny(path)
-    assert [whole.count(kind) for kind in (b'"header"', b'"ask"', b'"trial"', b'"tell"')] == [1, 3, 5, 2]
-    for length in range(len(whole) + 1):
-        path.write_bytes(whole[:length])
-        assert tiny(path) == whole, length
-
-
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_crash_anywhere_for_every_searcher(path: Path, name: str, share: float) -> None:
@@ -134,52 +106,12 @@ def test_a_crash_anywhere_for_every_searcher(path: Path, name: str, share: float
     assert small(path, name) == whole
 
 
-def test_a_flipped_byte_is_never_silent(path: Path) -> None:
-    """Every byte of a log, each changed into another one; the ends of lines into many, other ends of lines too."""
-    whole, rng = tiny(path), random.Random(0)
-    ends = [ord("\n") ^ ord(other) for other in "\r\v\f\x1c\x85"]
-    for position, byte in enumerate(whole):
-        for change in [rng.randrange(1, 256)] if byte != ord("\n") else [*ends, *rng.sample(range(1, 256), 8)]:
-            damaged = bytearray(whole)
-            damaged[position] ^= change
-            path.write_bytes(damaged)
-            if position == len(whole) - 1:  # the last line has no end, as if it had been cut off: it is computed again
-                assert tiny(path) == whole
-                continue
-            with pytest.raises(LogError, match="does not match its checksum") as caught, TrialLog(path, {}, A):
-                pass
-            number = whole[:position].count(b"\n") + 1
-            assert f"Line {number} of {path}" in str(caught.value)
-            assert f"head -n {number - 1} trials.jsonl" in str(caught.value)
-            assert path.read_bytes() == damaged
-
-
-def test_the_way_out_of_damage_that_the_message_names(path: Path) -> None:
-    whole = small(path)
-    lines = whole.splitlines(keepends=True)
-    message = refused(path, b"".join([*lines[:7], lines[7].replace(b"1", b"2"), *lines[8:]]))
-    kept = int(re.findall(r"head -n (\d+)", message)[0])
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
-    assert small(path) == whole
-
-
-def test_edited_logs_are_refused(path: Path) -> None:
-    lines = small(path).splitlines(keepends=True)
-    for i in range(len(lines) - 1):
-        without, swapped, twice = lines[:i] + lines[i + 1 :], lines[:], lines[: i + 1] + lines[i:]
-        swapped[i : i + 2] = swapped[i + 1], swapped[i]
-        for edited in (without, swapped, twice):
-            assert re.search(r"Line \d+ of .* was\s+damaged or edited", refused(path, b"".join(edited)))
-    assert "Line 1 of" in refused(path, b"these are\nmy notes\n")
-    records = list(read_log_bytes(path, lines))
+def test_falsified_logs_are_refused(path: Path) -> None:
+    small(path)
+    records = list(read_log(path))
     assert "does not begin with a header" in refused(path, seal(records[1:]))
     assert "`trial` where `ask` was expected" in refused(path, seal([records[0], records[-1]]))
     assert "has format 99" in refused(path, seal([{**records[0], "format": 99}]))
-
-
-def read_log_bytes(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
-    path.write_bytes(b"".join(lines))
-    return list(read_log(path))
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"kind":"tri'], ids=["whole", "torn"])
@@ -301,15 +233,6 @@ def test_a_log_that_moved_there_and_back_goes_on(path: Path, caplog: pytest.LogC
     assert moved(path, 1e-8, 60, B).startswith(drifted)
 
 
-def test_a_second_opener_is_refused(path: Path) -> None:
-    with TrialLog(path, IDENTITY, A):
-        for _ in range(2):
-            with pytest.raises(LogError, match="Another process is working on the run"), TrialLog(path, IDENTITY, A):
-                pass
-    with TrialLog(path, IDENTITY, A):
-        pass
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float64("nan")], ids=str)
 def test_what_is_not_finite_never_reaches_the_file(path: Path, bad: float) -> None:
     """And what the searcher is told is what a replay will tell it."""
@@ -334,34 +257,6 @@ def test_what_is_not_finite_never_reaches_the_file(path: Path, bad: float) -> No
         again = log.begin(batch)
     assert again.trials == told.trials
     assert told.values.tolist() == [-math.inf, 1.0, -math.inf]
-
-
-def test_every_line_is_on_the_disk_before_anything_acts_on_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[bytes] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_bytes()))
-    batch = Batch(0, np.zeros((1, 2)))
-    with TrialLog(path, IDENTITY, A) as log:
-        steps = (lambda: log.begin(batch), lambda: log.append(Trial(0, 0, "ok", (1.0,))), lambda: log.tell(batch))
-        for kind, step in zip(("ask", "trial", "tell"), steps, strict=True):
-            step()
-            assert synced[-1] == path.read_bytes()
-            assert json.loads(synced[-1].splitlines()[-1])["kind"] == kind
-
-
-def test_a_disk_that_fails_leaves_the_log_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    batch = Batch(0, np.zeros((2, 2)))
-    with TrialLog(path, IDENTITY, A) as log:
-        log.begin(batch)
-        log.append(Trial(0, 0, "ok", (1.0,)))
-        before = path.read_bytes()
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(LogError, match=r"No space left on device\. What was written before is safe\. Make room"):
-            log.append(Trial(0, 1, "ok", (1.0,)))
-        assert path.read_bytes() == before
-        assert log.trials == 1
 
 
 def test_a_trial_of_another_batch_is_refused(path: Path) -> None:
