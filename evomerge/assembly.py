@@ -65,7 +65,11 @@ class Assembly:
     def coefficients(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return coefficients with the given weights, (K,) for all groups, and every other variable at its start."""
         shape = (len(self.space.groups), len(self.space.experts))
-        others = {variable.name: np.full(shape, variable.start) for variable in self.space.variables if variable.name != "weight"}
+        others = {
+            variable.name: np.full(shape, variable.start)
+            for variable in self.space.variables
+            if variable.name != "weight"
+        }
         return {"weight": np.broadcast_to(weights, shape), **others}
 
 
@@ -102,11 +106,15 @@ def assemble(config: SearchConfig, reporter: Reporter) -> Assembly:
     fitness: Fitness = build(settings["fitness"], "fitness", **({} if heads is None else {"heads": heads}))
     for name in ("metric", "report_metric"):
         if settings["fitness"][name] not in fitness.metrics:
-            raise ConfigError(f"fitness.{name} is '{settings['fitness'][name]}'; this fitness gives {', '.join(fitness.metrics)}.")
+            raise ConfigError(
+                f"fitness.{name} is '{settings['fitness'][name]}'; this fitness gives {', '.join(fitness.metrics)}."
+            )
     return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
 
 
-def open_sources(sources: Sources, live: LiveModel, cache: Path, reporter: Reporter) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+def open_sources(
+    sources: Sources, live: LiveModel, cache: Path, reporter: Reporter
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """Open the files of base and experts, seen through the live model's parameters."""
 
     def open_one(path: Path) -> Checkpoint:
@@ -115,7 +123,9 @@ def open_sources(sources: Sources, live: LiveModel, cache: Path, reporter: Repor
     return open_one(sources.base), {name: open_one(path) for name, path in sources.experts.items()}
 
 
-def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> Searcher:
+def make_searcher(
+    settings: Mapping[str, Any], space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]
+) -> Searcher:
     """Return the searcher, with the warm start that `start` asks for.
 
     Args:
@@ -132,7 +142,9 @@ def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, paramete
 
     start = settings["start"]
     if start == "constants":
-        searcher = make(space.start({}))  # also where constants are tried first: settings that do not fit are refused now
+        searcher = make(
+            space.start({})
+        )  # also where constants are tried first: settings that do not fit are refused now
         return searcher if space.dim == 1 else WarmStart(space, make)
     if start == "1/K":
         return make(space.start({"weight": 1 / len(space.experts)}))
@@ -140,15 +152,22 @@ def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, paramete
         return make(space.start({"weight": float(start)}))
     if not isinstance(start, str) or not Path(start).is_file():
         raise ConfigError(
-            f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, start=1/K or start=runs/<name>/recipe.yaml."
+            f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, "
+            f"start=1/K or start=runs/<name>/recipe.yaml."
         )
     known = Recipe.from_yaml(Path(start).read_text()).on_groups(space.groups, space.experts, parameters)
-    return make(space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known}))
+    return make(
+        space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
+    )
 
 
 def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes this search this search: names and hashes, no paths. It is the identity of the trial log."""
-    fitness = {name: value for name, value in settings["fitness"].items() if name not in ("tasks", "select_items", "report_items")}
+    fitness = {
+        name: value
+        for name, value in settings["fitness"].items()
+        if name not in ("tasks", "select_items", "report_items")
+    }
     if "function" in fitness:
         fitness["function"] = Path(fitness["function"]).name
     return {
@@ -157,7 +176,10 @@ def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
         "items": {task: _digest([item.id for item in items]) for task, items in assembly.items["search"].items()},
         "heads": {name: head_identity(task) for name, task in assembly.sources.tasks.items()},
         "method": settings["method"],
-        "space": {"coordinates": _digest([assembly.space.names, assembly.space.low.tolist(), assembly.space.high.tolist()]), **settings["space"]},
+        "space": {
+            "coordinates": _digest([assembly.space.names, assembly.space.low.tolist(), assembly.space.high.tolist()]),
+            **settings["space"],
+        },
         "searcher": settings["searcher"],
         "fitness": fitness,
         "objective": settings["objective"],
@@ -167,8 +189,13 @@ def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bounds(bounds: Any) -> dict[str, tuple[float, float]]:
-    if not isinstance(bounds or {}, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in (bounds or {}).values()):
-        raise ConfigError(f"space.bounds is {bounds}; write the lower and the upper bound of a variable: 'space.bounds={{weight: [0, 1.5]}}'.")
+    if not isinstance(bounds or {}, dict) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in (bounds or {}).values()
+    ):
+        raise ConfigError(
+            f"space.bounds is {bounds}; write the lower and the upper bound of a variable: "
+            f"'space.bounds={{weight: [0, 1.5]}}'."
+        )
     return {name: (float(low), float(high)) for name, (low, high) in (bounds or {}).items()}
 
 

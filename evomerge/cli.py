@@ -5,7 +5,8 @@
     evomerge search -m model=text searcher=cmaes,tpe seed=1,2,3
     evomerge search experiment=smoke
 
-The same command again resumes. A misspelt verb or setting is answered with the near match; a user's mistake never ends in a traceback.
+The same command again resumes. A misspelt verb or setting is answered with the near match; a user's mistake never
+ends in a traceback.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from evomerge.errors import EvomergeError
 VERBS = ("search",)
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
 """Settings whose next part is a name that the user chooses."""
-HELP = f"""evomerge {evomerge.__version__}: finds the coefficients with which fine-tuned experts of one base model should be merged.
+HELP = f"""evomerge {evomerge.__version__}: finds the coefficients with which fine-tuned experts of one base are merged.
 
 usage: evomerge search [-m] [setting=value ...]
 
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         if "=" in verb:
             near = ["search"]
-        _fail(f"evomerge has no verb '{verb}'." + (f" Did you mean 'evomerge {near[0]}'?" if near else f" There is {', '.join(VERBS)}."))
+        _fail(
+            f"evomerge has no verb '{verb}'."
+            + (f" Did you mean 'evomerge {near[0]}'?" if near else f" There is {', '.join(VERBS)}.")
+        )
     rest = [part for argument in rest for part in _spelled_out(argument)]
     try:
         check_settings(rest)
@@ -87,7 +91,8 @@ def check_settings(arguments: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(settings)
     except HydraException as error:
         raise EvomergeError(
-            f"{str(error).splitlines()[0]} Settings are name=value; put brackets, braces and spaces in quotes: 'model.experts=[a,b]'."
+            f"{str(error).splitlines()[0]} Settings are name=value; put brackets, braces and spaces in quotes: "
+            f"'model.experts=[a,b]'."
         ) from error
     known = sorted(set(_known_settings()))
     for override in parsed:

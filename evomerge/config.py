@@ -1,7 +1,8 @@
 """The settings of a search: their schema, and the one place where `_target_` becomes an object.
 
-In: YAML of conf/ and overrides of the command line, composed by Hydra. Out: a typed `SearchConfig`, and objects by `build`. Hydra checks names and types
-against the schema; what depends on several settings, or on the models, is checked where it is used.
+In: YAML of conf/ and overrides of the command line, composed by Hydra. Out: a typed `SearchConfig`, and objects by
+`build`. Hydra checks names and types against the schema; what depends on several settings, or on the models, is
+checked where it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ CONF = Path(__file__).with_name("conf")  # installed
 if not CONF.is_dir():
     CONF = Path(__file__).parents[1] / "conf"  # source tree
 
-RESERVED = {"fitness": ("metric", "report_metric", "tasks", "items", "rotate", "select_items", "report_items"), "searcher": (), "method": ()}
+RESERVED = {
+    "fitness": ("metric", "report_metric", "tasks", "items", "rotate", "select_items", "report_items"),
+    "searcher": (),
+    "method": (),
+}
 """Settings of a group that are not arguments of its class."""
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 UNNAMED = ("budget", "budget_items", "model.device", "model.cache")
@@ -113,18 +118,28 @@ def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
     try:
         return hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})(**runtime)
     except (HydraException, TypeError) as error:
-        raise ConfigError(f"{group} cannot be made from {arguments['_target_']}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{group} cannot be made from {arguments['_target_']}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
-    """Return the name of a run: readable, and the same for the same search, so that the same command finds its log again.
+    """Return the name of a run: readable, and the same for the same search, so that the same command finds its log
+    again.
 
-    It is made of the chosen groups and of every override, but for those that do not make another search (`UNNAMED`). Values with slashes, spaces or
-    other odd characters go into a short hash.
+    It is made of the chosen groups and of every override, but for those that do not make another search (`UNNAMED`).
+    Values with slashes, spaces or other odd characters go into a short hash.
     """
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    groups = {name: given.pop(name, choices.get(name)) for name in ("experiment", "model", "method", "space", "searcher", "fitness")}
-    parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) != ("fitness", "classification")]
+    groups = {
+        name: given.pop(name, choices.get(name))
+        for name in ("experiment", "model", "method", "space", "searcher", "fitness")
+    }
+    parts = [
+        value
+        for name, value in groups.items()
+        if value not in (None, "null") and (name, value) != ("fitness", "classification")
+    ]
     odd = []
     for key, value in sorted(given.items()):
         if key in UNNAMED or key.startswith(("hydra.", "hydra/")):
@@ -140,7 +155,9 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
 
 
 def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Return the arguments of a group's class, held against the plain annotations of its constructor: `popsize=many` is refused before anything runs."""
+    """Return the arguments of a group's class, held against the plain annotations of its constructor: `popsize=many`
+    is refused before anything runs.
+    """
     arguments = {name: value for name, value in settings.items() if name not in RESERVED[group]}
     try:
         target = hydra.utils.get_object(arguments["_target_"])

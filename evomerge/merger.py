@@ -1,8 +1,9 @@
 """The merger: one live model, the base and the task vectors; it builds candidates in place.
 
-In: coefficients per variable, shape (G, K), for G groups and K experts. Out: the same model, its parameters overwritten with θ = θ₀ + Σ_k λ[g, k] τ_k
-(or what else the method says). It never sees points of the search space. Every candidate is rebuilt from θ₀, accumulated in float32 and cast once:
-patching by differences loses the whole update in bfloat16 within a few hundred candidates. Parameters that no expert changed are never touched.
+In: coefficients per variable, shape (G, K), for G groups and K experts. Out: the same model, its parameters
+overwritten with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says). It never sees points of the search space.
+Every candidate is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole
+update in bfloat16 within a few hundred candidates. Parameters that no expert changed are never touched.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Merger:
     """Builds candidates in one live model.
 
     Args:
-        model: the model to overwrite; it must hold the base's parameters now, so that a wrong mapping of names cannot pass unseen.
+        model: the model to overwrite; it must hold the base's parameters now, so that a wrong mapping of names cannot
+            pass unseen.
         vectors: the base and the task vectors.
         groups: the groups of the coefficient space, in its order.
         method: how a span is built.
@@ -51,8 +53,10 @@ class Merger:
         for name in vectors.parameters:
             if name not in live or not torch.equal(live[name].cpu(), vectors.base.tensor(name)):
                 raise CheckpointError(
-                    f"The parameter {name} of the loaded model is not the tensor that the base's files hold under that name: this architecture is "
-                    f"renamed or changed while it is loaded, which is not supported. Merge models of this kind with the library that made them."
+                    f"The parameter {name} of the loaded model is not the tensor that the base's files hold under "
+                    f"that name: this architecture is "
+                    f"renamed or changed while it is loaded, which is not supported. Merge models of this kind "
+                    f"with the library that made them."
                 )
         self._pieces = [
             piece

@@ -1,12 +1,14 @@
 """Methods: how one candidate is built from its coefficients, per span of a parameter.
 
-In: the base and the deltas of a span, float32, and the coefficients of its group. Out: the merged span, θ₀ plus a combination of the λ_k and τ_k. A method
-names the variables that each (group, expert) has. These are the plain references; all are recomputed per candidate (`coupling: per_candidate` of
-mergekit), with density as a second variable that is searched like the weight.
+In: the base and the deltas of a span, float32, and the coefficients of its group. Out: the merged span, θ₀ plus a
+combination of the λ_k and τ_k. A method names the variables that each (group, expert) has. These are the plain
+references; all are recomputed per candidate (`coupling: per_candidate` of mergekit), with density as a second
+variable that is searched like the weight.
 
-    linear       Σ_k λ_k τ_k                                            task arithmetic, Ilharco et al. 2023
-    ties         trim by magnitude, elect signs, sum those that agree   Yadav et al. 2023, with weights before the election as in mergekit
-    dare_ties    drop at random and rescale, then elect and sum         Yu et al. 2024, with masks nested in the density
+    linear       Σ_k λ_k τ_k                                            task arithmetic, Ilharco et al. 2023 ties
+    trim by magnitude, elect signs, sum those that agree   Yadav et al. 2023, with weights before the election as in
+    mergekit dare_ties    drop at random and rescale, then elect and sum         Yu et al. 2024, with masks nested in
+    the density
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Method(Protocol):
     variables: tuple[Variable, ...]
 
     def prepare(self, expert: str, span: Span, delta: Tensor) -> Any:
-        """Return what `merge` needs of a delta, float32 (n,): the delta itself, and what can be computed once for all candidates."""
+        """Return what `merge` needs of a delta, float32 (n,): the delta itself, and what can be computed once for all
+        candidates.
+        """
         ...
 
     def merge(self, base: Tensor, prepared: Sequence[Any], coefficients: Mapping[str, np.ndarray], out: Tensor) -> None:
@@ -75,9 +79,10 @@ class Linear:
 class Ties:
     """Trim, elect, merge (Yadav et al. 2023, section 3), with weights and densities per candidate as mergekit has them.
 
-    Trimming keeps exactly floor(density · n) elements of the span by magnitude (the lower index wins a tie). The weighted, trimmed deltas elect the sign
-    of each element by their sum (0 counts as plus), and those that agree are summed; with `normalize` the sum is divided by the weights that agree,
-    which makes the overall scale of the weights meaningless, so it is off by default.
+    Trimming keeps exactly floor(density · n) elements of the span by magnitude (the lower index wins a tie). The
+    weighted, trimmed deltas elect the sign of each element by their sum (0 counts as plus), and those that agree are
+    summed; with `normalize` the sum is divided by the weights that agree, which makes the overall scale of the
+    weights meaningless, so it is off by default.
     """
 
     name = "ties"
@@ -87,7 +92,9 @@ class Ties:
         self.normalize = normalize
 
     def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the delta and the rank of each element by magnitude, largest first, int32 (n,): any density is then one comparison."""
+        """Return the delta and the rank of each element by magnitude, largest first, int32 (n,): any density is then
+        one comparison.
+        """
         order = torch.argsort(delta.abs(), descending=True, stable=True)
         ranks = torch.empty(len(order), dtype=torch.int32, device=delta.device)
         ranks[order] = torch.arange(len(order), dtype=torch.int32, device=delta.device)
@@ -111,9 +118,9 @@ class Ties:
 class DareTies:
     """Drop and rescale (Yu et al. 2024), then the election and sum of TIES without a trim.
 
-    An element is kept where its uniform draw u < density and divided by the density, so the expectation of the delta stays. The draws depend on the seed,
-    the expert and the parameter alone: masks are nested in the density, the fitness is the same for the same coefficients, and no global random state
-    is touched.
+    An element is kept where its uniform draw u < density and divided by the density, so the expectation of the delta
+    stays. The draws depend on the seed, the expert and the parameter alone: masks are nested in the density, the
+    fitness is the same for the same coefficients, and no global random state is touched.
     """
 
     name = "dare_ties"

@@ -1,6 +1,7 @@
 """Preflight: what is about to run, what it needs and how long it takes, before anything expensive starts.
 
-The base is scored once on the items of the first generation: that measures a candidate's time, and a fitness that does not work fails here.
+The base is scored once on the items of the first generation: that measures a candidate's time, and a fitness that
+does not work fails here.
 """
 
 from __future__ import annotations
@@ -33,23 +34,46 @@ def preflight(
     seconds = time.perf_counter() - started
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
     deltas = 4 * sum(
-        delta.numel() for expert in vectors.experts for name in vectors.parameters if (delta := vectors.delta(expert, name)) is not None
+        delta.numel()
+        for expert in vectors.experts
+        for name in vectors.parameters
+        if (delta := vectors.delta(expert, name)) is not None
     )
     rows = [
         ["base", str(assembly.sources.base)],
         *(["expert " + name, str(path)] for name, path in assembly.sources.experts.items()),
-        ["tasks", ", ".join(f"{task} ({len(ids[task])} of {len(items)} search items)" for task, items in assembly.items["search"].items())],
+        [
+            "tasks",
+            ", ".join(
+                f"{task} ({len(ids[task])} of {len(items)} search items)"
+                for task, items in assembly.items["search"].items()
+            ),
+        ],
         ["method", assembly.method.name],
-        ["space", f"{config.space.granularity}: {len(space.groups)} groups, {space.dim} free coefficients, {len(space.frozen)} frozen"],
-        ["memory", f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {deltas / GIB:.2f} GiB (memory-mapped)"],
-        ["time", f"about {seconds:.2f} s a candidate; {config.budget} candidates take about {_span(config.budget * seconds)}"],
+        [
+            "space",
+            f"{config.space.granularity}: {len(space.groups)} groups, {space.dim} free coefficients, "
+            f"{len(space.frozen)} frozen",
+        ],
+        [
+            "memory",
+            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {deltas / GIB:.2f} GiB (memory-mapped)",
+        ],
+        [
+            "time",
+            f"about {seconds:.2f} s a candidate; {config.budget} candidates take about "
+            f"{_span(config.budget * seconds)}",
+        ],
         ["base scores", f"{value:.4f} ({config.fitness['metric']}, {objective.aggregate})"],
     ]
     for name, text in rows:
         reporter.say(f"{name:>16}  {text}")
     zero = [name for name, held in space.frozen.items() if held == 0]
     if zero:
-        reporter.say(f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no task vector there, or as you asked")
+        reporter.say(
+            f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
+            f"task vector there, or as you asked"
+        )
     for warning in assembly.warnings:
         reporter.say(f"{'warning':>16}  {warning}")
 

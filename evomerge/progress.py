@@ -1,4 +1,5 @@
-"""What a person sees while a search runs: bars and spinners on a terminal, plain lines in a pipe, tables at the beginning and at the end.
+"""What a person sees while a search runs: bars and spinners on a terminal, plain lines in a pipe, tables at the
+beginning and at the end.
 
 Everything goes to standard error, but for the final table, which is the command's output.
 """
@@ -92,7 +93,13 @@ class Reporter:
         """
         values = [line["values"][0] for line in past if line["values"]]
         state = _State(len(past), values, budget)
-        columns = (TextColumn("search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("search"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
             task = bar.add_task("search", total=budget, completed=len(past), state=str(state))
 

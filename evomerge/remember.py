@@ -1,7 +1,8 @@
 """Outcomes remembered on disk: base, experts and constants are the same for every run of a sweep, and are scored once.
 
-In: a description of all that an outcome depends on (contents of sources, heads and items, settings, versions, kind of machine) and a way to compute it.
-Out: the outcome, from `cache/outcomes/<hash>.json` where it is there. The cache may be deleted at any time; a damaged entry is computed again.
+In: a description of all that an outcome depends on (contents of sources, heads and items, settings, versions, kind of
+machine) and a way to compute it. Out: the outcome, from `cache/outcomes/<hash>.json` where it is there. The cache may
+be deleted at any time; a damaged entry is computed again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[]
     try:
         content = json.loads(file.read_text())
         if content["description"] == json.loads(key):
-            results = {task: {name: np.array(v) for name, v in metrics.items()} for task, metrics in content["results"].items()}
+            results = {
+                task: {name: np.array(v) for name, v in metrics.items()} for task, metrics in content["results"].items()
+            }
             return Outcome(content["items"], results)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there, or damaged

@@ -1,7 +1,8 @@
 """One search from its settings to its run directory.
 
-In: a typed configuration and a directory. Out, in that directory: `trials.jsonl` (the checkpoint), `timings.jsonl`, `config.yaml`, `recipe.yaml`,
-`mergekit.yaml`, `heads/` and `summary.json`. Run again it replays the log and goes on; a finished run is only shown.
+In: a typed configuration and a directory. Out, in that directory: `trials.jsonl` (the checkpoint), `timings.jsonl`,
+`config.yaml`, `recipe.yaml`, `mergekit.yaml`, `heads/` and `summary.json`. Run again it replays the log and goes on;
+a finished run is only shown.
 """
 
 from __future__ import annotations
@@ -66,13 +67,19 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         assembly = assemble(config, reporter)
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     subset = Subset(assembly.items["search"], settings["fitness"]["items"], config.seed, settings["fitness"]["rotate"])
-    score = Scorer(assembly.live.model, assembly.fitness, assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]))
+    score = Scorer(
+        assembly.live.model,
+        assembly.fitness,
+        assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]),
+    )
     objective = make_objective(assembly, settings, score, subset)
     preflight(assembly, config, subset, score, objective, reporter)
 
     with Interrupt() as interrupt, TrialLog(log_path, describe(assembly, settings), fingerprint()) as log:
         _write(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        evaluate = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, _recorder(directory / "timings.jsonl"))
+        evaluate = SerialEvaluator(
+            assembly.space, assembly.merger, score, subset, objective, _recorder(directory / "timings.jsonl")
+        )
         past = [line for line in read_log(log_path) if line["kind"] == "trial"]
         budget = Budget(config.budget, config.budget_items, subset.size, interrupt)
         with reporter.searching(interrupt.wrap(evaluate), past, config.budget) as watched:
@@ -82,18 +89,26 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
             return None
         incumbents = searcher.incumbents() | unfinished(log)
         if not incumbents:
-            raise EvomergeError(f"All {log.trials} candidates failed, so there is no winner. The errors stand in {log_path}.")
+            raise EvomergeError(
+                f"All {log.trials} candidates failed, so there is no winner. The errors stand in {log_path}."
+            )
         result = select(assembly, settings, incumbents, Path(config.model.cache), reporter)
-        result |= {"stop": reason.name.lower(), "trials": log.trials, "items": {"search": subset.size, **result["items"]}}
+        result |= {
+            "stop": reason.name.lower(),
+            "trials": log.trials,
+            "items": {"search": subset.size, **result["items"]},
+        }
     return finish(directory, assembly, settings, result, reporter)
 
 
 def unfinished(log: TrialLog) -> dict[str, np.ndarray]:
-    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it was paid for."""
+    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it
+    was paid for.
+    """
     elite = Elite(1)
     if log.batch is not None and not log.batch.complete:
         elite.update(log.batch)
-    return {"unfinished": x for x in elite.points().values()}
+    return {"unfinished": elite.points()["best"]} if elite.points() else {}
 
 
 def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset) -> Objective:
@@ -102,7 +117,10 @@ def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Score
     ends = None
     if given["normalised"]:
         if missing := [task for task in assembly.sources.tasks if task not in assembly.experts]:
-            raise ConfigError(f"objective.normalised needs the expert of every task; {missing[0]} has none: write fitness.tasks.{missing[0]}.expert=...")
+            raise ConfigError(
+                f"objective.normalised needs the expert of every task; {missing[0]} has none: write "
+                f"fitness.tasks.{missing[0]}.expert=..."
+            )
         ids = subset(0)
         base = score(ids).scores()
         best = score_experts(assembly, score, ids).scores()
@@ -110,7 +128,9 @@ def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Score
     return Objective(metric, given["aggregate"], given["weights"], ends)
 
 
-def finish(directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def finish(
+    directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Reporter
+) -> dict[str, Any]:
     """Write the recipe, its mergekit form, the heads and the summary, and show the table."""
     coefficients = result.pop("coefficients")
     heads = {}
@@ -123,10 +143,16 @@ def finish(directory: Path, assembly: Assembly, settings: Mapping[str, Any], res
     recipe = Recipe(
         base=Source(str(sources.base), vectors.base.sha256),
         experts={name: Source(str(path), vectors.experts[name].sha256) for name, path in sources.experts.items()},
-        method={"name": assembly.method.name, **{name: value for name, value in settings["method"].items() if name != "_target_"}},
+        method={
+            "name": assembly.method.name,
+            **{name: value for name, value in settings["method"].items() if name != "_target_"},
+        },
         granularity=settings["space"]["granularity"],
         coefficients={
-            variable: {group.name: dict(zip(space.experts, row, strict=True)) for group, row in zip(space.groups, rows, strict=True)}
+            variable: {
+                group.name: dict(zip(space.experts, row, strict=True))
+                for group, row in zip(space.groups, rows, strict=True)
+            }
             for variable, rows in coefficients.items()
         },
         scores=result["report"],
@@ -136,13 +162,19 @@ def finish(directory: Path, assembly: Assembly, settings: Mapping[str, Any], res
     _write(directory / "recipe.yaml", recipe.to_yaml())
     try:
         dtype = str(next(assembly.live.model.parameters()).dtype).removeprefix("torch.")
-        _write(directory / "mergekit.yaml", to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype, vectors.base.extra, assembly.live.tied))
+        _write(
+            directory / "mergekit.yaml",
+            to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype, vectors.base.extra, assembly.live.tied),
+        )
     except EvomergeError as error:
         (directory / "mergekit.yaml").unlink(missing_ok=True)
         reporter.say(f"No mergekit.yaml: {error}")
     result |= {
         "seconds": _seconds(directory / "timings.jsonl"),
-        "versions": {"evomerge": evomerge.__version__, **{name: fingerprint()[name] for name in ("python", "torch", "numpy", "cma", "optuna")}},
+        "versions": {
+            "evomerge": evomerge.__version__,
+            **{name: fingerprint()[name] for name in ("python", "torch", "numpy", "cma", "optuna")},
+        },
         "run": _run_digest(directory, settings),
         "directory": str(directory),
     }
@@ -165,20 +197,30 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
     report = result["report"]
     tasks = list(report["base"]["tasks"])
     rows = [
-        [name.replace("_", " "), f"{row['mean']:.4f} ± {row['se']:.4f}", *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks)]
+        [
+            name.replace("_", " "),
+            f"{row['mean']:.4f} ± {row['se']:.4f}",
+            *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
+        ]
         for name, row in report.items()
     ]
     title = f"{result['metric']} on {result['items']['report']} report items that the search never saw"
     reporter.table(title, ["", "mean ± se", *tasks], rows)
     difference = result["paired"]["winner_vs_best_constant"]
-    reporter.say(f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± {difference['se']:.4f} (paired)")
+    reporter.say(
+        f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± "
+        f"{difference['se']:.4f} (paired)"
+    )
     reporter.say(f"recipe, mergekit.yaml and all trials: {os.path.relpath(result['directory'])}")
 
 
 def _recorder(path: Path) -> Any:
     def record(timing: Timing) -> None:
         with path.open("a") as file:
-            file.write(json.dumps({name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(timing).items()}) + "\n")
+            file.write(
+                json.dumps({name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(timing).items()})
+                + "\n"
+            )
 
     return record
 

@@ -21,7 +21,8 @@ from evomerge.trials import Batch, Trial, TrialLog
 Evaluator = Callable[[Batch, Sequence[int]], Iterable[Trial]]
 """`(batch, missing) -> trials`, as they end, in any order.
 
-It sees the whole generation; wrappers may sample, race, pool or interrupt."""
+It sees the whole generation; wrappers may sample, race, pool or interrupt.
+"""
 
 
 def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budget) -> StopReason:

@@ -72,12 +72,17 @@ def choose(
 
 
 def select(
-    assembly: Assembly, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray], cache: Path, reporter: Reporter
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    incumbents: Mapping[str, np.ndarray],
+    cache: Path,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Choose the winner on the select split and score it once on the report split, beside best constant, experts and base.
+    """Choose the winner on the select split and score it once on the report split, beside best constant, experts and
+    base.
 
-    Both splits are sampled alike for every seed, so that runs of a sweep can be compared, and what is the same for all of them is scored once
-    (`remember.py`).
+    Both splits are sampled alike for every seed, so that runs of a sweep can be compared, and what is the same for
+    all of them is scored once (`remember.py`).
 
     Args:
         assembly: the parts of the search.
@@ -105,10 +110,18 @@ def select(
             return compute()
         return remembered(cache, {"model": name, "ids": ids[split], **_surroundings(assembly, settings)}, compute)
 
-    constants = {str(c): assembly.coefficients(np.full(len(assembly.space.experts), c)) for c in CONSTANTS if _within(assembly, c)}
+    constants = {
+        str(c): assembly.coefficients(np.full(len(assembly.space.experts), c))
+        for c in CONSTANTS
+        if _within(assembly, c)
+    }
     finalists = {name: assembly.space.decode(x) for name, x in incumbents.items()}
-    with reporter.working(f"choosing the best of {len(constants)} constants and of {len(finalists)} finalists on the select split"):
-        constant, constant_scores = choose(constants, lambda c: once(c, "select", lambda: scored(constants[c], "select")), metric, weights)
+    with reporter.working(
+        f"choosing the best of {len(constants)} constants and of {len(finalists)} finalists on the select split"
+    ):
+        constant, constant_scores = choose(
+            constants, lambda c: once(c, "select", lambda: scored(constants[c], "select")), metric, weights
+        )
         winner, finalist_scores = choose(finalists, lambda name: scored(finalists[name], "select"), metric, weights)
     with reporter.working("scoring winner, best constant, experts and base on the report split"):
         outcomes = {
@@ -117,7 +130,9 @@ def select(
         }
         assembly.merger.restore()
         outcomes["base"] = once("base", "report", lambda: scorers["report"](ids["report"]))
-        outcomes["experts"] = once("experts", "report", lambda: score_experts(assembly, scorers["report"], ids["report"]))
+        outcomes["experts"] = once(
+            "experts", "report", lambda: score_experts(assembly, scorers["report"], ids["report"])
+        )
     order = [name for name in ("base", "experts", "best_constant", "winner") if outcomes[name].results]
     return {
         "report": {name: summary(outcomes[name], metric, weights) for name in order},
@@ -138,12 +153,16 @@ def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]
         if mine:
             one_hot = {"weight": np.eye(len(assembly.space.experts))[k], "density": np.array(1.0)}
             shape = (len(assembly.space.groups), len(assembly.space.experts))
-            assembly.merger.apply({variable.name: np.broadcast_to(one_hot[variable.name], shape) for variable in assembly.space.variables})
+            assembly.merger.apply(
+                {variable.name: np.broadcast_to(one_hot[variable.name], shape) for variable in assembly.space.variables}
+            )
             outcome = score(mine)
             items |= outcome.items
             results |= outcome.results
     assembly.merger.restore()
-    return Outcome({task: items[task] for task in ids if task in items}, {task: results[task] for task in ids if task in items})
+    return Outcome(
+        {task: items[task] for task in ids if task in items}, {task: results[task] for task in ids if task in items}
+    )
 
 
 def _within(assembly: Assembly, constant: float) -> bool:
@@ -153,7 +172,9 @@ def _within(assembly: Assembly, constant: float) -> bool:
 
 
 def _surroundings(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that an outcome depends on beside the model's name and the items: contents, settings, versions and the kind of machine."""
+    """Return all that an outcome depends on beside the model's name and the items: contents, settings, versions and
+    the kind of machine.
+    """
     granularity = settings["space"]["granularity"]
     return {
         "base": assembly.vectors.base.sha256,

@@ -92,7 +92,9 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
 
 
 def head_identity(task: Task) -> str | None:
-    """Return what a task's head is, without its path: the hash of a frozen head, or the name of the expert whose own head it is."""
+    """Return what a task's head is, without its path: the hash of a frozen head, or the name of the expert whose own
+    head it is.
+    """
     return hashlib.sha256(task.head.read_bytes()).hexdigest() if task.head else task.expert
 
 

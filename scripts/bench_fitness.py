@@ -1,8 +1,10 @@
-"""What a candidate costs beyond the model's forward passes: `python scripts/bench_fitness.py [--suite suites/text] [--items 64] [--json]`.
+"""What a candidate costs beyond the model's forward passes: `python scripts/bench_fitness.py [--suite suites/text]
+[--items 64] [--json]`.
 
-A real search runs with its log on disk. After every candidate the same batches go through the same live model once more, plainly: tensors in, one
-forward pass each, nothing else. A candidate's time is all of the loop: ask, decode, merge, fitness, objective, the durable line in the log, tell. The
-overhead is the median, over pairs of neighbours, of (candidate - plain) / plain; on a shared machine only such a ratio means something.
+A real search runs with its log on disk. After every candidate the same batches go through the same live model once
+more, plainly: tensors in, one forward pass each, nothing else. A candidate's time is all of the loop: ask, decode,
+merge, fitness, objective, the durable line in the log, tell. The overhead is the median, over pairs of neighbours, of
+(candidate - plain) / plain; on a shared machine only such a ratio means something.
 """
 
 from __future__ import annotations
@@ -36,12 +38,19 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
     """Run a search of `pairs` candidates and return `{"case", "items", "overhead", "overhead_seconds", ...}`."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("search", [f"model.suite={suite}", "model=text", f"fitness.items={items}", f"searcher={searcher}", f"space={space}"])
+        config: Any = compose(
+            "search",
+            [f"model.suite={suite}", "model=text", f"fitness.items={items}", f"searcher={searcher}", f"space={space}"],
+        )
     assembly = assemble(config, Reporter())
     settings: Any = OmegaConf.to_container(config, resolve=True)
     propose = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     subset = Subset(assembly.items["search"], items, 1)
-    score = Scorer(assembly.live.model, assembly.fitness, assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]))
+    score = Scorer(
+        assembly.live.model,
+        assembly.fitness,
+        assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]),
+    )
     ids = subset(0)
     score(ids)
     batches = [batch.inputs for batch in score.prepared.batches]
@@ -61,10 +70,13 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
             mark = time.perf_counter()
             plain.append(mark - started)
 
-    with tempfile.TemporaryDirectory() as directory:
-        with TrialLog(Path(directory) / "trials.jsonl", describe(assembly, settings), fingerprint()) as log:
-            mark = time.perf_counter()
-            search(propose, interleaved, log, Budget(pairs + 3))
+    identity = describe(assembly, settings)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        TrialLog(Path(directory) / "trials.jsonl", identity, fingerprint()) as log,
+    ):
+        mark = time.perf_counter()
+        search(propose, interleaved, log, Budget(pairs + 3))
     candidates, plain = candidates[3:], plain[3:]  # the first ones warm up
     return {
         "case": f"{suite.name} {searcher} {space}",
@@ -86,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for searcher, space in (("cmaes", "layer"), ("tpe", "layer"), ("cmaes", "tensor")):
         row = measure(arguments.suite, arguments.items, arguments.pairs, searcher, space)
-        text = "{case}: {overhead:.1%} ({overhead_seconds:.3f} s over {forward_seconds:.3f} s of forward passes, {items} items, {pairs} pairs)"
+        text = "{case}, {items} items: {overhead:.1%} ({overhead_seconds:.3f} s) over {forward_seconds:.3f} s of forward passes"
         print(json.dumps(row) if arguments.json else text.format(**row), flush=True)
 
 

@@ -21,7 +21,14 @@ from evomerge.trials import read_log
 def evomerge(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     code = "from evomerge.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,15 @@ def smoke(place: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_the_run_directory_is_complete(smoke) -> None:
     directory, done = smoke
     names = {path.name for path in directory.iterdir()}
-    assert {"trials.jsonl", "timings.jsonl", "config.yaml", "recipe.yaml", "mergekit.yaml", "summary.json", "heads"} <= names
+    assert {
+        "trials.jsonl",
+        "timings.jsonl",
+        "config.yaml",
+        "recipe.yaml",
+        "mergekit.yaml",
+        "summary.json",
+        "heads",
+    } <= names
     summary = json.loads((directory / "summary.json").read_text())
     assert list(summary["report"]) == ["base", "experts", "best_constant", "winner"]
     for row in summary["report"].values():
@@ -52,7 +67,9 @@ def test_the_run_directory_is_complete(smoke) -> None:
         assert 0 < row["se"] < 0.05
     assert set(summary["paired"]["winner_vs_best_constant"]) == {"diff", "se"}
     report = summary["report"]
-    assert summary["paired"]["winner_vs_best_constant"]["diff"] == pytest.approx(report["winner"]["mean"] - report["best_constant"]["mean"])
+    assert summary["paired"]["winner_vs_best_constant"]["diff"] == pytest.approx(
+        report["winner"]["mean"] - report["best_constant"]["mean"]
+    )
     assert report["base"]["mean"] < report["best_constant"]["mean"] < report["experts"]["mean"]
     assert set(summary["seconds"]) == {"merge", "forward", "other"}
     assert min(summary["seconds"].values()) >= 0
@@ -73,7 +90,11 @@ def test_the_recipe_rebuilds_the_winner(smoke, assembly) -> None:
     coefficients = recipe.on_groups(assembly.space.groups, assembly.space.experts, assembly.vectors.parameters)
     assembly.merger.apply(coefficients)
     prepared = assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["report"])
-    outcome = assembly.fitness(assembly.live.model, prepared, {task: [item.id for item in items] for task, items in assembly.items["report"].items()})
+    outcome = assembly.fitness(
+        assembly.live.model,
+        prepared,
+        {task: [item.id for item in items] for task, items in assembly.items["report"].items()},
+    )
     assembly.merger.restore()
     scores = {task: metrics["accuracy"] for task, metrics in outcome.scores().items()}
     assert scores == pytest.approx(summary["report"]["winner"]["tasks"], abs=0.011)
@@ -82,7 +103,10 @@ def test_the_recipe_rebuilds_the_winner(smoke, assembly) -> None:
 
 def test_splits_are_disjoint_and_the_search_saw_only_its_own(smoke, assembly) -> None:
     directory, _ = smoke
-    texts = {split: {item.text for items in assembly.items[split].values() for item in items} for split in ("search", "select", "report")}
+    texts = {
+        split: {item.text for items in assembly.items[split].values() for item in items}
+        for split in ("search", "select", "report")
+    }
     assert not texts["search"] & texts["select"]
     assert not texts["search"] & texts["report"]
     assert not texts["select"] & texts["report"]
@@ -110,7 +134,9 @@ def test_the_same_command_again_has_nothing_to_do_and_more_budget_goes_on(smoke,
 def test_other_settings_in_the_same_directory_are_refused(smoke, place: Path) -> None:
     directory, _ = smoke
     before = (directory / "trials.jsonl").read_bytes()
-    done = evomerge("search", "experiment=smoke", "budget=30", "searcher.sigma=0.3", f"hydra.run.dir={directory}", cwd=place)
+    done = evomerge(
+        "search", "experiment=smoke", "budget=30", "searcher.sigma=0.3", f"hydra.run.dir={directory}", cwd=place
+    )
     assert done.returncode == 2
     assert "belongs to another search: searcher was" in done.stderr
     assert (directory / "trials.jsonl").read_bytes() == before
@@ -138,16 +164,34 @@ def test_a_sweep_ends_in_a_table(place: Path) -> None:
     ids=" ".join,
 )
 def test_spaces_methods_and_objectives(settings: tuple[str, ...], place: Path) -> None:
-    done = evomerge("search", "experiment=smoke", "budget=6", "searcher=random", *settings, "fitness.select_items=60", "fitness.report_items=60", cwd=place)
+    done = evomerge(
+        "search",
+        "experiment=smoke",
+        "budget=6",
+        "searcher=random",
+        *settings,
+        "fitness.select_items=60",
+        "fitness.report_items=60",
+        cwd=place,
+    )
     assert done.returncode == 0, done.stderr
     assert ("No mergekit.yaml" in done.stderr) == any(s.startswith("space=chunk") for s in settings)
 
 
 def test_a_recipe_is_a_warm_start_in_another_space(smoke, place: Path) -> None:
     directory, _ = smoke
-    done = evomerge("search", "experiment=smoke", "budget=2", "searcher=random", "searcher.batch=1", "space=tensor", f"start={directory}/recipe.yaml", cwd=place)
+    done = evomerge(
+        "search",
+        "experiment=smoke",
+        "budget=2",
+        "searcher=random",
+        "searcher.batch=1",
+        "space=tensor",
+        f"start={directory}/recipe.yaml",
+        cwd=place,
+    )
     assert done.returncode == 0, done.stderr
-    run = next(path for path in (place / "runs").iterdir() if "tensor-random-budget" in path.name or "tensor-random" in path.name and "batch" in path.name)
+    run = next(path for path in (place / "runs").iterdir() if "tensor-random" in path.name and "batch=1" in path.name)
     first = next(line for line in read_log(run / "trials.jsonl") if line["kind"] == "ask")["points"][0]
     recipe = Recipe.from_yaml((directory / "recipe.yaml").read_text())
     known = {value for row in recipe.coefficients["weight"].values() for value in row.values()}
@@ -156,7 +200,8 @@ def test_a_recipe_is_a_warm_start_in_another_space(smoke, place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def own_models(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has: a base without a head, two classifiers tuned from it with their own heads, and their data as JSON lines."""
+    """What a user has: a base without a head, two classifiers tuned from it with their own heads, and their "
+    "data as JSON lines."""
     import torch
 
     path = tmp_path_factory.mktemp("own")
@@ -173,7 +218,10 @@ def own_models(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> P
         for parameter in model.bert.encoder.parameters():
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
         model.save_pretrained(path / name)
-        items = [Item(item_id(f"ba{i} keke {name} {i}", i % classes), f"ba{i} keke {name} {i}", i % classes) for i in range(60)]
+        items = [
+            Item(item_id(f"ba{i} keke {name} {i}", i % classes), f"ba{i} keke {name} {i}", i % classes)
+            for i in range(60)
+        ]
         write_items(path / f"{name}.jsonl", items)
     for file in tokenizer_files:
         for name in ("base", "mood", "topic"):
@@ -184,7 +232,12 @@ def own_models(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_own_directories_in_one_line(own_models: Path) -> None:
     """Experts with heads of their own: task names are expert names, so each task uses the head of its expert."""
     done = evomerge(
-        "search", "model.base=base", "model.experts=[mood,topic]", "fitness.tasks={mood: mood.jsonl, topic: topic.jsonl}", "budget=8", cwd=own_models
+        "search",
+        "model.base=base",
+        "model.experts=[mood,topic]",
+        "fitness.tasks={mood: mood.jsonl, topic: topic.jsonl}",
+        "budget=8",
+        cwd=own_models,
     )
     assert done.returncode == 0, done.stderr
     (run,) = (own_models / "runs").iterdir()
@@ -200,7 +253,8 @@ def test_a_fitness_of_ones_own(own_models: Path, where: str) -> None:
         "    return {task: [norm + len(item.text) for item in chosen] for task, chosen in items.items()}\n"
     )
     done = evomerge(
-        "search", "model.base=base", "model.experts={one: mood, two: topic}", "fitness=custom", f"fitness.function={where}:score",
+        "search", "model.base=base", "model.experts={one: mood, two: topic}", "fitness=custom",
+        f"fitness.function={where}:score",
         "fitness.tasks={all: mood.jsonl}", "budget=4", "searcher=random", f"hydra.run.dir=runs/{where}", cwd=own_models,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -215,12 +269,40 @@ def test_a_fitness_of_ones_own(own_models: Path, where: str) -> None:
         (("search",), "There is nothing to merge yet"),
         (("search", "model.base=base", "model.experts=[mood]"), "There are no tasks"),
         (("search", "model.base=base", "model.experts=[mod]", "fitness.tasks={mood: mood.jsonl}"), "mod"),
-        (("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={mood: lost.jsonl}"), "lost.jsonl does not exist"),
-        (("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={x: mood.jsonl}"), "The task x has no head"),
+        (
+            ("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={mood: lost.jsonl}"),
+            "lost.jsonl does not exist",
+        ),
+        (
+            ("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={x: mood.jsonl}"),
+            "The task x has no head",
+        ),
         (("search", "model=text", "model.suite=nowhere"), "build_suite.py"),
-        (("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={mood: mood.jsonl}", "start=lost.yaml"), "start=lost.yaml is no number"),
-        (("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={mood: mood.jsonl}", "budget=0"), "at least 1"),
-        (("search", "model.base=base", "model.experts=[mood]", "fitness=custom", "fitness.function=own:f", "fitness.tasks={mood: mood.jsonl}"), "'own' cannot be imported"),
+        (
+            (
+                "search",
+                "model.base=base",
+                "model.experts=[mood]",
+                "fitness.tasks={mood: mood.jsonl}",
+                "start=lost.yaml",
+            ),
+            "start=lost.yaml is no number",
+        ),
+        (
+            ("search", "model.base=base", "model.experts=[mood]", "fitness.tasks={mood: mood.jsonl}", "budget=0"),
+            "at least 1",
+        ),
+        (
+            (
+                "search",
+                "model.base=base",
+                "model.experts=[mood]",
+                "fitness=custom",
+                "fitness.function=own:f",
+                "fitness.tasks={mood: mood.jsonl}",
+            ),
+            "'own' cannot be imported",
+        ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
 )

@@ -16,13 +16,22 @@ from evomerge.errors import ConfigError, EvomergeError
 from tests.helpers import box, compose
 
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/[!_]*.yaml"))]
-DEFAULTS = {"model": "directories", "method": "linear", "space": "layer", "searcher": "cmaes", "fitness": "classification"}
+DEFAULTS = {
+    "model": "directories",
+    "method": "linear",
+    "space": "layer",
+    "searcher": "cmaes",
+    "fitness": "classification",
+}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
 def test_every_choice_composes(group: str, choice: str) -> None:
     override = f"+{group}={choice}" if group == "experiment" else f"{group}={choice}"
-    config = compose(*([f"experiment={choice}"] if group == "experiment" else [override]), *(["fitness.function=a:b"] if choice == "custom" else []))
+    config = compose(
+        *([f"experiment={choice}"] if group == "experiment" else [override]),
+        *(["fitness.function=a:b"] if choice == "custom" else []),
+    )
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check(plain)
     assert plain["budget"] >= 1
@@ -59,8 +68,21 @@ def test_misspelt_settings_get_the_near_match(settings_: list[str], message: str
 
 
 def test_right_settings_pass() -> None:
-    check_settings(["-m", "searcher=cmaes,tpe", "seed=1,2,3", "space=blocks", "space.n=3", "hydra.run.dir=x", "+new=1", "fitness.tasks={a: b.jsonl}"])
-    check_settings(["space.frozen={weight/encoder.layer.0/*: 0.4}", "experiment=smoke", "objective.weights.r8=2", "model=text"])
+    check_settings(
+        [
+            "-m",
+            "searcher=cmaes,tpe",
+            "seed=1,2,3",
+            "space=blocks",
+            "space.n=3",
+            "hydra.run.dir=x",
+            "+new=1",
+            "fitness.tasks={a: b.jsonl}",
+        ]
+    )
+    check_settings(
+        ["space.frozen={weight/encoder.layer.0/*: 0.4}", "experiment=smoke", "objective.weights.r8=2", "model=text"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,9 +97,13 @@ def test_right_settings_pass() -> None:
 )
 def test_wrong_types_are_refused(group: str, override: str, message: str) -> None:
     plain: Any = OmegaConf.to_container(compose(override), resolve=True)
-    with pytest.raises(ConfigError, match=message):
+
+    def make() -> None:
         check(plain)
         build(plain[group], group, space=box(3), start=box(3).start({}), seed=1)
+
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_short_form_of_a_space() -> None:
@@ -87,12 +113,21 @@ def test_short_form_of_a_space() -> None:
 
 def test_run_names_are_readable() -> None:
     assert run_name(DEFAULTS, ["model=text", "seed=2", "budget=400"]) == "text-linear-layer-cmaes-s2"
-    assert run_name({**DEFAULTS, "experiment": "smoke", "model": "pico"}, ["experiment=smoke"]) == "smoke-pico-linear-layer-cmaes"
+    assert (
+        run_name({**DEFAULTS, "experiment": "smoke", "model": "pico"}, ["experiment=smoke"])
+        == "smoke-pico-linear-layer-cmaes"
+    )
     assert run_name(DEFAULTS, ["model=text", "space=blocks", "space.n=6"]) == "text-linear-blocks-cmaes-space.n=6"
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["seed", "fitness.items", "model.base", "space.frozen"]), st.text(max_size=50)), max_size=4, unique_by=lambda p: p[0]))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["seed", "fitness.items", "model.base", "space.frozen"]), st.text(max_size=50)),
+        max_size=4,
+        unique_by=lambda p: p[0],
+    )
+)
 def test_run_names_are_file_names_and_do_not_depend_on_order(pairs: list[tuple[str, str]]) -> None:
     overrides = [f"{name}={value}" for name, value in pairs]
     name = run_name(DEFAULTS, overrides)
@@ -102,5 +137,15 @@ def test_run_names_are_file_names_and_do_not_depend_on_order(pairs: list[tuple[s
 
 
 def test_other_settings_have_other_names() -> None:
-    overrides = [[], ["seed=2"], ["fitness.items=64"], ["model.base=/a/b"], ["model.base=/a/c"], ["space=model"], ["searcher=tpe"], ["space.n=2"], ["searcher.n=2"]]
+    overrides = [
+        [],
+        ["seed=2"],
+        ["fitness.items=64"],
+        ["model.base=/a/b"],
+        ["model.base=/a/c"],
+        ["space=model"],
+        ["searcher=tpe"],
+        ["space.n=2"],
+        ["searcher.n=2"],
+    ]
     assert len({run_name(DEFAULTS, o) for o in overrides}) == len(overrides)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,38 +17,14 @@ from evomerge.assembly import Assembly
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.classification import Classification
-from evomerge.fitness.custom import Custom, load_function
+from evomerge.fitness.custom import Custom
 from evomerge.items import UNLABELED, Item
 from evomerge.sources import make_heads
 from tests.classifiers import assemble_classifiers, one_thread, save_classifiers  # noqa: F401
 
 CLASSIFICATION = ("frozen", "own", "own-pooler", "mixed")
 FITNESSES = (*CLASSIFICATION, "file", "module")
-USER_CODE = """
-from __future__ import annotations
-from dataclasses import dataclass
-import torch
-
-@dataclass
-class Settings:
-    sign: float = 1.0
-
-def score(model, tokenizer, items):
-    return {task: [one(model, tokenizer, item.text) for item in chosen] for task, chosen in items.items()}
-
-def one(model, tokenizer, text):
-    hidden = model(**tokenizer(text, return_tensors="pt").to(model.device)).last_hidden_state
-    return Settings().sign * hidden.mean(1)[0, :8].abs().mean().item()
-"""
 EXACT = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sums in their last digits
-
-
-def score(model, tokenizer, items):
-    """The user's own function of the case `module`."""
-    return load_function(f"{FILES[0]}:score")(model, tokenizer, items)
-
-
-FILES: list[str] = []
 
 
 @dataclass
@@ -76,8 +52,6 @@ class Case:
 def cases(pico_suite, assembly, tmp_path_factory) -> Callable[[str], Case]:
     """Make the cases, each once."""
     path = tmp_path_factory.mktemp("fitness")
-    (path / "mine.py").write_text(USER_CODE)
-    FILES[:] = [str(path / "mine.py")]
     for name in ("own", "own-pooler"):
         save_classifiers(path / name, pico_suite, pooler=name == "own-pooler")
 
@@ -88,8 +62,8 @@ def cases(pico_suite, assembly, tmp_path_factory) -> Callable[[str], Case]:
             directory = path / ("own" if name == "mixed" else name)
             parts = assemble_classifiers(directory, pico_suite, frozen="trees" if name == "mixed" else None)
         makers = {
-            "file": lambda: Custom(FILES[0] + ":score"),
-            "module": lambda: Custom(f"{__name__}:score"),
+            "file": lambda: Custom(f"{Path(__file__).with_name('user_fitness.py')}:score"),
+            "module": lambda: Custom("tests.user_fitness:score"),
         }
         heads = make_heads(parts.sources, parts.vectors.parameters)
         make = makers.get(name, lambda **settings: Classification(heads, **{"batch_size": 5, **settings}))
@@ -310,79 +284,3 @@ def test_logits_that_are_no_numbers_make_no_right_answers(classification):
 def test_sizes_below_one(settings):
     with pytest.raises(ConfigError, match=r"must both be at least 1"):
         Classification({}, **settings)
-
-
-# the user's own function
-
-
-def custom(tmp_path, body: str, name: str = "score") -> Custom:
-    (tmp_path / "mine.py").write_text(f"def score(model, tokenizer, items):\n    {body}\n")
-    return Custom(f"{tmp_path}/mine.py:{name}")
-
-
-def test_a_function_sees_model_tokenizer_and_items_in_order(cases, tmp_path):
-    case = cases("frozen")
-    fitness = custom(
-        tmp_path, "return {t: [len(i.text) + i.label + len(tokenizer) for i in c] for t, c in items.items()}"
-    )
-    outcome = fitness(case.model, fitness.prepare(case.tokenizer, case.items), {"trees": case.ids["trees"][::-1]})
-    expected = [len(item.text) + item.label + len(case.tokenizer) for item in case.items["trees"][::-1]]
-    assert outcome.results["trees"]["score"].tolist() == expected
-
-
-def test_a_function_that_leaves_the_model_in_training_mode(cases, tmp_path):
-    case = cases("frozen")
-    for body in ("model.train(); return {t: [0] * len(c) for t, c in items.items()}", "model.train(); raise OSError"):
-        fitness = custom(tmp_path, body)
-        with suppress(OSError):
-            fitness(case.model, fitness.prepare(case.tokenizer, case.items), case.ids)
-        assert not any(module.training for module in case.model.modules())
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("return {t: [0.5] for t in items}", r"the task animals it got 8 items and returned an array of shape \(1,\)"),
-        ("return {'trees': [0] * 8}", "animals it got 8 items and returned no numbers for it"),
-        ("return {t: 0.5 for t in items}", r"an array of shape \(\)"),
-        ("return {t: ['good'] * 8 for t in items}", "returned no numbers for it, but {'animals'"),
-        ("return None", "returned no numbers for it, but None"),
-        ("return 0.5", "returned no numbers for it, but 0.5"),
-    ],
-)
-def test_answers_of_another_form_are_refused(cases, tmp_path, body, message):
-    fitness = custom(tmp_path, body)
-    case = cases("frozen")
-    with pytest.raises(ConfigError, match=message) as error:
-        fitness(case.model, fitness.prepare(case.tokenizer, case.items), case.ids)
-    assert str(error.value).endswith("Return {task: [one float for each item, in order]}.")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("score", "'score' names no function: write module:function or path/to/file.py:function"),
-        ("mine.py:", "names no function"),
-        (":score", "names no function"),
-        ("{path}/mine.py:scores", r"mine\.py has no function scores; it has NUMBER, score"),
-        ("{path}/mine.py:NUMBER", r"mine\.py has no function NUMBER"),
-        ("{path}/none.py:score", r"none\.py' cannot be imported \(FileNotFoundError"),
-        ("{path}/typo.py:score", r"typo\.py' cannot be imported \(SyntaxError: .*Give a file that runs by itself"),
-        ("{path}/fails.py:score", r"fails\.py' cannot be imported \(ZeroDivisionError"),
-        ("no.such.module:score", r"'no\.such\.module' cannot be imported \(ModuleNotFoundError"),
-    ],
-)
-def test_functions_that_cannot_be_found(tmp_path, name, message):
-    (tmp_path / "mine.py").write_text("NUMBER = 3\ndef score(model, tokenizer, items): ...\n")
-    (tmp_path / "typo.py").write_text("def score(:\n")
-    (tmp_path / "fails.py").write_text("1 / 0\n")
-    with pytest.raises(ConfigError, match=message):
-        Custom(name.format(path=tmp_path))
-
-
-def test_a_file_hides_no_module(tmp_path):
-    (tmp_path / "json.py").write_text("def score(model, tokenizer, items): ...\n")
-    load_function(f"{tmp_path}/json.py:score")
-    import json
-
-    assert json.dumps({}) == "{}"

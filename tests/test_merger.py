@@ -45,7 +45,8 @@ def vectors_of(model: nn.Module, experts: int = 3, zero: tuple[str, ...] = ()) -
     generator = torch.Generator().manual_seed(1)
     names = [f"e{k}" for k in range(experts)]
     deltas = {
-        expert: {name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in base.items() if name not in zero} for expert in names
+        expert: {name: 0.1 * torch.randn(p.shape, generator=generator) for name, p in base.items() if name not in zero}
+        for expert in names
     }
     shapes = {name: tuple(p.shape) for name, p in base.items()}
     frozen = frozenset((expert, name) for expert in names for name in zero)
@@ -94,8 +95,14 @@ def test_linear_is_the_sum_of_the_formula(granularity: str) -> None:
         for span in group.spans:
             theta = vectors.base.tensor(span.parameter).flatten()[span.start : span.stop].double()
             for k, expert in enumerate(vectors.experts):
-                theta = theta + coefficients[g, k] * vectors.deltas[expert][span.parameter].flatten()[span.start : span.stop].double()
-            torch.testing.assert_close(state(model)[span.parameter].flatten()[span.start : span.stop].double(), theta, atol=1e-6, rtol=0)
+                theta = (
+                    theta
+                    + coefficients[g, k]
+                    * vectors.deltas[expert][span.parameter].flatten()[span.start : span.stop].double()
+                )
+            torch.testing.assert_close(
+                state(model)[span.parameter].flatten()[span.start : span.stop].double(), theta, atol=1e-6, rtol=0
+            )
 
 
 @settings(max_examples=25, deadline=None)
@@ -112,7 +119,9 @@ def test_linearity(a: list[float], b: list[float]) -> None:
 
     one, two, both = at(a), at(b), at([x + y for x, y in zip(a, b, strict=True)])
     for name in zero:
-        torch.testing.assert_close(both[name] - one[name] - two[name] + zero[name], torch.zeros_like(zero[name]), atol=2e-6, rtol=0)
+        torch.testing.assert_close(
+            both[name] - one[name] - two[name] + zero[name], torch.zeros_like(zero[name]), atol=2e-6, rtol=0
+        )
 
 
 def test_five_hundred_candidates_leave_no_trace() -> None:
@@ -184,4 +193,6 @@ def test_one_hot_is_the_expert(restored) -> None:
     for k, expert in enumerate(restored.space.experts):
         restored.merger.apply({"weight": np.eye(3)[k][None].repeat(len(restored.space.groups), 0)})
         for name in restored.vectors.parameters:
-            torch.testing.assert_close(live[name].detach(), restored.vectors.experts[expert].tensor(name), rtol=1.2e-7, atol=1e-8)
+            torch.testing.assert_close(
+                live[name].detach(), restored.vectors.experts[expert].tensor(name), rtol=1.2e-7, atol=1e-8
+            )

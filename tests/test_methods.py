@@ -15,7 +15,9 @@ from evomerge.methods import DareTies, Linear, Method, Ties, elect
 T3 = torch.tensor([[3.0, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1], [2, 1, 0, -1, -3, 1]])
 
 
-def merge(method: Method, deltas: Tensor, weight: list[float], density: list[float] | None = None, base: Tensor | None = None) -> Tensor:
+def merge(
+    method: Method, deltas: Tensor, weight: list[float], density: list[float] | None = None, base: Tensor | None = None
+) -> Tensor:
     base = torch.zeros(deltas.shape[1]) if base is None else base
     span = Span("p", 0, deltas.shape[1])
     prepared = [method.prepare(f"expert{k}", span, delta) for k, delta in enumerate(deltas)]
@@ -38,7 +40,9 @@ def merge(method: Method, deltas: Tensor, weight: list[float], density: list[flo
 )
 def test_election_as_in_mergekit(weight: list[float], normalize: bool, expected: list[float]) -> None:
     """Numbers of V2: weights before the election; normalised, the overall scale of the weights means nothing."""
-    torch.testing.assert_close(elect(list(T3), np.array(weight), normalize), torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        elect(list(T3), np.array(weight), normalize), torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=0
+    )
 
 
 def test_ties_reviewer_example() -> None:
@@ -59,7 +63,9 @@ def test_ties_reviewer_example() -> None:
 )
 def test_trim_keeps_exactly_k(delta: list[float], density: float, kept: list[float]) -> None:
     """Numbers of V3, per tensor."""
-    torch.testing.assert_close(merge(Ties(), torch.tensor([delta]), [1.0], [density]), torch.tensor(kept, dtype=torch.float32))
+    torch.testing.assert_close(
+        merge(Ties(), torch.tensor([delta]), [1.0], [density]), torch.tensor(kept, dtype=torch.float32)
+    )
 
 
 @pytest.mark.parametrize(("density", "count"), [(0.29, 29), (0.57, 57), (0.58, 58)])

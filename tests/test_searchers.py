@@ -35,7 +35,15 @@ SEARCHERS: dict[str, Make] = {
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
 }
-SOLVERS = {"cmaes": (400, 1e-3), "cmaes-diagonal": (400, 1e-3), "cmaes-popsize": (400, 1e-3), "tpe": (150, 0.05), "tpe-batch": (150, 0.05), "warm-cmaes": (400, 1e-3), "warm-tpe": (150, 0.05)}
+SOLVERS = {
+    "cmaes": (400, 1e-3),
+    "cmaes-diagonal": (400, 1e-3),
+    "cmaes-popsize": (400, 1e-3),
+    "tpe": (150, 0.05),
+    "tpe-batch": (150, 0.05),
+    "warm-cmaes": (400, 1e-3),
+    "warm-tpe": (150, 0.05),
+}
 
 
 @pytest.fixture(params=SEARCHERS, ids=str)
@@ -126,7 +134,9 @@ def test_all_points_failed(make: Make) -> None:
     assert searcher.incumbents() == {}
 
 
-@pytest.mark.parametrize("value", [lambda x: 0.5, lambda x: round(sphere(x), 1), lambda x: float("-1e30")], ids=["flat", "steps", "huge"])
+@pytest.mark.parametrize(
+    "value", [lambda x: 0.5, lambda x: round(sphere(x), 1), lambda x: float("-1e30")], ids=["flat", "steps", "huge"]
+)
 @pytest.mark.parametrize("name", [name for name in SEARCHERS if name != "grid"])
 def test_flat_and_quantised_fitness_do_not_end_the_run(name: str, value: Callable[[np.ndarray], float]) -> None:
     searcher = SEARCHERS[name](box(4), 1)

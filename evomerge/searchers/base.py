@@ -1,8 +1,9 @@
 """What a searcher is, and what all searchers share: the best points seen.
 
-A searcher proposes points of a coefficient space (`ask`) and is told their values (`tell`); it maximises. It is a pure function of its arguments and
-of what it was told: no global random state, no clock, no files. So the same asks come again when it is rebuilt and told the same values, which is
-how a search resumes. To add a searcher, write one file here, one YAML in conf/searcher, and one line in tests/test_searchers.py.
+A searcher proposes points of a coefficient space (`ask`) and is told their values (`tell`); it maximises. It is a
+pure function of its arguments and of what it was told: no global random state, no clock, no files. So the same asks
+come again when it is rebuilt and told the same values, which is how a search resumes. To add a searcher, write one
+file here, one YAML in conf/searcher, and one line in tests/test_searchers.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Needs:
 
 
 class Searcher(Protocol):
-    """Proposes points; see the module's docstring. Points are float64 arrays of shape (dim,) within the space's bounds."""
+    """Proposes points; see the module's docstring. Points are float64 arrays of shape (dim,) within the space's
+    bounds.
+    """
 
     needs: Needs
 
@@ -43,7 +46,9 @@ class Searcher(Protocol):
         ...
 
     def incumbents(self) -> dict[str, np.ndarray]:
-        """Return the points that deserve a place in the final selection, by name; empty before the first scored point."""
+        """Return the points that deserve a place in the final selection, by name; empty before the first scored
+        point.
+        """
         ...
 
 

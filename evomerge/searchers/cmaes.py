@@ -1,10 +1,12 @@
 """CMA-ES: the evolution strategy with covariance matrix adaptation (Hansen and Ostermeier 2001), by pycma.
 
-In: a start point and a step size as a fraction of the box. Out: generations of points around an adapting mean. Above `diagonal_above` free
-coefficients the covariance is diagonal (sep-CMA-ES, Ros and Hansen 2008), which learns faster within the few hundred candidates that people can pay.
+In: a start point and a step size as a fraction of the box. Out: generations of points around an adapting mean. Above
+`diagonal_above` free coefficients the covariance is diagonal (sep-CMA-ES, Ros and Hansen 2008), which learns faster
+within the few hundred candidates that people can pay.
 
-pycma draws from numpy's global random state, ends by itself when the fitness is flat or comes in steps, and evaluates strings: here it gets its own
-counter-based noise, tolerances that are switched off (the budget decides), and numbers only.
+pycma draws from numpy's global random state, ends by itself when the fitness is flat or comes in steps, and evaluates
+strings: here it gets its own counter-based noise, tolerances that are switched off (the budget decides), and numbers
+only.
 """
 
 from __future__ import annotations
@@ -67,11 +69,13 @@ class CmaEs:
     ) -> None:
         if space.dim < 2:
             raise ConfigError(
-                "CMA-ES needs at least two free coefficients, and this space has one. Use searcher=grid or searcher=tpe, or a finer space (space=layer)."
+                "CMA-ES needs at least two free coefficients, and this space has one. Use searcher=grid or "
+                "searcher=tpe, or a finer space (space=layer)."
             )
         if not 0 < sigma <= 1:
             raise ConfigError(
-                f"searcher.sigma is {sigma}; it is the first step as a fraction of the range, between 0 and 1: try 0.15."
+                f"searcher.sigma is {sigma}; it is the first step as a fraction of the range, between 0 and 1: "
+                f"try 0.15."
             )
         if popsize is not None and popsize < 2:
             raise ConfigError(f"searcher.popsize is {popsize}; a generation needs at least 2 points.")

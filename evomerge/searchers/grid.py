@@ -1,7 +1,8 @@
 """Grid search over one coefficient: what people do by hand, and how the best constant is found.
 
-In: the name of a coordinate. Out: equally spaced values of it over its range, all other coordinates at the start point; one generation, then the end.
-With `space=model space.sharing=shared` the one coordinate is the single constant of task arithmetic (Ilharco et al. 2023).
+In: the name of a coordinate. Out: equally spaced values of it over its range, all other coordinates at the start
+point; one generation, then the end. With `space=model space.sharing=shared` the one coordinate is the single constant
+of task arithmetic (Ilharco et al. 2023).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Grid:
             raise ConfigError(f"searcher.points is {points}; a grid needs at least 2.")
         if coordinate is None and space.dim > 1:
             raise ConfigError(
-                f"A grid goes over one coefficient, and this space has {space.dim}. Name one (searcher.coordinate='{space.names[0]}'), "
+                f"A grid goes over one coefficient, and this space has {space.dim}. Name one "
+                f"(searcher.coordinate='{space.names[0]}'), "
                 f"or make it one: space=model space.sharing=shared."
             )
         name = space.names[0] if coordinate is None else coordinate

@@ -1,6 +1,7 @@
 """Uniform random search: the baseline that any searcher must beat (Bergstra and Bengio 2012).
 
-In: a start point, scored first. Out: points drawn uniformly from the box, each from its own seed, so a replay draws the same.
+In: a start point, scored first. Out: points drawn uniformly from the box, each from its own seed, so a replay draws
+the same.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """TPE: the tree-structured Parzen estimator (Bergstra et al. 2011; multivariate, Falkner et al. 2018), by Optuna.
 
-In: a start point, scored first. Out: points where good trials are dense and bad ones are not. The study lives in memory: the trial log is the truth,
-and Optuna's storages write each parameter by itself (seconds per trial with hundreds of coefficients). The sampler is made anew for every ask with a
-seed that depends on the search's seed and the number of the ask, so a replay asks the same without pickles.
+In: a start point, scored first. Out: points where good trials are dense and bad ones are not. The study lives in
+memory: the trial log is the truth, and Optuna's storages write each parameter by itself (seconds per trial with
+hundreds of coefficients). The sampler is made anew for every ask with a seed that depends on the search's seed and
+the number of the ask, so a replay asks the same without pickles.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A warm start from the best of a few constants, in front of any searcher.
 
-In: a space and a way to make a searcher from a start point. Out: first one batch of constants (every weight the same, other variables at their start),
-then the batches of a searcher that starts from the best of them. A handful of candidates finds the right overall scale, which a search in many
-dimensions would spend most of a small budget on. If all of them fail, the search starts where it would have without them.
+In: a space and a way to make a searcher from a start point. Out: first one batch of constants (every weight the same,
+other variables at their start), then the batches of a searcher that starts from the best of them. A handful of
+candidates finds the right overall scale, which a search in many dimensions would spend most of a small budget on. If
+all of them fail, the search starts where it would have without them.
 """
 
 from __future__ import annotations
@@ -58,4 +59,5 @@ class WarmStart:
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return those of the searcher, and the constant that it started from."""
         inner = {} if self._inner is None else self._inner.incumbents()
-        return inner | {"constant": x for x in self._elite.points().values()}
+        best = self._elite.points()
+        return inner | {"constant": best["best"]} if best else inner

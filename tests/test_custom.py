@@ -1,0 +1,90 @@
+"""A user's own function as a fitness: what it sees, what it may answer, how it is found. See test_fitness.py too."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+
+from evomerge.errors import ConfigError
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.custom import Custom, load_function
+from evomerge.items import Item
+
+ITEMS = {task: [Item(f"{task}{i}", i * "word ", i) for i in range(8)] for task in ("animals", "trees")}
+IDS = {task: [item.id for item in items] for task, items in ITEMS.items()}
+MODEL = torch.nn.Sequential(torch.nn.Linear(1, 1)).eval()
+TOKENIZER = "tokenizer"
+
+
+def scored(tmp_path, body: str, ids=IDS) -> Outcome:
+    """What comes out of a function with this body."""
+    (tmp_path / "mine.py").write_text(f"def score(model, tokenizer, items):\n    {body}\n")
+    fitness = Custom(f"{tmp_path}/mine.py:score")
+    return fitness(MODEL, fitness.prepare(TOKENIZER, ITEMS), ids)
+
+
+def test_a_function_sees_model_tokenizer_and_items_in_order(tmp_path):
+    body = "return {t: [len(i.text) + i.label + len(tokenizer) + len(model) for i in c] for t, c in items.items()}"
+    outcome = scored(tmp_path, body, {"trees": IDS["trees"][::-1]})
+    assert outcome.results["trees"]["score"].tolist() == [6 * i + 10 for i in reversed(range(8))]
+    assert list(outcome.results) == ["trees"]
+    assert outcome.forward_seconds is None
+
+
+@pytest.mark.parametrize("end", ["return {t: [0] * len(c) for t, c in items.items()}", "raise OSError"])
+def test_a_function_that_leaves_the_model_in_training_mode(tmp_path, end):
+    with suppress(OSError):
+        scored(tmp_path, f"model.train(); {end}")
+    assert not any(module.training for module in MODEL.modules())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return {t: [0.5] for t in items}", r"the task animals it got 8 items and returned an array of shape \(1,\)"),
+        ("return {'trees': [0] * 8}", "animals it got 8 items and returned no numbers for it"),
+        ("return {t: 0.5 for t in items}", r"an array of shape \(\)"),
+        ("return {t: ['good'] * 8 for t in items}", "returned no numbers for it, but {'animals'"),
+        ("return None", "returned no numbers for it, but None"),
+        ("return 0.5", "returned no numbers for it, but 0.5"),
+    ],
+)
+def test_answers_of_another_form_are_refused(tmp_path, body, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        scored(tmp_path, body)
+    assert str(error.value).endswith("Return {task: [one float for each item, in order]}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("score", "'score' names no function: write module:function or path/to/file.py:function"),
+        ("mine.py:", "names no function"),
+        (":score", "names no function"),
+        ("{path}/mine.py:scores", r"mine\.py has no function scores; it has NUMBER, score"),
+        ("{path}/mine.py:NUMBER", r"mine\.py has no function NUMBER"),
+        ("{path}/none.py:score", r"none\.py' cannot be imported \(FileNotFoundError"),
+        ("{path}/typo.py:score", r"typo\.py' cannot be imported \(SyntaxError: .*Give a file that runs by itself"),
+        ("{path}/fails.py:score", r"fails\.py' cannot be imported \(ZeroDivisionError"),
+        ("no.such.module:score", r"'no\.such\.module' cannot be imported \(ModuleNotFoundError"),
+    ],
+)
+def test_functions_that_cannot_be_found(tmp_path, name, message):
+    (tmp_path / "mine.py").write_text("NUMBER = 3\ndef score(model, tokenizer, items): ...\n")
+    (tmp_path / "typo.py").write_text("def score(:\n")
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=message):
+        Custom(name.format(path=tmp_path))
+
+
+def test_a_module_by_its_name():
+    assert load_function("json:dumps") is json.dumps
+
+
+def test_a_file_hides_no_module(tmp_path):
+    (tmp_path / "json.py").write_text("def dumps(model, tokenizer, items): ...\n")
+    assert load_function(f"{tmp_path}/json.py:dumps") is not json.dumps
+    assert load_function("json:dumps") is json.dumps
