@@ -103,6 +103,8 @@ def assemble(config: SearchConfig, reporter: Reporter) -> Assembly:
     with reporter.working("preparing the merge"):
         merger = Merger(live.model, vectors, space.groups, method)
     heads = make_heads(sources, parameters) if "classification" in settings["fitness"]["_target_"] else None
+    if heads is None and base.missing:  # frozen heads do not use it, and own heads bring theirs
+        warnings.append("the base holds no pooler, so the live one is random: your fitness must not use pooled outputs")
     fitness: Fitness = build(settings["fitness"], "fitness", **({} if heads is None else {"heads": heads}))
     for name in ("metric", "report_metric"):
         if settings["fitness"][name] not in fitness.metrics:

@@ -111,16 +111,13 @@ def open_checkpoint(
     )
 
 
-def check_base(base: Checkpoint) -> list[str]:
-    """Refuses a base whose files lack parameters of the live model; only a pooler may be missing, and that is said.
+def check_base(base: Checkpoint) -> None:
+    """Refuses a base whose files lack parameters of the live model; only a pooler may be missing.
 
     A parameter that no file holds was made up at load: transformers 5 renames and fuses the tensors of some
     architectures (mixtures of experts), and it initialises heads that a checkpoint lacks. Either way θ_0 would not be
     what the files say. A `pooler` at the top of the model (behind the prefix, if any) is let pass: many encoders come
     without, and only a pooled output depends on it.
-
-    Returns:
-        Warnings.
 
     Raises:
         CheckpointError: parameters other than a pooler's are missing.
@@ -135,9 +132,6 @@ def check_base(base: Checkpoint) -> list[str]:
             " experts), which is not supported yet; or the live model has a head that the base lacks: load the base as"
             " its own class, or headless with AutoModel."
         )
-    if base.missing:
-        return [f"base {base.path} holds no pooler; the live one is random, so no fitness should use its output"]
-    return []
 
 
 def _match_keys(

