@@ -12,6 +12,7 @@ ends in a traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -146,6 +147,14 @@ def _application(config: SearchConfig) -> None:
         run_search(config, Path(HydraConfig.get().runtime.output_dir), Reporter())
     except EvomergeError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"There is no room left on the disk{where}. Nothing of the search is lost: make room and run the same "
+            f"command again."
+        )
 
 
 def _fail(message: str) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from evomerge.evaluator import Scorer, SerialEvaluator, Timing
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.items import Item
+from evomerge.journal import read_log
 from evomerge.mergekit import to_mergekit
 from evomerge.preflight import preflight
 from evomerge.progress import Reporter
@@ -37,7 +39,7 @@ from evomerge.search import search
 from evomerge.searchers.base import Elite
 from evomerge.selection import score_experts, select
 from evomerge.stopping import Budget, Interrupt, StopReason
-from evomerge.trials import TrialLog, read_log
+from evomerge.trials import TrialLog
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +69,8 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         assembly = assemble(config, reporter)
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     subset = Subset(assembly.items["search"], settings["fitness"]["items"], config.seed, settings["fitness"]["rotate"])
-    score = Scorer(
-        assembly.live.model,
-        assembly.fitness,
-        assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]),
-    )
+    scorers = {split: scorer(assembly, items) for split, items in assembly.items.items()}  # bad items are refused now
+    score = scorers["search"]
     objective = make_objective(assembly, settings, score, subset)
     preflight(assembly, config, subset, score, objective, reporter)
 
@@ -92,13 +91,19 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
             raise EvomergeError(
                 f"All {log.trials} candidates failed, so there is no winner. The errors stand in {log_path}."
             )
-        result = select(assembly, settings, incumbents, Path(config.model.cache), reporter)
+        result = select(assembly, settings, incumbents, scorers, Path(config.model.cache), reporter)
         result |= {
             "stop": reason.name.lower(),
             "trials": log.trials,
             "items": {"search": subset.size, **result["items"]},
         }
     return finish(directory, assembly, settings, result, reporter)
+
+
+def scorer(assembly: Assembly, items: Mapping[str, Sequence[Item]]) -> Scorer:
+    """Prepare the items of a split, once."""
+    prepared = assembly.fitness.prepare(assembly.live.tokenizer, items)
+    return Scorer(assembly.live.model, assembly.fitness, prepared)
 
 
 def unfinished(log: TrialLog) -> dict[str, np.ndarray]:
@@ -226,7 +231,13 @@ def _recorder(path: Path) -> Any:
 
 
 def _seconds(path: Path) -> dict[str, float]:
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    """Sum up where the time went; a line that a kill cut off does not count."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
     merge, forward, total = (sum(row[name] for row in rows) for name in ("merge", "forward", "total"))
     return {"merge": round(merge, 3), "forward": round(forward, 3), "other": round(total - merge - forward, 3)}
 

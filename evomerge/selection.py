@@ -75,11 +75,11 @@ def select(
     assembly: Assembly,
     settings: Mapping[str, Any],
     incumbents: Mapping[str, np.ndarray],
+    scorers: Mapping[str, Scorer],
     cache: Path,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Choose the winner on the select split and score it once on the report split, beside best constant, experts and
-    base.
+    """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
     Both splits are sampled alike for every seed, so that runs of a sweep can be compared, and what is the same for
     all of them is scored once (`remember.py`).
@@ -88,6 +88,7 @@ def select(
         assembly: the parts of the search.
         settings: its settings.
         incumbents: the searcher's finalists, points by name.
+        scorers: score the live model on the items of a split.
         cache: where outcomes are remembered.
         reporter: tells the user what goes on.
 
@@ -98,8 +99,6 @@ def select(
     metric = fitness["report_metric"]
     sizes = {"select": fitness["select_items"], "report": fitness["report_items"]}
     ids = {split: Subset(assembly.items[split], size, seed=0)(0) for split, size in sizes.items()}
-    prepared = {split: assembly.fitness.prepare(assembly.live.tokenizer, assembly.items[split]) for split in sizes}
-    scorers = {split: Scorer(assembly.live.model, assembly.fitness, prepared[split]) for split in sizes}
 
     def scored(coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
         assembly.merger.apply(coefficients)

@@ -27,7 +27,6 @@ import numpy as np
 
 from evomerge.errors import LogError, ReplayMismatch
 from evomerge.journal import Journal
-from evomerge.journal import read_log as read_log
 
 logger = logging.getLogger(__name__)
 

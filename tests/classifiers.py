@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification, BertModel
@@ -14,15 +13,6 @@ from evomerge.finetune import save_model
 from evomerge.progress import Reporter
 from evomerge.suite import Suite
 from tests.helpers import compose
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models so small threads only wait for each other, much longer on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def save_classifiers(path: Path, suite: Suite, pooler: bool) -> None:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, and lose much on a machine that is busy with other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -28,5 +39,42 @@ def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
     from evomerge.progress import Reporter
     from tests.helpers import compose
 
-    overrides = ["model=pico", f"model.suite={pico_suite.path}", f"model.cache={tmp_path_factory.mktemp('cache')}"]
+    overrides = [
+        "model=pico",
+        f"model.suite={pico_suite.path}",
+        f"model.cache={tmp_path_factory.mktemp('cache')}",
+        "model.device=cpu",
+    ]
     return assemble(compose(*overrides), Reporter())
+
+
+@pytest.fixture(scope="session")
+def own_classifiers(pico_suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user has: a base without a head, two classifiers tuned from it with heads of their own, and data."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    from evomerge.items import Item, item_id, write_items
+
+    path = tmp_path_factory.mktemp("own")
+    base = BertModel.from_pretrained(pico_suite.base)
+    base.save_pretrained(path / "base")
+    tokenizer_files = [file for file in pico_suite.base.iterdir() if "token" in file.name]
+    for k, (name, classes) in enumerate({"mood": 2, "topic": 3}.items()):
+        config = BertConfig.from_pretrained(pico_suite.base, num_labels=classes)
+        with torch.random.fork_rng():
+            torch.manual_seed(k)
+            model = BertForSequenceClassification(config)
+        model.bert.load_state_dict(base.state_dict())
+        generator = torch.Generator().manual_seed(k)
+        for parameter in model.bert.encoder.parameters():
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+        model.save_pretrained(path / name)
+        items = [
+            Item(item_id(f"ba{i} keke {name} {i}", i % classes), f"ba{i} keke {name} {i}", i % classes)
+            for i in range(60)
+        ]
+        write_items(path / f"{name}.jsonl", items)
+    for file in tokenizer_files:
+        for name in ("base", "mood", "topic"):
+            (path / name / file.name).write_bytes(file.read_bytes())
+    return path

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from evomerge.items import Item, item_id, write_items
+from evomerge.journal import read_log
 from evomerge.recipe import Recipe
 from evomerge.suite import Suite
-from evomerge.trials import read_log
 
 
 def evomerge(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -198,38 +196,7 @@ def test_a_recipe_is_a_warm_start_in_another_space(smoke, place: Path) -> None:
     assert all(any(abs(x - value) < 1e-9 for value in known) for x in first)
 
 
-@pytest.fixture(scope="module")
-def own_models(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has: a base without a head, two classifiers tuned from it with their own heads, and their "
-    "data as JSON lines."""
-    import torch
-
-    path = tmp_path_factory.mktemp("own")
-    base = BertModel.from_pretrained(pico_suite.base)
-    base.save_pretrained(path / "base")
-    tokenizer_files = [file for file in pico_suite.base.iterdir() if "token" in file.name]
-    for k, (name, classes) in enumerate({"mood": 2, "topic": 3}.items()):
-        config = BertConfig.from_pretrained(pico_suite.base, num_labels=classes)
-        with torch.random.fork_rng():
-            torch.manual_seed(k)
-            model = BertForSequenceClassification(config)
-        model.bert.load_state_dict(base.state_dict())
-        generator = torch.Generator().manual_seed(k)
-        for parameter in model.bert.encoder.parameters():
-            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(path / name)
-        items = [
-            Item(item_id(f"ba{i} keke {name} {i}", i % classes), f"ba{i} keke {name} {i}", i % classes)
-            for i in range(60)
-        ]
-        write_items(path / f"{name}.jsonl", items)
-    for file in tokenizer_files:
-        for name in ("base", "mood", "topic"):
-            (path / name / file.name).write_bytes(file.read_bytes())
-    return path
-
-
-def test_own_directories_in_one_line(own_models: Path) -> None:
+def test_own_directories_in_one_line(own_classifiers: Path) -> None:
     """Experts with heads of their own: task names are expert names, so each task uses the head of its expert."""
     done = evomerge(
         "search",
@@ -237,16 +204,16 @@ def test_own_directories_in_one_line(own_models: Path) -> None:
         "model.experts=[mood,topic]",
         "fitness.tasks={mood: mood.jsonl, topic: topic.jsonl}",
         "budget=8",
-        cwd=own_models,
+        cwd=own_classifiers,
     )
     assert done.returncode == 0, done.stderr
-    (run,) = (own_models / "runs").iterdir()
+    (run,) = (own_classifiers / "runs").glob("directories-linear-layer-cmaes-*")
     assert set(json.loads((run / "summary.json").read_text())["report"]["experts"]["tasks"]) == {"mood", "topic"}
 
 
 @pytest.mark.parametrize("where", ["own_fitness.py", "own_fitness"])
-def test_a_fitness_of_ones_own(own_models: Path, where: str) -> None:
-    (own_models / "own_fitness.py").write_text(
+def test_a_fitness_of_ones_own(own_classifiers: Path, where: str) -> None:
+    (own_classifiers / "own_fitness.py").write_text(
         "import torch\n"
         "def score(model, tokenizer, items):\n"
         "    norm = -sum(float(p.square().sum()) for p in model.parameters())\n"
@@ -255,7 +222,8 @@ def test_a_fitness_of_ones_own(own_models: Path, where: str) -> None:
     done = evomerge(
         "search", "model.base=base", "model.experts={one: mood, two: topic}", "fitness=custom",
         f"fitness.function={where}:score",
-        "fitness.tasks={all: mood.jsonl}", "budget=4", "searcher=random", f"hydra.run.dir=runs/{where}", cwd=own_models,
+        "fitness.tasks={all: mood.jsonl}", "budget=4", "searcher=random", f"hydra.run.dir=runs/{where}",
+        cwd=own_classifiers,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "winner" in done.stdout
@@ -306,8 +274,8 @@ def test_a_fitness_of_ones_own(own_models: Path, where: str) -> None:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
 )
-def test_mistakes_end_in_a_sentence(own_models: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = evomerge(*arguments, cwd=own_models)
+def test_mistakes_end_in_a_sentence(own_classifiers: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = evomerge(*arguments, cwd=own_classifiers)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -18,7 +18,6 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.trials import Batch, TrialLog
-from tests.classifiers import one_thread  # noqa: F401
 
 GONE = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 3.19 MiB free. Process 4711 has 23.64 GiB in use."
 

@@ -20,7 +20,7 @@ from evomerge.fitness.classification import Classification
 from evomerge.fitness.custom import Custom
 from evomerge.items import UNLABELED, Item
 from evomerge.sources import make_heads
-from tests.classifiers import assemble_classifiers, one_thread, save_classifiers  # noqa: F401
+from tests.classifiers import assemble_classifiers, save_classifiers
 
 CLASSIFICATION = ("frozen", "own", "own-pooler", "mixed")
 FITNESSES = (*CLASSIFICATION, "file", "module")

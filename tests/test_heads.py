@@ -28,7 +28,7 @@ from evomerge.fitness.classification import Classification
 from evomerge.fitness.heads import FrozenHead, OwnHead
 from evomerge.live import load_live, load_model
 from evomerge.suite import write_head
-from tests.classifiers import assemble_classifiers, one_thread, save_classifiers  # noqa: F401
+from tests.classifiers import assemble_classifiers, save_classifiers
 
 POOLERS = {"without": False, "with": True}
 POOLER = {"pooler.dense.weight", "pooler.dense.bias"}

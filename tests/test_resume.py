@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 
 from evomerge.fingerprint import fingerprint
+from evomerge.journal import read_log
 from evomerge.stopping import StopReason
 from evomerge.suite import Suite
-from evomerge.trials import TrialLog, read_log
+from evomerge.trials import TrialLog
 from tests.processes.small_search import NAMES, attempt, play
 from tests.processes.waiting import PATIENCE, exit_code, forked, size, started, wait_until
 

@@ -172,10 +172,8 @@ def test_a_drift_of_one_ulp_on_the_same_machine_is_an_error(path: Path) -> None:
         message = refused(path, shifted(records, 2, lambda x: math.nextafter(x, direction)), ReplayMismatch)  # noqa: B023
         assert "Coordinate 2 of point 1 in generation 2 of" in message
         assert "np.float64" not in message
-    shapes = json.loads(json.dumps(records))
-    shapes[1]["points"] = [point[:3] for point in shapes[1]["points"]]
-    message = refused(path, seal(shapes), ReplayMismatch)
-    assert "asks for (8, 4) numbers in generation 0" in message
+    records[1]["points"] = [point[:3] for point in records[1]["points"]]
+    assert "asks for (8, 4) numbers in generation 0" in refused(path, seal(records), ReplayMismatch)
 
 
 def test_a_small_drift_on_another_machine_is_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
