@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 import evomerge
 from evomerge.assembly import Assembly, assemble, describe, make_searcher
@@ -138,12 +139,7 @@ def finish(
 ) -> dict[str, Any]:
     """Write the recipe, its mergekit form, the heads and the summary, and show the table."""
     coefficients = result.pop("coefficients")
-    heads = {}
-    for name, task in assembly.sources.tasks.items():
-        if task.head is not None:
-            heads[name] = f"heads/{name}.safetensors"
-            (directory / "heads").mkdir(exist_ok=True)
-            shutil.copyfile(task.head, directory / heads[name])
+    heads = keep_heads(assembly, directory)
     sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
     recipe = Recipe(
         base=Source(str(sources.base), vectors.base.sha256),
@@ -186,6 +182,31 @@ def finish(
     _write(directory / "summary.json", json.dumps(result, indent=1) + "\n")
     show(result, reporter)
     return result
+
+
+def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
+    """Write the head of every task beside the recipe, and return their paths relative to it.
+
+    A frozen head is copied. Of an expert's own head, all float tensors are written that the merge does not have.
+    """
+    base, heads = assembly.vectors.base, {}
+    for name, task in assembly.sources.tasks.items():
+        target = directory / "heads" / f"{name}.safetensors"
+        if task.head is not None:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(task.head, target)
+        elif task.expert is not None:
+            expert = assembly.vectors.experts[task.expert]
+            keys = [*expert.extra, *(expert.keys[parameter] for parameter in base.missing if parameter in expert.keys)]
+            tensors = {key: expert.tensors[key].contiguous() for key in keys if expert.tensors[key].is_floating_point()}
+            if not tensors:
+                continue
+            target.parent.mkdir(exist_ok=True)
+            save_file(tensors, target, metadata={"expert": task.expert})
+        else:
+            continue
+        heads[name] = str(target.relative_to(directory))
+    return heads
 
 
 def finished(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from evomerge.journal import read_log
 from evomerge.recipe import Recipe
@@ -208,6 +209,11 @@ def test_own_directories_in_one_line(own_classifiers: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     (run,) = (own_classifiers / "runs").glob("directories-linear-layer-cmaes-*")
+    recipe = Recipe.from_yaml((run / "recipe.yaml").read_text())
+    for name, classes in (("mood", 2), ("topic", 3)):  # the heads that the merge leaves out are kept beside the recipe
+        head = load_file(run / recipe.heads[name])
+        assert head["classifier.weight"].shape[0] == classes
+        assert not any("encoder" in key for key in head)
     assert set(json.loads((run / "summary.json").read_text())["report"]["experts"]["tasks"]) == {"mood", "topic"}
 
 
