@@ -144,7 +144,8 @@ def _application(config: SearchConfig) -> None:
     from evomerge.run import run_search
 
     try:
-        run_search(config, Path(HydraConfig.get().runtime.output_dir), Reporter())
+        if run_search(config, Path(HydraConfig.get().runtime.output_dir), Reporter()) is None:
+            raise SystemExit(0)  # asked to stop: a sweep must not go on with its next run
     except EvomergeError as error:
         _fail(str(error))
     except OSError as error:
