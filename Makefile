@@ -23,9 +23,11 @@ $(VENV)/.dev: $(VENV)/.run
 # The small form of the text suite (three experts, pip alone), a CMA-ES search on it, and the table of the report split.
 DEMO_SUITE  ?= --small
 DEMO_SEARCH ?= budget=200
+DEMO_DIR    ?= suites/demo
+DEMO_RUN    ?= runs/demo
 demo: $(VENV)/.run
-	$(BIN)/python scripts/build_suite.py text --out suites/demo $(DEMO_SUITE)
-	$(BIN)/evomerge search model=text model.suite=suites/demo searcher=cmaes space=layer $(DEMO_SEARCH) hydra.run.dir=runs/demo
+	$(BIN)/python scripts/build_suite.py text --out $(DEMO_DIR) $(DEMO_SUITE)
+	$(BIN)/evomerge search model=text model.suite=$(DEMO_DIR) searcher=cmaes space=layer $(DEMO_SEARCH) hydra.run.dir=$(DEMO_RUN)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -39,4 +41,4 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist suites runs .cache
+	rm -rf $(VENV) build dist .cache

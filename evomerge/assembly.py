@@ -5,20 +5,18 @@ In: a typed configuration. Out: an `Assembly`, complete and checked, before anyt
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.config import SearchConfig, build
+from evomerge.config import build, takes
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Fitness
-from evomerge.items import Item
+from evomerge.items import SPLITS, Item, check_disjoint
 from evomerge.live import LiveModel, load_live
 from evomerge.merger import Merger
 from evomerge.methods import Method
@@ -26,7 +24,7 @@ from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.warm import WarmStart
-from evomerge.sources import Sources, find_sources, head_identity, make_heads, read_split
+from evomerge.sources import Sources, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
 
@@ -73,39 +71,44 @@ class Assembly:
         return {"weight": np.broadcast_to(weights, shape), **others}
 
 
-def assemble(config: SearchConfig, reporter: Reporter) -> Assembly:
+def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     """Read the sources and build every part.
+
+    Args:
+        settings: of the search, as `config.plain` gives them.
+        reporter: tells the user what goes on.
 
     Raises:
         EvomergeError: whatever is wrong with the settings or the sources.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportAssignmentType, reportArgumentType]
-    sources = find_sources(config.model, settings["fitness"]["tasks"])
-    items = {split: read_split(sources.tasks, split) for split in ("search", "select", "report")}
+    model, cache = settings["model"], Path(settings["model"]["cache"])
+    sources = find_sources(model, settings["fitness"]["tasks"])
+    items = {split: read_split(sources.tasks, split) for split in SPLITS}
+    check_disjoint(items)
     method: Method = build(settings["method"], "method")
     with reporter.working("loading the base"):
-        live = load_live(sources.base, config.model.auto_class, config.model.device)
-    base, experts = open_sources(sources, live, Path(config.model.cache), reporter)
+        live = load_live(sources.base, model["auto_class"], model["device"])
+    base, experts = open_sources(sources, live, cache, reporter)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
     warnings = check_family(base, experts, parameters)
-    vectors = task_vectors(base, experts, parameters, Path(config.model.cache), reporter.steps)
+    vectors = task_vectors(base, experts, parameters, cache, reporter.steps)
     space = make_space(
         settings["space"]["granularity"],
         parameters,
         list(experts),
         method.variables,
         vectors.zero,
-        sharing=config.space.sharing,
+        sharing=settings["space"]["sharing"],
         frozen=settings["space"]["frozen"],
         tied=settings["space"]["tied"],
-        bounds=_bounds(settings["space"]["bounds"]),
+        bounds={name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()},
     )
     with reporter.working("preparing the merge"):
         merger = Merger(live.model, vectors, space.groups, method)
-    heads = make_heads(sources, parameters) if "classification" in settings["fitness"]["_target_"] else None
-    if heads is None and base.missing:  # frozen heads do not use it, and own heads bring theirs
+    heads = {"heads": make_heads(sources, parameters)} if takes(settings["fitness"], "heads") else {}
+    if not heads and base.missing:  # frozen heads do not use it, and own heads bring theirs
         warnings.append("the base holds no pooler, so the live one is random: your fitness must not use pooled outputs")
-    fitness: Fitness = build(settings["fitness"], "fitness", **({} if heads is None else {"heads": heads}))
+    fitness: Fitness = build(settings["fitness"], "fitness", **heads)
     for name in ("metric", "report_metric"):
         if settings["fitness"][name] not in fitness.metrics:
             raise ConfigError(
@@ -144,9 +147,7 @@ def make_searcher(
 
     start = settings["start"]
     if start == "constants":
-        searcher = make(
-            space.start({})
-        )  # also where constants are tried first: settings that do not fit are refused now
+        searcher = make(space.start({}))  # made now, so that settings which do not fit are refused before the search
         return searcher if space.dim == 1 else WarmStart(space, make)
     if start == "1/K":
         return make(space.start({"weight": 1 / len(space.experts)}))
@@ -161,51 +162,3 @@ def make_searcher(
     return make(
         space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
     )
-
-
-def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes this search this search: names and hashes, no paths. It is the identity of the trial log."""
-    fitness = {
-        name: value
-        for name, value in settings["fitness"].items()
-        if name not in ("tasks", "select_items", "report_items")
-    }
-    if "function" in fitness:
-        fitness["function"] = Path(fitness["function"]).name
-    return {
-        "base": assembly.vectors.base.sha256,
-        "experts": {name: expert.sha256 for name, expert in assembly.vectors.experts.items()},
-        "items": {task: _digest([item.id for item in items]) for task, items in assembly.items["search"].items()},
-        "heads": {name: head_identity(task) for name, task in assembly.sources.tasks.items()},
-        "method": settings["method"],
-        "space": {
-            "coordinates": _digest([assembly.space.names, assembly.space.low.tolist(), assembly.space.high.tolist()]),
-            **settings["space"],
-        },
-        "searcher": settings["searcher"],
-        "fitness": fitness,
-        "objective": settings["objective"],
-        "start": _start_identity(settings["start"]),
-        "seed": settings["seed"],
-    }
-
-
-def _bounds(bounds: Any) -> dict[str, tuple[float, float]]:
-    if not isinstance(bounds or {}, dict) or not all(
-        isinstance(pair, list) and len(pair) == 2 for pair in (bounds or {}).values()
-    ):
-        raise ConfigError(
-            f"space.bounds is {bounds}; write the lower and the upper bound of a variable: "
-            f"'space.bounds={{weight: [0, 1.5]}}'."
-        )
-    return {name: (float(low), float(high)) for name, (low, high) in (bounds or {}).items()}
-
-
-def _start_identity(start: Any) -> Any:
-    """Return a start without its path: a recipe by its content."""
-    path = Path(start) if isinstance(start, str) else None
-    return f"recipe {_digest(path.read_text())}" if path is not None and path.is_file() else start
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

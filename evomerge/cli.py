@@ -11,13 +11,13 @@ ends in a traceback.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import yaml
@@ -25,11 +25,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 import evomerge
 from evomerge.config import CONF, SearchConfig, register
 from evomerge.errors import EvomergeError
+from evomerge.names import nearest
 
 VERBS = ("search",)
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     verb, *rest = given
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+        near = nearest(verb, VERBS)
         if "=" in verb:
             near = ["search"]
         _fail(
@@ -104,14 +106,14 @@ def check_settings(arguments: Sequence[str]) -> None:
 def _check_setting(override: Override, known: Sequence[str]) -> None:
     key = override.key_or_group
     if key not in known and not key.startswith(OPEN_SETTINGS):
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        near = nearest(key, known, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`evomerge search --help` lists all settings."
         raise EvomergeError(f"There is no setting '{key}'. {hint}")
     choices = sorted(file.stem for file in (CONF / key).glob("[!_]*.yaml"))
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
     for value in values if choices else ():
         if value is not None and value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
+            near = nearest(str(value), choices)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise EvomergeError(f"There is no {key} '{value}'.{hint} There is {', '.join(choices)}.")
 
@@ -143,21 +145,23 @@ def _application(config: SearchConfig) -> None:
     from evomerge.progress import Reporter  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.run import run_search
 
+    sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         if run_search(config, Path(HydraConfig.get().runtime.output_dir), Reporter()) is None:
             raise SystemExit(0)  # asked to stop: a sweep must not go on with its next run
     except EvomergeError as error:
-        _fail(str(error))
+        if not sweep:
+            _fail(str(error))
+        print(f"evomerge: {error}", file=sys.stderr)  # one bad run of a sweep costs one run; the table shows it
+    except KeyboardInterrupt:
+        _fail("Stopped. What is in the log is safe: run the same command again to go on.", status=130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
         where = f" ({error.filename})" if error.filename else ""
-        _fail(
-            f"There is no room left on the disk{where}. Nothing of the search is lost: make room and run the same "
-            f"command again."
-        )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "There is no room left on the disk" if full else error.strerror or str(error)
+        _fail(f"{what}{where}. Nothing of the search is lost: mend it and run the same command again.")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"evomerge: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)

@@ -19,6 +19,7 @@ import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.errors import ConfigError
 
@@ -26,14 +27,23 @@ CONF = Path(__file__).with_name("conf")  # installed
 if not CONF.is_dir():
     CONF = Path(__file__).parents[1] / "conf"  # source tree
 
-RESERVED = {
-    "fitness": ("metric", "report_metric", "tasks", "items", "rotate", "select_items", "report_items"),
-    "searcher": (),
-    "method": (),
+CHOOSING = {
+    "metric": ("str",),
+    "report_metric": ("str",),
+    "tasks": (),
+    "items": ("int", "None"),
+    "rotate": ("bool",),
+    "select_items": ("int", "None"),
+    "report_items": ("int", "None"),
 }
-"""Settings of a group that are not arguments of its class."""
+"""Settings of a fitness that are not arguments of its class: they choose items and numbers, and change no per-item
+result.
+"""
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
-UNNAMED = ("budget", "budget_items", "model.device", "model.cache")
+UNNAMED = (
+    *("budget", "budget_items", "model.device", "model.cache"),
+    *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
+)
 """Settings that do not make another search, so that they stay out of a run's name."""
 
 
@@ -93,14 +103,49 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Check the settings of every group that makes an object, before models are loaded.
+def plain(config: Any) -> dict[str, Any]:
+    """Return a composed configuration as plain containers.
 
     Raises:
-        ConfigError: a class cannot be found, or a setting has the wrong type.
+        ConfigError: a setting that must be given is missing.
     """
-    for group in RESERVED:
+    try:
+        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}: it must be given on the command line.") from error
+    return settings
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Check what the schema cannot, before models are loaded.
+
+    Raises:
+        ConfigError: a class cannot be found, or a setting has the wrong type or form.
+    """
+    for group in ("method", "searcher", "fitness"):
         _arguments(settings[group], group)
+    for name, kinds in CHOOSING.items():
+        _check_type(f"fitness.{name}", settings["fitness"][name], kinds)
+    if settings["seed"] < 0:
+        raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
+    space, objective = settings["space"], settings["objective"]
+    _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
+    _check_numbers("objective.weights", objective["weights"], "{task: 2}")
+    for variable, pair in _mapping("space.bounds", space["bounds"], "{weight: [0, 1.5]}").items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(_is(value, "float") for value in pair):
+            raise ConfigError(f"space.bounds.{variable} is {pair}; write 'space.bounds={{weight: [0, 1.5]}}'.")
+    if not isinstance(space["tied"] or [], list):
+        raise ConfigError(f"space.tied is {space['tied']}; write a list of name patterns: 'space.tied=[weight/*/r8]'.")
+    if objective["normalised"] and settings["fitness"]["rotate"]:
+        raise ConfigError(
+            "objective.normalised needs base and experts on the items of a candidate, and with fitness.rotate=true "
+            "those change: use one or the other."
+        )
+
+
+def takes(settings: Mapping[str, Any], parameter: str) -> bool:
+    """Return whether the class of a group has a constructor parameter of this name."""
+    return parameter in inspect.signature(hydra.utils.get_object(settings["_target_"])).parameters
 
 
 def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
@@ -130,7 +175,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     It is made of the chosen groups and of every override, but for those that do not make another search (`UNNAMED`).
     Values with slashes, spaces or other odd characters go into a short hash.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     groups = {
         name: given.pop(name, choices.get(name))
         for name in ("experiment", "model", "method", "space", "searcher", "fitness")
@@ -140,35 +185,50 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
         for name, value in groups.items()
         if value not in (None, "null") and (name, value) != ("fitness", "classification")
     ]
-    odd = []
+    odd = [override for override in overrides if "=" not in override]  # ~setting takes one away
     for key, value in sorted(given.items()):
         if key in UNNAMED or key.startswith(("hydra.", "hydra/")):
             continue
-        part = f"{key.lstrip('+~')}={value}"
+        part = f"{key}={value}"
         if re.fullmatch(r"[\w.,=+-]{1,40}", part):
             parts.append(part.replace("seed=", "s") if key == "seed" else part)
         else:
             odd.append(part)
     if odd:
-        parts.append(hashlib.sha256("\n".join(odd).encode()).hexdigest()[:8])
+        parts.append(hashlib.sha256("\n".join(sorted(odd)).encode()).hexdigest()[:8])
     return "-".join(parts)
 
 
 def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Return the arguments of a group's class, held against the plain annotations of its constructor: `popsize=many`
-    is refused before anything runs.
-    """
-    arguments = {name: value for name, value in settings.items() if name not in RESERVED[group]}
+    """Return the arguments of a group's class, held against the plain annotations of its constructor."""
+    arguments = {name: value for name, value in settings.items() if group != "fitness" or name not in CHOOSING}
     try:
         target = hydra.utils.get_object(arguments["_target_"])
     except (HydraException, ImportError, KeyError) as error:
         raise ConfigError(f"{group} has no class {arguments.get('_target_')}: {str(error).splitlines()[0]}") from error
-    annotations = {name: str(parameter.annotation) for name, parameter in inspect.signature(target).parameters.items()}
-    for name, value in arguments.items():
-        allowed = [part.strip() for part in annotations.get(name, "").split("|")]
-        if set(allowed) <= set(KINDS) and not any(_is(value, kind) for kind in allowed):
-            raise ConfigError(f"{group}.{name}={value} is no {' or '.join(allowed)}: write a value of that type.")
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name in arguments:
+            kinds = tuple(part.strip() for part in str(parameter.annotation).split("|"))
+            _check_type(f"{group}.{name}", arguments[name], kinds if set(kinds) <= set(KINDS) else ())
     return arguments
+
+
+def _check_type(setting: str, value: Any, kinds: Sequence[str]) -> None:
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        wanted = " or ".join("null" if kind == "None" else kind for kind in kinds)
+        raise ConfigError(f"{setting}={value} is no {wanted}: write a value of that type.")
+
+
+def _check_numbers(setting: str, value: Any, example: str) -> None:
+    for name, number in _mapping(setting, value, example).items():
+        if not _is(number, "float"):
+            raise ConfigError(f"{setting} has {number} for {name}, which is no number: write '{setting}={example}'.")
+
+
+def _mapping(setting: str, value: Any, example: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{setting} is {value}: write '{setting}={example}'.")
+    return value or {}
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.errors import ConfigError
 from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -100,8 +99,6 @@ class SerialEvaluator:
             values, violations = self._objective(outcome)
             if not np.isfinite(values).all():
                 raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
-        except ConfigError:
-            raise  # the user's mistake, the same for every candidate
         except Exception as error:  # whatever a model or a user's fitness may raise
             return self._failed(batch.index, index, ids, error)
         forward = scored - merged if outcome.forward_seconds is None else outcome.forward_seconds

@@ -9,7 +9,7 @@ the winner, report items are looked at once.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,8 +56,9 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
 def read_items(path: Path | str, split: str, classes: Sequence[str] | None = None) -> list[Item]:
     """Read the items of one split, in file order.
 
-    Each line is a JSON object with `text`, `label` (index of the class, or its name where `classes` is given) and, if
-    you like, `id`. A line whose text occurred before is dropped, with a warning.
+    Each line is a JSON object with `text` and `label` (index of the class, or its name where `classes` is given); other
+    fields are ignored, `id` too, since content alone names an item. A line whose text occurred before is dropped, with
+    a warning.
 
     Args:
         path: a directory that holds `<split>.jsonl`, or one `.jsonl` file (search 40 %, select 30 %, report 30 %, by
@@ -66,7 +67,7 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
         classes: names of the classes; labels are checked against it.
 
     Raises:
-        SuiteError: the file is missing or empty, a line cannot be read, a label is no class, or one id names two texts.
+        SuiteError: the file is missing or empty, a line cannot be read, or a label is no class.
     """
     path = Path(path)
     one_file = path.suffix == ".jsonl"
@@ -79,6 +80,34 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
     if not items:
         raise SuiteError(f"{file} gives no items for the split {split!r}: add lines like {{'text': '...', 'label': 0}}")
     return items
+
+
+def check_disjoint(splits: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:
+    """Make sure that no text is in two splits, be it of one task or of two.
+
+    Args:
+        splits: split name -> task name -> items.
+
+    Raises:
+        SuiteError: some text is in two splits; the message names the first pair of splits, a text, and the remedy.
+    """
+    first: dict[str, tuple[str, str]] = {}  # text -> the split and task where it was met first
+    shared: dict[tuple[str, str, str, str], set[str]] = {}
+    for split, tasks in splits.items():
+        for task, items in tasks.items():
+            for item in items:
+                known = first.setdefault(item.text, (split, task))
+                if known[0] != split:
+                    shared.setdefault((*known, split, task), set()).add(item.text)
+    if shared:
+        (split, task, other_split, other_task), texts = next(iter(shared.items()))
+        more = len(set().union(*shared.values()) - texts)
+        raise SuiteError(
+            f"{split} items of task {task!r} and {other_split} items of task {other_task!r} share {len(texts)} texts, "
+            f"like {min(texts)[:60]!r}" + (f"; other pairs of splits share {more} more" if more else "") + ". What "
+            "guides or decides a search must not also judge it: leave each text in one split, or give every task as "
+            "one .jsonl file, which is split by the texts themselves"
+        )
 
 
 def _split_of(text: str) -> str:
@@ -120,7 +149,7 @@ def _item(row: object, classes: Sequence[str] | None, label_needed: bool, where:
         raise SuiteError(f"{where}: label {label!r} is no class; write {instead}")
     elif classes is not None and label >= len(classes):
         raise SuiteError(f"{where}: label {label} is no class; there are {len(classes)}, numbered from 0")
-    return Item(str(row.get("id") or item_id(row["text"], label)), row["text"], label)
+    return make_item(row["text"], label)
 
 
 def _distinct(items: list[Item], file: Path) -> list[Item]:
@@ -128,9 +157,4 @@ def _distinct(items: list[Item], file: Path) -> list[Item]:
     kept = [item for item in items if first[item.text] is item]
     if len(kept) < len(items):
         _log.warning("%s: %d lines repeat a text; the first of each is kept", file, len(items) - len(kept))
-    seen: set[str] = set()
-    for item in kept:
-        if item.id in seen:
-            raise SuiteError(f"{file}: the id {item.id!r} names two texts; make ids unique, or leave `id` out")
-        seen.add(item.id)
     return kept

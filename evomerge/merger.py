@@ -32,6 +32,11 @@ class _Piece:
     prepared: list[Any]  # by the method, one per expert whose delta is not zero here
     experts: list[int]
 
+    @property
+    def exact(self) -> bool:
+        """Whether the parameter itself is float32, so that the sum can be made in its memory."""
+        return self.live.dtype == self.base.dtype == torch.float32
+
 
 class Merger:
     """Builds candidates in one live model.
@@ -51,23 +56,16 @@ class Merger:
         self._method = method
         live = {name: parameter.detach() for name, parameter in model.named_parameters()}  # tied parameters appear once
         for name in vectors.parameters:
-            if name not in live or not torch.equal(live[name].cpu(), vectors.base.tensor(name)):
-                raise CheckpointError(
-                    f"The parameter {name} of the loaded model is not the tensor that the base's files hold under "
-                    f"that name: this architecture is "
-                    f"renamed or changed while it is loaded, which is not supported. Merge models of this kind "
-                    f"with the library that made them."
-                )
+            _check_live(name, live.get(name), vectors.base.tensor(name))
         self._pieces = [
             piece
             for index, group in enumerate(groups)
             for span in group.spans
             if (piece := self._piece(index, span, live, vectors))
         ]
-        widest = max((piece.live.numel() for piece in self._pieces), default=0)
-        needs_scratch = any(piece.live.dtype != torch.float32 for piece in self._pieces)
+        widest = max((piece.live.numel() for piece in self._pieces if not piece.exact), default=0)
         device = next(iter(live.values())).device
-        self._scratch = torch.empty(widest if needs_scratch else 0, dtype=torch.float32, device=device)
+        self._base, self._out = (torch.empty(widest, dtype=torch.float32, device=device) for _ in range(2))
 
     @torch.no_grad()
     def apply(self, coefficients: Mapping[str, np.ndarray]) -> None:
@@ -78,11 +76,11 @@ class Merger:
         """
         for piece in self._pieces:
             chosen = {name: values[piece.group, piece.experts] for name, values in coefficients.items()}
-            exact = piece.live.dtype == torch.float32
-            out = piece.live if exact else self._scratch[: piece.live.numel()]
-            base = piece.base if exact else piece.base.float()
-            self._method.merge(base, piece.prepared, chosen, out)
-            if not exact:
+            if piece.exact:
+                self._method.merge(piece.base, piece.prepared, chosen, piece.live)
+            else:  # sum in float32, cast once
+                base, out = self._base[: len(piece.live)].copy_(piece.base), self._out[: len(piece.live)]
+                self._method.merge(base, piece.prepared, chosen, out)
                 piece.live.copy_(out)
 
     @torch.no_grad()
@@ -102,9 +100,19 @@ class Merger:
             return None
 
         def flat(tensor: Tensor) -> Tensor:
-            return tensor.to(parameter.device).reshape(-1)[span.start : span.stop]
+            return tensor.reshape(-1)[span.start : span.stop].to(parameter.device)
 
         names = list(vectors.experts)
         prepared = [self._method.prepare(names[k], span, flat(delta)) for k, delta in found.items()]
         view = parameter.view(-1)[span.start : span.stop]
         return _Piece(group, view, flat(vectors.base.tensor(span.parameter)), prepared, list(found))
+
+
+def _check_live(name: str, live: Tensor | None, base: Tensor) -> None:
+    """Refuse a parameter that is not, but for a cast, what the base's files hold under its name."""
+    if live is None or not torch.equal(live.cpu(), base.to(live.dtype)):
+        raise CheckpointError(
+            f"The parameter {name} of the loaded model is not the tensor that the base's files hold under that name: "
+            f"this architecture is renamed or changed while it is loaded, which is not supported. Merge models of this "
+            f"kind with the library that made them."
+        )

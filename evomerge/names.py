@@ -11,10 +11,22 @@ from fnmatch import fnmatchcase
 from evomerge.errors import SpaceError
 
 
+def nearest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that look most like this one, best first.
+
+    Args:
+        name: as it was written.
+        known: the names that exist.
+        n: how many to give at most.
+        cutoff: the least similarity (`difflib`'s ratio), from 0: anything, to 1: the same.
+    """
+    return difflib.get_close_matches(name, known, n, cutoff)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that does not exist: what is meant, perhaps, and what there is."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"Unknown {kind} {name!r}: {hint}There are {', '.join(known)}."
 
@@ -27,6 +39,6 @@ def matching(pattern: str, names: Collection[str], setting: str) -> list[str]:
     """
     found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
     if not found:
-        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-        raise SpaceError(f"{setting}: {pattern!r} matches no entry of this space. The nearest are {', '.join(near)}.")
+        near = ", ".join(nearest(pattern, names, n=3, cutoff=0.0))
+        raise SpaceError(f"{setting}: {pattern!r} matches no entry of this space. The nearest are {near}.")
     return found

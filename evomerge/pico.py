@@ -21,6 +21,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from evomerge.errors import SuiteError
+from evomerge.files import write_atomically
 from evomerge.finetune import embed, fine_tune, save_model
 from evomerge.items import Item, make_item, write_items
 from evomerge.suite import Suite, load_suite, read_manifest, write_head, write_manifest
@@ -41,6 +43,7 @@ MAX_TOKENS = 20
 
 _WORDS = ["".join(syllables) for syllables in product(("ba", "ke", "mi", "do", "su", "ra"), repeat=2)]
 _STYLES = {"animals": ("the", "wild"), "trees": ("of", "green"), "metals": ("some", "shiny")}
+_PLAN = '{"suite": "pico"}\n'  # of plan.json, the first file of a build: what is beside it is ours to replace
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -52,16 +55,16 @@ def build_pico(path: Path | str, seed: int = 0) -> Suite:
         seed: of texts, weights and the order of the data; the same seed gives the same suite on the same machine.
 
     Raises:
-        SuiteError: the finished suite in `path` is damaged.
+        SuiteError: the finished suite in `path` is damaged, or `path` holds other files than those of this suite.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    _refuse_strangers(path)  # before the lock, which is a file too: a refused directory stays as it is
     with FileLock(path / ".lock"):
         if read_manifest(path) is None:
             threads = torch.get_num_threads()
-            torch.set_num_threads(
-                1
-            )  # so small that threads only wait for each other, ten times longer on a busy machine
+            # so small that threads only wait for each other, ten times longer on a busy machine
+            torch.set_num_threads(1)
             try:
                 _build(path, seed)
             finally:
@@ -69,7 +72,23 @@ def build_pico(path: Path | str, seed: int = 0) -> Suite:
     return load_suite(path)
 
 
+def _refuse_strangers(path: Path) -> None:
+    """Refuse a directory in which no build of this suite began, since `_build` removes what it finds there.
+
+    Names with a dot are not counted: locks and half-written files, which a build may make before its plan.
+    """
+    strangers = [file.name for file in path.iterdir() if not file.name.startswith(".")]
+    plan = path / "plan.json"
+    begun = plan.is_file() and plan.read_text(encoding="utf-8", errors="replace") == _PLAN
+    if strangers and not begun and not (path / "suite.json").exists():
+        raise SuiteError(
+            f"{path} holds other files, like {min(strangers)}, and no pico suite, finished or begun. A build there "
+            "could remove them: choose a new or an empty directory"
+        )
+
+
 def _build(path: Path, seed: int) -> None:
+    write_atomically(path / "plan.json", _PLAN)
     for part in ("base", "experts", "heads", "tasks"):
         shutil.rmtree(path / part, ignore_errors=True)
         (path / part).mkdir()

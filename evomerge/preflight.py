@@ -7,9 +7,11 @@ does not work fails here.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from evomerge.assembly import Assembly
-from evomerge.config import SearchConfig
+from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -19,19 +21,31 @@ GIB = 2**30
 
 
 def preflight(
-    assembly: Assembly, config: SearchConfig, subset: Subset, score: Scorer, objective: Objective, reporter: Reporter
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    subset: Subset,
+    score: Scorer,
+    objective: Objective,
+    reporter: Reporter,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
 
     Raises:
-        EvomergeError: the fitness cannot score the base.
+        ConfigError: the fitness cannot score the base.
     """
     space, vectors = assembly.space, assembly.vectors
     ids = subset(0)
-    score(ids)  # the first call pays for what is set up lazily
-    started = time.perf_counter()
-    (value,), _ = objective(score(ids))
-    seconds = time.perf_counter() - started
+    try:
+        score(ids)  # the first call pays for what is set up lazily
+        started = time.perf_counter()
+        (value,), _ = objective(score(ids))
+        seconds = time.perf_counter() - started
+    except EvomergeError:
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise ConfigError(
+            f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
+        ) from error
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
     deltas = 4 * sum(
         delta.numel()
@@ -52,7 +66,7 @@ def preflight(
         ["method", assembly.method.name],
         [
             "space",
-            f"{config.space.granularity}: {len(space.groups)} groups, {space.dim} free coefficients, "
+            f"{settings['space']['granularity']}: {len(space.groups)} groups, {space.dim} free coefficients, "
             f"{len(space.frozen)} frozen",
         ],
         [
@@ -61,10 +75,10 @@ def preflight(
         ],
         [
             "time",
-            f"about {seconds:.2f} s a candidate; {config.budget} candidates take about "
-            f"{_span(config.budget * seconds)}",
+            f"about {seconds:.2f} s a candidate; {settings['budget']} candidates take about "
+            f"{_span(settings['budget'] * seconds)}",
         ],
-        ["base scores", f"{value:.4f} ({config.fitness['metric']}, {objective.aggregate})"],
+        ["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"],
     ]
     for name, text in rows:
         reporter.say(f"{name:>16}  {text}")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evomerge.files import write_atomically
 from evomerge.fitness.base import Outcome
 
 
@@ -42,7 +41,6 @@ def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[]
     outcome = compute()
     results = {task: {name: v.tolist() for name, v in metrics.items()} for task, metrics in outcome.results.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as partial:
-        json.dump({"description": json.loads(key), "items": dict(outcome.items), "results": results}, partial)
-    os.replace(partial.name, file)
+    content = {"description": json.loads(key), "items": dict(outcome.items), "results": results}
+    write_atomically(file, json.dumps(content))
     return outcome

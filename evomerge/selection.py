@@ -11,26 +11,21 @@ same on per-item differences.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evomerge import __version__
-from evomerge.assembly import Assembly
-from evomerge.evaluator import Scorer
-from evomerge.fingerprint import fingerprint
+from evomerge.errors import EvomergeError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.objectives import task_weights
-from evomerge.fitness.sampling import Subset
-from evomerge.progress import Reporter
-from evomerge.remember import remembered
-from evomerge.sources import head_identity
+from evomerge.fitness.objectives import Objective, task_weights
+from evomerge.judge import Judge
+from evomerge.stopping import Stopped
 
-NOT_SCORING = ("metric", "report_metric", "tasks", "items", "rotate", "select_items", "report_items")
-"""Settings of a fitness that choose items or numbers, but do not change a per-item result."""
+logger = logging.getLogger(__name__)
+
 CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
 """The constants among which the best one is chosen, those within the bounds of the weight."""
 
@@ -53,142 +48,99 @@ def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, floa
     return {"diff": result["mean"], "se": result["se"]}
 
 
-def choose(
-    candidates: Iterable[str],
-    score: Callable[[str], Outcome],
-    metric: str,
-    weights: Mapping[str, float] | None = None,
-) -> tuple[str, dict[str, float]]:
-    """Return the name of the best candidate on the select split and the mean of each; the first of equals wins.
+def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[str, dict[str, float]]:
+    """Return the name of the best candidate and the value of each; the first of equals wins.
 
     Args:
         candidates: their names.
-        score: scores the one with that name on the select split.
-        metric: which metric decides.
-        weights: of the tasks.
+        score: the value of the one with that name. One that fails, or whose value is no finite number, is never chosen.
+
+    Raises:
+        EvomergeError: none of them could be scored.
     """
-    means = {name: summary(score(name), metric, weights)["mean"] for name in candidates}
-    return max(means, key=lambda name: means[name] if math.isfinite(means[name]) else -math.inf), means
+    values = {}
+    for name in candidates:
+        try:
+            value = score(name)
+        except Stopped:
+            raise
+        except Exception as error:  # whatever a model or a user's fitness may raise: it costs this candidate
+            logger.warning("%s could not be scored and is not chosen: %s: %s", name, type(error).__name__, error)
+            value = math.nan
+        values[name] = value if math.isfinite(value) else -math.inf
+    best = max(values, key=lambda name: values[name])
+    if values[best] == -math.inf:
+        raise EvomergeError(f"None of {', '.join(values)} could be scored on the select split; the warnings say why.")
+    return best, values
 
 
-def select(
-    assembly: Assembly,
-    settings: Mapping[str, Any],
-    incumbents: Mapping[str, np.ndarray],
-    scorers: Mapping[str, Scorer],
-    cache: Path,
-    reporter: Reporter,
-) -> dict[str, Any]:
+def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
-    Both splits are sampled alike for every seed, so that runs of a sweep can be compared, and what is the same for
-    all of them is scored once (`remember.py`).
+    What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task.
 
     Args:
-        assembly: the parts of the search.
-        settings: its settings.
+        judge: scores models on the two splits.
+        settings: of the search.
         incumbents: the searcher's finalists, points by name.
-        scorers: score the live model on the items of a split.
-        cache: where outcomes are remembered.
-        reporter: tells the user what goes on.
 
     Returns:
-        The summary's `report`, `paired`, `metric`, `select` and `items`, and the winner's `coefficients`.
+        The summary's `report`, `paired`, `metric` and `select`, and the winner's `coefficients`.
+
+    Raises:
+        EvomergeError: no finalist could be scored.
+        Stopped: the run was asked to stop; what was scored is remembered.
     """
-    fitness, weights = settings["fitness"], settings["objective"]["weights"]
-    metric = fitness["report_metric"]
-    sizes = {"select": fitness["select_items"], "report": fitness["report_items"]}
-    ids = {split: Subset(assembly.items[split], size, seed=0)(0) for split, size in sizes.items()}
-
-    def scored(coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
-        assembly.merger.apply(coefficients)
-        return scorers[split](ids[split])
-
-    def once(name: str, split: str, compute: Callable[[], Outcome]) -> Outcome:
-        if not assembly.fitness.pure:
-            return compute()
-        return remembered(cache, {"model": name, "ids": ids[split], **_surroundings(assembly, settings)}, compute)
-
-    constants = {
-        str(c): assembly.coefficients(np.full(len(assembly.space.experts), c))
-        for c in CONSTANTS
-        if _within(assembly, c)
+    metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
+    decide = _decision(judge, settings)
+    finalists = {name: judge.decode(x) for name, x in incumbents.items()}
+    constants = {str(constant): judge.constant(constant) for constant in _constants(judge)}
+    constant, constant_values = choose(constants, lambda name: decide(judge.merged(constants[name], "select")))
+    winner, finalist_values = choose(finalists, lambda name: decide(judge.merged(finalists[name], "select")))
+    outcomes = {
+        "base": judge.base("report"),
+        "experts": judge.experts("report"),
+        "best_constant": judge.merged(constants[constant], "report"),
+        "winner": judge.merged(finalists[winner], "report"),
     }
-    finalists = {name: assembly.space.decode(x) for name, x in incumbents.items()}
-    with reporter.working(
-        f"choosing the best of {len(constants)} constants and of {len(finalists)} finalists on the select split"
-    ):
-        constant, constant_scores = choose(
-            constants, lambda c: once(c, "select", lambda: scored(constants[c], "select")), metric, weights
-        )
-        winner, finalist_scores = choose(finalists, lambda name: scored(finalists[name], "select"), metric, weights)
-    with reporter.working("scoring winner, best constant, experts and base on the report split"):
-        outcomes = {
-            "winner": scored(finalists[winner], "report"),
-            "best_constant": once(constant, "report", lambda: scored(constants[constant], "report")),
-        }
-        assembly.merger.restore()
-        outcomes["base"] = once("base", "report", lambda: scorers["report"](ids["report"]))
-        outcomes["experts"] = once(
-            "experts", "report", lambda: score_experts(assembly, scorers["report"], ids["report"])
-        )
-    order = [name for name in ("base", "experts", "best_constant", "winner") if outcomes[name].results]
+    report = {name: summary(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
+    if set(outcomes["experts"].results) != set(outcomes["base"].results) and "experts" in report:
+        report["experts"] |= {"mean": None, "se": None}  # a mean over fewer tasks would stand beside means over all
     return {
-        "report": {name: summary(outcomes[name], metric, weights) for name in order},
+        "report": report,
         "paired": {"winner_vs_best_constant": paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
         "metric": metric,
-        "select": {"winner": winner, "finalists": finalist_scores, "constant": constant, "constants": constant_scores},
-        "items": {split: sum(map(len, chosen.values())) for split, chosen in ids.items()},
+        "select": {
+            "winner": winner,
+            "finalists": finalist_values,
+            "constant": constant,
+            "constants": constant_values,
+        },
         "coefficients": {name: values.tolist() for name, values in finalists[winner].items()},
     }
 
 
-def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
-    """Score each task's items with its own expert, and put the base back."""
-    items: dict[str, list[str]] = {}
-    results: dict[str, Mapping[str, np.ndarray]] = {}
-    for k, expert in enumerate(assembly.space.experts):
-        mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
-        if mine:
-            one_hot = {"weight": np.eye(len(assembly.space.experts))[k], "density": np.array(1.0)}
-            shape = (len(assembly.space.groups), len(assembly.space.experts))
-            assembly.merger.apply(
-                {variable.name: np.broadcast_to(one_hot[variable.name], shape) for variable in assembly.space.variables}
-            )
-            outcome = score(mine)
-            items |= outcome.items
-            results |= outcome.results
-    assembly.merger.restore()
-    return Outcome(
-        {task: items[task] for task in ids if task in items}, {task: results[task] for task in ids if task in items}
-    )
+def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], float]:
+    """Return what decides on the select split: the objective of the search, on the metric of the report."""
+    given, metric = settings["objective"], settings["fitness"]["report_metric"]
+    ends = None
+    if given["normalised"]:
+        base, experts = judge.base("select").scores(), judge.experts("select").scores()
+        gains = {task: (base[task][metric], experts[task][metric]) for task in experts}
+        ends = gains if all(high > low for low, high in gains.values()) else None  # else it cannot be normalised here
+    objective = Objective(metric, given["aggregate"], given["weights"], ends)
+    return lambda outcome: objective(outcome)[0][0]
 
 
-def _within(assembly: Assembly, constant: float) -> bool:
-    """Whether a constant lies within the bounds that the search has for weights."""
-    weight = next(variable for variable in assembly.space.variables if variable.name == "weight")
-    return weight.low <= constant <= weight.high
-
-
-def _surroundings(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that an outcome depends on beside the model's name and the items: contents, settings, versions and
-    the kind of machine.
-    """
-    granularity = settings["space"]["granularity"]
-    return {
-        "base": assembly.vectors.base.sha256,
-        "experts": {name: [expert.sha256, name] for name, expert in assembly.vectors.experts.items()},
-        "tasks": {name: [task.expert, head_identity(task)] for name, task in assembly.sources.tasks.items()},
-        "method": [settings["method"], granularity if granularity.startswith("chunk") else "whole tensors"],
-        "others": {variable.name: variable.start for variable in assembly.space.variables if variable.name != "weight"},
-        "fitness": {name: settings["fitness"][name] for name in settings["fitness"] if name not in NOT_SCORING},
-        "evomerge": __version__,
-        "fingerprint": fingerprint(),
-    }
+def _constants(judge: Judge) -> list[float]:
+    """Return the constants to try: those that people try, within the bounds; else some within the bounds."""
+    low, high = judge.bounds
+    return [c for c in CONSTANTS if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
 
 
 def _weighted(values: Mapping[str, np.ndarray], weights: Mapping[str, float] | None) -> dict[str, Any]:
-    share = task_weights({task: w for task, w in weights.items() if task in values} if weights else None, values)
+    given = {task: weight for task, weight in (weights or {}).items() if task in values}
+    share = task_weights(given if any(given.values()) or len(given) < len(values) else None, values)
     means = {task: float(np.mean(v)) for task, v in values.items()}
     with np.errstate(invalid="ignore"):  # infinite results have no variance
         variances = {task: float(np.var(v, ddof=1)) / len(v) if len(v) > 1 else math.nan for task, v in values.items()}

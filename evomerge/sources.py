@@ -6,19 +6,15 @@ and heads. Paths are read here and nowhere later.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from evomerge.config import ModelConfig
 from evomerge.errors import ConfigError
 from evomerge.fitness.heads import FrozenHead, Head, OwnHead
 from evomerge.items import Item, read_items
+from evomerge.names import nearest
 from evomerge.pico import build_pico
 from evomerge.suite import Suite, Task, load_suite
 
@@ -34,21 +30,25 @@ class Sources:
     tasks: dict[str, Task]
 
 
-def find_sources(model: ModelConfig, tasks: Any) -> Sources:
+def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
     """Return the directories of base and experts and the tasks, from a suite, the user's own settings, or both.
+
+    Args:
+        model: the settings `model`: name, suite, base and experts.
+        tasks: the settings `fitness.tasks`, or None for those of the suite.
 
     Raises:
         ConfigError: something is missing, or a name is unknown.
+        SuiteError: the suite is missing or damaged.
     """
-    suite = _open_suite(Path(model.suite)) if model.suite else None
-    experts = OmegaConf.to_container(model.experts) if OmegaConf.is_config(model.experts) else model.experts
+    suite, experts = _open_suite(model), model["experts"]
     experts = experts if experts is None or isinstance(experts, list | dict) else [experts]
     if suite is not None and experts != []:
         chosen = list(suite.experts) if experts is None else _known(experts, suite.experts, "model.experts")
         found = {name: suite.experts[name] for name in chosen}
         own = {name: task for name, task in suite.tasks.items() if task.expert is None or task.expert in found}
-        return Sources(Path(model.base or suite.base), found, own if tasks is None else _tasks(tasks, found))
-    if not model.base or not experts:
+        return Sources(Path(model["base"] or suite.base), found, own if tasks is None else _tasks(tasks, found))
+    if not model["base"] or not experts:
         raise ConfigError(
             "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for "
             "your own models, or model=text for the suite of scripts/build_suite.py, or experiment=smoke for a first "
@@ -66,7 +66,7 @@ def find_sources(model: ModelConfig, tasks: Any) -> Sources:
             "Two experts have the same directory name. Name them: 'model.experts={first: path/a, second: other/a}'."
         )
     found = {str(name): Path(str(path)) for name, path in named.items()}
-    return Sources(Path(model.base), found, _tasks(tasks, found))
+    return Sources(Path(model["base"]), found, _tasks(tasks, found))
 
 
 def read_split(tasks: Mapping[str, Task], split: str) -> dict[str, list[Item]]:
@@ -91,21 +91,16 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
     return heads
 
 
-def head_identity(task: Task) -> str | None:
-    """Return what a task's head is, without its path: the hash of a frozen head, or the name of the expert whose own
-    head it is.
-    """
-    return hashlib.sha256(task.head.read_bytes()).hexdigest() if task.head else task.expert
-
-
-def _open_suite(path: Path) -> Suite:
-    return build_pico(path) if path.name == "pico" else load_suite(path)
+def _open_suite(model: Mapping[str, Any]) -> Suite | None:
+    if not model["suite"]:
+        return None
+    return build_pico(Path(model["suite"])) if model["name"] == "pico" else load_suite(model["suite"])
 
 
 def _known(names: Any, known: Mapping[str, Any], setting: str) -> list[str]:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+            near = nearest(str(name), known, cutoff=0.0)
             raise ConfigError(
                 f"{setting} names '{name}', which is not there. Did you mean '{near[0]}'? There is {', '.join(known)}."
             )
@@ -120,14 +115,19 @@ def _tasks(tasks: Any, experts: Mapping[str, Path]) -> dict[str, Task]:
 
 def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
     setting = f"fitness.tasks.{name}"
+    if not name or "/" in name or name.startswith("."):
+        raise ConfigError(f"'{name}' cannot name a task, since its head becomes a file of that name: use letters.")
     given = {"items": given} if isinstance(given, str) else given
     if not isinstance(given, Mapping):
         raise ConfigError(f"{setting} is {given}; write the path of its items, or {{items: ..., expert: ...}}.")
     if unknown := sorted(set(map(str, given)) - set(TASK_SETTINGS)):
-        near = difflib.get_close_matches(unknown[0], TASK_SETTINGS, n=1, cutoff=0.0)
+        near = nearest(unknown[0], TASK_SETTINGS, cutoff=0.0)
         raise ConfigError(
             f"{setting} has the setting '{unknown[0]}'. Did you mean '{near[0]}'? There are {', '.join(TASK_SETTINGS)}."
         )
+    for part in ("items", "head"):
+        if not isinstance(given.get(part), str | None):
+            raise ConfigError(f"{setting}.{part} is {given[part]}; write a path.")
     if not given.get("items"):
         raise ConfigError(f"{setting} has no items: write {setting}.items=path/to/items.jsonl.")
     expert = given.get("expert", name if name in experts else None)

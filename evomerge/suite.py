@@ -11,7 +11,6 @@ al. 2023, in text).
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from safetensors.torch import save
 
 from evomerge.errors import SuiteError
+from evomerge.files import write_atomically
 
 FORMAT = 1
 SCALE = 20.0  # of the cosines: logits of a head
@@ -132,9 +132,7 @@ def write_manifest(path: Path, name: str, tasks: Mapping[str, tuple[str, ...]], 
         "sha256": {file.relative_to(path).as_posix(): _sha256(file) for file in files if file.is_file()},
         "training": dict(training),
     }
-    partial = path / "suite.json.partial"
-    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path / "suite.json")
+    write_atomically(path / "suite.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _sha256(file: Path) -> str:

@@ -145,6 +145,11 @@ class TrialLog:
     def __exit__(self, *exc: object) -> None:
         self._journal.close()
 
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of those trials that stand in the log and that the loop has not reached yet."""
+        return [line for line in self._pending if line["kind"] == "trial"]
+
     def begin(self, batch: Batch) -> Batch:
         """Write a new ask, or verify one that the log holds and fill in its trials.
 
@@ -176,7 +181,7 @@ class TrialLog:
             raise LogError(
                 f"A trial of batch {trial.batch} came while batch {self.batch and self.batch.index} is evaluated."
             )
-        record = {"kind": "trial", **_finite(vars(trial))}
+        record = {"kind": "trial", **finite(vars(trial))}
         if None in (record["values"] or ()):
             error = trial.error or f"the objective is {trial.values}, which is not finite"
             record |= {"status": "failed", "values": None, "error": error}
@@ -276,12 +281,12 @@ class TrialLog:
         self._journal.append(record)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a copy with None in place of every number that JSON cannot hold: NaN and the infinities."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

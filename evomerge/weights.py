@@ -8,9 +8,7 @@ any path, in any number of shards, as safetensors or as `.bin`.
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evomerge.errors import CheckpointError
+from evomerge.files import write_atomically
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, how much there is)
 Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of the last change; in ns
@@ -151,9 +150,7 @@ def remembered_hash(
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "hashes.lock"):
         hashes = _read_hashes(store) | {where: {"files": stamps, "sha256": sha256}}
-        with tempfile.NamedTemporaryFile("w", dir=cache, prefix=".hashes-", delete=False, encoding="utf-8") as file:
-            json.dump(hashes, file, indent=1)
-        os.replace(file.name, store)
+        write_atomically(store, json.dumps(hashes, indent=1))
     return sha256
 
 

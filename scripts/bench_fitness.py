@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from evomerge.assembly import assemble, describe, make_searcher
-from evomerge.config import CONF, register
+from evomerge.assembly import assemble, make_searcher
+from evomerge.config import CONF, plain, register
+from evomerge.errors import EvomergeError
 from evomerge.evaluator import Scorer, SerialEvaluator
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.identity import describe
 from evomerge.progress import Reporter
 from evomerge.search import search
 from evomerge.stopping import Budget
@@ -38,12 +39,12 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
     """Run a search of `pairs` candidates and return `{"case", "items", "overhead", "overhead_seconds", ...}`."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = compose(
+        config = compose(
             "search",
             [f"model.suite={suite}", "model=text", f"fitness.items={items}", f"searcher={searcher}", f"space={space}"],
         )
-    assembly = assemble(config, Reporter())
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings = plain(config)
+    assembly = assemble(settings, Reporter())
     propose = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     subset = Subset(assembly.items["search"], items, 1)
     score = Scorer(
@@ -55,7 +56,7 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
     score(ids)
     batches = [batch.inputs for batch in score.prepared.batches]
     evaluate = SerialEvaluator(assembly.space, assembly.merger, score, subset, Objective("log_probability"))
-    plain: list[float] = []
+    bare: list[float] = []
     candidates: list[float] = []
 
     def interleaved(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
@@ -68,7 +69,7 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
                 for inputs in batches:
                     assembly.live.model(**inputs)
             mark = time.perf_counter()
-            plain.append(mark - started)
+            bare.append(mark - started)
 
     identity = describe(assembly, settings)
     with (
@@ -77,14 +78,14 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
     ):
         mark = time.perf_counter()
         search(propose, interleaved, log, Budget(pairs + 3))
-    candidates, plain = candidates[3:], plain[3:]  # the first ones warm up
+    candidates, bare = candidates[3:], bare[3:]  # the first ones warm up
     return {
         "case": f"{suite.name} {searcher} {space}",
         "items": sum(map(len, ids.values())),
-        "overhead": round(statistics.median(c / p - 1 for c, p in zip(candidates, plain, strict=True)), 4),
-        "overhead_seconds": round(statistics.median(c - p for c, p in zip(candidates, plain, strict=True)), 4),
-        "forward_seconds": round(statistics.median(plain), 4),
-        "pairs": len(plain),
+        "overhead": round(statistics.median(c / p - 1 for c, p in zip(candidates, bare, strict=True)), 4),
+        "overhead_seconds": round(statistics.median(c - p for c, p in zip(candidates, bare, strict=True)), 4),
+        "forward_seconds": round(statistics.median(bare), 4),
+        "pairs": len(bare),
     }
 
 
@@ -97,7 +98,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     for searcher, space in (("cmaes", "layer"), ("tpe", "layer"), ("cmaes", "tensor")):
-        row = measure(arguments.suite, arguments.items, arguments.pairs, searcher, space)
+        try:
+            row = measure(arguments.suite, arguments.items, arguments.pairs, searcher, space)
+        except EvomergeError as error:
+            raise SystemExit(str(error)) from None
         text = "{case}, {items} items: {overhead:.1%} ({overhead_seconds:.3f} s) beyond {forward_seconds:.3f} s forward"
         print(json.dumps(row) if arguments.json else text.format(**row), flush=True)
 

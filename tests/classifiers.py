@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification, BertModel
 
 from evomerge.assembly import Assembly, assemble
+from evomerge.config import plain
 from evomerge.finetune import save_model
 from evomerge.progress import Reporter
 from evomerge.suite import Suite
@@ -48,13 +49,11 @@ def assemble_classifiers(path: Path, suite: Suite, frozen: str | None = None) ->
         f"{name}: {{items: {task.items}{f', head: {task.head}' if name == frozen else ''}}}"
         for name, task in suite.tasks.items()
     ]
-    return assemble(
-        compose(
-            f"model.base={path / 'base'}",
-            f"model.experts=[{','.join(str(path / name) for name in suite.tasks)}]",
-            f"model.cache={path / 'cache'}",
-            "model.device=cpu",
-            f"fitness.tasks={{{', '.join(tasks)}}}",
-        ),
-        Reporter(),
+    config = compose(
+        f"model.base={path / 'base'}",
+        f"model.experts=[{','.join(str(path / name) for name in suite.tasks)}]",
+        f"model.cache={path / 'cache'}",
+        "model.device=cpu",
+        f"fitness.tasks={{{', '.join(tasks)}}}",
     )
+    return assemble(plain(config), Reporter())

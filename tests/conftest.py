@@ -36,6 +36,7 @@ def pico_suite(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
 def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
     """Everything that a search on the pico suite is made of. Tests that merge must restore."""
     from evomerge.assembly import assemble
+    from evomerge.config import plain
     from evomerge.progress import Reporter
     from tests.helpers import compose
 
@@ -45,7 +46,7 @@ def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
         f"model.cache={tmp_path_factory.mktemp('cache')}",
         "model.device=cpu",
     ]
-    return assemble(compose(*overrides), Reporter())
+    return assemble(plain(compose(*overrides)), Reporter())
 
 
 @pytest.fixture(scope="session")

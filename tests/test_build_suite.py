@@ -143,7 +143,7 @@ def test_an_interrupted_build_goes_on_and_ends_as_an_undisturbed_one(built, cach
     assert "expert one: finished before, kept" in said
     assert "expert two (3 steps" in said
     assert (out / "suite.json").read_bytes() == (built[0] / "suite.json").read_bytes()
-    assert not leftover.exists()
+    assert not leftover.parent.exists()
 
 
 def test_another_plan_another_build_and_strange_files_are_refused(built, cache, tmp_path):
@@ -155,6 +155,33 @@ def test_another_plan_another_build_and_strange_files_are_refused(built, cache, 
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(SuiteError, match=r"holds other files, like thesis\.tex"):
         run(TINY, tmp_path, cache)
+
+
+@pytest.mark.parametrize("plan", [None, '{"theirs": 1}'])
+def test_a_refused_directory_keeps_all_it_holds(cache, tmp_path, plan):
+    for directory in (".partial-mine", "photos/.partial-album", "tasks/.partial-list"):
+        (tmp_path / directory).mkdir(parents=True)
+        (tmp_path / directory / "file").write_text("precious")
+    if plan:
+        (tmp_path / "plan.json").write_text(plan)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SuiteError, match=r"choose (a new directory as|another) --out"):
+        run(TINY, tmp_path, cache)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != ".lock"] == before
+
+
+def test_leftovers_are_swept_only_where_a_build_leaves_them(built, cache):
+    out, _ = built
+    theirs = out / "base" / ".partial-theirs"
+    theirs.mkdir()
+    ours = [out / ".partial-a", out / "tasks" / ".partial-b", out / "experts" / ".partial-c"]
+    ours[0].write_text("half a fi")
+    ours[1].mkdir()
+    ours[2].mkdir()
+    run(TINY, out, cache)
+    assert theirs.exists()
+    assert not any(path.exists() for path in ours)
+    theirs.rmdir()
 
 
 def test_a_small_disk_is_said_before_anything_is_downloaded(cache, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import SuiteError
-from evomerge.items import SPLITS, UNLABELED, item_id, make_item, read_items, write_items
+from evomerge.items import SPLITS, UNLABELED, check_disjoint, item_id, make_item, read_items, write_items
 
 
 def lines(path, *rows):
@@ -59,11 +59,52 @@ def test_a_label_does_not_move_a_text_to_another_split(tmp_path):
         assert texts == {split: [item.text for item in read_items(tmp_path / "0.jsonl", split)] for split in SPLITS}
 
 
-def test_labels_may_be_class_names_and_ids_the_users_own(tmp_path):
-    lines(tmp_path / "search.jsonl", {"id": "x1", "text": "one", "label": "dog"}, {"text": "two", "label": 0})
+def test_labels_may_be_class_names(tmp_path):
+    lines(tmp_path / "search.jsonl", {"text": "one", "label": "dog"}, {"text": "two", "label": 0})
     items = read_items(tmp_path, "search", classes=("cat", "dog"))
-    assert [item.label for item in items] == [1, 0]
-    assert items[0].id == "x1"
+    assert items == [make_item("one", 1), make_item("two", 0)]
+
+
+def test_an_id_in_a_file_is_ignored_so_that_relabelling_changes_the_items(tmp_path):
+    lines(tmp_path / "search.jsonl", *({"id": "x", "text": text, "label": 0} for text in ("one", "two")))
+    before = read_items(tmp_path, "search")
+    assert before == [make_item("one", 0), make_item("two", 0)]
+    written = (tmp_path / "search.jsonl").read_text()
+    (tmp_path / "search.jsonl").write_text(written.replace('"label": 0', '"label": 1'))
+    assert not {item.id for item in before} & {item.id for item in read_items(tmp_path, "search")}
+
+
+def items(*texts):
+    return [make_item(text, 0) for text in texts]
+
+
+def test_disjoint_splits_pass_also_where_tasks_share_texts_within_a_split():
+    check_disjoint({"search": {"a": items("1", "2"), "b": items("2")}, "select": {"a": items("3")}, "report": {}})
+
+
+def test_a_text_in_two_splits_is_refused_within_a_task_and_across():
+    long = "x" * 100
+    within = {
+        "search": {"a": items("1")},
+        "select": {"a": items("2")},
+        "report": {"a": [make_item("2", 1), *items(long)]},
+    }
+    with pytest.raises(
+        SuiteError, match=r"select items of task 'a' and report items of task 'a' share 1 texts, like '2'"
+    ):
+        check_disjoint(within)
+    across = {"search": {"a": items("1", long), "b": items("2")}, "report": {"a": items("2"), "b": items("1", long)}}
+    with pytest.raises(SuiteError) as error:
+        check_disjoint(across)
+    said = str(error.value)
+    assert "search items of task 'b' and report items of task 'a' share 1 texts, like '2'; other pairs" in said
+    assert "share 2 more" in said
+    assert "x" * 61 not in said
+    with pytest.raises(SuiteError, match="share 2 texts, like '1'") as error:
+        check_disjoint({"search": across["search"], "report": {"b": items(long, "1")}})
+    assert "more" not in str(error.value)
+    with pytest.raises(SuiteError, match=r"like 'x{60}'. What .* leave each text in one split"):
+        check_disjoint({"search": {"a": items(long)}, "select": {"b": items(long)}})
 
 
 def test_repeated_texts_are_dropped_and_said(tmp_path, caplog):
@@ -85,7 +126,6 @@ def test_repeated_texts_are_dropped_and_said(tmp_path, caplog):
         ('{"text": "a", "label": -1}\n', "label -1 is no class"),
         ('{"text": "a", "label": "fish"}\n', "label 'fish' is no class; the classes are cat, dog"),
         ('{"text": "a", "label": 2}\n', "label 2 is no class; there are 2"),
-        ('{"id": "x", "text": "a", "label": 0}\n{"id": "x", "text": "b", "label": 0}\n', "the id 'x' names two texts"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_line(tmp_path, content, message):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel
 
+from evomerge.errors import SuiteError
 from evomerge.finetune import predict
 from evomerge.items import read_items
 from evomerge.pico import CLASSES, SIZES, build_pico
@@ -91,3 +92,23 @@ def test_a_finished_suite_is_kept_and_an_unfinished_one_built_anew(suite, tmp_pa
     build_pico(path)
     expert = "experts/trees/model.safetensors"
     assert (path / expert).read_bytes() == (suite.path / expert).read_bytes()
+
+
+@pytest.mark.parametrize("plan", [None, "{}", '{"seed": 0, "batch": 32}\n'])
+def test_a_directory_that_no_build_of_pico_began_is_refused_and_stays_as_it_is(tmp_path, plan):
+    mine = tmp_path / "pico"
+    for part in ("base", "experts/mine"):
+        (mine / part).mkdir(parents=True)
+        (mine / part / "model.safetensors").write_bytes(b"precious")
+    if plan:  # also that of an unfinished suite of another kind
+        (mine / "plan.json").write_text(plan)
+    before = {file: file.read_bytes() for file in mine.rglob("*") if file.is_file()}
+    with pytest.raises(SuiteError, match=r"holds other files, like base, and no pico suite.*choose a new or an empty"):
+        build_pico(mine)
+    assert {file: file.read_bytes() for file in mine.rglob("*") if file.is_file()} == before
+
+
+def test_a_finished_suite_without_a_plan_is_opened(suite, tmp_path):
+    path = shutil.copytree(suite.path, tmp_path / "copy")
+    (path / "plan.json").unlink()
+    assert build_pico(path).experts.keys() == suite.experts.keys()

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from evomerge.errors import EvomergeError
 from evomerge.fitness.base import Outcome
 from evomerge.selection import CONSTANTS, choose, paired, summary
+from evomerge.stopping import Stopped
 
 
 def outcome(**results) -> Outcome:
@@ -119,18 +121,33 @@ def test_the_best_is_chosen_and_each_is_scored_once():
 
     def score(name):
         scored.append(name)
-        return outcome(a=[values[name]], b=[0.5])
+        return values[name]
 
-    assert choose(values, score, "m") == ("high", {"low": 0.3, "high": 0.7, "middle": 0.45})
+    assert choose(values, score) == ("high", values)
     assert scored == ["low", "high", "middle"]
-    assert choose(["low", "high"], score, "m", {"a": 0})[0] == "low"  # the first of equals
+    assert choose(["low", "high"], lambda name: 0.5)[0] == "low"  # the first of equals
+
+
+def test_one_that_fails_costs_itself_alone_and_a_stop_stops():
+    def score(name):
+        if name == "broken":
+            raise RuntimeError("no")
+        if name == "stop":
+            raise Stopped
+        return 0.1
+
+    assert choose(["broken", "fine"], score)[0] == "fine"
+    with pytest.raises(EvomergeError, match="None of broken could be scored"):
+        choose(["broken"], score)
+    with pytest.raises(Stopped):
+        choose(["fine", "stop"], score)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_chosen(bad):
     values = {"bad": bad, "low": -5.0, "high": -4.0}
     for names in (["bad", "low", "high"], ["low", "high", "bad"]):
-        assert choose(names, lambda name: outcome(a=[values[name]] * 2), "m")[0] == "high"
+        assert choose(names, lambda name: values[name])[0] == "high"
 
 
 def test_constants_are_those_that_people_try():

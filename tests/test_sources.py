@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from evomerge.config import ModelConfig
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError, SuiteError
@@ -17,8 +17,8 @@ def found(*overrides: str):
     """What `evomerge search <overrides>` finds."""
     given = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(overrides))}
     tasks = given.pop("fitness.tasks", None)
-    model = OmegaConf.structured(ModelConfig(**{name.removeprefix("model."): v for name, v in given.items()}))
-    return find_sources(model, tasks)
+    model = {"name": "own"} | {name.removeprefix("model."): value for name, value in given.items()}
+    return find_sources({**asdict(ModelConfig()), **model}, tasks)
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def test_a_suite_is_complete_by_itself(pico_suite, pico):
 def test_the_pico_suite_is_built_when_it_is_missing(pico_suite, monkeypatch):
     built = []
     monkeypatch.setattr("evomerge.sources.build_pico", lambda path: built.append(path) or pico_suite)
-    assert found("model.suite=some/where/pico").tasks == pico_suite.tasks
-    assert built == [Path("some/where/pico")]
-    with pytest.raises(SuiteError, match="build it with"):
-        found("model.suite=some/where/else")
+    assert found("model.name=pico", "model.suite=some/where").tasks == pico_suite.tasks
+    assert built == [Path("some/where")]
+    with pytest.raises(SuiteError, match="build it with"):  # a directory of that name is not enough: it may be a user's
+        found("model.suite=some/where/pico")
 
 
 def test_some_experts_of_a_suite_and_their_tasks(pico_suite, pico):

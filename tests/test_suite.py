@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -41,6 +43,18 @@ def test_a_suite_comes_back_as_written(directory):
         "heads/a.safetensors",
         "tasks/a/search.jsonl",
     }
+
+
+def test_a_full_disk_at_the_end_leaves_no_half_of_a_manifest(directory, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {file: file.stat().st_size for file in directory.rglob("*")}
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(directory, "other", {"a": ("first", "second")}, {})
+    assert {file: file.stat().st_size for file in directory.rglob("*")} == before
 
 
 def test_a_suite_may_be_moved(directory):

@@ -194,6 +194,17 @@ def test_hash_is_remembered(tmp_path):
         assert open_checkpoint(path, {}, cache=cache).sha256 == first.sha256
 
 
+def test_remembered_hashes_can_be_read_by_those_who_can_read_the_models(tmp_path):
+    path, cache = saved(tmp_path / "model", TENSORS), tmp_path / "cache"
+    time.sleep(0.15)
+    before = os.umask(0o022)
+    try:
+        open_checkpoint(path, {}, cache=cache)
+    finally:
+        os.umask(before)
+    assert (cache / "hashes.json").stat().st_mode & 0o777 == 0o644
+
+
 def test_hash_is_not_remembered_for_a_replaced_file_of_the_same_size_and_time(tmp_path):
     path, cache = saved(tmp_path / "model", TENSORS), tmp_path / "cache"
     time.sleep(0.15)

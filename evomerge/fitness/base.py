@@ -52,10 +52,12 @@ class Fitness(Protocol):
     Attributes:
         metrics: the names of the metrics it gives for every item.
         pure: whether results depend on nothing but weights, items and settings, so that an outcome can be remembered.
+        digest: a hash of code that is not evomerge's own, or an empty string.
     """
 
     metrics: tuple[str, ...]
     pure: bool
+    digest: str
 
     def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> Any:
         """Return all that scoring these items needs beside the weights."""

@@ -67,6 +67,7 @@ class Classification:
 
     metrics = ("accuracy", "log_probability")
     pure = True
+    digest = ""
 
     def __init__(self, heads: Mapping[str, Head], batch_size: int = 32, max_length: int = 48) -> None:
         if batch_size < 1 or max_length < 1:

@@ -9,7 +9,9 @@ that depends on them.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ class Custom:
     def __init__(self, function: str) -> None:
         self._name = function
         self._function: Function = load_function(function)
+        self.digest = _digest(self._function)
 
     def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
         """Keep the tokenizer and the items; the rest is the function's."""
@@ -102,6 +105,14 @@ def load_function(name: str) -> Function:
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
         raise ConfigError(f"{place} has no function {attribute}; it has {public}.")
     return cast(Function, function)
+
+
+def _digest(function: Function) -> str:
+    """Return a hash of the file that a function stands in: another text is another fitness."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+    except (TypeError, OSError):  # built in, or a callable object
+        return ""
 
 
 def _import_file(path: Path) -> ModuleType:

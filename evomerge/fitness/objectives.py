@@ -8,7 +8,6 @@ normalised either of them on (score - base) / (expert - base), so that a task wh
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Outcome
+from evomerge.names import nearest
 
 AGGREGATES = ("mean", "worst")
 
@@ -73,7 +73,7 @@ def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object
     """
     for name in weights or {}:
         if name not in tasks:
-            near = difflib.get_close_matches(name, list(tasks), n=1, cutoff=0.0)
+            near = nearest(name, tasks, cutoff=0.0)
             raise ConfigError(
                 f"objective.weights names the task '{name}', which is not there. Did you mean '{near[0]}'?"
             )

@@ -22,6 +22,7 @@ class Subset:
         size: how many in all, shared evenly among the tasks; None for every item.
         seed: of the draw.
         rotate: draw anew for every generation, instead of once for the whole search.
+        setting: what the user calls the size, for messages.
 
     Attributes:
         size: how many items a candidate is really scored on.
@@ -30,10 +31,17 @@ class Subset:
         ConfigError: fewer items than tasks.
     """
 
-    def __init__(self, items: Mapping[str, Sequence[Item]], size: int | None, seed: int, rotate: bool = False) -> None:
+    def __init__(
+        self,
+        items: Mapping[str, Sequence[Item]],
+        size: int | None,
+        seed: int,
+        rotate: bool = False,
+        setting: str = "fitness.items",
+    ) -> None:
         if size is not None and size < len(items):
             raise ConfigError(
-                f"fitness.items is {size}, less than one for each of {len(items)} tasks: write at least {len(items)}."
+                f"{setting} is {size}, less than one for each of {len(items)} tasks: write at least {len(items)}."
             )
         share = (
             [None] * len(items)

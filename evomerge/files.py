@@ -1,0 +1,29 @@
+"""Files that are there as a whole or not at all.
+
+In: a path and its new text. Out: the file, replaced in one step: whoever reads it meanwhile, or after a crash, finds
+the old text or the new one, never a half.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the text of a file in one step; if that fails, the file is as it was and nothing else is left behind.
+
+    Line ends are written as they are, in UTF-8. The file gets the mode of a new file (0o666 less the umask).
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full or the directory does not exist.
+    """
+    content = text.encode("utf-8")
+    partial = path.with_name(f".partial-{secrets.token_hex(8)}")  # in the same directory: a rename crosses no disks
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())  # before the rename, or a power cut may leave the new name with no content
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""What a search, and what an outcome, depends on: names and hashes, no paths and no clocks.
+
+In: the assembled parts and the settings. Out: `contents`, all that decides how a model scores on an item; `describe`,
+the identity of a search, which stands in the header of its trial log; `digest`, one hash of it. A setting or a file
+that changes results and is missing here would mix two searches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.assembly import Assembly
+from evomerge.config import CHOOSING
+from evomerge.items import Item
+
+
+def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that decides how a merge with given coefficients scores on given items.
+
+    Args:
+        assembly: the parts of the search.
+        settings: its settings, as plain containers.
+    """
+    sources, vectors = assembly.sources, assembly.vectors
+    fitness = {name: value for name, value in settings["fitness"].items() if name not in CHOOSING}
+    if "function" in fitness:
+        fitness["function"] = Path(fitness["function"]).name
+    return {
+        "base": vectors.base.sha256,
+        "experts": [
+            [name, expert.sha256] for name, expert in vectors.experts.items()
+        ],  # their order is that of the sum
+        "files": _files(sources.base),
+        "class": settings["model"]["auto_class"],
+        "heads": {
+            name: hashlib.sha256(task.head.read_bytes()).hexdigest()
+            if task.head
+            else task.expert and [task.expert, _files(sources.experts[task.expert])]
+            for name, task in sources.tasks.items()
+        },
+        "method": settings["method"],
+        "fitness": fitness | {"code": assembly.fitness.digest},
+    }
+
+
+def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes this search this search."""
+    space, start = assembly.space, settings["start"]
+    recipe = Path(start) if isinstance(start, str) else None
+    return {
+        **contents(assembly, settings),
+        "items": {task: digest_items(items) for task, items in assembly.items["search"].items()},
+        "space": {"coordinates": digest([space.names, space.low.tolist(), space.high.tolist()]), **settings["space"]},
+        "searcher": settings["searcher"],
+        "objective": {"metric": settings["fitness"]["metric"], **settings["objective"]},
+        "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
+        "start": f"recipe {digest(recipe.read_text())}" if recipe is not None and recipe.is_file() else start,
+        "seed": settings["seed"],
+    }
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of plain containers."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest_items(items: Iterable[Item]) -> str:
+    """Return a short hash of items in their order; their ids are hashes of their content."""
+    return digest([item.id for item in items])
+
+
+def _files(directory: Path) -> str:
+    """Return a hash of a model directory's settings and tokenizer: every file of it that is no weight and no card."""
+    names = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name
+    )
+    return digest([[name, hashlib.sha256((directory / name).read_bytes()).hexdigest()] for name in names])

@@ -1,0 +1,120 @@
+"""The judge: scores finished models on the select and the report split, each of them once.
+
+In: coefficients, or the base, or the experts, and a split. Out: outcomes. What is scored is remembered on disk under
+all that it depends on (`identity.py`, coefficients, items, kind of machine), so a selection that was cut off goes on
+where it was, and the runs of a sweep share what is the same for all of them. Both splits are sampled alike for every
+seed, so that runs can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge import __version__
+from evomerge.assembly import Assembly
+from evomerge.evaluator import Scorer
+from evomerge.fingerprint import fingerprint
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.sampling import Subset
+from evomerge.identity import contents
+from evomerge.remember import remembered
+from evomerge.stopping import Interrupt, Stopped
+
+
+class Judge:
+    """Scores models on the select and the report split.
+
+    Args:
+        assembly: the parts of the search.
+        settings: of the search.
+        scorers: score the live model on the items of a split.
+        subsets: choose the items of a split.
+        interrupt: a request to stop, looked at before every model.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        settings: Mapping[str, Any],
+        scorers: Mapping[str, Scorer],
+        subsets: Mapping[str, Subset],
+        interrupt: Interrupt,
+    ) -> None:
+        self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
+        self._ids = {split: subsets[split](0) for split in ("select", "report")}
+        self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
+        self._surroundings = {
+            **contents(assembly, settings),
+            "evomerge": __version__,
+            "fingerprint": {**fingerprint(), "device": str(next(assembly.live.model.parameters()).device)},
+        }
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The bounds that the search has for weights."""
+        weight = next(variable for variable in self._assembly.space.variables if variable.name == "weight")
+        return weight.low, weight.high
+
+    def decode(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the coefficients of a point."""
+        return self._assembly.space.decode(x)
+
+    def constant(self, weight: float) -> dict[str, np.ndarray]:
+        """Return coefficients with the same weight everywhere."""
+        return self._assembly.coefficients(np.full(len(self._assembly.space.experts), weight))
+
+    def merged(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
+        """Score a merge; see the class for what is remembered."""
+        groups = [group.name for group in self._assembly.space.groups]
+        named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
+        return self._once(named, split, lambda: self._merge(coefficients, split))
+
+    def base(self, split: str) -> Outcome:
+        """Score the base."""
+        return self._once("base", split, lambda: self._restored(split))
+
+    def experts(self, split: str) -> Outcome:
+        """Score each task with its own expert; tasks without an expert are left out."""
+        return self._once(
+            "experts", split, lambda: score_experts(self._assembly, self._scorers[split], self._ids[split])
+        )
+
+    def _merge(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
+        self._assembly.merger.apply(coefficients)
+        return self._scorers[split](self._ids[split])
+
+    def _restored(self, split: str) -> Outcome:
+        self._assembly.merger.restore()
+        return self._scorers[split](self._ids[split])
+
+    def _once(self, model: Any, split: str, compute: Callable[[], Outcome]) -> Outcome:
+        if self._interrupt.requested:
+            raise Stopped
+        if self._cache is None:
+            return compute()
+        return remembered(self._cache, {"model": model, "items": self._ids[split], **self._surroundings}, compute)
+
+
+def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+    """Score each task's items with its own expert, and put the base back; tasks without an expert are left out."""
+    items: dict[str, list[str]] = {}
+    results: dict[str, Mapping[str, np.ndarray]] = {}
+    for k, expert in enumerate(assembly.space.experts):
+        mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
+        if mine:
+            one_hot = np.eye(len(assembly.space.experts))[k]
+            shape = (len(assembly.space.groups), len(assembly.space.experts))
+            values = {
+                variable.name: one_hot if variable.name == "weight" else 1.0 for variable in assembly.space.variables
+            }
+            assembly.merger.apply({name: np.broadcast_to(value, shape) for name, value in values.items()})
+            outcome = score(mine)
+            items |= outcome.items
+            results |= outcome.results
+    assembly.merger.restore()
+    known = [task for task in ids if task in items]
+    return Outcome({task: items[task] for task in known}, {task: results[task] for task in known})

@@ -1,0 +1,196 @@
+"""What a run leaves behind: recipe, mergekit's YAML, heads, summary, timings, and the table that people see.
+
+In: the parts of a search and what the selection found. Out: the files of the run directory. All of it can be made
+again from the trial log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from evomerge import __version__
+from evomerge.assembly import Assembly
+from evomerge.errors import EvomergeError
+from evomerge.evaluator import Timing
+from evomerge.files import write_atomically
+from evomerge.fingerprint import fingerprint
+from evomerge.identity import digest
+from evomerge.mergekit import to_mergekit
+from evomerge.progress import Reporter
+from evomerge.recipe import Recipe, Source
+from evomerge.trials import finite
+
+VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
+
+
+def write_outputs(
+    directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Reporter
+) -> dict[str, Any]:
+    """Write the recipe, its mergekit form, the heads and the summary.
+
+    Args:
+        directory: the run directory.
+        assembly: the parts of the search.
+        settings: of the search.
+        result: what `select` returned, and more for the summary.
+        reporter: is told where mergekit cannot express the recipe.
+
+    Returns:
+        The summary.
+    """
+    recipe = _recipe(assembly, settings, result.pop("coefficients"), result["report"], keep_heads(assembly, directory))
+    write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+    vectors = assembly.vectors
+    try:
+        dtype = str(next(assembly.live.model.parameters()).dtype).removeprefix("torch.")
+        write_atomically(
+            directory / "mergekit.yaml",
+            to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype, vectors.base.extra, assembly.live.tied),
+        )
+    except EvomergeError as error:
+        (directory / "mergekit.yaml").unlink(missing_ok=True)
+        reporter.say(f"No mergekit.yaml: {error}")
+    machine = fingerprint()
+    summary = {
+        **result,
+        "seconds": _seconds(directory / "timings.jsonl"),
+        "versions": {"evomerge": __version__, **{name: machine[name] for name in VERSIONS}},
+    }
+    write_atomically(directory / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
+    return summary
+
+
+def _recipe(
+    assembly: Assembly, settings: Mapping[str, Any], coefficients: Any, scores: dict[str, Any], heads: dict[str, str]
+) -> Recipe:
+    sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
+    return Recipe(
+        base=Source(str(sources.base), vectors.base.sha256),
+        experts={name: Source(str(path), vectors.experts[name].sha256) for name, path in sources.experts.items()},
+        method={
+            "name": assembly.method.name,
+            **{name: value for name, value in settings["method"].items() if name != "_target_"},
+        },
+        granularity=settings["space"]["granularity"],
+        coefficients={
+            variable: {
+                group.name: dict(zip(space.experts, row, strict=True))
+                for group, row in zip(space.groups, rows, strict=True)
+            }
+            for variable, rows in coefficients.items()
+        },
+        scores=scores,
+        heads=heads,
+        version=__version__,
+    )
+
+
+def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
+    """Write the head of every task beside the recipe, and return their paths relative to it.
+
+    A frozen head is copied. Of an expert's own head, all float tensors are written that the merge does not have.
+    """
+    base, heads = assembly.vectors.base, {}
+    for name, task in assembly.sources.tasks.items():
+        target = directory / "heads" / f"{name}.safetensors"
+        if task.head is not None:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(task.head, target)
+        elif task.expert is not None:
+            expert = assembly.vectors.experts[task.expert]
+            keys = [*expert.extra, *(expert.keys[parameter] for parameter in base.missing if parameter in expert.keys)]
+            tensors = {key: expert.tensors[key].contiguous() for key in keys if expert.tensors[key].is_floating_point()}
+            if not tensors:
+                continue
+            target.parent.mkdir(exist_ok=True)
+            save_file(tensors, target, metadata={"expert": task.expert})
+        else:
+            continue
+        heads[name] = str(target.relative_to(directory))
+    return heads
+
+
+def finished(directory: Path, run: str | None) -> dict[str, Any] | None:
+    """Return the summary of a run that is complete, or None.
+
+    Args:
+        directory: the run directory.
+        run: what `run_digest` says of it now.
+    """
+    try:
+        result = json.loads((directory / "summary.json").read_text())
+        return result if run is not None and result["run"] == run else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], ids: Any) -> str | None:
+    """Return a hash of all that a run's summary depends on: what is searched, how much, on which items it is judged,
+    and the log.
+    """
+    log = directory / "trials.jsonl"
+    if not log.exists():
+        return None
+    chosen = [identity, settings["budget"], settings["budget_items"], settings["fitness"]["report_metric"], ids]
+    return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
+
+
+def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None:
+    """Print the table of the report split, the paired difference, and where things are."""
+    report = result["report"]
+    tasks = list(report["base"]["tasks"])
+    rows = [
+        [
+            name.replace("_", " "),
+            "" if row["mean"] is None else f"{row['mean']:.4f} ± {_number(row['se'])}",
+            *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
+        ]
+        for name, row in report.items()
+    ]
+    title = f"{result['metric']} on {result['items']['report']} report items that the search never saw"
+    reporter.table(title, ["", "mean ± se", *tasks], rows)
+    difference = result["paired"]["winner_vs_best_constant"]
+    reporter.say(
+        f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± "
+        f"{_number(difference['se'])} (paired)"
+    )
+    reporter.say(f"recipe, mergekit.yaml and all trials: {os.path.relpath(directory)}")
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def recorder(path: Path) -> Callable[[Timing], None]:
+    """Return what writes the time of each candidate to a file, a line each."""
+
+    def record(timing: Timing) -> None:
+        with path.open("a") as file:
+            file.write(
+                json.dumps({name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(timing).items()})
+                + "\n"
+            )
+
+    return record
+
+
+def _seconds(path: Path) -> dict[str, float]:
+    """Sum up where the time went; a line that a kill cut off does not count."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    merge, forward, total = (sum(row[name] for row in rows) for name in ("merge", "forward", "total"))
+    return {"merge": round(merge, 3), "forward": round(forward, 3), "other": round(total - merge - forward, 3)}
