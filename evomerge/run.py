@@ -65,7 +65,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         return done
     score, subset = scorers["search"], subsets["search"]
     with Interrupt() as interrupt:
-        budget = Budget(settings["budget"], settings["budget_items"], subset.size, interrupt)
+        budget = make_budget(settings, subset, interrupt)
         objective = make_objective(assembly, settings, score, subset)
         preflight(assembly, settings, subset, score, objective, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
@@ -82,9 +82,10 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
                 raise EvomergeError(
                     f"All {log.trials} candidates failed, so there is no winner. The errors: {log.path}."
                 )
+            judge = Judge(assembly, settings, scorers, subsets, interrupt)
             try:
-                with reporter.working(f"choosing the winner of {len(incumbents)} on the select split, for the report"):
-                    result = select(Judge(assembly, settings, scorers, subsets, interrupt), settings, incumbents)
+                with reporter.working("choosing the winner on the select split, scoring it on the report split"):
+                    result = select(judge, settings, incumbents)
             except Stopped:
                 reporter.say(StopReason.INTERRUPTED.value)
                 return None
@@ -94,6 +95,16 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
             summary = write_outputs(directory, assembly, settings, result, reporter)
     show(summary, directory, reporter)
     return summary
+
+
+def make_budget(settings: Mapping[str, Any], subset: Subset, interrupt: Interrupt) -> Budget:
+    """Return the budget of a search, which must buy one candidate at least."""
+    if (settings["budget_items"] or subset.size) < subset.size:
+        raise ConfigError(
+            f"budget_items={settings['budget_items']} is less than one candidate costs, {subset.size} items: raise it, "
+            f"or lower fitness.items."
+        )
+    return Budget(settings["budget"], settings["budget_items"], subset.size, interrupt)
 
 
 def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Subset]:

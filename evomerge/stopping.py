@@ -96,11 +96,6 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("trials", "items", "items_per_trial"):
             value = getattr(self, name)
-            if name == "items" and value is not None and 0 < value < self.items_per_trial:
-                raise ConfigError(
-                    f"budget_items={value} is less than one candidate costs ({self.items_per_trial} items): raise it, "
-                    f"or lower fitness.items."
-                )
             if value is not None and value < 1:
                 raise ConfigError(
                     f"The budget of {name} is {value}, but it must be at least 1: write for example budget=200."

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from evomerge.journal import read_log
 from evomerge.search import search
 from evomerge.stopping import Budget, Interrupt, StopReason
-from evomerge.trials import Batch, Trial, TrialLog, read_log
+from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box, sphere
 from tests.test_searchers import SEARCHERS
 

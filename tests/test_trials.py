@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import LogError, ReplayMismatch
+from evomerge.journal import read_log
 from evomerge.search import search
 from evomerge.searchers.base import Searcher
 from evomerge.stopping import Budget
-from evomerge.trials import Batch, Trial, TrialLog, read_log
+from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box
 from tests.processes.small_search import NAMES, Evaluator, play
 from tests.test_searchers import SEARCHERS
