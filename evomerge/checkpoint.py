@@ -49,14 +49,6 @@ class Checkpoint:
         """The tensor of a parameter, memory-mapped, in the dtype of the file."""
         return self.tensors[self.keys[name]]
 
-    def extra_tensor(self, key: str) -> Tensor:
-        """The tensor under a file key: for what is no parameter of the live model, such as a head."""
-        return self.tensors[key]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a parameter; it is the live model's."""
-        return tuple(self.tensor(name).shape)
-
     def dtype(self, name: str) -> torch.dtype:
         """The dtype in which the file holds a parameter."""
         return self.tensor(name).dtype

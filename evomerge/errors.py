@@ -1,5 +1,6 @@
-"""The errors that a user can cause, under one root. Every message says what is wrong, why, and what to write "
-"instead.
+"""The errors that a user can cause, under one root.
+
+Every message says what is wrong, why, and what to write instead.
 """
 
 

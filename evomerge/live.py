@@ -49,7 +49,7 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
     Args:
         path: a Hugging Face model directory.
         auto_class: the transformers class to load it with: AutoModel (no head), AutoModelForCausalLM ...
-        device: a torch device, or `auto` for the first accelerator, else the CPU.
+        device: a torch device, or `auto` for the first CUDA device, else the CPU.
 
     Raises:
         ConfigError: no such class or device.

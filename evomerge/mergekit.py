@@ -150,9 +150,8 @@ def _conditions(
             if not any(name.endswith(f".{other}") for other in spellings):  # the shorter matches both
                 leaves[name] = values[parameter]
     for filters in (_prefixes(leaves), leaves):
-        ordered = sorted(
-            filters.items(), key=lambda item: -len(item[0])
-        )  # stable: in the model's order within a length
+        # longest first, and stable: in the model's order within a length
+        ordered = sorted(filters.items(), key=lambda item: -len(item[0]))
         wrong = [name for name, value in wanted.items() if _resolve(name, ordered) != value]
         if not wrong:
             return [*({"filter": text, "value": value} for text, value in ordered), {"value": 0.0}]

@@ -5,10 +5,9 @@ combination of the λ_k and τ_k. A method names the variables that each (group,
 references; all are recomputed per candidate (`coupling: per_candidate` of mergekit), with density as a second
 variable that is searched like the weight.
 
-    linear       Σ_k λ_k τ_k                                            task arithmetic, Ilharco et al. 2023 ties
-    trim by magnitude, elect signs, sum those that agree   Yadav et al. 2023, with weights before the election as in
-    mergekit dare_ties    drop at random and rescale, then elect and sum         Yu et al. 2024, with masks nested in
-    the density
+    linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023)
+    ties        trim by magnitude, elect signs, sum those that agree (Yadav et al. 2023), weighted before the election
+    dare_ties   drop at random and rescale, then elect and sum (Yu et al. 2024), with masks nested in the density
 """
 
 from __future__ import annotations

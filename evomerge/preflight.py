@@ -1,7 +1,7 @@
 """Preflight: what is about to run, what it needs and how long it takes, before anything expensive starts.
 
-The base is scored once on the items of the first generation: that measures a candidate's time, and a fitness that
-does not work fails here.
+The base is scored on the items of the first generation: that measures a candidate's time, and a fitness that does not
+work fails here.
 """
 
 from __future__ import annotations

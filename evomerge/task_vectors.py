@@ -180,7 +180,7 @@ def _subtract(
     block, scratch = (torch.empty(size, dtype=torch.float32) for size in (sum(sizes), max(sizes, default=0)))
     deltas, done = {}, 0
     for parameter, part in zip(common, block.split(sizes), strict=True):
-        shape = base.shape(parameter)
+        shape = base.tensor(parameter).shape
         before = scratch[: len(part)].view(shape).copy_(base.tensor(parameter))
         delta = part.view(shape).copy_(expert.tensor(parameter)).sub_(before)
         largest = float(torch.linalg.vector_norm(delta, math.inf)) if len(part) else 0.0

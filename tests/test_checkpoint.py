@@ -80,7 +80,7 @@ def test_heads_stay_readable_by_file_key(tmp_path):
     whole.save_pretrained(tmp_path)
     checkpoint = opened(tmp_path, BertModel(BERT))
     assert set(checkpoint.extra) == {"classifier.weight", "classifier.bias"}
-    assert torch.equal(checkpoint.extra_tensor("classifier.weight"), whole.classifier.weight)
+    assert torch.equal(checkpoint.tensors["classifier.weight"], whole.classifier.weight)
 
 
 def test_extra_pooler_of_the_file(tmp_path):

@@ -260,10 +260,8 @@ def test_a_text_is_cut_to_what_model_and_setting_allow(classification):
 
 def test_a_label_that_the_head_does_not_have(classification):
     items = {"trees": [*classification.items["trees"][:2], Item("x", "some ant", 7)]}
-    prepared = classification.fitness.prepare(classification.tokenizer, items)
-    ids = {"trees": [item.id for item in items["trees"]]}
     with pytest.raises(ConfigError, match="The task trees has the label 7, but its head has 4 classes"):
-        classification.fitness(classification.model, prepared, ids)
+        classification.fitness.prepare(classification.tokenizer, items)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_tensors_are_memory_mapped(tmp_path):
         maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line]
         spans = [[int(end, 16) for end in line[0].split("-")] for line in maps]
         assert any(low <= tensor.data_ptr() < high for low, high in spans)
-        assert (checkpoint.shape(name), checkpoint.dtype(name)) == ((50, 32), torch.float32)
+        assert (checkpoint.tensor(name).shape, checkpoint.dtype(name)) == ((50, 32), torch.float32)
 
 
 def test_not_a_directory(tmp_path):

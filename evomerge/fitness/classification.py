@@ -82,7 +82,7 @@ class Classification:
         """Tokenise the items of all tasks, once; texts are cut to what model and setting allow.
 
         Raises:
-            ConfigError: a task has no items, or one without a label.
+            ConfigError: a task has no items, or one without a label or with a label that its head does not have.
         """
         rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]] = {}
         length = min(self._max_length, tokenizer.model_max_length)
@@ -90,6 +90,7 @@ class Classification:
             if not chosen or any(item.label < 0 for item in chosen):
                 what = "an item without a label" if chosen else "no items"
                 raise ConfigError(f"The task {task} has {what}: classification needs texts with the index of a class.")
+            self._check_label(task, max(item.label for item in chosen), self._heads[task].classes)
             encoded = tokenizer([item.text for item in chosen], truncation=True, max_length=length)
             rows[task] = {
                 item.id: (item.label, {name: torch.tensor(values[i]) for name, values in encoded.items()})
@@ -111,16 +112,19 @@ class Classification:
             }
             forward += time.perf_counter() - started
             for task, (_, positions, labels) in batch.tasks.items():
-                if labels.max() >= logits[task].shape[1]:
-                    raise ConfigError(
-                        f"The task {task} has the label {int(labels.max())}, but its head has {logits[task].shape[1]} "
-                        f"classes, numbered from 0: give it the head that belongs to these items."
-                    )
+                self._check_label(task, int(labels.max()), logits[task].shape[1])
                 log_probability = torch.log_softmax(logits[task], dim=-1).gather(1, labels[:, None])[:, 0]
                 right = (logits[task].argmax(-1) == labels).double().masked_fill(log_probability.isnan(), math.nan)
                 results[task]["accuracy"][positions] = right.numpy()
                 results[task]["log_probability"][positions] = log_probability.numpy()
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, forward)
+
+    def _check_label(self, task: str, label: int, classes: int | None) -> None:
+        if classes is not None and label >= classes:
+            raise ConfigError(
+                f"The task {task} has the label {label}, but its head has {classes} classes, numbered from 0: give it "
+                f"the head that belongs to these items."
+            )
 
     def _batches(self, prepared: Prepared, ids: Mapping[str, Sequence[str]], device: torch.device) -> list[_Batch]:
         key = (str(device), tuple((task, tuple(chosen)) for task, chosen in ids.items()))

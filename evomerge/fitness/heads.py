@@ -10,6 +10,7 @@ same module share its batches.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,11 @@ class Head(Protocol):
 
     def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
         """Return logits (len(rows), C) for some rows of a batch."""
+        ...
+
+    @property
+    def classes(self) -> int | None:
+        """The number C of classes, where it is known before the first forward pass."""
         ...
 
 
@@ -58,6 +64,11 @@ class FrozenHead:
             ) from error
         if pooling != "mean":
             raise CheckpointError(f"{path} asks for {pooling} pooling; only mean pooling is known.")
+
+    @property
+    def classes(self) -> int:
+        """The number of rows of the matrix."""
+        return len(self._weight)
 
     def module(self, model: nn.Module) -> nn.Module:
         """Return the live model, without a head that it may have."""
@@ -92,6 +103,14 @@ class OwnHead:
         self._path = path
         self._merged = merged
         self._view: tuple[nn.Module, nn.Module] | None = None
+
+    @property
+    def classes(self) -> int | None:
+        """The number of names in the expert's config.json, if it has them."""
+        try:
+            return len(json.loads((self._path / "config.json").read_text())["id2label"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def module(self, model: nn.Module) -> nn.Module:
         """Return the expert's classifier over the live model's parameters; the same one every time for the same model.

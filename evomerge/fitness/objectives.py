@@ -28,7 +28,7 @@ class Objective:
         metric: which metric of the fitness.
         aggregate: `mean` or `worst`.
         weights: the weight of each task in the mean; a missing task counts 1, and the weights are divided by their sum.
-        ends: {task: (score of the base, score of its expert)} on the same items; None to take scores as they are.
+        ends: {task: (score of the base, score of its expert)}; None to take scores as they are.
 
     Raises:
         ConfigError: an unknown aggregate, negative weights, or an expert that is no better than the base.
