@@ -23,21 +23,32 @@ class SweepTable(Callback):
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
         jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
-        files = [Path(config.hydra.sweep.dir) / run_name(choices, job) / "summary.json" for job in jobs]
-        summaries = [json.loads(file.read_text()) for file in files if file.exists()]
-        summaries.sort(key=lambda summary: -summary["report"]["winner"]["mean"])
+        runs = [Path(config.hydra.sweep.dir) / run_name(choices, job) for job in jobs]
+        complete = [run for run in runs if (run / "summary.json").exists()]
+        summaries = [{"name": run.name, **json.loads((run / "summary.json").read_text())} for run in complete]
+        summaries.sort(key=lambda summary: -_selected(summary))  # by the report split it would be choosing on it
         rows = []
         for summary in summaries:
-            winner, difference = summary["report"]["winner"], summary["paired"]["winner_vs_best_constant"]
+            name, winner, difference = (
+                summary["name"],
+                summary["report"]["winner"],
+                summary["paired"]["winner_vs_best_constant"],
+            )
             rows.append(
                 [
-                    Path(summary["directory"]).name,
+                    name,
+                    f"{_selected(summary):.4f}",
                     f"{winner['mean']:.4f} ± {winner['se']:.4f}",
                     f"{difference['diff']:+.4f} ± {difference['se']:.4f}",
                     f"{summary['report']['best_constant']['mean']:.4f}",
                     str(summary["trials"]),
                 ]
             )
-        title = f"{len(rows)} of {len(jobs)} runs are complete; on the report split"
-        columns = ["run", "winner ± se", "- best constant ± se", "best constant", "trials"]
+        title = f"{len(rows)} of {len(jobs)} runs are complete; best on the select split first, then the report split"
+        columns = ["run", "on select", "winner ± se", "- best constant ± se", "best constant", "trials"]
         Reporter().table(title, columns, rows)
+
+
+def _selected(summary: dict[str, Any]) -> float:
+    """Return what the winner reached on the select split."""
+    return summary["select"]["finalists"][summary["select"]["winner"]]

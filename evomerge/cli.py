@@ -11,6 +11,7 @@ ends in a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -21,21 +22,25 @@ from typing import NoReturn
 
 import hydra
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import evomerge
-from evomerge.config import CONF, SearchConfig, register
+from evomerge.config import CONF, UNNAMED, SearchConfig, register
 from evomerge.errors import EvomergeError
 from evomerge.names import nearest
 
 VERBS = ("search",)
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
 """Settings whose next part is a name that the user chooses."""
+OWN_CONFIGURATION = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+"""Flags of Hydra that add settings files of the user's."""
 HELP = f"""evomerge {evomerge.__version__}: finds the coefficients with which fine-tuned experts of one base are merged.
 
 usage: evomerge search [-m] [setting=value ...]
@@ -73,12 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             + (f" Did you mean 'evomerge {near[0]}'?" if near else f" There is {', '.join(VERBS)}.")
         )
     rest = [part for argument in rest for part in _spelled_out(argument)]
+    register()
     try:
-        check_settings(rest)
+        if not any(argument.split("=")[0] in OWN_CONFIGURATION for argument in rest):  # else Hydra knows more names
+            check_settings(rest)
     except EvomergeError as error:
         _fail(str(error))
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
-    register()
     sys.argv = ["evomerge search", *rest]
     _application()
 
@@ -101,10 +107,21 @@ def check_settings(arguments: Sequence[str]) -> None:
     for override in parsed:
         if not override.is_add() and not override.key_or_group.startswith("hydra"):
             _check_setting(override, known)
+    if not {"-m", "--multirun", "--help", "-h"} & set(arguments) and not any("hydra" in flag for flag in arguments):
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                compose("search", overrides=list(settings))
+        except (HydraException, OmegaConfBaseException) as error:
+            what, *rest = str(error.__cause__ or error).splitlines()
+            key = next((f" ({line.split(':')[1].strip()})" for line in rest if "full_key" in line), "")
+            hint = " To sweep, add -m." if what.startswith("Ambiguous") else ""
+            raise EvomergeError(f"{what}{key}.{hint} `evomerge search --help` shows every setting.") from error
 
 
 def _check_setting(override: Override, known: Sequence[str]) -> None:
     key = override.key_or_group
+    if override.is_sweep_override() and key in UNNAMED:
+        raise EvomergeError(f"{key} cannot be swept, since its runs would share one directory: sweep other settings.")
     if key not in known and not key.startswith(OPEN_SETTINGS):
         near = nearest(key, known, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`evomerge search --help` lists all settings."
@@ -135,9 +152,11 @@ def _flatten(node: object, prefix: str) -> Iterator[str]:
 
 
 def _spelled_out(argument: str) -> list[str]:
-    """Return `space=blocks:6` as `space=blocks space.n=6`; all else as it is."""
+    """Return `space=blocks:6` as `space=blocks space.n=6`, and a new name below an open setting as Hydra wants it."""
     match = re.fullmatch(r"space=(blocks|chunk):(\d+)", argument)
-    return [f"space={match[1]}", f"space.n={match[2]}"] if match else [argument]
+    if match:
+        return [f"space={match[1]}", f"space.n={match[2]}"]
+    return [f"++{argument}" if argument.startswith(OPEN_SETTINGS) else argument]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
@@ -150,6 +169,7 @@ def _application(config: SearchConfig) -> None:
         if run_search(config, Path(HydraConfig.get().runtime.output_dir), Reporter()) is None:
             raise SystemExit(0)  # asked to stop: a sweep must not go on with its next run
     except EvomergeError as error:
+        _leave_no_trace(Path(HydraConfig.get().runtime.output_dir))
         if not sweep:
             _fail(str(error))
         print(f"evomerge: {error}", file=sys.stderr)  # one bad run of a sweep costs one run; the table shows it
@@ -160,6 +180,14 @@ def _application(config: SearchConfig) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = "There is no room left on the disk" if full else error.strerror or str(error)
         _fail(f"{what}{where}. Nothing of the search is lost: mend it and run the same command again.")
+
+
+def _leave_no_trace(directory: Path) -> None:
+    """Remove a run directory in which nothing has happened: Hydra made it before the settings were found wrong."""
+    if not (directory / "trials.jsonl").exists():
+        (directory / "evomerge.log").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else
+            directory.rmdir()
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

@@ -173,7 +173,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     again.
 
     It is made of the chosen groups and of every override, but for those that do not make another search (`UNNAMED`).
-    Values with slashes, spaces or other odd characters go into a short hash.
+    Sources and tasks, and values with slashes, spaces or other odd characters, go into a short hash.
     """
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     groups = {
@@ -189,11 +189,10 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     for key, value in sorted(given.items()):
         if key in UNNAMED or key.startswith(("hydra.", "hydra/")):
             continue
-        part = f"{key}={value}"
-        if re.fullmatch(r"[\w.,=+-]{1,40}", part):
-            parts.append(part.replace("seed=", "s") if key == "seed" else part)
+        if key.startswith(("model.", "fitness.tasks")) or not re.fullmatch(r"[\w.-]{1,20}", value):
+            odd.append(f"{key}={value}")
         else:
-            odd.append(part)
+            parts.append(f"s{value}" if key == "seed" else f"{key}-{value}")
     if odd:
         parts.append(hashlib.sha256("\n".join(sorted(odd)).encode()).hexdigest()[:8])
     return "-".join(parts)

@@ -54,7 +54,11 @@ def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **contents(assembly, settings),
         "items": {task: digest_items(items) for task, items in assembly.items["search"].items()},
-        "space": {"coordinates": digest([space.names, space.low.tolist(), space.high.tolist()]), **settings["space"]},
+        "space": {
+            **settings["space"],
+            "coordinates": list(space.names),
+            "box": digest([space.low.tolist(), space.high.tolist()]),
+        },
         "searcher": settings["searcher"],
         "objective": {"metric": settings["fitness"]["metric"], **settings["objective"]},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],

@@ -16,6 +16,7 @@ from pathlib import Path
 from evomerge.errors import SuiteError
 
 SPLITS = ("search", "select", "report")
+EXAMPLE = '{"text": "...", "label": 0}'
 UNLABELED = -1  # label of an item whose class is not given
 
 _UPPER = {"search": 40, "select": 70, "report": 100}  # of ONE file: percentiles of the hash, so 40 / 30 / 30 percent
@@ -70,7 +71,7 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
         SuiteError: the file is missing or empty, a line cannot be read, or a label is no class.
     """
     path = Path(path)
-    one_file = path.suffix == ".jsonl"
+    one_file = path.is_file() or path.suffix == ".jsonl"
     if one_file and split not in SPLITS:
         raise SuiteError(f"{path} is one file and has no split {split!r}: choose one of {', '.join(SPLITS)}")
     file = path if one_file else path / f"{split}.jsonl"
@@ -78,7 +79,8 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
     if one_file:
         items = [item for item in items if _split_of(item.text) == split]
     if not items:
-        raise SuiteError(f"{file} gives no items for the split {split!r}: add lines like {{'text': '...', 'label': 0}}")
+        share = " (search 40 %, select 30 %, report 30 % of the texts)" if one_file else ""
+        raise SuiteError(f"{file} gives no items for the split {split!r}{share}: add lines like {EXAMPLE}")
     return items
 
 
@@ -129,14 +131,14 @@ def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> li
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise SuiteError(f"{where}: no JSON object ({error}); write {{'text': '...', 'label': 0}}") from None
+                raise SuiteError(f"{where}: no JSON object ({error}); write {EXAMPLE}") from None
             items.append(_item(row, classes, labels_needed, where))
     return items
 
 
 def _item(row: object, classes: Sequence[str] | None, label_needed: bool, where: str) -> Item:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise SuiteError(f"{where}: an item needs a string `text`; write {{'text': '...', 'label': 0}}")
+        raise SuiteError(f"{where}: an item needs a string `text`; write {EXAMPLE}")
     label = row.get("label")
     if label is None and not label_needed:
         label = UNLABELED
@@ -145,7 +147,8 @@ def _item(row: object, classes: Sequence[str] | None, label_needed: bool, where:
             raise SuiteError(f"{where}: label {label!r} is no class; the classes are {', '.join(classes)}")
         label = list(classes).index(label)
     elif not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        instead = "the index of a class, from 0" if classes is None else "a class name, or its index from 0"
+        by_index = "the index of a class, from 0, or name the classes: fitness.tasks.<task>.classes=[no,yes]"
+        instead = by_index if classes is None else "a class name, or its index from 0"
         raise SuiteError(f"{where}: label {label!r} is no class; write {instead}")
     elif classes is not None and label >= len(classes):
         raise SuiteError(f"{where}: label {label} is no class; there are {len(classes)}, numbered from 0")

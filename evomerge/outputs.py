@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from evomerge import __version__
 from evomerge.assembly import Assembly
-from evomerge.errors import EvomergeError
+from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Timing
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
@@ -28,8 +28,15 @@ from evomerge.identity import digest
 from evomerge.mergekit import to_mergekit
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
+from evomerge.task_vectors import TaskVectors
 from evomerge.trials import finite
 
+LABELS = {
+    "base": "base",
+    "experts": "experts, each on its own task",
+    "best_constant": "best constant",
+    "winner": "winner",
+}
 VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 
 
@@ -48,10 +55,11 @@ def write_outputs(
     Returns:
         The summary.
     """
-    recipe = _recipe(assembly, settings, result.pop("coefficients"), result["report"], keep_heads(assembly, directory))
+    recipe = _recipe(assembly, settings, result.pop("coefficients"), _scores(result), keep_heads(assembly, directory))
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
     vectors = assembly.vectors
     try:
+        _check_names(vectors)
         dtype = str(next(assembly.live.model.parameters()).dtype).removeprefix("torch.")
         write_atomically(
             directory / "mergekit.yaml",
@@ -68,6 +76,17 @@ def write_outputs(
     }
     write_atomically(directory / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
     return summary
+
+
+def _check_names(vectors: TaskVectors) -> None:
+    """Refuse a mergekit.yaml that mergekit could not run: it looks for the base's tensor names in every expert."""
+    for name, expert in vectors.experts.items():
+        for parameter, key in expert.keys.items():
+            if vectors.base.keys.get(parameter, key) != key:
+                raise ConfigError(
+                    f"mergekit needs the same tensor names in all files, and the expert {name} has {key} where the "
+                    f"base has {vectors.base.keys[parameter]}. Save the experts' backbones alone, as the base is saved."
+                )
 
 
 def _recipe(
@@ -95,6 +114,17 @@ def _recipe(
     )
 
 
+def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the recipe says of its worth: which metric, on which items, and how the winner was found."""
+    how = {
+        "metric": result["metric"],
+        "split": "report",
+        "items": result["items"]["report"],
+        "trials": result["trials"],
+    }
+    return finite({**how, "winner": result["select"]["winner"], **result["report"], **result["paired"]})
+
+
 def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
     """Write the head of every task beside the recipe, and return their paths relative to it.
 
@@ -120,16 +150,18 @@ def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
     return heads
 
 
-def finished(directory: Path, run: str | None) -> dict[str, Any] | None:
-    """Return the summary of a run that is complete, or None.
+def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the summary of a run that has nothing left to do under these settings, or None.
 
     Args:
         directory: the run directory.
         run: what `run_digest` says of it now.
+        settings: of the search; a budget that is lower than what was spent takes nothing back.
     """
     try:
         result = json.loads((directory / "summary.json").read_text())
-        return result if run is not None and result["run"] == run else None
+        spent = result["stop"] != "budget" or result["trials"] >= settings["budget"] or settings["budget_items"]
+        return result if run is not None and result["run"] == run and spent else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
@@ -141,7 +173,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     log = directory / "trials.jsonl"
     if not log.exists():
         return None
-    chosen = [identity, settings["budget"], settings["budget_items"], settings["fitness"]["report_metric"], ids]
+    chosen = [identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 
@@ -151,7 +183,7 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
     tasks = list(report["base"]["tasks"])
     rows = [
         [
-            name.replace("_", " "),
+            LABELS[name],
             "" if row["mean"] is None else f"{row['mean']:.4f} ± {_number(row['se'])}",
             *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
         ]
@@ -164,7 +196,7 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
         f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± "
         f"{_number(difference['se'])} (paired)"
     )
-    reporter.say(f"recipe, mergekit.yaml and all trials: {os.path.relpath(directory)}")
+    reporter.say(f"recipe, scores and all trials: {os.path.relpath(directory)}")
 
 
 def _number(value: float | None) -> str:

@@ -72,7 +72,7 @@ class Reporter:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table on standard output, where results go; the first column is text, the others numbers."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table()
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
@@ -80,6 +80,7 @@ class Reporter:
         console = Console()
         if not console.is_terminal:
             console.width = PIPE_WIDTH
+        console.print(title, style="bold", highlight=False, soft_wrap=True)
         console.print(table)
 
     @contextmanager

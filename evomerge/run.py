@@ -59,7 +59,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
     subsets = make_subsets(assembly, settings)
     identity = describe(assembly, settings)
     judged = [subsets[split](0) for split in ("select", "report")]
-    if (done := finished(directory, run_digest(directory, identity, settings, judged))) is not None:
+    if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
         return done
@@ -90,7 +90,9 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
                 reporter.say(StopReason.INTERRUPTED.value)
                 return None
             result["items"] = {split: subset.size for split, subset in subsets.items()}
-            result |= {"stop": reason.name.lower(), "trials": log.trials}
+            result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": log.failed}
+            if log.failed:
+                reporter.say(f"{log.failed} of {log.trials} candidates failed; their errors stand in {log.path.name}.")
             result["run"] = run_digest(directory, identity, settings, judged)
             summary = write_outputs(directory, assembly, settings, result, reporter)
     show(summary, directory, reporter)

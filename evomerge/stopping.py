@@ -8,6 +8,7 @@ trial that is running.
 from __future__ import annotations
 
 import enum
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
+        self.by: int | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -61,6 +63,8 @@ class Interrupt:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        self.by = number
+        os.write(2, b"\nStopping after what runs now; Ctrl-C once more stops at once.\n")
 
     def wrap(self, evaluate: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
         """Return an evaluator that ends after the current trial once a stop was requested."""

@@ -115,6 +115,7 @@ class TrialLog:
     Attributes:
         trials: how many trials the loop has seen so far.
         items: how many item evaluations they cost.
+        failed: how many of them have no value.
         batch: the batch that the loop asked for last, or None.
 
     Raises:
@@ -124,6 +125,7 @@ class TrialLog:
     def __init__(self, path: Path, identity: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.trials = 0
+        self.failed = 0
         self.items = 0
         self._identity = json.loads(json.dumps(dict(identity)))
         self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
@@ -271,6 +273,7 @@ class TrialLog:
         trial = Trial(**{**fields, "values": values, "violations": tuple(fields["violations"])})
         batch.trials[trial.index] = trial
         self.trials += 1
+        self.failed += trial.values is None
         self.items += trial.spent
 
     def _write(self, record: Mapping[str, Any]) -> None:

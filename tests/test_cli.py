@@ -190,7 +190,7 @@ def test_a_recipe_is_a_warm_start_in_another_space(smoke, place: Path) -> None:
         cwd=place,
     )
     assert done.returncode == 0, done.stderr
-    run = next(path for path in (place / "runs").iterdir() if "tensor-random" in path.name and "batch=1" in path.name)
+    run = next(path for path in (place / "runs").iterdir() if "tensor-random" in path.name and "batch-1" in path.name)
     first = next(line for line in read_log(run / "trials.jsonl") if line["kind"] == "ask")["points"][0]
     recipe = Recipe.from_yaml((directory / "recipe.yaml").read_text())
     known = {value for row in recipe.coefficients["weight"].values() for value in row.values()}

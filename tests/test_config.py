@@ -81,7 +81,7 @@ def test_right_settings_pass() -> None:
         ]
     )
     check_settings(
-        ["space.frozen={weight/encoder.layer.0/*: 0.4}", "experiment=smoke", "objective.weights.r8=2", "model=text"]
+        ["space.frozen={weight/encoder.layer.0/*: 0.4}", "experiment=smoke", "++objective.weights.r8=2", "model=text"]
     )
 
 
@@ -109,6 +109,7 @@ def test_wrong_types_are_refused(group: str, override: str, message: str) -> Non
 def test_short_form_of_a_space() -> None:
     assert _spelled_out("space=blocks:6") == ["space=blocks", "space.n=6"]
     assert _spelled_out("space=layer") == ["space=layer"]
+    assert _spelled_out("objective.weights.r8=2") == ["++objective.weights.r8=2"]
 
 
 def test_run_names_are_readable() -> None:
@@ -117,7 +118,7 @@ def test_run_names_are_readable() -> None:
         run_name({**DEFAULTS, "experiment": "smoke", "model": "pico"}, ["experiment=smoke"])
         == "smoke-pico-linear-layer-cmaes"
     )
-    assert run_name(DEFAULTS, ["model=text", "space=blocks", "space.n=6"]) == "text-linear-blocks-cmaes-space.n=6"
+    assert run_name(DEFAULTS, ["model=text", "space=blocks", "space.n=6"]) == "text-linear-blocks-cmaes-space.n-6"
 
 
 @settings(max_examples=50, deadline=None)
