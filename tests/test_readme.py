@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,13 @@ def test_the_tree_names_what_is_there() -> None:
             assert path.name in tree, f"{path.name} is not in the README's tree"
     for name in re.findall(r"[a-z_]+\.py", tree):
         assert (ROOT / "evomerge" / name).exists(), f"{name} of the README's tree does not exist"
+
+
+def test_the_example_of_a_fitness_runs() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["score"](None, None, {"a": ["one", "two"]}) == {"a": [0.0, 0.0]}
 
 
 @pytest.mark.slow
