@@ -24,7 +24,7 @@ from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.warm import WarmStart
-from evomerge.sources import Sources, find_sources, make_heads, read_split
+from evomerge.sources import Sources, cautions, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
 
@@ -90,7 +90,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
         live = load_live(sources.base, model["auto_class"], model["device"])
     base, experts = open_sources(sources, live, cache, reporter)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
-    warnings = check_family(base, experts, parameters)
+    warnings = check_family(base, experts, parameters) + cautions(sources, items)
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps)
     space = make_space(
         settings["space"]["granularity"],

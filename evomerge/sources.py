@@ -6,7 +6,8 @@ and heads. Paths are read here and nowhere later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from evomerge.pico import build_pico
 from evomerge.suite import Suite, Task, load_suite
 
 TASK_SETTINGS = ("items", "head", "expert", "classes")
+FEW = 30
+"""Fewer items of a task than this make a standard error of nine points and more."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,33 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
     return heads
 
 
+def cautions(sources: Sources, items: Mapping[str, Mapping[str, Sequence[Item]]]) -> list[str]:
+    """Return what is allowed but often a mistake: other vocabularies, and splits too small to decide anything.
+
+    Args:
+        sources: base, experts and tasks.
+        items: split -> task -> items.
+    """
+    warnings = []
+    base = _vocabulary(sources.base)
+    for name, path in sources.experts.items():
+        if base is not None and _vocabulary(path) not in (None, base):
+            warnings.append(f"expert {name} has another vocabulary than the base: its rows stand for other tokens")
+    for split, tasks in items.items():
+        small = [f"{task} ({len(chosen)})" for task, chosen in tasks.items() if len(chosen) < FEW]
+        if small:
+            warnings.append(f"few {split} items, so scores on them mean little: {', '.join(small)}")
+    return warnings
+
+
+def _vocabulary(path: Path) -> Any:
+    """Return the tokens of a model directory as its tokenizer.json lists them, or None."""
+    try:
+        return json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _open_suite(model: Mapping[str, Any]) -> Suite | None:
     if not model["suite"]:
         return None
@@ -136,4 +166,20 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
     head, classes = given.get("head"), given.get("classes") or ()
     if isinstance(classes, str):
         raise ConfigError(f"{setting}.classes is '{classes}'; write a list of names: '{setting}.classes=[no,yes]'.")
+    if expert is not None and not head and classes:
+        _check_classes(setting, [str(c) for c in classes], experts[expert])
     return Task(name, Path(given["items"]), Path(head) if head else None, expert, tuple(map(str, classes)))
+
+
+def _check_classes(setting: str, classes: list[str], expert: Path) -> None:
+    """Refuse class names that stand in another order than in the expert's own head."""
+    try:
+        names = json.loads((expert / "config.json").read_text(encoding="utf-8"))["id2label"]
+        own = [str(names[str(i)]) for i in range(len(names))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # whatever is wrong with the directory is said where it is opened
+    if own != classes and not all(name.startswith("LABEL_") for name in own):
+        raise ConfigError(
+            f"{setting}.classes is [{','.join(classes)}], but the expert's own head has [{','.join(own)}] in its "
+            f"config.json: write them in that order, or correct id2label there."
+        )

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from evomerge.config import ModelConfig
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError, SuiteError
 from evomerge.fitness.heads import FrozenHead, OwnHead
-from evomerge.sources import find_sources, make_heads, read_split
+from evomerge.sources import Sources, cautions, find_sources, make_heads, read_split
 
 
 def found(*overrides: str):
@@ -163,3 +163,27 @@ def test_a_task_without_a_head(pico):
         make_heads(found(pico, "fitness.tasks={quiz: i}"), {})
     with pytest.raises(CheckpointError, match="none is no frozen head"):
         make_heads(found(pico, "fitness.tasks={quiz: {items: i, head: none}}"), {})
+
+
+def test_class_names_in_another_order_than_the_head_are_refused(tmp_path):
+    expert = tmp_path / "mood"
+    expert.mkdir()
+    (expert / "config.json").write_text(json.dumps({"id2label": {"0": "sad", "1": "happy"}}))
+    own = ("model.base=b", f"model.experts=[{expert}]")
+    with pytest.raises(ConfigError, match=r"\[happy,sad\], but the expert's own head has \[sad,happy\]"):
+        found(*own, "fitness.tasks={mood: {items: m.jsonl, classes: [happy, sad]}}")
+    assert found(*own, "fitness.tasks={mood: {items: m.jsonl, classes: [sad, happy]}}").tasks["mood"].classes
+    (expert / "config.json").write_text(json.dumps({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
+    assert found(*own, "fitness.tasks={mood: {items: m.jsonl, classes: [happy, sad]}}").tasks["mood"].classes
+
+
+def test_cautions(tmp_path):
+    for name, vocabulary in (("base", {"a": 0, "b": 1}), ("same", {"a": 0, "b": 1}), ("other", {"b": 0, "a": 1})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    sources = Sources(tmp_path / "base", {"same": tmp_path / "same", "other": tmp_path / "other"}, {})
+    assert cautions(sources, {}) == [
+        "expert other has another vocabulary than the base: its rows stand for other tokens"
+    ]
+    few = {"select": {"big": [None] * 50, "small": [None] * 7}}
+    assert "few select items, so scores on them mean little: small (7)" in cautions(sources, few)
