@@ -124,7 +124,8 @@ class SerialEvaluator:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             text = "OutOfMemoryError"  # how much memory was free, and who held the rest, is another number every time
-        text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log,
+        text = re.sub(r"/(?:[^\s/'\"]+/)+", "…/", text)  # and no paths of this machine
         return Trial(batch, index, "failed", None, items=ids, error=text)
 
 

@@ -143,6 +143,7 @@ def test_without_forward_seconds_the_fitness_counts_as_forward(make, batch):
         (fail(RuntimeError("one line\nand another")), "RuntimeError: one line"),
         (fail(ZeroDivisionError()), "ZeroDivisionError: "),
         (fail(KeyError("<object at 0x7f12ab34CD>")), "KeyError: '<object at 0x…>'"),
+        (fail(OSError("no file /home/me/data/a.bin")), "OSError: no file …/a.bin"),
         (fail(CheckpointError("x" * 1000)), "CheckpointError: " + "x" * 283),
         (fail(MemoryError()), "MemoryError: "),
         (fail(torch.OutOfMemoryError(GONE)), "OutOfMemoryError"),
