@@ -16,6 +16,10 @@ from evomerge.journal import read_log
 from evomerge.recipe import Recipe
 from evomerge.suite import Suite
 
+pytestmark = (
+    pytest.mark.slow
+)  # each test starts processes that load torch and transformers; test_run.py is the fast form
+
 
 def evomerge(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}

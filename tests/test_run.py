@@ -1,0 +1,100 @@
+"""One search in this process, from settings to run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import ConfigError, LogError
+from evomerge.journal import read_log
+from evomerge.progress import Reporter
+from evomerge.recipe import Recipe
+from evomerge.run import run_search
+from evomerge.suite import Suite
+from tests.helpers import compose
+
+
+@pytest.fixture(scope="module")
+def settings(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [
+        "model=pico",
+        f"model.suite={pico_suite.path}",
+        f"model.cache={tmp_path_factory.mktemp('cache')}",
+        "model.device=cpu",
+        "budget=13",
+        "fitness.items=30",
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    assert run_search(compose(*settings), directory, Reporter()) is not None
+    return directory
+
+
+def trials(directory: Path) -> int:
+    return sum(line["kind"] == "trial" for line in read_log(directory / "trials.jsonl"))
+
+
+def test_summary_and_recipe_agree(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    recipe = Recipe.from_yaml((finished / "recipe.yaml").read_text())
+    assert summary["trials"] == trials(finished) == 13
+    assert summary["failed"] == 0
+    assert recipe.scores["winner"]["mean"] == summary["report"]["winner"]["mean"]
+    assert list(recipe.experts) == ["animals", "trees", "metals"]
+    assert all((finished / path).is_file() for path in recipe.heads.values())
+    selected = summary["select"]
+    assert selected["finalists"][selected["winner"]] >= max(selected["constants"].values())
+
+
+def test_a_lower_budget_takes_nothing_back(finished: Path, settings: list[str]) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    again = run_search(compose(*settings, "budget=3"), finished, Reporter())
+    assert again == json.loads(before["summary.json"])
+    assert {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
+
+
+def test_more_budget_goes_on(finished: Path, settings: list[str]) -> None:
+    head = (finished / "trials.jsonl").read_bytes()
+    summary = run_search(compose(*settings, "budget=15"), finished, Reporter())
+    assert summary is not None
+    assert trials(finished) == summary["trials"] == 15
+    assert (finished / "trials.jsonl").read_bytes().startswith(head)
+
+
+def test_another_search_in_the_same_directory_is_refused(finished: Path, settings: list[str]) -> None:
+    with pytest.raises(LogError, match="belongs to another search: seed was 1, is 2"):
+        run_search(compose(*settings, "seed=2"), finished, Reporter())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fitness.select_items=1", r"fitness\.select_items is 1"),
+        ("fitness.report_items=abc", r"fitness\.report_items=abc is no int or null"),
+        ("budget_items=5", "less than one candidate costs, 30 items"),
+        ("space.bounds={weight: [a, b]}", r"space\.bounds\.weight is"),
+        ("space.frozen=[x]", r"space\.frozen is"),
+        ("space.tied='weight/*'", r"space\.tied is"),
+        ("objective.weights={animals: high}", r"objective\.weights has high"),
+        ("seed=-1", "seed=-1 is negative"),
+        ("budget=0", "at least 1"),
+    ],
+)
+def test_settings_are_refused_before_the_search(
+    override: str, message: str, settings: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_search(compose(*settings, override), tmp_path, Reporter())
+    assert not (tmp_path / "trials.jsonl").exists()
+
+
+def test_bounds_without_a_usual_constant(settings: list[str], tmp_path: Path) -> None:
+    narrow = ["space.bounds={weight: [-0.09, 0.01]}", "budget=3", "searcher=random", "searcher.batch=3", "start=0"]
+    summary = run_search(compose(*settings, *narrow), tmp_path, Reporter())
+    assert summary is not None
+    assert all(-0.09 <= float(constant) <= 0.01 for constant in summary["select"]["constants"])
