@@ -8,8 +8,8 @@ Python libraries change their arithmetic between versions.
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 
-import cma
 import numpy as np
 import optuna
 import scipy
@@ -34,6 +34,6 @@ def fingerprint() -> dict[str, str | int | list[str]]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "scipy": scipy.__version__,
-        "cma": cma.__version__,
+        "cma": metadata.version("cma"),
         "optuna": optuna.__version__,
     }

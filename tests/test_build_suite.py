@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from transformers.utils import logging
 
 from evomerge.errors import SuiteError
 from evomerge.items import item_id, read_items
@@ -28,6 +29,16 @@ import build_suite as command  # noqa: E402
 from text_suite import build as builder  # noqa: E402
 from text_suite import packages, readers  # noqa: E402
 from text_suite.tasks import FULL, MINILM, ORANGE, SMALL, Plan, TextTask  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def transformers_speaks_as_before():
+    """The script silences transformers for its own process; here the process goes on with other tests."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+
 
 TINY_SIZES = {"report": 20, "search": 20, "select": 20, "unlabeled": 10, "train": 40}
 

@@ -16,9 +16,8 @@ from evomerge.journal import read_log
 from evomerge.recipe import Recipe
 from evomerge.suite import Suite
 
-pytestmark = (
-    pytest.mark.slow
-)  # each test starts processes that load torch and transformers; test_run.py is the fast form
+# Each test starts processes that load torch and transformers; test_run.py is the fast form.
+pytestmark = pytest.mark.slow
 
 
 def evomerge(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
