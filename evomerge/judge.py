@@ -67,6 +67,10 @@ class Judge:
         """Return coefficients with the same weight everywhere."""
         return self._assembly.coefficients(np.full(len(self._assembly.space.experts), weight))
 
+    def within(self, weight: float) -> dict[str, np.ndarray]:
+        """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
+        return self.decode(self._assembly.space.start({"weight": weight}))
+
     def merged(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
         """Score a merge; see the class for what is remembered."""
         groups = [group.name for group in self._assembly.space.groups]

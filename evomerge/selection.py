@@ -78,7 +78,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
     What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task. The best
-    constant is a finalist as well, so what is handed over is never worse on the select split.
+    constant, as far as the space allows it, is a finalist as well: nobody should be handed less.
 
     Args:
         judge: scores models on the two splits.
@@ -97,7 +97,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     finalists = {name: judge.decode(x) for name, x in incumbents.items()}
     constants = {str(constant): judge.constant(constant) for constant in _constants(judge)}
     constant, constant_values = choose(constants, lambda name: decide(judge.merged(constants[name], "select")))
-    finalists |= {f"constant {constant}": constants[constant]}  # the last in line: it wins only if it is better
+    finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
     winner, finalist_values = choose(finalists, lambda name: decide(judge.merged(finalists[name], "select")))
     outcomes = {
         "base": judge.base("report"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from evomerge.items import Item
 from evomerge.suite import Suite
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def test_the_example_of_a_fitness_runs() -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {}
     exec(block, names)
-    assert names["score"](None, None, {"a": ["one", "two"]}) == {"a": [0.0, 0.0]}
+    assert names["score"](None, None, {"a": [Item("", "one", 0), Item("", "three", 1)]}) == {"a": [3.0, 5.0]}
 
 
 @pytest.mark.slow
