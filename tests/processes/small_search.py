@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 
 from evomerge.errors import EvomergeError
 from evomerge.fingerprint import fingerprint
@@ -65,6 +66,7 @@ def play(
 ) -> StopReason:
     """Run a small search with the log at `path`, or go on with it; on this machine, or as if it were another."""
     searcher = SEARCHERS[name](box(4), 3)
+    torch.set_num_threads(1)  # as in the session that the logs are compared with: threads are part of the fingerprint
     log = TrialLog(path, {"searcher": name}, fingerprint() if machine is None else machine)
     with Interrupt() as interrupt, log:
         return search(searcher, interrupt.wrap(Evaluator(seconds)), log, Budget(trials, interrupt=interrupt))
