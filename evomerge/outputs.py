@@ -196,6 +196,8 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
         f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± "
         f"{_number(difference['se'])} (paired)"
     )
+    if result["failed"]:
+        reporter.say(f"{result['failed']} of {result['trials']} candidates failed; their errors stand in trials.jsonl")
     reporter.say(f"recipe, scores and all trials: {os.path.relpath(directory)}")
 
 

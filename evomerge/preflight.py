@@ -7,7 +7,7 @@ work fails here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.assembly import Assembly
@@ -33,7 +33,6 @@ def preflight(
     Raises:
         ConfigError: the fitness cannot score the base.
     """
-    space, vectors = assembly.space, assembly.vectors
     ids = subset(0)
     try:
         score(ids)  # the first call pays for what is set up lazily
@@ -46,6 +45,24 @@ def preflight(
         raise ConfigError(
             f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
+    rows = _facts(assembly, settings, ids, seconds)
+    for name, text in [*rows, ["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"]]:
+        reporter.say(f"{name:>16}  {text}")
+    zero = [name for name, held in assembly.space.frozen.items() if held == 0]
+    if zero:
+        reporter.say(
+            f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
+            f"task vector there, or as you asked"
+        )
+    for warning in assembly.warnings:
+        reporter.say(f"{'warning':>16}  {warning}")
+
+
+def _facts(
+    assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], seconds: float
+) -> list[list[str]]:
+    """Return what is printed of sources, space, memory and time, as names and texts."""
+    space, vectors = assembly.space, assembly.vectors
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
     deltas = 4 * sum(
         delta.numel()
@@ -53,7 +70,7 @@ def preflight(
         for name in vectors.parameters
         if (delta := vectors.delta(expert, name)) is not None
     )
-    rows = [
+    return [
         ["base", str(assembly.sources.base)],
         *(["expert " + name, str(path)] for name, path in assembly.sources.experts.items()),
         [
@@ -78,18 +95,7 @@ def preflight(
             f"about {seconds:.2f} s a candidate; {settings['budget']} candidates take about "
             f"{_span(settings['budget'] * seconds)}",
         ],
-        ["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"],
     ]
-    for name, text in rows:
-        reporter.say(f"{name:>16}  {text}")
-    zero = [name for name, held in space.frozen.items() if held == 0]
-    if zero:
-        reporter.say(
-            f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
-            f"task vector there, or as you asked"
-        )
-    for warning in assembly.warnings:
-        reporter.say(f"{'warning':>16}  {warning}")
 
 
 def _span(seconds: float) -> str:

@@ -91,8 +91,6 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
                 return None
             result["items"] = {split: subset.size for split, subset in subsets.items()}
             result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": log.failed}
-            if log.failed:
-                reporter.say(f"{log.failed} of {log.trials} candidates failed; their errors stand in {log.path.name}.")
             result["run"] = run_digest(directory, identity, settings, judged)
             summary = write_outputs(directory, assembly, settings, result, reporter)
     show(summary, directory, reporter)
