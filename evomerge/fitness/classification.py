@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,15 @@ class _Batch:
     head: str
     inputs: dict[str, Tensor]
     tasks: dict[str, tuple[Tensor, list[int], Tensor]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Class logits (n, C) of some items of a task, their positions among its ids, and their labels (n,) on the CPU."""
+
+    positions: list[int]
+    logits: Tensor
+    labels: Tensor
 
 
 @dataclass
@@ -78,8 +87,13 @@ class Classification:
         self._batch_size = batch_size
         self._max_length = max_length
 
-    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> Prepared:
+    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
         """Tokenise the items of all tasks, once; texts are cut to what model and setting allow.
+
+        Args:
+            tokenizer: of the model.
+            items: by task.
+            labelled: refuse items without a label.
 
         Raises:
             ConfigError: a task has no items, or one without a label or with a label that its head does not have.
@@ -87,7 +101,7 @@ class Classification:
         rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]] = {}
         length = min(self._max_length, tokenizer.model_max_length)
         for task, chosen in items.items():
-            if not chosen or any(item.label < 0 for item in chosen):
+            if not chosen or (labelled and any(item.label < 0 for item in chosen)):
                 what = "an item without a label" if chosen else "no items"
                 raise ConfigError(f"The task {task} has {what}: classification needs texts with the index of a class.")
             self._check_label(task, max(item.label for item in chosen), self._heads[task].classes)
@@ -102,22 +116,36 @@ class Classification:
     def __call__(self, model: nn.Module, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model: one forward pass for each batch, and every head on its rows."""
         results = {task: {metric: np.empty(len(chosen)) for metric in self.metrics} for task, chosen in ids.items()}
-        forward = 0.0
-        for batch in self._batches(prepared, ids, next(model.parameters()).device):
-            started = time.perf_counter()
-            output = self._heads[batch.head].module(model)(**batch.inputs)
-            logits = {
-                task: self._heads[task].logits(output, batch.inputs["attention_mask"], rows).cpu()
-                for task, (rows, _, _) in batch.tasks.items()
-            }
+        started, forward = time.perf_counter(), 0.0
+        for answers in self.logits(model, prepared, ids):
+            answers = {task: replace(answer, logits=answer.logits.cpu()) for task, answer in answers.items()}
             forward += time.perf_counter() - started
-            for task, (_, positions, labels) in batch.tasks.items():
-                self._check_label(task, int(labels.max()), logits[task].shape[1])
-                log_probability = torch.log_softmax(logits[task], dim=-1).gather(1, labels[:, None])[:, 0]
-                right = (logits[task].argmax(-1) == labels).double().masked_fill(log_probability.isnan(), math.nan)
-                results[task]["accuracy"][positions] = right.numpy()
-                results[task]["log_probability"][positions] = log_probability.numpy()
+            for task, answer in answers.items():
+                log_probability = torch.log_softmax(answer.logits, dim=-1).gather(1, answer.labels[:, None])[:, 0]
+                right = answer.logits.argmax(-1) == answer.labels
+                results[task]["accuracy"][answer.positions] = (
+                    right.double().masked_fill(log_probability.isnan(), math.nan).numpy()
+                )
+                results[task]["log_probability"][answer.positions] = log_probability.numpy()
+            started = time.perf_counter()
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, forward)
+
+    def logits(
+        self, model: nn.Module, prepared: Prepared, ids: Mapping[str, Sequence[str]]
+    ) -> Iterator[dict[str, Answers]]:
+        """Yield the class logits of each batch by task, with a graph where gradients are wanted; one forward pass each.
+
+        Raises:
+            ConfigError: a label is no class of its head.
+        """
+        for batch in self._batches(prepared, ids, next(model.parameters()).device):
+            output = self._heads[batch.head].module(model)(**batch.inputs)
+            answers = {}
+            for task, (rows, positions, labels) in batch.tasks.items():
+                logits = self._heads[task].logits(output, batch.inputs["attention_mask"], rows)
+                self._check_label(task, int(labels.max()), logits.shape[1])
+                answers[task] = Answers(positions, logits, labels)
+            yield answers
 
     def _check_label(self, task: str, label: int, classes: int | None) -> None:
         if classes is not None and label >= classes:
