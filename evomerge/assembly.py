@@ -70,6 +70,13 @@ class Assembly:
         }
         return {"weight": np.broadcast_to(weights, shape), **others}
 
+    def become(self, expert: str) -> None:
+        """Overwrite the live model with an expert, as far as it is merged."""
+        shape = (len(self.space.groups), len(self.space.experts))
+        one_hot = np.eye(len(self.space.experts))[self.space.experts.index(expert)]
+        values = {variable.name: one_hot if variable.name == "weight" else 1.0 for variable in self.space.variables}
+        self.merger.apply({name: np.broadcast_to(value, shape) for name, value in values.items()})
+
 
 def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     """Read the sources and build every part.

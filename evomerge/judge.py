@@ -107,15 +107,10 @@ def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]
     """Score each task's items with its own expert, and put the base back; tasks without an expert are left out."""
     items: dict[str, list[str]] = {}
     results: dict[str, Mapping[str, np.ndarray]] = {}
-    for k, expert in enumerate(assembly.space.experts):
+    for expert in assembly.space.experts:
         mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
         if mine:
-            one_hot = np.eye(len(assembly.space.experts))[k]
-            shape = (len(assembly.space.groups), len(assembly.space.experts))
-            values = {
-                variable.name: one_hot if variable.name == "weight" else 1.0 for variable in assembly.space.variables
-            }
-            assembly.merger.apply({name: np.broadcast_to(value, shape) for name, value in values.items()})
+            assembly.become(expert)
             outcome = score(mine)
             items |= outcome.items
             results |= outcome.results
