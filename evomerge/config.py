@@ -39,7 +39,10 @@ CHOOSING = {
 """Settings of a fitness that are not arguments of its class: they choose items and numbers, and change no per-item
 result.
 """
+LEARNING = {"inputs": ("int",)}
+"""Settings of a loss that are not arguments of its class."""
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
     *("budget", "budget_items", "model.device", "model.cache"),
     *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
@@ -94,6 +97,7 @@ class SearchConfig:
     space: SpaceConfig = field(default_factory=SpaceConfig)
     searcher: Any = None
     fitness: Any = None
+    loss: Any = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
@@ -122,10 +126,13 @@ def check(settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a class cannot be found, or a setting has the wrong type or form.
     """
-    for group in ("method", "searcher", "fitness"):
+    for group in ("method", "searcher", "fitness", "loss"):
         _arguments(settings[group], group)
-    for name, kinds in CHOOSING.items():
-        _check_type(f"fitness.{name}", settings["fitness"][name], kinds)
+    for group, choosing in OUTSIDE.items():
+        for name, kinds in choosing.items():
+            _check_type(f"{group}.{name}", settings[group][name], kinds)
+    if settings["loss"]["inputs"] < 1:
+        raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
     if settings["seed"] < 0:
         raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
     space, objective = settings["space"], settings["objective"]
@@ -153,7 +160,7 @@ def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
 
     Args:
         settings: the group's settings, as plain containers.
-        group: `method`, `searcher` or `fitness`.
+        group: `method`, `searcher`, `fitness` or `loss`.
         runtime: further arguments, which only the program can give.
 
     Raises:
@@ -178,13 +185,10 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     groups = {
         name: given.pop(name, choices.get(name))
-        for name in ("experiment", "model", "method", "space", "searcher", "fitness")
+        for name in ("experiment", "model", "method", "space", "searcher", "fitness", "loss")
     }
-    parts = [
-        value
-        for name, value in groups.items()
-        if value not in (None, "null") and (name, value) != ("fitness", "classification")
-    ]
+    usual = {("fitness", "classification"), ("loss", "cross_entropy")}
+    parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]
     odd = [override for override in overrides if "=" not in override]  # ~setting takes one away
     for key, value in sorted(given.items()):
         if key in UNNAMED or key.startswith(("hydra.", "hydra/")):
@@ -200,7 +204,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
 
 def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return the arguments of a group's class, held against the plain annotations of its constructor."""
-    arguments = {name: value for name, value in settings.items() if group != "fitness" or name not in CHOOSING}
+    arguments = {name: value for name, value in settings.items() if name not in OUTSIDE.get(group, ())}
     try:
         target = hydra.utils.get_object(arguments["_target_"])
     except (HydraException, ImportError, KeyError) as error:

@@ -100,7 +100,7 @@ class SerialEvaluator:
             if not np.isfinite(values).all():
                 raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
         except Exception as error:  # whatever a model or a user's fitness may raise
-            return self._failed(batch.index, index, ids, error)
+            return failed(batch.index, index, ids, error)
         forward = scored - merged if outcome.forward_seconds is None else outcome.forward_seconds
         trial = Trial(
             batch=batch.index,
@@ -118,15 +118,17 @@ class SerialEvaluator:
         self._record(Timing(batch.index, index, merged - started, forward, time.perf_counter() - started))
         return trial
 
-    def _failed(self, batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            text = "OutOfMemoryError"  # how much memory was free, and who held the rest, is another number every time
-        text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log,
-        text = re.sub(r"/(?:[^\s/'\"]+/)+", "…/", text)  # and no paths of this machine
-        return Trial(batch, index, "failed", None, items=ids, error=text)
+
+def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:
+    """Return the trial of a point whose model or fitness raised an error, and tell the user."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        text = "OutOfMemoryError"  # how much memory was free, and who held the rest, is another number every time
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log,
+    text = re.sub(r"/(?:[^\s/'\"]+/)+", "…/", text)  # and no paths of this machine
+    return Trial(batch, index, "failed", None, items=ids, error=text)
 
 
 def _check(outcome: Outcome, ids: dict[str, list[str]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,16 @@ def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes this search this search."""
+def describe(
+    assembly: Assembly, settings: Mapping[str, Any], learned: Mapping[str, Sequence[Item]] | None = None
+) -> dict[str, Any]:
+    """Return what makes this search this search.
+
+    Args:
+        assembly: its parts.
+        settings: its settings.
+        learned: the inputs that a gradient learns from, by task; None where none does.
+    """
     space, start = assembly.space, settings["start"]
     recipe = Path(start) if isinstance(start, str) else None
     return {
@@ -62,6 +70,11 @@ def describe(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
         "searcher": settings["searcher"],
         "objective": {"metric": settings["fitness"]["metric"], **settings["objective"]},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
+        **(
+            {"loss": [settings["loss"], {task: digest_items(items) for task, items in learned.items()}]}
+            if learned
+            else {}
+        ),
         "start": f"recipe {digest(recipe.read_text())}" if recipe is not None and recipe.is_file() else start,
         "seed": settings["seed"],
     }

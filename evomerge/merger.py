@@ -1,24 +1,30 @@
-"""The merger: one live model, the base and the task vectors; it builds candidates in place.
+"""The merger: one live model, the base and the task vectors; it builds candidates in place, and takes their gradients.
 
 In: coefficients per variable, shape (G, K), for G groups and K experts. Out: the same model, its parameters
 overwritten with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says). It never sees points of the search space.
 Every candidate is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole
 update in bfloat16 within a few hundred candidates. Parameters that no expert changed are never touched.
+
+The gradient that AdaMerging (Yang et al. 2024) learns from is an inner product, by the chain rule of that sum:
+∂L/∂λ[g, k] = ⟨∂L/∂θ_g, τ_k,g⟩. So an ordinary backward pass on the merged parameters is enough: no graph through the
+merge, and no expert beside its task vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, ConfigError
 from evomerge.groups import Group, Span
-from evomerge.methods import Method
+from evomerge.methods import Linear, Method
 from evomerge.task_vectors import TaskVectors
 
 
@@ -27,6 +33,7 @@ class _Piece:
     """One span with all that a candidate needs for it; tensors are flat views of n elements."""
 
     group: int
+    span: Span
     live: Tensor
     base: Tensor
     prepared: list[Any]  # by the method, one per expert whose delta is not zero here
@@ -54,7 +61,9 @@ class Merger:
 
     def __init__(self, model: nn.Module, vectors: TaskVectors, groups: Sequence[Group], method: Method) -> None:
         self._method = method
-        live = {name: parameter.detach() for name, parameter in model.named_parameters()}  # tied parameters appear once
+        self._shape = (len(groups), len(vectors.experts))
+        self._parameters = dict(model.named_parameters())
+        live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
         for name in vectors.parameters:
             _check_live(name, live.get(name), vectors.base.tensor(name))
         self._pieces = [
@@ -89,6 +98,56 @@ class Merger:
         for piece in self._pieces:
             piece.live.copy_(piece.base)
 
+    def gradient(self, losses: Iterable[Tensor], wanted: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return the gradient of the sum of losses of the candidate that is in the model.
+
+        As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (products and
+        sums in float32 or better, which do not depend on addresses as a BLAS dot product does) and it is freed.
+
+        Args:
+            losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
+                before the next is made, so there is one graph at a time.
+            wanted: boolean (G, K), which entries are wanted; parameters without any take no part in the backward pass.
+                None for all.
+
+        Returns:
+            {"weight": float64 (G, K)}; 0 where an entry is not wanted.
+
+        Raises:
+            ConfigError: the method is not linear in its weights.
+        """
+        if not isinstance(self._method, Linear):
+            raise ConfigError(
+                f"The method {self._method.name} elects signs anew for every candidate, so it has no gradient: write "
+                f"method=linear, or method=ties_frozen, which elects them once."
+            )
+        wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
+        device = next(iter(self._parameters.values())).device
+        sums = torch.zeros(self._shape, dtype=torch.float64, device=device)
+        with self._watched(sums, wanted), torch.enable_grad():
+            for loss in losses:
+                loss.backward()
+        return {"weight": sums.cpu().numpy()}
+
+    @contextmanager
+    def _watched(self, sums: Tensor, wanted: np.ndarray) -> Iterator[None]:
+        """Let the parameters with a wanted entry have gradients, each of which is added to the sums and freed."""
+        watched: dict[str, list[_Piece]] = {}
+        for piece in self._pieces:
+            if wanted[piece.group, piece.experts].any():
+                watched.setdefault(piece.span.parameter, []).append(piece)
+        hooks = []
+        try:
+            for name, pieces in watched.items():
+                parameter = self._parameters[name].requires_grad_(True)
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, pieces, sums, wanted)))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for name in watched:
+                self._parameters[name].requires_grad_(False).grad = None  # a backward pass that failed may leave some
+
     def _piece(self, group: int, span: Span, live: Mapping[str, Tensor], vectors: TaskVectors) -> _Piece | None:
         parameter = live[span.parameter]
         found = {
@@ -105,7 +164,20 @@ class Merger:
         names = list(vectors.experts)
         prepared = [self._method.prepare(names[k], span, flat(delta)) for k, delta in found.items()]
         view = parameter.view(-1)[span.start : span.stop]
-        return _Piece(group, view, flat(vectors.base.tensor(span.parameter)), prepared, list(found))
+        return _Piece(group, span, view, flat(vectors.base.tensor(span.parameter)), prepared, list(found))
+
+
+def _take(pieces: Sequence[_Piece], sums: Tensor, wanted: np.ndarray, parameter: nn.Parameter) -> None:
+    """Add the inner products of a parameter's gradient with its deltas to the sums, and free the gradient."""
+    if parameter.grad is None:
+        return
+    gradient = parameter.grad.reshape(-1)
+    for piece in pieces:
+        part = gradient[piece.span.start : piece.span.stop]
+        for expert, delta in zip(piece.experts, piece.prepared, strict=True):
+            if wanted[piece.group, expert]:
+                sums[piece.group, expert] += (part * delta).sum()  # the deltas are float32, so the product is too
+    parameter.grad = None
 
 
 def _check_live(name: str, live: Tensor | None, base: Tensor) -> None:

@@ -15,6 +15,7 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.gradients import GradientEvaluator
 from evomerge.progress import Reporter
 
 GIB = 2**30
@@ -26,12 +27,13 @@ def preflight(
     subset: Subset,
     score: Scorer,
     objective: Objective,
+    gradients: GradientEvaluator | None,
     reporter: Reporter,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
 
     Raises:
-        ConfigError: the fitness cannot score the base.
+        ConfigError: the fitness cannot score the base, or its loss has no gradient there.
     """
     ids = subset(0)
     try:
@@ -39,13 +41,14 @@ def preflight(
         started = time.perf_counter()
         (value,), _ = objective(score(ids))
         seconds = time.perf_counter() - started
+        step = gradients.measure() if gradients else None
     except EvomergeError:
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise
         raise ConfigError(
             f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
-    rows = _facts(assembly, settings, ids, seconds)
+    rows = _facts(assembly, settings, ids, seconds if step is None else step)
     for name, text in [*rows, ["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"]]:
         reporter.say(f"{name:>16}  {text}")
     zero = [name for name, held in assembly.space.frozen.items() if held == 0]

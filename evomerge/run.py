@@ -8,7 +8,7 @@ a finished run is only shown.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,19 @@ from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.gradients import GradientEvaluator
 from evomerge.identity import describe
 from evomerge.items import Item
 from evomerge.judge import Judge, score_experts
+from evomerge.learning import find_learning
 from evomerge.outputs import finished, recorder, run_digest, show, write_outputs
 from evomerge.preflight import preflight
 from evomerge.progress import Reporter
-from evomerge.search import search
+from evomerge.search import Evaluator, search
 from evomerge.searchers.base import Elite
 from evomerge.selection import select
 from evomerge.stopping import Budget, Interrupt, Stopped, StopReason
-from evomerge.trials import TrialLog
+from evomerge.trials import Batch, Trial, TrialLog
 
 
 def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dict[str, Any] | None:
@@ -57,22 +59,25 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     scorers = {split: scorer(assembly, items) for split, items in assembly.items.items()}  # bad items are refused now
     subsets = make_subsets(assembly, settings)
-    identity = describe(assembly, settings)
+    learning = find_learning(assembly, settings, reporter) if searcher.needs.gradient else None
+    identity = describe(assembly, settings, learning and learning.items)
     judged = [subsets[split](0) for split in ("select", "report")]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
         return done
     score, subset = scorers["search"], subsets["search"]
+    record = recorder(directory / "timings.jsonl")
     with Interrupt() as interrupt:
-        budget = make_budget(settings, subset, interrupt)
         objective = make_objective(assembly, settings, score, subset)
-        preflight(assembly, settings, subset, score, objective, reporter)
+        values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record)
+        gradients = learning and GradientEvaluator(assembly, learning, settings, record)
+        budget = make_budget(settings, max(subset.size, gradients.size if gradients else 0), interrupt)
+        preflight(assembly, settings, subset, score, objective, gradients, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            record = recorder(directory / "timings.jsonl")
-            evaluate = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record)
-            with reporter.searching(interrupt.wrap(evaluate), log.logged, settings["budget"]) as watched:
+            evaluate = interrupt.wrap(asked_for(values, gradients))
+            with reporter.searching(evaluate, log.logged, settings["budget"]) as watched:
                 reason = search(searcher, watched, log, budget)
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
@@ -97,14 +102,23 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
     return summary
 
 
-def make_budget(settings: Mapping[str, Any], subset: Subset, interrupt: Interrupt) -> Budget:
-    """Return the budget of a search, which must buy one candidate at least."""
-    if (settings["budget_items"] or subset.size) < subset.size:
+def make_budget(settings: Mapping[str, Any], size: int, interrupt: Interrupt) -> Budget:
+    """Return the budget of a search, which must buy one candidate of so many items at least."""
+    if (settings["budget_items"] or size) < size:
         raise ConfigError(
-            f"budget_items={settings['budget_items']} is less than one candidate costs, {subset.size} items: raise it, "
-            f"or lower fitness.items."
+            f"budget_items={settings['budget_items']} is less than one candidate costs, {size} items: raise it, "
+            f"or lower fitness.items (loss.inputs for a gradient)."
         )
-    return Budget(settings["budget"], settings["budget_items"], subset.size, interrupt)
+    return Budget(settings["budget"], settings["budget_items"], size, interrupt)
+
+
+def asked_for(values: Evaluator, gradients: Evaluator | None) -> Evaluator:
+    """Return an evaluator that gives each batch what it asks for: values of the fitness, or a loss and its gradient."""
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
+        return (gradients if batch.gradient and gradients else values)(batch, missing)
+
+    return evaluate
 
 
 def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Subset]:
@@ -119,7 +133,7 @@ def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, S
 
 def scorer(assembly: Assembly, items: Mapping[str, Sequence[Item]]) -> Scorer:
     """Prepare the items of a split, once."""
-    prepared = assembly.fitness.prepare(assembly.live.tokenizer, items)
+    prepared = assembly.fitness.prepare(assembly.live.processor, items)
     return Scorer(assembly.live.model, assembly.fitness, prepared)
 
 

@@ -67,6 +67,10 @@ class CoefficientSpace:
             raise SpaceError(f"A point of this space has shape ({self.dim},), not {x.shape}.")
         return {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
 
+    def moves(self, variable: str) -> np.ndarray:
+        """Boolean (G, K): which coefficients of a variable depend on the point at all."""
+        return (np.diff(self.matrices[variable].indptr) > 0).reshape(self._shape)
+
     def pullback(self, gradients: Mapping[str, np.ndarray]) -> np.ndarray:
         """Gradient with respect to x, (dim,), from those with respect to the coefficients, {variable: (G, K)}."""
         total = np.zeros(self.dim)

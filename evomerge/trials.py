@@ -49,6 +49,7 @@ class Trial:
         items: the ids of the items that were scored, by task.
         results: per-item results by task and metric, in the order of `items`.
         error: what went wrong, for a failed trial.
+        gradient: of the first value with respect to the point, (dim,), where the batch asks for it.
     """
 
     batch: int
@@ -60,6 +61,7 @@ class Trial:
     items: Mapping[str, list[str]] = field(default_factory=dict)
     results: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
     error: str | None = None
+    gradient: Sequence[float] | None = None
 
     @property
     def spent(self) -> int:
@@ -75,11 +77,13 @@ class Batch:
         index: the number of the batch, from 0.
         points: float64, shape (n, dim).
         trials: the trial of each point, or None while it is missing.
+        gradient: whether the searcher asks for gradients: then the value is that of a loss, not of the fitness.
     """
 
     index: int
     points: np.ndarray
     trials: list[Trial | None] = field(default_factory=list)
+    gradient: bool = False
 
     def __post_init__(self) -> None:
         self.points = np.atleast_2d(np.asarray(self.points, dtype=np.float64))
@@ -167,10 +171,12 @@ class TrialLog:
         """
         line = self._next("ask")
         if line is None:
-            self._write({"kind": "ask", "batch": batch.index, "points": batch.points.tolist()})
-            self.batch = Batch(batch.index, batch.points)
+            asked = {"kind": "ask", "batch": batch.index, "points": batch.points.tolist()}
+            self._write(asked | ({"gradient": True} if batch.gradient else {}))
+            self.batch = Batch(batch.index, batch.points, gradient=batch.gradient)
             return self.batch
-        logged = Batch(batch.index, np.array(line["points"], dtype=np.float64))
+        points = np.array(line["points"], dtype=np.float64)
+        logged = Batch(batch.index, points, gradient=line.get("gradient", False))
         self._verify(batch, logged)
         self.batch = logged
         while (record := self._next("trial")) is not None:
@@ -184,6 +190,8 @@ class TrialLog:
                 f"A trial of batch {trial.batch} came while batch {self.batch and self.batch.index} is evaluated."
             )
         record = {"kind": "trial", **finite(vars(trial))}
+        if trial.gradient is None:
+            del record["gradient"]
         if None in (record["values"] or ()):
             error = trial.error or f"the objective is {trial.values}, which is not finite"
             record |= {"status": "failed", "values": None, "error": error}
@@ -246,11 +254,9 @@ class TrialLog:
             "The searcher, its settings or its libraries are not those that wrote the log. Put them back, or choose "
             "another run directory (hydra.run.dir=runs/another)."
         )
-        if asked.points.shape != logged.points.shape:
-            raise ReplayMismatch(
-                f"The searcher asks for {asked.points.shape} numbers in {where}, which holds {logged.points.shape}. "
-                f"{advice}"
-            )
+        if (asked.points.shape, asked.gradient) != (logged.points.shape, logged.gradient):
+            new, old = (f"{b.points.shape} numbers{' and a gradient' * b.gradient}" for b in (asked, logged))
+            raise ReplayMismatch(f"The searcher asks for {new} in {where}, which holds {old}. {advice}")
         difference = np.abs(asked.points - logged.points)
         if not difference.max() <= (TOLERANCE if self._foreign else 0.0):  # so written, a NaN is a mismatch too
             point, coordinate = np.unravel_index(int(difference.argmax()), difference.shape)

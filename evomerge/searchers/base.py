@@ -88,12 +88,12 @@ class Turns:
         self.index = 0
         self._open: int | None = None
 
-    def asked(self, points: np.ndarray) -> Batch:
+    def asked(self, points: np.ndarray, gradient: bool = False) -> Batch:
         """Note that a batch was asked, and return it."""
         if self._open is not None:
             raise RuntimeError(f"ask() was called twice: batch {self._open} was not told yet. Tell its values first.")
         self._open = self.index
-        return Batch(self.index, points)
+        return Batch(self.index, points, gradient=gradient)
 
     def told(self, batch: Batch) -> None:
         """Note that the batch which was asked last is being told."""

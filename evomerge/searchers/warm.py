@@ -9,10 +9,11 @@ all of them fail, the search starts where it would have without them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from evomerge.searchers.base import Elite, Needs, Searcher, Turns
+from evomerge.searchers.base import Elite, Searcher, Turns
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
@@ -28,26 +29,30 @@ class WarmStart:
         make: makes the searcher that takes over, from a start point (dim,).
     """
 
-    needs = Needs()
-
     def __init__(self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher]) -> None:
         points = [space.start({"weight": constant}) for constant in CONSTANTS]
         self._points = np.unique(np.array(points), axis=0)  # constants beyond the bounds fall together on them
         self._start = space.start({})
         self._make = make
+        self.needs = make(
+            self._start
+        ).needs  # made now, so that settings which do not fit are refused before the search
         self._turns = Turns()
         self._elite = Elite(1)
         self._inner: Searcher | None = None
 
     def ask(self) -> Batch:
         """Return the constants, then what the searcher asks."""
-        return self._turns.asked(self._points if self._inner is None else self._inner.ask().points)
+        if self._inner is None:
+            return self._turns.asked(self._points)
+        batch = self._inner.ask()
+        return self._turns.asked(batch.points, batch.gradient)
 
     def tell(self, batch: Batch) -> None:
         """Make the searcher from the best constant, then pass on what it asked for."""
         self._turns.told(batch)
         if self._inner is not None:
-            self._inner.tell(Batch(batch.index - 1, batch.points, list(batch.trials)))
+            self._inner.tell(replace(batch, index=batch.index - 1))
             return
         self._elite.update(batch)
         self._inner = self._make(self._elite.points().get("best", self._start))

@@ -1,0 +1,153 @@
+"""The gradient evaluator: from points to trials that hold a loss and its gradient.
+
+In: a batch that asks for gradients. Out: for each point a trial whose value is minus the loss on the inputs of that
+step, the weighted mean over tasks of the mean over inputs, and whose gradient is with respect to the point. Tasks are
+walked one after the other, each batch forward and backward before the next, so one graph is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.assembly import Assembly
+from evomerge.evaluator import Timing, failed
+from evomerge.fitness.objectives import task_weights
+from evomerge.fitness.sampling import Subset
+from evomerge.learning import Learning
+from evomerge.trials import Batch, Trial
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 64
+"""How many of the last predictions of a task are looked at for a collapse."""
+COLLAPSED = 0.95
+"""The share of one class among them from which on predictions count as collapsed."""
+
+
+class GradientEvaluator:
+    """Takes loss and gradient at the points of a batch, one by one.
+
+    Args:
+        assembly: the parts of the search.
+        learning: the loss and its inputs.
+        settings: of the search: the seed draws the inputs of each step, `objective.weights` weighs the tasks.
+        record: is told where the time of each step went.
+
+    Attributes:
+        size: the number of inputs of a step.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        learning: Learning,
+        settings: Mapping[str, Any],
+        record: Callable[[Timing], None] = lambda timing: None,
+    ) -> None:
+        self._assembly, self._learning, self._record = assembly, learning, record
+        items = learning.items
+        self._subset = Subset(items, learning.inputs * len(items), settings["seed"], rotate=True, setting="loss.inputs")
+        self._share = task_weights(settings["objective"]["weights"], items)
+        self._wanted = assembly.space.moves("weight")
+        self._watch = _Watch()
+        self.size = self._subset.size
+
+    def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        """Yield a trial for each missing point, in order."""
+        ids = self._subset(batch.index)
+        for index in missing:
+            yield self._trial(batch, index, ids)
+
+    def measure(self) -> float:
+        """Return the seconds that loss and gradient take of the model as it is, without a merge."""
+        started = time.perf_counter()
+        self._walk(self._subset(0))
+        return time.perf_counter() - started
+
+    def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]]) -> Trial:
+        started = time.perf_counter()
+        try:
+            self._assembly.merger.apply(self._assembly.space.decode(batch.points[index]))
+            merged = time.perf_counter()
+            results, gradients = self._walk(ids)
+            walked = time.perf_counter()
+            gradient = -self._assembly.space.pullback(gradients)
+            scores = {task: {self._name: float(rows[self._name].mean())} for task, rows in results.items()}
+            value = -sum(self._share[task] * row[self._name] for task, row in scores.items())
+            if not (np.isfinite(value) and np.isfinite(gradient).all()):
+                raise ArithmeticError(f"the {self._name} is {-value}, or its gradient is not finite")
+        except Exception as error:  # whatever a model or a user's fitness may raise
+            return failed(batch.index, index, ids, error)
+        self._watch(results)
+        trial = Trial(
+            batch=batch.index,
+            index=index,
+            status="ok",
+            values=(value,),
+            scores=scores,
+            items=ids,
+            results={task: {name: row.tolist() for name, row in rows.items()} for task, rows in results.items()},
+            gradient=gradient.tolist(),
+        )
+        self._record(Timing(batch.index, index, merged - started, walked - merged, time.perf_counter() - started))
+        return trial
+
+    @property
+    def _name(self) -> str:
+        return self._learning.loss.name
+
+    def _walk(self, ids: Mapping[str, Sequence[str]]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        """Go forward and backward through the model as it is: per-item results, and gradients of the coefficients."""
+        results = {
+            task: {self._name: np.empty(len(chosen)), "prediction": np.empty(len(chosen))}
+            for task, chosen in ids.items()
+        }
+        return results, self._assembly.merger.gradient(self._losses(ids, results), self._wanted)
+
+    def _losses(self, ids: Mapping[str, Sequence[str]], results: dict[str, dict[str, np.ndarray]]) -> Iterator[Tensor]:
+        """Yield each batch's part of the loss, and note the results of its items."""
+        learning = self._learning
+        for task, chosen in ids.items():
+            for answers in learning.fitness.logits(self._assembly.live.model, learning.prepared, {task: chosen}):
+                answer = answers[task]
+                target = answer.labels
+                if learning.loss.taught:
+                    target = torch.stack([learning.teachers[task][chosen[i]] for i in answer.positions])
+                losses = learning.loss(answer.logits, target.to(answer.logits.device))
+                results[task][self._name][answer.positions] = losses.detach().cpu().numpy()
+                results[task]["prediction"][answer.positions] = answer.logits.argmax(-1).cpu().numpy()
+                yield losses.sum() * (self._share[task] / len(chosen))
+
+
+class _Watch:
+    """Warns, once for each task, when the predictions have collapsed to one class, which the first ones had not."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[float]] = {}
+        self._first: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def __call__(self, results: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        for task, rows in results.items():
+            seen = self._seen.setdefault(task, deque(maxlen=WINDOW))
+            seen.extend(islice(rows["prediction"].tolist(), WINDOW))
+            if len(seen) < WINDOW or task in self._told:
+                continue
+            (label, count), *_ = Counter(seen).most_common(1)
+            share = count / WINDOW
+            if share >= COLLAPSED and share > self._first.setdefault(task, share):
+                self._told.add(task)
+                logger.warning(
+                    "The predictions of task %s have collapsed to class %d (%.0f %% of the last %d inputs). Try "
+                    "loss=entropy_marginal, a lower searcher.lr, or a loss that cannot collapse (loss=jensen_shannon).",
+                    *(task, label, 100 * share, WINDOW),
+                )

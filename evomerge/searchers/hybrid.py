@@ -1,0 +1,69 @@
+"""One searcher after the other: gradient first, then CMA-ES from where it ended.
+
+In: how to make the two. Out: the first one's batches until it has nothing more to ask, then those of the second, which
+starts from the last incumbent of the first. The gradient finds the valley in many coefficients at once; the evolution
+strategy then climbs on the benchmark itself, which need not be differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from evomerge.searchers.base import Needs, Searcher, Turns
+from evomerge.space import CoefficientSpace
+from evomerge.stopping import StopReason
+from evomerge.trials import Batch
+
+Make = Callable[..., Searcher]
+"""`(space, start, seed) -> searcher`: a searcher's YAML with `_partial_: true`."""
+
+
+class Hybrid:
+    """Searcher that is one searcher and then another.
+
+    Args:
+        space: the coefficient space.
+        start: where the first one starts, shape (dim,).
+        seed: of both.
+        first: makes the first searcher; it must end by itself, or the second never has its turn.
+        second: makes the second one, from the last incumbent of the first.
+
+    Raises:
+        ConfigError: what either of them refuses.
+    """
+
+    needs = Needs(gradient=True)
+
+    def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, first: Make, second: Make) -> None:
+        self._start = start
+        self._make = lambda x: second(space=space, start=x, seed=seed)
+        self._make(start)  # settings that do not fit are refused now
+        self._inner: Searcher = first(space=space, start=start, seed=seed)
+        self._turns = Turns()
+        self._switched: int | None = None  # the number of the batch at which the second one began
+        self._earlier: dict[str, np.ndarray] = {}
+
+    def ask(self) -> Batch:
+        """Return what the searcher of the moment asks."""
+        if self._switched is None and self._inner.stop() is not None:
+            self._earlier = self._inner.incumbents()
+            self._inner = self._make(list(self._earlier.values())[-1] if self._earlier else self._start)
+            self._switched = self._turns.index
+        batch = self._inner.ask()
+        return self._turns.asked(batch.points, batch.gradient)
+
+    def tell(self, batch: Batch) -> None:
+        """Pass on the values, or the gradient."""
+        self._turns.told(batch)
+        self._inner.tell(replace(batch, index=batch.index - (self._switched or 0)))
+
+    def stop(self) -> StopReason | None:
+        """Return why the second searcher ended, or None."""
+        return None if self._switched is None else self._inner.stop()
+
+    def incumbents(self) -> dict[str, np.ndarray]:
+        """Return those of both, the first one's before the second one's."""
+        return self._earlier | self._inner.incumbents()
