@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.config import build, takes
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Fitness
+from evomerge.fitness.encoding import check_kind
 from evomerge.items import SPLITS, Item, check_disjoint
 from evomerge.live import LiveModel, load_live
 from evomerge.merger import Merger
@@ -27,6 +29,7 @@ from evomerge.searchers.warm import WarmStart
 from evomerge.sources import Sources, cautions, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
+from evomerge.transforms.store import transformed
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Assembly:
     Attributes:
         sources: where models and tasks come from.
         live: the loaded base.
-        vectors: base and task vectors.
+        vectors: base and task vectors, before any transform.
         space: the coefficient space.
         method: how candidates are built.
-        merger: builds them.
+        merger: builds them, of the transformed task vectors if the method has a transform.
         fitness: scores them.
         items: the items of each split by task.
         warnings: what the user should know about the sources.
@@ -70,12 +73,17 @@ class Assembly:
         }
         return {"weight": np.broadcast_to(weights, shape), **others}
 
-    def become(self, expert: str) -> None:
-        """Overwrite the live model with an expert, as far as it is merged."""
-        shape = (len(self.space.groups), len(self.space.experts))
-        one_hot = np.eye(len(self.space.experts))[self.space.experts.index(expert)]
-        values = {variable.name: one_hot if variable.name == "weight" else 1.0 for variable in self.space.variables}
-        self.merger.apply({name: np.broadcast_to(value, shape) for name, value in values.items()})
+    @torch.no_grad()
+    def become(self, expert: str | None) -> None:
+        """Overwrite the live model with an expert, as far as it is merged, or with the base (None).
+
+        The expert is as it came: no transform touches it. So afterwards only `become(None)` puts the base back, since
+        the merger leaves parameters alone in which a transform has set every task vector to zero.
+        """
+        live = dict(self.live.model.named_parameters())
+        for name in self.vectors.parameters:
+            base, delta = self.vectors.base.tensor(name), self.vectors.delta(expert, name) if expert else None
+            live[name].copy_(base if delta is None else base.float() + delta)
 
 
 def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
@@ -95,23 +103,27 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     method: Method = build(settings["method"], "method")
     with reporter.working("loading the base"):
         live = load_live(sources.base, model["auto_class"], model["device"])
+    if takes(settings["fitness"], "heads"):
+        for chosen in items.values():
+            check_kind(live.processor, chosen)
     base, experts = open_sources(sources, live, cache, reporter)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
     warnings = check_family(base, experts, parameters) + cautions(sources, items)
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps)
+    merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(
         settings["space"]["granularity"],
         parameters,
         list(experts),
         method.variables,
-        vectors.zero,
+        merged.zero,
         sharing=settings["space"]["sharing"],
         frozen=settings["space"]["frozen"],
         tied=settings["space"]["tied"],
         bounds={name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()},
     )
     with reporter.working("preparing the merge"):
-        merger = Merger(live.model, vectors, space.groups, method)
+        merger = Merger(live.model, merged, space.groups, method)
     heads = {"heads": make_heads(sources, parameters)} if takes(settings["fitness"], "heads") else {}
     if not heads and base.missing:  # frozen heads do not use it, and own heads bring theirs
         warnings.append("the base holds no pooler, so the live one is random: your fitness must not use pooled outputs")
@@ -130,7 +142,7 @@ def open_sources(
     """Open the files of base and experts, seen through the live model's parameters."""
 
     def open_one(path: Path) -> Checkpoint:
-        return open_checkpoint(path, live.parameters, live.prefix, live.tied, cache, reporter.steps)
+        return open_checkpoint(path, live.parameters, live.prefix, live.tied, cache, reporter.steps, live.rename)
 
     return open_one(sources.base), {name: open_one(path) for name, path in sources.experts.items()}
 
@@ -154,8 +166,7 @@ def make_searcher(
 
     start = settings["start"]
     if start == "constants":
-        searcher = make(space.start({}))  # made now, so that settings which do not fit are refused before the search
-        return searcher if space.dim == 1 else WarmStart(space, make)
+        return make(space.start({})) if space.dim == 1 else WarmStart(space, make)
     if start == "1/K":
         return make(space.start({"weight": 1 / len(space.experts)}))
     if isinstance(start, int | float) and not isinstance(start, bool):

@@ -4,11 +4,11 @@ In: a Hugging Face directory, and the names and shapes of the live model's param
 every parameter has the live model's shape and a floating dtype; what does not fit is refused here, once.
 
 A file may use other names than the live model: the class's prefix (`bert.`) stands on either side or on neither, a tied
-parameter appears under its alias, a LayerNorm keeps the `gamma` and `beta` of bert-base-uncased (transformers restores
-them when it saves).
+parameter appears under its alias, and transformers saves many models under the names of earlier years (`gamma` and
+`beta` of bert-base-uncased, `attention.attention.query` of ViT and DINOv2), which it renames at load.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from evomerge.errors import CheckpointError
 from evomerge.weights import Progress, file_stamps, listed, read_json, read_tensors, remembered_hash, weight_files
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LEGACY = {"gamma": "weight", "beta": "bias"}
+Rename = Callable[[Iterable[str]], Mapping[str, str | None]]
+"""File keys -> the names that transformers gives them at load, None where it makes other tensors of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,7 @@ def open_checkpoint(
     tied: Mapping[str, str] | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
+    rename: Rename | None = None,
 ) -> Checkpoint:
     """Opens a model directory and finds the file key of every parameter.
 
@@ -71,17 +73,25 @@ def open_checkpoint(
         tied: alias -> source, the model's `all_tied_weights_keys`; a file may hold either or both.
         cache: directory that remembers content hashes; None: hash anew.
         progress: told of the hashing, in bytes.
+        rename: `LiveModel.rename`; None: files have the names of the live model.
 
     Raises:
         CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, a shape or dtype
-            does not fit the live model, or tied parameters differ in the file.
+            does not fit the live model, tied parameters differ in the file, or transformers fuses, splits or permutes
+            its tensors at load.
     """
     path = Path(path).expanduser()
     files = weight_files(path)
     config = read_json(path / "config.json")
     stamps = file_stamps(files)  # before the first byte is read: a file that changes from here on will not match them
     tensors = read_tensors(files)
-    holders = _match_keys(tensors, parameters, prefix, tied or {})
+    names = rename(tensors) if rename else {key: key for key in tensors}
+    holders = _match_keys(names, parameters, prefix, tied or {})
+    if (converted := [key for key in tensors if names[key] is None]) and len(holders) < len(parameters):
+        raise CheckpointError(
+            f"{path}: transformers fuses, splits or permutes {listed(converted)} at load (as for mixtures of experts),"
+            " so that no parameter of the live model is what the file holds. This is not supported yet."
+        )
     for name, keys in holders.items():
         for key in keys:
             _check_tensor(path, config, key, tensors[key], name, tuple(parameters[name]))
@@ -106,10 +116,9 @@ def open_checkpoint(
 def check_base(base: Checkpoint) -> None:
     """Refuses a base whose files lack parameters of the live model; only a pooler may be missing.
 
-    A parameter that no file holds was made up at load: transformers 5 renames and fuses the tensors of some
-    architectures (mixtures of experts), and it initialises heads that a checkpoint lacks. Either way θ_0 would not be
-    what the files say. A `pooler` at the top of the model (behind the prefix, if any) is let pass: many encoders come
-    without, and only a pooled output depends on it.
+    A parameter that no file holds was made up at load: transformers initialises heads that a checkpoint lacks, and θ_0
+    would not be what the files say. A `pooler` at the top of the model (behind the prefix, if any) is let pass: many
+    encoders come without, and only a pooled output depends on it.
 
     Raises:
         CheckpointError: parameters other than a pooler's are missing.
@@ -120,16 +129,22 @@ def check_base(base: Checkpoint) -> None:
         raise CheckpointError(
             f"{base.path}: no file holds {listed(lost)} of the live model"
             + (f", and no parameter of the live model takes {listed(spare)} of the files" if spare else "")
-            + ". Either transformers renames or fuses the tensors of this architecture at load (as for mixtures of"
-            " experts), which is not supported yet; or the live model has a head that the base lacks: load the base as"
-            " its own class, or headless with AutoModel."
+            + ". The live model has a head that the base lacks: load the base as its own class, or headless with"
+            " AutoModel."
         )
 
 
 def _match_keys(
-    keys: Iterable[str], parameters: Iterable[str], prefix: str, tied: Mapping[str, str]
+    keys: Mapping[str, str | None], parameters: Iterable[str], prefix: str, tied: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Parameter -> the file keys that hold it: under its own name, then under its aliases."""
+    """Parameter -> the file keys that hold it: under its own name, then under its aliases.
+
+    Args:
+        keys: file key -> renamed; a key whose new name is no parameter is tried as it is.
+        parameters: the names of the live model.
+        prefix: of its class.
+        tied: alias -> source.
+    """
     aliases = {name: [name] for name in parameters}
     for source in dict.fromkeys(tied.values()):
         names = [source, *(alias for alias, target in tied.items() if target == source)]
@@ -138,18 +153,20 @@ def _match_keys(
     known = {name for names in aliases.values() for name in names}
 
     def shifted(key: str, cut: str, front: str) -> str | None:
-        *stem, last = key.split(".")
-        name = ".".join([*stem, LEGACY[last]]) if stem[-1:] == ["LayerNorm"] and last in LEGACY else key
-        return front + name.removeprefix(cut) if name.startswith(cut) else None
+        renamed = keys[key]
+        for name in () if renamed is None else (renamed, key):
+            if name.startswith(cut) and (moved := front + name.removeprefix(cut)) in known:
+                return moved
+        return None
 
     shifts = [("", ""), (f"{prefix}.", ""), ("", f"{prefix}.")] if prefix else [("", "")]
-    best = max(shifts, key=lambda shift: sum(shifted(key, *shift) in known for key in keys))  # of equals, the first
+    best = max(shifts, key=lambda shift: sum(shifted(key, *shift) is not None for key in keys))  # of equals, the first
     found: dict[str, str] = {}  # name -> file key
     for shift in (best, shifts[0]):  # heads stand outside the prefix: what the best shift leaves is tried as it is
         taken = set(found.values())
         for key in keys:
             name = shifted(key, *shift)
-            if name in known and key not in taken:
+            if name is not None and key not in taken:
                 found.setdefault(name, key)
     held = {name: [found[alias] for alias in names if alias in found] for name, names in aliases.items()}
     return {name: holders for name, holders in held.items() if holders}

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, EvomergeError
 
 CONF = Path(__file__).with_name("conf")  # installed
 if not CONF.is_dir():
@@ -170,8 +170,10 @@ def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
     try:
         return hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})(**runtime)
     except (HydraException, TypeError) as error:
+        if isinstance(error.__cause__, EvomergeError):  # a nested object says itself what is wrong with its settings
+            raise error.__cause__ from None
         raise ConfigError(
-            f"{group} cannot be made from {arguments['_target_']}: {str(error).splitlines()[0]}"
+            f"{group} cannot be made from {arguments['_target_']}: {str(error.__cause__ or error).splitlines()[0]}"
         ) from error
 
 
@@ -213,6 +215,9 @@ def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
         if name in arguments:
             kinds = tuple(part.strip() for part in str(parameter.annotation).split("|"))
             _check_type(f"{group}.{name}", arguments[name], kinds if set(kinds) <= set(KINDS) else ())
+    for name, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _arguments(value, f"{group}.{name}")
     return arguments
 
 

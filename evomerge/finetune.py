@@ -1,9 +1,16 @@
 """Fine-tuning an encoder against a frozen head: how suites get their experts.
 
-In: a BERT-like encoder, its tokenizer, texts with labels, a head (C, d) of class-name embeddings. Out: the encoder,
-tuned in place; embeddings stay as they are, so their task vectors are exactly zero. Logits = 20 * cosine, the frozen
-text classifier of CLIP (Radford et al. 2021) with a text encoder on both sides. No global random state: dropout is
-off, the order of the data comes from `np.random.default_rng`.
+In: an encoder with `embeddings`, like BERT or DINOv2, items with labels, a head. Out: the encoder, tuned in place;
+embeddings (of words; of patches and positions) stay as they are, so their task vectors are exactly zero. Texts: logits
+= 20 * cosine with class-name embeddings (C, d), the frozen text classifier of CLIP (Radford et al. 2021) with a text
+encoder on both sides. Images: the head is a file, such as a linear probe of the base, and logits are exactly those that
+the fitness takes of it. No global random state: dropout is off, the order of the data comes from
+`np.random.default_rng`.
+
+    pixels = encode_images(processor, items)    # once: (N, 3, H, W)
+    features = image_features(base, pixels)     # fit a probe on them; suite.write_head(path, weight, bias, ...)
+    fine_tune_images(model, pixels, labels, FrozenHead(path), steps=50, lr=3e-5, seed=0)
+    predict_images(model, pixels, FrozenHead(path))
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +22,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from evomerge.fitness.encoding import Images
+from evomerge.fitness.heads import FrozenHead, pool
+from evomerge.items import Item
 from evomerge.suite import SCALE
 
 WARMUP = 0.1  # share of the steps in which the learning rate rises; then it falls linearly to zero
@@ -73,6 +83,94 @@ def fine_tune(
         max_tokens: longer texts are cut.
         on_step: called after each step.
     """
+
+    def logits(drawn: np.ndarray) -> torch.Tensor:
+        return SCALE * embed(model, tokenizer, [texts[int(i)] for i in drawn], max_tokens) @ head.T
+
+    _tune(model, logits, labels, steps=steps, lr=lr, seed=seed, batch=batch, on_step=on_step)
+
+
+def encode_images(processor: Any, items: Sequence[Item]) -> torch.Tensor:
+    """Decode and scale images as the fitness does: pixels (N, 3, H, W), float32.
+
+    Raises:
+        ConfigError: the processor gives images of several sizes.
+        SuiteError: an image cannot be decoded.
+    """
+    return Images(processor, room=0).collate(items)["pixel_values"]
+
+
+@torch.no_grad()
+def image_features(model: Any, pixels: torch.Tensor, pooling: str = "cls_mean", batch: int = 64) -> torch.Tensor:
+    """Return what a frozen head sees of images, not normalised: (N, 2 d) for `cls_mean`, (N, d) for `mean`."""
+    return torch.cat([pool(model(pixel_values=p).last_hidden_state, None, pooling) for p in pixels.split(batch)])
+
+
+@torch.no_grad()
+def predict_images(model: Any, pixels: torch.Tensor, head: FrozenHead, batch: int = 64) -> np.ndarray:
+    """Predict the class of each image (N,)."""
+    return torch.cat([_image_logits(model, p, head).argmax(-1) for p in pixels.split(batch)]).numpy()
+
+
+def fine_tune_images(
+    model: Any,
+    pixels: torch.Tensor,
+    labels: Sequence[int],
+    head: FrozenHead,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    batch: int = 32,
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Tune a vision encoder in place, classes balanced, embeddings of patches and positions frozen.
+
+    Args:
+        model: a DINOv2-like encoder with `embeddings`, without a head (AutoModel).
+        pixels: (N, 3, H, W) training images, as `encode_images` gives them.
+        labels: (N,) classes; each batch draws a class first, then one of its images.
+        head: of the task.
+        steps: optimiser steps.
+        lr: highest learning rate of AdamW.
+        seed: of the order of the data; the same seed on the same machine gives the same weights.
+        batch: images a step.
+        on_step: called after each step.
+    """
+
+    def logits(drawn: np.ndarray) -> torch.Tensor:
+        return _image_logits(model, pixels[torch.from_numpy(drawn)], head)
+
+    _tune(model, logits, labels, steps=steps, lr=lr, seed=seed, batch=batch, on_step=on_step)
+
+
+def _image_logits(model: Any, pixels: torch.Tensor, head: FrozenHead) -> torch.Tensor:
+    return head.logits(model(pixel_values=pixels), None, torch.arange(len(pixels)))
+
+
+def _tune(
+    model: Any,
+    logits: Callable[[np.ndarray], torch.Tensor],
+    labels: Sequence[int],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    batch: int,
+    on_step: Callable[[], object],
+) -> None:
+    """Tune all but the embeddings by cross-entropy: AdamW, warm-up and linear decay, class-balanced batches.
+
+    Args:
+        model: tuned in place; afterwards its parameters want no gradients.
+        logits: from the numbers of the drawn items (batch,) to logits (batch, C).
+        labels: (N,) classes.
+        steps: optimiser steps.
+        lr: highest learning rate.
+        seed: of the order of the data.
+        batch: items a step.
+        on_step: called after each step.
+    """
     model.eval()  # dropout would draw from torch's global generator
     model.requires_grad_(True)
     model.embeddings.requires_grad_(False)
@@ -87,9 +185,9 @@ def fine_tune(
     members = [np.flatnonzero(targets == label) for label in np.unique(targets)]
     for _ in range(steps):
         drawn = np.array([rng.choice(members[rng.integers(len(members))]) for _ in range(batch)])
-        logits = SCALE * embed(model, tokenizer, [texts[int(i)] for i in drawn], max_tokens) @ head.T
+        loss = functional.cross_entropy(logits(drawn), torch.from_numpy(targets[drawn]))
         optimiser.zero_grad()
-        functional.cross_entropy(logits, torch.from_numpy(targets[drawn])).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
@@ -97,12 +195,14 @@ def fine_tune(
     model.requires_grad_(False)
 
 
-def save_model(model: Any, tokenizer: Any, path: Path) -> None:
-    """Save an ordinary Hugging Face directory (weights, config, tokenizer), without the library's progress bar."""
+def save_model(model: Any, processor: Any, path: Path) -> None:
+    """Save an ordinary Hugging Face directory (weights, config, tokenizer or image processor), without the library's
+    progress bar.
+    """
     path.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    processor.save_pretrained(path)
     save_file(
         {name: t.contiguous() for name, t in model.state_dict().items()}, path / "model.safetensors", {"format": "pt"}
     )

@@ -1,22 +1,29 @@
-"""Items: the texts with labels that a candidate is scored on.
+"""Items: the texts or images with labels that a candidate is scored on.
 
 In: a directory with `search.jsonl`, `select.jsonl` and `report.jsonl` (a suite's task), or one `.jsonl` file of the
-user's own. Out: lists of `Item`. One file is split by the hash of each text, so an item keeps its split when lines are
-added, removed or reordered, and a text cannot be in two splits. Search items guide the search, select items choose
-the winner, report items are looked at once.
+user's own. Out: lists of `Item`. One file is split by the hash of each text or image, so an item keeps its split when
+lines are added, removed or reordered, and a content cannot be in two splits. Search items guide the search, select
+items choose the winner, report items are looked at once.
+
+    {"text": "...", "label": 0}
+    {"image": "cat.png", "label": 0}                          a path, relative to the .jsonl file
+    {"image": "data:image/png;base64,iVBORw0...", "label": 0}   the file itself: a task of a few files
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from evomerge.errors import SuiteError
+from evomerge.images import data_uri, decode_image, read_image
 
 SPLITS = ("search", "select", "report")
 EXAMPLE = '{"text": "...", "label": 0}'
+IMAGE_EXAMPLE = '{"image": "file.png", "label": 0}'
 UNLABELED = -1  # label of an item whose class is not given
 
 _UPPER = {"search": 40, "select": 70, "report": 100}  # of ONE file: percentiles of the hash, so 40 / 30 / 30 percent
@@ -25,11 +32,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Item:
-    """One text with its class: `label` indexes the task's classes, -1 where it is not given."""
+    """One text or image with its class.
+
+    Attributes:
+        id: hash of content and label; a path or the type of a data URI is no content.
+        text: the text; empty for an image.
+        label: indexes the task's classes, -1 where it is not given.
+        image: the bytes of an image's file as it is (`evomerge.images.decode_image` opens them); empty for a text.
+    """
 
     id: str
     text: str
     label: int
+    image: bytes = field(default=b"", repr=False)
+
+    @cached_property
+    def content(self) -> str:
+        """What tells it from other items, whatever its label: the text, or the hash of the image's bytes."""
+        return f"image:{hashlib.sha256(self.image).hexdigest()}" if self.image else self.text
 
 
 def _sha256(content: object) -> str:
@@ -47,9 +67,22 @@ def make_item(text: str, label: int = UNLABELED) -> Item:
     return Item(item_id(text, label), text, label)
 
 
+def make_image_item(image: bytes, label: int = UNLABELED) -> Item:
+    """Make an item of the bytes of an image's file; its id is the hash of these bytes and the label."""
+    digest = _sha256({"image": hashlib.sha256(image).hexdigest(), "label": label})
+    return Item(digest[:16], "", label, image)
+
+
 def write_items(path: Path, items: Iterable[Item]) -> None:
-    """Write items as JSON lines; an unlabeled item has `"label": null`."""
-    rows = (asdict(item) | ({"label": None} if item.label == UNLABELED else {}) for item in items)
+    """Write items as JSON lines, images as data URIs; an unlabeled item has `"label": null`."""
+    rows = (
+        {
+            "id": item.id,
+            **({"image": data_uri(item.image)} if item.image else {"text": item.text}),
+            "label": None if item.label == UNLABELED else item.label,
+        }
+        for item in items
+    )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -57,18 +90,19 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
 def read_items(path: Path | str, split: str, classes: Sequence[str] | None = None) -> list[Item]:
     """Read the items of one split, in file order.
 
-    Each line is a JSON object with `text` and `label` (index of the class, or its name where `classes` is given); other
-    fields are ignored, `id` too, since content alone names an item. A line whose text occurred before is dropped, with
-    a warning.
+    Each line is a JSON object with `text` or `image` and `label` (index of the class, or its name where `classes` is
+    given); other fields are ignored, `id` too, since content alone names an item. A line whose text or image occurred
+    before is dropped, with a warning. Every image of the split is decoded once, to find damaged ones.
 
     Args:
         path: a directory that holds `<split>.jsonl`, or one `.jsonl` file (search 40 %, select 30 %, report 30 %, by
-            the hash of the text).
+            the hash of the text or image).
         split: "search", "select" or "report"; from a directory also "train" or "unlabeled".
         classes: names of the classes; labels are checked against it.
 
     Raises:
-        SuiteError: the file is missing or empty, a line cannot be read, or a label is no class.
+        SuiteError: the file is missing or empty, a line or its image cannot be read, or a label is no class.
+        ConfigError: there are images, and Pillow is not installed.
     """
     path = Path(path)
     one_file = path.is_file() or path.suffix == ".jsonl"
@@ -77,87 +111,106 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
     file = path if one_file else path / f"{split}.jsonl"
     items = _distinct(_parse(file, classes, labels_needed=split != "unlabeled"), file)
     if one_file:
-        items = [item for item in items if _split_of(item.text) == split]
+        items = {number: item for number, item in items.items() if _split_of(item.content) == split}
     if not items:
-        share = " (search 40 %, select 30 %, report 30 % of the texts)" if one_file else ""
+        share = " (search 40 %, select 30 %, report 30 % of the contents)" if one_file else ""
         raise SuiteError(f"{file} gives no items for the split {split!r}{share}: add lines like {EXAMPLE}")
-    return items
+    for number, item in items.items():
+        if item.image:
+            try:
+                decode_image(item.image)
+            except SuiteError as error:
+                raise SuiteError(f"{file}, line {number}: {error}") from None
+    return list(items.values())
 
 
 def check_disjoint(splits: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:
-    """Make sure that no text is in two splits, be it of one task or of two.
+    """Make sure that no text or image is in two splits, be it of one task or of two.
 
     Args:
         splits: split name -> task name -> items.
 
     Raises:
-        SuiteError: some text is in two splits; the message names the first pair of splits, a text, and the remedy.
+        SuiteError: something is in two splits; the message names the first pair of splits, a text, and the remedy.
     """
-    first: dict[str, tuple[str, str]] = {}  # text -> the split and task where it was met first
+    first: dict[str, tuple[str, str]] = {}  # content -> the split and task where it was met first
     shared: dict[tuple[str, str, str, str], set[str]] = {}
     for split, tasks in splits.items():
         for task, items in tasks.items():
             for item in items:
-                known = first.setdefault(item.text, (split, task))
+                known = first.setdefault(item.content, (split, task))
                 if known[0] != split:
-                    shared.setdefault((*known, split, task), set()).add(item.text)
+                    shared.setdefault((*known, split, task), set()).add(item.content)
     if shared:
         (split, task, other_split, other_task), texts = next(iter(shared.items()))
         more = len(set().union(*shared.values()) - texts)
+        kind = "images" if any(item.image for tasks in splits.values() for item in tasks.get(task, ())) else "texts"
         raise SuiteError(
-            f"{split} items of task {task!r} and {other_split} items of task {other_task!r} share {len(texts)} texts, "
+            f"{split} items of task {task!r} and {other_split} items of task {other_task!r} share {len(texts)} {kind}, "
             f"like {min(texts)[:60]!r}" + (f"; other pairs of splits share {more} more" if more else "") + ". What "
             "guides or decides a search must not also judge it: leave each text in one split, or give every task as "
-            "one .jsonl file, which is split by the texts themselves"
+            f"one .jsonl file, which is split by the {kind} themselves"
         )
 
 
-def _split_of(text: str) -> str:
-    percentile = int(_sha256(text)[:8], 16) % 100
+def _split_of(content: str) -> str:
+    percentile = int(_sha256(content)[:8], 16) % 100
     return next(split for split, upper in _UPPER.items() if percentile < upper)
 
 
-def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> list[Item]:
+def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> dict[int, Item]:
+    """Return the items of a file by the numbers of their lines."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise SuiteError(f"items are missing: {file} does not exist; write one JSON object per line there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"items cannot be read: {file}: {error}; it must be a text file in UTF-8") from None
-    items = []
+    items = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            where = f"{file}, line {number}"
             try:
-                row = json.loads(line)
+                items[number] = _item(json.loads(line), classes, labels_needed, file.parent)
+            except SuiteError as error:
+                raise SuiteError(f"{file}, line {number}: {error}") from None
             except ValueError as error:
-                raise SuiteError(f"{where}: no JSON object ({error}); write {EXAMPLE}") from None
-            items.append(_item(row, classes, labels_needed, where))
+                raise SuiteError(f"{file}, line {number}: no JSON object ({error}); write {EXAMPLE}") from None
     return items
 
 
-def _item(row: object, classes: Sequence[str] | None, label_needed: bool, where: str) -> Item:
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise SuiteError(f"{where}: an item needs a string `text`; write {EXAMPLE}")
-    label = row.get("label")
-    if label is None and not label_needed:
-        label = UNLABELED
-    elif classes is not None and isinstance(label, str):
+def _item(row: object, classes: Sequence[str] | None, label_needed: bool, folder: Path) -> Item:
+    fields = row if isinstance(row, dict) else {}
+    text, image = fields.get("text"), fields.get("image")
+    if text is not None and image is not None:
+        raise SuiteError("an item has a `text` or an `image`, not both; leave one out")
+    if not isinstance(image if text is None else text, str):
+        raise SuiteError(
+            f"an item needs a string `text`, or an `image` (a path or a data URI); write {EXAMPLE} or {IMAGE_EXAMPLE}"
+        )
+    label = _label(fields.get("label"), classes, label_needed)
+    return make_item(str(text), label) if image is None else make_image_item(read_image(str(image), folder), label)
+
+
+def _label(label: object, classes: Sequence[str] | None, needed: bool) -> int:
+    if label is None and not needed:
+        return UNLABELED
+    if classes is not None and isinstance(label, str):
         if label not in classes:
-            raise SuiteError(f"{where}: label {label!r} is no class; the classes are {', '.join(classes)}")
-        label = list(classes).index(label)
-    elif not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise SuiteError(f"label {label!r} is no class; the classes are {', '.join(classes)}")
+        return list(classes).index(label)
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         by_index = "the index of a class, from 0, or name the classes: fitness.tasks.<task>.classes=[no,yes]"
         instead = by_index if classes is None else "a class name, or its index from 0"
-        raise SuiteError(f"{where}: label {label!r} is no class; write {instead}")
-    elif classes is not None and label >= len(classes):
-        raise SuiteError(f"{where}: label {label} is no class; there are {len(classes)}, numbered from 0")
-    return make_item(row["text"], label)
+        raise SuiteError(f"label {label!r} is no class; write {instead}")
+    if classes is not None and label >= len(classes):
+        raise SuiteError(f"label {label} is no class; there are {len(classes)}, numbered from 0")
+    return label
 
 
-def _distinct(items: list[Item], file: Path) -> list[Item]:
-    first = {item.text: item for item in reversed(items)}
-    kept = [item for item in items if first[item.text] is item]
+def _distinct(items: dict[int, Item], file: Path) -> dict[int, Item]:
+    first = {item.content: number for number, item in reversed(items.items())}
+    kept = {number: item for number, item in items.items() if first[item.content] == number}
     if len(kept) < len(items):
-        _log.warning("%s: %d lines repeat a text; the first of each is kept", file, len(items) - len(kept))
+        kind = "an image" if any(item.image for item in items.values()) else "a text"
+        _log.warning("%s: %d lines repeat %s; the first of each is kept", file, len(items) - len(kept), kind)
     return kept

@@ -114,6 +114,6 @@ def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]
             outcome = score(mine)
             items |= outcome.items
             results |= outcome.results
-    assembly.merger.restore()
+    assembly.become(None)
     known = [task for task in ids if task in items]
     return Outcome({task: items[task] for task in known}, {task: results[task] for task in known})

@@ -35,7 +35,7 @@ from evomerge.progress import Reporter
 class Differentiable(Fitness, Protocol):
     """A fitness that can also give class logits with a graph, and prepare items without labels."""
 
-    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Any:
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Any:
         """Return all that these items need beside the weights."""
         ...
 
@@ -111,7 +111,7 @@ def _ask_experts(assembly: Assembly, settings: Mapping[str, Any], learning: Lear
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         said = {task: _probabilities(assembly, learning, task, chosen) for task, chosen in ids.items()}
-        assembly.merger.restore()
+        assembly.become(None)
         save_file(said, file)  # atomic: it renames
     held = load_file(file)
     return {task: dict(zip(chosen, held[task], strict=True)) for task, chosen in ids.items()}

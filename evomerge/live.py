@@ -1,14 +1,15 @@
 """The live model: the base, loaded once by transformers, whose parameters every candidate overwrites.
 
 In: a model directory and the transformers class to load it with. Out: the model in eval mode without gradients, its
-tokenizer, and what the checkpoints need to know about it: parameter shapes (tied parameters once), tied names, the
-prefix of its class. `load_model` also loads the classifiers whose heads are kept beside the merge.
+tokenizer or image processor, and what the checkpoints need to know about it: parameter shapes (tied parameters once),
+tied names, the prefix of its class, the names that files of earlier years have. `load_model` also loads the classifiers
+whose heads are kept beside the merge.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging as bars
+from transformers.utils.import_utils import is_vision_available
 
 from evomerge.errors import CheckpointError, ConfigError
 
@@ -30,17 +34,21 @@ class LiveModel:
 
     Attributes:
         model: in eval mode, parameters without gradients.
-        tokenizer: of the base.
+        processor: of the base: its tokenizer, or its image processor if it takes pixels (`takes_images`).
         parameters: name -> shape, in the model's order; tied parameters under their first name only.
         tied: alias -> the name it is tied to.
         prefix: `base_model_prefix` of its class, which may stand before the names in files.
     """
 
     model: Any
-    tokenizer: Any
+    processor: Any
     parameters: dict[str, tuple[int, ...]]
     tied: dict[str, str]
     prefix: str
+
+    def rename(self, keys: Iterable[str]) -> dict[str, str | None]:
+        """Return the names that transformers gives to the keys of a file of this model; see `rename_keys`."""
+        return rename_keys(self.model, keys)
 
 
 def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -> LiveModel:
@@ -52,8 +60,8 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
         device: a torch device, or `auto` for the first CUDA device, else the CPU.
 
     Raises:
-        ConfigError: no such class or device.
-        CheckpointError: transformers cannot load the directory, or it has no tokenizer.
+        ConfigError: no such class or device; or the model takes images, and Pillow is not installed.
+        CheckpointError: transformers cannot load the directory, or it has no tokenizer (image processor).
     """
     if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
         raise ConfigError(
@@ -63,7 +71,7 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_model(path, auto_class)
-    tokenizer = _load_tokenizer(path)
+    processor = _load_image_processor(path) if takes_images(model) else _load_tokenizer(path)
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -71,7 +79,7 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
             f"model.device={device} cannot be used here: {_first_line(error)} Write model.device=cpu."
         ) from error
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return LiveModel(model, tokenizer, parameters, dict(model.all_tied_weights_keys), model.base_model_prefix)
+    return LiveModel(model, processor, parameters, dict(model.all_tied_weights_keys), model.base_model_prefix)
 
 
 def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -> tuple[Any, list[str]]:
@@ -114,6 +122,55 @@ def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -
             f"{tuple(expected)}. Put the config.json back that belongs to these weights."
         )
     return model.eval().requires_grad_(False), sorted(info["missing_keys"])
+
+
+def takes_images(model: Any) -> bool:
+    """Whether a transformers model is run on pixels, and not on tokens."""
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
+def rename_keys(model: Any, keys: Iterable[str]) -> dict[str, str | None]:
+    """Apply the renamings that transformers applies when it loads this model: vision models, say, are saved with
+    `attention.attention.query` for what the model calls `attention.q_proj`.
+
+    Args:
+        model: a transformers model.
+        keys: of the tensors of one file or index, which may also have the names of the model already.
+
+    Returns:
+        Key -> name, before the prefix of the model's class is added or taken away; None for a tensor that transformers
+        fuses with others, splits or permutes, so that no parameter of the model is what the file holds.
+    """
+    transforms = get_model_conversion_mapping(model)  # new ones for each file: they remember what they have met
+    names: dict[str, str | None] = {}
+    for key in sorted(keys):
+        name = key
+        for transform in transforms:
+            if isinstance(transform, WeightRenaming):
+                name, _ = transform.rename_source_key(name)
+        others = (transform for transform in transforms if not isinstance(transform, WeightRenaming))
+        names[key] = None if any(other.rename_source_key(name)[1] is not None for other in others) else name
+    return names
+
+
+def _load_image_processor(path: Path) -> Any:
+    if not is_vision_available():
+        raise ConfigError(
+            f"{path} is a model of images, which need Pillow, and that is not installed: pip install 'evomerge[vision]'"
+        )
+    try:
+        with _silence():
+            return transformers.AutoImageProcessor.from_pretrained(
+                path,
+                local_files_only=True,
+                trust_remote_code=False,
+                backend="pil",  # torchvision resizes a little otherwise: scores must not depend on what is installed
+            )
+    except Exception as error:  # of whatever kind the reader of its file raises
+        raise CheckpointError(
+            f"{path} has no image processor that transformers can load: {_first_line(error)} Save the base's beside "
+            f"its weights: AutoImageProcessor.from_pretrained(<its origin>).save_pretrained(<this directory>)."
+        ) from error
 
 
 def _load_tokenizer(path: Path) -> Any:

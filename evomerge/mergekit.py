@@ -88,6 +88,12 @@ def to_mergekit(
 def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, list[str]]:
     """The method and its variables, if mergekit has what the recipe needs."""
     method = str(recipe.method["name"])
+    if transform := recipe.method.get("transform"):
+        raise ConfigError(
+            f"mergekit export: this recipe's task vectors were transformed before the search ({transform}), over the "
+            "whole model, and mergekit works tensor by tensor. Write each expert out as base + transformed task vector "
+            "and merge those by task_arithmetic with the recipe's weights."
+        )
     if method not in _METHODS:
         raise ConfigError(f"mergekit export: {unknown('method', method, _METHODS)}")
     if dtype.removeprefix("torch.") not in _DTYPES:

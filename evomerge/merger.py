@@ -106,7 +106,8 @@ class Merger:
 
         Args:
             losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
-                before the next is made, so there is one graph at a time.
+                before the next is made, so there is one graph at a time. One that does not depend on any parameter with
+                a wanted entry adds nothing.
             wanted: boolean (G, K), which entries are wanted; parameters without any take no part in the backward pass.
                 None for all.
 
@@ -114,19 +115,23 @@ class Merger:
             {"weight": float64 (G, K)}; 0 where an entry is not wanted.
 
         Raises:
-            ConfigError: the method is not linear in its weights.
+            ConfigError: the method is not linear in its weights, or no loss depends on a wanted entry.
         """
-        if not isinstance(self._method, Linear):
-            raise ConfigError(
-                f"The method {self._method.name} elects signs anew for every candidate, so it has no gradient: write "
-                f"method=linear, or method=ties_frozen, which elects them once."
-            )
+        check_gradient(self._method)
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
         device = next(iter(self._parameters.values())).device
         sums = torch.zeros(self._shape, dtype=torch.float64, device=device)
+        reached = False
         with self._watched(sums, wanted), torch.enable_grad():
             for loss in losses:
-                loss.backward()
+                if loss.requires_grad:
+                    loss.backward()
+                    reached = True
+        if not reached:
+            raise ConfigError(
+                "The loss depends on none of the coefficients that are searched, so its gradient is 0 everywhere: "
+                "free more of them (space, space.frozen), or use a searcher by values such as searcher=cmaes."
+            )
         return {"weight": sums.cpu().numpy()}
 
     @contextmanager
@@ -167,9 +172,22 @@ class Merger:
         return _Piece(group, span, view, flat(vectors.base.tensor(span.parameter)), prepared, list(found))
 
 
+def check_gradient(method: Method | type[Method]) -> None:
+    """Refuse a method that is not linear in its weights.
+
+    Raises:
+        ConfigError: it has no gradient.
+    """
+    if method is not Linear and not isinstance(method, Linear):
+        raise ConfigError(
+            f"The method {method.name} elects signs anew for every candidate, so it has no gradient: write "
+            f"method=linear, or method=ties_frozen, which elects them once."
+        )
+
+
 def _take(pieces: Sequence[_Piece], sums: Tensor, wanted: np.ndarray, parameter: nn.Parameter) -> None:
     """Add the inner products of a parameter's gradient with its deltas to the sums, and free the gradient."""
-    if parameter.grad is None:
+    if parameter.grad is None:  # as pyright sees it: the hook runs right after it was set
         return
     gradient = parameter.grad.reshape(-1)
     for piece in pieces:

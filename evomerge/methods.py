@@ -2,10 +2,11 @@
 
 In: the base and the deltas of a span, float32, and the coefficients of its group. Out: the merged span, θ₀ plus a
 combination of the λ_k and τ_k. A method names the variables that each (group, expert) has. These are the plain
-references; all are recomputed per candidate (`coupling: per_candidate` of mergekit), with density as a second
-variable that is searched like the weight.
+references; elections and masks are recomputed per candidate (`coupling: per_candidate` of mergekit), with density as a
+second variable that is searched like the weight. What is done to the task vectors once, before the search, is a
+transform (`transforms/`), which a method carries along.
 
-    linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023)
+    linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023); of transformed task vectors too, such as TIES'
     ties        trim by magnitude, elect signs, sum those that agree (Yadav et al. 2023), weighted before the election
     dare_ties   drop at random and rescale, then elect and sum (Yu et al. 2024), with masks nested in the density
 """
@@ -23,16 +24,24 @@ from torch import Tensor
 
 from evomerge.groups import Span
 from evomerge.space import Variable
+from evomerge.transforms.base import Transform
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5)
 
 
 class Method(Protocol):
-    """Builds a span of a candidate; see the module's docstring."""
+    """Builds a span of a candidate; see the module's docstring.
+
+    Attributes:
+        name: what recipes call it.
+        variables: which coefficients each (group, expert) has.
+        transform: what is done to the task vectors before the search; None leaves them as they are.
+    """
 
     name: str
     variables: tuple[Variable, ...]
+    transform: Transform | None
 
     def prepare(self, expert: str, span: Span, delta: Tensor) -> Any:
         """Return what `merge` needs of a delta, float32 (n,): the delta itself, and what can be computed once for all
@@ -53,10 +62,17 @@ class Method(Protocol):
 
 
 class Linear:
-    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2)."""
+    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2).
+
+    Args:
+        transform: of the task vectors, before the search: θ = θ₀ + Σ_k λ_k T_k.
+    """
 
     name = "linear"
     variables = (WEIGHT,)
+
+    def __init__(self, transform: Transform | None = None) -> None:
+        self.transform = transform
 
     def prepare(self, expert: str, span: Span, delta: Tensor) -> Tensor:
         """Return the delta: nothing can be computed once."""
@@ -86,6 +102,7 @@ class Ties:
 
     name = "ties"
     variables = (WEIGHT, DENSITY)
+    transform: Transform | None = None
 
     def __init__(self, normalize: bool = False) -> None:
         self.normalize = normalize
@@ -124,6 +141,7 @@ class DareTies:
 
     name = "dare_ties"
     variables = (WEIGHT, DENSITY)
+    transform: Transform | None = None
 
     def __init__(self, seed: int = 0, normalize: bool = False) -> None:
         self.seed = seed

@@ -96,10 +96,7 @@ def _recipe(
     return Recipe(
         base=Source(str(sources.base), vectors.base.sha256),
         experts={name: Source(str(path), vectors.experts[name].sha256) for name, path in sources.experts.items()},
-        method={
-            "name": assembly.method.name,
-            **{name: value for name, value in settings["method"].items() if name != "_target_"},
-        },
+        method=_method(assembly, settings["method"]),
         granularity=settings["space"]["granularity"],
         coefficients={
             variable: {
@@ -112,6 +109,14 @@ def _recipe(
         heads=heads,
         version=__version__,
     )
+
+
+def _method(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method as plain data: names instead of classes, its settings, and those of its transform."""
+    own = {name: value for name, value in settings.items() if name not in ("_target_", "transform")}
+    transform = assembly.method.transform
+    given = {"transform": {"name": transform.name, **transform.settings}} if transform else {}
+    return {"name": assembly.method.name, **own, **given}
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, Any]:

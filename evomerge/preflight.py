@@ -65,7 +65,7 @@ def _facts(
     assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], seconds: float
 ) -> list[list[str]]:
     """Return what is printed of sources, space, memory and time, as names and texts."""
-    space, vectors = assembly.space, assembly.vectors
+    space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
     deltas = 4 * sum(
         delta.numel()
@@ -83,7 +83,7 @@ def _facts(
                 for task, items in assembly.items["search"].items()
             ),
         ],
-        ["method", assembly.method.name],
+        ["method", assembly.method.name + (f", of task vectors after {transform.name}" if transform else "")],
         [
             "space",
             f"{settings['space']['granularity']}: {len(space.groups)} groups, {space.dim} free coefficients, "

@@ -22,6 +22,8 @@ from evomerge.suite import Suite, Task, load_suite
 TASK_SETTINGS = ("items", "head", "expert", "classes")
 FEW = 30
 """Fewer items of a task than this make a standard error of nine points and more."""
+PIXELS = ("size", "crop_size", "do_center_crop", "resample", "rescale_factor", "image_mean", "image_std")
+"""What a preprocessor_config.json says of how an image becomes pixels."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
         raise ConfigError(
             "There are no tasks to score candidates on. Write for example "
             "'fitness.tasks={a: {items: a.jsonl, classes: [no, yes]}, b: {items: b.jsonl}}': each line of a file is "
-            '{"text": ..., "label": ...}.'
+            '{"text": ..., "label": ...}, or {"image": path, "label": ...}.'
         )
     named = experts if isinstance(experts, dict) else {Path(str(path)).name: path for path in experts}
     if len(named) < len(experts):
@@ -95,7 +97,8 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
 
 
 def cautions(sources: Sources, items: Mapping[str, Mapping[str, Sequence[Item]]]) -> list[str]:
-    """Return what is allowed but often a mistake: other vocabularies, and splits too small to decide anything.
+    """Return what is allowed but often a mistake: experts that were tuned on other tokens or other pixels than the base
+    makes, and splits too small to decide anything.
 
     Args:
         sources: base, experts and tasks.
@@ -106,6 +109,11 @@ def cautions(sources: Sources, items: Mapping[str, Mapping[str, Sequence[Item]]]
     for name, path in sources.experts.items():
         if base is not None and _vocabulary(path) not in (None, base):
             warnings.append(f"expert {name} has another vocabulary than the base: its rows stand for other tokens")
+        if other := _other_pixels(sources.base, path):
+            warnings.append(
+                f"expert {name} has another {' and '.join(other)} in its preprocessor_config.json than the base, whose "
+                f"is used for all: it was tuned on other pixels"
+            )
     for split, tasks in items.items():
         small = [f"{task} ({len(chosen)})" for task, chosen in tasks.items() if len(chosen) < FEW]
         if small:
@@ -119,6 +127,17 @@ def _vocabulary(path: Path) -> Any:
         return json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _other_pixels(base: Path, expert: Path) -> list[str]:
+    """Return the settings in which the image processors of two model directories differ, if both have one."""
+    try:
+        ours, theirs = (
+            json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8")) for path in (base, expert)
+        )
+        return [name for name in PIXELS if name in ours and name in theirs and ours[name] != theirs[name]]
+    except (OSError, ValueError, TypeError):
+        return []  # one of them reads texts, or is said to be damaged where it is opened
 
 
 def _open_suite(model: Mapping[str, Any]) -> Suite | None:

@@ -4,9 +4,9 @@
     tasks/<task>/{train,search,select,report,unlabeled}.jsonl
 
 `suite.json` is written last, so a directory without it is a build that was interrupted. A head is the frozen
-classifier of a task: the normalised class-name embeddings of the base, and
-logits = scale * normalise(mean_pool(last_hidden_state)) @ weight.T (the CLIP setting of task arithmetic, Ilharco et
-al. 2023, in text).
+classifier of a task, logits = scale * features @ weight.T + bias. In texts, the features are the normalised mean of the
+last hidden states, the weights the embeddings of the class names (the CLIP setting of task arithmetic, Ilharco et al.
+2023); in images, both are what a linear probe of the base has.
 """
 
 import hashlib
@@ -24,6 +24,9 @@ from evomerge.files import write_atomically
 
 FORMAT = 1
 SCALE = 20.0  # of the cosines: logits of a head
+POOLINGS = ("mean", "cls_mean")
+"""What a head makes of the last hidden states of an item: their mean; or the first, and the mean of the others, one
+after the other (the linear probes of DINOv2, Oquab et al. 2023)."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,35 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def write_head(path: Path, weight: torch.Tensor) -> None:
-    """Write a frozen head: `weight` (C, d), rows are class-name embeddings of unit norm."""
-    blob = save({"weight": weight.float().contiguous()}, metadata={"pooling": "mean", "scale": str(SCALE)})
+def write_head(
+    path: Path,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    pooling: str = "mean",
+    normalise: bool = True,
+    scale: float = SCALE,
+) -> None:
+    """Write a frozen head: logits = scale * features @ weight.T + bias.
+
+    Args:
+        path: the file.
+        weight: (C, d), or (C, 2 d) for `cls_mean`: class-name embeddings of unit norm, or a linear probe. A probe of
+            standardised features folds mean and deviation into weight and bias.
+        bias: (C,); None for none.
+        pooling: how hidden states (T, d) become features, one of `POOLINGS`.
+        normalise: divide the features of an item by their norm.
+        scale: of the logits, without the bias.
+
+    Raises:
+        SuiteError: no such pooling.
+    """
+    if pooling not in POOLINGS:
+        raise SuiteError(f"a head has no pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+    tensors = {"weight": weight.float().contiguous()} | ({} if bias is None else {"bias": bias.float().contiguous()})
+    # heads that are normalised do not say it: they are the same bytes as before there were others
+    metadata = {"pooling": pooling, "scale": str(scale)} | ({} if normalise else {"normalise": "false"})
+    blob = save(tensors, metadata=metadata)
     size = int.from_bytes(blob[:8], "little")
     # the library writes metadata in random order; sorted, the same head is the same bytes and has the same hash
     header = json.dumps(json.loads(blob[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode().ljust(size)
@@ -152,4 +181,5 @@ def _check_file(path: Path, relative: str, sha256: str) -> None:
 
 
 def _how_to_build(path: Path) -> str:
-    return f"build it with `python scripts/build_suite.py text --out {path}`"
+    suite = "vision" if "vision" in path.name else "text"
+    return f"build it with `python scripts/build_suite.py {suite} --out {path}`"

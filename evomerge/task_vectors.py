@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -73,9 +74,66 @@ def task_vectors(
     Raises:
         CheckpointError: a weight is not finite.
     """
-    deltas = {name: _cached(base, expert, name, list(parameters), cache, progress) for name, expert in experts.items()}
-    zero = frozenset((name, parameter) for name in experts for parameter in parameters if parameter not in deltas[name])
-    return TaskVectors(base, dict(experts), {name: tuple(shape) for name, shape in parameters.items()}, zero, deltas)
+    deltas = {
+        name: cached(
+            describe(base, expert, parameters),
+            lambda name=name, expert=expert: _subtract(base, expert, name, parameters, progress),
+            name,
+            cache,
+            progress,
+        )
+        for name, expert in experts.items()
+    }
+    shapes = {name: tuple(shape) for name, shape in parameters.items()}
+    return TaskVectors(base, dict(experts), shapes, zeros(deltas, parameters), deltas)
+
+
+def zeros(deltas: Mapping[str, Mapping[str, Tensor]], parameters: Collection[str]) -> frozenset[tuple[str, str]]:
+    """(expert, parameter) of all deltas that are not there, which is how a zero is kept."""
+    return frozenset(
+        (name, parameter) for name, held in deltas.items() for parameter in parameters if parameter not in held
+    )
+
+
+def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[Any]:
+    """All that the task vector of an expert depends on, as plain data."""
+    keys = [
+        [parameter, base.keys[parameter], expert.keys[parameter]] for parameter in _common(base, expert, parameters)
+    ]
+    return [FORMAT, base.sha256, expert.sha256, keys]
+
+
+def cached(
+    contents: list[Any],
+    compute: Callable[[], dict[str, Tensor]],
+    name: str,
+    cache: Path,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """The deltas of one expert from their file, which is written first where there is none or a damaged one.
+
+    Args:
+        contents: all that the deltas depend on, as plain data: it names the file.
+        compute: returns parameter -> delta, without those that are zero.
+        name: of the expert, for messages.
+        cache: directory of the file.
+        progress: told what is done, in bytes.
+
+    Raises:
+        CheckpointError: the file cannot be written, or does not read back.
+    """
+    file = cache / f"{hashlib.sha256(json.dumps(contents).encode()).hexdigest()}.safetensors"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # a second process waits, and reads what the first has written
+        deltas = _read(file, cache, progress)
+        if deltas is None:
+            _write(file, compute(), name)
+            deltas = _read(file, cache, progress)
+    if deltas is None:
+        raise CheckpointError(
+            f"the task vector of expert {name} does not read back from {file} as written; the disk is failing or full."
+        )
+    return deltas
 
 
 def check_family(
@@ -92,7 +150,7 @@ def check_family(
     check_base(base)
     warnings: list[str] = []
     for name, expert in experts.items():
-        common = [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
+        common = _common(base, expert, parameters)
         if not common:
             raise CheckpointError(
                 f"expert {name} ({expert.path}) holds none of the live model's parameters; its tensors are"
@@ -149,31 +207,16 @@ def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> lis
     return texts
 
 
-def _cached(
-    base: Checkpoint, expert: Checkpoint, name: str, parameters: list[str], cache: Path, progress: Progress | None
-) -> dict[str, Tensor]:
-    """The deltas of one expert from its file, which is written first where there is none or a damaged one."""
-    common = [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
-    keys = [[parameter, base.keys[parameter], expert.keys[parameter]] for parameter in common]
-    contents = json.dumps([FORMAT, base.sha256, expert.sha256, keys])
-    file = cache / f"{hashlib.sha256(contents.encode()).hexdigest()}.safetensors"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):  # a second process waits, and reads what the first has written
-        deltas = _read(file, cache, progress)
-        if deltas is None:
-            _write(file, _subtract(base, expert, name, common, progress), name)
-            deltas = _read(file, cache, progress)
-    if deltas is None:
-        raise CheckpointError(
-            f"the task vector of expert {name} does not read back from {file} as written; the disk is failing or full."
-        )
-    return deltas
+def _common(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[str]:
+    """The parameters that both hold."""
+    return [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
 
 
 def _subtract(
-    base: Checkpoint, expert: Checkpoint, name: str, common: list[str], progress: Progress | None
+    base: Checkpoint, expert: Checkpoint, name: str, parameters: Iterable[str], progress: Progress | None
 ) -> dict[str, Tensor]:
     """τ_k in float32, without the tensors in which it is zero."""
+    common = _common(base, expert, parameters)
     sizes = [base.tensor(parameter).numel() for parameter in common]
     # Two blocks instead of a tensor or two for each parameter: those leave holes in the heap that glibc before 2.38
     # does not use again (torch asks for aligned memory), which came to the size of an expert for every expert.

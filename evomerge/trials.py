@@ -171,8 +171,8 @@ class TrialLog:
         """
         line = self._next("ask")
         if line is None:
-            asked = {"kind": "ask", "batch": batch.index, "points": batch.points.tolist()}
-            self._write(asked | ({"gradient": True} if batch.gradient else {}))
+            wish = {"gradient": True} if batch.gradient else {}
+            self._write({"kind": "ask", "batch": batch.index, "points": batch.points.tolist(), **wish})
             self.batch = Batch(batch.index, batch.points, gradient=batch.gradient)
             return self.batch
         points = np.array(line["points"], dtype=np.float64)
@@ -186,9 +186,8 @@ class TrialLog:
     def append(self, trial: Trial) -> None:
         """Write the result of one point of the current batch; what is not finite is written, and told, as None."""
         if self.batch is None or trial.batch != self.batch.index:
-            raise LogError(
-                f"A trial of batch {trial.batch} came while batch {self.batch and self.batch.index} is evaluated."
-            )
+            current = self.batch and self.batch.index
+            raise LogError(f"A trial of batch {trial.batch} came while batch {current} is evaluated.")
         record = {"kind": "trial", **finite(vars(trial))}
         if trial.gradient is None:
             del record["gradient"]
@@ -266,11 +265,8 @@ class TrialLog:
                 f"{new!r}. {advice}"
             )
         if difference.any():
-            logger.warning(
-                "Re-asked points of generation %d differ from the logged ones by up to %.1e.",
-                asked.index,
-                difference.max(),
-            )
+            text = "Re-asked points of generation %d differ from the logged ones by up to %.1e."
+            logger.warning(text, asked.index, difference.max())
 
     def _take(self, batch: Batch, record: Mapping[str, Any]) -> None:
         """Put a trial, as the log holds it, into its batch: a replay and the first run see the very same."""

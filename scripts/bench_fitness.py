@@ -50,7 +50,7 @@ def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> d
     score = Scorer(
         assembly.live.model,
         assembly.fitness,
-        assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["search"]),
+        assembly.fitness.prepare(assembly.live.processor, assembly.items["search"]),
     )
     ids = subset(0)
     score(ids)

@@ -50,6 +50,17 @@ def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def vision_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pico DINOv2, two experts with heads of their own, and images: as `tests.vision.save_family` writes them, the
+    base as transformers saves it (under names of earlier years), one expert so and one under the live model's names."""
+    from tests.vision import save_family
+
+    path = tmp_path_factory.mktemp("vision")
+    save_family(path, {"base": True, "digits": False, "letters": True})
+    return path
+
+
+@pytest.fixture(scope="session")
 def own_classifiers(pico_suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has: a base without a head, two classifiers tuned from it with heads of their own, and data."""
     from transformers import BertConfig, BertForSequenceClassification, BertModel

@@ -1,6 +1,7 @@
 """Pico models and model directories, for the tests of weights, checkpoints and task vectors."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, LlamaConfig, MixtralConfig, T5Config
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.live import rename_keys
 from evomerge.task_vectors import check_family, task_vectors
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
@@ -30,6 +32,7 @@ def pico(cls, config, seed=0, **kwargs):
 
 def opened(path, model, **kwargs) -> Checkpoint:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    kwargs.setdefault("rename", partial(rename_keys, model))
     return open_checkpoint(path, shapes, model.base_model_prefix, model.all_tied_weights_keys, **kwargs)
 
 

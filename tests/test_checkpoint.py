@@ -2,24 +2,33 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
     GPT2LMHeadModel,
     GPT2Model,
     LlamaForCausalLM,
     LlamaModel,
     MixtralForCausalLM,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
 )
 
 from evomerge.checkpoint import Checkpoint, check_base, open_checkpoint
 from evomerge.errors import CheckpointError
 from tests.models import BERT, GPT2, LLAMA, LLAMA_TIED, MIXTRAL, T5, TINY, opened, pico, rewritten, saved, to_bin
+from tests.vision import SIZES
 
+DINOV2 = Dinov2Config(**SIZES)
+VIT = ViTConfig(**SIZES, intermediate_size=32)
 ARCHITECTURES = [
     (BertModel, BERT),
     (BertForMaskedLM, BERT),
@@ -30,7 +39,12 @@ ARCHITECTURES = [
     (GPT2Model, GPT2),
     (GPT2LMHeadModel, GPT2),
     (T5ForConditionalGeneration, T5),
+    (Dinov2Model, DINOV2),
+    (Dinov2ForImageClassification, DINOV2),
+    (ViTModel, VIT),
+    (ViTForImageClassification, VIT),
 ]
+VISION = [(Dinov2Model, Dinov2ForImageClassification, DINOV2), (ViTModel, ViTForImageClassification, VIT)]
 
 
 def holds(checkpoint: Checkpoint, model) -> bool:
@@ -219,9 +233,8 @@ def test_shapes_and_vocabularies(tmp_path):
 def test_renamed_architecture_is_refused(tmp_path):
     model = pico(MixtralForCausalLM, MIXTRAL)
     model.save_pretrained(tmp_path)
-    checkpoint = opened(tmp_path, model)
-    with pytest.raises(CheckpointError, match=r"mlp\.\w+.* renames or fuses .*not supported\s+yet"):
-        check_base(checkpoint)
+    with pytest.raises(CheckpointError, match=r"fuses, splits or permutes \S+experts\.0\.\w+.* not supported yet"):
+        opened(tmp_path, model)
 
 
 def test_only_a_pooler_may_be_missing(tmp_path):
@@ -231,3 +244,42 @@ def test_only_a_pooler_may_be_missing(tmp_path):
     check_base(checkpoint)
     with pytest.raises(CheckpointError, match=r"classifier\.weight.*AutoModel"):
         check_base(opened(tmp_path, BertForSequenceClassification(BERT)))
+
+
+# names of earlier years
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize(("bare", "classifier", "config"), VISION)
+def test_vision_models_under_either_naming(tmp_path, bare, classifier, config, legacy):
+    """With the prefix on either side, on both or on neither."""
+    for file in (bare, classifier):
+        whole = pico(file, config)
+        whole.save_pretrained(tmp_path / file.__name__)
+        if not legacy:
+            tensors = {name: tensor.contiguous() for name, tensor in whole.state_dict().items()}
+            save_file(tensors, tmp_path / file.__name__ / "model.safetensors")
+        for live in (bare, classifier):
+            checkpoint = opened(tmp_path / file.__name__, live(config))
+            expected = dict(whole.base_model.named_parameters())
+            for name, key in checkpoint.keys.items():
+                inner = name.removeprefix(f"{whole.base_model_prefix}.")
+                tensor = expected[inner] if inner in expected else whole.get_parameter(name)
+                assert torch.equal(checkpoint.tensor(name), tensor)
+                assert key in load_file(tmp_path / file.__name__ / "model.safetensors")
+            assert all(name.startswith(("classifier", "pooler")) for name in checkpoint.missing)
+            queries = [key for name, key in checkpoint.keys.items() if name.endswith("q_proj.weight")]
+            assert len(queries) == 2
+            assert all(key.endswith("attention.query.weight" if legacy else "q_proj.weight") for key in queries)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_gated_dinov2_is_refused_where_its_files_fuse_what_the_model_has(tmp_path, legacy):
+    model = pico(Dinov2Model, Dinov2Config(**SIZES, use_swiglu_ffn=True))
+    model.save_pretrained(tmp_path)
+    if legacy:
+        with pytest.raises(CheckpointError, match=r"fuses, splits or permutes .*mlp\.weights_in\.\w+"):
+            opened(tmp_path, model)
+    else:
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        assert holds(opened(tmp_path, model), model)

@@ -91,7 +91,7 @@ def test_the_recipe_rebuilds_the_winner(smoke, assembly) -> None:
     assert recipe.base.sha256 == assembly.vectors.base.sha256
     coefficients = recipe.on_groups(assembly.space.groups, assembly.space.experts, assembly.vectors.parameters)
     assembly.merger.apply(coefficients)
-    prepared = assembly.fitness.prepare(assembly.live.tokenizer, assembly.items["report"])
+    prepared = assembly.fitness.prepare(assembly.live.processor, assembly.items["report"])
     outcome = assembly.fitness(
         assembly.live.model,
         prepared,

@@ -47,7 +47,7 @@ def make(assembly):
 
     def evaluator(act=lambda n, outcome: outcome, objective=None, record=lambda timing: None, rotate=False):
         fitness = Fake(assembly.fitness, act)
-        score = Scorer(assembly.live.model, fitness, fitness.prepare(assembly.live.tokenizer, items))
+        score = Scorer(assembly.live.model, fitness, fitness.prepare(assembly.live.processor, items))
         return SerialEvaluator(
             assembly.space,
             assembly.merger,

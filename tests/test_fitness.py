@@ -36,7 +36,7 @@ class Case:
     items: dict[str, list[Item]]
 
     def __post_init__(self) -> None:
-        self.model, self.tokenizer = self.assembly.live.model, self.assembly.live.tokenizer
+        self.model, self.tokenizer = self.assembly.live.model, self.assembly.live.processor
         self.ids = {task: [item.id for item in chosen] for task, chosen in self.items.items()}
         self.fitness: Fitness = self.make()
         self.prepared = self.fitness.prepare(self.tokenizer, self.items)
@@ -282,3 +282,23 @@ def test_logits_that_are_no_numbers_make_no_right_answers(classification):
 def test_sizes_below_one(settings):
     with pytest.raises(ConfigError, match=r"must both be at least 1"):
         Classification({}, **settings)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_gradients_are_taken_with_the_batches_that_a_score_has_kept(cases, name):
+    case = cases(name)
+    case.merge(0.5, 0.4, 0.3)
+    scored = case.score()
+    model = case.model.requires_grad_(True)
+    try:
+        losses = [
+            torch.nn.functional.cross_entropy(answer.logits, answer.labels, reduction="sum")
+            for answers in case.fitness.logits(model, case.prepared, case.ids)
+            for answer in answers.values()
+        ]
+        total = torch.stack(losses).sum()
+        total.backward()
+        assert total.item() == pytest.approx(-sum(flat(scored, "log_probability")), rel=1e-5)
+        assert all(p.grad is not None for n, p in model.named_parameters() if "encoder" in n)
+    finally:
+        model.requires_grad_(False).zero_grad()

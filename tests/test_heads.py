@@ -25,7 +25,7 @@ from transformers import (
 from evomerge.errors import CheckpointError
 from evomerge.finetune import save_model
 from evomerge.fitness.classification import Classification
-from evomerge.fitness.heads import FrozenHead, OwnHead
+from evomerge.fitness.heads import FrozenHead, OwnHead, pool
 from evomerge.live import load_live, load_model
 from evomerge.suite import write_head
 from tests.classifiers import assemble_classifiers, save_classifiers
@@ -75,18 +75,18 @@ def test_frozen_logits_are_scaled_cosines_of_the_mean_token(pico_suite):
     live, task = load_live(pico_suite.base, device="cpu"), pico_suite.tasks["animals"]
     head, weight = FrozenHead(task.head), load_file(task.head)["weight"]
     texts = ["the ant", "some gold and zinc of the elm", "oak"]
-    inputs = live.tokenizer(texts, padding=True, return_tensors="pt")
+    inputs = live.processor(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = head.logits(head.module(live.model)(**inputs), inputs["attention_mask"], torch.tensor([2, 0]))
         for row, text in zip(logits, [texts[2], texts[0]], strict=True):
-            mean = live.model(**live.tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+            mean = live.model(**live.processor(text, return_tensors="pt")).last_hidden_state[0].mean(0)
             torch.testing.assert_close(row, 20 * weight @ mean / mean.norm(), atol=1e-4, rtol=0)
 
 
 def test_a_frozen_head_does_not_run_the_head_of_the_live_model(pico_suite):
     live = load_live(pico_suite.base, "AutoModelForMaskedLM", "cpu")
     head = FrozenHead(pico_suite.tasks["animals"].head)
-    inputs = live.tokenizer(["the ant"], return_tensors="pt")
+    inputs = live.processor(["the ant"], return_tensors="pt")
     backbone = load_live(pico_suite.base, device="cpu").model
     mask, rows = inputs["attention_mask"], torch.tensor([0])
     with torch.no_grad():
@@ -103,7 +103,16 @@ def test_a_frozen_head_does_not_run_the_head_of_the_live_model(pico_suite):
         (({"weight": torch.ones(3, 4)}, None), "is no frozen head .*scale"),
         (({"weight": torch.ones(3, 4)}, {"scale": "20"}), "is no frozen head .*pooling"),
         (({"weight": torch.ones(3, 4)}, {"pooling": "mean", "scale": "much"}), "is no frozen head .*much"),
-        (({"weight": torch.ones(3, 4)}, {"pooling": "cls", "scale": "20"}), "asks for cls pooling; only mean pooling"),
+        (({"weight": torch.ones(3, 4)}, {"pooling": "cls", "scale": "20"}), "cls pooling; only mean and cls_mean"),
+        (({"weight": torch.ones(3)}, {"pooling": "mean", "scale": "20"}), r"is no frozen head \(weight \(3,\)"),
+        (
+            ({"weight": torch.ones(3, 4), "bias": torch.ones(4)}, {"pooling": "mean", "scale": "20"}),
+            r"is no frozen head .*bias \(4,\)",
+        ),
+        (
+            ({"weight": torch.ones(3, 4)}, {"pooling": "mean", "scale": "20", "normalise": "perhaps"}),
+            "is no frozen head .*perhaps",
+        ),
     ],
 )
 def test_files_that_are_no_frozen_heads(tmp_path, content, message):
@@ -116,10 +125,22 @@ def test_files_that_are_no_frozen_heads(tmp_path, content, message):
         FrozenHead(path)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls_mean"])
+def test_padding_is_no_part_of_what_is_pooled(pooling):
+    hidden = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    pooled = pool(hidden, mask, pooling)
+    assert pooled.shape == (2, 4 if pooling == "mean" else 8)
+    torch.testing.assert_close(pooled[0], pool(hidden[:1], None, pooling)[0])
+    torch.testing.assert_close(pooled[1], pool(hidden[1:, :3], None, pooling)[0])
+    if pooling == "cls_mean":
+        torch.testing.assert_close(pooled[1], torch.cat([hidden[1, 0], (hidden[1, 1] + hidden[1, 2]) / 2]))
+
+
 def test_a_frozen_head_of_another_width(pico_suite, tmp_path):
     live = load_live(pico_suite.base, device="cpu")
     write_head(tmp_path / "wide.safetensors", torch.ones(3, 64))
-    inputs = live.tokenizer(["the ant"], return_tensors="pt")
+    inputs = live.processor(["the ant"], return_tensors="pt")
     with pytest.raises(CheckpointError, match=r"wide\.safetensors has the width 64, the model 32"):
         FrozenHead(tmp_path / "wide.safetensors").logits(
             live.model(**inputs), inputs["attention_mask"], torch.tensor([0])
@@ -135,7 +156,7 @@ def test_on_its_own_weights_a_head_is_the_expert(family, k):
     items = {task: chosen[:10] for task, chosen in parts.items["search"].items()}
     ids = {task: [item.id for item in chosen] for task, chosen in items.items()}
     parts.merger.apply(parts.coefficients(np.eye(3)[k]))
-    outcome = parts.fitness(parts.live.model, parts.fitness.prepare(parts.live.tokenizer, items), ids)
+    outcome = parts.fitness(parts.live.model, parts.fitness.prepare(parts.live.processor, items), ids)
     parts.merger.restore()
     for number, task in enumerate(parts.space.experts):
         expected = log_probabilities(path / task, items[task])
@@ -194,7 +215,7 @@ def test_an_expert_in_another_dtype(family, copied):
     rewrite(copied / "trees", lambda tensors: {name: t.bfloat16() for name, t in tensors.items()})
     view = OwnHead(copied / "trees", parts.vectors.parameters).module(parts.live.model)
     assert {parameter.dtype for parameter in view.parameters()} == {torch.float32}
-    view(**parts.live.tokenizer("the elm", return_tensors="pt"))
+    view(**parts.live.processor("the elm", return_tensors="pt"))
 
 
 def test_loading_a_head_is_silent_and_leaves_the_random_state(family, capsys):
@@ -239,7 +260,7 @@ def test_an_expert_without_the_pooler_of_its_own_head(family, copied):
 def test_an_expert_of_another_size_or_none(family, tmp_path):
     parts = family[1]
     config = transformers.BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
-    save_model(BertForSequenceClassification(config), parts.live.tokenizer, tmp_path / "small")
+    save_model(BertForSequenceClassification(config), parts.live.processor, tmp_path / "small")
     with pytest.raises(CheckpointError, match="BertForSequenceClassification, which does not run on a BertModel"):
         OwnHead(tmp_path / "small", parts.vectors.parameters).module(parts.live.model)
     with pytest.raises(CheckpointError, match="There is no directory"):
@@ -248,7 +269,7 @@ def test_an_expert_of_another_size_or_none(family, tmp_path):
 
 def test_a_classifier_that_does_not_run_the_pooler_of_the_base(family, tmp_path):
     """RoBERTa's backbone has a pooler, its classifier none: the merge has parameters that the head does not need."""
-    tokenizer = family[1].live.tokenizer
+    tokenizer = family[1].live.processor
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = RobertaConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=0, max_position_embeddings=24)
     save_model(RobertaModel(config), tokenizer, tmp_path / "base")
@@ -262,7 +283,7 @@ def test_a_classifier_that_does_not_run_the_pooler_of_the_base(family, tmp_path)
 
 def test_heads_on_a_causal_language_model(family, tmp_path):
     """The live model has a head and names with a prefix; its embeddings are tied to the head."""
-    tokenizer = family[1].live.tokenizer
+    tokenizer = family[1].live.processor
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = LlamaConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=0, tie_word_embeddings=True, num_labels=4)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
@@ -278,7 +299,7 @@ def test_heads_on_a_causal_language_model(family, tmp_path):
     fitness = Classification({"trees": head, "metals": FrozenHead(tmp_path / "frozen.safetensors")})
     items = {task: family[1].items["search"][task][:4] for task in ("trees", "metals")}
     ids = {task: [item.id for item in chosen] for task, chosen in items.items()}
-    outcome = fitness(live.model, fitness.prepare(live.tokenizer, items), ids)
+    outcome = fitness(live.model, fitness.prepare(live.processor, items), ids)
     assert np.isfinite([metrics["log_probability"] for metrics in outcome.results.values()]).all()
 
 

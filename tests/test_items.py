@@ -1,12 +1,23 @@
 import json
 import logging
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.errors import SuiteError
-from evomerge.items import SPLITS, UNLABELED, check_disjoint, item_id, make_item, read_items, write_items
+from evomerge.errors import ConfigError, SuiteError
+from evomerge.items import (
+    SPLITS,
+    UNLABELED,
+    check_disjoint,
+    item_id,
+    make_image_item,
+    make_item,
+    read_items,
+    write_items,
+)
+from tests.vision import png
 
 
 def lines(path, *rows):
@@ -142,3 +153,109 @@ def test_missing_files_and_splits_are_named(tmp_path):
     (tmp_path / "select.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(SuiteError, match="must be a text file in UTF-8"):
         read_items(tmp_path, "select")
+
+
+# images
+
+
+def test_the_id_of_an_image_names_its_bytes_and_its_label():
+    assert make_image_item(b"bytes", 3).id == "9183334d83165620"  # fixed for ever: logs and suites hold ids
+    assert len({make_image_item(*content).id for content in ((b"a", 0), (b"a", 1), (b"b", 0))}) == 3
+
+
+def test_texts_are_written_as_ever(tmp_path):
+    write_items(tmp_path / "search.jsonl", [make_item("ä", 1), make_item("b")])
+    assert (tmp_path / "search.jsonl").read_text(encoding="utf-8") == (
+        '{"id": "' + item_id("ä", 1) + '", "text": "ä", "label": 1}\n'
+        '{"id": "' + item_id("b", UNLABELED) + '", "text": "b", "label": null}\n'
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_images_come_back_as_written(tmp_path, kind):
+    items = [make_image_item(png(i, kind=kind), i) for i in range(3)]
+    write_items(tmp_path / "search.jsonl", items)
+    assert f'"image": "data:image/{kind.lower()};base64,' in (tmp_path / "search.jsonl").read_text()
+    assert read_items(tmp_path, "search") == items
+
+
+def test_a_path_and_a_data_uri_are_the_same_item(tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "ä.png").write_bytes(png(1))
+    lines(tmp_path / "search.jsonl", {"image": "some/ä.png", "label": 2})
+    lines(tmp_path / "select.jsonl", {"image": str(tmp_path / "some" / "ä.png"), "label": "c"})
+    write_items(tmp_path / "report.jsonl", [make_image_item(png(1), 2)])
+    assert {read_items(tmp_path, split, classes="abc")[0] for split in SPLITS} == {make_image_item(png(1), 2)}
+
+
+def test_images_are_split_by_content(tmp_path):
+    images = [png(i, (2, 2)) for i in range(300)]
+    for i, image in enumerate(images):
+        (tmp_path / f"{i}.png").write_bytes(image)
+    path = lines(tmp_path / "all.jsonl", *({"image": f"{i}.png", "label": i % 2} for i in range(300)))
+    splits = {split: read_items(path, split) for split in SPLITS}
+    assert sum(map(len, splits.values())) == 300
+    assert all(60 < len(items) < 150 for items in splits.values())
+    write_items(tmp_path / "other.jsonl", [make_image_item(image, 7) for image in images])  # other labels, no paths
+    for split, items in splits.items():
+        assert [item.image for item in read_items(tmp_path / "other.jsonl", split)] == [item.image for item in items]
+
+
+def test_repeated_images_are_dropped_and_said(tmp_path, caplog):
+    for name, seed in (("one", 1), ("two", 2), ("copy", 1)):
+        (tmp_path / f"{name}.png").write_bytes(png(seed))
+    lines(tmp_path / "search.jsonl", *({"image": f"{name}.png", "label": 0} for name in ("one", "two", "copy")))
+    with caplog.at_level(logging.WARNING):
+        assert [item.image for item in read_items(tmp_path, "search")] == [png(1), png(2)]
+    assert "1 lines repeat an image" in caplog.text
+
+
+def test_an_image_in_two_splits_is_refused():
+    one, other = make_image_item(png(1), 0), make_image_item(png(1), 1)
+    with pytest.raises(SuiteError, match=r"select items of task 'a' .* share 1 images, like 'image:[0-9a-f]{54}'"):
+        check_disjoint({"select": {"a": [one, make_image_item(png(2), 0)]}, "report": {"a": [other]}})
+    check_disjoint({"select": {"a": [one]}, "report": {"a": [make_image_item(png(2), 0)]}})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 0}, r"needs a string `text`, or an `image` \(a path or a data URI\); write .*file\.png"),
+        ({"image": 3, "label": 0}, "or an `image`"),
+        ({"text": "a", "image": "one.png", "label": 0}, "an item has a `text` or an `image`, not both"),
+        ({"image": "none.png", "label": 0}, r"the image .*none\.png does not exist; paths are relative"),
+        ({"image": "folder", "label": 0}, "the image 'folder' cannot be read: .*directory"),
+        ({"image": "a\0b", "label": 0}, "cannot be read: .*null"),
+        ({"image": "empty.png", "label": 0}, r"empty\.png is empty"),
+        ({"image": "text.png", "label": 0}, "no image that Pillow can read: cannot identify"),
+        ({"image": "cut.png", "label": 0}, "no image that Pillow can read: .*truncated"),
+        ({"image": "cut.jpeg", "label": 0}, "no image that Pillow can read: .*truncated"),
+        ({"image": "data:image/png;base64,%%%", "label": 0}, "'data:image/png;base64,%%%' is no image; write data:"),
+        ({"image": "data:image/png,abc", "label": 0}, "is no image; write data:"),
+        ({"image": "data:image/png;base64,", "label": 0}, "is no image; write data:"),
+        ({"image": "data:image/png;base64,aaaa", "label": 0}, "no image that Pillow can read"),
+        ({"image": "one.png"}, "label None is no class"),
+    ],
+)
+def test_a_bad_image_is_refused_with_the_line(tmp_path, row, message):
+    (tmp_path / "folder").mkdir()
+    for name, data in (
+        ("one.png", png(1)),
+        ("empty.png", b""),
+        ("text.png", b"some text"),
+        ("cut.png", png(2)[:-600]),
+        ("cut.jpeg", png(2, kind="JPEG")[:-200]),
+    ):
+        (tmp_path / name).write_bytes(data)
+    lines(tmp_path / "search.jsonl", {"image": "one.png", "label": 0}, row)
+    with pytest.raises(SuiteError, match=rf"search\.jsonl, line 2: .*{message}"):
+        read_items(tmp_path, "search")
+
+
+def test_images_without_pillow(tmp_path, monkeypatch):
+    write_items(tmp_path / "search.jsonl", [make_image_item(png(1), 0)])
+    write_items(tmp_path / "select.jsonl", [make_item("text", 0)])
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigError, match=r"images need Pillow, .*: pip install 'evomerge\[vision\]'"):
+        read_items(tmp_path, "search")
+    assert read_items(tmp_path, "select")

@@ -10,9 +10,12 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+from transformers.image_processing_base import ImageProcessingMixin
 
 from evomerge.errors import CheckpointError, ConfigError
-from evomerge.live import load_live, load_model
+from evomerge.images import decode_image
+from evomerge.live import load_live, load_model, rename_keys, takes_images
+from tests.vision import dinov2, png, processor
 
 
 @pytest.fixture
@@ -46,9 +49,9 @@ def test_a_model_in_eval_mode_without_gradients(pico_suite):
     assert not any(module.training for module in live.model.modules())
     assert not any(p.requires_grad or p.is_inference() for p in live.model.parameters())
     assert live.parameters == {name: tuple(p.shape) for name, p in live.model.named_parameters()}
-    assert live.parameters["embeddings.word_embeddings.weight"] == (len(live.tokenizer), 32)
+    assert live.parameters["embeddings.word_embeddings.weight"] == (len(live.processor), 32)
     assert (live.prefix, live.tied) == ("bert", {})
-    assert live.tokenizer.convert_ids_to_tokens(live.tokenizer("the ant")["input_ids"])[1:3] == ["the", "ant"]
+    assert live.processor.convert_ids_to_tokens(live.processor("the ant")["input_ids"])[1:3] == ["the", "ant"]
 
 
 def test_global_random_states_stay_as_they_are(pico_suite):
@@ -201,4 +204,52 @@ def test_a_tokenizer_of_earlier_years(base):
     for file in base.glob("tokenizer*"):
         file.unlink()
     (base / "vocab.txt").write_text("\n".join(words))
-    assert load_live(base, device="cpu").tokenizer("the ant")["input_ids"] == [2, 5, 6, 3]
+    assert load_live(base, device="cpu").processor("the ant")["input_ids"] == [2, 5, 6, 3]
+
+
+# images
+
+
+def test_a_base_of_images(vision_family, records, capsys):
+    before = states()
+    live = load_live(vision_family / "base", device="cpu")
+    assert states() == before
+    assert takes_images(live.model)
+    assert isinstance(live.processor, ImageProcessingMixin)
+    assert (live.prefix, live.parameters["embeddings.cls_token"]) == ("dinov2", (1, 1, 16))
+    image = decode_image(png(0))
+    expected = processor()(images=[image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(live.processor(images=[image], return_tensors="pt")["pixel_values"], expected)
+    assert (records, capsys.readouterr()) == ([], ("", ""))
+
+
+def test_a_base_of_texts_takes_no_images(base):
+    assert not takes_images(load_live(base, device="cpu").model)
+
+
+def test_a_base_of_images_without_its_processor(tmp_path):
+    dinov2().save_pretrained(tmp_path)
+    message = r"no image processor that transformers can load: .*Save the base's beside its weights: AutoImageProcessor"
+    with pytest.raises(CheckpointError, match=message):
+        load_live(tmp_path, device="cpu")
+    (tmp_path / "preprocessor_config.json").write_text("{oops")
+    with pytest.raises(CheckpointError, match=message):
+        load_live(tmp_path, device="cpu")
+
+
+def test_a_base_of_images_without_pillow(vision_family, monkeypatch):
+    monkeypatch.setattr("evomerge.live.is_vision_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"a model of images, which need Pillow, .*pip install 'evomerge\[vision\]'"):
+        load_live(vision_family / "base", device="cpu")
+
+
+def test_keys_are_renamed_as_transformers_does(base):
+    keys = ["encoder.layer.0.attention.attention.query.weight", "dinov2.encoder.layer.1.attention.output.dense.bias"]
+    names = ["encoder.layer.0.attention.q_proj.weight", "dinov2.encoder.layer.1.attention.o_proj.bias"]
+    assert rename_keys(dinov2(), keys) == rename_keys(dinov2(), keys[::-1]) == dict(zip(keys, names, strict=True))
+    assert rename_keys(dinov2(), names) == {name: name for name in names}
+    fused = "encoder.layer.0.mlp.weights_in.bias"
+    assert rename_keys(dinov2(), [fused]) == {fused: None}
+    live = load_live(base, device="cpu")
+    assert live.rename(live.parameters) == {name: name for name in live.parameters}
+    assert live.rename(["LayerNorm.gamma"]) == {"LayerNorm.gamma": "LayerNorm.weight"}

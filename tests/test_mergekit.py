@@ -171,5 +171,9 @@ def test_what_mergekit_cannot_express_is_refused_with_a_way_out():
     refused("did you mean 'float16'", recipe_on("layer", BERT), dtype="flaot16")
     refused("same path", recipe_on("layer", BERT, paths=("base", "a", "a")))
     refused("recipe in coefficients.weight", recipe_on("layer", {"h.0.w": (2,)}))
+    refused(
+        "'name': 'ties', 'density': 0.2.*base \\+ transformed task vector",
+        recipe_on("layer", BERT, transform={"name": "ties", "density": 0.2}),
+    )
     linear = recipe_on("layer", BERT)
     refused("ties needs a density", Recipe(linear.base, linear.experts, {"name": "ties"}, "layer", linear.coefficients))

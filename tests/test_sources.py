@@ -177,6 +177,16 @@ def test_class_names_in_another_order_than_the_head_are_refused(tmp_path):
     assert found(*own, "fitness.tasks={mood: {items: m.jsonl, classes: [happy, sad]}}").tasks["mood"].classes
 
 
+def test_experts_that_were_tuned_on_other_pixels(tmp_path):
+    settings = {"size": {"shortest_edge": 28}, "image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}
+    for name, change in (("base", {}), ("same", {"do_resize": True}), ("other", {"size": 56, "image_mean": [0, 0, 0]})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(settings | change))
+    sources = Sources(tmp_path / "base", {"same": tmp_path / "same", "other": tmp_path / "other"}, {})
+    (warning,) = cautions(sources, {})
+    assert warning.startswith("expert other has another size and image_mean in its preprocessor_config.json")
+
+
 def test_cautions(tmp_path):
     for name, vocabulary in (("base", {"a": 0, "b": 1}), ("same", {"a": 0, "b": 1}), ("other", {"b": 0, "a": 1})):
         (tmp_path / name).mkdir()

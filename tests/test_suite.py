@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 
@@ -65,6 +66,8 @@ def test_a_suite_may_be_moved(directory):
 def test_missing_and_unfinished_suites_say_how_to_build_them(directory, tmp_path):
     with pytest.raises(SuiteError, match=r"is no suite: build it with `python scripts/build_suite.py text --out"):
         load_suite(tmp_path / "nowhere")
+    with pytest.raises(SuiteError, match=r"build it with `python scripts/build_suite.py vision --out .*my-vision`"):
+        load_suite(tmp_path / "my-vision")
     (directory / "suite.json").unlink()
     with pytest.raises(SuiteError, match=r"is an unfinished suite .* build it with"):
         load_suite(directory)
@@ -102,3 +105,15 @@ def test_the_same_head_is_the_same_bytes(tmp_path):
     for name in "abcdefgh":
         write_head(tmp_path / name, torch.eye(2, 4))
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
+def test_a_head_of_texts_is_the_same_bytes_as_ever(tmp_path):
+    write_head(tmp_path / "head", torch.arange(8.0).view(2, 4) / 10)
+    digest = hashlib.sha256((tmp_path / "head").read_bytes()).hexdigest()
+    assert digest == "c1fbdec6cd30552228a4e849388c5b2ed971f7a31518ae02c201601de39f0971"  # suites were built with it
+
+
+def test_a_pooling_that_does_not_exist(tmp_path):
+    with pytest.raises(SuiteError, match="a head has no pooling 'max'; choose one of mean, cls_mean"):
+        write_head(tmp_path / "head", torch.eye(2), pooling="max")
+    assert not (tmp_path / "head").exists()

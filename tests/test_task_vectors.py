@@ -14,6 +14,7 @@ from evomerge.checkpoint import open_checkpoint
 from evomerge.errors import CheckpointError
 from evomerge.task_vectors import task_vectors
 from tests.models import SHAPES, Family, drawn, saved, tuned
+from tests.vectors import anonymous_memory
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -216,11 +217,6 @@ def test_two_processes_compute_once(tmp_path):
         process.join()
     assert len(family.files()) == 1
     assert {file.suffix for file in family.cache.iterdir()} <= {".safetensors", ".lock", ".json"}
-
-
-def anonymous_memory() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
 
 
 def test_one_expert_in_memory_at_a_time(tmp_path):

@@ -1,6 +1,6 @@
 """What a fitness is: it scores a live model on items and says how each item went; it aggregates nothing.
 
-`prepare(tokenizer, items)` is called once for a split and does everything that does not depend on the weights. The
+`prepare(processor, items)` is called once for a split and does everything that does not depend on the weights. The
 fitness is then called for every candidate with the model, what was prepared, and the ids of the items to score.
 `objectives.py` makes numbers to maximise of its outcome. A fitness reads and writes no global random state and caches
 nothing that depends on the weights.
@@ -59,8 +59,10 @@ class Fitness(Protocol):
     pure: bool
     digest: str
 
-    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> Any:
-        """Return all that scoring these items needs beside the weights."""
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> Any:
+        """Return all that scoring these items needs beside the weights; the processor is the base's tokenizer or image
+        processor.
+        """
         ...
 
     def __call__(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:

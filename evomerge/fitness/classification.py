@@ -1,9 +1,10 @@
-"""Text classification with heads outside the merge: is the class right, and what is the log-probability of the label.
+"""Classification of texts or images with heads outside the merge: is the class right, and how probable is the label.
 
-In: texts with labels by task, and a head for each task. Out: the metrics `accuracy` (0 or 1) and `log_probability`
-(natural logarithm of the label's softmax probability; smooth, so it ranks candidates better than accuracy on few
-items); both NaN where the model's logits are. Texts are tokenised once per split; a set of ids is batched once, sorted
-by length, over all tasks that run the same module, and reused for all candidates that see the same ids.
+In: texts or images with labels by task, and a head for each task. Out: the metrics `accuracy` (0 or 1) and
+`log_probability` (natural logarithm of the label's softmax probability; smooth, so it ranks candidates better than
+accuracy on few items); both NaN where the model's logits are. Items are encoded once per split (`encoding.py`); a set
+of ids is batched once, sorted by length, over all tasks that run the same module, and reused for all candidates that
+see the same ids.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ from torch import Tensor, nn
 
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.encoding import ROOM, Encoder, check_kind, make_encoder
 from evomerge.fitness.heads import Head, OwnHead
 from evomerge.items import Item
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A tokenised item: its task, its position among the ids of that task, its label and its encoding."""
+    """An encoded item: its task, its position among the ids of that task, its label and its encoding."""
 
     task: str
     position: int
     label: int
-    encoding: dict[str, Tensor]
+    encoding: Any
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded inputs for one forward pass; by task its rows, their positions among the ids, and their labels."""
+    """Inputs for one forward pass; by task its rows, their positions among the ids, and their labels."""
 
     head: str
     inputs: dict[str, Tensor]
@@ -54,10 +56,10 @@ class Answers:
 
 @dataclass
 class Prepared:
-    """The tokenised items of a split by task and id, and the batches of the ids that were asked for last."""
+    """The labels and encodings of a split by task and id, and the batches of the ids that were asked for last."""
 
-    rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]]
-    padding: dict[str, int]
+    encoder: Encoder
+    rows: dict[str, dict[str, tuple[int, Any]]]
     key: Any = None
     batches: list[_Batch] = field(default_factory=list)
 
@@ -68,7 +70,7 @@ class Classification:
     Args:
         heads: the head of each task.
         batch_size: items in a forward pass.
-        max_length: texts are cut to so many tokens.
+        max_length: texts are cut to so many tokens; images are as large as the base's processor makes them.
 
     Raises:
         ConfigError: sizes below 1.
@@ -87,30 +89,29 @@ class Classification:
         self._batch_size = batch_size
         self._max_length = max_length
 
-    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
-        """Tokenise the items of all tasks, once; texts are cut to what model and setting allow.
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
+        """Encode the items of all tasks, once; texts are cut to what model and setting allow.
 
         Args:
-            tokenizer: of the model.
+            processor: of the model: a tokenizer or an image processor.
             items: by task.
             labelled: refuse items without a label.
 
         Raises:
-            ConfigError: a task has no items, or one without a label or with a label that its head does not have.
+            ConfigError: a task has no items, or one without a label or with a label that its head does not have, or
+                texts where the model takes images, or images where it takes texts.
         """
-        rows: dict[str, dict[str, tuple[int, dict[str, Tensor]]]] = {}
-        length = min(self._max_length, tokenizer.model_max_length)
+        check_kind(processor, items)
+        encoder = make_encoder(processor, self._max_length)
+        rows: dict[str, dict[str, tuple[int, Any]]] = {}
         for task, chosen in items.items():
             if not chosen or (labelled and any(item.label < 0 for item in chosen)):
                 what = "an item without a label" if chosen else "no items"
-                raise ConfigError(f"The task {task} has {what}: classification needs texts with the index of a class.")
+                raise ConfigError(f"The task {task} has {what}: classification needs items with the index of a class.")
             self._check_label(task, max(item.label for item in chosen), self._heads[task].classes)
-            encoded = tokenizer([item.text for item in chosen], truncation=True, max_length=length)
-            rows[task] = {
-                item.id: (item.label, {name: torch.tensor(values[i]) for name, values in encoded.items()})
-                for i, item in enumerate(chosen)
-            }
-        return Prepared(rows, {"input_ids": tokenizer.pad_token_id or 0})
+            encoded = encoder.encode(chosen)
+            rows[task] = {item.id: (item.label, one) for item, one in zip(chosen, encoded, strict=True)}
+        return Prepared(encoder, rows)
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
@@ -138,11 +139,11 @@ class Classification:
         Raises:
             ConfigError: a label is no class of its head.
         """
-        for batch in self._batches(prepared, ids, next(model.parameters()).device):
+        for batch in self._batches(prepared, ids, next(model.parameters())):
             output = self._heads[batch.head].module(model)(**batch.inputs)
             answers = {}
             for task, (rows, positions, labels) in batch.tasks.items():
-                logits = self._heads[task].logits(output, batch.inputs["attention_mask"], rows)
+                logits = self._heads[task].logits(output, batch.inputs.get("attention_mask"), rows)
                 self._check_label(task, int(labels.max()), logits.shape[1])
                 answers[task] = Answers(positions, logits, labels)
             yield answers
@@ -154,36 +155,41 @@ class Classification:
                 f"the head that belongs to these items."
             )
 
-    def _batches(self, prepared: Prepared, ids: Mapping[str, Sequence[str]], device: torch.device) -> list[_Batch]:
-        key = (str(device), tuple((task, tuple(chosen)) for task, chosen in ids.items()))
-        if prepared.key != key:
-            by_head: dict[str, list[_Row]] = {}
-            shared = next((task for task in ids if not isinstance(self._heads[task], OwnHead)), "")
-            for task, chosen in ids.items():
-                rows = [_Row(task, i, *prepared.rows[task][item]) for i, item in enumerate(chosen)]
-                by_head.setdefault(task if isinstance(self._heads[task], OwnHead) else shared, []).extend(rows)
-            prepared.batches = [
-                _pad(head, rows[start : start + self._batch_size], prepared.padding, device)
-                for head, unsorted in by_head.items()
-                for rows in [sorted(unsorted, key=lambda row: len(row.encoding["input_ids"]))]
-                for start in range(0, len(rows), self._batch_size)
-            ]
-            prepared.key = key
-        return prepared.batches
+    def _batches(self, prepared: Prepared, ids: Mapping[str, Sequence[str]], like: Tensor) -> Iterator[_Batch]:
+        """Yield batches with the device and the floating dtype of a parameter; they are kept while there is room."""
+        key = (str(like.device), like.dtype, tuple((task, tuple(chosen)) for task, chosen in ids.items()))
+        if prepared.key == key:
+            yield from prepared.batches
+            return
+        prepared.key, prepared.batches = None, []
+        by_head: dict[str, list[_Row]] = {}
+        shared = next((task for task in ids if not isinstance(self._heads[task], OwnHead)), "")
+        for task, chosen in ids.items():
+            rows = [_Row(task, i, *prepared.rows[task][item]) for i, item in enumerate(chosen)]
+            by_head.setdefault(task if isinstance(self._heads[task], OwnHead) else shared, []).extend(rows)
+        kept, room = [], ROOM
+        for head, unsorted in by_head.items():
+            rows = sorted(unsorted, key=lambda row: prepared.encoder.length(row.encoding))
+            for start in range(0, len(rows), self._batch_size):
+                batch = _batch(head, rows[start : start + self._batch_size], prepared.encoder, like)
+                room -= sum(values.nbytes for values in batch.inputs.values())
+                kept = [*kept, batch] if room >= 0 else []
+                yield batch
+        if room >= 0:
+            prepared.key, prepared.batches = key, kept
 
 
-def _pad(head: str, rows: Sequence[_Row], padding: Mapping[str, int], device: torch.device) -> _Batch:
+@torch.inference_mode(False)  # what is kept must also serve where gradients are taken
+def _batch(head: str, rows: Sequence[_Row], encoder: Encoder, like: Tensor) -> _Batch:
     inputs = {
-        name: nn.utils.rnn.pad_sequence(
-            [row.encoding[name] for row in rows], batch_first=True, padding_value=padding.get(name, 0)
-        ).to(device)
-        for name in rows[0].encoding
+        name: values.to(like.device, dtype=like.dtype if values.is_floating_point() else None)
+        for name, values in encoder.collate([row.encoding for row in rows]).items()
     }
     tasks = {}
     for task in dict.fromkeys(row.task for row in rows):
         mine = [(i, row) for i, row in enumerate(rows) if row.task == task]
         tasks[task] = (
-            torch.tensor([i for i, _ in mine], device=device),
+            torch.tensor([i for i, _ in mine], device=like.device),
             [row.position for _, row in mine],
             torch.tensor([row.label for _, row in mine]),
         )

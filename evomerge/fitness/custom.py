@@ -1,10 +1,11 @@
 """A user's own fitness: any function named as `module:function` or `path/to/file.py:function`.
 
-    def score(model, tokenizer, items):        # items: {task: [Item(id, text, label), ...]}
+    def score(model, processor, items):        # items: {task: [Item(id, text, label, image), ...]}
         return {task: [a number for each item, higher is better], ...}
 
 It is called for every candidate with the live model, whose weights have just been overwritten; so it must cache nothing
-that depends on them.
+that depends on them. The processor is the base's tokenizer, or its image processor if it takes images; an image is the
+bytes of its file, which `evomerge.images.decode_image` opens.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Function = Callable[[Any, Any, Mapping[str, Sequence[Item]]], Mapping[str, Seque
 
 @dataclass(frozen=True)
 class _Prepared:
-    tokenizer: Any
+    processor: Any
     items: dict[str, dict[str, Item]]
 
 
@@ -52,9 +53,9 @@ class Custom:
         self._function: Function = load_function(function)
         self.digest = _digest(self._function)
 
-    def prepare(self, tokenizer: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
-        """Keep the tokenizer and the items; the rest is the function's."""
-        return _Prepared(tokenizer, {task: {item.id: item for item in chosen} for task, chosen in items.items()})
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
+        """Keep the processor and the items; the rest is the function's."""
+        return _Prepared(processor, {task: {item.id: item for item in chosen} for task, chosen in items.items()})
 
     def __call__(self, model: Any, prepared: _Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Call the function, check the shape of its answer, and leave the model in eval mode.
@@ -64,7 +65,7 @@ class Custom:
         """
         items = {task: [prepared.items[task][i] for i in chosen] for task, chosen in ids.items()}
         try:
-            scores = self._function(model, prepared.tokenizer, items)
+            scores = self._function(model, prepared.processor, items)
         finally:
             model.eval()
         results = {task: {"score": self._numbers(scores, task, len(chosen))} for task, chosen in ids.items()}

@@ -1,7 +1,8 @@
 """Classification heads, which stay outside the merge.
 
-    FrozenHead   logits = scale · normalise(mean of the last hidden states) · Wᵀ, with W from class names: the zero-shot
-                 heads of CLIP and AdaMerging
+    FrozenHead   logits = scale · f · Wᵀ + b. With f the normalised mean of the last hidden states and W from class
+                 names: the zero-shot heads of CLIP and AdaMerging. With f the first hidden state and the mean of the
+                 others: the linear probes of DINOv2 (Oquab et al. 2023)
     OwnHead      the head that an expert was fine-tuned with, kept beside the merged backbone
 
 A head says which module to run (`module`) and how to read logits off its output (`logits`). Tasks whose heads run the
@@ -15,11 +16,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from evomerge.errors import CheckpointError
-from evomerge.live import load_model
+from evomerge.live import load_model, takes_images
+from evomerge.suite import POOLINGS
 
 
 class Head(Protocol):
@@ -29,8 +32,8 @@ class Head(Protocol):
         """Return the module to run: the live model, or one that shares its parameters."""
         ...
 
-    def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
-        """Return logits (len(rows), C) for some rows of a batch."""
+    def logits(self, output: Any, attention_mask: Tensor | None, rows: Tensor) -> Tensor:
+        """Return logits (len(rows), C) for some rows of a batch; images have no mask."""
         ...
 
     @property
@@ -40,10 +43,11 @@ class Head(Protocol):
 
 
 class FrozenHead:
-    """A matrix of class embeddings, as `suite.write_head` writes it.
+    """A matrix of class embeddings or a linear probe, as `suite.write_head` writes it.
 
     Args:
-        path: a safetensors file with `weight`, float32 (C, d), and in its metadata `pooling` ("mean") and `scale`.
+        path: a safetensors file with `weight`, float32 (C, d), perhaps `bias` (C,), and in its metadata `pooling`,
+            `scale`, and `normalise` ("true" where it is not said).
 
     Raises:
         CheckpointError: the file is missing or is not such a head.
@@ -55,15 +59,23 @@ class FrozenHead:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 self._weight = file.get_tensor("weight")
+                bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118  (no mapping)
             self._scale = float(metadata["scale"])
-            pooling = metadata["pooling"]
+            self._pooling = metadata["pooling"]
+            self._normalise = {"true": True, "false": False}[metadata.get("normalise", "true")]
+            self._bias = self._weight.new_zeros(len(self._weight)) if bias is None else bias
+            if self._weight.dim() != 2 or self._bias.shape != self._weight.shape[:1]:
+                raise ValueError(f"weight {tuple(self._weight.shape)} and bias {tuple(self._bias.shape)}")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is no frozen head ({error}): it must be a safetensors file with a tensor `weight` (classes, "
-                f"width) and the metadata pooling=mean and scale, as evomerge.suite.write_head writes it."
+                f"width), perhaps `bias` (classes,), and the metadata pooling=mean and scale, as "
+                f"evomerge.suite.write_head writes it."
             ) from error
-        if pooling != "mean":
-            raise CheckpointError(f"{path} asks for {pooling} pooling; only mean pooling is known.")
+        if self._pooling not in POOLINGS:
+            raise CheckpointError(
+                f"{path} asks for {self._pooling} pooling; only {' and '.join(POOLINGS)} pooling are known."
+            )
 
     @property
     def classes(self) -> int:
@@ -74,19 +86,41 @@ class FrozenHead:
         """Return the live model, without a head that it may have."""
         return _backbone(model)
 
-    def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
-        """Return scaled cosines between the mean hidden state and each class, (len(rows), C)."""
-        hidden = output.last_hidden_state[rows].float()
-        mask = attention_mask[rows, :, None].to(hidden.dtype)
-        pooled = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-        if self._weight.device != pooled.device:
-            self._weight = self._weight.to(pooled.device)
-        if self._weight.shape[1] != pooled.shape[1]:
+    def logits(self, output: Any, attention_mask: Tensor | None, rows: Tensor) -> Tensor:
+        """Return scale · features · Wᵀ + b, (len(rows), C)."""
+        mask = None if attention_mask is None else attention_mask[rows]
+        features = pool(output.last_hidden_state[rows].float(), mask, self._pooling)
+        if self._normalise:
+            features = nn.functional.normalize(features, dim=-1)
+        if self._weight.device != features.device:
+            with torch.inference_mode(False):  # what is kept must also serve where gradients are taken
+                self._weight, self._bias = self._weight.to(features.device), self._bias.to(features.device)
+        if self._weight.shape[1] != features.shape[1]:
             raise CheckpointError(
-                f"The head {self._path} has the width {self._weight.shape[1]}, the model {pooled.shape[1]}: "
+                f"The head {self._path} has the width {self._weight.shape[1]}, the model {features.shape[1]}: "
                 f"it was made for another base."
             )
-        return self._scale * pooled @ self._weight.T
+        return self._scale * features @ self._weight.T + self._bias
+
+
+def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """Make features of hidden states.
+
+    Args:
+        hidden: (n, T, d).
+        mask: (n, T), 1 for tokens and 0 for padding, which stands on the right; None where nothing is padded.
+        pooling: one of `suite.POOLINGS`.
+
+    Returns:
+        (n, d), or (n, 2 d) for `cls_mean`.
+    """
+    if pooling == "cls_mean":
+        rest = pool(hidden[:, 1:], None if mask is None else mask[:, 1:], "mean")
+        return torch.cat([hidden[:, 0], rest], dim=-1)
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask[:, :, None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
 
 
 class OwnHead:
@@ -95,7 +129,7 @@ class OwnHead:
     What is not merged (the classifier, and a pooler that only the expert has) stays the expert's.
 
     Args:
-        path: the expert's directory, saved from a model for sequence classification.
+        path: the expert's directory, saved from a model for sequence (or image) classification.
         merged: the names of the live model's parameters that are merged.
     """
 
@@ -122,15 +156,17 @@ class OwnHead:
             self._view = (model, self._make_view(model))
         return self._view[1]
 
-    def logits(self, output: Any, attention_mask: Tensor, rows: Tensor) -> Tensor:
+    def logits(self, output: Any, attention_mask: Tensor | None, rows: Tensor) -> Tensor:
         """Return the classifier's logits, (len(rows), C)."""
         return output.logits[rows].float()
 
+    @torch.inference_mode(False)  # what is kept must also serve where gradients are taken
     def _make_view(self, model: nn.Module) -> nn.Module:
         merged = {id(parameter) for name, parameter in model.named_parameters() if name in self._merged}
         live = {name: p for name, p in _backbone(model).named_parameters() if id(p) in merged}
         first = next(model.parameters())
-        view, fresh = load_model(self._path, "AutoModelForSequenceClassification", first.dtype)
+        kind = "Image" if takes_images(model) else "Sequence"
+        view, fresh = load_model(self._path, f"AutoModelFor{kind}Classification", first.dtype)
         own = dict(view.base_model.named_parameters())
         shared = live.keys() & own.keys()  # a classifier without pooler does not run the base's
         if not shared or any(own[name].shape != live[name].shape for name in shared):
@@ -142,7 +178,8 @@ class OwnHead:
         if lacking := [name for name in fresh if name.removeprefix(prefix) not in shared]:
             raise CheckpointError(
                 f"{self._path} has no classification head of its own ({lacking[0]} is missing). Save the expert from a "
-                f"model for sequence classification, or give the task a frozen head: fitness.tasks.<task>.head=<file>."
+                f"model for {kind.lower()} classification, or give the task a frozen head: "
+                f"fitness.tasks.<task>.head=<file>."
             )
         view.to(first.device)
         for name in shared:

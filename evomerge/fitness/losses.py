@@ -1,7 +1,8 @@
 """Losses: what coefficients are learned from by gradient, one number for each item.
 
 In: class logits of some items of one task, (n, C), and what there is to compare them with. Out: losses (n,), natural
-logarithms; the loss of a task is their mean. To add one, write a class here and a YAML in conf/loss.
+logarithms, in float32 or better; the loss of a task is their mean. To add one, write a class here and a YAML in
+conf/loss.
 
     CrossEntropy     -log p(label); needs labels
     Entropy          H(p): AdaMerging (Yang et al. 2024, equation 4); needs nothing but inputs. With `marginal`, minus
@@ -28,11 +29,13 @@ class Loss(Protocol):
         name: of the loss, under which the log holds it.
         labelled: whether it needs labels; if not, it learns from the tasks' unlabeled items where they have any.
         taught: whether it needs the distributions of the experts.
+        joint: whether the number of an item depends on the others, so that all inputs of a step must be in one batch.
     """
 
     name: str
     labelled: bool
     taught: bool
+    joint: bool
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the losses (n,) of logits (n, C).
@@ -50,10 +53,11 @@ class CrossEntropy:
     name = "cross_entropy"
     labelled = True
     taught = False
+    joint = False
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return -log softmax(logits)[label], (n,)."""
-        return functional.cross_entropy(logits, target, reduction="none")
+        return functional.nll_loss(_log_softmax(logits), target, reduction="none")
 
 
 class Entropy:
@@ -64,7 +68,7 @@ class Entropy:
 
     Args:
         normalised: divide by log C, so that a task with many classes does not outweigh the others.
-        marginal: how much of the entropy of the mean prediction over the items of a batch is subtracted.
+        marginal: how much of the entropy of the mean prediction over the items is subtracted.
 
     Raises:
         ConfigError: a negative `marginal`.
@@ -76,12 +80,13 @@ class Entropy:
 
     def __init__(self, normalised: bool = False, marginal: float = 0.0) -> None:
         if not 0 <= marginal < math.inf:
-            raise ConfigError(f"loss.marginal={marginal} must not be negative: write 0 to leave it out, or 1.")
+            raise ConfigError(f"loss.marginal={marginal} must be a number from 0: write 0 to leave it out, or 1.")
         self._normalised, self._marginal = normalised, marginal
+        self.joint = marginal > 0
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return H(p) - marginal · H(mean p), (n,); the second term is the same for all."""
-        log_p = torch.log_softmax(logits, dim=-1)
+        log_p = _log_softmax(logits)
         losses = -(log_p.exp() * log_p).sum(-1)
         if self._marginal:
             log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))
@@ -95,10 +100,17 @@ class JensenShannon:
     name = "jensen_shannon"
     labelled = False
     taught = True
+    joint = False
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return (KL(p‖m) + KL(q‖m)) / 2 with m = (p + q) / 2, (n,)."""
-        log_p = torch.log_softmax(logits, dim=-1)
+        log_p = _log_softmax(logits)
         log_q = target.clamp_min(torch.finfo(target.dtype).tiny).log()
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         return ((log_p.exp() * (log_p - log_m)).sum(-1) + (target * (log_q - log_m)).sum(-1)) / 2
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Return log probabilities (n, C), float32 for logits of half precision; finite for finite logits."""
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return log_p.clamp_min(torch.finfo(log_p.dtype).min)  # two logits may lie further apart than floats reach

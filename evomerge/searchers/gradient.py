@@ -5,13 +5,14 @@ step. Out: one point a step. AdaMerging clamps inside the forward pass, which le
 a gradient for ever; here the step is projected back into the box instead.
 
 The loss is taken on other inputs in every step, so its values cannot say which step is best: every `every`-th point of
-the trajectory is an incumbent, and the select split decides among them.
+the trajectory is an incumbent, unless it failed, and the select split decides among them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Gradient:
     """Searcher by Adam.
 
-    A step whose loss or gradient is no number is taken back, and the following ones are half as long.
+    A step to a point that fails (an error, a loss or gradient that is no number) is taken back: the next point is the
+    last one that did not fail, on other inputs, and all following steps are half as long.
 
     Args:
         space: the coefficient space.
@@ -38,8 +40,9 @@ class Gradient:
         lr: length of a step, in units of the coefficients.
         betas: decay of Adam's two moments.
         schedule: `constant`, or how the length falls to zero over `steps`: `linear` or `cosine`.
-        steps: how many steps to take; None to go on until the budget ends, with a constant length.
-        every: each point after so many steps becomes an incumbent; the last one always is.
+        steps: how many points to ask for, those that fail included; None to go on until the budget ends, with a
+            constant length.
+        every: each point after so many steps becomes an incumbent; where the last step led to always is one.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -60,20 +63,21 @@ class Gradient:
     ) -> None:
         if not 0 < lr < math.inf:
             raise ConfigError(f"searcher.lr={lr} is the length of a step; write a positive number, such as 0.01.")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ConfigError(f"searcher.betas={list(betas)}; write two numbers from 0 to below 1: [0.9, 0.999].")
+        if not isinstance(betas, Sequence) or len(betas) != 2 or not all(_is_decay(beta) for beta in betas):
+            raise ConfigError(f"searcher.betas={betas}; write two numbers from 0 to below 1: [0.9, 0.999].")
         if schedule not in SCHEDULES:
             raise ConfigError(unknown("schedule", schedule, SCHEDULES))
         if steps is None and schedule != "constant":
             raise ConfigError(f"searcher.schedule={schedule} falls to zero at the last step: write searcher.steps=200.")
-        if every < 1 or (steps is not None and steps < 1):
-            raise ConfigError(f"searcher.every={every} and searcher.steps={steps} must both be at least 1.")
+        for name, count in (("every", every), ("steps", steps)):
+            if count is not None and count < 1:
+                raise ConfigError(f"searcher.{name}={count} must be at least 1.")
         self._low, self._high = space.low, space.high
         self._x = np.asarray(start, dtype=np.float64)
-        self._good = self._x  # the last point whose gradient was a number
+        self._good = self._x  # the last point that did not fail
         self._lr, self._betas, self._schedule, self._steps, self._every = lr, betas, schedule, steps, every
         self._moments = np.zeros((2, len(self._x)))
-        self._taken = 0  # steps whose gradient was a number
+        self._seen = 0  # gradients in the moments
         self._scale = 1.0
         self._turns = Turns()
         self._trajectory: dict[str, np.ndarray] = {}
@@ -91,16 +95,16 @@ class Gradient:
             self._scale /= 2
             return
         self._good = batch.points[0]
+        if batch.index > 0 and batch.index % self._every == 0:
+            self._trajectory[f"step_{batch.index}"] = self._good
         gradient = np.asarray(trial.gradient, dtype=np.float64)
         for moment, beta, term in zip(self._moments, self._betas, (gradient, gradient * gradient), strict=True):
             moment *= beta
             moment += (1 - beta) * term
-        length = self._lr * self._scale * self._share()
-        self._taken += 1
-        mean, variance = (m / (1 - beta**self._taken) for m, beta in zip(self._moments, self._betas, strict=True))
+        self._seen += 1
+        mean, variance = (m / (1 - beta**self._seen) for m, beta in zip(self._moments, self._betas, strict=True))
+        length = self._lr * self._scale * self._share(batch.index)
         self._x = np.clip(self._good + length * mean / (np.sqrt(variance) + EPSILON), self._low, self._high)
-        if self._taken % self._every == 0:
-            self._trajectory[f"step_{self._taken}"] = self._x
 
     def stop(self) -> StopReason | None:
         """Return EXHAUSTED when all steps are taken."""
@@ -108,14 +112,16 @@ class Gradient:
         return StopReason.EXHAUSTED if done else None
 
     def incumbents(self) -> dict[str, np.ndarray]:
-        """Return the trajectory: every `every`-th point, and where it stands now."""
-        if not self._taken:
-            return {}
-        return self._trajectory | {f"step_{self._taken}": self._x}
+        """Return the trajectory: every `every`-th point, and last the one where it stands."""
+        return self._trajectory | {f"step_{self._turns.index}": self._x} if self._seen else {}
 
-    def _share(self) -> float:
-        """The share of the length that the schedule leaves for this step."""
+    def _share(self, step: int) -> float:
+        """Return which share of the length the schedule leaves for a step, counted from 0."""
         if self._steps is None or self._schedule == "constant":
             return 1.0
-        left = 1 - self._taken / self._steps
+        left = 1 - step / self._steps
         return left if self._schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+
+
+def _is_decay(beta: Any) -> bool:
+    return isinstance(beta, int | float) and 0 <= beta < 1

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from evomerge.errors import ConfigError
 from evomerge.searchers.base import Needs, Searcher, Turns
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
@@ -35,13 +37,11 @@ class Hybrid:
         ConfigError: what either of them refuses.
     """
 
-    needs = Needs(gradient=True)
-
     def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, first: Make, second: Make) -> None:
-        self._start = start
-        self._make = lambda x: second(space=space, start=x, seed=seed)
-        self._make(start)  # settings that do not fit are refused now
-        self._inner: Searcher = first(space=space, start=start, seed=seed)
+        self._begin = lambda x: _made("second", second, space=space, start=x, seed=seed)
+        self._inner: Searcher = _made("first", first, space=space, start=start, seed=seed)
+        self._second = self._begin(start)  # takes over if the first finds nothing; bad settings are refused now
+        self.needs = Needs(gradient=self._inner.needs.gradient or self._second.needs.gradient)
         self._turns = Turns()
         self._switched: int | None = None  # the number of the batch at which the second one began
         self._earlier: dict[str, np.ndarray] = {}
@@ -49,8 +49,8 @@ class Hybrid:
     def ask(self) -> Batch:
         """Return what the searcher of the moment asks."""
         if self._switched is None and self._inner.stop() is not None:
-            self._earlier = self._inner.incumbents()
-            self._inner = self._make(list(self._earlier.values())[-1] if self._earlier else self._start)
+            self._earlier = self.incumbents()
+            self._inner = self._begin(list(self._earlier.values())[-1]) if self._earlier else self._second
             self._switched = self._turns.index
         batch = self._inner.ask()
         return self._turns.asked(batch.points, batch.gradient)
@@ -65,5 +65,16 @@ class Hybrid:
         return None if self._switched is None else self._inner.stop()
 
     def incumbents(self) -> dict[str, np.ndarray]:
-        """Return those of both, the first one's before the second one's."""
-        return self._earlier | self._inner.incumbents()
+        """Return those of both: those of the first one as `first_...`, then those of the second one."""
+        found = self._inner.incumbents()
+        if self._switched is None:
+            return {f"first_{name}": x for name, x in found.items()}
+        return self._earlier | found
+
+
+def _made(part: str, make: Make, **arguments: Any) -> Searcher:
+    """Make a searcher, whose complaints name the setting as the user wrote it."""
+    try:
+        return make(**arguments)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("searcher.", f"searcher.{part}.")) from error

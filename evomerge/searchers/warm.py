@@ -21,29 +21,33 @@ from evomerge.trials import Batch
 CONSTANTS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
+def constants(space: CoefficientSpace) -> np.ndarray:
+    """Return the points of `CONSTANTS`, (n, dim); those beyond the bounds fall together on them."""
+    return np.unique(np.array([space.start({"weight": constant}) for constant in CONSTANTS]), axis=0)
+
+
 class WarmStart:
     """Searcher that scores `CONSTANTS` (those within the bounds) and then becomes another one.
 
     Args:
         space: the coefficient space.
         make: makes the searcher that takes over, from a start point (dim,).
+
+    Raises:
+        ConfigError: what that searcher refuses.
     """
 
     def __init__(self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher]) -> None:
-        points = [space.start({"weight": constant}) for constant in CONSTANTS]
-        self._points = np.unique(np.array(points), axis=0)  # constants beyond the bounds fall together on them
-        self._start = space.start({})
+        self._points = constants(space)
         self._make = make
-        self.needs = make(
-            self._start
-        ).needs  # made now, so that settings which do not fit are refused before the search
+        self._inner = make(space.start({}))  # takes over if all constants fail; what does not fit is refused now
+        self.needs = self._inner.needs
         self._turns = Turns()
         self._elite = Elite(1)
-        self._inner: Searcher | None = None
 
     def ask(self) -> Batch:
         """Return the constants, then what the searcher asks."""
-        if self._inner is None:
+        if self._turns.index == 0:
             return self._turns.asked(self._points)
         batch = self._inner.ask()
         return self._turns.asked(batch.points, batch.gradient)
@@ -51,18 +55,18 @@ class WarmStart:
     def tell(self, batch: Batch) -> None:
         """Make the searcher from the best constant, then pass on what it asked for."""
         self._turns.told(batch)
-        if self._inner is not None:
+        if batch.index > 0:
             self._inner.tell(replace(batch, index=batch.index - 1))
             return
         self._elite.update(batch)
-        self._inner = self._make(self._elite.points().get("best", self._start))
+        if best := self._elite.points():
+            self._inner = self._make(best["best"])
 
     def stop(self) -> StopReason | None:
-        """Return why the searcher ended, or None."""
-        return None if self._inner is None else self._inner.stop()
+        """Return why the searcher ended, or None; not before the constants are scored."""
+        return None if self._turns.index == 0 else self._inner.stop()
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return those of the searcher, and the constant that it started from."""
-        inner = {} if self._inner is None else self._inner.incumbents()
         best = self._elite.points()
-        return inner | {"constant": best["best"]} if best else inner
+        return self._inner.incumbents() | ({"constant": best["best"]} if best else {})

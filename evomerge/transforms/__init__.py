@@ -1,0 +1,1 @@
+"""Transforms: what is done to all task vectors once, before the search (`base.py` says what one is)."""
