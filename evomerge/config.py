@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,14 @@ def check(settings: Mapping[str, Any]) -> None:
 def takes(settings: Mapping[str, Any], parameter: str) -> bool:
     """Return whether the class of a group has a constructor parameter of this name."""
     return parameter in inspect.signature(hydra.utils.get_object(settings["_target_"])).parameters
+
+
+def classes(settings: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the class of a group, then those of the objects nested in it."""
+    yield hydra.utils.get_object(settings["_target_"])
+    for value in settings.values():
+        if isinstance(value, dict) and "_target_" in value:
+            yield from classes(value)
 
 
 def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:

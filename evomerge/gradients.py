@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,8 @@ WINDOW = 64
 """How many of the last predictions of a task are looked at for a collapse."""
 COLLAPSED = 0.95
 """The share of one class among them from which on predictions count as collapsed."""
+SPREAD = 0.8
+"""The largest share of one class among the first ones for that: of some tasks nearly all items are of one class."""
 
 
 class GradientEvaluator:
@@ -54,9 +54,9 @@ class GradientEvaluator:
         record: Callable[[Timing], None] = lambda timing: None,
     ) -> None:
         self._assembly, self._learning, self._record = assembly, learning, record
-        items = learning.items
+        self._share = task_weights(settings["objective"]["weights"], learning.items)
+        items = {task: chosen for task, chosen in learning.items.items() if self._share[task] > 0}
         self._subset = Subset(items, learning.inputs * len(items), settings["seed"], rotate=True, setting="loss.inputs")
-        self._share = task_weights(settings["objective"]["weights"], items)
         self._wanted = assembly.space.moves("weight")
         self._watch = _Watch()
         self.size = self._subset.size
@@ -80,11 +80,13 @@ class GradientEvaluator:
             merged = time.perf_counter()
             results, gradients = self._walk(ids)
             walked = time.perf_counter()
-            gradient = -self._assembly.space.pullback(gradients)
             scores = {task: {self._name: float(rows[self._name].mean())} for task, rows in results.items()}
             value = -sum(self._share[task] * row[self._name] for task, row in scores.items())
-            if not (np.isfinite(value) and np.isfinite(gradient).all()):
-                raise ArithmeticError(f"the {self._name} is {-value}, or its gradient is not finite")
+            if not np.isfinite(value):
+                raise ArithmeticError(f"the {self._name} is {-value}, not a finite number")
+            if not np.isfinite(gradients["weight"]).all():
+                raise ArithmeticError(f"the gradient of the {self._name} is not finite")
+            gradient = -self._assembly.space.pullback(gradients)
         except Exception as error:  # whatever a model or a user's fitness may raise
             return failed(batch.index, index, ids, error)
         self._watch(results)
@@ -129,25 +131,28 @@ class GradientEvaluator:
 
 
 class _Watch:
-    """Warns, once for each task, when the predictions have collapsed to one class, which the first ones had not."""
+    """Warns, once for each task, when predictions that were of several classes have collapsed to one."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, deque[float]] = {}
-        self._first: dict[str, float] = {}
+        self._seen: dict[str, list[np.ndarray]] = {}  # of the last steps, as many as give WINDOW predictions
+        self._first: dict[str, float] = {}  # the share of the most frequent class when there were enough of them
         self._told: set[str] = set()
 
     def __call__(self, results: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         for task, rows in results.items():
-            seen = self._seen.setdefault(task, deque(maxlen=WINDOW))
-            seen.extend(islice(rows["prediction"].tolist(), WINDOW))
-            if len(seen) < WINDOW or task in self._told:
+            seen = self._seen.setdefault(task, [])
+            seen.append(rows["prediction"])
+            while sum(map(len, seen[1:])) >= WINDOW:
+                seen.pop(0)
+            labels, counts = np.unique(np.concatenate(seen), return_counts=True)
+            if counts.sum() < WINDOW or task in self._told:
                 continue
-            (label, count), *_ = Counter(seen).most_common(1)
-            share = count / WINDOW
-            if share >= COLLAPSED and share > self._first.setdefault(task, share):
+            share = counts.max() / counts.sum()
+            first = self._first.setdefault(task, share)
+            if first <= SPREAD and share >= COLLAPSED:
                 self._told.add(task)
                 logger.warning(
                     "The predictions of task %s have collapsed to class %d (%.0f %% of the last %d inputs). Try "
                     "loss=entropy_marginal, a lower searcher.lr, or a loss that cannot collapse (loss=jensen_shannon).",
-                    *(task, label, 100 * share, WINDOW),
+                    *(task, labels[counts.argmax()], 100 * share, counts.sum()),
                 )

@@ -11,25 +11,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evomerge import __version__
 from evomerge.assembly import Assembly
-from evomerge.config import build
-from evomerge.errors import ConfigError
+from evomerge.config import LEARNING, build, classes
+from evomerge.errors import CheckpointError, ConfigError
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.classification import Answers
-from evomerge.fitness.losses import Loss
+from evomerge.fitness.losses import CrossEntropy, Loss
 from evomerge.identity import contents
-from evomerge.items import Item, check_disjoint, read_items
+from evomerge.items import UNLABELED, Item, check_disjoint, read_items
+from evomerge.merger import check_gradient
 from evomerge.progress import Reporter
+from evomerge.searchers.base import Needs
+from evomerge.searchers.warm import constants
+from evomerge.space import CoefficientSpace
+
+logger = logging.getLogger(__name__)
 
 
 class Differentiable(Fitness, Protocol):
@@ -65,6 +75,22 @@ class Learning:
     teachers: dict[str, dict[str, Tensor]]
 
 
+def check_learning(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that have no gradient where the searcher asks for one, before models are loaded.
+
+    Raises:
+        ConfigError: the method or the fitness has none.
+    """
+    if not any(getattr(searcher, "needs", Needs()).gradient for searcher in classes(settings["searcher"])):
+        return
+    check_gradient(next(classes(settings["method"])))
+    if not hasattr(next(classes(settings["fitness"])), "logits"):
+        raise ConfigError(
+            f"A gradient needs logits, and the fitness {settings['fitness']['_target_']} gives none: write "
+            f"fitness=classification, or a searcher by values such as searcher=cmaes."
+        )
+
+
 def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Learning:
     """Build the loss, read its inputs and ask the experts about them, if the loss needs that.
 
@@ -74,54 +100,116 @@ def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Rep
         reporter: tells the user what goes on.
 
     Raises:
-        ConfigError: the fitness has no gradient, or the loss needs experts that a task does not have.
-        SuiteError: unlabeled items also occur in another split.
+        ConfigError: the loss needs experts that a task does not have, or more items in a batch than there are.
+        SuiteError: unlabeled items also occur on the select or the report split.
     """
-    given = {name: value for name, value in settings["loss"].items() if name != "inputs"}
-    loss: Loss = build(given, "loss")
-    fitness: Any = assembly.fitness
-    if not hasattr(fitness, "logits"):
+    inputs, fitness = settings["loss"]["inputs"], cast(Differentiable, assembly.fitness)
+    loss: Loss = build({name: value for name, value in settings["loss"].items() if name not in LEARNING}, "loss")
+    if loss.joint and not 1 < inputs <= settings["fitness"].get("batch_size", inputs):
         raise ConfigError(
-            f"A gradient needs logits, and the fitness {settings['fitness']['_target_']} gives none: write "
-            f"fitness=classification, or a searcher by values such as searcher=cmaes."
+            f"loss.inputs={inputs}, but loss.marginal compares the inputs of a step with each other, and so needs 2 or "
+            f"more of them in one batch: write loss.inputs=16, or raise fitness.batch_size."
         )
-    items = dict(assembly.items["search"])
-    if not loss.labelled:
-        for name, task in assembly.sources.tasks.items():
-            if (task.items / "unlabeled.jsonl").is_file():
-                items[name] = read_items(task.items, "unlabeled")
-        check_disjoint({"unlabeled": items, **{split: assembly.items[split] for split in ("select", "report")}})
+    items = dict(assembly.items["search"]) if loss.labelled else _unlabeled(assembly)
     prepared = fitness.prepare(assembly.live.processor, items, labelled=loss.labelled)
-    learning = Learning(loss, fitness, items, prepared, settings["loss"]["inputs"], {})
+    learning = Learning(loss, fitness, items, prepared, inputs, {})
     if not loss.taught:
         return learning
     with reporter.working("asking the experts about the inputs"):
         return replace(learning, teachers=_ask_experts(assembly, settings, learning))
 
 
+def cautions(settings: Mapping[str, Any], space: CoefficientSpace, gradient: bool) -> list[str]:
+    """Return what is allowed but often a mistake: a loss that nothing learns from, steps that the budget cuts short.
+
+    Args:
+        settings: of the search.
+        space: the coefficient space.
+        gradient: whether the searcher asks for gradients.
+    """
+    if not gradient:
+        loss = settings["loss"]["_target_"].rpartition(".")[-1]
+        unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
+        return [] if loss == CrossEntropy.__name__ else [unused]
+    searcher = settings["searcher"]
+    first = searcher.get("first", searcher)
+    warm = len(constants(space)) if settings["start"] == "constants" and space.dim > 1 else 0
+    steps, left = first.get("steps", 0), settings["budget"] - warm
+    if "second" in searcher and (steps is None or steps >= left):
+        raising = "write searcher.first.steps=60" if steps is None else f"raise it above {steps + warm}"
+        return [f"the budget of {settings['budget']} ends within the first part: {raising}"]
+    if steps and steps > left and first.get("schedule") != "constant":
+        return [
+            f"searcher.steps={steps}, but the budget leaves {max(left, 0)}, so the step length does not fall to zero: "
+            f"lower the one or raise the other"
+        ]
+    return []
+
+
+def _unlabeled(assembly: Assembly) -> dict[str, list[Item]]:
+    """Return the unlabeled items of each task, or else its search items; labels that they have are taken away, so that
+    nothing can look at them.
+    """
+    items = dict(assembly.items["search"])
+    for name, task in assembly.sources.tasks.items():
+        if (task.items / "unlabeled.jsonl").is_file():
+            items[name] = read_items(task.items, "unlabeled", task.classes or None)
+    check_disjoint({"unlabeled": items, **{split: assembly.items[split] for split in ("select", "report")}})
+    return {task: [replace(item, label=UNLABELED) for item in chosen] for task, chosen in items.items()}
+
+
 def _ask_experts(assembly: Assembly, settings: Mapping[str, Any], learning: Learning) -> dict[str, dict[str, Tensor]]:
+    """Return what each task's own expert says of its inputs, from the cache if it is there."""
     if missing := [task for task in learning.items if task not in assembly.experts]:
         raise ConfigError(
             f"This loss learns from what the expert of each task says, and {missing[0]} has none: write "
             f"fitness.tasks.{missing[0]}.expert=..., or another loss (loss=entropy)."
         )
     ids = {task: [item.id for item in chosen] for task, chosen in learning.items.items()}
-    key = json.dumps([contents(assembly, settings), ids, fingerprint()], sort_keys=True)
-    file = Path(settings["model"]["cache"]) / "teachers" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        said = {task: _probabilities(assembly, learning, task, chosen) for task, chosen in ids.items()}
-        assembly.become(None)
-        save_file(said, file)  # atomic: it renames
-    held = load_file(file)
+    device = str(next(assembly.live.model.parameters()).device)
+    surroundings = {**contents(assembly, settings), "evomerge": __version__, "device": device, **fingerprint()}
+    key = hashlib.sha256(json.dumps([surroundings, ids], sort_keys=True).encode()).hexdigest()
+    file = Path(settings["model"]["cache"]) / "teachers" / f"{key}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # a second run waits, and reads what the first has written
+        held = _read(file)
+        if held is None:
+            try:
+                said = {task: _probabilities(assembly, learning, task, chosen) for task, chosen in ids.items()}
+            finally:
+                assembly.become(None)
+            save_file(said, file)  # atomic: it renames
+            held = said
     return {task: dict(zip(chosen, held[task], strict=True)) for task, chosen in ids.items()}
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    """Return what the experts said, or None where there is no file or a damaged one."""
+    try:
+        return {task: said.clone() for task, said in load_file(file).items()}  # not mapped: the cache may change
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError):
+        logger.warning("%s is damaged: the experts are asked again", file)
+        return None
 
 
 @torch.no_grad()
 def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[str]) -> Tensor:
-    """Return what a task's expert says of its items, (n, C)."""
+    """Return what a task's expert says of its items, (n, C).
+
+    Raises:
+        CheckpointError: it says what is no number.
+    """
     assembly.become(assembly.experts[task])
     found: dict[int, Tensor] = {}
     for answers in learning.fitness.logits(assembly.live.model, learning.prepared, {task: ids}):
         found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
-    return torch.stack([found[i] for i in range(len(ids))])
+    said = torch.stack([found[i] for i in range(len(ids))])
+    if not said.isfinite().all():
+        raise CheckpointError(
+            f"The expert {assembly.experts[task]} gives no number on {int((~said.isfinite()).any(-1).sum())} of "
+            f"{len(ids)} inputs of its task {task}, so nothing can be learned from it: take another checkpoint of it, "
+            f"or another loss (loss=entropy)."
+        )
+    return said

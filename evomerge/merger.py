@@ -187,7 +187,7 @@ def check_gradient(method: Method | type[Method]) -> None:
 
 def _take(pieces: Sequence[_Piece], sums: Tensor, wanted: np.ndarray, parameter: nn.Parameter) -> None:
     """Add the inner products of a parameter's gradient with its deltas to the sums, and free the gradient."""
-    if parameter.grad is None:  # as pyright sees it: the hook runs right after it was set
+    if parameter.grad is None:
         return
     gradient = parameter.grad.reshape(-1)
     for piece in pieces:

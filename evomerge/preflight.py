@@ -16,6 +16,7 @@ from evomerge.evaluator import Scorer
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.gradients import GradientEvaluator
+from evomerge.learning import cautions
 from evomerge.progress import Reporter
 
 GIB = 2**30
@@ -35,18 +36,19 @@ def preflight(
     Raises:
         ConfigError: the fitness cannot score the base, or its loss has no gradient there.
     """
-    ids = subset(0)
+    ids, what = subset(0), "fitness"
     try:
         score(ids)  # the first call pays for what is set up lazily
         started = time.perf_counter()
         (value,), _ = objective(score(ids))
         seconds = time.perf_counter() - started
+        what = "loss"
         step = gradients.measure() if gradients else None
     except EvomergeError:
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise
         raise ConfigError(
-            f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
+            f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
     rows = _facts(assembly, settings, ids, seconds if step is None else step)
     for name, text in [*rows, ["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"]]:
@@ -57,7 +59,7 @@ def preflight(
             f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
             f"task vector there, or as you asked"
         )
-    for warning in assembly.warnings:
+    for warning in [*assembly.warnings, *cautions(settings, assembly.space, gradients is not None)]:
         reporter.say(f"{'warning':>16}  {warning}")
 
 

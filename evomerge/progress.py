@@ -92,7 +92,7 @@ class Reporter:
             past: the trial lines that the log holds already.
             budget: trials in all.
         """
-        values = [line["values"][0] for line in past if line["values"]]
+        values = [line["values"][0] for line in past if line["values"] and "gradient" not in line]
         state = _State(len(past), values, budget)
         columns = (
             TextColumn("search"),
@@ -116,17 +116,20 @@ class Reporter:
 
 
 class _State:
-    """Best, mean and pace of a search."""
+    """Best, mean and pace of a search; the loss of gradient steps by itself, since it is another quantity."""
 
     def __init__(self, done: int, values: list[float], budget: int) -> None:
         self.done, self._values, self._budget = done, values, budget
+        self._losses: list[float] = []
         self._first = done
         self._started = self._said = time.monotonic()
 
     def update(self, trial: Trial) -> None:
         self.done += 1
-        if trial.values:
+        if trial.values and trial.gradient is None:
             self._values.append(trial.values[0])
+        elif trial.values:
+            self._losses.append(-trial.values[0])
 
     def due(self) -> bool:
         """Whether it is time for another plain line; always at the end."""
@@ -142,6 +145,8 @@ class _State:
         return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9) * 60
 
     def __str__(self) -> str:
-        if not self._values:
+        if not self._values and not self._losses:
             return "nothing scored yet"
-        return f"best {max(self._values):.4f}  mean {np.mean(self._values[-20:]):.4f}  {self._pace():.0f}/min"
+        best = f"best {max(self._values):.4f}  mean {np.mean(self._values[-20:]):.4f}  " if self._values else ""
+        loss = f"loss {np.mean(self._losses[-20:]):.4f}  " if self._losses else ""
+        return f"{best}{loss}{self._pace():.0f}/min"

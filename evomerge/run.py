@@ -27,7 +27,7 @@ from evomerge.gradients import GradientEvaluator
 from evomerge.identity import describe
 from evomerge.items import Item
 from evomerge.judge import Judge, score_experts
-from evomerge.learning import find_learning
+from evomerge.learning import check_learning, find_learning
 from evomerge.outputs import finished, recorder, run_digest, show, write_outputs
 from evomerge.preflight import preflight
 from evomerge.progress import Reporter
@@ -54,6 +54,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
     """
     settings = plain(config)
     check(settings)
+    check_learning(settings)
     with reporter.bars():
         assembly = assemble(settings, reporter)
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
@@ -72,7 +73,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         objective = make_objective(assembly, settings, score, subset)
         values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record)
         gradients = learning and GradientEvaluator(assembly, learning, settings, record)
-        budget = make_budget(settings, max(subset.size, gradients.size if gradients else 0), interrupt)
+        budget = make_budget(settings, subset.size, gradients.size if gradients else None, interrupt)
         preflight(assembly, settings, subset, score, objective, gradients, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -102,14 +103,15 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
     return summary
 
 
-def make_budget(settings: Mapping[str, Any], size: int, interrupt: Interrupt) -> Budget:
-    """Return the budget of a search, which must buy one candidate of so many items at least."""
-    if (settings["budget_items"] or size) < size:
+def make_budget(settings: Mapping[str, Any], size: int, step: int | None, interrupt: Interrupt) -> Budget:
+    """Return the budget of a search, which must buy one candidate of `size` items and a gradient on `step` inputs."""
+    dearest = max(size, step or 0)
+    if (settings["budget_items"] or dearest) < dearest:
         raise ConfigError(
-            f"budget_items={settings['budget_items']} is less than one candidate costs, {size} items: raise it, "
-            f"or lower fitness.items (loss.inputs for a gradient)."
+            f"budget_items={settings['budget_items']} is less than one candidate costs, {dearest} items: raise it, or "
+            f"lower {'fitness.items' if dearest == size else 'loss.inputs'}."
         )
-    return Budget(settings["budget"], settings["budget_items"], size, interrupt)
+    return Budget(settings["budget"], settings["budget_items"], size, step, interrupt)
 
 
 def asked_for(values: Evaluator, gradients: Evaluator | None) -> Evaluator:

@@ -43,9 +43,10 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
     """
     while (reason := searcher.stop() or budget.stop(log)) is None:
         batch = log.begin(searcher.ask())  # a new ask is written; a logged one is verified, its trials filled in
-        for trial in evaluate(batch, batch.missing[: budget.left(log)]):
+        for trial in evaluate(batch, batch.missing[: budget.left(log, batch.gradient)]):
             log.append(trial)
-        if batch.complete:
-            log.tell(batch)
-            searcher.tell(batch)
+        if not batch.complete:  # a signal or the budget has cut it short
+            return StopReason.INTERRUPTED if budget.interrupt.requested else StopReason.BUDGET
+        log.tell(batch)
+        searcher.tell(batch)
     return reason

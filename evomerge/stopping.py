@@ -86,6 +86,7 @@ class Budget:
         trials: the number of candidates.
         items: the number of item evaluations (a candidate on 64 items spends 64), or None for no limit.
         items_per_trial: what one candidate spends; needed with `items`, so that the limit is never passed.
+        items_per_step: what a gradient spends, where it is another number.
         interrupt: a request to stop that ends the search as well.
 
     Raises:
@@ -95,25 +96,27 @@ class Budget:
     trials: int
     items: int | None = None
     items_per_trial: int = 1
+    items_per_step: int | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
 
     def __post_init__(self) -> None:
-        for name in ("trials", "items", "items_per_trial"):
+        for name in ("trials", "items", "items_per_trial", "items_per_step"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(
                     f"The budget of {name} is {value}, but it must be at least 1: write for example budget=200."
                 )
 
-    def left(self, counts: Counts) -> int:
-        """Return how many more trials may be scored, never negative."""
+    def left(self, counts: Counts, gradient: bool = False) -> int:
+        """Return how many more trials may be scored, or gradients taken, never negative."""
         left = self.trials - counts.trials
+        cost = (gradient and self.items_per_step) or self.items_per_trial
         if self.items is not None:
-            left = min(left, (self.items - counts.items) // self.items_per_trial)
+            left = min(left, (self.items - counts.items) // cost)
         return max(left, 0)
 
     def stop(self, counts: Counts) -> StopReason | None:
         """Return why the search must end now, or None."""
         if self.interrupt.requested:
             return StopReason.INTERRUPTED
-        return StopReason.BUDGET if self.left(counts) == 0 else None
+        return None if self.left(counts) or self.left(counts, gradient=True) else StopReason.BUDGET

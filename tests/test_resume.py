@@ -207,9 +207,18 @@ def asked(records: list[dict[str, Any]]) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_command_itself_is_killed_and_resumed(pico_suite: Suite, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["searcher=gradient", "space=tensor", "loss=jensen_shannon"],
+        ["searcher=hybrid", "searcher.first.steps=9"],
+    ],
+    ids=["cmaes", "gradient", "hybrid"],
+)
+def test_the_command_itself_is_killed_and_resumed(settings: list[str], pico_suite: Suite, tmp_path: Path) -> None:
     def command(directory: str) -> list[str]:
-        small = ["experiment=smoke", "budget=24", "fitness.items=12", "fitness.select_items=60"]
+        small = ["experiment=smoke", *settings, "budget=24", "fitness.items=12", "fitness.select_items=60"]
         where = [f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}"]
         program = str(Path(sys.executable).with_name("evomerge"))
         return [program, "search", *small, *where, f"hydra.run.dir={tmp_path / directory}"]

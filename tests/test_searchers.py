@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from evomerge.errors import ConfigError
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.cmaes import CmaEs
+from evomerge.searchers.gradient import Gradient
 from evomerge.searchers.grid import Grid
+from evomerge.searchers.hybrid import Hybrid
 from evomerge.searchers.random import Random
 from evomerge.searchers.tpe import Tpe
 from evomerge.searchers.warm import CONSTANTS, WarmStart
@@ -34,7 +37,18 @@ SEARCHERS: dict[str, Make] = {
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
+    "gradient": lambda space, seed: Gradient(space, space.start({}), seed),
+    "gradient-cosine": lambda space, seed: Gradient(
+        space, space.start({}), seed, schedule="cosine", steps=700, every=3
+    ),
+    "warm-gradient": lambda space, seed: WarmStart(space, lambda start: Gradient(space, start, seed)),
+    "hybrid": lambda space, seed: Hybrid(space, space.start({}), seed, partial(Gradient, steps=12), CmaEs),
+    "warm-hybrid": lambda space, seed: WarmStart(
+        space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), CmaEs)
+    ),
 }
+BY_GRADIENT = tuple(name for name in SEARCHERS if "gradient" in name or "hybrid" in name)
+WITHOUT_SEED = ("grid", "gradient", "gradient-cosine", "warm-gradient")
 SOLVERS = {
     "cmaes": (400, 1e-3),
     "cmaes-diagonal": (400, 1e-3),
@@ -43,6 +57,8 @@ SOLVERS = {
     "tpe-batch": (150, 0.05),
     "warm-cmaes": (400, 1e-3),
     "warm-tpe": (150, 0.05),
+    "hybrid": (400, 1e-3),
+    "warm-hybrid": (400, 1e-3),
 }
 
 
@@ -52,10 +68,12 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 
 def answer(batch: Batch, value: Callable[[np.ndarray], float | None]) -> Batch:
-    """Fill a batch; None is a failed point."""
+    """Fill a batch; None is a failed point. Gradients, where they are asked for, are those of the sphere."""
     for i, x in enumerate(batch.points):
         v = value(x)
-        batch.trials[i] = Trial(batch.index, i, "failed" if v is None else "ok", None if v is None else (v,))
+        gradient = (-2 * (x - 0.7)).tolist() if batch.gradient and v is not None and np.isfinite(v) else None
+        values = None if v is None else (v,)
+        batch.trials[i] = Trial(batch.index, i, "failed" if v is None else "ok", values, gradient=gradient)
     return batch
 
 
@@ -93,7 +111,7 @@ def test_same_seed_same_run(make: Make) -> None:
     assert np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("name", [name for name in SEARCHERS if name != "grid"])
+@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in WITHOUT_SEED])
 def test_another_seed_another_run(name: str) -> None:
     one, two = (points(drive(SEARCHERS[name](box(6), seed), sphere, 60)) for seed in (0, 1))
     assert not np.array_equal(one, two)
@@ -111,9 +129,10 @@ def test_replay_is_identical(make: Make, cut: int) -> None:
     assert [*again.incumbents()]
 
 
-def test_failed_and_nan_points_come_last_and_are_never_best(make: Make) -> None:
+@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in BY_GRADIENT])
+def test_failed_and_nan_points_come_last_and_are_never_best(name: str) -> None:
     space = box(4)
-    searcher = make(space, 1)
+    searcher = SEARCHERS[name](space, 1)
     calls = iter(range(10**6))
 
     def value(x: np.ndarray) -> float | None:
@@ -205,8 +224,8 @@ def test_a_warm_start_begins_at_the_best_constant() -> None:
     first = answer(searcher.ask(), sphere)
     assert first.points.tolist() == [[c] * 4 for c in CONSTANTS]
     searcher.tell(first)
-    assert starts[0].tolist() in ([0.6] * 4, [0.8] * 4)  # equally near to 0.7
-    assert searcher.ask().points[0].tolist() == starts[0].tolist()
+    assert starts[-1].tolist() in ([0.6] * 4, [0.8] * 4)  # equally near to 0.7
+    assert searcher.ask().points[0].tolist() == starts[-1].tolist()
     assert "constant" in searcher.incumbents()
 
 

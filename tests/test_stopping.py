@@ -45,6 +45,15 @@ def test_a_budget_is_spent_to_the_last_trial_and_never_passed(
 def test_a_lowered_budget_has_nothing_left() -> None:
     assert Budget(5).left(Seen(trials=8)) == 0
     assert Budget(5, 10, 2).left(Seen(trials=2, items=16)) == 0
+
+
+def test_a_gradient_may_cost_another_number_of_items() -> None:
+    budget = Budget(100, items=50, items_per_trial=12, items_per_step=5)
+    seen = Seen(trials=3, items=36)
+    assert (budget.left(seen), budget.left(seen, gradient=True)) == (1, 2)
+    assert budget.stop(Seen(trials=4, items=44)) is None  # enough for a gradient
+    assert budget.stop(Seen(trials=4, items=46)) is StopReason.BUDGET
+    assert Budget(9, 50, 12).left(seen, gradient=True) == 1
     assert Budget(5).stop(Seen(trials=8)) is StopReason.BUDGET
 
 

@@ -74,6 +74,7 @@ trials = st.builds(
     items=st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=5), max_size=3)),
     results=tables,
     error=st.none() | st.text() | st.just('","crc":"00000000"}\n{'),
+    gradient=st.none() | st.lists(numbers, max_size=3),
 )
 
 

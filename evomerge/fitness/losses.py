@@ -57,7 +57,7 @@ class CrossEntropy:
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return -log softmax(logits)[label], (n,)."""
-        return functional.nll_loss(_log_softmax(logits), target, reduction="none")
+        return functional.cross_entropy(_precise(logits), target, reduction="none")
 
 
 class Entropy:
@@ -110,7 +110,12 @@ class JensenShannon:
         return ((log_p.exp() * (log_p - log_m)).sum(-1) + (target * (log_q - log_m)).sum(-1)) / 2
 
 
+def _precise(logits: Tensor) -> Tensor:
+    """Return the logits in float32 if they are of half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Return log probabilities (n, C), float32 for logits of half precision; finite for finite logits."""
-    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return log_p.clamp_min(torch.finfo(log_p.dtype).min)  # two logits may lie further apart than floats reach
+    """Return log probabilities (n, C), finite for finite logits: 0 · log 0 is 0 then, and so is its gradient."""
+    log_p = torch.log_softmax(_precise(logits), dim=-1)
+    return log_p.clamp_min(torch.finfo(log_p.dtype).min)

@@ -35,7 +35,7 @@ optuna.logging.disable_default_handler()
 
 
 class Evaluator:
-    """Scores points with the sphere; every ninth candidate fails.
+    """Scores points with the sphere, and gives its gradient where it is asked for; every ninth candidate fails.
 
     Args:
         seconds: how long a candidate takes, so that a kill from outside finds one at work.
@@ -51,10 +51,18 @@ class Evaluator:
             if (7 * batch.index + index) % 9 == 8:
                 yield Trial(batch.index, index, "failed", None, items={"t": ["a", "b"]}, error="RuntimeError: no luck")
             else:
-                value = sphere(batch.points[index])
-                results = {"t": {"m": [value - 0.1, value + 0.1]}}
-                scores = {"t": {"m": value}}
-                yield Trial(batch.index, index, "ok", (value,), (), scores, {"t": ["a", "b"]}, results)
+                x = batch.points[index]
+                value, gradient = sphere(x), (-2 * (x - 0.7)).tolist() if batch.gradient else None
+                yield Trial(
+                    batch.index,
+                    index,
+                    "ok",
+                    (value,),
+                    scores={"t": {"m": value}},
+                    items={"t": ["a", "b"]},
+                    results={"t": {"m": [value - 0.1, value + 0.1]}},
+                    gradient=gradient,
+                )
 
 
 def play(
