@@ -181,5 +181,9 @@ def _check_file(path: Path, relative: str, sha256: str) -> None:
 
 
 def _how_to_build(path: Path) -> str:
-    suite = "vision" if "vision" in path.name else "text"
-    return f"build it with `python scripts/build_suite.py {suite} --out {path}`"
+    """Say which command makes a suite, by its name where suite.json tells it, else by that of its directory."""
+    try:
+        name = str(json.loads((path / "suite.json").read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        name = path.name
+    return f"build it with `python scripts/build_suite.py {'vision' if 'vision' in name else 'text'} --out {path}`"

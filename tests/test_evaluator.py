@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from dataclasses import asdict
 from itertools import islice
 
@@ -131,9 +132,13 @@ def test_times_go_to_the_record_and_not_into_the_trial(make, batch):
 
 
 def test_without_forward_seconds_the_fitness_counts_as_forward(make, batch):
+    def slow(number: int, outcome: Outcome) -> Outcome:
+        time.sleep(0.2)
+        return Outcome(outcome.items, outcome.results)
+
     timings: list[Timing] = []
-    list(make(act=lambda n, o: Outcome(o.items, o.results), record=timings.append)(batch, [0]))
-    assert timings[0].merge + timings[0].forward == pytest.approx(timings[0].total, rel=0.2)
+    list(make(act=slow, record=timings.append)(batch, [0]))
+    assert 0.2 <= timings[0].forward <= timings[0].total
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from text_suite import readers, splits
-from text_suite.tasks import FULL, SMALL
+from suite_builder import splits
+from suite_builder import text_readers as readers
+from suite_builder.text import Texts
+from suite_builder.text_tasks import FULL, SMALL
 
 SIZES = {"report": 20, "search": 20, "select": 20, "unlabeled": 10, "train": 40}
 
@@ -41,7 +43,7 @@ def test_wordnet_glosses_come_with_their_lexicographer_class(tmp_path):
     )
     rows = readers.read_wordnet(file, {"05", "20"})
     assert [label for _, label in rows] == ["05", "05", "20"]
-    assert rows[0].text == 'a domestic animal; "the dog barked"'
+    assert rows[0].content == 'a domestic animal; "the dog barked"'
 
 
 def test_long_texts_are_cut_after_a_whole_word():
@@ -54,17 +56,21 @@ def test_long_texts_are_cut_after_a_whole_word():
 # Splits
 
 
+def make_splits(*arguments):
+    return splits.make_splits(*arguments, make=Texts().item, key=Texts().key)
+
+
 def rows_of(label, count, start=0):
-    return [readers.Row(f"{label} text number {i}", label) for i in range(start, start + count)]
+    return [splits.Row(f"{label} text number {i}", label) for i in range(start, start + count)]
 
 
 def test_no_text_is_in_two_splits_whatever_its_case_file_class_or_task():
     shared = rows_of("a", 30)
-    shouted = [readers.Row(text.upper(), "b") for text, _ in shared]
+    shouted = [splits.Row(text.upper(), "b") for text, _ in shared]
     seen: set[str] = set()
     classes = {"a": "first", "b": "second"}
-    one = splits.make_splits("one", shared + shouted + rows_of("b", 200), shared, classes, SIZES, seen, 0)
-    two = splits.make_splits("two", shared + rows_of("a", 200, 500), None, classes, SIZES, seen, 0)
+    one = make_splits("one", shared + shouted + rows_of("b", 200), shared, classes, SIZES, seen, 0)
+    two = make_splits("two", shared + rows_of("a", 200, 500), None, classes, SIZES, seen, 0)
     texts = [item.text.lower() for task in (one, two) for items in task.values() for item in items]
     assert len(texts) == len(set(texts)) > 200
     assert {item.text for item in one["report"]} <= {text for text, _ in shared}  # the source's own test file
@@ -72,7 +78,7 @@ def test_no_text_is_in_two_splits_whatever_its_case_file_class_or_task():
 
 def test_splits_are_fixed_by_the_seed_and_shrink_with_the_data():
     def draw(count, seed):
-        return splits.make_splits("t", rows_of("a", count), None, {"a": "first"}, SIZES, set(), seed)
+        return make_splits("t", rows_of("a", count), None, {"a": "first"}, SIZES, set(), seed)
 
     assert draw(300, 0) == draw(300, 0) != draw(300, 1)
     assert {split: len(items) for split, items in draw(300, 0).items()} == SIZES
@@ -83,8 +89,8 @@ def test_splits_are_fixed_by_the_seed_and_shrink_with_the_data():
 
 
 def test_rows_of_other_classes_and_empty_texts_are_left_out():
-    rows = [*rows_of("a", 30), *rows_of("c", 30), readers.Row("two words", "a"), readers.Row("", "a")]
-    drawn = splits.make_splits("t", rows, None, {"a": "first"}, SIZES, set(), 0)
+    rows = [*rows_of("a", 30), *rows_of("c", 30), splits.Row("two words", "a"), splits.Row("", "a")]
+    drawn = make_splits("t", rows, None, {"a": "first"}, SIZES, set(), 0)
     texts = [item.text for items in drawn.values() for item in items]
     assert len(texts) == 30
     assert all(text.startswith("a text") for text in texts)

