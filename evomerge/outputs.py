@@ -28,6 +28,7 @@ from evomerge.identity import digest
 from evomerge.mergekit import to_mergekit
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
+from evomerge.runs import read_timings
 from evomerge.task_vectors import TaskVectors
 from evomerge.trials import finite
 
@@ -107,6 +108,7 @@ def _recipe(
         },
         scores=scores,
         heads=heads,
+        auto_class=settings["model"]["auto_class"],
         version=__version__,
     )
 
@@ -224,12 +226,7 @@ def recorder(path: Path) -> Callable[[Timing], None]:
 
 
 def _seconds(path: Path) -> dict[str, float]:
-    """Sum up where the time went; a line that a kill cut off does not count."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    """Sum up where the time went."""
+    rows = read_timings(path)
     merge, forward, total = (sum(row[name] for row in rows) for name in ("merge", "forward", "total"))
     return {"merge": round(merge, 3), "forward": round(forward, 3), "other": round(total - merge - forward, 3)}

@@ -45,6 +45,7 @@ class Recipe:
         base: Where θ₀ is.
         experts: Name -> where the expert is, in the order of the coefficients.
         method: `name` and the method's settings.
+        auto_class: The transformers class whose parameters the groups are made of: AutoModel, AutoModelForCausalLM ...
         granularity: Which groups there are: `layer`, `blocks:4`, ... (see `make_groups`).
         coefficients: Variable -> group -> expert -> value, for every group and every expert.
         scores: What the model reached, by split and task.
@@ -62,6 +63,7 @@ class Recipe:
     coefficients: Coefficients
     scores: dict[str, Any] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
+    auto_class: str = "AutoModel"
     version: str = __version__
 
     def __post_init__(self) -> None:
@@ -100,12 +102,14 @@ class Recipe:
         except yaml.YAMLError as error:
             raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
         known = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
-        known |= {"coefficients": dict, "scores": dict, "heads": dict}
+        known |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str}
         if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise ConfigError(
                 f"recipe: this is format {data['format']}, and evomerge {__version__} reads format {FORMAT}. "
                 f"It was written by evomerge {data.get('version')}: install that one."
             )
+        if isinstance(data, dict):
+            data = {"auto_class": "AutoModel", **data}  # the first recipes did not say it
         data = _mapping(data, known, "")
         source = {"path": str, "sha256": str}
         experts = {
@@ -116,7 +120,7 @@ class Recipe:
             experts=experts,
             coefficients=_coefficients(data["coefficients"]),
             heads=_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
-            **{key: data[key] for key in ("method", "granularity", "scores", "version")},
+            **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "version")},
         )
 
     def on_groups(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from evomerge.cli import _spelled_out, check_settings
+from evomerge.commands.settings import check_settings, spelled_out
 from evomerge.config import CONF, build, check, run_name
 from evomerge.errors import ConfigError, EvomergeError
 from tests.helpers import box, compose
@@ -110,9 +110,9 @@ def test_wrong_types_are_refused(group: str, override: str, message: str) -> Non
 
 
 def test_short_form_of_a_space() -> None:
-    assert _spelled_out("space=blocks:6") == ["space=blocks", "space.n=6"]
-    assert _spelled_out("space=layer") == ["space=layer"]
-    assert _spelled_out("objective.weights.r8=2") == ["++objective.weights.r8=2"]
+    assert spelled_out("space=blocks:6") == ["space=blocks", "space.n=6"]
+    assert spelled_out("space=layer") == ["space=layer"]
+    assert spelled_out("objective.weights.r8=2") == ["++objective.weights.r8=2"]
 
 
 def test_run_names_are_readable() -> None:

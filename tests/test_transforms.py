@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from evomerge.assembly import assemble
-from evomerge.cli import check_settings
+from evomerge.commands.settings import check_settings
 from evomerge.config import build, plain
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.identity import contents
