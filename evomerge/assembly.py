@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.config import build, takes
+from evomerge.config import build, classes, takes
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.encoding import check_kind
@@ -28,8 +28,27 @@ from evomerge.searchers.base import Searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.sources import Sources, cautions, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
+from evomerge.suite import Task
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
 from evomerge.transforms.store import transformed
+
+
+class Reader(Fitness, Protocol):
+    """A fitness that reads items by itself, since no file of labelled texts holds them.
+
+    Attributes:
+        task_settings: what it understands below fitness.tasks.<task>, beside what every task has.
+        warnings: what the user should know of the items that were read.
+    """
+
+    task_settings: tuple[str, ...]
+    warnings: list[str]
+
+    def read(
+        self, tasks: Mapping[str, Task], further: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, list[Item]]]:
+        """Return the items of each split by task, of tasks and their further settings."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,17 +117,24 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     """
     model, cache = settings["model"], Path(settings["model"]["cache"])
     sources = find_sources(model, settings["fitness"]["tasks"])
-    items = {split: read_split(sources.tasks, split) for split in SPLITS}
+    with reporter.working("reading the items"):
+        reader, items = read_items(sources, settings["fitness"])
     check_disjoint(items)
     method: Method = build(settings["method"], "method")
     with reporter.working("loading the base"):
         live = load_live(sources.base, model["auto_class"], model["device"])
+    if reader and live.model.get_output_embeddings() is None:
+        raise ConfigError(
+            f"The fitness asks what a model says next, and a {type(live.model).__name__} has no language-modelling "
+            f"head: write model.auto_class=AutoModelForCausalLM."
+        )
     if takes(settings["fitness"], "heads"):
         for chosen in items.values():
             check_kind(live.processor, chosen)
     base, experts = open_sources(sources, live, cache, reporter)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
-    warnings = check_family(base, experts, parameters) + cautions(sources, items)
+    warnings = [*(reader.warnings if reader else ()), *check_family(base, experts, parameters)]
+    warnings += cautions(sources, items)
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps)
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(
@@ -124,16 +150,52 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     )
     with reporter.working("preparing the merge"):
         merger = Merger(live.model, merged, space.groups, method)
-    heads = {"heads": make_heads(sources, parameters)} if takes(settings["fitness"], "heads") else {}
-    if not heads and base.missing:  # frozen heads do not use it, and own heads bring theirs
+    if not takes(settings["fitness"], "heads") and base.missing:
         warnings.append("the base holds no pooler, so the live one is random: your fitness must not use pooled outputs")
-    fitness: Fitness = build(settings["fitness"], "fitness", **heads)
+    fitness = reader or make_fitness(sources, settings["fitness"], parameters)
     for name in ("metric", "report_metric"):
         if settings["fitness"][name] not in fitness.metrics:
             raise ConfigError(
                 f"fitness.{name} is '{settings['fitness'][name]}'; this fitness gives {', '.join(fitness.metrics)}."
             )
     return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
+
+
+def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | None, dict[str, dict[str, list[Item]]]]:
+    """Return the items of each split by task; and the fitness, where it is one that reads them by itself.
+
+    Args:
+        sources: where tasks come from.
+        settings: the settings `fitness`.
+
+    Raises:
+        ConfigError: a task has a setting that this fitness does not know, or what the fitness needs is missing.
+        SuiteError: items cannot be read.
+    """
+    kind = next(classes(settings))
+    known = getattr(kind, "task_settings", ())
+    for task, given in sources.further.items():
+        if strange := sorted(set(given) - set(known)):
+            raise ConfigError(
+                f"fitness.tasks.{task}.{strange[0]} means nothing to the fitness {kind.__name__}: leave it out, or "
+                f"choose the fitness that it belongs to (fitness=lm_eval, fitness=perplexity)."
+            )
+    if not hasattr(kind, "read"):
+        return None, {split: read_split(sources.tasks, split) for split in SPLITS}
+    reader: Reader = build(settings, "fitness")
+    return reader, reader.read(sources.tasks, sources.further)
+
+
+def make_fitness(sources: Sources, settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> Fitness:
+    """Return a fitness that does not read items by itself.
+
+    Args:
+        sources: where heads come from.
+        settings: the settings `fitness`.
+        parameters: those of the live model that are merged.
+    """
+    heads = {"heads": make_heads(sources, parameters)} if takes(settings, "heads") else {}
+    return build(settings, "fitness", **heads)
 
 
 def open_sources(

@@ -1,8 +1,9 @@
-"""The table at the end of a sweep, as a Hydra callback: one row for each run of the sweep, best first."""
+"""The end of a sweep, as a Hydra callback: a table with one row for each run, best first, and a page that compares."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from evomerge.progress import Reporter
 
 
 class SweepTable(Callback):
-    """Prints the runs of a sweep, from their summaries."""
+    """Prints the runs of a sweep, from their summaries, and writes their report."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Find the directory of every run from the sweep's settings, whatever launched it, and print the table."""
+        """Find the directory of every run from the sweep's settings, whatever launched it; print the table and say
+        where the report is.
+        """
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
         jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
@@ -46,7 +49,20 @@ class SweepTable(Callback):
             )
         title = f"{len(rows)} of {len(jobs)} runs are complete; best on the select split first, then the report split"
         columns = ["run", "on select", "winner ± se", "- best constant ± se", "best constant", "trials"]
-        Reporter().table(title, columns, rows)
+        reporter = Reporter()
+        reporter.table(title, columns, rows)
+        _report([run for run in runs if (run / "trials.jsonl").is_file()], reporter)
+
+
+def _report(runs: list[Path], reporter: Reporter) -> None:
+    """Write the page of the sweep beside its runs, and say where; what goes wrong there costs nothing else."""
+    if not runs:
+        return
+    from evomerge.report import attempt, write_sweep  # at the end only: it loads matplotlib
+
+    page = attempt(lambda: write_sweep(runs, runs[0].parent / "report.html", again=False))
+    if page is not None:
+        reporter.say(f"report of the sweep: {os.path.relpath(page)}")
 
 
 def _selected(summary: dict[str, Any]) -> float:

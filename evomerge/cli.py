@@ -19,6 +19,11 @@ from evomerge.names import nearest
 
 VERBS = {
     "search": "find the coefficients with which experts are merged; the same command again resumes",
+    "inspect": "look at base and experts before a search: what fits, what differs, how large the task vectors are",
+    "evaluate": "score recipes, model directories, the base or an expert on a split of the items, and compare them",
+    "merge": "build the merged model of a recipe as a directory that transformers loads",
+    "export": "write a run's winner, any of its trials, or a step, as a recipe, as mergekit's YAML, or as JSON",
+    "report": "draw a run, or several, as one HTML page",
 }
 """Verb -> what it does; each is a module of `commands`, imported when it is asked for."""
 HELP = f"""evomerge {evomerge.__version__}: finds the coefficients with which fine-tuned experts of one base are merged.

@@ -127,6 +127,9 @@ def check(settings: Mapping[str, Any]) -> None:
         ConfigError: a class cannot be found, or a setting has the wrong type or form.
     """
     for group in ("method", "searcher", "fitness", "loss"):
+        if settings[group] is None:
+            choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml")))
+            raise ConfigError(f"{group}=null leaves the search without one: write {group}= and one of {choices}.")
         _arguments(settings[group], group)
     for group, choosing in OUTSIDE.items():
         for name, kinds in choosing.items():

@@ -63,9 +63,14 @@ class GradientEvaluator:
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
         """Yield a trial for each missing point, in order."""
+        for trial in batch.trials:  # from the log: a search that goes on has seen what it would have seen otherwise
+            if trial is not None:
+                self._watch(trial.results)
         ids = self._subset(batch.index)
         for index in missing:
-            yield self._trial(batch, index, ids)
+            trial = self._trial(batch, index, ids)
+            self._watch(trial.results)
+            yield trial
 
     def measure(self) -> float:
         """Return the seconds that loss and gradient take of the model as it is, without a merge."""
@@ -89,7 +94,6 @@ class GradientEvaluator:
             gradient = -self._assembly.space.pullback(gradients)
         except Exception as error:  # whatever a model or a user's fitness may raise
             return failed(batch.index, index, ids, error)
-        self._watch(results)
         trial = Trial(
             batch=batch.index,
             index=index,
@@ -110,13 +114,15 @@ class GradientEvaluator:
     def _walk(self, ids: Mapping[str, Sequence[str]]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
         """Go forward and backward through the model as it is: per-item results, and gradients of the coefficients."""
         results = {
-            task: {self._name: np.empty(len(chosen)), "prediction": np.empty(len(chosen))}
+            task: {self._name: np.zeros(len(chosen)), "prediction": np.empty(len(chosen))}
             for task, chosen in ids.items()
         }
         return results, self._assembly.merger.gradient(self._losses(ids, results), self._wanted)
 
     def _losses(self, ids: Mapping[str, Sequence[str]], results: dict[str, dict[str, np.ndarray]]) -> Iterator[Tensor]:
-        """Yield each batch's part of the loss, and note the results of its items."""
+        """Yield each batch's part of the loss, and note the results of its items; the loss of an item with several
+        rows, the tokens of an answer, is their mean, and its prediction that of the first.
+        """
         learning = self._learning
         for task, chosen in ids.items():
             for answers in learning.fitness.logits(self._assembly.live.model, learning.prepared, {task: chosen}):
@@ -125,8 +131,11 @@ class GradientEvaluator:
                 if learning.loss.taught:
                     target = torch.stack([learning.teachers[task][chosen[i]] for i in answer.positions])
                 losses = learning.loss(answer.logits, target.to(answer.logits.device))
-                results[task][self._name][answer.positions] = losses.detach().cpu().numpy()
-                results[task]["prediction"][answer.positions] = answer.logits.argmax(-1).cpu().numpy()
+                rows = torch.tensor(answer.positions)
+                losses = losses / torch.bincount(rows)[rows].to(losses.device)
+                np.add.at(results[task][self._name], answer.positions, losses.detach().cpu().numpy())
+                predictions = answer.logits.argmax(-1).cpu().numpy()
+                results[task]["prediction"][answer.positions[::-1]] = predictions[::-1]
                 yield losses.sum() * (self._share[task] / len(chosen))
 
 
@@ -138,10 +147,10 @@ class _Watch:
         self._first: dict[str, float] = {}  # the share of the most frequent class when there were enough of them
         self._told: set[str] = set()
 
-    def __call__(self, results: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def __call__(self, results: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
         for task, rows in results.items():
             seen = self._seen.setdefault(task, [])
-            seen.append(rows["prediction"])
+            seen.append(np.array(rows["prediction"]))
             while sum(map(len, seen[1:])) >= WINDOW:
                 seen.pop(0)
             labels, counts = np.unique(np.concatenate(seen), return_counts=True)

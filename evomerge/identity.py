@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.config import CHOOSING
+from evomerge.fingerprint import fingerprint
 from evomerge.items import Item
 
 
@@ -78,6 +80,12 @@ def describe(
         "start": f"recipe {digest(recipe.read_text())}" if recipe is not None and recipe.is_file() else start,
         "seed": settings["seed"],
     }
+
+
+def circumstances(assembly: Assembly) -> dict[str, Any]:
+    """Return what an outcome depends on beside contents: this version, the kind of machine, and the device."""
+    device = next(assembly.live.model.parameters()).device
+    return {"evomerge": __version__, "fingerprint": {**fingerprint(), "device": str(device)}}
 
 
 def digest(value: Any) -> str:

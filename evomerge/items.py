@@ -8,11 +8,15 @@ items choose the winner, report items are looked at once.
     {"text": "...", "label": 0}
     {"image": "cat.png", "label": 0}                          a path, relative to the .jsonl file
     {"image": "data:image/png;base64,iVBORw0...", "label": 0}   the file itself: a task of a few files
+
+Where no labels are asked for, a `.txt` file will do, whose texts are divided by blank lines. A document of lm-eval is
+an item too: its text is its canonical JSON.
 """
 
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +27,7 @@ from evomerge.images import data_uri, decode_image, read_image
 
 SPLITS = ("search", "select", "report")
 EXAMPLE = '{"text": "...", "label": 0}'
+TEXT_EXAMPLE = '{"text": "..."}'
 IMAGE_EXAMPLE = '{"image": "file.png", "label": 0}'
 UNLABELED = -1  # label of an item whose class is not given
 
@@ -52,9 +57,13 @@ class Item:
         return f"image:{hashlib.sha256(self.image).hexdigest()}" if self.image else self.text
 
 
+def canonical(content: object) -> str:
+    """Return content as JSON in one form: keys sorted, no spaces, ASCII (so that also a lone surrogate has bytes)."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+
+
 def _sha256(content: object) -> str:
-    # ASCII escapes: also a lone surrogate has bytes; sorted and without spaces: one form per content
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    return hashlib.sha256(canonical(content).encode("ascii")).hexdigest()
 
 
 def item_id(text: str, label: int) -> str:
@@ -73,6 +82,24 @@ def make_image_item(image: bytes, label: int = UNLABELED) -> Item:
     return Item(digest[:16], "", label, image)
 
 
+def make_document_item(document: object, of: str, stratum: int = 0) -> Item:
+    """Make an item of a document of lm-eval.
+
+    Args:
+        document: a mapping of plain values.
+        of: the task of lm-eval, part of the id: two tasks may ask different things of one document.
+        stratum: becomes the label: subsets of items are balanced over it.
+    """
+    text = canonical(document)
+    return Item(_sha256({"document": text, "of": of})[:16], text, stratum)
+
+
+def split_of(content: str) -> str:
+    """Return the split to which a content belongs by its hash: search 40 %, select 30 %, report 30 %."""
+    percentile = int(_sha256(content)[:8], 16) % 100
+    return next(split for split, upper in _UPPER.items() if percentile < upper)
+
+
 def write_items(path: Path, items: Iterable[Item]) -> None:
     """Write items as JSON lines, images as data URIs; an unlabeled item has `"label": null`."""
     rows = (
@@ -87,7 +114,7 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_items(path: Path | str, split: str, classes: Sequence[str] | None = None) -> list[Item]:
+def read_items(path: Path | str, split: str, classes: Sequence[str] | None = None, labelled: bool = True) -> list[Item]:
     """Read the items of one split, in file order.
 
     Each line is a JSON object with `text` or `image` and `label` (index of the class, or its name where `classes` is
@@ -96,25 +123,28 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
 
     Args:
         path: a directory that holds `<split>.jsonl`, or one `.jsonl` file (search 40 %, select 30 %, report 30 %, by
-            the hash of the text or image).
+            the hash of the text or image); or a `.txt` file where no labels are needed.
         split: "search", "select" or "report"; from a directory also "train" or "unlabeled".
         classes: names of the classes; labels are checked against it.
+        labelled: whether every item needs a label; unlabeled ones never do.
 
     Raises:
         SuiteError: the file is missing or empty, a line or its image cannot be read, or a label is no class.
         ConfigError: there are images, and Pillow is not installed.
     """
     path = Path(path)
-    one_file = path.is_file() or path.suffix == ".jsonl"
+    one_file = path.is_file() or path.suffix in (".jsonl", ".txt")
+    needed = labelled and split != "unlabeled"
     if one_file and split not in SPLITS:
         raise SuiteError(f"{path} is one file and has no split {split!r}: choose one of {', '.join(SPLITS)}")
     file = path if one_file else path / f"{split}.jsonl"
-    items = _distinct(_parse(file, classes, labels_needed=split != "unlabeled"), file)
+    items = _distinct(_parse(file, classes, needed), file)
     if one_file:
-        items = {number: item for number, item in items.items() if _split_of(item.content) == split}
+        items = {number: item for number, item in items.items() if split_of(item.content) == split}
     if not items:
         share = " (search 40 %, select 30 %, report 30 % of the contents)" if one_file else ""
-        raise SuiteError(f"{file} gives no items for the split {split!r}{share}: add lines like {EXAMPLE}")
+        more = "more texts" if file.suffix == ".txt" else f"lines like {EXAMPLE if needed else TEXT_EXAMPLE}"
+        raise SuiteError(f"{file} gives no items for the split {split!r}{share}: add {more}")
     for number, item in items.items():
         if item.image:
             try:
@@ -153,21 +183,21 @@ def check_disjoint(splits: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:
         )
 
 
-def _split_of(content: str) -> str:
-    percentile = int(_sha256(content)[:8], 16) % 100
-    return next(split for split, upper in _UPPER.items() if percentile < upper)
-
-
 def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> dict[int, Item]:
     """Return the items of a file by the numbers of their lines."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        whole = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SuiteError(f"items are missing: {file} does not exist; write one JSON object per line there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"items cannot be read: {file}: {error}; it must be a text file in UTF-8") from None
+    if file.suffix == ".txt":
+        if labels_needed:
+            raise SuiteError(f"{file} is plain text, which has no labels: write a .jsonl with lines like {EXAMPLE}")
+        texts = [text.strip("\n") for text in re.split(r"\n\s*\n", whole)]
+        return {number: make_item(text) for number, text in enumerate(texts, 1) if text.strip()}
     items = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(whole.split("\n"), 1):
         if line.strip():
             try:
                 items[number] = _item(json.loads(line), classes, labels_needed, file.parent)

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.evaluator import Scorer
-from evomerge.fingerprint import fingerprint
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
-from evomerge.identity import contents
+from evomerge.identity import circumstances, contents
 from evomerge.remember import remembered
 from evomerge.stopping import Interrupt, Stopped
 
@@ -47,11 +45,7 @@ class Judge:
         self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
         self._ids = {split: subsets[split](0) for split in ("select", "report")}
         self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
-        self._surroundings = {
-            **contents(assembly, settings),
-            "evomerge": __version__,
-            "fingerprint": {**fingerprint(), "device": str(next(assembly.live.model.parameters()).device)},
-        }
+        self._surroundings = {**contents(assembly, settings), **circumstances(assembly)}
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -84,7 +78,9 @@ class Judge:
     def experts(self, split: str) -> Outcome:
         """Score each task with its own expert; tasks without an expert are left out."""
         return self._once(
-            "experts", split, lambda: score_experts(self._assembly, self._scorers[split], self._ids[split])
+            {"experts": self._assembly.experts},
+            split,
+            lambda: score_experts(self._assembly, self._scorers[split], self._ids[split]),
         )
 
     def _merge(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:

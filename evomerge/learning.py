@@ -34,9 +34,9 @@ from evomerge.fitness.losses import CrossEntropy, Loss
 from evomerge.identity import contents
 from evomerge.items import UNLABELED, Item, check_disjoint, read_items
 from evomerge.merger import check_gradient
+from evomerge.plan import warm_up
 from evomerge.progress import Reporter
 from evomerge.searchers.base import Needs
-from evomerge.searchers.warm import constants
 from evomerge.space import CoefficientSpace
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,11 @@ def check_learning(settings: Mapping[str, Any]) -> None:
             f"A gradient needs logits, and the fitness {settings['fitness']['_target_']} gives none: write "
             f"fitness=classification, or a searcher by values such as searcher=cmaes."
         )
+    if next(classes(settings["loss"])).taught and hasattr(next(classes(settings["fitness"])), "read"):
+        raise ConfigError(
+            "This loss compares classes, which language models have none of that are the same for all items: write "
+            "loss=cross_entropy or loss=entropy."
+        )
 
 
 def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Learning:
@@ -133,7 +138,7 @@ def cautions(settings: Mapping[str, Any], space: CoefficientSpace, gradient: boo
         return [] if loss == CrossEntropy.__name__ else [unused]
     searcher = settings["searcher"]
     first = searcher.get("first", searcher)
-    warm = len(constants(space)) if settings["start"] == "constants" and space.dim > 1 else 0
+    warm = warm_up(settings, space)
     steps, left = first.get("steps", 0), settings["budget"] - warm
     if "second" in searcher and (steps is None or steps >= left):
         raising = "write searcher.first.steps=60" if steps is None else f"raise it above {steps + warm}"

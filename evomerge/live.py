@@ -3,7 +3,7 @@
 In: a model directory and the transformers class to load it with. Out: the model in eval mode without gradients, its
 tokenizer or image processor, and what the checkpoints need to know about it: parameter shapes (tied parameters once),
 tied names, the prefix of its class, the names that files of earlier years have. `load_model` also loads the classifiers
-whose heads are kept beside the merge.
+whose heads are kept beside the merge; `load_skeleton` gives names and shapes alone, where nothing is run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class LiveModel:
     """A loaded base.
 
     Attributes:
-        model: in eval mode, parameters without gradients.
-        processor: of the base: its tokenizer, or its image processor if it takes pixels (`takes_images`).
+        model: in eval mode, parameters without gradients; without weights, on the meta device, in a skeleton.
+        processor: of the base: its tokenizer, or its image processor if it takes pixels (`takes_images`); None in a
+            skeleton.
         parameters: name -> shape, in the model's order; tied parameters under their first name only.
         tied: alias -> the name it is tied to.
         prefix: `base_model_prefix` of its class, which may stand before the names in files.
@@ -63,11 +64,7 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
         ConfigError: no such class or device; or the model takes images, and Pillow is not installed.
         CheckpointError: transformers cannot load the directory, or it has no tokenizer (image processor).
     """
-    if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
-        raise ConfigError(
-            f"transformers has no class {auto_class}: write model.auto_class=AutoModel, AutoModelForCausalLM or "
-            f"another AutoModel class."
-        )
+    _check_class(auto_class, "model.auto_class=AutoModel")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_model(path, auto_class)
@@ -78,8 +75,47 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
         raise ConfigError(
             f"model.device={device} cannot be used here: {_first_line(error)} Write model.device=cpu."
         ) from error
-    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return LiveModel(model, processor, parameters, dict(model.all_tied_weights_keys), model.base_model_prefix)
+    return _described(model, processor)
+
+
+def load_skeleton(path: Path, auto_class: str) -> LiveModel:
+    """Make what `load_live` would load without its weights: names and shapes, from config.json alone, offline, with no
+    code of its own and without touching the global random state.
+
+    Args:
+        path: a Hugging Face model directory.
+        auto_class: the transformers class to load it with.
+
+    Raises:
+        ConfigError: no such class.
+        CheckpointError: there is no such directory, or transformers cannot make a model of its config.
+    """
+    _check_class(auto_class, "auto_class: AutoModel")
+    _check_directory(path)
+    try:
+        with _silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+    except Exception as error:  # of whatever kind the reader of its config raises
+        raise CheckpointError(
+            f"transformers cannot make the {auto_class} of {path}: {_first_line(error)} "
+            f"It must be a directory with config.json and weights, as save_pretrained writes it."
+        ) from error
+    return _described(model.eval().requires_grad_(False), None)
+
+
+def tied_names(path: Path) -> dict[str, str]:
+    """Return what the class that a model directory was saved from ties: alias -> source, with the prefix of that class.
+
+    Its files may hold an alias once more where the live model, of another class, has no parameter of that name.
+    """
+    try:
+        with _silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            name = (config.architectures or [""])[0]
+            return dict(getattr(transformers, name)(config).all_tied_weights_keys)
+    except Exception:  # a class that transformers does not have, or that is not made from a config alone
+        return {}
 
 
 def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -> tuple[Any, list[str]]:
@@ -97,8 +133,7 @@ def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -
     Raises:
         CheckpointError: there is no such directory, or transformers cannot load it, or config and weights disagree.
     """
-    if not path.is_dir():
-        raise CheckpointError(f"There is no directory {path}: name a model directory, as save_pretrained writes it.")
+    _check_directory(path)
     try:
         # what the files lack is drawn at random; what is made in inference mode could never take part in a gradient
         with _silence(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
@@ -151,6 +186,23 @@ def rename_keys(model: Any, keys: Iterable[str]) -> dict[str, str | None]:
         others = (transform for transform in transforms if not isinstance(transform, WeightRenaming))
         names[key] = None if any(other.rename_source_key(name)[1] is not None for other in others) else name
     return names
+
+
+def _check_class(auto_class: str, example: str) -> None:
+    if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
+        raise ConfigError(
+            f"transformers has no class {auto_class}: write {example}, AutoModelForCausalLM or another AutoModel class."
+        )
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise CheckpointError(f"There is no directory {path}: name a model directory, as save_pretrained writes it.")
+
+
+def _described(model: Any, processor: Any) -> LiveModel:
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return LiveModel(model, processor, parameters, dict(model.all_tied_weights_keys), model.base_model_prefix)
 
 
 def _load_image_processor(path: Path) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.groups import Group, Span
 from evomerge.methods import Linear, Method
+from evomerge.products import inner_products
 from evomerge.task_vectors import TaskVectors
 
 
@@ -43,6 +44,10 @@ class _Piece:
     def exact(self) -> bool:
         """Whether the parameter itself is float32, so that the sum can be made in its memory."""
         return self.live.dtype == self.base.dtype == torch.float32
+
+
+_Taken = list[tuple[list[tuple[int, int]], Tensor]]
+"""Inner products, (n,) each, and the (group, expert) that each of the n belongs to."""
 
 
 class Merger:
@@ -101,8 +106,8 @@ class Merger:
     def gradient(self, losses: Iterable[Tensor], wanted: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the gradient of the sum of losses of the candidate that is in the model.
 
-        As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (products and
-        sums in float32 or better, which do not depend on addresses as a BLAS dot product does) and it is freed.
+        As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (see
+        `products.py`: in float32 or better, whatever the addresses) and it is freed.
 
         Args:
             losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
@@ -119,10 +124,9 @@ class Merger:
         """
         check_gradient(self._method)
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
-        device = next(iter(self._parameters.values())).device
-        sums = torch.zeros(self._shape, dtype=torch.float64, device=device)
+        taken: _Taken = []
         reached = False
-        with self._watched(sums, wanted), torch.enable_grad():
+        with self._watched(taken, wanted), torch.enable_grad():
             for loss in losses:
                 if loss.requires_grad:
                     loss.backward()
@@ -132,11 +136,15 @@ class Merger:
                 "The loss depends on none of the coefficients that are searched, so its gradient is 0 everywhere: "
                 "free more of them (space, space.frozen), or use a searcher by values such as searcher=cmaes."
             )
-        return {"weight": sums.cpu().numpy()}
+        sums = np.zeros(self._shape)
+        if taken:
+            places = np.array([place for places, _ in taken for place in places])
+            np.add.at(sums, tuple(places.T), torch.cat([products for _, products in taken]).double().cpu().numpy())
+        return {"weight": sums}
 
     @contextmanager
-    def _watched(self, sums: Tensor, wanted: np.ndarray) -> Iterator[None]:
-        """Let the parameters with a wanted entry have gradients, each of which is added to the sums and freed."""
+    def _watched(self, taken: _Taken, wanted: np.ndarray) -> Iterator[None]:
+        """Let the parameters with a wanted entry have gradients, each of which is taken and freed."""
         watched: dict[str, list[_Piece]] = {}
         for piece in self._pieces:
             if wanted[piece.group, piece.experts].any():
@@ -145,7 +153,7 @@ class Merger:
         try:
             for name, pieces in watched.items():
                 parameter = self._parameters[name].requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, pieces, sums, wanted)))
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, pieces, taken, wanted)))
             yield
         finally:
             for hook in hooks:
@@ -185,17 +193,18 @@ def check_gradient(method: Method | type[Method]) -> None:
         )
 
 
-def _take(pieces: Sequence[_Piece], sums: Tensor, wanted: np.ndarray, parameter: nn.Parameter) -> None:
-    """Add the inner products of a parameter's gradient with its deltas to the sums, and free the gradient."""
+def _take(pieces: Sequence[_Piece], taken: _Taken, wanted: np.ndarray, parameter: nn.Parameter) -> None:
+    """Take the inner products of a parameter's gradient with its deltas, and free the gradient."""
     if parameter.grad is None:
         return
     gradient = parameter.grad.reshape(-1)
-    for piece in pieces:
-        part = gradient[piece.span.start : piece.span.stop]
-        for expert, delta in zip(piece.experts, piece.prepared, strict=True):
-            if wanted[piece.group, expert]:
-                sums[piece.group, expert] += (part * delta).sum()  # the deltas are float32, so the product is too
     parameter.grad = None
+    for piece in pieces:
+        held = zip(piece.experts, piece.prepared, strict=True)
+        chosen = {expert: delta for expert, delta in held if wanted[piece.group, expert]}
+        places = [(piece.group, expert) for expert in chosen]
+        part = gradient[piece.span.start : piece.span.stop]
+        taken += [(places, products) for products in inner_products(part, list(chosen.values()))]
 
 
 def _check_live(name: str, live: Tensor | None, base: Tensor) -> None:

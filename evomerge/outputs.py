@@ -10,26 +10,21 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from evomerge import __version__
 from evomerge.assembly import Assembly
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import EvomergeError
 from evomerge.evaluator import Timing
+from evomerge.export.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.identity import digest
-from evomerge.mergekit import to_mergekit
 from evomerge.progress import Reporter
-from evomerge.recipe import Recipe, Source
 from evomerge.runs import read_timings
-from evomerge.task_vectors import TaskVectors
 from evomerge.trials import finite
 
 LABELS = {
@@ -56,69 +51,23 @@ def write_outputs(
     Returns:
         The summary.
     """
-    recipe = _recipe(assembly, settings, result.pop("coefficients"), _scores(result), keep_heads(assembly, directory))
+    heads = keep_heads(assembly, directory)
+    recipe = make_recipe(assembly, settings, result.pop("coefficients"), _scores(result), heads)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-    vectors = assembly.vectors
     try:
-        _check_names(vectors)
-        dtype = str(next(assembly.live.model.parameters()).dtype).removeprefix("torch.")
-        write_atomically(
-            directory / "mergekit.yaml",
-            to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype, vectors.base.extra, assembly.live.tied),
-        )
+        write_atomically(directory / "mergekit.yaml", mergekit_yaml(assembly, recipe))
     except EvomergeError as error:
         (directory / "mergekit.yaml").unlink(missing_ok=True)
         reporter.say(f"No mergekit.yaml: {error}")
     machine = fingerprint()
     summary = {
         **result,
+        "warnings": assembly.warnings,
         "seconds": _seconds(directory / "timings.jsonl"),
         "versions": {"evomerge": __version__, **{name: machine[name] for name in VERSIONS}},
     }
     write_atomically(directory / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
     return summary
-
-
-def _check_names(vectors: TaskVectors) -> None:
-    """Refuse a mergekit.yaml that mergekit could not run: it looks for the base's tensor names in every expert."""
-    for name, expert in vectors.experts.items():
-        for parameter, key in expert.keys.items():
-            if vectors.base.keys.get(parameter, key) != key:
-                raise ConfigError(
-                    f"mergekit needs the same tensor names in all files, and the expert {name} has {key} where the "
-                    f"base has {vectors.base.keys[parameter]}. Save the experts' backbones alone, as the base is saved."
-                )
-
-
-def _recipe(
-    assembly: Assembly, settings: Mapping[str, Any], coefficients: Any, scores: dict[str, Any], heads: dict[str, str]
-) -> Recipe:
-    sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
-    return Recipe(
-        base=Source(str(sources.base), vectors.base.sha256),
-        experts={name: Source(str(path), vectors.experts[name].sha256) for name, path in sources.experts.items()},
-        method=_method(assembly, settings["method"]),
-        granularity=settings["space"]["granularity"],
-        coefficients={
-            variable: {
-                group.name: dict(zip(space.experts, row, strict=True))
-                for group, row in zip(space.groups, rows, strict=True)
-            }
-            for variable, rows in coefficients.items()
-        },
-        scores=scores,
-        heads=heads,
-        auto_class=settings["model"]["auto_class"],
-        version=__version__,
-    )
-
-
-def _method(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method as plain data: names instead of classes, its settings, and those of its transform."""
-    own = {name: value for name, value in settings.items() if name not in ("_target_", "transform")}
-    transform = assembly.method.transform
-    given = {"transform": {"name": transform.name, **transform.settings}} if transform else {}
-    return {"name": assembly.method.name, **own, **given}
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,32 +78,7 @@ def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
         "items": result["items"]["report"],
         "trials": result["trials"],
     }
-    return finite({**how, "winner": result["select"]["winner"], **result["report"], **result["paired"]})
-
-
-def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
-    """Write the head of every task beside the recipe, and return their paths relative to it.
-
-    A frozen head is copied. Of an expert's own head, all float tensors are written that the merge does not have.
-    """
-    base, heads = assembly.vectors.base, {}
-    for name, task in assembly.sources.tasks.items():
-        target = directory / "heads" / f"{name}.safetensors"
-        if task.head is not None:
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(task.head, target)
-        elif task.expert is not None:
-            expert = assembly.vectors.experts[task.expert]
-            keys = [*expert.extra, *(expert.keys[parameter] for parameter in base.missing if parameter in expert.keys)]
-            tensors = {key: expert.tensors[key].contiguous() for key in keys if expert.tensors[key].is_floating_point()}
-            if not tensors:
-                continue
-            target.parent.mkdir(exist_ok=True)
-            save_file(tensors, target, metadata={"expert": task.expert})
-        else:
-            continue
-        heads[name] = str(target.relative_to(directory))
-    return heads
+    return finite({**how, "finalist": result["select"]["winner"], **result["report"], **result["paired"]})
 
 
 def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.gradients import GradientEvaluator
 from evomerge.learning import cautions
+from evomerge.plan import affordable, judged, plan
 from evomerge.progress import Reporter
 
 GIB = 2**30
@@ -25,7 +26,7 @@ GIB = 2**30
 def preflight(
     assembly: Assembly,
     settings: Mapping[str, Any],
-    subset: Subset,
+    subsets: Mapping[str, Subset],
     score: Scorer,
     objective: Objective,
     gradients: GradientEvaluator | None,
@@ -33,10 +34,19 @@ def preflight(
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
 
+    Args:
+        assembly: the parts of the search.
+        settings: its settings.
+        subsets: choose the items of each split.
+        score: scores the live model on search items.
+        objective: makes a value of an outcome.
+        gradients: takes the steps of a gradient, if the searcher asks for any.
+        reporter: prints.
+
     Raises:
         ConfigError: the fitness cannot score the base, or its loss has no gradient there.
     """
-    ids, what = subset(0), "fitness"
+    ids, what = subsets["search"](0), "fitness"
     try:
         score(ids)  # the first call pays for what is set up lazily
         started = time.perf_counter()
@@ -50,8 +60,10 @@ def preflight(
         raise ConfigError(
             f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
-    rows = _facts(assembly, settings, ids, seconds if step is None else step)
-    for name, text in [*rows, ["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"]]:
+    rows = _facts(assembly, settings, ids)
+    rows.append(["time", _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))])
+    rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
+    for name, text in rows:
         reporter.say(f"{name:>16}  {text}")
     zero = [name for name, held in assembly.space.frozen.items() if held == 0]
     if zero:
@@ -63,10 +75,8 @@ def preflight(
         reporter.say(f"{'warning':>16}  {warning}")
 
 
-def _facts(
-    assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], seconds: float
-) -> list[list[str]]:
-    """Return what is printed of sources, space, memory and time, as names and texts."""
+def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Return what is printed of sources, space and memory, as names and texts."""
     space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
     deltas = 4 * sum(
@@ -95,15 +105,42 @@ def _facts(
             "memory",
             f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {deltas / GIB:.2f} GiB (memory-mapped)",
         ],
-        [
-            "time",
-            f"about {seconds:.2f} s a candidate; {settings['budget']} candidates take about "
-            f"{_span(settings['budget'] * seconds)}",
-        ],
     ]
+
+
+def _times(
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    subsets: Mapping[str, Subset],
+    seconds: float,
+    step: tuple[float, int] | None,
+) -> str:
+    """Return how long search and selection will take, as a sentence.
+
+    Args:
+        assembly: the parts of the search.
+        settings: its settings.
+        subsets: choose the items of each split.
+        seconds: that a candidate takes.
+        step: the seconds that a step of the gradient takes, and the number of its inputs; None without a gradient.
+    """
+    size = {split: subset.size for split, subset in subsets.items()}
+    step_seconds, inputs = step or (0.0, 1)
+    parts = plan(settings, assembly.space, step is not None)
+    candidates, steps = affordable(parts, settings["budget_items"], size["search"], inputs)
+    costs = [(candidates, "candidate", seconds), (steps, "step", step_seconds)]
+    costs = [cost for cost in costs if cost[0]]
+    prices = " and ".join(f"{each:.2f} s a {kind}" for _, kind, each in costs)
+    asked = " and ".join(f"{count:,} {kind}{'s' * (count > 1)}" for count, kind, _ in costs)
+    searching = sum(count * each for count, _, each in costs)
+    judging = judged(settings, assembly.space, steps, size["select"], size["report"]) * seconds / size["search"]
+    return (
+        f"about {prices}; {asked} take about {_span(searching)}, choosing the winner on {size['select']:,} select and "
+        f"{size['report']:,} report items about {_span(judging)}"
+    )
 
 
 def _span(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

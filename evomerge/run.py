@@ -1,14 +1,15 @@
 """One search from its settings to its run directory.
 
 In: a typed configuration and a directory. Out, in that directory: `trials.jsonl` (the checkpoint), `timings.jsonl`,
-`config.yaml`, `recipe.yaml`, `mergekit.yaml`, `heads/` and `summary.json`. Run again it replays the log and goes on;
-a finished run is only shown.
+`config.yaml`, `recipe.yaml`, `mergekit.yaml`, `heads/`, `summary.json` and `report.html`. Run again it replays the log
+and goes on; a finished run is only shown.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from evomerge.assembly import Assembly, assemble, make_searcher
 from evomerge.config import SearchConfig, check, plain
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer, SerialEvaluator
+from evomerge.evaluator import Scorer, SerialEvaluator, Timing
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.objectives import Objective
@@ -27,15 +28,18 @@ from evomerge.gradients import GradientEvaluator
 from evomerge.identity import describe
 from evomerge.items import Item
 from evomerge.judge import Judge, score_experts
-from evomerge.learning import check_learning, find_learning
+from evomerge.learning import Learning, check_learning, find_learning
 from evomerge.outputs import finished, recorder, run_digest, show, write_outputs
+from evomerge.plan import Part, plan
 from evomerge.preflight import preflight
 from evomerge.progress import Reporter
 from evomerge.search import Evaluator, search
-from evomerge.searchers.base import Elite
+from evomerge.searchers.base import Elite, Searcher
 from evomerge.selection import select
 from evomerge.stopping import Budget, Interrupt, Stopped, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
+
+logger = logging.getLogger(__name__)
 
 
 def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dict[str, Any] | None:
@@ -67,60 +71,120 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
         return done
-    score, subset = scorers["search"], subsets["search"]
     record = recorder(directory / "timings.jsonl")
     with Interrupt() as interrupt:
-        objective = make_objective(assembly, settings, score, subset)
-        values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record)
-        gradients = learning and GradientEvaluator(assembly, learning, settings, record)
-        budget = make_budget(settings, subset.size, gradients.size if gradients else None, interrupt)
-        preflight(assembly, settings, subset, score, objective, gradients, reporter)
+        objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record)
+        parts = plan(settings, assembly.space, gradients is not None)
+        budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
+        preflight(assembly, settings, subsets, scorers["search"], objective, gradients, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            evaluate = interrupt.wrap(asked_for(values, gradients))
-            with reporter.searching(evaluate, log.logged, settings["budget"]) as watched:
+            with reporter.searching(interrupt.wrap(evaluate), log.logged, settings["budget"]) as watched:
                 reason = search(searcher, watched, log, budget)
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            incumbents = searcher.incumbents() | unfinished(log)
-            if not incumbents:
-                raise EvomergeError(
-                    f"All {log.trials} candidates failed, so there is no winner. The errors: {log.path}."
-                )
             judge = Judge(assembly, settings, scorers, subsets, interrupt)
-            try:
-                with reporter.working("choosing the winner on the select split, scoring it on the report split"):
-                    result = select(judge, settings, incumbents)
-            except Stopped:
-                reporter.say(StopReason.INTERRUPTED.value)
+            if (result := _choose(judge, settings, searcher, log, reporter)) is None:
                 return None
             result["items"] = {split: subset.size for split, subset in subsets.items()}
             result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": log.failed}
             result["run"] = run_digest(directory, identity, settings, judged)
             summary = write_outputs(directory, assembly, settings, result, reporter)
     show(summary, directory, reporter)
+    _draw(directory, reporter)
     return summary
 
 
-def make_budget(settings: Mapping[str, Any], size: int, step: int | None, interrupt: Interrupt) -> Budget:
-    """Return the budget of a search, which must buy one candidate of `size` items and a gradient on `step` inputs."""
-    dearest = max(size, step or 0)
-    if (settings["budget_items"] or dearest) < dearest:
+def _choose(
+    judge: Judge, settings: Mapping[str, Any], searcher: Searcher, log: TrialLog, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Return what the selection says of the searcher's incumbents, or None when it was asked to stop before the end.
+
+    Raises:
+        EvomergeError: there are none, or none of them could be scored.
+    """
+    incumbents = searcher.incumbents() | unfinished(log)
+    if not incumbents:
+        raise EvomergeError(f"All {log.trials} candidates failed, so there is no winner. The errors: {log.path}.")
+    try:
+        with reporter.working("choosing the winner on the select split, scoring it on the report split"):
+            return select(judge, settings, incumbents)
+    except Stopped:
+        reporter.say(StopReason.INTERRUPTED.value)
+        return None
+
+
+def _draw(directory: Path, reporter: Reporter) -> None:
+    """Write the report; it never costs a run, which is on the disk by now."""
+    try:
+        from evomerge.report import write_report  # its libraries take a second to load, and may be missing
+
+        with reporter.working("drawing the report"):
+            page = write_report(directory)
+    except Exception as error:  # whatever goes wrong in drawing
+        logger.warning("The report could not be written: %s: %s", type(error).__name__, error)
+    else:
+        reporter.say(f"report: {os.path.relpath(page)}")
+
+
+def make_budget(
+    settings: Mapping[str, Any], parts: Sequence[Part], size: int, step: int | None, interrupt: Interrupt
+) -> Budget:
+    """Return the budget of a search, which must buy one of each that will be asked for.
+
+    Args:
+        settings: of the search.
+        parts: what will be asked for.
+        size: the items of a candidate.
+        step: the inputs of a step of the gradient, if there is one.
+        interrupt: a request to stop.
+
+    Raises:
+        ConfigError: it is less than that, or not positive.
+    """
+    prices = {part.gradient: step if part.gradient and step else size for part in parts}
+    dearest = max(prices, key=lambda gradient: prices[gradient], default=False)
+    items, price = settings["budget_items"], prices.get(dearest, size)
+    if items is not None and items < price:
+        what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
         raise ConfigError(
-            f"budget_items={settings['budget_items']} is less than one candidate costs, {dearest} items: raise it, or "
-            f"lower {'fitness.items' if dearest == size else 'loss.inputs'}."
+            f"budget_items={items} is less than one {what} costs, {price} items: raise it, or lower {setting}."
         )
-    return Budget(settings["budget"], settings["budget_items"], size, step, interrupt)
+    return Budget(settings["budget"], items, size, step, interrupt)
 
 
-def asked_for(values: Evaluator, gradients: Evaluator | None) -> Evaluator:
-    """Return an evaluator that gives each batch what it asks for: values of the fitness, or a loss and its gradient."""
+def make_evaluators(
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    scorers: Mapping[str, Scorer],
+    subsets: Mapping[str, Subset],
+    learning: Learning | None,
+    record: Callable[[Timing], None] = lambda timing: None,
+) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
+    """Put together what scores the batches of a search.
+
+    Args:
+        assembly: the parts of the search.
+        settings: its settings.
+        scorers: score the live model on the items of a split; here, `search`.
+        subsets: choose the items of a split; here, `search`.
+        learning: what a gradient learns from; None for a searcher by values.
+        record: is told where the time of each candidate and step went.
+
+    Returns:
+        The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
+        values of the objective or a loss and its gradient.
+    """
+    score, subset = scorers["search"], subsets["search"]
+    objective = make_objective(assembly, settings, score, subset)
+    values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record)
+    gradients = learning and GradientEvaluator(assembly, learning, settings, record)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
         return (gradients if batch.gradient and gradients else values)(batch, missing)
 
-    return evaluate
+    return objective, gradients, evaluate
 
 
 def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Subset]:

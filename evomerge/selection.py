@@ -31,12 +31,12 @@ CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
 
 
 def summary(outcome: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Return `{"mean", "se", "tasks": {task: score}}` of one model."""
+    """Return `{"mean", "se", "tasks": {task: score}, "tasks_se": {task: its standard error}}` of one model."""
     return _weighted({task: metrics[metric] for task, metrics in outcome.results.items()}, weights)
 
 
-def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Return `{"diff", "se"}` of one model minus another on the same items.
+def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return `{"diff", "se", "tasks", "tasks_se"}` of one model minus another on the same items.
 
     Raises:
         ValueError: the outcomes are not of the same items.
@@ -45,7 +45,7 @@ def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, floa
         raise ValueError("paired statistics need outcomes on the same items in the same order")
     differences = {task: one.results[task][metric] - other.results[task][metric] for task in one.results}
     result = _weighted(differences, weights)
-    return {"diff": result["mean"], "se": result["se"]}
+    return {"diff": result.pop("mean"), **result}
 
 
 def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[str, dict[str, float]]:
@@ -147,4 +147,9 @@ def _weighted(values: Mapping[str, np.ndarray], weights: Mapping[str, float] | N
     with np.errstate(invalid="ignore"):  # infinite results have no variance
         variances = {task: float(np.var(v, ddof=1)) / len(v) if len(v) > 1 else math.nan for task, v in values.items()}
     mean = sum(share[task] * means[task] for task in values)
-    return {"mean": mean, "se": math.sqrt(sum(share[task] ** 2 * variances[task] for task in values)), "tasks": means}
+    return {
+        "mean": mean,
+        "se": math.sqrt(sum(share[task] ** 2 * variances[task] for task in values)),
+        "tasks": means,
+        "tasks_se": {task: math.sqrt(variance) for task, variance in variances.items()},
+    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from evomerge.pico import build_pico
 from evomerge.suite import Suite, Task, load_suite
 
 TASK_SETTINGS = ("items", "head", "expert", "classes")
+FURTHER = ("task", "split", "splits", "fewshot", "metric", "include_path", "subset", "field")
+"""Settings of a task that only some fitnesses have; `task` is another word for `items`."""
 FEW = 30
 """Fewer items of a task than this make a standard error of nine points and more."""
 PIXELS = ("size", "crop_size", "do_center_crop", "resample", "rescale_factor", "image_mean", "image_std")
@@ -28,11 +30,19 @@ PIXELS = ("size", "crop_size", "do_center_crop", "resample", "rescale_factor", "
 
 @dataclass(frozen=True)
 class Sources:
-    """Where models and tasks come from."""
+    """Where models and tasks come from.
+
+    Attributes:
+        base: its directory.
+        experts: their directories by name.
+        tasks: by name.
+        further: by task, the settings that only some fitnesses have (`FURTHER`), as they were given.
+    """
 
     base: Path
     experts: dict[str, Path]
     tasks: dict[str, Task]
+    further: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
@@ -52,7 +62,8 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
         chosen = list(suite.experts) if experts is None else _known(experts, suite.experts, "model.experts")
         found = {name: suite.experts[name] for name in chosen}
         own = {name: task for name, task in suite.tasks.items() if task.expert is None or task.expert in found}
-        return Sources(Path(model["base"] or suite.base), found, own if tasks is None else _tasks(tasks, found))
+        named, further = (own, {}) if tasks is None else _tasks(tasks, found)
+        return Sources(Path(model["base"] or suite.base), found, named, further)
     if not model["base"] or not experts:
         raise ConfigError(
             "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for "
@@ -71,7 +82,7 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
             "Two experts have the same directory name. Name them: 'model.experts={first: path/a, second: other/a}'."
         )
     found = {str(name): Path(str(path)) for name, path in named.items()}
-    return Sources(Path(model["base"]), found, _tasks(tasks, found))
+    return Sources(Path(model["base"]), found, *_tasks(tasks, found))
 
 
 def read_split(tasks: Mapping[str, Task], split: str) -> dict[str, list[Item]]:
@@ -156,10 +167,16 @@ def _known(names: Any, known: Mapping[str, Any], setting: str) -> list[str]:
     return list(names)
 
 
-def _tasks(tasks: Any, experts: Mapping[str, Path]) -> dict[str, Task]:
+def _tasks(tasks: Any, experts: Mapping[str, Path]) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
+    """Return the tasks, and those settings of each that only some fitnesses have."""
     if not isinstance(tasks, Mapping) or not tasks:
         raise ConfigError(f"fitness.tasks is {tasks}; write 'fitness.tasks={{name: items.jsonl, ...}}'.")
-    return {str(name): _task(str(name), given, experts) for name, given in tasks.items()}
+    further = {
+        str(name): {key: value for key, value in given.items() if key in FURTHER and key != "task"}
+        for name, given in tasks.items()
+        if isinstance(given, Mapping)
+    }
+    return {str(name): _task(str(name), given, experts) for name, given in tasks.items()}, further
 
 
 def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
@@ -169,15 +186,19 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
     given = {"items": given} if isinstance(given, str) else given
     if not isinstance(given, Mapping):
         raise ConfigError(f"{setting} is {given}; write the path of its items, or {{items: ..., expert: ...}}.")
-    if unknown := sorted(set(map(str, given)) - set(TASK_SETTINGS)):
-        near = nearest(unknown[0], TASK_SETTINGS, cutoff=0.0)
+    known = (*TASK_SETTINGS, *FURTHER)
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        near = nearest(unknown[0], known, cutoff=0.0)
         raise ConfigError(
-            f"{setting} has the setting '{unknown[0]}'. Did you mean '{near[0]}'? There are {', '.join(TASK_SETTINGS)}."
+            f"{setting} has the setting '{unknown[0]}'. Did you mean '{near[0]}'? There are {', '.join(known)}."
         )
-    for part in ("items", "head"):
+    for part in ("items", "task", "head"):
         if not isinstance(given.get(part), str | None):
             raise ConfigError(f"{setting}.{part} is {given[part]}; write a path.")
-    if not given.get("items"):
+    if given.get("items") and given.get("task"):
+        raise ConfigError(f"{setting} has `items` and `task`, two words for one thing: leave one of them out.")
+    items = given.get("items") or given.get("task")
+    if not items:
         raise ConfigError(f"{setting} has no items: write {setting}.items=path/to/items.jsonl.")
     expert = given.get("expert", name if name in experts else None)
     if expert is not None:
@@ -187,7 +208,7 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
         raise ConfigError(f"{setting}.classes is '{classes}'; write a list of names: '{setting}.classes=[no,yes]'.")
     if expert is not None and not head and classes:
         _check_classes(setting, [str(c) for c in classes], experts[expert])
-    return Task(name, Path(given["items"]), Path(head) if head else None, expert, tuple(map(str, classes)))
+    return Task(name, Path(items), Path(head) if head else None, expert, tuple(map(str, classes)))
 
 
 def _check_classes(setting: str, classes: list[str], expert: Path) -> None:

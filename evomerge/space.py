@@ -166,19 +166,8 @@ def make_space(
     basis, coordinates = _basis(groups, experts, granularity == "line", sharing, dead)
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = _held(entries, variables, frozen or {}), _merged(entries, tied or ())
-    alive = np.isin(np.arange(len(coordinates)), basis.indices)
-    free = {
-        entry: merged.get(entry, entry)
-        for names in entries.values()
-        for entry, touches in zip(names, alive, strict=True)
-        if touches and entry not in held
-    }
+    free = _free(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
     names = tuple(dict.fromkeys(free.values()))
-    if not names:
-        raise SpaceError(
-            "Nothing is left to search: every coefficient is frozen, by a pattern or because its task vector is zero. "
-            "Freeze fewer entries, or check that the experts are not copies of the base."
-        )
     pairs = np.argwhere(dead)
     low, high, matrices, offsets, known = np.empty(len(names)), np.empty(len(names)), {}, {}, dict(held)
     for v in variables:
@@ -205,6 +194,26 @@ def _basis(
     basis = sparse.csr_array(sparse.diags_array((~dead).ravel().astype(np.float64)) @ basis)
     basis.eliminate_zeros()
     return basis, [f"{place}/{owner}" for place in places for owner in owners]
+
+
+def _free(
+    entries: Mapping[str, list[str]], alive: np.ndarray, held: Mapping[str, float], merged: Mapping[str, str]
+) -> dict[str, str]:
+    """Entry name -> the coordinate of the space that moves it, for those that nothing holds; `alive`, (entries,), says
+    which of a variable's entries have a task vector to multiply.
+    """
+    free = {
+        entry: merged.get(entry, entry)
+        for names in entries.values()
+        for entry, touches in zip(names, alive, strict=True)
+        if touches and entry not in held
+    }
+    if not free:
+        raise SpaceError(
+            "Nothing is left to search: every coefficient is frozen, by a pattern or because its task vector is zero. "
+            "Freeze fewer entries, or check that the experts are not copies of the base."
+        )
+    return free
 
 
 def _choice(

@@ -1,35 +1,26 @@
 """Task vectors τ_k = θ_k − θ_0 (Ilharco et al. 2023, arXiv 2212.04089), computed once and kept on disk.
 
 In: the base and the experts as `Checkpoint`s. Out: `TaskVectors`, float32 deltas by expert and parameter, memory-mapped
-from `cache/<hash>.safetensors`, one file per expert, named by everything that its numbers depend on. Both sides are
-cast to float32 before they are subtracted. A delta is always read from the file, also right after it was written, so
-that a first run sees what later ones see.
+from a file per expert (`delta_files.py`). Both sides are cast to float32 before they are subtracted.
 """
 
-import hashlib
-import json
-import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from evomerge.checkpoint import Checkpoint, check_base
+from evomerge.delta_files import cached
 from evomerge.errors import CheckpointError
-from evomerge.weights import Progress, content_hash, file_stamps, listed, load_file, remembered_hash
+from evomerge.weights import Progress, listed
 
-FORMAT = "evomerge task vector 1"
+FORMAT = "evomerge task vector 2"
 RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
 SAMPLE = 1 << 18  # elements per tensor that the cosine looks at
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,39 +92,6 @@ def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) ->
         [parameter, base.keys[parameter], expert.keys[parameter]] for parameter in _common(base, expert, parameters)
     ]
     return [FORMAT, base.sha256, expert.sha256, keys]
-
-
-def cached(
-    contents: list[Any],
-    compute: Callable[[], dict[str, Tensor]],
-    name: str,
-    cache: Path,
-    progress: Progress | None = None,
-) -> dict[str, Tensor]:
-    """The deltas of one expert from their file, which is written first where there is none or a damaged one.
-
-    Args:
-        contents: all that the deltas depend on, as plain data: it names the file.
-        compute: returns parameter -> delta, without those that are zero.
-        name: of the expert, for messages.
-        cache: directory of the file.
-        progress: told what is done, in bytes.
-
-    Raises:
-        CheckpointError: the file cannot be written, or does not read back.
-    """
-    file = cache / f"{hashlib.sha256(json.dumps(contents).encode()).hexdigest()}.safetensors"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):  # a second process waits, and reads what the first has written
-        deltas = _read(file, cache, progress)
-        if deltas is None:
-            _write(file, compute(), name)
-            deltas = _read(file, cache, progress)
-    if deltas is None:
-        raise CheckpointError(
-            f"the task vector of expert {name} does not read back from {file} as written; the disk is failing or full."
-        )
-    return deltas
 
 
 def check_family(
@@ -238,33 +196,4 @@ def _subtract(
         done += delta.numel()
         if progress:
             progress(f"task vector of {name}", done, len(block))
-    return deltas
-
-
-def _write(file: Path, deltas: dict[str, Tensor], name: str) -> None:
-    try:
-        save_file(deltas, file, metadata={"sha256": content_hash(deltas)})  # atomic: it renames
-    except (SafetensorError, OSError) as error:
-        size = sum(delta.nbytes for delta in deltas.values()) / 2**30
-        raise CheckpointError(
-            f"the task vector of expert {name} ({size:.1f} GiB) cannot be written to {file.parent}: {error}."
-            " Make room there, or name another directory for the cache."
-        ) from error
-
-
-def _read(file: Path, cache: Path, progress: Progress | None) -> dict[str, Tensor] | None:
-    """The deltas of a file, memory-mapped; None where there is no file, or not the content that was written."""
-    if not file.exists():
-        return None
-    stamps = file_stamps([file])
-    deltas, written = {}, None
-    try:
-        deltas = load_file(file)
-        with safe_open(file, framework="pt") as handle:
-            written = (handle.metadata() or {}).get("sha256")
-    except (CheckpointError, SafetensorError):
-        pass  # said below
-    if written is None or remembered_hash(file, stamps, deltas, cache, progress) != written:
-        logger.warning("the cached task vector %s is damaged: it is computed again", file)
-        return None
     return deltas

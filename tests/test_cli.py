@@ -63,11 +63,11 @@ def test_the_run_directory_is_complete(smoke) -> None:
     summary = json.loads((directory / "summary.json").read_text())
     assert list(summary["report"]) == ["base", "experts", "best_constant", "winner"]
     for row in summary["report"].values():
-        assert set(row) == {"mean", "se", "tasks"}
+        assert set(row) == {"mean", "se", "tasks", "tasks_se"}
         assert set(row["tasks"]) == {"animals", "trees", "metals"}
         assert row["mean"] == pytest.approx(sum(row["tasks"].values()) / 3)
         assert 0 < row["se"] < 0.05
-    assert set(summary["paired"]["winner_vs_best_constant"]) == {"diff", "se"}
+    assert set(summary["paired"]["winner_vs_best_constant"]) == {"diff", "se", "tasks", "tasks_se"}
     report = summary["report"]
     assert summary["paired"]["winner_vs_best_constant"]["diff"] == pytest.approx(
         report["winner"]["mean"] - report["best_constant"]["mean"]

@@ -109,6 +109,14 @@ def test_wrong_types_are_refused(group: str, override: str, message: str) -> Non
         make()
 
 
+@pytest.mark.parametrize("group", ["method", "searcher", "fitness", "loss"])
+def test_a_search_without_one_of_its_parts(group: str) -> None:
+    plain: Any = OmegaConf.to_container(compose(), resolve=True)
+    plain[group] = None
+    with pytest.raises(ConfigError, match=rf"{group}=null leaves the search without one: write {group}= and one of"):
+        check(plain)
+
+
 def test_short_form_of_a_space() -> None:
     assert spelled_out("space=blocks:6") == ["space=blocks", "space.n=6"]
     assert spelled_out("space=layer") == ["space=layer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,25 @@ def test_a_budget_of_items_is_never_passed(
     assert sum(spent) <= items < sum(spent) + max(3 * inputs, 12)
 
 
-def test_too_small_a_budget_of_items(settings: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"less than one candidate costs, 15 items.*loss\.inputs"):
-        run(tmp_path, *settings, "searcher=gradient", "budget_items=14")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget_items=14"], r"one step of the gradient costs, 15 items: raise it, or lower loss\.inputs"),
+        (["budget_items=11", "loss.inputs=2"], r"one candidate costs, 12 items: raise it, or lower fitness\.items"),
+        (["budget_items=5", "loss.inputs=2", "start=0.4"], r"one step of the gradient costs, 6 items"),
+        (["searcher=hybrid", "budget_items=14", "start=0.4"], r"one step of the gradient costs, 15 items"),
+        (["searcher=hybrid", "budget_items=11", "loss.inputs=2", "start=0.4"], r"one candidate costs, 12 items"),
+    ],
+)
+def test_too_small_a_budget_of_items(settings: list[str], overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"less than {message}"):
+        run(tmp_path, *settings, "searcher=gradient", *overrides)
+
+
+def test_a_budget_of_items_need_not_buy_what_is_never_asked_for(settings: list[str], tmp_path: Path) -> None:
+    """From a given start a gradient scores no candidate, so it does not matter that one costs 12 items."""
+    given = ["searcher=gradient", "loss.inputs=1", "start=0.4", "space=layer", "budget_items=11", "budget=9"]
+    assert run(tmp_path, *settings, *given)["trials"] == 3
 
 
 def test_the_loss_is_part_of_the_search(settings: list[str], tmp_path: Path) -> None:
@@ -139,6 +156,20 @@ def test_cautions_are_said_before_the_search(
     run(tmp_path / "b", *settings, "searcher=gradient", "budget=8", "space=layer")
     assert "warning  searcher.steps=60, but the budget leaves 2" in capsys.readouterr().err
     assert json.loads((tmp_path / "b" / "summary.json").read_text())["trials"] == 8
+
+
+def test_times_are_estimated(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    number = r"[\d.]+"
+    cases = {
+        "searcher=random": rf"about {number} s a candidate; 9 candidates take about 1 s",
+        "searcher=gradient": rf"about {number} s a candidate and {number} s a step; 6 candidates and 3 steps take",
+        "searcher=hybrid": rf"about {number} s a candidate and {number} s a step; 7 candidates and 2 steps take",
+    }
+    for searcher, expected in cases.items():
+        more = ["searcher.first.steps=2"] if searcher == "searcher=hybrid" else []
+        run(tmp_path / searcher, *settings, searcher, *more, "space=layer", "budget=9")
+        said = capsys.readouterr().err
+        assert re.search(rf"time  {expected}.*, choosing the winner on 60 select and 60 report items about \d+ s", said)
 
 
 def test_what_has_no_gradient_is_refused_before_anything_is_loaded(settings: list[str], tmp_path: Path) -> None:

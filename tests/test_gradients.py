@@ -204,3 +204,29 @@ def test_what_is_no_collapse(make, assembly: Assembly, caplog) -> None:
 
     assert watched(make, assembly, mostly, 24, caplog) == []
     assert COLLAPSED > 14 / 16
+
+
+def test_a_search_that_goes_on_warns_as_if_it_had_never_stopped(make, assembly: Assembly, caplog) -> None:
+    """Also of a collapse that was before it stopped: whoever goes on with it may not have seen the first warning."""
+
+    def act(n: int, logits: Tensor) -> Tensor:
+        return logits if n < 30 else of_class(1)(n, logits)
+
+    def said() -> list[str]:
+        return sorted(record.getMessage() for record in caplog.records)
+
+    whole = sorted(watched(make, assembly, act, 24, caplog))
+    assert len(whole) == 3
+    evaluate, _ = make("loss=entropy", "loss.inputs=16", act=act)
+    batches = [at(assembly, index=step) for step in range(24)]
+    for batch in batches:
+        batch.trials[0] = scored(evaluate, batch)
+    for logged in (0, 5, 12, 24):
+        resumed, learning = make("loss=entropy", "loss.inputs=16", act=act)
+        learning.fitness.calls = 3 * logged
+        caplog.clear()
+        for batch in batches:
+            missing = [0] if batch.index >= logged else []
+            again = replace(batch, trials=[None] if missing else list(batch.trials))
+            assert len(list(resumed(again, missing))) == len(missing)
+        assert said() == whole

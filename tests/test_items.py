@@ -12,9 +12,11 @@ from evomerge.items import (
     UNLABELED,
     check_disjoint,
     item_id,
+    make_document_item,
     make_image_item,
     make_item,
     read_items,
+    split_of,
     write_items,
 )
 from tests.vision import png
@@ -259,3 +261,35 @@ def test_images_without_pillow(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"images need Pillow, .*: pip install 'evomerge\[vision\]'"):
         read_items(tmp_path, "search")
     assert read_items(tmp_path, "select")
+
+
+def test_a_document_is_an_item_whose_text_is_its_canonical_json():
+    one, same = make_document_item({"b": 1, "a": "x"}, "quiz", 3), make_document_item({"a": "x", "b": 1}, "quiz")
+    assert (one.text, one.label, one.id) == ('{"a":"x","b":1}', 3, same.id)
+    assert one.content == one.text
+    assert make_document_item({"a": "x", "b": 1}, "other").id != one.id  # it may ask another thing of it
+    assert make_document_item({"a": "x", "b": 2}, "quiz").id != one.id
+
+
+def test_plain_text_is_divided_by_blank_lines_where_no_labels_are_needed(tmp_path):
+    texts = [f"def f{i}():\n    return {i}" for i in range(40)]
+    (path := tmp_path / "code.txt").write_text("\n" + "\n\n\n".join(texts) + "\n  \n")
+    items = {split: read_items(path, split, labelled=False) for split in SPLITS}
+    assert sorted(item.text for chosen in items.values() for item in chosen) == sorted(texts)
+    assert all(split_of(item.text) == split for split, chosen in items.items() for item in chosen)
+    assert items["search"][0] == make_item(items["search"][0].text)
+    with pytest.raises(SuiteError, match=r"code\.txt is plain text, which has no labels: write a \.jsonl"):
+        read_items(path, "search")
+    path.write_text("one text")
+    with pytest.raises(SuiteError, match=r"gives no items for the split '(select|report)'.*: add more texts"):
+        [read_items(path, split, labelled=False) for split in ("report", "select", "search")]
+
+
+def test_lines_need_no_labels_where_none_are_asked_for(tmp_path):
+    (path := tmp_path / "search.jsonl").write_text('{"text": "a"}\n{"text": "b", "label": 1}\n')
+    assert [(item.text, item.label) for item in read_items(tmp_path, "search", labelled=False)] == [("a", -1), ("b", 1)]
+    with pytest.raises(SuiteError, match="line 1: label None is no class"):
+        read_items(tmp_path, "search")
+    path.write_text("")
+    with pytest.raises(SuiteError, match=r'add lines like \{"text": "\.\.\."\}$'):
+        read_items(tmp_path, "search", labelled=False)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
+from evomerge.export.mergekit import caveat, to_mergekit
 from evomerge.groups import make_groups
-from evomerge.mergekit import to_mergekit
 from evomerge.recipe import Recipe, Source
 
 GOLDEN = Path(__file__).parent / "data" / "mergekit.yaml"
@@ -51,7 +52,7 @@ def resolver(text, variable="weight"):
 
 def test_golden_file():
     shapes = {name: shape for name, shape in BERT.items() if ".layer." not in name or ".layer.1" in name}
-    recipe = recipe_on("layer", shapes)
+    recipe = replace(recipe_on("layer", shapes), version="0.1.0")
     text = to_mergekit(recipe, {name: f"bert.{name}" for name in shapes}, shapes, "bfloat16")
     assert text == GOLDEN.read_text()
 
@@ -161,18 +162,31 @@ def test_dare_ties_says_that_the_masks_differ():
     assert "Not bit-equal" in text
 
 
+def test_ties_says_what_happens_among_equal_magnitudes_only_where_something_is_trimmed():
+    recipe = recipe_on("layer", BERT, method="ties")
+    assert "any of them" in to_mergekit(recipe, SAME, BERT, "float32")
+    assert "any of them" in caveat(recipe)
+    whole = {group: dict.fromkeys(row, 1.0) for group, row in recipe.coefficients["density"].items()}
+    whole = replace(recipe, coefficients={**recipe.coefficients, "density": whole})
+    assert "any of them" not in to_mergekit(whole, SAME, BERT, "float32")
+    assert caveat(recipe_on("layer", BERT)) == ""
+
+
 def test_what_mergekit_cannot_express_is_refused_with_a_way_out():
     def refused(message, recipe, dtype="float32"):
         with pytest.raises(ConfigError, match=message):
             to_mergekit(recipe, SAME, BERT, dtype)
 
-    refused("part of a tensor.*task_arithmetic with weight 1", recipe_on("chunk:2", BERT))
+    refused(
+        "part of a tensor.*task_arithmetic with weight 1: .evomerge export RUN --materialise DIR",
+        recipe_on("chunk:2", BERT),
+    )
     refused("Unknown method 'slerp'.*linear, ties", recipe_on("layer", BERT, method="slerp"))
     refused("did you mean 'float16'", recipe_on("layer", BERT), dtype="flaot16")
     refused("same path", recipe_on("layer", BERT, paths=("base", "a", "a")))
     refused("recipe in coefficients.weight", recipe_on("layer", {"h.0.w": (2,)}))
     refused(
-        "'name': 'ties', 'density': 0.2.*base \\+ transformed task vector",
+        "'name': 'ties', 'density': 0.2.*base \\+ transformed task vector.*--materialise DIR",
         recipe_on("layer", BERT, transform={"name": "ties", "density": 0.2}),
     )
     linear = recipe_on("layer", BERT)

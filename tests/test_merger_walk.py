@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from evomerge.delta_files import cached
 from evomerge.errors import ConfigError
 from evomerge.groups import make_groups
 from evomerge.merger import Merger
@@ -199,6 +201,27 @@ def test_inner_products_do_not_depend_on_addresses() -> None:
     assert len(found) == 1
     chunks = (gradient.double() * delta.double()).tensor_split(3)
     assert next(iter(found)) == pytest.approx([float(chunk.sum()) for chunk in chunks], rel=1e-4)
+
+
+def test_deltas_read_anew_give_the_same_bits(tmp_path: Path) -> None:
+    """Files are mapped elsewhere each time, and what is allocated in between moves all else."""
+    model = llama(dtype=torch.float32)
+    vectors = vectors_of(model, (("b", "model.norm.weight"),))
+    found = set()
+    for shift in range(4):
+        kept = [torch.empty(100 + 33 * i * shift) for i in range(20)]
+        deltas = {
+            name: cached([name], lambda held=held: {**held}, name, tmp_path) for name, held in vectors.deltas.items()
+        }
+        for granularity in ("tensor", "chunk:3"):
+            fresh = llama(dtype=torch.float32)
+            groups = make_groups(granularity, vectors.parameters)
+            merger = Merger(fresh, replace(vectors, deltas=deltas), groups, Linear())
+            merger.apply({"weight": np.full((len(groups), 3), 0.5)})
+            gradient = merger.gradient(fresh(IDS).logits.logsumexp(-1).sum() for _ in range(1))["weight"]
+            found.add((granularity, gradient.tobytes()))
+        del kept
+    assert len(found) == 2
 
 
 def test_a_loss_that_depends_on_nothing_wanted(small) -> None:

@@ -45,6 +45,18 @@ def test_election_as_in_mergekit(weight: list[float], normalize: bool, expected:
     )
 
 
+@given(st.integers(1, 40), st.sampled_from([1, 2, 7, 63, 64, 65, 527, 4096, 40_001]), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_linear_is_bit_for_bit_the_sum_of_mergekit(experts: int, size: int, seed: int) -> None:
+    """As its generalized_task_arithmetic.py has it: stacked deltas times weights, summed over the experts, plus base;
+    sizes behind a vector's length and more than 16 experts have orders of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    base, deltas = torch.randn(size, generator=generator), torch.randn((experts, size), generator=generator)
+    weight = np.random.default_rng(seed).uniform(-0.5, 1.5, experts)
+    theirs = base + (deltas * torch.tensor(weight, dtype=torch.float32)[:, None]).sum(dim=0)
+    assert torch.equal(merge(Linear(), deltas, weight.tolist(), base=base).view(torch.int32), theirs.view(torch.int32))
+
+
 def test_ties_reviewer_example() -> None:
     """Numbers of V1: density .4 keeps exactly two of five."""
     deltas = torch.tensor([[0.5, 0.1, -0.2, -0.4, 0.05], [-0.1, -0.6, 0.3, 0.2, -0.02]])

@@ -25,6 +25,9 @@ COMMANDS = [
 ]
 ELSEWHERE = ("make ", "pip install", "python scripts/build_suite.py")
 """Commands that .ci/run and tests/test_build_suite.py run."""
+RUN = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
+OWN = [command for command in RUN if re.search(r"path/to|merged|runs/mine", command)]
+"""About one's own models: each needs what those before it made."""
 SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.report_items=60")
 
 
@@ -40,6 +43,8 @@ def test_the_tree_names_what_is_there() -> None:
     for path in (ROOT / "evomerge").iterdir():
         if path.suffix == ".py" and path.name not in ("__init__.py", "errors.py", "names.py"):
             assert path.name in tree, f"{path.name} is not in the README's tree"
+    for path in (ROOT / "evomerge").glob("[!_]*/"):
+        assert f"{path.name}/" in tree, f"{path.name}/ is not in the README's tree"
     for name in re.findall(r"[a-z_]+\.py", tree):
         assert (ROOT / "evomerge" / name).exists(), f"{name} of the README's tree does not exist"
 
@@ -51,29 +56,67 @@ def test_the_example_of_a_fitness_runs() -> None:
     assert names["score"](None, None, {"a": [Item("", "one", 0), Item("", "three", 1)]}) == {"a": [3.0, 5.0]}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ELSEWHERE)])
-def test_commands_run(command: str, pico_suite: Suite, own_classifiers: Path, tmp_path: Path) -> None:
-    """With the pico suite for the text suite, small directories for one's own, and a budget for a test."""
-    (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "text").symlink_to(pico_suite.path)
-    (tmp_path / "suites" / "pico").symlink_to(pico_suite.path)
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "to").symlink_to(own_classifiers)
+@pytest.fixture(scope="module")
+def place(pico_suite: Suite, own_classifiers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's directory: the pico suite for the text suite, small models and files for one's own."""
+    path = tmp_path_factory.mktemp("user")
+    (path / "suites").mkdir()
+    (path / "suites" / "text").symlink_to(pico_suite.path)
+    (path / "suites" / "pico").symlink_to(pico_suite.path)
+    (path / "path").mkdir()
+    (path / "path" / "to").symlink_to(own_classifiers)
     for name in ("mood.jsonl", "topic.jsonl"):
-        (tmp_path / name).symlink_to(own_classifiers / name)
+        (path / name).symlink_to(own_classifiers / name)
+    return path
+
+
+def run(command: str, place: Path) -> str:
+    """Run a command of the README, a search with a budget for a test; return its standard output."""
     program, *arguments = shlex.split(command)
     assert program == "evomerge"
+    if arguments[0] == "search":
+        arguments = [*(argument for argument in arguments if not argument.startswith("budget=")), *SMALL]
     code = "from evomerge.cli import main; main()"
-    kept = [argument for argument in arguments if not argument.startswith("budget=")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *kept, *SMALL],
-        cwd=tmp_path,
+        [sys.executable, "-c", code, *arguments],
+        cwd=place,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,
     )
-    assert done.returncode == 0, done.stderr
-    assert "winner" in done.stdout
-    assert list((tmp_path / "runs").glob("*/recipe.yaml"))
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in RUN if c not in OWN])
+def test_commands_run(command: str, place: Path) -> None:
+    """Each by itself, in any order."""
+    assert "winner" in run(command, place)
+    assert list((place / "runs").glob("*/recipe.yaml"))
+
+
+@pytest.mark.slow
+def test_from_ones_own_models_to_a_merged_one(place: Path) -> None:
+    """The commands about one's own models, in their order."""
+    printed = {command: run(command, place) for command in OWN}
+    assert {command.split()[1] for command in OWN} == {"inspect", "search", "merge", "evaluate", "export", "report"}
+    assert (place / "runs" / "mine" / "report.html").is_file()
+    assert (place / "merged" / "config.json").is_file()
+    assert "mood" in printed[OWN[0]]
+    assert "winner" in next(text for command, text in printed.items() if command.split()[1] == "search")
+
+
+def test_each_difference_has_its_test() -> None:
+    """What the README says against mergekit-evolve names a test, and that test is there."""
+    start = README.index("## How it differs from mergekit-evolve")
+    lines = re.findall(
+        r"^- \*\*.*?(?=^- |^\n|\Z)", README[start : README.index("\n## ", start + 5)] + "\n", re.S | re.M
+    )
+    assert len(lines) == 5
+    for line in lines:
+        name, file = re.search(r"`(test_\w+)`", line), re.search(r"\((tests/\w+\.py)\)", line)
+        assert name, line
+        assert file, line
+        assert f"def {name[1]}(" in (ROOT / file[1]).read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,31 @@ def test_summary_and_recipe_agree(finished: Path) -> None:
     assert selected["finalists"][selected["winner"]] >= max(selected["constants"].values())
 
 
+def test_the_report_stands_beside_it(finished: Path) -> None:
+    assert "<html" in (finished / "report.html").read_text()
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_report_that_fails_costs_nothing(
+    settings: list[str],
+    missing: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(directory: Path) -> Path:
+        raise RuntimeError("no ink")
+
+    if missing:
+        monkeypatch.setitem(sys.modules, "evomerge.report", None)  # as without the libraries that draw
+    else:
+        monkeypatch.setattr("evomerge.report.write_report", broken)
+    summary = run_search(compose(*settings, "budget=2", "start=0.4", "searcher=random"), tmp_path, Reporter())
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert ("evomerge.report" if missing else "RuntimeError: no ink") in caplog.text
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_lower_budget_takes_nothing_back(finished: Path, settings: list[str]) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     again = run_search(compose(*settings, "budget=3"), finished, Reporter())
@@ -64,6 +90,22 @@ def test_more_budget_goes_on(finished: Path, settings: list[str]) -> None:
     assert summary is not None
     assert trials(finished) == summary["trials"] == 15
     assert (finished / "trials.jsonl").read_bytes().startswith(head)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts written bytes as Linux does")
+def test_a_candidate_writes_no_model(settings: list[str], pico_suite: Suite, tmp_path: Path) -> None:
+    """What 20 candidates more make this process write, beyond their log, is less than one model."""
+    few = ["fitness.select_items=30", "fitness.report_items=30"]  # what is judged is remembered on disk as well
+
+    def written(budget: int) -> int:
+        directory = tmp_path / str(budget)
+        before = int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+        assert run_search(compose(*settings, f"budget={budget}", "seed=5", *few), directory, Reporter()) is not None
+        after = int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+        return after - before - (directory / "trials.jsonl").stat().st_size
+
+    first, more = written(6), written(26)
+    assert more - first < (pico_suite.base / "model.safetensors").stat().st_size
 
 
 def test_another_search_in_the_same_directory_is_refused(finished: Path, settings: list[str]) -> None:

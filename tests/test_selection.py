@@ -41,6 +41,7 @@ def test_by_hand():
     result = summary(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m")
     assert result["tasks"] == {"a": 0.75, "b": 0.5}
     assert result["mean"] == 0.625
+    assert result["tasks_se"] == pytest.approx({"a": math.sqrt(1 / 16), "b": math.sqrt(1 / 4)})
     # s² of a: 3/16 * 4/3 = 1/4, over 4 items; s² of b: 1/2, over 2; each weighs 1/2
     assert result["se"] == pytest.approx(0.5 * math.sqrt(1 / 16 + 1 / 4))
     assert summary(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m", {"b": 3})["mean"] == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
@@ -52,6 +53,8 @@ def test_paired_by_hand():
     # differences of a: 0 -1 1 1, s² = 11/12, over 4 items; of b: 0 1, s² = 1/2, over 2
     assert result["diff"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.5)
     assert result["se"] == pytest.approx(0.5 * math.sqrt(11 / 48 + 1 / 4))
+    assert result["tasks"] == {"a": 0.25, "b": 0.5}
+    assert result["tasks_se"] == pytest.approx({"a": math.sqrt(11 / 48), "b": 0.5})
 
 
 def test_against_scipy():
@@ -91,7 +94,8 @@ def test_pairing_is_antisymmetric_and_agrees_with_the_means(seed):
     assert forth["diff"] == pytest.approx(-back["diff"])
     assert forth["se"] == pytest.approx(back["se"])
     assert forth["diff"] == pytest.approx(summary(one, "m")["mean"] - summary(other, "m")["mean"])
-    assert paired(one, one, "m") == {"diff": 0.0, "se": 0.0}
+    nothing = dict.fromkeys(one.results, 0.0)
+    assert paired(one, one, "m") == {"diff": 0.0, "se": 0.0, "tasks": nothing, "tasks_se": nothing}
 
 
 def test_pairing_pays_where_models_agree():
@@ -114,6 +118,8 @@ def test_one_item_has_no_standard_error():
     result = summary(outcome(a=[1], b=[0, 1]), "m")
     assert result["mean"] == 0.75
     assert math.isnan(result["se"])
+    assert math.isnan(result["tasks_se"]["a"])
+    assert result["tasks_se"]["b"] == pytest.approx(0.5)
 
 
 def test_the_best_is_chosen_and_each_is_scored_once():

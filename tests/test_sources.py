@@ -197,3 +197,30 @@ def test_cautions(tmp_path):
     ]
     few = {"select": {"big": [None] * 50, "small": [None] * 7}}
     assert "few select items, so scores on them mean little: small (7)" in cautions(sources, few)
+
+
+def test_settings_that_only_some_fitnesses_have_are_handed_on():
+    given = (
+        "{arc: {task: arc_easy, split: train, fewshot: 2, expert: a}, mine: my.yaml, b: {items: org/data, field: body}}"
+    )
+    sources = found("model.base=x", "model.experts=[a,b]", f"fitness.tasks={given}")
+    assert [(task.name, task.items, task.expert) for task in sources.tasks.values()] == [
+        ("arc", Path("arc_easy"), "a"),
+        ("mine", Path("my.yaml"), None),
+        ("b", Path("org/data"), "b"),
+    ]
+    assert sources.further == {"arc": {"split": "train", "fewshot": 2}, "b": {"field": "body"}}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("{task: a, items: b}", r"fitness\.tasks\.q has `items` and `task`, two words for one thing"),
+        ("{task: 3}", r"fitness\.tasks\.q\.task is 3; write a path"),
+        ("{task: a, fewshots: 3}", r"'fewshots'\. Did you mean 'fewshot'\?"),
+        ("{fewshot: 3}", r"fitness\.tasks\.q has no items"),
+    ],
+)
+def test_such_settings_that_cannot_be_understood(task, message):
+    with pytest.raises(ConfigError, match=message):
+        found("model.base=x", "model.experts=[a,b]", f"fitness.tasks={{q: {task}}}")

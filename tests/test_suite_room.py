@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from evomerge.errors import SuiteError
+from evomerge.gradients import GradientEvaluator
 from evomerge.suite import load_suite
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -69,7 +70,7 @@ def test_a_measurement_that_was_cut_off_goes_on(suite, monkeypatch):
     undisturbed = log.read_bytes()
     (suite.path / "room.json").unlink()
     log.unlink()
-    real, steps = room.GradientEvaluator.__call__, []
+    real, steps = GradientEvaluator.__call__, []
 
     def counted(self, batch, missing):
         if missing and len(steps) == 3:
@@ -77,7 +78,7 @@ def test_a_measurement_that_was_cut_off_goes_on(suite, monkeypatch):
         steps.extend(missing)
         yield from real(self, batch, missing)
 
-    monkeypatch.setattr(room.GradientEvaluator, "__call__", counted)
+    monkeypatch.setattr(GradientEvaluator, "__call__", counted)
     with pytest.raises(KeyboardInterrupt):
         find(suite)
     assert undisturbed.startswith(log.read_bytes())
@@ -98,7 +99,7 @@ def test_other_experts_are_measured_anew(suite):
 
 
 def test_steps_that_all_fail_are_an_error(suite, monkeypatch):
-    monkeypatch.setattr(room.GradientEvaluator, "_walk", lambda *_: 1 / 0)
+    monkeypatch.setattr(GradientEvaluator, "_walk", lambda *_: 1 / 0)
     with pytest.raises(SuiteError, match=r"cannot be measured: steps of the gradient failed"):
         find(suite)
 

@@ -147,7 +147,7 @@ def test_the_threshold_takes_constant_memory(tmp_path: Path) -> None:
     size, file = 1 << 24, tmp_path / "delta"
     torch.randn(size, generator=torch.Generator().manual_seed(0)).bfloat16().float().numpy().tofile(file)
     delta = torch.from_numpy(np.memmap(file, np.float32, "c"))
-    largest({"w": delta[: 1 << 21]}, 1 << 18)  # what torch sets up once
+    largest({"w": delta[: 1 << 21]}, 1 << 18, ["w"])  # what torch sets up once
     before, seen = anonymous_memory(), []
     given_bits = ties._bits
 
@@ -157,7 +157,7 @@ def test_the_threshold_takes_constant_memory(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ties, "_bits", watched)
-        trim = largest({"w": delta}, size // 5)
+        trim = largest({"w": delta}, size // 5, ["w"])
     assert max(seen) - before < 16 << 20
     assert int(torch.count_nonzero(trim("w", 0, delta))) == size // 5
 

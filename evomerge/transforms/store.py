@@ -1,8 +1,8 @@
 """Transformed task vectors, computed once and kept on disk beside the plain ones.
 
 In: `TaskVectors` and a transform. Out: `TaskVectors` of the same base, experts and parameters with other deltas, mapped
-from `cache/<hash>.safetensors`, one file per expert, named by everything that its numbers depend on: a transform may
-look at all experts at once, and their order is that of its sums.
+from a file per expert (`delta_files.py`), named by everything that its numbers depend on: a transform may look at all
+experts at once, and their order is that of its sums.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors import TaskVectors, cached, describe, zeros
+from evomerge.delta_files import cached
+from evomerge.task_vectors import TaskVectors, describe, zeros
 from evomerge.transforms.base import Transform
 from evomerge.weights import Progress
 
-FORMAT = "evomerge transformed task vector 1"
+FORMAT = "evomerge transformed task vector 2"
 
 
 def transformed(

@@ -9,7 +9,7 @@ code, exactly floor(density · n) elements are kept, however many are equal: bfl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -19,9 +19,7 @@ from torch import Tensor
 from evomerge.errors import ConfigError
 from evomerge.task_vectors import TaskVectors
 
-CHUNK = (
-    1 << 18
-)  # elements that are looked at together: what a pass holds in memory, small enough for a processor's cache
+CHUNK = 1 << 18  # elements that are looked at together: what a pass holds in memory, small enough for a cache
 HALF = 1 << 16
 ALL, NOTHING = -1, (1 << 31) - 1  # below the bits of every magnitude, and above
 
@@ -72,11 +70,7 @@ class TrimElect:
         """Return what each expert keeps: exactly floor(density · n) elements of the whole model, by magnitude."""
         total = sum(math.prod(shape) for shape in vectors.parameters.values())
         keep = math.floor(self.density * total + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        found = {}
-        for expert in vectors.experts:
-            deltas = {name: vectors.delta(expert, name) for name in vectors.parameters}
-            found[expert] = largest({name: delta for name, delta in deltas.items() if delta is not None}, keep)
-        return found
+        return {expert: largest(vectors.deltas[expert], keep, vectors.parameters) for expert in vectors.experts}
 
     def apply(self, parameter: str, deltas: Mapping[str, Tensor], state: Mapping[str, Trim]) -> dict[str, Tensor]:
         """Trim, and set to zero what does not have the sign of the sum of the trimmed deltas; a sum of 0 is plus."""
@@ -92,7 +86,7 @@ class TrimElect:
         return result
 
 
-def largest(deltas: Mapping[str, Tensor], count: int) -> Trim:
+def largest(deltas: Mapping[str, Tensor], count: int, order: Iterable[str]) -> Trim:
     """Find the `count` elements of largest magnitude, of equal ones those that come first, without sorting or copying.
 
     The bits of a magnitude, read as an integer, grow with it. A first pass counts their upper halves and so finds the
@@ -100,22 +94,24 @@ def largest(deltas: Mapping[str, Tensor], count: int) -> Trim:
     last of the equal ones stands.
 
     Args:
-        deltas: parameter -> float32 tensor, in the order in which equal elements are kept; finite.
+        deltas: parameter -> float32 tensor, finite; each is asked for when it is looked at, and may be made then.
         count: of elements, from 0; if there are fewer, all of them are kept.
+        order: of the parameters, in which equal elements are kept; those without a delta may be among them.
     """
+    names = [name for name in order if name in deltas]
     if count == 0:
         return Trim(NOTHING, {})
     upper, lower = torch.zeros(HALF // 2, dtype=torch.int64), torch.zeros(HALF, dtype=torch.int64)
-    for _, bits in _chunks(deltas):
+    for _, bits in _chunks(deltas, names):
         upper += torch.bincount(bits >> 16, minlength=len(upper))
     if count >= int(upper.sum()):
         return Trim(ALL, {})
     high, left = _bin(upper, count)
-    for _, bits in _chunks(deltas):
+    for _, bits in _chunks(deltas, names):
         lower += torch.bincount(bits[bits >> 16 == high] & (HALF - 1), minlength=len(lower))
     low, left = _bin(lower, left)
     cutoff, stops = high << 16 | low, {}
-    for name, bits in _chunks(deltas):
+    for name, bits in _chunks(deltas, names):
         equal = bits == cutoff
         if (found := int(equal.sum())) > left:
             stops[name] = stops.get(name, 0) + int(equal.nonzero()[left])
@@ -132,10 +128,10 @@ def _bin(counts: Tensor, rank: int) -> tuple[int, int]:
     return len(counts) - 1 - place, rank - (int(above[place - 1]) if place else 0)
 
 
-def _chunks(deltas: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _chunks(deltas: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the bits of all magnitudes in order, a chunk at a time."""
-    for name, delta in deltas.items():
-        for chunk in delta.reshape(-1).split(CHUNK):
+    for name in names:
+        for chunk in deltas[name].reshape(-1).split(CHUNK):
             yield name, _bits(chunk)
 
 

@@ -97,7 +97,7 @@ def _debian(package: Package, cache: Path) -> Path | None:
     archive = _cached(cache, f"{name}_*.deb", ["apt-get", "download", name], package, remedy)
 
     def extract(target: Path) -> None:
-        unpack = ["dpkg-deb", "-x", str(archive), str(target)]
+        unpack = ["dpkg-deb", "-x", str(archive.resolve()), str(target.resolve())]
         _run(unpack, cache, f"{archive} is damaged", "remove it and call again")
 
     return _unpacked(archive, package, extract)

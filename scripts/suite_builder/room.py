@@ -23,15 +23,13 @@ from rich.table import Table
 from evomerge.assembly import Assembly, assemble, make_searcher
 from evomerge.config import CONF, plain, register
 from evomerge.errors import LogError, SuiteError
-from evomerge.evaluator import SerialEvaluator
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
-from evomerge.gradients import GradientEvaluator
 from evomerge.identity import describe
 from evomerge.judge import Judge
 from evomerge.learning import find_learning
 from evomerge.progress import Reporter
-from evomerge.run import asked_for, make_objective, make_subsets, scorer
+from evomerge.run import make_evaluators, make_subsets, scorer
 from evomerge.search import search
 from evomerge.searchers.warm import CONSTANTS as FIRST
 from evomerge.selection import CONSTANTS, choose, paired, summary
@@ -167,16 +165,14 @@ def _search(assembly: Assembly, settings: dict[str, Any], log: Path, reporter: R
     """Run the search, or go on with it, and return the coefficients of its last point."""
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     learning = find_learning(assembly, settings, reporter)
-    score, subset = scorer(assembly, assembly.items["search"]), make_subsets(assembly, settings)["search"]
-    objective = make_objective(assembly, settings, score, subset)
-    values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective)
-    gradients = GradientEvaluator(assembly, learning, settings)
+    scorers = {"search": scorer(assembly, assembly.items["search"])}
+    *_, evaluate = make_evaluators(assembly, settings, scorers, make_subsets(assembly, settings), learning)
     log.parent.mkdir(exist_ok=True)
     with (
         TrialLog(log, describe(assembly, settings, learning.items), fingerprint()) as opened,
-        reporter.searching(asked_for(values, gradients), opened.logged, settings["budget"]) as evaluate,
+        reporter.searching(evaluate, opened.logged, settings["budget"]) as watched,
     ):
-        search(searcher, evaluate, opened, Budget(settings["budget"]))
+        search(searcher, watched, opened, Budget(settings["budget"]))
     last = f"step_{settings['searcher']['steps']}"
     if last not in (incumbents := searcher.incumbents()):
         raise SuiteError(f"the room cannot be measured: steps of the gradient failed, as the warnings and {log} say")

@@ -21,13 +21,21 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
 _HEADER = """\
 # Written by evomerge {version} for mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
+# (without a network: --no-write-model-card, since for the card it asks the hub whether it knows the models).
 # Where mergekit-yaml does not know the architecture or fails on it (BertModel in 0.1.5), mergekit-pytorch takes this
 # file, with the weight files (.../model.safetensors) in place of the directories.
 """
-_RANDOM = """\
+_CAVEATS = {
+    "ties": """\
+# Where elements of a task vector are equal in magnitude and some of them are trimmed, mergekit keeps any of them (its
+# sort is not stable) and evomerge the first. `evomerge export RUN --materialise DIR` keeps those of evomerge.
+""",
+    "dare_ties": """\
 # Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
-# task vector where evomerge divides by the density.
-"""
+# task vector where evomerge divides by the density. `evomerge export RUN --materialise DIR` keeps those of evomerge.
+""",
+}
+"""What mergekit does otherwise, by the recipe's method."""
 
 
 def to_mergekit(
@@ -82,7 +90,14 @@ def to_mergekit(
         "models": models,
     }
     text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=math.inf)
-    return _HEADER.format(version=recipe.version) + (_RANDOM if method == "dare_ties" else "") + text
+    return _HEADER.format(version=recipe.version) + caveat(recipe) + text
+
+
+def caveat(recipe: Recipe) -> str:
+    """Return what mergekit does otherwise with a recipe that it can express, as comments; empty if all is alike."""
+    densities = recipe.coefficients.get("density", {})
+    thinned = any(density < 1 for row in densities.values() for density in row.values())
+    return _CAVEATS.get(str(recipe.method["name"]), "") if thinned else ""
 
 
 def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, list[str]]:
@@ -92,7 +107,7 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
         raise ConfigError(
             f"mergekit export: this recipe's task vectors were transformed before the search ({transform}), over the "
             "whole model, and mergekit works tensor by tensor. Write each expert out as base + transformed task vector "
-            "and merge those by task_arithmetic with the recipe's weights."
+            "and merge those by task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
         )
     if method not in _METHODS:
         raise ConfigError(f"mergekit export: {unknown('method', method, _METHODS)}")
@@ -114,7 +129,8 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
                 raise ConfigError(
                     f"mergekit export: {group.name} is a part of a tensor, and mergekit has one coefficient a tensor. "
                     "Search another granularity, or write each expert out with its coefficients inside (base + lambda "
-                    "* task vector) and merge those by task_arithmetic with weight 1."
+                    "* task vector) and merge those by task_arithmetic with weight 1: `evomerge export RUN "
+                    "--materialise DIR`."
                 )
     return method, variables
 

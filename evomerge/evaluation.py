@@ -1,0 +1,215 @@
+"""Models scored side by side: recipes, model directories, constants, the base, experts, on the items of one split.
+
+In: the assembled parts of a search, and models by the names that people give them. Out: the mean score of each with its
+standard error, and the paired difference of each to the first. All are scored on the same items, those on which a
+search judges its finalists (`judge.py`), and outcomes are remembered under the same names: what a search has scored is
+not scored again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evomerge.assembly import Assembly
+from evomerge.contenders import Contender, in_place, of_directory, of_recipe
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluator import Scorer
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.objectives import task_weights
+from evomerge.identity import circumstances, contents
+from evomerge.judge import score_experts
+from evomerge.names import nearest, unknown
+from evomerge.progress import Reporter
+from evomerge.remember import remembered
+from evomerge.run import make_subsets, scorer
+from evomerge.selection import paired, summary
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a person names it.
+
+    Attributes:
+        kind: what it is; `experts` is each task with its own expert, `expert` one of them on all tasks.
+        value: the expert's name, the constant, or the path of the recipe or of the model directory.
+    """
+
+    kind: Literal["base", "experts", "expert", "constant", "recipe", "directory"]
+    value: Any = None
+
+    @property
+    def choosable(self) -> bool:
+        """Whether it is one of those among which people choose, and not what they hold them against."""
+        return self.kind in ("constant", "recipe", "directory")
+
+
+def find_model(text: str, experts: Collection[str]) -> Model:
+    """Return the model that a text stands for: base, experts, an expert, a constant, or else what lies at a path.
+
+    Args:
+        text: as it was written.
+        experts: the names of the experts.
+
+    Raises:
+        ConfigError: there is no such model; the message says what is near.
+    """
+    if text in ("base", "experts"):
+        return Model(text)
+    if text in experts:
+        return Model("expert", text)
+    if text.startswith("constant:"):
+        return Model("constant", _constant(text))
+    path = Path(text).expanduser()
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return Model("recipe", path)
+    if (path / "config.json").is_file():
+        return Model("directory", path)
+    if (path / "recipe.yaml").is_file():
+        return Model("recipe", path / "recipe.yaml")
+    raise ConfigError(_nothing_there(text, path, experts))
+
+
+def evaluate(
+    assembly: Assembly, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Score models on the items of a split and compare each with the first.
+
+    Every model is found and checked before the first is scored; the base is in the live model afterwards.
+
+    Args:
+        assembly: the parts of a search; the live model must hold the base.
+        settings: of that search; the metric is its `fitness.report_metric`, and the number of items that of the split.
+        models: by the names that they shall have.
+        split: `search`, `select` or `report`.
+        reporter: tells the user what goes on.
+
+    Returns:
+        {"split", "metric", "items"} and what `compare` returns.
+
+    Raises:
+        EvomergeError: a model belongs to another base or architecture, or the fitness fails on it.
+    """
+    subset = make_subsets(assembly, settings)[split]
+    ids, metric, weights = subset(0), settings["fitness"]["report_metric"], settings["objective"]["weights"]
+    task_weights(weights, ids)  # one for a task that is not there is refused now
+    with reporter.bars():
+        contenders = {name: _contender(model, assembly, settings, reporter) for name, model in models.items()}
+    score = scorer(assembly, assembly.items[split])
+    outcomes: dict[str, Outcome] = {}
+    for number, (name, contender) in enumerate(contenders.items(), 1):
+        with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
+            outcomes[name] = _outcome(name, contender, assembly, Path(settings["model"]["cache"]), score, ids)
+    return {"split": split, "metric": metric, "items": subset.size, **compare(outcomes, ids, metric, weights)}
+
+
+def compare(
+    outcomes: Mapping[str, Outcome], tasks: Collection[str], metric: str, weights: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Return scores with standard errors, and the paired difference of each model to the first.
+
+    Args:
+        outcomes: of each model, on the same items.
+        tasks: all tasks; a model that lacks one has no mean and no difference, since it would be one over fewer tasks.
+        metric: which of the fitness.
+        weights: of the tasks in the mean; None for equal ones.
+
+    Returns:
+        {"models": {name: what `summary` returns}, "paired": {name: what `paired` returns, for all but the first}}.
+    """
+    whole = {name for name, outcome in outcomes.items() if set(outcome.results) == set(tasks)}
+    models = {name: summary(outcome, metric, weights) for name, outcome in outcomes.items()}
+    for name in models.keys() - whole:
+        models[name] |= {"mean": None, "se": None}
+    first, *others = outcomes
+    return {
+        "models": models,
+        "paired": {
+            name: paired(outcomes[name], outcomes[first], metric, weights)
+            if {name, first} <= whole
+            else {"diff": None, "se": None, "tasks": {}, "tasks_se": {}}
+            for name in others
+        },
+    }
+
+
+def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Contender:
+    if model.kind == "recipe":
+        return of_recipe(model.value, assembly, settings)
+    if model.kind == "directory":
+        return of_directory(model.value, assembly, settings, reporter)
+    about = contents(assembly, settings)
+    if model.kind == "experts":
+        if not assembly.experts:
+            raise ConfigError(
+                "No task has an expert, so `experts` has no score: write fitness.tasks.<task>.expert=..., or name an "
+                "expert, which is then scored on all tasks."
+            )
+        return Contender({"model": {"experts": assembly.experts}, **about}, partial(score_experts, assembly))
+    if model.kind == "constant":
+        coefficients = assembly.coefficients(np.full(len(assembly.space.experts), model.value))
+        groups = [group.name for group in assembly.space.groups]
+        named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
+        return in_place(partial(assembly.merger.apply, coefficients), named, about)
+    return in_place(partial(assembly.become, model.value), {"expert": model.value} if model.value else "base", about)
+
+
+def _outcome(
+    name: str,
+    contender: Contender,
+    assembly: Assembly,
+    cache: Path,
+    score: Scorer,
+    ids: Mapping[str, list[str]],
+) -> Outcome:
+    """Return the outcome of a contender, under the name by which `judge.py` remembers it, and put the base back."""
+
+    def compute() -> Outcome:
+        try:
+            return contender.score(score, ids)
+        except EvomergeError:
+            raise
+        except Exception as error:  # whatever a model or a user's fitness may raise
+            raise ConfigError(f"{name} cannot be scored: {type(error).__name__}: {error}") from error
+        finally:
+            assembly.become(None)
+
+    if not assembly.fitness.pure:
+        return compute()
+    return remembered(cache, {**contender.about, "items": ids, **circumstances(assembly)}, compute)
+
+
+def _constant(text: str) -> float:
+    try:
+        value = float(text.removeprefix("constant:"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"'{text}' is no constant: write a number after the colon, such as constant:0.4.")
+    return value
+
+
+def _nothing_there(text: str, path: Path, experts: Collection[str]) -> str:
+    """Say why a text names no model, and what may be meant."""
+    if (path / "trials.jsonl").is_file():
+        return (
+            f"{path} has no winner yet, since its search has not ended: run the search to its end, or write one of "
+            f"its trials as a recipe with `evomerge export`."
+        )
+    if path.is_file():
+        return f"{path} is no recipe (.yaml): name a recipe, or the directory of a model."
+    if path.is_dir():
+        runs = sorted(str(run.parent) for run in path.glob("*/recipe.yaml"))
+        hint = f" There is {', '.join(runs[:4])}{' ...' if len(runs) > 4 else ''}." if runs else ""
+        return f"{path} is no model directory (it has no config.json) and no run directory (no recipe.yaml).{hint}"
+    if path.parent != Path(".") and path.parent.is_dir():
+        near = nearest(path.name, [other.name for other in path.parent.iterdir()])
+        return f"There is no {path}." + (f" Did you mean {path.parent / near[0]}?" if near else "")
+    what = unknown("model", text, ["base", "experts", "constant:0.4", *experts])
+    return f"{what} Recipes, runs and model directories are named by their paths."

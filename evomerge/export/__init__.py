@@ -1,0 +1,4 @@
+"""What others can use: `points` finds a point of a run, `handover` makes its recipe and heads, `mergekit` its YAML for
+mergekit, `materialise` experts for what mergekit cannot express; `model` writes the merged model, of which `rebuild`
+makes the parameters, `shards` the files and `card` the card.
+"""

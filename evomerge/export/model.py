@@ -1,0 +1,284 @@
+"""The merged model of a recipe as a directory that transformers loads, made anywhere, one shard in memory at a time.
+
+In: a recipe, and the directories of base and experts with exactly the weights that it names by their hashes. Out: a
+directory with weights, config, tokenizer, the heads of the tasks, the recipe and a model card. It is there as a whole
+or not at all; a killed merge leaves nothing that loads. Nothing is run and nothing is cached: names come from the
+config, weights from the files (`rebuild.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.directories import whole_directory
+from evomerge.errors import CheckpointError, ConfigError
+from evomerge.export.card import model_card
+from evomerge.export.rebuild import PIECE, Rebuild
+from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
+from evomerge.files import write_atomically
+from evomerge.live import LiveModel, load_skeleton, tied_names
+from evomerge.names import unknown
+from evomerge.progress import Reporter
+from evomerge.recipe import Recipe, Source
+from evomerge.task_vectors import check_family
+from evomerge.weights import read_json, read_tensors, weight_files
+
+PROCESSING = (
+    *("tokenizer*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt"),
+    *(
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "normalizer.json",
+        "chat_template*",
+        "additional_chat_templates/*",
+    ),
+    *("*processor_config.json", "generation_config.json"),
+)
+"""What is taken over from the base beside weights and config."""
+RECORD = "merge.json"
+"""In which a merged model tells which merge it is."""
+SPARE = 1 << 20  # bytes of all that is small
+
+
+def write_model(
+    recipe: Recipe,
+    beside: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    experts: Mapping[str, Path] | None = None,
+    max_shard_size: str | None = None,
+    dtype: str | None = None,
+    reporter: Reporter,
+) -> Path:
+    """Build the merged model of a recipe as a directory.
+
+    The weights are bit for bit those of the live model that was scored, if that was on a CPU. Memory beyond what is
+    mapped from files: the largest shard and about 20 MiB. A method that looks at whole parameters (`ties`, `dare_ties`)
+    takes about eight times the largest of them in float32 for each expert, and a transform as it needs.
+
+    Args:
+        recipe: what to build.
+        beside: the directory of the recipe: its heads are there, and its sources if they are not where it says.
+        out: the directory to make; missing, empty, or this very merge, which is then left as it is.
+        base: where the base is, if not where the recipe says.
+        experts: where experts are, by name, if not where the recipe says.
+        max_shard_size: such as 5GB; None for the files that the base has.
+        dtype: of all floating tensors, such as bfloat16; None for those of the base.
+        reporter: is told what goes on.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: `out` holds something else, a source or a head is not found, or a setting is wrong.
+        CheckpointError: a source is damaged or has other weights than the recipe says, there is no room on the disk,
+            or the result is not finite.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype: {unknown('dtype', dtype, DTYPES)}")
+    if max_shard_size is not None:
+        check_size(max_shard_size)
+    digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
+    record = {"recipe": digest, "dtype": dtype, "max_shard_size": max_shard_size}
+    if _is_there(out, record):
+        reporter.say(f"{out} is this very merge already: nothing to do.")
+        return out
+    places = _find_sources(recipe, beside, base, experts or {})
+    heads = _find_heads(recipe, beside)
+    live = load_skeleton(places[""], recipe.auto_class)
+    with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
+        opened = {name: _open(name, source, places[name], live, reporter) for name, source in _sources(recipe)}
+    ours = opened.pop("")
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
+    for warning in check_family(ours, opened, parameters):
+        reporter.say(f"warning: {warning}")
+    with reporter.working("looking at the task vectors"):
+        rebuild = Rebuild(recipe, ours, opened, parameters)
+    shards = plan_shards(ours, DTYPES[dtype] if dtype else None, max_shard_size, _copies(ours))
+    with whole_directory(out) as directory:
+        _check_room(directory, bytes_of(shards) + SPARE)
+        with reporter.bars(), reporter.working("merging"):
+            fill = partial(_fill, rebuild, ours)
+            write_shards(shards, fill, directory, reporter.steps)
+        _write_beside(directory, recipe, places, heads, parameters, dtype)
+        write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
+        _write_config(ours, directory, dtype)  # last: without it nothing loads
+    return out
+
+
+def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a directory is this very merge.
+
+    Raises:
+        ConfigError: it is something else, which is left alone.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = read_json(out / RECORD)
+        read_json(out / "config.json")
+        read_tensors(weight_files(out))  # all that the index names; their headers alone are read
+    except (CheckpointError, OSError):
+        found = None
+    if found == record:
+        return True
+    what = "is a file" if out.is_file() else "holds another merge" if found else "holds other files"
+    raise ConfigError(f"{out} {what}, and nothing is overwritten: name a new directory, or remove this one first.")
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, Source]]:
+    """Yield the base, under no name, and the experts by name."""
+    yield "", recipe.base
+    yield from recipe.experts.items()
+
+
+def _find_sources(recipe: Recipe, beside: Path, base: Path | None, experts: Mapping[str, Path]) -> dict[str, Path]:
+    """Return where the sources are: as given, else as the recipe says, from here or from where it lies."""
+    for name in experts:
+        if name not in recipe.experts:
+            raise ConfigError(f"--expert {name}: {unknown('expert', name, recipe.experts)}")
+    given = {**({"": base} if base else {}), **experts}
+    found, lost = {}, []
+    for name, source in _sources(recipe):
+        path = Path(source.path).expanduser()
+        tries = [given[name]] if name in given else list(dict.fromkeys([path, beside / path]))
+        place = next((place for place in tries if place.is_dir()), None)
+        if place is None:
+            flag = f"--expert {name}=DIR" if name else "--base DIR"
+            lost.append(f"{_who(name)} is not at {' or '.join(map(str, tries))}: {flag}")
+        else:
+            found[name] = place
+    if lost:
+        raise ConfigError("Sources of the recipe are not there. Say where they are:\n  " + "\n  ".join(lost))
+    return found
+
+
+def _find_heads(recipe: Recipe, beside: Path) -> dict[str, Path]:
+    """Return the files of the heads by task."""
+    found = {}
+    for task, text in recipe.heads.items():
+        path = Path(text)
+        if path.is_absolute() or path.parts[:1] != ("heads",) or ".." in path.parts:
+            raise ConfigError(f"recipe: the head of {task} must lie in heads/ beside it, as heads/{task}.safetensors.")
+        found[task] = beside / path
+        if not found[task].is_file():
+            raise ConfigError(
+                f"The head of the task {task} is not at {found[task]}: copy the recipe with the heads/ beside it, or "
+                f"take the task out of `heads` in the recipe to merge without it."
+            )
+    return found
+
+
+def _open(name: str, source: Source, path: Path, live: LiveModel, reporter: Reporter) -> Checkpoint:
+    """Open a source, if its weights are those that the recipe was made from."""
+    opened = open_checkpoint(path, live.parameters, live.prefix, live.tied, progress=reporter.steps, rename=live.rename)
+    if opened.sha256 != source.sha256:
+        flag = f"--expert {name}=DIR" if name else "--base DIR"
+        raise CheckpointError(
+            f"{_who(name)} in {path} has other weights than the recipe was made from: their hash is "
+            f"{opened.sha256[:12]}, and the recipe says {source.sha256[:12]}. Name the right directory ({flag}), "
+            f"download that version again, or search anew with these weights."
+        )
+    return opened
+
+
+def _copies(base: Checkpoint) -> list[str]:
+    """Return the keys of heads that the base's own class ties to a merged parameter: a copy of θ₀ would untie them."""
+    merged, tensors = set(base.keys.values()), base.tensors
+    return [
+        alias
+        for alias, source in tied_names(base.path).items()
+        if alias in base.extra
+        and source in merged
+        and tensors[alias].dtype == tensors[source].dtype
+        and torch.equal(tensors[alias], tensors[source])
+    ]
+
+
+def _who(name: str) -> str:
+    return f"the expert {name}" if name else "the base"
+
+
+def _check_room(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise CheckpointError(
+            f"The merged model needs {needed / 2**30:.2f} GiB, and {directory.parent} has {free / 2**30:.2f} GiB left: "
+            f"make room, or write to another disk."
+        )
+
+
+@torch.no_grad()
+def _fill(rebuild: Rebuild, base: Checkpoint, entry: Entry, out: Tensor) -> None:
+    """Write the values of a tensor: merged where it is a parameter, else the base's."""
+    whole = base.tensors[entry.key].reshape(-1)
+    if entry.parameter is None:
+        out.copy_(whole)
+    else:
+        rebuild.write(entry.parameter, out)
+    if entry.parameter is None and out.dtype == whole.dtype:
+        return  # masks of earlier years hold -inf
+    for part, before in zip(out.split(PIECE), whole.split(PIECE), strict=True):
+        lost = ~torch.isfinite(part)
+        if torch.any(lost if entry.parameter else lost & torch.isfinite(before)):
+            kind = str(out.dtype).removeprefix("torch.")
+            hint = " float16 ends at 65504: write --dtype bfloat16 or float32." if kind == "float16" else ""
+            raise CheckpointError(
+                f"{entry.key} of the merged model is not finite in {kind}: a coefficient of the recipe is too large, "
+                f"or a source holds inf or NaN.{hint}"
+            )
+
+
+def _write_beside(
+    directory: Path,
+    recipe: Recipe,
+    places: Mapping[str, Path],
+    heads: Mapping[str, Path],
+    parameters: Mapping[str, tuple[int, ...]],
+    dtype: str | None,
+) -> None:
+    """Write what lies beside weights and config: the base's files, the heads, the recipe and the card."""
+    base = places[""]
+    for file in sorted({file for pattern in PROCESSING for file in base.glob(pattern) if file.is_file()}):
+        _copy(file, directory / file.relative_to(base))
+    for task, file in heads.items():
+        _copy(file, directory / recipe.heads[task])
+    write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+    experts = {name: places[name] for name in recipe.experts}
+    write_atomically(directory / "README.md", model_card(recipe, base, experts, parameters, dtype))
+
+
+def _copy(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
+def _write_config(base: Checkpoint, directory: Path, dtype: str | None) -> None:
+    """Write the base's config.json, with the dtype that the weights have."""
+    target = directory / "config.json"
+    if dtype is None:
+        _copy(base.path / "config.json", target)
+        return
+
+    def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+        own = {
+            name: changed(value) if name.endswith("_config") and isinstance(value, dict) else value
+            for name, value in config.items()
+        }
+        return {**own, **{name: dtype for name in ("dtype", "torch_dtype") if name in own}}
+
+    own = changed(base.config)
+    if not {"dtype", "torch_dtype"} & own.keys():
+        own["dtype"] = dtype
+    write_atomically(target, json.dumps(own, indent=2) + "\n")

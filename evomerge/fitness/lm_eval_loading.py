@@ -1,0 +1,216 @@
+"""The tasks of lm-evaluation-harness (Gao et al. 2021), loaded once, quickly, and without a trace in the process.
+
+In: the name of a task, a tag or a group that lm-eval knows, or the path of a YAML. Out: its tasks, with their
+documents. lm-eval reads 14,000 files to find one (11 s); here a name is first looked for in their text. It also draws
+from Python's random numbers for a name, sets environment variables, and shows progress: `undisturbed` undoes that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.errors import ConfigError, SuiteError
+from evomerge.names import nearest
+
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+FILE_LOADERS = ("json", "csv", "parquet", "arrow", "text", "xml", "pandas")
+"""Loaders of `datasets` that read files: documents of such a task are the user's own."""
+NETWORK = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "DatasetNotFoundError", "ConnectError")
+"""Errors by which `datasets` says that a hub was not reached, or does not have what was asked for."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let lm-eval work without changing random states, environment, log levels or progress bars of the process."""
+    environment, level = dict(os.environ), logging.getLogger("lm_eval").level
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  only put back as they were
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(devices=[]), _no_bars():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        logging.getLogger("lm_eval").setLevel(level)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def load_tasks(spec: str, include: Sequence[Path], setting: str) -> list[Any]:
+    """Return the tasks that a name or a YAML stands for: one, or those of a group or a tag.
+
+    Args:
+        spec: the name, or the path; or the directory of a suite's task, beside which there is a YAML of its name.
+        include: directories of further YAMLs, looked into before lm-eval's own.
+        setting: what the user calls it, for messages.
+
+    Raises:
+        ConfigError: lm-eval is not installed, has no such task, or the task is none that can be scored here.
+        SuiteError: its documents cannot be read.
+    """
+    try:
+        with undisturbed():
+            from lm_eval.tasks import TaskManager
+            from lm_eval.tasks._yaml_loader import load_yaml
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"fitness=lm_eval needs lm-evaluation-harness, and {error.name} is not installed: "
+            f"pip install 'evomerge[lm]'"
+        ) from error
+    path = Path(spec).expanduser()
+    path = path.with_name(f"{path.name}.yaml") if path.is_dir() else path
+    is_file = path.suffix in (".yaml", ".yml")
+    if is_file and not path.is_file():
+        raise ConfigError(f"{setting} names {spec}, which is no file: write the path of a YAML of lm-eval, or a name.")
+    try:
+        with undisturbed():
+            if is_file:
+                group = load_yaml(path, resolve_func=False).get("group")  # its tasks are looked for beside it
+                manager = TaskManager(
+                    include_path=[path.parent, *include] if group else [*include], include_defaults=False
+                )
+                found = manager.load([group or _absolute(path)])
+            else:
+                found = _by_name(spec, include, setting)
+    except (ConfigError, SuiteError):
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{setting}: the task {spec} needs {error.name}, which is not installed: pip install {error.name}, or "
+            f"choose another task."
+        ) from error
+    except Exception as error:  # whatever the YAML, its functions and `datasets` may raise
+        raise SuiteError(_why_not(spec, setting, error)) from error
+    for task in found["tasks"].values():
+        _check(task, setting)
+        _remember(task)
+    return list(found["tasks"].values())
+
+
+def is_public(task: Any) -> bool:
+    """Whether a task's documents come from a hub, and not from files or functions of the user's own."""
+    own = task.config.dataset_path in FILE_LOADERS or callable(task.config.custom_dataset)
+    return not own or "/lm_eval/tasks/" in str((task.config.metadata or {}).get("config_source", ""))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            enable_progress_bars()
+
+
+def _by_name(name: str, include: Sequence[Path], setting: str) -> Any:
+    """Load what has a name: of the user's directories, else lm-eval's own, found by its text, else by its index."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_path=list(include), include_defaults=False)
+    if name in own.all_tasks:
+        return own.load([name])
+    line = re.compile(rb"^task:\s*['\"]?" + re.escape(name.encode()) + rb"['\"]?\s*$", re.MULTILINE)
+    files = sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml"))
+    if hits := [file for file in files if line.search(file.read_bytes())]:
+        return own.load([str(hits[0])])
+    whole = TaskManager(include_path=list(include))
+    if name not in whole.all_tasks:
+        near = nearest(name, whole.all_tasks, n=3)
+        raise ConfigError(
+            f"{setting}: lm-eval has no task '{name}'. "
+            + (f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them all.")
+        )
+    return whole.load([name])
+
+
+def _absolute(path: Path) -> Any:
+    """Return what `TaskManager.load` takes of a YAML: its path; or its content, where it names files that lie beside
+    it, since lm-eval itself would look for them where the command runs.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(path)
+    files = (config.get("dataset_kwargs") or {}).get("data_files")
+    if "task" not in config or config.get("dataset_path") not in FILE_LOADERS or files is None:
+        return str(path)
+
+    def beside(value: Any) -> Any:
+        if isinstance(value, str):
+            there = path.resolve().parent / value
+            return str(there) if not Path(value).exists() and there.exists() else value
+        if isinstance(value, dict):
+            return {name: beside(one) for name, one in value.items()}
+        return [beside(one) for one in value]
+
+    return config | {"dataset_kwargs": config["dataset_kwargs"] | {"data_files": beside(files)}}
+
+
+def _check(task: Any, setting: str) -> None:
+    """Refuse what cannot be scored on a live model of text, again and again, with the same result."""
+    name = task.config.task
+    if task.OUTPUT_TYPE not in OUTPUT_TYPES:
+        raise ConfigError(
+            f"{setting}: {name} has the output type {task.OUTPUT_TYPE}; there is {', '.join(OUTPUT_TYPES)}."
+        )
+    if getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
+        what = "takes images or sound" if getattr(task, "MULTIMODAL", False) else "runs code that models write"
+        raise ConfigError(f"{setting}: {name} {what}, which a search does not do: choose another task.")
+    given = task.config.generation_kwargs or {}
+    samples = given.get("do_sample", float(given.get("temperature") or 0) > 0)
+    if task.OUTPUT_TYPE == "generate_until" and (samples or task.config.repeats > 1):
+        raise ConfigError(
+            f"{setting}: {name} draws its answers at random (generation_kwargs, repeats), so a score would not be the "
+            f"model's: copy its YAML, write do_sample: false and repeats: 1, and name the copy."
+        )
+
+
+def _remember(task: Any) -> None:
+    """Let a task render each document once: lm-eval compiles its templates anew (1 ms each) whenever it scores one."""
+
+    def remembering(render: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[int, tuple[Any, Any]] = {}
+
+        def rendered(doc: Any, template: Any = None) -> Any:
+            if template is not None:  # that of few-shot examples
+                return render(doc, template)
+            if id(doc) not in known:
+                known[id(doc)] = doc, render(doc)  # the document as well, so that no other gets its address
+            return known[id(doc)][1]
+
+        return rendered
+
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        setattr(task, name, remembering(getattr(task, name)))
+
+
+def _why_not(spec: str, setting: str, error: Exception) -> str:
+    """Say why a task cannot be loaded, and what to do about it."""
+    text = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:300]
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain += [kind.__name__ for kind in type(cause).__mro__]
+        cause = cause.__cause__ or cause.__context__
+    if set(NETWORK) & set(chain):
+        return (
+            f"{setting}: the documents of {spec} come from a hub, which was not reached, and they are in no cache of "
+            f"this machine ({text}). Load the task once where there is a network, and bring the cache (HF_HOME); or "
+            f"write a YAML with dataset_path: json and data_files of your own."
+        )
+    return f"{setting}: lm-eval cannot load {spec} ({text}). `lm-eval validate --tasks {spec}` tells more."

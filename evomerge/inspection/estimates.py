@@ -1,0 +1,184 @@
+"""What a search needs: memory, disk and time, before it starts.
+
+In: an inspection, and the settings of a search. Out: `Needs`. The time of a merge is measured on random weights, since
+it depends on their number alone; the time to score is measured on the base, if there are tasks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from evomerge.assembly import make_fitness, read_items
+from evomerge.checkpoint import Checkpoint
+from evomerge.config import build, takes
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluator import Scorer
+from evomerge.fitness.encoding import check_kind
+from evomerge.fitness.sampling import Subset
+from evomerge.groups import Group, Span
+from evomerge.inspection.sources import Inspection
+from evomerge.items import check_disjoint
+from evomerge.live import load_live
+from evomerge.merger import Merger
+from evomerge.methods import Method
+from evomerge.plan import judged
+from evomerge.progress import Reporter
+from evomerge.sources import Sources, cautions
+from evomerge.space import make_space
+from evomerge.task_vectors import TaskVectors
+
+SAMPLE = 1 << 24  # elements of task vectors, 64 MiB in all, that are merged to measure how long a merge takes
+BRIEF = 5.0  # seconds; what takes less is timed once more, since the first call pays for what is set up lazily
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a search needs.
+
+    Attributes:
+        model: bytes of the live model.
+        task_vectors: bytes of the cached task vectors, on disk and mapped into memory.
+        device: where candidates are built.
+        merge: seconds to build one.
+        score: seconds to score one; None without tasks.
+        items: on how many items; None without tasks.
+        selection: seconds to choose the winner and to report it; None without tasks.
+    """
+
+    model: int
+    task_vectors: int
+    device: str
+    merge: float
+    score: float | None = None
+    items: int | None = None
+    selection: float | None = None
+
+
+def estimate(
+    found: Inspection, sources: Sources, settings: Mapping[str, Any], reporter: Reporter
+) -> tuple[Needs, list[str]]:
+    """Measure what a search of these models needs; those that do not fit are left out.
+
+    Args:
+        found: the inspection, whose base can be merged into.
+        sources: where tasks come from, if there are any.
+        settings: of the search.
+        reporter: shows progress.
+
+    Returns:
+        What it needs, and warnings about the items.
+
+    Raises:
+        EvomergeError: the tasks cannot be read, or the fitness fails on the base.
+    """
+    device = settings["model"]["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = {name: math.prod(shape) for name, shape in found.parameters.items()}
+    fits = [name not in {member.name for member in found.refused} for name in found.compared]
+    held = {name: int((np.diag(one.signs.shared)[fits] > 0).sum()) for name, one in found.tensors.items()}
+    dtypes = found.base.facts.dtypes if found.base.facts else {}
+    dtype: torch.dtype = getattr(torch, next(iter(dtypes), "float32"))
+    method: Method = build(settings["method"], "method")
+    with reporter.working("timing a merge"):
+        once = time_merge(method, max(sum(fits), 1), dtype, device)
+    read = sum(size * (held[name] + 2) for name, size in sizes.items() if held[name])  # and base, and what is written
+    needs = Needs(
+        model=sum(size * dtype.itemsize for size in sizes.values()),
+        task_vectors=sum(4 * size * held[name] for name, size in sizes.items()),
+        device=device,
+        merge=once * read,
+    )
+    if not sources.tasks:
+        return needs, []
+    with reporter.working("scoring the base"):
+        score, sizes, warnings = time_scoring(sources, settings, device)
+    bounds = {name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()}
+    space = make_space("model", found.parameters, found.compared, method.variables, frozenset(), bounds=bounds)
+    work = judged(
+        settings, space, 0, sizes["select"], sizes["report"]
+    )  # what the space has beside bounds is nothing to it
+    selection = work * score / sizes["search"]
+    return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
+
+
+def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str) -> float:
+    """Merge random weights in place.
+
+    Args:
+        method: how candidates are built.
+        experts: of how many task vectors.
+        dtype: of the live model and the base.
+        device: of the live model.
+
+    Returns:
+        Seconds for each element that is read or written: of the base, of each task vector, of the model.
+    """
+    n = SAMPLE // experts
+    generator = torch.Generator().manual_seed(0)
+    names = [str(k) for k in range(experts)]
+    deltas = {name: {"sample": torch.randn(n, generator=generator)} for name in names}
+    weight = torch.ones(n, dtype=dtype)
+    base = Checkpoint(Path("sample"), {}, "", {"sample": "sample"}, (), (), {"sample": weight})
+    model = nn.ParameterDict({"sample": nn.Parameter(weight.clone(), requires_grad=False)}).to(device)
+    vectors = TaskVectors(base, dict.fromkeys(names, base), {"sample": (n,)}, frozenset(), deltas)
+    merger = Merger(model, vectors, (Group("sample", (Span("sample", 0, n),), None),), method)
+    coefficients = {variable.name: np.full((1, experts), variable.start) for variable in method.variables}
+
+    def merge() -> None:
+        merger.apply(coefficients)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    return min(_seconds(merge) for _ in range(3)) / (n * (experts + 2))
+
+
+def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> tuple[float, dict[str, int], list[str]]:
+    """Score the base on the items of the first generation.
+
+    Returns:
+        Seconds; the number of items by split; warnings about the items.
+
+    Raises:
+        EvomergeError: the items cannot be read.
+        ConfigError: the fitness fails on the base.
+    """
+    given = settings["fitness"]
+    reader, items = read_items(sources, given)
+    check_disjoint(items)
+    subsets = {
+        split: Subset(items[split], given[name], settings["seed"], setting=f"fitness.{name}")
+        for split, name in {"search": "items", "select": "select_items", "report": "report_items"}.items()
+    }
+    live = load_live(sources.base, settings["model"]["auto_class"], device)
+    if takes(given, "heads"):
+        check_kind(live.processor, items["search"])
+    fitness = reader or make_fitness(sources, given, live.parameters)
+    score = Scorer(live.model, fitness, fitness.prepare(live.processor, items["search"]))
+    ids = subsets["search"](0)
+    try:
+        seconds = _seconds(lambda: score(ids))
+        seconds = _seconds(lambda: score(ids)) if seconds < BRIEF else seconds
+    except EvomergeError:
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise ConfigError(
+            f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
+        ) from error
+    warnings = [*(reader.warnings if reader else ()), *cautions(Sources(sources.base, {}, sources.tasks), items)]
+    return seconds, {split: subset.size for split, subset in subsets.items()}, warnings
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

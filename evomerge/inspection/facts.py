@@ -1,0 +1,145 @@
+"""What a model directory says of itself, without a model being loaded.
+
+In: a Hugging Face directory. Out: `Facts`: class, size and dtypes of its tensors, vocabulary, chat template, image
+processor, licence. What a directory does not say is None; only weights must be there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+from huggingface_hub import metadata_load
+
+from evomerge.sources import PIXELS
+from evomerge.weights import read_json, read_tensors, weight_files
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model directory says of itself.
+
+    Attributes:
+        architecture: the class that its config.json names.
+        elements: of all floating tensors in its files.
+        dtypes: of these tensors -> how many elements are in it, the most first.
+        bytes: size of the weight files on disk.
+        files: how many there are, without the index.
+        tied: whether input and output embeddings are one tensor; None where its class ties nothing.
+        vocabulary: token -> id.
+        template: the chat template.
+        pixels: how its image processor makes pixels of an image.
+        licence: as its card states it.
+    """
+
+    architecture: str | None
+    elements: int
+    dtypes: dict[str, int]
+    bytes: int
+    files: int
+    tied: bool | None
+    vocabulary: dict[str, int] | None = field(repr=False)
+    template: str | None = field(repr=False)
+    pixels: dict[str, Any] | None
+    licence: str | None
+
+
+def read_facts(path: Path) -> Facts:
+    """Read what a model directory says of itself.
+
+    Raises:
+        CheckpointError: there is no such directory, it holds no weights or no config.json, or a file is damaged.
+    """
+    files = weight_files(path)
+    config = read_json(path / "config.json")
+    dtypes: Counter[str] = Counter()
+    for tensor in read_tensors(files).values():
+        if tensor.is_floating_point():
+            dtypes[str(tensor.dtype).removeprefix("torch.")] += math.prod(tensor.shape)
+    architectures = config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None
+    weights = [file for file in files if file.suffix != ".json"]
+    return Facts(
+        architecture=architecture,
+        elements=dtypes.total(),
+        dtypes=dict(dtypes.most_common()),
+        bytes=sum(file.stat().st_size for file in weights),
+        files=len(weights),
+        tied=_tied(path, architecture),
+        vocabulary=_vocabulary(path),
+        template=_template(path),
+        pixels=_pixels(path),
+        licence=_licence(path),
+    )
+
+
+def _tied(path: Path, architecture: str | None) -> bool | None:
+    """Whether the class of the config ties its embeddings, if it can."""
+    if not getattr(getattr(transformers, architecture or "", None), "_tied_weights_keys", None):
+        return None
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception:  # of whatever kind; what is wrong with the config is said where the model is loaded
+        return None
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def _vocabulary(path: Path) -> dict[str, int] | None:
+    """The tokens with their ids, added ones included, from whichever file lists them; None where none can be read."""
+    if (path / "tokenizer.json").is_file():
+        tokenizer = _object(path / "tokenizer.json")
+        try:
+            listed = tokenizer["model"]["vocab"]
+            tokens = dict(listed) if isinstance(listed, Mapping) else {row[0]: i for i, row in enumerate(listed)}
+            return tokens | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+        except (KeyError, TypeError, IndexError):
+            return None
+    if (path / "vocab.json").is_file():
+        return _object(path / "vocab.json") | _object(path / "added_tokens.json") or None
+    try:
+        return {token: i for i, token in enumerate((path / "vocab.txt").read_text(encoding="utf-8").splitlines())}
+    except (OSError, ValueError):
+        return None
+
+
+def _template(path: Path) -> str | None:
+    """The chat template, from a file of its own or from the tokenizer's settings."""
+    try:
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        pass  # in one of the other files, or there is none
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if template := _object(path / name).get("chat_template"):
+            return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return None
+
+
+def _pixels(path: Path) -> dict[str, Any] | None:
+    settings = _object(path / "preprocessor_config.json")
+    return {name: settings[name] for name in PIXELS if name in settings} or None
+
+
+def _licence(path: Path) -> str | None:
+    """The licence in the header of the model card."""
+    try:
+        header = metadata_load(path / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # no card, or one whose header cannot be read
+    licence = header.get("license_name") if header.get("license") == "other" else header.get("license")
+    return str(licence) if licence else None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; an empty one where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

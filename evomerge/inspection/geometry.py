@@ -1,0 +1,213 @@
+"""How task vectors lie to each other: norms, cosines, and where their signs disagree.
+
+In: the base and the experts as `Checkpoint`s. Out: for each parameter a `Geometry`, sums that add up: those of a layer
+are the sum of its parameters', those of the model the sum of all. Nothing is written and no task vector is held: blocks
+of a parameter are read, subtracted in float32 as the merge does, and summed in float64. Signs are also compared among
+the elements of largest magnitude alone, as TIES looks at them (Yadav et al. 2023, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.checkpoint import Checkpoint
+from evomerge.weights import Progress
+
+BLOCK = 1 << 15  # elements of a parameter that are looked at together: a few experts' fit into a processor's cache
+BINS = 1 << 15  # of magnitudes: the upper 16 bits of a float32 without its sign
+
+
+@dataclass(frozen=True, eq=False)
+class Signs:
+    """Counts of elements by the signs that K task vectors have there. A task vector that is zero there has none.
+
+    Attributes:
+        shared: int64 (K, K), elements that both have changed; on the diagonal, those that one has changed.
+        opposite: int64 (K, K), those of them with opposite signs.
+        several: elements that two or more have changed.
+        conflicts: those of them where not all signs agree,
+        chance: and how many these would be if every sign were drawn.
+    """
+
+    shared: np.ndarray
+    opposite: np.ndarray
+    several: int
+    conflicts: int
+    chance: float
+
+    def __add__(self, other: Signs) -> Signs:
+        return Signs(
+            self.shared + other.shared,
+            self.opposite + other.opposite,
+            self.several + other.several,
+            self.conflicts + other.conflicts,
+            self.chance + other.chance,
+        )
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Share of opposite signs among the elements that both have changed, (K, K); NaN where there are none."""
+        return _divided(self.opposite, self.shared)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Share of elements with a conflict among those that two or more have changed, and the share by chance; NaN
+        where there are none.
+        """
+        return (self.conflicts / self.several, self.chance / self.several) if self.several else (math.nan, math.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What K task vectors are like in some elements of the model.
+
+    Attributes:
+        elements: how many.
+        gram: inner products of the base and the task vectors, in this order, float64 (1 + K, 1 + K). Rows of an expert
+            whose weights are not finite are NaN.
+        signs: of all elements.
+        top: of the elements that `measure` was asked to look at by themselves.
+    """
+
+    elements: int
+    gram: np.ndarray
+    signs: Signs
+    top: Signs
+
+    def __add__(self, other: Geometry) -> Geometry:
+        return Geometry(
+            self.elements + other.elements, self.gram + other.gram, self.signs + other.signs, self.top + other.top
+        )
+
+    @property
+    def norms(self) -> np.ndarray:
+        """‖τ_k‖, (K,)."""
+        return np.sqrt(np.diag(self.gram)[1:])
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """‖τ_k‖ / ‖θ₀‖, (K,); NaN where the base is zero."""
+        return _divided(self.norms, np.sqrt(self.gram[0, 0]))
+
+    @property
+    def changed(self) -> np.ndarray:
+        """Share of elements that each expert has changed, (K,)."""
+        return _divided(np.diag(self.signs.shared), np.asarray(self.elements))
+
+    @property
+    def cosines(self) -> np.ndarray:
+        """Cosines of the task vectors, (K, K), 1 on the diagonal; NaN where one is zero."""
+        products = self.gram[1:, 1:]
+        cosines = _divided(products, np.outer(self.norms, self.norms))
+        np.fill_diagonal(cosines, np.where(np.isfinite(np.diag(cosines)), 1.0, np.nan))
+        return cosines.clip(-1, 1)
+
+
+def measure(
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    density: float = 0.2,
+    progress: Progress | None = None,
+) -> dict[str, Geometry]:
+    """Read all weights twice, once for the magnitudes and once for everything else.
+
+    Args:
+        base: θ_0, which holds every parameter.
+        experts: θ_k, K of them, in the order of all results. Where one lacks a parameter, its task vector is zero.
+        parameters: name -> shape of the live model.
+        density: the share of its elements, of largest magnitude, that `top` sees of each task vector (as closely as
+            magnitudes can be told apart in bfloat16).
+        progress: told what is done, in elements.
+
+    Returns:
+        The geometry of each parameter, in their order.
+    """
+    total = sum(math.prod(shape) for shape in parameters.values())
+    counts, done = torch.zeros(len(experts), BINS, dtype=torch.int64), 0
+    for _, block in _blocks(base, experts, parameters):
+        for row, deltas in zip(counts, block[1:], strict=True):
+            row += torch.bincount(deltas.abs().view(torch.int32) >> 16, minlength=BINS)
+        done += block.shape[1]
+        if progress:
+            progress("reading task vectors", done, 2 * total)
+    cutoffs = torch.stack([_cutoff(row, density * total) for row in counts]) if experts else torch.empty(0)
+    found = {name: geometry(torch.zeros(1 + len(experts), 0), cutoffs) for name in parameters}
+    for name, block in _blocks(base, experts, parameters):
+        found[name] += geometry(block, cutoffs)
+        done += block.shape[1]
+        if progress:
+            progress("reading task vectors", done, 2 * total)
+    return found
+
+
+def geometry(rows: Tensor, cutoffs: Tensor) -> Geometry:
+    """The geometry of some elements.
+
+    Args:
+        rows: the base and the K task vectors there, float32 (1 + K, n), n at most 2^24.
+        cutoffs: the least magnitude that `top` sees of each task vector, float32 (K,).
+    """
+    wide = rows.double()
+    deltas = rows[1:]
+    signs = deltas.sign().nan_to_num_(0.0)
+    top = signs * (deltas.abs() >= cutoffs[:, None])
+    gram = (wide @ wide.T).numpy()
+    gram[~np.isfinite(gram)] = np.nan  # infinities of two signs could not be added up
+    return Geometry(rows.shape[1], gram, _compare(signs), _compare(top))
+
+
+def _compare(signs: Tensor) -> Signs:
+    """Count, given -1, 0 and 1 in float32 (K, n), which is exact."""
+    held = signs.abs()
+    shared, balance = (held @ held.T).long(), (signs @ signs.T).long()  # the balance: equal signs less opposite ones
+    changed = held.sum(0)
+    return Signs(
+        shared.numpy(),
+        ((shared - balance) // 2).numpy(),
+        int((changed >= 2).sum()),
+        int((signs.sum(0).abs() < changed).sum()),
+        float((1 - torch.exp2(1 - changed)).clamp_(min=0).sum(dtype=torch.float64)),
+    )
+
+
+def _blocks(
+    base: Checkpoint, experts: Sequence[Checkpoint], parameters: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter block by block: the base and the task vectors, float32 (1 + K, n), good until the next."""
+    held = torch.empty(1 + len(experts), BLOCK)
+    for name in parameters:
+        ours = base.tensor(name).reshape(-1)
+        theirs = [expert.tensor(name).reshape(-1) if name in expert.keys else None for expert in experts]
+        for start in range(0, len(ours), BLOCK):
+            block = held[:, : min(BLOCK, len(ours) - start)]
+            block[0] = ours[start : start + BLOCK]
+            for row, tensor in zip(block[1:], theirs, strict=True):
+                if tensor is None:
+                    row.zero_()
+                else:
+                    row.copy_(tensor[start : start + BLOCK]).sub_(block[0])
+            yield name, block
+
+
+def _cutoff(counts: Tensor, keep: float) -> Tensor:
+    """The lower edge of the magnitudes whose number comes nearest to `keep`, float32 ().
+
+    Args:
+        counts: elements by the upper half of the bits of their magnitude; zeros are in the first bin.
+        keep: how many to keep.
+    """
+    above = counts.flip(0).cumsum(0)  # elements in the last bins, 1 of them, 2, ...
+    bins = 1 + int((above - keep).abs().argmin())
+    return torch.tensor((BINS - bins) << 16, dtype=torch.int32).view(torch.float32)
+
+
+def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)

@@ -1,0 +1,201 @@
+"""What the drawings of a page hold: facts in, marks and lines at places in per cent out.
+
+The template draws a `Chart` as SVG between axes of HTML; nothing here knows of either. Heights count from above, as in
+SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evomerge.report.facts import Facts
+from evomerge.report.records import Dot
+from evomerge.report.scales import Axis, axis, counting, robust
+from evomerge.report.wording import metric, number
+
+PLAIN_DOTS = 1500
+"""Above so many dots, they are one path without titles: a page must stay light."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A dot: place in per cent, kind (a class), and what a pointer is told."""
+
+    x: float
+    y: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line: the `d` of a path in a box of 100 x 100, kind, and its name."""
+
+    path: str
+    kind: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A level across the drawing: height in per cent, kind, and its name."""
+
+    y: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with two axes, and what it says in words for those who do not see it."""
+
+    x: Axis
+    y: Axis
+    words: str
+    marks: list[Mark] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    legend: list[tuple[str, str]] = field(default_factory=list)
+    height: int = 260
+
+
+def convergence(facts: Facts) -> Chart | None:
+    """Every trial, the mean of each batch and the best so far, in the metric of the search."""
+    if not facts.scored:
+        return None
+    shown, below = robust([dot.value for dot in facts.scored])
+    last = facts.last if facts.by_value else facts.scored[-1].number
+    x, y = counting(last, "candidate"), axis(shown, f"{metric(facts.metric)} on the search items")
+    marks, lines = _dots(facts.scored, x, y, metric(facts.metric))
+    if facts.means:
+        pieces = [f"M{x.at(a - 0.4)} {_up(y, v)}H{x.at(b + 0.4)}" for a, b, v in facts.means]
+        lines.append(Line("".join(pieces), "mean", "mean of a batch"))
+    lines.append(Line(_stairs(facts.best_so_far, x, y), "best", "best so far"))
+    failed = [Mark(x.at(n), 100.0, "failed", f"candidate {n} failed: {t.error}") for n, t in facts.failed if n <= last]
+    best = facts.best_so_far[-1][1]
+    words = (
+        f"{metric(facts.metric)} of {len(facts.scored)} candidates in the order in which they were asked; the best so "
+        f"far rises from {number(facts.scored[0].value)} to {number(best)}."
+    )
+    legend = [("dot", "a candidate"), ("best", "best so far")]
+    legend += [("mean", "mean of a batch")] if facts.means else []
+    legend += [("failed", "failed")] if failed else []
+    legend += [("", f"{below} far below are drawn on the lower edge")] if below else []
+    return Chart(x, y, words, marks + failed, lines, legend=legend, height=260 if facts.by_value else 160)
+
+
+def losses(facts: Facts) -> Chart | None:
+    """The loss of every step of a gradient, and its mean over the last ten: another quantity than the metric."""
+    if not facts.losses:
+        return None
+    values = [dot.value for dot in facts.losses]
+    x, y = counting(facts.last, "candidate, a step each"), axis(values, facts.loss)
+    marks, lines = _dots(facts.losses, x, y, facts.loss)
+    lines.append(Line(_joined(facts.smooth_losses, x, y), "best", "mean of the last ten steps"))
+    failed = [Mark(x.at(n), 100.0, "failed", f"step {n} failed: {t.error}") for n, t in facts.failed]
+    words = f"{facts.loss} of {len(values)} steps: the mean of ten goes to {number(facts.smooth_losses[-1][1])}."
+    legend = [("dot", "a step, on inputs of its own"), ("best", "mean of the last ten")]
+    return Chart(x, y, words, marks + failed, lines, legend=legend, height=200)
+
+
+def finalists(facts: Facts) -> Chart | None:
+    """What the finalists reached on the select split, at the candidates that found them."""
+    found = [finalist for finalist in facts.finalists if finalist.select is not None]
+    if not found or facts.summary is None:
+        return None
+    split, level = facts.summary["select"], facts.best_constant_on_select or 0.0
+    x = counting(facts.last, "candidate that found it")
+    y = axis([finalist.select or 0.0 for finalist in found] + [level], _deciding(facts))
+    marks = [
+        Mark(
+            x.at(finalist.number or facts.last),
+            _up(y, finalist.select or 0.0),
+            "winner" if finalist.winner else "finalist",
+            f"{finalist.name}: {number(finalist.select)} on the select items",
+        )
+        for finalist in sorted(found, key=lambda f: f.winner)
+        if not finalist.name.startswith("constant ")
+    ]
+    words = f"{len(found)} finalists on the select items; {split['winner']} won with " + number(
+        split["finalists"][split["winner"]]
+    )
+    legend = [("winner", "the winner"), ("finalist", "another finalist")]
+    rules = [Rule(_up(y, level), "constant", f"best constant, {split['constant']}: {number(level)}")]
+    return Chart(x, y, words, marks, [], rules, legend, height=200)
+
+
+def constants(facts: Facts) -> Chart | None:
+    """What each constant reached on the select split, and where the winner stands."""
+    if facts.summary is None:
+        return None
+    split = facts.summary["select"]
+    curve = sorted((float(c), value) for c, value in split["constants"].items() if value is not None)
+    won = split["finalists"][split["winner"]]
+    x = axis([c for c, _ in curve], "constant", pad=0.04)
+    y = axis([value for _, value in curve] + [won], _deciding(facts))
+    best = split["constant"]
+    marks = [
+        Mark(x.at(c), _up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}")
+        for c, v in curve
+    ]
+    line = Line(_joined(curve, x, y), "thin")
+    rules = [Rule(_up(y, won), "winner", f"winner: {number(won)}")]
+    words = f"The best of {len(curve)} constants on the select items is {best}; the winner reaches {number(won)}."
+    legend = [("constant", f"best constant, {best}"), ("dot", "another constant")]
+    return Chart(x, y, words, marks, [line], rules, legend, height=220)
+
+
+def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stairs: bool = False) -> Chart:
+    """Several runs in one drawing.
+
+    Args:
+        lines: name and kind of each run, and its values at candidates.
+        stairs: whether a value holds until the next one.
+    """
+    shown, below = robust([value for _, _, points in lines for _, value in points])
+    x, y = counting(max(points[-1][0] for _, _, points in lines), "candidate"), axis(shown)
+    path = _stairs if stairs else _joined
+    drawn = [Line(path(points, x, y), kind, name) for name, kind, points in reversed(lines)]
+    legend = [(kind, name) for name, kind, _ in lines if kind != "run"]
+    if plain := sum(kind == "run" for _, kind, _ in lines):
+        legend.append(("run", f"{plain} more"))
+    legend += [("", f"{below} values far below are drawn on the lower edge")] if below else []
+    ends = "; ".join(f"{name} ends at {number(points[-1][1])}" for name, _, points in lines)
+    return Chart(x, y, ends, lines=drawn, legend=legend)
+
+
+def _deciding(facts: Facts) -> str:
+    normalised = ", normalised" if facts.normalised else ""
+    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{metric(facts.report_metric)}{normalised} on select"
+
+
+def _up(scale: Axis, value: float) -> float:
+    """Height in per cent from above, as SVG counts."""
+    return round(100 - scale.at(value), 3)
+
+
+def _dots(dots: Sequence[Dot], x: Axis, y: Axis, what: str) -> tuple[list[Mark], list[Line]]:
+    if len(dots) > PLAIN_DOTS:
+        return [], [Line("".join(f"M{x.at(d.number)} {_up(y, d.value)}h0" for d in dots), "dots")]
+    marks = [
+        Mark(
+            x.at(d.number),
+            _up(y, d.value),
+            "dot",
+            f"candidate {d.number}, batch {d.trial.batch}: {what} {number(d.value)}",
+        )
+        for d in dots
+    ]
+    return marks, []
+
+
+def _joined(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
+    """A path from point to point."""
+    return "M" + "L".join(f"{x.at(a)} {_up(y, b)}" for a, b in points)
+
+
+def _stairs(points: Sequence[tuple[int, float]], x: Axis, y: Axis) -> str:
+    """A path that rises where something better was found."""
+    (first, value), *rest = points
+    return f"M{x.at(first)} {_up(y, value)}" + "".join(f"H{x.at(n)}V{_up(y, v)}" for n, v in rest)

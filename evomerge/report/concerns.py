@@ -1,0 +1,217 @@
+"""What a reader must know before the numbers: the warnings that a report begins with.
+
+In: `Facts`, and the run's `evomerge.log`. Out: sentences, the gravest first; none is good news.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from evomerge.report.facts import Facts
+from evomerge.report.grids import Grid
+from evomerge.report.wording import metric, number, verdict, with_error
+
+FEW_SEARCH, FEW_JUDGED = 10, 100
+"""Items of a task below which scores are thin: those of a candidate, and those of the select and report split."""
+AT_BOUND = 0.1
+"""The share of coefficients at a bound above which the bounds decide."""
+BOUNDS = {"weight": (0.0, 1.5), "density": (0.0, 1.0)}
+"""The bounds of variables that the settings leave alone: those of `methods.py`, which takes seconds to import."""
+SHOWN = 6
+"""How many different lines of the log are quoted."""
+LOGGED = re.compile(r"\[[^\]]*\]\[(?P<who>[^\]]*)\]\[(?P<level>WARNING|ERROR|CRITICAL)\] (?P<text>.*)")
+
+
+def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
+    """Return the warnings of a run."""
+    return [
+        *_public(facts),
+        *_state(facts),
+        *_failures(facts),
+        *_verdict(facts),
+        *_optimism(facts),
+        *_tasks(facts),
+        *_items(facts),
+        *(facts.summary or {}).get("warnings", []),
+        *_bounds(facts, grids),
+        *_log(facts.run.path / "evomerge.log"),
+    ]
+
+
+def _public(facts: Facts) -> Iterator[str]:
+    if facts.settings["fitness"].get("public_test"):
+        yield (
+            "This search has looked at splits on which results are published (fitness.public_test=true): its scores "
+            "must not stand beside published ones."
+        )
+
+
+def _state(facts: Facts) -> Iterator[str]:
+    if facts.complete:
+        return
+    written = datetime.fromtimestamp((facts.run.path / "trials.jsonl").stat().st_mtime)
+    budget = facts.settings["budget"]
+    stand = f"{facts.done:,} of {budget:,} candidates, the last one written {written:%Y-%m-%d %H:%M}"
+    if facts.summary is not None:
+        yield (
+            f"The search has gone on after its winner was scored ({stand}): the scores below are those of its first "
+            f"{facts.summary['trials']:,} candidates, until its own command has run to the end again."
+        )
+    elif facts.done >= budget:
+        yield (
+            f"All candidates are there ({stand}), but no winner was chosen yet: that still goes on, or it was stopped, "
+            f"or it failed. The search’s own command goes on with it."
+        )
+    else:
+        yield (
+            f"This search is not complete ({stand}): it still runs, or it was stopped. Its own command goes on with "
+            f"it. This page shows it as it was then."
+        )
+
+
+def _failures(facts: Facts) -> Iterator[str]:
+    if not facts.failed:
+        return
+    reasons = _alike(trial.error or "no error was recorded" for _, trial in facts.failed)
+    common = "; ".join(f"“{reason}” ({n} times)" for reason, n in reasons[:3])
+    more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    yield f"{len(facts.failed):,} of {facts.done:,} candidates failed and were ranked last. Most often: {common}{more}."
+
+
+def _verdict(facts: Facts) -> Iterator[str]:
+    if facts.summary is None:
+        return
+    difference, chosen = facts.summary["paired"]["winner_vs_best_constant"], facts.summary["select"]
+    if difference["se"] is None:
+        yield "There are too few report items to say how sure the difference from the best constant is."
+    elif verdict(difference) == "same":
+        yield (
+            f"The winner is not better than the best constant by two standard errors "
+            f"({with_error(difference['diff'], difference['se'], sign=True)}): merging with {chosen['constant']} "
+            f"everywhere may do as well. More search items or another space may find more."
+        )
+    elif verdict(difference) == "worse":
+        yield (
+            f"The winner is worse than the best constant on the report items: merge with {chosen['constant']} "
+            f"everywhere instead. The search has fitted the items that it looked at; give it more of them."
+        )
+    if chosen["winner"].startswith("constant"):
+        yield f"The winner is itself a constant ({chosen['winner']}): nothing that was found is better on select."
+    tried = sorted(float(constant) for constant, value in chosen["constants"].items() if value is not None)
+    if len(tried) > 1 and float(chosen["constant"]) in (tried[0], tried[-1]):
+        yield (
+            f"The best constant, {chosen['constant']}, is at the end of those that were tried ({tried[0]:g} to "
+            f"{tried[-1]:g}): a better one may lie beyond, so the gain over it may be smaller."
+        )
+    lost = [finalist.name for finalist in facts.finalists if finalist.select is None]
+    if lost:
+        yield f"{', '.join(lost)} could not be scored on the select split, so could not win."
+
+
+def _optimism(facts: Facts) -> Iterator[str]:
+    if facts.summary is None:
+        return
+    gain, difference = facts.optimism["gain"], facts.summary["paired"]["winner_vs_best_constant"]
+    lost, se = gain.optimism, difference["se"]
+    if lost is not None and se is not None and lost > max(2 * se, 0.005):
+        yield (
+            f"The gain over the best constant is {number(gain.select)} on the select items, on which the winner was "
+            f"chosen, but {number(gain.report)} on the report items: believe the latter."
+        )
+    winner = facts.optimism["winner"]
+    report_se = facts.summary["report"]["winner"]["se"]
+    won = next((finalist for finalist in facts.finalists if finalist.winner), None)
+    if winner.search is None or winner.report is None or report_se is None or won is None or facts.aggregate == "worst":
+        return
+    lost, se = winner.search - winner.report, math.hypot(report_se, _search_error(facts, won.number))
+    if lost > 2 * se:
+        yield (
+            f"The winner’s {metric(facts.report_metric)} was {number(winner.search)} on its own search items and is "
+            f"{number(winner.report)} on the report items: it has fitted the few items that it was found on."
+        )
+
+
+def _search_error(facts: Facts, found: int | None) -> float:
+    """Return the standard error of the mean over tasks on the search items of a trial."""
+    trial = next((dot.trial for dot in facts.scored if dot.number == found), None)
+    rows = [row.get(facts.report_metric) or [] for row in trial.results.values()] if trial else []
+    samples = [np.array([x for x in row if x is not None], dtype=float) for row in rows]
+    if not samples or any(len(sample) < 2 for sample in samples):
+        return math.inf
+    return math.sqrt(sum(float(np.var(s, ddof=1)) / len(s) for s in samples)) / len(samples)
+
+
+def _tasks(facts: Facts) -> Iterator[str]:
+    if facts.summary is None:
+        return
+    report = facts.summary["report"]
+    base, winner = report["base"]["tasks"], report["winner"]["tasks"]
+    experts = report.get("experts", {}).get("tasks", {})
+    if poor := [task for task, score in experts.items() if score <= base[task]]:
+        yield (
+            f"The expert of {', '.join(poor)} is no better than the base on its own task: is it the right expert, "
+            f"with the right head and the right classes?"
+        )
+    if worse := [task for task in winner if winner[task] < base[task]]:
+        yield f"On {', '.join(worse)} the winner is below the base."
+    if beaten := [task for task in experts if report["best_constant"]["tasks"][task] > experts[task]]:
+        yield (
+            f"On {', '.join(beaten)} the best constant is better than the task’s own expert: that expert is weak, or "
+            f"the others help it."
+        )
+
+
+def _items(facts: Facts) -> Iterator[str]:
+    if thin := [f"{task} ({n})" for task, n in facts.items.get("search", {}).items() if n < FEW_SEARCH]:
+        yield f"Few search items of a task, so candidates are ranked by luck: {', '.join(thin)}. Raise fitness.items."
+    if facts.summary is None:
+        return
+    tasks = len(facts.summary["report"]["base"]["tasks"])
+    for split in ("select", "report"):
+        if (each := facts.summary["items"][split] / tasks) < FEW_JUDGED:
+            yield f"The {split} split has about {each:.0f} items of a task: scores on it are coarse."
+
+
+def _bounds(facts: Facts, grids: list[Grid]) -> Iterator[str]:
+    bounds = facts.settings["space"]["bounds"] or {}
+    for grid in grids if facts.summary else ():
+        values = np.array(grid.values)
+        low, high = bounds.get(grid.variable) or BOUNDS.get(grid.variable) or (-math.inf, math.inf)
+        if not len(values):
+            continue
+        share = float(np.mean((values <= low + 1e-9) | (values >= high - 1e-9)))
+        if share > AT_BOUND:
+            yield (
+                f"{share:.0%} of the {grid.variable}s lie at their bounds [{low:g}, {high:g}]: wider ones "
+                f"(space.bounds) may find more."
+            )
+
+
+def _log(path: Path) -> Iterator[str]:
+    """Quote the warnings of the run's log, each once; failed candidates are told above."""
+    if not path.is_file():
+        return
+    matches = (LOGGED.fullmatch(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    found = _alike(match["text"] for match in matches if match and not match["text"].startswith("Candidate "))
+    for text, n in found[:SHOWN]:
+        yield f"From evomerge.log{f', {n} such lines' if n > 1 else ''}: {text}"
+    if len(found) > SHOWN:
+        yield f"evomerge.log holds {len(found) - SHOWN} more warnings."
+
+
+def _alike(texts: Iterable[str]) -> list[tuple[str, int]]:
+    """Return the first of all texts that differ in numbers alone, with how many they are, the most frequent first."""
+    examples: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for text in texts:
+        kind = re.sub(r"\d+", "N", text)
+        examples.setdefault(kind, text)
+        counts[kind] += 1
+    return [(examples[kind], n) for kind, n in counts.most_common()]

@@ -1,0 +1,260 @@
+"""The numbers of a run that its report shows.
+
+In: a `Run`, complete or not. Out: `Facts`: what was scored and when, what the finalists reached, how far the numbers
+fell from split to split, and where the time went. Trials are numbered from 1 in the order in which their points were
+asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from evomerge.fitness.objectives import task_weights
+from evomerge.report.records import Dot, Finalist, Splits
+from evomerge.runs import Run
+from evomerge.trials import Batch, Trial
+
+MODELS = {"base": "base", "best_constant": "best constant", "winner": "winner", "experts": "experts"}
+"""The rows of a summary's `report`, and what people see."""
+
+
+class Facts:
+    """What a report says of one run.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.name = run.path.resolve().name
+        self.settings, self.summary = run.settings, run.summary
+        self.metric: str = run.settings["fitness"]["metric"]
+        self.report_metric: str = (run.summary or {}).get("metric") or run.settings["fitness"]["report_metric"]
+        self.aggregate: str = run.settings["objective"]["aggregate"]
+        self.normalised: bool = run.settings["objective"]["normalised"]
+
+    @cached_property
+    def numbered(self) -> list[tuple[int, Batch, Trial]]:
+        """Every trial with its number and its batch."""
+        return [
+            (end - len(batch.points) + trial.index + 1, batch, trial)
+            for end, batch in zip(self._ends, self.run.batches, strict=True)
+            for trial in batch.trials
+            if trial is not None
+        ]
+
+    @cached_property
+    def scored(self) -> list[Dot]:
+        """The trials that have a value of the fitness."""
+        return [Dot(n, t.values[0], t) for n, batch, t in self.numbered if t.values and not batch.gradient]
+
+    @cached_property
+    def losses(self) -> list[Dot]:
+        """The steps of a gradient: the loss of each, which is minimised."""
+        return [Dot(n, -t.values[0], t) for n, batch, t in self.numbered if t.values and batch.gradient]
+
+    @cached_property
+    def failed(self) -> list[tuple[int, Trial]]:
+        """The trials without a value, with their numbers."""
+        return [(n, trial) for n, _, trial in self.numbered if not trial.values]
+
+    @property
+    def done(self) -> int:
+        """How many trials there are."""
+        return len(self.numbered)
+
+    @property
+    def last(self) -> int:
+        """The number of the last trial."""
+        return self.numbered[-1][0] if self.numbered else 0
+
+    @cached_property
+    def loss(self) -> str:
+        """What the loss of the gradient steps is called."""
+        rows = next((dot.trial.scores for dot in self.losses), {})
+        return next(iter(next(iter(rows.values()), {})), "loss").replace("_", " ")
+
+    @cached_property
+    def best_so_far(self) -> list[tuple[int, float]]:
+        """The number of each trial that was better than all before it, with its value, and last where things stand."""
+        found: list[tuple[int, float]] = []
+        for dot in self.scored:
+            if not found or dot.value > found[-1][1]:
+                found.append((dot.number, dot.value))
+        if found and found[-1][0] < self.scored[-1].number:
+            found.append((self.scored[-1].number, found[-1][1]))
+        return found
+
+    @property
+    def by_value(self) -> bool:
+        """Whether the searcher went by values, beyond those of the warm start."""
+        return any(dot.trial.batch > 0 or not self.warm for dot in self.scored)
+
+    @cached_property
+    def smooth_losses(self) -> list[tuple[int, float]]:
+        """The mean loss of the last ten steps, at the number of each step."""
+        values = [dot.value for dot in self.losses]
+        return [(dot.number, float(np.mean(values[max(i - 9, 0) : i + 1]))) for i, dot in enumerate(self.losses)]
+
+    @cached_property
+    def means(self) -> list[tuple[int, int, float]]:
+        """The first and last trial of each batch of values with two or more of them, and their mean."""
+        batches: dict[int, list[Dot]] = {}
+        for dot in self.scored:
+            batches.setdefault(dot.trial.batch, []).append(dot)
+        return [
+            (dots[0].number, dots[-1].number, float(np.mean([dot.value for dot in dots])))
+            for dots in batches.values()
+            if len(dots) > 1
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the search has ended and its winner was scored, and nothing was added since."""
+        return self.summary is not None and self.summary["trials"] >= self.done
+
+    @property
+    def warm(self) -> bool:
+        """Whether the first batch is that of a warm start, which tries constants (see `searchers/warm.py`)."""
+        return self.settings["start"] == "constants" and len(self.run.coordinates) > 1
+
+    @property
+    def best_constant_on_select(self) -> float | None:
+        """What the best constant reached on the select split."""
+        return (
+            _finite(self.summary["select"]["constants"][self.summary["select"]["constant"]]) if self.summary else None
+        )
+
+    @cached_property
+    def finalists(self) -> list[Finalist]:
+        """Those of the final selection; none before it."""
+        if self.summary is None:
+            return []
+        chosen = self.summary["select"]
+        found = []
+        for name, value in chosen["finalists"].items():
+            dot = self._found_by(name)
+            search = self.on_report_metric(dot.trial) if dot else None
+            found.append(Finalist(name, _finite(value), dot and dot.number, search, name == chosen["winner"]))
+        return found
+
+    def on_report_metric(self, trial: Trial) -> float | None:
+        """Return what a trial reached on its search items in the metric that decides; None if it has no such score."""
+        return self.together({task: row.get(self.report_metric) for task, row in trial.scores.items()})
+
+    def together(self, tasks: Mapping[str, float | None]) -> float | None:
+        """Return one number for all tasks as the objective has it; None if one is missing, or if it is normalised.
+
+        Normalised values of two splits lie between other ends, so they are not compared.
+        """
+        scores = {task: score for task, score in tasks.items() if score is not None}
+        if self.normalised or not scores or len(scores) < len(tasks):
+            return None
+        if self.aggregate == "worst":
+            return min(scores.values())
+        weights = task_weights(self.settings["objective"]["weights"], scores)
+        return sum(weights[task] * score for task, score in scores.items())
+
+    @cached_property
+    def optimism(self) -> dict[str, Splits]:
+        """The winner, the best constant and their difference on each split; empty before the search is complete."""
+        if self.summary is None:
+            return {}
+        chosen, report = self.summary["select"], self.summary["report"]
+        won = next((f for f in self.finalists if f.winner), None)
+        constant = next(
+            (d for d in self.scored if d.trial.batch == 0 and self._is_constant(d, chosen["constant"])), None
+        )
+        winner = Splits(
+            won and won.search,
+            _finite(chosen["finalists"][chosen["winner"]]),
+            self.together(report["winner"]["tasks"]),
+        )
+        best = Splits(
+            self.on_report_metric(constant.trial) if constant else None,
+            _finite(chosen["constants"][chosen["constant"]]),
+            self.together(report["best_constant"]["tasks"]),
+        )
+        return {"winner": winner, "best constant": best, "gain": winner.less(best)}
+
+    @cached_property
+    def items(self) -> dict[str, dict[str, int]]:
+        """How many items a candidate is scored on, {"search": {task: n}}; the other splits are known in sum only."""
+        trial = next((dot.trial for dot in self.scored), None)
+        return {"search": {task: len(ids) for task, ids in trial.items.items()}} if trial else {}
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Where the time of all candidates went: merge, forward (with backward, for steps of a gradient) and other."""
+        merge, forward, total = (sum(row[n] for row in self.run.timings) for n in ("merge", "forward", "total"))
+        return {"merge": merge, "forward": forward, "other": max(total - merge - forward, 0.0)}
+
+    @property
+    def pace(self) -> float | None:
+        """Candidates a minute, of the time that candidates took."""
+        total = sum(self.seconds.values())
+        return 60 * len(self.run.timings) / total if total > 0 else None
+
+    def standing(self) -> tuple[str, np.ndarray] | None:
+        """Return the point where a search stands that has no winner yet, and what it is: the best trial so far, or the
+        latest step of a gradient, whose losses are on other inputs each time.
+        """
+        last = next((b for b in reversed(self.run.batches) if any(t and t.values for t in b.trials)), None)
+        if last is None:
+            return None
+        if last.gradient:
+            return f"step {self.losses[-1].number}", last.points[0]
+        best = max(self.scored, key=lambda dot: dot.value)
+        return f"candidate {best.number}, the best so far", self._point(best)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The number of the last point of each batch."""
+        return list(accumulate(len(batch.points) for batch in self.run.batches))
+
+    def _point(self, dot: Dot) -> np.ndarray:
+        return self.run.batches[dot.trial.batch].points[dot.trial.index]
+
+    def _found_by(self, name: str) -> Dot | None:
+        """Return the trial behind the name of an incumbent (see the searchers' `incumbents`), if there is one."""
+        judged = self.summary["trials"] if self.summary else self.done  # it may have gone on since
+        early = [dot for dot in self.scored if dot.number <= judged]
+        later = [dot for dot in early if not (self.warm and dot.trial.batch == 0)]
+        told = [dot for dot in later if self._ends[dot.trial.batch] <= judged]
+        if name == "constant" and self.warm:
+            return _top(dot for dot in early if dot.trial.batch == 0)
+        if name == "unfinished":
+            return _top(dot for dot in later if self._ends[dot.trial.batch] > judged)
+        if name.removeprefix("first_").startswith("step_"):
+            steps = [(n, t) for n, batch, t in self.numbered if batch.gradient and n <= judged]
+            k = int(name.rpartition("_")[2])  # counted from 0; the last one was reached, but no trial looked at it
+            return Dot(steps[k][0], math.nan, steps[k][1]) if k < len(steps) else None
+        if name == "best" or name.startswith("best_"):
+            distinct: list[Dot] = []
+            for dot in sorted(told, key=lambda dot: -dot.value):
+                if not any(np.array_equal(self._point(dot), self._point(other)) for other in distinct):
+                    distinct.append(dot)
+            place = int(name.removeprefix("best_")) if "_" in name else 1
+            return distinct[place - 1] if place <= len(distinct) else None
+        return None
+
+    def _is_constant(self, dot: Dot, constant: str) -> bool:
+        weights = [
+            x for name, x in zip(self.run.coordinates, self._point(dot), strict=True) if name.startswith("weight/")
+        ]
+        return self.warm and np.allclose(weights, float(constant))
+
+
+def _top(dots: Iterator[Dot]) -> Dot | None:
+    return max(dots, key=lambda dot: dot.value, default=None)
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None

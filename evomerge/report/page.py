@@ -1,0 +1,255 @@
+"""The page of a run, and the one of several: facts in, `report.html` out, with pictures in `report/` beside it.
+
+A page holds all that it shows: no script, and nothing that a browser would have to fetch. Templates escape every text,
+since names of tasks, experts and errors are anybody's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from evomerge import __version__
+from evomerge.files import write_atomically
+from evomerge.report import bars, charts, pictures
+from evomerge.report.colours import ramp
+from evomerge.report.command import command, written
+from evomerge.report.concerns import concerns
+from evomerge.report.facts import Facts
+from evomerge.report.grids import Grid, grids
+from evomerge.report.places import OUTSIDE
+from evomerge.report.scales import shade
+from evomerge.report.sweep import sweep_context
+from evomerge.report.wording import closed, headline, metric, number, signed, what
+from evomerge.runs import Run, open_run
+
+logger = logging.getLogger(__name__)
+
+STOPS = {
+    "budget": "It ended with its budget.",
+    "exhausted": "It ended when every point that its searcher can propose had been scored.",
+    "converged": "It ended when its searcher had converged.",
+}
+
+
+def write_report(directory: Path, file: Path | None = None) -> Path:
+    """Write the page and the pictures of a run, complete or not.
+
+    Args:
+        directory: the run directory.
+        file: where the page goes; `report.html` in the run directory when left out. Pictures go to a directory of the
+            same name without the suffix.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: it is no run directory.
+        LogError: its log is damaged.
+    """
+    facts = Facts(open_run(directory))
+    file = file or directory / "report.html"
+    found = grids(facts)
+    _write(file, "run.html.j2", _context(facts, found))
+    pictures.of_run(facts, found, file.with_suffix(""))
+    return file
+
+
+def write_sweep(directories: Sequence[Path], file: Path | None = None, again: bool = True) -> Path:
+    """Write one page and pictures for several runs, and the page of each run that it links to.
+
+    Args:
+        directories: the run directories.
+        file: where the page goes; `report.html` in the directory of the first run's when left out.
+        again: whether the page of a run is also written where there is one that is newer than the run.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: one of them is no run directory.
+        LogError: the log of one is damaged.
+    """
+    directories = list({directory.resolve(): directory for directory in directories}.values())
+    facts = [Facts(open_run(directory)) for directory in directories]
+    if len({one.name for one in facts}) < len(facts):  # runs of several directories
+        for one in facts:
+            one.name = os.path.relpath(one.run.path)
+    file = file or directories[0].resolve().parent / "report.html"
+    for directory in directories:
+        if again or _is_older(directory / "report.html", directory):
+            write_report(directory)
+    context, best = sweep_context(facts, file)
+    _write(file, "sweep.html.j2", context)
+    pictures.of_sweep(facts, best, file.with_suffix(""))
+    return file
+
+
+def _is_older(page: Path, directory: Path) -> bool:
+    sources = [path for name in ("trials.jsonl", "summary.json") if (path := directory / name).is_file()]
+    return not page.is_file() or page.stat().st_mtime < max(path.stat().st_mtime for path in sources)
+
+
+def attempt(write: Callable[[], Path]) -> Path | None:
+    """Return what `write` has written, or None: a report that fails is a warning, and never costs a run.
+
+    Args:
+        write: such as `lambda: write_report(directory)`.
+    """
+    try:
+        return write()
+    except Exception as error:  # whatever goes wrong in drawing: the search is done, and all of it is on the disk
+        logger.warning("The report could not be written: %s: %s", type(error).__name__, error)
+        return None
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("evomerge.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed}
+    style = files("evomerge.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    ramps = {theme: ramp(theme) for theme in ("light", "dark")}
+    environment.globals |= {"version": __version__, "style": Markup(style), "ramps": ramps}
+    return environment
+
+
+def _write(file: Path, template: str, context: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, _environment().get_template(template).render(context))
+
+
+def _context(facts: Facts, found: list[Grid]) -> dict[str, Any]:
+    """Return what the template of a run shows."""
+    run, tasks = facts.run, bars.tasks(facts)
+    return {
+        "facts": facts,
+        "what": what(facts),
+        "concerns": concerns(facts, found),
+        "headline": headline(facts),
+        "closed": closed(facts),
+        "means": bars.means(facts),
+        "tasks": tasks,
+        "has_errors": tasks is not None and any(bar.error for _, rows in tasks.sections for bar in rows),
+        "gains": bars.gains(facts),
+        "grids": found,
+        "shades": [shade(grid.values, grid.centre) for grid in found],
+        "any_held": any(grid.held for grid in found),
+        "line_ends": _line_ends(facts, found),
+        "convergence": charts.convergence(facts),
+        "losses": charts.losses(facts),
+        "finalists": charts.finalists(facts),
+        "search_title": "Candidates on the search items"
+        if facts.by_value
+        else "Warm start: constants on the search items",
+        "progress": _progress(facts),
+        "optimism": facts.optimism,
+        "optimism_caption": _deciding(facts),
+        "comparable": _comparable(facts),
+        "constants": charts.constants(facts),
+        "pace": _pace(facts),
+        "shares": _shares(facts),
+        "command": command(facts.settings, written(run.path)),
+        "versions": ", ".join(f"{name} {v}" for name, v in (facts.summary or {}).get("versions", {}).items()),
+        "sources": _sources(run),
+        "settings": yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True).rstrip(),
+    }
+
+
+def _line_ends(facts: Facts, found: list[Grid]) -> list[str]:
+    """Say of a winner on lines where they begin and end: those two numbers are what was searched."""
+    if facts.settings["space"]["granularity"] != "line" or facts.summary is None:
+        return []
+    texts = []
+    for grid in found:
+        inside = [row for row in grid.rows if row.name not in OUTSIDE]
+        ends = [
+            f"{name} {number(first.value, 2)} to {number(last.value, 2)}"
+            for name, first, last in zip(grid.columns, inside[0].cells, inside[-1].cells, strict=True)
+        ]
+        texts.append(f"Each expert has a line over depth, from its first block to its last: {', '.join(ends)}.")
+    return texts
+
+
+def _progress(facts: Facts) -> str:
+    parts = []
+    if facts.scored:
+        parts.append(f"{len(facts.scored):,} candidates scored by {metric(facts.metric)}")
+    if facts.losses:
+        parts.append(f"{len(facts.losses):,} steps of a gradient")
+    parts.append(f"{len(facts.failed):,} failed" if facts.failed else "none failed")
+    items = ", ".join(f"{task} {n}" for task, n in facts.items.get("search", {}).items())
+    on = f" A candidate is scored on search items: {items}." if items else ""
+    end = f" {STOPS.get(facts.summary['stop'], '')}" if facts.summary and facts.complete else ""
+    return f"{', '.join(parts)}.{end}{on}"
+
+
+def _deciding(facts: Facts) -> str:
+    of = "Worst task’s" if facts.aggregate == "worst" else "Mean"
+    return f"{of} {metric(facts.report_metric)}{', normalised between base and expert' if facts.normalised else ''}"
+
+
+def _comparable(facts: Facts) -> str:
+    if facts.normalised:
+        return "Normalised values of two splits lie between other ends, so only the select items are shown."
+    won = next((finalist for finalist in facts.finalists if finalist.winner), None)
+    if won and won.search is None:
+        return "No candidate’s score on the search items is that of the winner, so that column has none."
+    return ""
+
+
+def _pace(facts: Facts) -> str | None:
+    if facts.pace is None:
+        return None
+    total, n = sum(facts.seconds.values()), len(facts.run.timings)
+    return (
+        f"{_span(total)} for {n:,} candidates, {facts.pace:.0f} a minute. Choosing the winner and scoring it on the "
+        f"report items comes on top."
+    )
+
+
+def _shares(facts: Facts) -> list[dict[str, Any]]:
+    total = sum(facts.seconds.values())
+    texts = {"merge": "merge", "forward": "forward and backward" if facts.losses else "forward", "other": "other"}
+    return [
+        {
+            "kind": kind,
+            "share": round(seconds / total, 5),
+            "words": f"{texts[kind]} {_span(seconds)} ({seconds / total:.1%})",
+        }
+        for kind, seconds in facts.seconds.items()
+        if total > 0
+    ]
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _sources(run: Run) -> list[dict[str, str]]:
+    """Return base, experts and heads with their hashes; paths from the recipe, once there is one."""
+    recipe = run.recipe
+    rows = [{"name": "base", "path": recipe.base.path if recipe else "", "sha256": run.identity["base"]}]
+    for name, sha256 in run.identity["experts"]:
+        path = recipe.experts[name].path if recipe and name in recipe.experts else ""
+        rows.append({"name": f"expert {name}", "path": path, "sha256": sha256})
+    for task, sha256 in run.identity["heads"].items():
+        own = "the expert’s own" if sha256 else "none"
+        rows.append({"name": f"head of {task}", "path": "", "sha256": sha256 if isinstance(sha256, str) else own})
+    return rows

@@ -1,0 +1,54 @@
+"""What the facts of a run are made of: a scored trial, a finalist, and a number on each split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evomerge.trials import Trial
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One scored trial: its number, and its value or its loss."""
+
+    number: int
+    value: float
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One that took part in the final selection.
+
+    Attributes:
+        name: as the searcher calls it.
+        select: what it reached on the select split; None if it could not be scored.
+        number: the trial that found it; None for one that no trial scored, such as a mean.
+        search: what that trial reached on the search items, in the same metric.
+        winner: whether it won.
+    """
+
+    name: str
+    select: float | None
+    number: int | None
+    search: float | None
+    winner: bool
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One number on each split, as far as it is known."""
+
+    search: float | None
+    select: float | None
+    report: float | None
+
+    @property
+    def optimism(self) -> float | None:
+        """What is lost from the select split, on which the model was chosen, to the report split."""
+        return None if self.select is None or self.report is None else self.select - self.report
+
+    def less(self, other: Splits) -> Splits:
+        """The differences, split by split."""
+        pairs = zip((self.search, self.select, self.report), (other.search, other.select, other.report), strict=True)
+        return Splits(*(None if a is None or b is None else a - b for a, b in pairs))

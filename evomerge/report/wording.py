@@ -1,0 +1,131 @@
+"""How a report puts numbers into words: the headline, the title line, numbers with their errors.
+
+In: `Facts`. Out: plain text, to be escaped where it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.report.facts import Facts
+
+MINUS = "\N{MINUS SIGN}"
+PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+SEARCHERS = {"CmaEs": "CMA-ES", "Tpe": "TPE", "Hybrid": "Gradient, then CMA-ES", "Random": "Random search"}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with a true minus sign; a dash for one that is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text.lstrip("-")
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """A difference, with its sign."""
+    text = number(value, digits)
+    return text if text[0] in (MINUS, "–") or value is None else f"+{text}"
+
+
+def with_error(value: float | None, se: float | None, digits: int = 4, sign: bool = False) -> str:
+    """`0.7227 ± 0.0074`; without the error where that is not known."""
+    text = signed(value, digits) if sign else number(value, digits)
+    return text if value is None or se is None or not math.isfinite(se) else f"{text}{PLUS_MINUS}{number(se, digits)}"
+
+
+def errors_of(difference: Mapping[str, Any]) -> float | None:
+    """How many standard errors a paired difference is from zero; None if that is not known."""
+    diff, se = difference["diff"], difference["se"]
+    return diff / se if diff is not None and se else None
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """`better`, `worse` or `same`: what two standard errors allow to say."""
+    distance = errors_of(difference)
+    if distance is None:
+        diff = difference["diff"] or 0.0
+        return "same" if diff == 0 or difference["se"] is None else "better" if diff > 0 else "worse"
+    return "same" if abs(distance) < 2 else "better" if distance > 0 else "worse"
+
+
+def metric(name: str) -> str:
+    """A metric as a person writes it."""
+    return name.replace("_", " ")
+
+
+def headline(facts: Facts) -> tuple[str, str]:
+    """Return the verdict in a few words, and the honest number in one sentence."""
+    if facts.summary is None:
+        return _unfinished(facts)
+    summary = facts.summary
+    difference, report = summary["paired"]["winner_vs_best_constant"], summary["report"]
+    constant, items = summary["select"]["constant"], summary["items"]["report"]
+    n = len(report["winner"]["tasks"])
+    over = f" as the mean over {n} tasks" if n > 1 else ""
+    short = {
+        "better": "The merge that was found is better than the best constant.",
+        "same": "The merge that was found cannot be told from the best constant.",
+        "worse": "The merge that was found is worse than the best constant.",
+    }[verdict(difference)]
+    gap = with_error(abs(difference["diff"]), difference["se"])
+    gap += " above" if difference["diff"] > 0 else " below"
+    if difference["diff"] == 0:
+        gap = f"no different (±\N{NO-BREAK SPACE}{number(difference['se'])}) from"
+    distance = errors_of(difference)
+    errors = f", {number(abs(distance), 1)} standard errors of the paired difference" if distance else ""
+    return short, (
+        f"On {items:,} report items that the search never saw, the winner’s {metric(summary['metric'])} is "
+        f"{number(report['winner']['mean'])}{over}: {gap} that of the best constant, {constant} for every "
+        f"coefficient{errors}."
+    )
+
+
+def closed(facts: Facts) -> str | None:
+    """Say how much of the way from the best constant to the experts the winner goes, where that makes sense."""
+    if facts.summary is None:
+        return None
+    report = facts.summary["report"]
+    constant, winner = report["best_constant"]["mean"], report["winner"]["mean"]
+    experts = report.get("experts", {}).get("mean")
+    if experts is None or not experts > constant or winner <= constant:
+        return None
+    share = (winner - constant) / (experts - constant)
+    return (
+        f"That is {share:.0%} of the way from the best constant to the experts, each on its own task, which no single "
+        f"model has to reach."
+    )
+
+
+def _unfinished(facts: Facts) -> tuple[str, str]:
+    of, budget = f"{facts.done:,}", f"{facts.settings['budget']:,}"
+    if not facts.done:
+        return "The search has not scored a candidate yet.", "There is nothing to see before the first one."
+    if not facts.scored and not facts.losses:
+        return "No candidate could be scored.", f"All {of} candidates so far have failed; the warnings say why."
+    if facts.done >= facts.settings["budget"]:
+        short = f"All {of} candidates are scored, and there is no winner yet."
+    else:
+        short = f"The search is not complete: candidate {of} of {budget}."
+    best = f"The best {metric(facts.metric)} so far is {number(facts.best_so_far[-1][1])}. " if facts.scored else ""
+    loss = f"The latest {facts.loss} is {number(facts.losses[-1].value)}. " if facts.losses else ""
+    return short, (
+        f"{best}{loss}These numbers are of items that the search has looked at; what they are worth is known once the "
+        f"winner is scored on the report split."
+    )
+
+
+def what(facts: Facts) -> str:
+    """Return what was searched, in a line."""
+    settings = facts.settings
+    name = settings["searcher"]["_target_"].rpartition(".")[2]
+    searcher = SEARCHERS.get(name, name)
+    method = settings["method"]["_target_"].rpartition(".")[2].lower()
+    dim = len(facts.run.coordinates)
+    return (
+        f"{searcher}{f' on {facts.loss}' if facts.losses else ''} · {dim:,} coefficient{'s' if dim != 1 else ''}, by "
+        f"{settings['space']['granularity']} · {method} merge of {len(facts.run.identity['experts'])} experts · "
+        f"models: {settings['model']['name']} · seed\N{NO-BREAK SPACE}{settings['seed']}"
+    )

@@ -1,0 +1,212 @@
+"""The cases: families of models, and on each a recipe with coefficients that are all different.
+
+In: a case. Out: a directory with base, experts, `recipe.yaml` and `mergekit.yaml`. Pico models have sizes that are no
+multiples of what processors work on at a time, and five experts, from which on the order of sums shows.
+
+Densities of `ties` are such that no two elements of one task vector are equal where it is trimmed: there, mergekit
+keeps any of them (its sort is not stable, and so depends on the processor), and evomerge the first.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertConfig, GPT2Config, LlamaConfig
+
+from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.export.mergekit import to_mergekit
+from evomerge.files import write_atomically
+from evomerge.groups import make_groups
+from evomerge.live import load_skeleton
+from evomerge.recipe import Coefficients, Recipe, Source
+
+EXPERTS = ("a", "b", "c", "d", "e")
+LLAMA: dict[str, Any] = {
+    **{"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2},
+    **{"num_key_value_heads": 2, "vocab_size": 51, "max_position_embeddings": 32},
+}
+BERT: dict[str, Any] = {
+    **{"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2},
+    **{"vocab_size": 51, "max_position_embeddings": 13},
+}
+GPT2: dict[str, Any] = {"n_embd": 24, "n_layer": 3, "n_head": 2, "vocab_size": 51, "n_positions": 13}
+TRIES = 500
+"""Densities that are drawn at most until one cuts between unequal elements."""
+SUITE = Path(__file__).parents[2] / "suites" / "text"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base and its experts.
+
+    Attributes:
+        auto_class: the transformers class to load them with.
+        config: makes the config of a pico model; None for the models of the suite `text`.
+        dtype: in which they are saved.
+        shard: the largest size of a weight file.
+        raw: whether mergekit has to take the weight files alone.
+        twice: whether the files hold the tied head as well.
+    """
+
+    auto_class: str
+    config: Callable[[], Any] | None
+    dtype: torch.dtype = torch.float32
+    shard: str = "1GB"
+    raw: bool = False
+    twice: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A merge that both must do alike."""
+
+    family: str
+    granularity: str
+    method: str = "linear"
+    normalize: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the output calls it."""
+        return f"{self.family} {self.granularity} {self.method}{' normalize' * self.normalize}"
+
+
+CAUSAL, HEADLESS = "AutoModelForCausalLM", "AutoModel"
+FAMILIES = {
+    "llama": Family(CAUSAL, lambda: LlamaConfig(**LLAMA)),
+    "llama-tied": Family(CAUSAL, lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True)),
+    "llama-tied-twice": Family(CAUSAL, lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True), twice=True),
+    "llama-bf16-sharded": Family(CAUSAL, lambda: LlamaConfig(**LLAMA), torch.bfloat16, "12KB"),
+    "llama-tied-bf16": Family(CAUSAL, lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True), torch.bfloat16),
+    "gpt2": Family(CAUSAL, lambda: GPT2Config(**GPT2)),
+    "bert": Family(HEADLESS, lambda: BertConfig(**BERT), raw=True),
+    "minilm": Family(HEADLESS, None, raw=True),
+}
+SMALL = (
+    Case("llama", "module"),
+    Case("llama-tied-bf16", "tensor", "ties", normalize=True),
+    Case("llama-bf16-sharded", "blocks:2"),
+    Case("bert", "layer"),
+)
+ALL = (
+    *SMALL,
+    Case("llama", "model"),
+    Case("llama", "tensor"),
+    Case("llama", "layer", "ties"),
+    Case("llama-tied", "layer"),
+    Case("llama-tied", "line"),
+    Case("llama-tied", "tensor", "ties"),
+    Case("llama-tied-twice", "layer"),
+    Case("llama-bf16-sharded", "tensor"),
+    Case("llama-tied-bf16", "module"),
+    Case("gpt2", "tensor"),
+    Case("gpt2", "blocks:3", "ties", normalize=True),
+    Case("bert", "tensor", "ties"),
+    Case("minilm", "layer"),
+    Case("minilm", "tensor", "ties"),
+)
+
+
+def is_there(case: Case) -> bool:
+    """Whether the models of a case can be had: those of the suite must have been built."""
+    return FAMILIES[case.family].config is not None or (SUITE / "suite.json").is_file()
+
+
+def write_case(case: Case, directory: Path) -> dict[str, str]:
+    """Write models, recipe and YAML; the paths in both are relative to the directory.
+
+    Returns:
+        alias -> key of the tensors that are tied.
+    """
+    family, seed = FAMILIES[case.family], zlib.crc32(case.name.encode())
+    names = list(EXPERTS)
+    if family.config is not None:
+        _write_models(family, directory, seed)
+    else:
+        names = sorted(path.name for path in (SUITE / "experts").iterdir())
+        (directory / "base").symlink_to(SUITE / "base")
+        for name in names:
+            (directory / name).symlink_to(SUITE / "experts" / name)
+    live = load_skeleton(directory / "base", family.auto_class)
+
+    def opened(name: str) -> Checkpoint:
+        return open_checkpoint(directory / name, live.parameters, live.prefix, live.tied, rename=live.rename)
+
+    base, experts = opened("base"), {name: opened(name) for name in names}
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
+    recipe = Recipe(
+        base=Source("base", base.sha256),
+        experts={name: Source(name, expert.sha256) for name, expert in experts.items()},
+        method={"name": case.method, **({"normalize": case.normalize} if case.method == "ties" else {})},
+        granularity=case.granularity,
+        coefficients=_coefficients(case, parameters, base, experts, seed),
+        auto_class=family.auto_class,
+    )
+    write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+    dtype = str(base.dtype(next(iter(parameters))))
+    text = to_mergekit(recipe, base.keys, parameters, dtype, base.extra, live.tied)
+    write_atomically(directory / "mergekit.yaml", text)
+    return live.tied
+
+
+def _coefficients(
+    case: Case,
+    parameters: Mapping[str, tuple[int, ...]],
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    seed: int,
+) -> Coefficients:
+    rng, groups = np.random.default_rng(seed), make_groups(case.granularity, parameters)
+    weights = {group.name: {expert: float(rng.uniform(-0.5, 1.5)) for expert in experts} for group in groups}
+    if case.method != "ties":
+        return {"weight": weights}
+    densities: dict[str, dict[str, float]] = {group.name: {} for group in groups}
+    for name, expert in experts.items():
+        for group in groups:
+            ranked = [_ranked(base.tensor(span.parameter), expert.tensor(span.parameter)) for span in group.spans]
+            densities[group.name][name] = _density(rng, ranked)
+    return {"weight": weights, "density": densities}
+
+
+def _ranked(base: Tensor, expert: Tensor) -> Tensor:
+    """The magnitudes of a task vector, largest first."""
+    return (expert.float() - base.float()).abs().reshape(-1).sort(descending=True).values
+
+
+def _density(rng: np.random.Generator, ranked: Sequence[Tensor]) -> float:
+    """A density that cuts between two unequal elements in every one of these task vectors, or 1."""
+    for density in rng.uniform(0.05, 1.0, TRIES).tolist():
+        cuts = [(values, math.floor(density * len(values) + 1e-9)) for values in ranked]
+        if all(cut == 0 or values[cut - 1] > values[cut] for values, cut in cuts):
+            return density
+    return 1.0
+
+
+def _write_models(family: Family, directory: Path, seed: int) -> None:
+    """Write a base whose tensors, norms included, are all drawn, and experts that differ from it everywhere."""
+    assert family.config is not None
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        model = getattr(transformers, family.auto_class).from_config(family.config())
+    start = {name: 0.05 * torch.randn(tensor.shape, generator=generator) for name, tensor in model.named_parameters()}
+    for name in ("base", *EXPERTS):
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                change = 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(start[key] if name == "base" else start[key] + change)
+        model.to(family.dtype).save_pretrained(directory / name, max_shard_size=family.shard)
+        model.float()
+        if family.twice:
+            file = directory / name / "model.safetensors"
+            tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+            save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)

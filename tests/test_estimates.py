@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.config import plain
+from evomerge.errors import ConfigError
+from evomerge.inspection.estimates import estimate, time_merge
+from evomerge.inspection.sources import inspect_sources
+from evomerge.methods import Linear, Ties
+from evomerge.progress import Reporter
+from evomerge.sources import Sources, find_sources
+from tests.helpers import compose
+from tests.models import rewritten
+
+
+@pytest.fixture
+def settings(pico_suite, tmp_path) -> dict:
+    overrides = (f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}", "model.device=cpu")
+    return plain(compose("model=pico", *overrides))
+
+
+def needs(settings: dict, sources: Sources):
+    found = inspect_sources(sources, "AutoModel", Path(settings["model"]["cache"]), 0.2, Reporter())
+    return found, *estimate(found, sources, settings, Reporter())
+
+
+def test_a_suite(settings, assembly):
+    sources = find_sources(settings["model"], None)
+    found, need, warnings = needs(settings, sources)
+    deltas = [delta for held in assembly.vectors.deltas.values() for delta in held.values()]
+    assert need.task_vectors == sum(delta.nbytes for delta in deltas)
+    assert need.model == 4 * found.whole.elements
+    assert need.device == "cpu"
+    assert 0 < need.merge < 1
+    assert need.items == settings["fitness"]["items"]
+    assert need.score is not None
+    assert need.selection is not None
+    assert need.selection > 10 * need.score  # some ten constants, and more items in each split
+    assert warnings == []
+
+
+def test_without_tasks(settings):
+    sources = find_sources(settings["model"], None)
+    _, need, warnings = needs(settings, Sources(sources.base, sources.experts, {}))
+    assert (need.score, need.items, need.selection, warnings) == (None, None, None, [])
+
+
+def test_few_items_are_said(settings, tmp_path):
+    sources = find_sources(settings["model"], None)
+    rows = [{"text": f"text {i}", "label": i % 3} for i in range(20)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings["fitness"]["tasks"] = {
+        "animals": {"items": str(tmp_path / "few.jsonl"), "head": str(sources.tasks["animals"].head)}
+    }
+    settings["fitness"]["items"] = 2
+    _, need, warnings = needs(settings, find_sources(settings["model"], settings["fitness"]["tasks"]))
+    assert need.items == 2
+    assert warnings[0].startswith("few search items")
+
+
+def test_a_fitness_that_fails(settings, tmp_path):
+    (tmp_path / "mine.py").write_text("def score(model, tokenizer, items):\n    raise KeyError('x')\n")
+    config = compose(
+        "model=pico",
+        "fitness=custom",
+        f"fitness.function={tmp_path / 'mine.py'}:score",
+        f"model.suite={settings['model']['suite']}",
+        f"model.cache={settings['model']['cache']}",
+    )
+    with pytest.raises(ConfigError, match="fails on the base"):
+        needs(plain(config), find_sources(settings["model"], None))
+
+
+def test_experts_that_do_not_fit_need_nothing(settings, tmp_path, pico_suite):
+    broken = shutil.copytree(pico_suite.experts["trees"], tmp_path / "broken")
+    rewritten(broken, lambda tensors: {name: torch.full_like(tensor, math.nan) for name, tensor in tensors.items()})
+    sources = Sources(pico_suite.base, {"good": pico_suite.experts["animals"], "broken": broken}, {})
+    found, need, _ = needs(settings, sources)
+    assert [member.name for member in found.refused] == ["broken"]
+    changed = [np.prod(found.parameters[name]) for name, one in found.tensors.items() if one.signs.shared[0, 0]]
+    assert need.task_vectors == 4 * sum(changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [Linear(), Ties()], ids=["linear", "ties"])
+def test_time_of_a_merge(monkeypatch, method, dtype):
+    monkeypatch.setattr("evomerge.inspection.estimates.SAMPLE", 1 << 18)
+    state = torch.get_rng_state()
+    assert 1e-12 < time_merge(method, 3, dtype, "cpu") < 1e-5
+    assert torch.equal(torch.get_rng_state(), state)
