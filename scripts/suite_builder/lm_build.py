@@ -113,19 +113,22 @@ def _write_tasks(plan: Plan, tasks: list[Task], sources: dict[str, Path], out: P
 
 
 def _train(plan: Plan, task: Task, out: Path, console: Console) -> None:
-    target = out / "experts" / task.name
+    """Tune an expert; an interrupted call left where it was beside the experts."""
+    target, state = out / "experts" / task.name, out / "experts" / f".state-{task.name}.safetensors"
     if target.is_dir():
         console.print(f"expert {task.name}: finished before, kept")
         return
+    target.parent.mkdir(exist_ok=True)
     model, tokenizer = load(out / "base")
     documents = read_documents(out / "tasks" / task.name / "train.jsonl")
     asked = [encode(tokenizer, task.form, document) for document in documents]
-    sizes = {"batch": plan.batch, "max_tokens": plan.max_tokens, "seed": plan.seed}
+    settings = {"batch": plan.batch, "max_tokens": plan.max_tokens, "seed": plan.seed, "state": state}
     what = f"expert {task.name} ({task.steps} steps, lr {task.lr:g})"
     with progress(console, what, task.steps) as advance:
-        fine_tune(model, asked, steps=task.steps, lr=task.lr, **sizes, on_step=advance)
+        fine_tune(model, asked, steps=task.steps, lr=task.lr, **settings, on_step=advance)
     with packages.staging(target) as partial:
         save(model, tokenizer, partial)
+    state.unlink(missing_ok=True)
 
 
 def _finish(plan: Plan, tasks: list[Task], out: Path) -> dict[str, Any]:

@@ -7,10 +7,13 @@ a fifth of its multiplications. No global random state: the order comes from `np
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from suite_builder.lm_documents import Asked
@@ -27,6 +30,8 @@ def fine_tune(
     seed: int,
     batch: int = 10,
     max_tokens: int = 96,
+    state: Path | None = None,
+    every: int = 20,
     on_step: Callable[[], object] = lambda: None,
 ) -> None:
     """Tune all but the embeddings, in place: AdamW, warm-up and linear decay, gradients clipped to norm 1.
@@ -39,7 +44,9 @@ def fine_tune(
         seed: of the order of the data; the same seed on the same machine gives the same weights.
         batch: documents a step.
         max_tokens: longer ones are cut at the end.
-        on_step: called after each step.
+        state: file in which an interrupted call left where it was, and this one will; None: it begins anew.
+        every: steps between two times that the state is written.
+        on_step: called after each step, also those that an interrupted call has done.
     """
     model.eval()  # dropout would draw from torch's global generator
     model.requires_grad_(True)
@@ -48,19 +55,19 @@ def fine_tune(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     warmup = max(1, round(WARMUP * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-    )
-    rng, order = np.random.default_rng(seed), np.array([], dtype=int)
-    for _ in range(steps):
-        while len(order) < batch:
-            order = np.concatenate([order, rng.permutation(len(asked))])
-        drawn, order = order[:batch], order[batch:]
-        optimiser.zero_grad()
-        answer_loss(model, [asked[i] for i in drawn], max_tokens).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(asked)) for _ in range(-(-steps * batch // len(asked)))])
+    done = 0 if state is None else _restore(state, parameters, optimiser)
+    for step in range(steps):
+        if step >= done:
+            drawn = order[step * batch : (step + 1) * batch]
+            optimiser.param_groups[0]["lr"] = lr * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+            optimiser.zero_grad()
+            answer_loss(model, [asked[i] for i in drawn], max_tokens).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            if state is not None and (step + 1) % every == 0:
+                _keep(state, parameters, optimiser, step + 1)
         on_step()
     model.requires_grad_(False)
 
@@ -77,3 +84,28 @@ def answer_loss(model: Any, asked: Sequence[Asked], max_tokens: int) -> torch.Te
     hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state  # (B, T, d)
     learned = targets >= 0
     return functional.cross_entropy(model.get_output_embeddings()(hidden[learned]), targets[learned])
+
+
+def _keep(file: Path, parameters: Sequence[torch.nn.Parameter], optimiser: torch.optim.Optimizer, done: int) -> None:
+    """Write parameters and moments; safetensors replaces the file in one step."""
+    tensors = {f"{i}.value": parameter.detach() for i, parameter in enumerate(parameters)}
+    for i, parameter in enumerate(parameters):
+        tensors |= {f"{i}.{name}": tensor for name, tensor in optimiser.state[parameter].items()}
+    save_file(tensors, file, {"done": str(done)})
+
+
+@torch.no_grad()
+def _restore(file: Path, parameters: Sequence[torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> int:
+    """Put back what `_keep` wrote, if there is something; return the number of steps that it had done."""
+    try:
+        with safe_open(file, "pt") as stored:
+            for key in stored.keys():  # noqa: SIM118  not a dictionary
+                number, name = key.split(".")
+                parameter = parameters[int(number)]
+                if name == "value":
+                    parameter.copy_(stored.get_tensor(key))
+                else:
+                    optimiser.state[parameter][name] = stored.get_tensor(key)
+            return int(stored.metadata()["done"])
+    except FileNotFoundError:
+        return 0
