@@ -61,6 +61,9 @@ def test_every_method_is_made_from_its_yaml(choice: str) -> None:
         (["-m", "searcher=cmaes,tppe"], "There is no searcher 'tppe'"),
         (["budge=3"], "Did you mean budget"),
         (["layer"], "Settings are name=value"),
+        (["searcher=null"], "searcher=null is none of cmaes, gradient, grid, hybrid, random, tpe"),
+        (["loss=null"], "write one of them, or leave loss out"),
+        (["experiment=null"], "or leave experiment out"),
         (["model.experts=[a,b"], "brackets"),
     ],
 )

@@ -78,6 +78,8 @@ def _check_setting(override: Override, known: Sequence[str]) -> None:
     choices = sorted(file.stem for file in (CONF / key).glob("[!_]*.yaml"))
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
     for value in values if choices else ():
+        if value is None and not override.is_delete():  # Hydra has no message for it
+            raise EvomergeError(f"{key}=null is none of {', '.join(choices)}: write one of them, or leave {key} out.")
         if value is not None and value not in choices:
             near = nearest(str(value), choices)
             hint = f" Did you mean {near[0]}?" if near else ""
