@@ -31,6 +31,7 @@ from evomerge.space import CoefficientSpace, make_space
 from evomerge.suite import Task
 from evomerge.task_vectors import TaskVectors, check_family, task_vectors
 from evomerge.transforms.store import transformed
+from evomerge.vocabulary import REFUSE
 
 
 class Reader(Fitness, Protocol):
@@ -131,7 +132,8 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     if takes(settings["fitness"], "heads"):
         for chosen in items.values():
             check_kind(live.processor, chosen)
-    base, experts = open_sources(sources, live, cache, reporter)
+    choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
+    base, experts = open_sources(sources, live, cache, reporter, choice)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
     warnings = [*(reader.warnings if reader else ()), *check_family(base, experts, parameters)]
     warnings += cautions(sources, items)
@@ -199,14 +201,22 @@ def make_fitness(sources: Sources, settings: Mapping[str, Any], parameters: Mapp
 
 
 def open_sources(
-    sources: Sources, live: LiveModel, cache: Path, reporter: Reporter
+    sources: Sources, live: LiveModel, cache: Path, reporter: Reporter, vocabulary: str = REFUSE
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """Open the files of base and experts, seen through the live model's parameters."""
+    """Open the files of base and experts, seen through the live model's parameters.
 
-    def open_one(path: Path) -> Checkpoint:
-        return open_checkpoint(path, live.parameters, live.prefix, live.tied, cache, reporter.steps, live.rename)
-
-    return open_one(sources.base), {name: open_one(path) for name, path in sources.experts.items()}
+    Args:
+        sources: where they are.
+        live: the base as it is loaded, or its skeleton.
+        cache: directory that remembers content hashes.
+        reporter: shows progress.
+        vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
+    """
+    shapes, names = live.parameters, (live.prefix, live.tied)
+    common: dict[str, Any] = {"cache": cache, "progress": reporter.steps, "rename": live.rename}
+    base = open_checkpoint(sources.base, shapes, *names, **common)
+    common |= {"vocabulary": vocabulary, "base": base}
+    return base, {name: open_checkpoint(path, shapes, *names, **common) for name, path in sources.experts.items()}
 
 
 def make_searcher(

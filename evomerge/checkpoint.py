@@ -1,12 +1,15 @@
 """Opens a model directory: parameter name of the live model <-> file key, and lazy, memory-mapped tensors behind them.
 
 In: a Hugging Face directory, and the names and shapes of the live model's parameters. Out: a `Checkpoint`, in which
-every parameter has the live model's shape and a floating dtype; what does not fit is refused here, once.
+every parameter has the live model's shape and a floating dtype; what does not fit is refused here, once. An expert with
+another number of tokens is made to fit, if the user has chosen how (`vocabulary.py`).
 
 A file may use other names than the live model: the class's prefix (`bert.`) stands on either side or on neither, a tied
 parameter appears under its alias, and transformers saves many models under the names of earlier years (`gamma` and
 `beta` of bert-base-uncased, `attention.attention.query` of ViT and DINOv2), which it renames at load.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import CheckpointError
+from evomerge.vocabulary import BASE, REFUSE, SHARED, Rows
 from evomerge.weights import Progress, file_stamps, listed, read_json, read_tensors, remembered_hash, weight_files
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,6 +40,9 @@ class Checkpoint:
         extra: file keys that are no parameter of the live model: heads, buffers, position_ids.
         missing: parameters of the live model that no file holds.
         tensors: every tensor in the files by file key, memory-mapped.
+        rows: the parameters in which it has another number of rows than the base. Those of which no row is merged are
+            in the files, but not in `keys`.
+        fitted: those of them that are in `keys`, in the live model's shape: rows that the files lack are the base's.
     """
 
     path: Path
@@ -45,14 +52,18 @@ class Checkpoint:
     extra: tuple[str, ...]
     missing: tuple[str, ...]
     tensors: Mapping[str, Tensor] = field(repr=False)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    fitted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of a parameter, memory-mapped, in the dtype of the file."""
-        return self.tensors[self.keys[name]]
+        """The tensor of a parameter, memory-mapped, in the dtype of the file; one that got rows of the base is in memory,
+        in a dtype that holds those of both exactly.
+        """
+        return self.fitted[name] if name in self.fitted else self.tensors[self.keys[name]]
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype in which the file holds a parameter."""
-        return self.tensor(name).dtype
+        return self.tensors[self.keys[name]].dtype
 
 
 def open_checkpoint(
@@ -63,6 +74,8 @@ def open_checkpoint(
     cache: Path | None = None,
     progress: Progress | None = None,
     rename: Rename | None = None,
+    vocabulary: str = REFUSE,
+    base: Checkpoint | None = None,
 ) -> Checkpoint:
     """Opens a model directory and finds the file key of every parameter.
 
@@ -74,6 +87,8 @@ def open_checkpoint(
         cache: directory that remembers content hashes; None: hash anew.
         progress: told of the hashing, in bytes.
         rename: `LiveModel.rename`; None: files have the names of the live model.
+        vocabulary: what becomes of an expert with another number of tokens than the base: one of `vocabulary.CHOICES`.
+        base: θ_0, where an expert is opened; its own rows stay whatever the expert has.
 
     Raises:
         CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, a shape or dtype
@@ -92,9 +107,14 @@ def open_checkpoint(
             f"{path}: transformers fuses, splits or permutes {listed(converted)} at load (as for mixtures of experts),"
             " so that no parameter of the live model is what the file holds. This is not supported yet."
         )
+    rows: dict[str, Rows] = {}
     for name, keys in holders.items():
         for key in keys:
-            _check_tensor(path, config, key, tensors[key], name, tuple(parameters[name]))
+            _check_dtype(path, key, tensors[key])
+            shape = tuple(parameters[name])
+            if tuple(tensors[key].shape) != shape:
+                chosen = vocabulary if base is not None and name in base.keys else REFUSE
+                rows[name] = _other_rows(path, config, key, tensors[key], name, shape, chosen)
         if not all(torch.equal(tensors[keys[0]], tensors[key]) for key in keys[1:]):
             raise CheckpointError(
                 f"{path}: {' and '.join(keys)} differ, but the live model ties them into one parameter ({name}), so"
@@ -102,14 +122,18 @@ def open_checkpoint(
                 " checkpoint and save it anew."
             )
     taken = {key for keys in holders.values() for key in keys}
+    kept = {name: keys[0] for name, keys in holders.items() if name not in rows or rows[name].merged}
+    fitted = {name: _fit(tensors[kept[name]], rows[name], base, name) for name in rows if base and name in kept}
     return Checkpoint(
         path=path,
         config=config,
         sha256=remembered_hash(path, stamps, tensors, cache, progress),
-        keys={name: keys[0] for name, keys in holders.items()},
+        keys=kept,
         extra=tuple(key for key in tensors if key not in taken),
         missing=tuple(name for name in parameters if name not in holders),
         tensors=tensors,
+        rows=rows,
+        fitted=fitted,
     )
 
 
@@ -172,24 +196,44 @@ def _match_keys(
     return {name: holders for name, holders in held.items() if holders}
 
 
-def _check_tensor(path: Path, config: dict, key: str, tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+def _check_dtype(path: Path, key: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATS:
         raise CheckpointError(
             f"{path}: {key} is {tensor.dtype}; the weights are quantised, and a difference of codes is no task vector."
             " Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and save it anew)."
         )
+
+
+def _other_rows(
+    path: Path, config: dict, key: str, tensor: Tensor, name: str, shape: tuple[int, ...], vocabulary: str
+) -> Rows:
+    """What becomes of a tensor of another shape than the live model's, whose rows stand for tokens.
+
+    Raises:
+        CheckpointError: they do not, or nobody has said what to do with it.
+    """
     held = tuple(tensor.shape)
-    if held == shape:
-        return
     where = f"{path}: {key} has shape {held}, but the live model's {name} has {shape}"
-    vocabulary = {**(config.get("text_config") or {}), **config}.get("vocab_size")
-    if held[1:] == shape[1:] and vocabulary == held[0]:
+    tokens = {**(config.get("text_config") or {}), **config}.get("vocab_size")
+    if not held or held[1:] != shape[1:] or tokens != held[0]:
+        raise CheckpointError(
+            f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"
+            " headless with AutoModel."
+        )
+    if vocabulary not in (BASE, SHARED):
         raise CheckpointError(
             f"{where}: the vocabularies differ ({held[0]} tokens and {shape[0]}), so rows do not stand for the same"
-            f" tokens. If tokens were only added, cut them off (model.resize_token_embeddings({shape[0]}), then save);"
-            " otherwise take a model with the base's tokenizer."
+            " tokens. If tokens or padding were only added at the end, write model.vocabulary=shared, which merges the"
+            f" first {min(held[0], shape[0])} rows; model.vocabulary=base keeps all rows of the base; otherwise take a"
+            " model with the base's tokenizer."
         )
-    raise CheckpointError(
-        f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"
-        " headless with AutoModel."
-    )
+    return Rows(held[0], shape[0], min(held[0], shape[0]) if vocabulary == SHARED else 0)
+
+
+def _fit(tensor: Tensor, rows: Rows, base: Checkpoint, name: str) -> Tensor:
+    """The rows that are merged, and behind them the base's own: their difference to the base is exactly zero."""
+    if rows.merged == rows.base:
+        return tensor[: rows.merged]
+    ours = base.tensor(name)
+    both = torch.promote_types(tensor.dtype, ours.dtype)
+    return torch.cat([tensor[: rows.merged].to(both), ours[rows.merged :].to(both)])

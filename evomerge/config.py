@@ -22,6 +22,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.names import unknown
+from evomerge.vocabulary import CHOICES, REFUSE
 
 CONF = Path(__file__).with_name("conf")  # installed
 if not CONF.is_dir():
@@ -56,8 +58,9 @@ class ModelConfig:
 
     name: str = MISSING
     suite: str | None = None
-    base: str | None = None
-    experts: Any = None  # list of directories, or {name: directory}; with a suite: the names of those to take
+    base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
+    experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
+    vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base or shared
     auto_class: str = "AutoModel"
     device: str = "auto"
     cache: str = ".cache/evomerge"
@@ -138,6 +141,8 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
     if settings["seed"] < 0:
         raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
+    if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
+        raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
     space, objective = settings["space"], settings["objective"]
     _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
     _check_numbers("objective.weights", objective["weights"], "{task: 2}")

@@ -31,6 +31,7 @@ from evomerge.recipe import Recipe
 from evomerge.sources import Sources, cautions
 from evomerge.task_vectors import RELATED, TaskVectors, weight_cosine, zeros
 from evomerge.transforms.store import transformed
+from evomerge.vocabulary import REFUSE, row_notes
 from evomerge.weights import listed
 
 
@@ -88,6 +89,12 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
             f"{settings['model']['auto_class']}: write model.auto_class={recipe.auto_class}."
         )
     vectors = _its_vectors(path, recipe, assembly.vectors)
+    vocabulary = settings["model"].get("vocabulary", REFUSE)
+    if recipe.vocabulary != vocabulary and any(expert.rows for expert in vectors.experts.values()):
+        raise ConfigError(
+            f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
+            f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
+        )
     try:
         method, groups = make_method(recipe), recipe.groups(vectors.parameters)
     except EvomergeError as error:
@@ -121,14 +128,17 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
         CheckpointError: it cannot be read, or is no model of the base's architecture.
     """
     live, base, cache = assembly.live, assembly.vectors.base, Path(settings["model"]["cache"])
-    found = open_checkpoint(path, live.parameters, live.prefix, live.tied, cache, reporter.steps, live.rename)
-    lost = [name for name in assembly.vectors.parameters if name not in found.keys]
+    vocabulary = settings["model"].get("vocabulary", REFUSE)
+    common = (live.parameters, live.prefix, live.tied, cache, reporter.steps, live.rename)
+    found = open_checkpoint(path, *common, vocabulary, base)
+    lost = [name for name in assembly.vectors.parameters if name not in found.keys and name not in found.rows]
     if needed := [name for name in lost if "pooler" not in name.split(".")[:2]]:
         raise CheckpointError(
             f"{path} lacks {listed(needed)}, which the base has: name a whole model of the base's architecture."
         )
     both = [name for name in assembly.vectors.parameters if name in found.keys]
     notes = [text.removeprefix("expert ") for text in cautions(Sources(base.path, {str(path): path}, {}), {})]
+    notes += [f"{path} {note}" for note in row_notes(found.rows)]
     if lost:
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")
     if (cosine := weight_cosine(base, found, both)) < RELATED:
@@ -140,7 +150,8 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
         notes.append(f"{path} differs from the base in {listed(changed)}, no parameters: the base's are used")
     for note in notes:
         reporter.say(f"warning: {note}")
-    return in_place(partial(_copy, found, both, assembly), {"directory": found.sha256}, contents(assembly, settings))
+    named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
+    return in_place(partial(_copy, found, both, assembly), named, contents(assembly, settings))
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
         ],  # their order is that of the sum
         "files": _files(sources.base),
         "class": settings["model"]["auto_class"],
+        **({"vocabulary": settings["model"]["vocabulary"]} if any(e.rows for e in vectors.experts.values()) else {}),
         "heads": {
             name: hashlib.sha256(task.head.read_bytes()).hexdigest()
             if task.head

@@ -5,7 +5,7 @@ the nearest ones.
 """
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from evomerge.errors import SpaceError
@@ -29,6 +29,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = nearest(name, known)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"Unknown {kind} {name!r}: {hint}There are {', '.join(known)}."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def matching(pattern: str, names: Collection[str], setting: str) -> list[str]:

@@ -22,6 +22,7 @@ from evomerge import __version__
 from evomerge.errors import ConfigError
 from evomerge.groups import Group, make_groups
 from evomerge.names import unknown
+from evomerge.vocabulary import CHOICES, REFUSE
 
 FORMAT = 1
 
@@ -31,10 +32,17 @@ Coefficients = dict[str, dict[str, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Source:
-    """A model directory and the hash of its weights."""
+    """A model directory and the hash of its weights.
+
+    Attributes:
+        path: the directory.
+        sha256: of its weights.
+        hub: `owner/name@commit`, where it came from the hub.
+    """
 
     path: str
     sha256: str
+    hub: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Recipe:
         coefficients: Variable -> group -> expert -> value, for every group and every expert.
         scores: What the model reached, by split and task.
         heads: Task -> path of its head, relative to the recipe.
+        vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
         version: The evomerge that wrote it.
 
     Raises:
@@ -64,9 +73,12 @@ class Recipe:
     scores: dict[str, Any] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
     auto_class: str = "AutoModel"
+    vocabulary: str = REFUSE
     version: str = __version__
 
     def __post_init__(self) -> None:
+        if self.vocabulary not in CHOICES:
+            raise ConfigError(f"recipe: {unknown('vocabulary', self.vocabulary, CHOICES)}")
         if not isinstance(self.method.get("name"), str):
             raise ConfigError("recipe: method needs a name, such as {name: linear}.")
         if not self.experts or not self.coefficients:
@@ -80,9 +92,15 @@ class Recipe:
                     _number(value, f"coefficients.{variable}.{group}.{expert}")
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, one line per group, in the order in which it was made."""
+        """The recipe as YAML, one line per group, in the order in which it was made; what is as usual is left out."""
+        data = dataclasses.asdict(self)
+        for source in (data["base"], *data["experts"].values()):
+            if source["hub"] is None:
+                del source["hub"]
+        if self.vocabulary == REFUSE:
+            del data["vocabulary"]
         return yaml.dump(
-            {"format": FORMAT, **_plain(dataclasses.asdict(self), "")},
+            {"format": FORMAT, **_plain(data, "")},
             Dumper=_Dumper,
             sort_keys=False,
             default_flow_style=None,
@@ -102,25 +120,22 @@ class Recipe:
         except yaml.YAMLError as error:
             raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
         known = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
-        known |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str}
+        known |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str, "vocabulary": str}
         if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise ConfigError(
                 f"recipe: this is format {data['format']}, and evomerge {__version__} reads format {FORMAT}. "
                 f"It was written by evomerge {data.get('version')}: install that one."
             )
         if isinstance(data, dict):
-            data = {"auto_class": "AutoModel", **data}  # the first recipes did not say it
+            data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
         data = _mapping(data, known, "")
-        source = {"path": str, "sha256": str}
-        experts = {
-            name: Source(**_mapping(value, source, f"experts.{name}")) for name, value in data["experts"].items()
-        }
+        experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
         return cls(
-            base=Source(**_mapping(data["base"], source, "base")),
+            base=_source(data["base"], "base"),
             experts=experts,
             coefficients=_coefficients(data["coefficients"]),
             heads=_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
-            **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "version")},
+            **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},
         )
 
     def on_groups(
@@ -204,6 +219,11 @@ class _Loader(yaml.SafeLoader):
                 line = node.start_mark.line + 1
                 raise ConfigError(f"recipe: {key!r} stands {count} times in the mapping that begins in line {line}.")
         return super().construct_mapping(node, deep)
+
+
+def _source(data: Any, where: str) -> Source:
+    hub = {"hub": str} if isinstance(data, dict) and "hub" in data else {}
+    return Source(**_mapping(data, {"path": str, "sha256": str, **hub}, where))
 
 
 def _mapping(data: Any, kinds: Mapping[str, type], where: str) -> dict[str, Any]:

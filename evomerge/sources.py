@@ -6,7 +6,6 @@ and heads. Paths are read here and nowhere later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from evomerge.items import Item, read_items
 from evomerge.names import nearest
 from evomerge.pico import build_pico
 from evomerge.suite import Suite, Task, load_suite
+from evomerge.vocabulary import read_object, read_vocabulary, token_notes
 
 TASK_SETTINGS = ("items", "head", "expert", "classes")
 FURTHER = ("task", "split", "splits", "fewshot", "metric", "include_path", "subset", "field")
@@ -37,12 +37,14 @@ class Sources:
         experts: their directories by name.
         tasks: by name.
         further: by task, the settings that only some fitnesses have (`FURTHER`), as they were given.
+        hub: `owner/name@commit` of those that came from the hub, by expert; of the base under no name.
     """
 
     base: Path
     experts: dict[str, Path]
     tasks: dict[str, Task]
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
 
 
 def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
@@ -116,10 +118,9 @@ def cautions(sources: Sources, items: Mapping[str, Mapping[str, Sequence[Item]]]
         items: split -> task -> items.
     """
     warnings = []
-    base = _vocabulary(sources.base)
+    base = read_vocabulary(sources.base)
     for name, path in sources.experts.items():
-        if base is not None and _vocabulary(path) not in (None, base):
-            warnings.append(f"expert {name} has another vocabulary than the base: its rows stand for other tokens")
+        warnings += [f"expert {name} {note}" for note in token_notes(base, read_vocabulary(path))]
         if other := _other_pixels(sources.base, path):
             warnings.append(
                 f"expert {name} has another {' and '.join(other)} in its preprocessor_config.json than the base, whose "
@@ -132,23 +133,10 @@ def cautions(sources: Sources, items: Mapping[str, Mapping[str, Sequence[Item]]]
     return warnings
 
 
-def _vocabulary(path: Path) -> Any:
-    """Return the tokens of a model directory as its tokenizer.json lists them, or None."""
-    try:
-        return json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _other_pixels(base: Path, expert: Path) -> list[str]:
     """Return the settings in which the image processors of two model directories differ, if both have one."""
-    try:
-        ours, theirs = (
-            json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8")) for path in (base, expert)
-        )
-        return [name for name in PIXELS if name in ours and name in theirs and ours[name] != theirs[name]]
-    except (OSError, ValueError, TypeError):
-        return []  # one of them reads texts, or is said to be damaged where it is opened
+    ours, theirs = (read_object(path / "preprocessor_config.json") for path in (base, expert))
+    return [name for name in PIXELS if name in ours and name in theirs and ours[name] != theirs[name]]
 
 
 def _open_suite(model: Mapping[str, Any]) -> Suite | None:
@@ -214,9 +202,9 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
 def _check_classes(setting: str, classes: list[str], expert: Path) -> None:
     """Refuse class names that stand in another order than in the expert's own head."""
     try:
-        names = json.loads((expert / "config.json").read_text(encoding="utf-8"))["id2label"]
+        names = read_object(expert / "config.json")["id2label"]
         own = [str(names[str(i)]) for i in range(len(names))]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return  # whatever is wrong with the directory is said where it is opened
     if own != classes and not all(name.startswith("LABEL_") for name in own):
         raise ConfigError(

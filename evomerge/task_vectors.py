@@ -16,6 +16,7 @@ from torch import Tensor
 from evomerge.checkpoint import Checkpoint, check_base
 from evomerge.delta_files import cached
 from evomerge.errors import CheckpointError
+from evomerge.vocabulary import row_notes
 from evomerge.weights import Progress, listed
 
 FORMAT = "evomerge task vector 2"
@@ -91,7 +92,8 @@ def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) ->
     keys = [
         [parameter, base.keys[parameter], expert.keys[parameter]] for parameter in _common(base, expert, parameters)
     ]
-    return [FORMAT, base.sha256, expert.sha256, keys]
+    rows = {parameter: expert.rows[parameter].merged for parameter in parameters if parameter in expert.rows}
+    return [FORMAT, base.sha256, expert.sha256, keys, *([["rows", rows]] if rows else [])]
 
 
 def check_family(
@@ -142,7 +144,7 @@ def weight_cosine(base: Checkpoint, expert: Checkpoint, common: list[str]) -> fl
 
 def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> list[str]:
     """What a user should know about an expert beside its task vector."""
-    texts = []
+    texts = row_notes(expert.rows)
     if lacking := [name for name in expert.missing if name in base.keys]:
         texts.append(f"lacks {listed(lacking)}: the task vector is zero there")
     if lossy := [name for name in common if torch.finfo(expert.dtype(name)).eps > torch.finfo(base.dtype(name)).eps]:

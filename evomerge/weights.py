@@ -21,6 +21,7 @@ from torch import Tensor
 
 from evomerge.errors import CheckpointError
 from evomerge.files import write_atomically
+from evomerge.names import listed
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, how much there is)
 Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of the last change; in ns
@@ -179,11 +180,6 @@ def read_json(file: Path) -> dict:
             f"{file} holds a {type(content).__name__}, where a JSON object must be. Download or copy it again."
         )
     return content
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -193,7 +193,7 @@ def test_cautions(tmp_path):
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     sources = Sources(tmp_path / "base", {"same": tmp_path / "same", "other": tmp_path / "other"}, {})
     assert cautions(sources, {}) == [
-        "expert other has another vocabulary than the base: its rows stand for other tokens"
+        "expert other gives 2 tokens another id than the base (a, b): its rows there stand for other tokens"
     ]
     few = {"select": {"big": [None] * 50, "small": [None] * 7}}
     assert "few select items, so scores on them mean little: small (7)" in cautions(sources, few)

@@ -183,6 +183,7 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
             recipe = read_recipe(path)
             experts = {name: source.path for name, source in recipe.experts.items()}
             own = {"base": recipe.base.path, "experts": experts, "auto_class": recipe.auto_class}
+            own["vocabulary"] = recipe.vocabulary
             return {**composed, "model": composed["model"] | own}
     return composed
 

@@ -68,7 +68,9 @@ def main(arguments: Sequence[str]) -> None:
     sources = find_models(options.directories, settings)
     model, reporter = settings["model"], Reporter()
     with reporter.bars():
-        found = inspect_sources(sources, model["auto_class"], Path(model["cache"]), options.density, reporter)
+        found = inspect_sources(
+            sources, model["auto_class"], Path(model["cache"]), options.density, reporter, model["vocabulary"]
+        )
     needs = None
     if found.base.error is None and len(found.refused) < len(found.experts):
         needs, warnings = estimate(found, sources, settings, reporter)

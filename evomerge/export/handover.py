@@ -19,6 +19,7 @@ from evomerge.errors import ConfigError
 from evomerge.export.mergekit import to_mergekit
 from evomerge.recipe import Recipe, Source
 from evomerge.task_vectors import TaskVectors
+from evomerge.vocabulary import REFUSE
 
 
 def make_recipe(
@@ -39,8 +40,11 @@ def make_recipe(
     """
     sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
     return Recipe(
-        base=Source(str(sources.base), vectors.base.sha256),
-        experts={name: Source(str(path), vectors.experts[name].sha256) for name, path in sources.experts.items()},
+        base=Source(str(sources.base), vectors.base.sha256, sources.hub.get("")),
+        experts={
+            name: Source(str(path), vectors.experts[name].sha256, sources.hub.get(name))
+            for name, path in sources.experts.items()
+        },
         method=_method(assembly, settings["method"]),
         granularity=settings["space"]["granularity"],
         coefficients={
@@ -53,6 +57,7 @@ def make_recipe(
         scores=dict(scores),
         heads=dict(heads),
         auto_class=settings["model"]["auto_class"],
+        vocabulary=settings["model"].get("vocabulary", REFUSE),
         version=__version__,
     )
 
@@ -64,6 +69,7 @@ def mergekit_yaml(assembly: Assembly, recipe: Recipe) -> str:
         ConfigError: mergekit cannot express it, or could not run it on these files; the message says the way out.
     """
     _check_names(assembly.vectors)
+    _check_rows(assembly.vectors)
     return as_mergekit(assembly, recipe)
 
 
@@ -140,3 +146,14 @@ def _check_names(vectors: TaskVectors) -> None:
                     f"base has {vectors.base.keys[parameter]}. Save the experts' backbones alone, as the base is "
                     f"saved, or let `evomerge export RUN --materialise DIR` write them so."
                 )
+
+
+def _check_rows(vectors: TaskVectors) -> None:
+    """Refuse a mergekit.yaml that mergekit could not run: it wants tensors of one size, and would merge rows by itself."""
+    for name, expert in vectors.experts.items():
+        for parameter, rows in expert.rows.items():
+            raise ConfigError(
+                f"mergekit needs tensors of the same size in all files, and the expert {name} has {rows.held} rows in "
+                f"{parameter} where the base has {rows.base}. Let `evomerge export RUN --materialise DIR` write the "
+                f"experts with the base's number of rows."
+            )

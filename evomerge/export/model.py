@@ -98,8 +98,9 @@ def write_model(
     heads = _find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
     with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
-        opened = {name: _open(name, source, places[name], live, reporter) for name, source in _sources(recipe)}
-    ours = opened.pop("")
+        ours = _open("", recipe.base, places[""], live, reporter)
+        fit = {"vocabulary": recipe.vocabulary, "base": ours}
+        opened = {name: _open(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()}
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     for warning in check_family(ours, opened, parameters):
         reporter.say(f"warning: {warning}")
@@ -180,9 +181,13 @@ def _find_heads(recipe: Recipe, beside: Path) -> dict[str, Path]:
     return found
 
 
-def _open(name: str, source: Source, path: Path, live: LiveModel, reporter: Reporter) -> Checkpoint:
-    """Open a source, if its weights are those that the recipe was made from."""
-    opened = open_checkpoint(path, live.parameters, live.prefix, live.tied, progress=reporter.steps, rename=live.rename)
+def _open(name: str, source: Source, path: Path, live: LiveModel, reporter: Reporter, **fit: Any) -> Checkpoint:
+    """Open a source, if its weights are those that the recipe was made from; of an expert, `fit` has the base and what
+    becomes of other vocabularies.
+    """
+    opened = open_checkpoint(
+        path, live.parameters, live.prefix, live.tied, progress=reporter.steps, rename=live.rename, **fit
+    )
     if opened.sha256 != source.sha256:
         flag = f"--expert {name}=DIR" if name else "--base DIR"
         raise CheckpointError(

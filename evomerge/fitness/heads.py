@@ -169,7 +169,9 @@ class OwnHead:
         view, fresh = load_model(self._path, f"AutoModelFor{kind}Classification", first.dtype)
         own = dict(view.base_model.named_parameters())
         shared = live.keys() & own.keys()  # a classifier without pooler does not run the base's
-        if not shared or any(own[name].shape != live[name].shape for name in shared):
+        tokens = getattr(view.config, "vocab_size", None)  # rows for them may be more or fewer (model.vocabulary)
+        other = [name for name in shared if own[name].shape != live[name].shape and len(own[name]) != tokens]
+        if not shared or other or any(own[name].shape[1:] != live[name].shape[1:] for name in shared):
             raise CheckpointError(
                 f"{self._path} holds a {type(view).__name__}, which does not run on a {type(model).__name__}. "
                 f"An expert's own head needs an expert of the base's architecture."

@@ -17,6 +17,7 @@ from evomerge.inspection.estimates import Needs
 from evomerge.inspection.facts import Facts
 from evomerge.inspection.geometry import Geometry, Signs
 from evomerge.inspection.sources import Inspection, Member
+from evomerge.vocabulary import compare_tokens
 
 
 def document(found: Inspection, needs: Needs | None, budget: int) -> dict[str, Any]:
@@ -76,20 +77,16 @@ def _member(member: Member, found: Inspection) -> dict[str, Any]:
     if checkpoint is not None:
         extra = [key for key in checkpoint.extra if checkpoint.tensors[key].is_floating_point()]
         missing = [name for name in checkpoint.missing if member is base or name in found.parameters]
-        result |= {"sha256": checkpoint.sha256, "missing": missing, "extra": extra}
+        rows = {name: asdict(found) for name, found in checkpoint.rows.items()}
+        result |= {"sha256": checkpoint.sha256, "missing": missing, "extra": extra, "rows": rows}
     return result
 
 
 def _tokens(facts: Facts, base: Facts) -> dict[str, list[str] | None]:
     """Tokens that the base has not, that it alone has, and that have another id there."""
-    ours, theirs = base.vocabulary, facts.vocabulary
-    if ours is None or theirs is None:
+    if base.vocabulary is None or facts.vocabulary is None:
         return dict.fromkeys(("added", "lost", "moved"))
-    return {
-        "added": sorted(theirs.keys() - ours.keys()),
-        "lost": sorted(ours.keys() - theirs.keys()),
-        "moved": sorted(token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]),
-    }
+    return {**compare_tokens(base.vocabulary, facts.vocabulary)}
 
 
 def _likeness(theirs: Any, ours: Any) -> str | None:

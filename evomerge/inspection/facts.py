@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import yaml
 from huggingface_hub import metadata_load
 
 from evomerge.sources import PIXELS
+from evomerge.vocabulary import read_object, read_vocabulary
 from evomerge.weights import read_json, read_tensors, weight_files
 
 
@@ -73,7 +73,7 @@ def read_facts(path: Path) -> Facts:
         bytes=sum(file.stat().st_size for file in weights),
         files=len(weights),
         tied=_tied(path, architecture),
-        vocabulary=_vocabulary(path),
+        vocabulary=read_vocabulary(path),
         template=_template(path),
         pixels=_pixels(path),
         licence=_licence(path),
@@ -91,24 +91,6 @@ def _tied(path: Path, architecture: str | None) -> bool | None:
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
-def _vocabulary(path: Path) -> dict[str, int] | None:
-    """The tokens with their ids, added ones included, from whichever file lists them; None where none can be read."""
-    if (path / "tokenizer.json").is_file():
-        tokenizer = _object(path / "tokenizer.json")
-        try:
-            listed = tokenizer["model"]["vocab"]
-            tokens = dict(listed) if isinstance(listed, Mapping) else {row[0]: i for i, row in enumerate(listed)}
-            return tokens | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
-        except (KeyError, TypeError, IndexError):
-            return None
-    if (path / "vocab.json").is_file():
-        return _object(path / "vocab.json") | _object(path / "added_tokens.json") or None
-    try:
-        return {token: i for i, token in enumerate((path / "vocab.txt").read_text(encoding="utf-8").splitlines())}
-    except (OSError, ValueError):
-        return None
-
-
 def _template(path: Path) -> str | None:
     """The chat template, from a file of its own or from the tokenizer's settings."""
     try:
@@ -116,13 +98,13 @@ def _template(path: Path) -> str | None:
     except (OSError, ValueError):
         pass  # in one of the other files, or there is none
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if template := _object(path / name).get("chat_template"):
+        if template := read_object(path / name).get("chat_template"):
             return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return None
 
 
 def _pixels(path: Path) -> dict[str, Any] | None:
-    settings = _object(path / "preprocessor_config.json")
+    settings = read_object(path / "preprocessor_config.json")
     return {name: settings[name] for name in PIXELS if name in settings} or None
 
 
@@ -134,12 +116,3 @@ def _licence(path: Path) -> str | None:
         return None  # no card, or one whose header cannot be read
     licence = header.get("license_name") if header.get("license") == "other" else header.get("license")
     return str(licence) if licence else None
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; an empty one where there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from itertools import combinations
 from operator import add
 from pathlib import Path
@@ -25,6 +25,7 @@ from evomerge.live import load_skeleton
 from evomerge.progress import Reporter
 from evomerge.sources import Sources, cautions
 from evomerge.task_vectors import check_family
+from evomerge.vocabulary import REFUSE
 from evomerge.weights import listed
 
 SAME = 0.98
@@ -98,7 +99,9 @@ class Inspection:
         return reduce(add, (self.tensors[span.parameter] for span in group.spans))
 
 
-def inspect_sources(sources: Sources, auto_class: str, cache: Path, density: float, reporter: Reporter) -> Inspection:
+def inspect_sources(
+    sources: Sources, auto_class: str, cache: Path, density: float, reporter: Reporter, vocabulary: str = REFUSE
+) -> Inspection:
     """Compare base and experts.
 
     Args:
@@ -107,6 +110,7 @@ def inspect_sources(sources: Sources, auto_class: str, cache: Path, density: flo
         cache: directory that remembers content hashes.
         density: see `geometry.measure`.
         reporter: shows progress.
+        vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
 
     Raises:
         CheckpointError: the base cannot be read.
@@ -115,14 +119,21 @@ def inspect_sources(sources: Sources, auto_class: str, cache: Path, density: flo
     facts = read_facts(sources.base)
     live = load_skeleton(sources.base, auto_class)
 
-    def opened(path: Path) -> Checkpoint:
-        return open_checkpoint(path, live.parameters, live.prefix, live.tied, cache, reporter.steps, live.rename)
-
+    opened = partial(
+        open_checkpoint,
+        parameters=live.parameters,
+        prefix=live.prefix,
+        tied=live.tied,
+        cache=cache,
+        progress=reporter.steps,
+        rename=live.rename,
+    )
     checkpoint = opened(sources.base)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in checkpoint.missing}
     if not parameters:  # there is nothing to compare
         check_base(checkpoint)
-    experts = [_member(name, path, opened) for name, path in sources.experts.items()]
+    fitted = partial(opened, vocabulary=vocabulary, base=checkpoint)
+    experts = [_member(name, path, fitted) for name, path in sources.experts.items()]
     error, experts, warnings = _check(checkpoint, experts, parameters)
     held = {member.name: member.checkpoint for member in experts if member.checkpoint}
     tensors = measure(checkpoint, list(held.values()), parameters, density, reporter.steps)
@@ -211,15 +222,10 @@ def _outside(found: Inspection) -> list[str]:
 
 
 def _differences(base: Facts, experts: Sequence[Member]) -> list[str]:
-    """What should be known of experts beside their weights: tokens, prompts and licences."""
+    """What should be known of experts beside weights and tokens: prompts and licences."""
     warnings, licences = [], {base.licence}
     for name, facts in ((member.name, member.facts) for member in experts if member.facts):
         licences.add(facts.licence)
-        if base.vocabulary and facts.vocabulary and (added := sorted(facts.vocabulary.keys() - base.vocabulary.keys())):
-            warnings.append(
-                f"expert {name} has {len(added)} tokens that the base has not ({listed(added)}): a merge has the "
-                f"base's tokenizer"
-            )
         if base.template and facts.template and facts.template != base.template:
             warnings.append(f"expert {name} has another chat template than the base: it was tuned on other prompts")
     if len(stated := sorted(licences - {None}, key=str)) > 1:
