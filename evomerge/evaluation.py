@@ -23,6 +23,7 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import task_weights
+from evomerge.hub import find_directory, is_name
 from evomerge.identity import circumstances, contents
 from evomerge.judge import score_experts
 from evomerge.names import nearest, unknown
@@ -59,6 +60,7 @@ def find_model(text: str, experts: Collection[str]) -> Model:
 
     Raises:
         ConfigError: there is no such model; the message says what is near.
+        CheckpointError: it looks like a name on the hub, and is none.
     """
     if text in ("base", "experts"):
         return Model(text)
@@ -73,6 +75,8 @@ def find_model(text: str, experts: Collection[str]) -> Model:
         return Model("directory", path)
     if (path / "recipe.yaml").is_file():
         return Model("recipe", path / "recipe.yaml")
+    if is_name(text) and not path.parent.is_dir():  # what lies in a directory of ours is a slip of the pen
+        return Model("directory", find_directory(text).path)
     raise ConfigError(_nothing_there(text, path, experts))
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ class Source:
     path: str
     sha256: str
     hub: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The directory if it is there, else the name on the hub, if it has one."""
+        return self.hub if self.hub and not Path(self.path).exists() else self.path
 
 
 @dataclass(frozen=True)

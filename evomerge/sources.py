@@ -1,7 +1,7 @@
-"""Where models and tasks come from: a suite, or the user's own directories and files, or both.
+"""Where models and tasks come from: a suite, or the user's own directories and files, or the hub, or all of these.
 
 In: the settings `model` and `fitness.tasks`. Out: the directories of base and experts, and the tasks with their items
-and heads. Paths are read here and nowhere later.
+and heads. Paths are read here and nowhere later, and names on the hub become directories here (`hub.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.errors import ConfigError
 from evomerge.fitness.heads import FrozenHead, Head, OwnHead
+from evomerge.hub import find_directory, short_name
 from evomerge.items import Item, read_items
 from evomerge.names import nearest
 from evomerge.pico import build_pico
@@ -56,6 +57,7 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
 
     Raises:
         ConfigError: something is missing, or a name is unknown.
+        CheckpointError: neither the hub nor its cache has a model of a name that is no directory.
         SuiteError: the suite is missing or damaged.
     """
     suite, experts = _open_suite(model), model["experts"]
@@ -65,11 +67,12 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
         found = {name: suite.experts[name] for name in chosen}
         own = {name: task for name, task in suite.tasks.items() if task.expert is None or task.expert in found}
         named, further = (own, {}) if tasks is None else _tasks(tasks, found)
-        return Sources(Path(model["base"] or suite.base), found, named, further)
+        places, hub = _locate({"": model["base"] or suite.base})
+        return Sources(places[""], found, named, further, hub)
     if not model["base"] or not experts:
         raise ConfigError(
             "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for "
-            "your own models, or model=text for the suite of scripts/build_suite.py, or experiment=smoke for a first "
+            "your own models (or their names on the hub, owner/name), or model=text for the suite of scripts/build_suite.py, or experiment=smoke for a first "
             "look."
         )
     if tasks is None:
@@ -78,13 +81,21 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
             "'fitness.tasks={a: {items: a.jsonl, classes: [no, yes]}, b: {items: b.jsonl}}': each line of a file is "
             '{"text": ..., "label": ...}, or {"image": path, "label": ...}.'
         )
-    named = experts if isinstance(experts, dict) else {Path(str(path)).name: path for path in experts}
+    named = experts if isinstance(experts, dict) else {short_name(str(path)): path for path in experts}
     if len(named) < len(experts):
         raise ConfigError(
             "Two experts have the same directory name. Name them: 'model.experts={first: path/a, second: other/a}'."
         )
-    found = {str(name): Path(str(path)) for name, path in named.items()}
-    return Sources(Path(model["base"]), found, *_tasks(tasks, found))
+    places, hub = _locate({"": model["base"], **named})
+    base = places.pop("")
+    return Sources(base, places, *_tasks(tasks, places), hub)
+
+
+def _locate(models: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the directories of models, and what those that come from the hub are called there, both by name."""
+    places = {str(name): find_directory(str(given)) for name, given in models.items()}
+    hub = {name: place.hub for name, place in places.items() if place.hub}
+    return {name: place.path for name, place in places.items()}, hub
 
 
 def read_split(tasks: Mapping[str, Task], split: str) -> dict[str, list[Item]]:

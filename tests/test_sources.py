@@ -48,8 +48,8 @@ def test_some_experts_of_a_suite_and_their_tasks(pico_suite, pico):
 
 
 def test_another_base_and_other_tasks_for_a_suite(pico_suite, pico):
-    sources = found(pico, "model.base=my/base", "fitness.tasks={trees: my.jsonl}")
-    assert sources.base == Path("my/base")
+    sources = found(pico, "model.base=my/own/base", "fitness.tasks={trees: my.jsonl}")
+    assert sources.base == Path("my/own/base")
     assert sources.experts == pico_suite.experts
     assert {name: (task.items, task.expert, task.head) for name, task in sources.tasks.items()} == {
         "trees": (Path("my.jsonl"), "trees", None)
@@ -57,12 +57,14 @@ def test_another_base_and_other_tasks_for_a_suite(pico_suite, pico):
 
 
 @pytest.mark.parametrize(
-    "experts", ["[models/a,other/b/]", "{a: models/a, b: other/b}"], ids=["named by their directories", "named"]
+    "experts",
+    ["[my/models/a,my/other/b/]", "{a: my/models/a, b: my/other/b}"],
+    ids=["named by their directories", "named"],
 )
 def test_directories_of_the_users_own(experts):
-    sources = found("model.base=models/base", f"model.experts={experts}", "fitness.tasks={a: a.jsonl, b: items/b}")
-    assert sources.base == Path("models/base")
-    assert sources.experts == {"a": Path("models/a"), "b": Path("other/b")}
+    sources = found("model.base=my/models/base", f"model.experts={experts}", "fitness.tasks={a: a.jsonl, b: items/b}")
+    assert sources.base == Path("my/models/base")
+    assert sources.experts == {"a": Path("my/models/a"), "b": Path("my/other/b")}
     assert [(t.name, t.items, t.expert, t.head, t.classes) for t in sources.tasks.values()] == [
         ("a", Path("a.jsonl"), "a", None, ()),
         ("b", Path("items/b"), "b", None, ()),
@@ -70,7 +72,9 @@ def test_directories_of_the_users_own(experts):
 
 
 def test_one_directory_and_names_that_are_numbers():
-    assert found("model.base=x", "model.experts=my/a", "fitness.tasks={a: a.jsonl}").experts == {"a": Path("my/a")}
+    assert found("model.base=x", "model.experts=my/own/a", "fitness.tasks={a: a.jsonl}").experts == {
+        "a": Path("my/own/a")
+    }
     sources = found("model.base=x", "model.experts=[1]", "fitness.tasks={1: {items: a.jsonl, classes: [0, 1]}}")
     assert sources.experts == {"1": Path("1")}
     assert (sources.tasks["1"].expert, sources.tasks["1"].classes) == ("1", ("0", "1"))

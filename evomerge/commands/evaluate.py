@@ -181,8 +181,8 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             reporter.say(f"models: those of {path}")
             recipe = read_recipe(path)
-            experts = {name: source.path for name, source in recipe.experts.items()}
-            own = {"base": recipe.base.path, "experts": experts, "auto_class": recipe.auto_class}
+            experts = {name: source.place for name, source in recipe.experts.items()}
+            own = {"base": recipe.base.place, "experts": experts, "auto_class": recipe.auto_class}
             own["vocabulary"] = recipe.vocabulary
             return {**composed, "model": composed["model"] | own}
     return composed

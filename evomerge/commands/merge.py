@@ -15,7 +15,8 @@ examples:
   evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
 
 The sources are looked for where the recipe says, from the working directory or from the recipe's own, and their weights
-must be those that it was made from, by their hashes. The directory is there as a whole or not at all; the same command
+must be those that it was made from, by their hashes; a source that came from the hub is found there by its commit, if it
+is not at its path. DIR may be a name on the hub, too: owner/name or owner/name@revision. The directory is there as a whole or not at all; the same command
 again finds it done.
 """
 

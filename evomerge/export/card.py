@@ -48,7 +48,9 @@ def model_card(
         parameters: name -> shape of those that the recipe's groups are made of.
         dtype: to which the weights were cast, if not the base's.
     """
-    names = parent_names([base, *experts.values()])
+    sources = {base: recipe.base, **{path: recipe.experts[name] for name, path in experts.items()}}
+    hub = {path: source.hub.partition("@")[0] for path, source in sources.items() if source.hub}
+    names = parent_names([base, *experts.values()]) | hub
     method = str(recipe.method["name"])
     data = ModelCardData(
         base_model=list(dict.fromkeys(names.values())),
@@ -197,11 +199,14 @@ def _coarser(parameters: Mapping[str, tuple[int, ...]]) -> tuple[tuple[Group, ..
 
 
 def _again(recipe: Recipe, dtype: str | None) -> str:
-    flags = ["--base path/to/base", *(f"--expert {name}=path/to/{name}" for name in recipe.experts)]
+    flags = [] if recipe.base.hub else ["--base path/to/base"]
+    flags += [f"--expert {name}=path/to/{name}" for name, source in recipe.experts.items() if not source.hub]
     command = " \\\n    ".join(["evomerge merge recipe.yaml merged/", *([f"--dtype {dtype}"] if dtype else []), *flags])
     return (
         f"## How to build it again\n\n```bash\n{command}\n```\n\n`recipe.yaml` has every coefficient, and the hashes "
-        f"of the weights that they belong to. The flags say where those are, if not where the recipe says."
+        f"of the weights that they belong to."
+        + (" The flags say where those are, if not where the recipe says." if flags else "")
+        + (" What came from the hub is found there." if len(flags) <= len(recipe.experts) else "")
     )
 
 

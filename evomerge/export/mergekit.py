@@ -15,7 +15,7 @@ import yaml
 from evomerge.errors import ConfigError
 from evomerge.groups import Span
 from evomerge.names import unknown
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, Source
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
@@ -49,7 +49,7 @@ def to_mergekit(
     """Write a recipe as mergekit's YAML (for mergekit 0.1.5).
 
     Args:
-        recipe: What to write; its source paths are written as they stand.
+        recipe: What to write; its sources are named as on the hub if they came from there, else by path as it stands.
         keys: Parameter name of the live model -> file key of the base; parameters that no file holds are left out.
         parameters: name -> shape, in the order of the live model.
         dtype: In which the merged model is saved: the base's, such as bfloat16.
@@ -80,10 +80,10 @@ def to_mergekit(
     models = []
     for expert, source in recipe.experts.items():
         settings = {v: _conditions(values[v][expert], names, extra, f"{v} of {expert}") for v in variables}
-        models.append({"model": _reference(source.path), "parameters": settings})
+        models.append({"model": _reference(source), "parameters": settings})
     document = {
         "merge_method": _METHODS[method],
-        "base_model": _reference(recipe.base.path),
+        "base_model": _reference(recipe.base),
         "dtype": "float32",
         "out_dtype": dtype.removeprefix("torch."),
         "parameters": shared,
@@ -145,9 +145,12 @@ def _density(density: float, size: int) -> float:
     return density if keep == max(1, int(density * size)) else (keep + 0.5) / size if keep else 0.0
 
 
-def _reference(path: str) -> str | dict[str, dict[str, str]]:
-    """A model as mergekit names it: in a plain string it would take + for an adapter and @ for a revision."""
-    return {"model": {"path": path}} if "+" in path or "@" in path else path
+def _reference(source: Source) -> str | dict[str, dict[str, str]]:
+    """A model as mergekit names it: owner/name@commit where it came from the hub, else by its path; in a plain string
+    it would take + for an adapter and @ for a revision.
+    """
+    path = source.path
+    return source.hub or ({"model": {"path": path}} if "+" in path or "@" in path else path)
 
 
 def _conditions(

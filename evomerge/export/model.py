@@ -26,6 +26,7 @@ from evomerge.export.card import model_card
 from evomerge.export.rebuild import PIECE, Rebuild
 from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
 from evomerge.files import write_atomically
+from evomerge.hub import find_directory, is_name
 from evomerge.live import LiveModel, load_skeleton, tied_names
 from evomerge.names import unknown
 from evomerge.progress import Reporter
@@ -145,7 +146,11 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, Source]]:
 
 
 def _find_sources(recipe: Recipe, beside: Path, base: Path | None, experts: Mapping[str, Path]) -> dict[str, Path]:
-    """Return where the sources are: as given, else as the recipe says, from here or from where it lies."""
+    """Return where the sources are: as given, else as the recipe says, from here or from where it lies, or on the hub.
+
+    Raises:
+        ConfigError: some are not there.
+    """
     for name in experts:
         if name not in recipe.experts:
             raise ConfigError(f"--expert {name}: {unknown('expert', name, recipe.experts)}")
@@ -155,9 +160,15 @@ def _find_sources(recipe: Recipe, beside: Path, base: Path | None, experts: Mapp
         path = Path(source.path).expanduser()
         tries = [given[name]] if name in given else list(dict.fromkeys([path, beside / path]))
         place = next((place for place in tries if place.is_dir()), None)
+        hub, why = (str(given[name]) if name in given else source.hub) or "", ""
+        if place is None and is_name(hub):
+            try:
+                place = find_directory(hub).path
+            except CheckpointError as error:
+                why = f" ({error})"
         if place is None:
             flag = f"--expert {name}=DIR" if name else "--base DIR"
-            lost.append(f"{_who(name)} is not at {' or '.join(map(str, tries))}: {flag}")
+            lost.append(f"{_who(name)} is not at {' or '.join(map(str, tries))}: {flag}{why}")
         else:
             found[name] = place
     if lost:
