@@ -56,8 +56,8 @@ class Checkpoint:
     fitted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of a parameter, memory-mapped, in the dtype of the file; one that got rows of the base is in memory,
-        in a dtype that holds those of both exactly.
+        """The tensor of a parameter, memory-mapped, in the dtype of the file. One that got rows of the base is in
+        memory, in a dtype that holds those of both exactly.
         """
         return self.fitted[name] if name in self.fitted else self.tensors[self.keys[name]]
 

@@ -95,7 +95,7 @@ def find_directory(text: str) -> Place:
 
 
 def _snapshot(repo: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    """Return the directory of a snapshot, whose name is its commit; downloaded if need be, else from the cache alone."""
+    """Return the directory of a snapshot, whose name is its commit: downloaded, or else from the cache alone."""
 
     def get(cached: bool) -> Path:
         taken = {"allow_patterns": list(files), "ignore_patterns": list(ASIDE)}

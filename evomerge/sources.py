@@ -72,8 +72,8 @@ def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
     if not model["base"] or not experts:
         raise ConfigError(
             "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for "
-            "your own models (or their names on the hub, owner/name), or model=text for the suite of scripts/build_suite.py, or experiment=smoke for a first "
-            "look."
+            "your own models (or owner/name, as on the hub), or model=text for the suite of scripts/build_suite.py, "
+            "or experiment=smoke for a first look."
         )
     if tasks is None:
         raise ConfigError(

@@ -61,6 +61,14 @@ def vision_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Language models with more and fewer tokens than their base, as `tests.vocabularies.save_families` writes them."""
+    from tests.vocabularies import save_families
+
+    return save_families(tmp_path_factory.mktemp("vocabularies"))
+
+
+@pytest.fixture(scope="session")
 def own_classifiers(pico_suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has: a base without a head, two classifiers tuned from it with heads of their own, and data."""
     from transformers import BertConfig, BertForSequenceClassification, BertModel

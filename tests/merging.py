@@ -51,18 +51,21 @@ def save_family(path: Path, model: Any, experts: int = 3, frozen: str = "embed",
     return {name: path / name for name in EXPERTS[:experts]}
 
 
-def opened(paths: Mapping[str, Path], model: Any) -> dict[str, Checkpoint]:
+def opened(paths: Mapping[str, Path], model: Any, vocabulary: str = "refuse") -> dict[str, Checkpoint]:
+    """Checkpoints by name; the base, under no name, comes first."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return {
-        name: open_checkpoint(
+    found: dict[str, Checkpoint] = {}
+    for name, path in paths.items():
+        found[name] = open_checkpoint(
             path,
             shapes,
             model.base_model_prefix,
             model.all_tied_weights_keys,
             rename=lambda keys: rename_keys(model, keys),
+            vocabulary=vocabulary,
+            base=found.get(""),
         )
-        for name, path in paths.items()
-    }
+    return found
 
 
 def make_recipe(
@@ -75,7 +78,7 @@ def make_recipe(
     **more: Any,
 ) -> Recipe:
     """A recipe with coefficients drawn at random, some of them 0."""
-    found = opened({"": base, **experts}, load_skeleton(base, auto_class).model)
+    found = opened({"": base, **experts}, load_skeleton(base, auto_class).model, more.get("vocabulary", "refuse"))
     shapes = load_skeleton(base, auto_class).parameters
     groups = make_groups(granularity, {name: s for name, s in shapes.items() if name not in found[""].missing})
     rng = np.random.default_rng(seed)
@@ -103,7 +106,7 @@ def make_recipe(
 def live_merge(recipe: Recipe, base: Path, experts: Mapping[str, Path], cache: Path) -> dict[str, Tensor]:
     """The parameters of the live model with the recipe in it, as a search builds and scores it."""
     model, _ = load_model(base, recipe.auto_class)
-    found = opened({"": base, **{name: experts[name] for name in recipe.experts}}, model)
+    found = opened({"": base, **{name: experts[name] for name in recipe.experts}}, model, recipe.vocabulary)
     ours = found.pop("")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in ours.missing}
     vectors, method = task_vectors(ours, found, shapes, cache), make_method(recipe)

@@ -167,7 +167,7 @@ def test_merge_holds_what_it_finds_against_the_hash(cache: Path, family: Path, t
     recipe = replace(recipe, experts=gone)
     write(recipe, tmp_path, tmp_path / "out")
     swapped = {**gone, "left": replace(gone["left"], hub=f"lab/right@{COMMIT}")}
-    with pytest.raises(CheckpointError, match="expert left in .* has other weights than the recipe was made from"):
+    with pytest.raises(CheckpointError, match=r"expert left in .* has other weights than the recipe was made from"):
         write(replace(recipe, experts=swapped), tmp_path, tmp_path / "other")
     lost = {**gone, "left": replace(gone["left"], hub=f"lab/none@{COMMIT}")}
     with pytest.raises(
@@ -228,7 +228,15 @@ def python(code: str, tmp_path: Path, endpoint: str, **more: str) -> subprocess.
     )
 
 
-FIND = "from evomerge.hub import find_directory as f\nfrom evomerge.errors import EvomergeError\nfor name in {}:\n  try: print(f(name).hub)\n  except EvomergeError as e: print(e)"
+FIND = """
+from evomerge.errors import EvomergeError
+from evomerge.hub import find_directory
+for name in {}:
+    try:
+        print(find_directory(name).hub)
+    except EvomergeError as error:
+        print(error)
+"""
 
 
 def test_download(family: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ examples:
   evomerge merge recipe.yaml merged/ --base models/base --expert mood=models/mood --expert topic=models/topic
   evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
 
-The sources are looked for where the recipe says, from the working directory or from the recipe's own, and their weights
-must be those that it was made from, by their hashes; a source that came from the hub is found there by its commit, if it
-is not at its path. DIR may be a name on the hub, too: owner/name or owner/name@revision. The directory is there as a whole or not at all; the same command
-again finds it done.
+The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
+commit on the hub, if they came from there. Their weights must be those that the recipe was made from, by their hashes.
+DIR may be a name on the hub: owner/name or owner/name@revision. The merged directory is there as a whole or not at all;
+the same command again finds it done.
 """
 
 

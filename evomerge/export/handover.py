@@ -149,7 +149,7 @@ def _check_names(vectors: TaskVectors) -> None:
 
 
 def _check_rows(vectors: TaskVectors) -> None:
-    """Refuse a mergekit.yaml that mergekit could not run: it wants tensors of one size, and would merge rows by itself."""
+    """Refuse a mergekit.yaml that mergekit could not run: it wants tensors of the same size in all files."""
     for name, expert in vectors.experts.items():
         for parameter, rows in expert.rows.items():
             raise ConfigError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.checkpoint import Checkpoint
 from evomerge.directories import whole_directory
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.export.card import model_card
+from evomerge.export.origins import find_heads, find_origins, open_origin
 from evomerge.export.rebuild import PIECE, Rebuild
 from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
 from evomerge.files import write_atomically
-from evomerge.hub import find_directory, is_name
-from evomerge.live import LiveModel, load_skeleton, tied_names
+from evomerge.live import load_skeleton, tied_names
 from evomerge.names import unknown
 from evomerge.progress import Reporter
-from evomerge.recipe import Recipe, Source
+from evomerge.recipe import Recipe
 from evomerge.task_vectors import check_family
 from evomerge.weights import read_json, read_tensors, weight_files
 
@@ -95,13 +95,15 @@ def write_model(
     if _is_there(out, record):
         reporter.say(f"{out} is this very merge already: nothing to do.")
         return out
-    places = _find_sources(recipe, beside, base, experts or {})
-    heads = _find_heads(recipe, beside)
+    places = find_origins(recipe, beside, base, experts or {})
+    heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
     with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
-        ours = _open("", recipe.base, places[""], live, reporter)
+        ours = open_origin("", recipe.base, places[""], live, reporter)
         fit = {"vocabulary": recipe.vocabulary, "base": ours}
-        opened = {name: _open(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()}
+        opened = {
+            name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
+        }
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     for warning in check_family(ours, opened, parameters):
         reporter.say(f"warning: {warning}")
@@ -139,76 +141,6 @@ def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
     raise ConfigError(f"{out} {what}, and nothing is overwritten: name a new directory, or remove this one first.")
 
 
-def _sources(recipe: Recipe) -> Iterator[tuple[str, Source]]:
-    """Yield the base, under no name, and the experts by name."""
-    yield "", recipe.base
-    yield from recipe.experts.items()
-
-
-def _find_sources(recipe: Recipe, beside: Path, base: Path | None, experts: Mapping[str, Path]) -> dict[str, Path]:
-    """Return where the sources are: as given, else as the recipe says, from here or from where it lies, or on the hub.
-
-    Raises:
-        ConfigError: some are not there.
-    """
-    for name in experts:
-        if name not in recipe.experts:
-            raise ConfigError(f"--expert {name}: {unknown('expert', name, recipe.experts)}")
-    given = {**({"": base} if base else {}), **experts}
-    found, lost = {}, []
-    for name, source in _sources(recipe):
-        path = Path(source.path).expanduser()
-        tries = [given[name]] if name in given else list(dict.fromkeys([path, beside / path]))
-        place = next((place for place in tries if place.is_dir()), None)
-        hub, why = (str(given[name]) if name in given else source.hub) or "", ""
-        if place is None and is_name(hub):
-            try:
-                place = find_directory(hub).path
-            except CheckpointError as error:
-                why = f" ({error})"
-        if place is None:
-            flag = f"--expert {name}=DIR" if name else "--base DIR"
-            lost.append(f"{_who(name)} is not at {' or '.join(map(str, tries))}: {flag}{why}")
-        else:
-            found[name] = place
-    if lost:
-        raise ConfigError("Sources of the recipe are not there. Say where they are:\n  " + "\n  ".join(lost))
-    return found
-
-
-def _find_heads(recipe: Recipe, beside: Path) -> dict[str, Path]:
-    """Return the files of the heads by task."""
-    found = {}
-    for task, text in recipe.heads.items():
-        path = Path(text)
-        if path.is_absolute() or path.parts[:1] != ("heads",) or ".." in path.parts:
-            raise ConfigError(f"recipe: the head of {task} must lie in heads/ beside it, as heads/{task}.safetensors.")
-        found[task] = beside / path
-        if not found[task].is_file():
-            raise ConfigError(
-                f"The head of the task {task} is not at {found[task]}: copy the recipe with the heads/ beside it, or "
-                f"take the task out of `heads` in the recipe to merge without it."
-            )
-    return found
-
-
-def _open(name: str, source: Source, path: Path, live: LiveModel, reporter: Reporter, **fit: Any) -> Checkpoint:
-    """Open a source, if its weights are those that the recipe was made from; of an expert, `fit` has the base and what
-    becomes of other vocabularies.
-    """
-    opened = open_checkpoint(
-        path, live.parameters, live.prefix, live.tied, progress=reporter.steps, rename=live.rename, **fit
-    )
-    if opened.sha256 != source.sha256:
-        flag = f"--expert {name}=DIR" if name else "--base DIR"
-        raise CheckpointError(
-            f"{_who(name)} in {path} has other weights than the recipe was made from: their hash is "
-            f"{opened.sha256[:12]}, and the recipe says {source.sha256[:12]}. Name the right directory ({flag}), "
-            f"download that version again, or search anew with these weights."
-        )
-    return opened
-
-
 def _copies(base: Checkpoint) -> list[str]:
     """Return the keys of heads that the base's own class ties to a merged parameter: a copy of θ₀ would untie them."""
     merged, tensors = set(base.keys.values()), base.tensors
@@ -220,10 +152,6 @@ def _copies(base: Checkpoint) -> list[str]:
         and tensors[alias].dtype == tensors[source].dtype
         and torch.equal(tensors[alias], tensors[source])
     ]
-
-
-def _who(name: str) -> str:
-    return f"the expert {name}" if name else "the base"
 
 
 def _check_room(directory: Path, needed: int) -> None:
