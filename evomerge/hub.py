@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import tqdm
 
 from evomerge.errors import CheckpointError
 from evomerge.weights import weight_files
@@ -98,8 +100,16 @@ def _snapshot(repo: str, revision: str | None, files: tuple[str, ...]) -> Path:
     """Return the directory of a snapshot, whose name is its commit: downloaded, or else from the cache alone."""
 
     def get(cached: bool) -> Path:
-        taken = {"allow_patterns": list(files), "ignore_patterns": list(ASIDE)}
-        return Path(snapshot_download(repo, revision=revision, local_files_only=cached, **taken))
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                local_files_only=cached,
+                allow_patterns=list(files),
+                ignore_patterns=list(ASIDE),
+                tqdm_class=_Bar,
+            )
+        )
 
     try:
         return get(cached=False)
@@ -112,6 +122,13 @@ def _snapshot(repo: str, revision: str | None, files: tuple[str, ...]) -> Path:
             return get(cached=True)
         except LocalEntryNotFoundError:
             raise error from None
+
+
+class _Bar(tqdm):
+    """huggingface_hub's bar, on a terminal only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"disable": None, **kwargs})
 
 
 def _why(error: Exception, repo: str, revision: str | None) -> str:
