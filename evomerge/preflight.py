@@ -79,12 +79,6 @@ def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Se
     """Return what is printed of sources, space and memory, as names and texts."""
     space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
-    deltas = 4 * sum(
-        delta.numel()
-        for expert in vectors.experts
-        for name in vectors.parameters
-        if (delta := vectors.delta(expert, name)) is not None
-    )
     return [
         ["base", str(assembly.sources.base)],
         *(["expert " + name, str(path)] for name, path in assembly.sources.experts.items()),
@@ -103,7 +97,8 @@ def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Se
         ],
         [
             "memory",
-            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {deltas / GIB:.2f} GiB (memory-mapped)",
+            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {vectors.nbytes / GIB:.2f} GiB "
+            f"(memory-mapped)",
         ],
     ]
 
