@@ -5,7 +5,7 @@ overwritten with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says).
 Every candidate is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole
 update in bfloat16 within a few hundred candidates. Parameters that no expert changed are never touched. A method that
 takes every element by itself merges piece by piece, so what is made on the way, sums in float32 and the task vectors of
-experts that are kept as they are, takes a few MiB and stays near the processor.
+experts that are kept as they are, takes some pieces and not a copy of the largest parameter.
 
 The gradient that AdaMerging (Yang et al. 2024) learns from is an inner product, by the chain rule of that sum:
 ∂L/∂λ[g, k] = ⟨∂L/∂θ_g, τ_k,g⟩. So an ordinary backward pass on the merged parameters is enough: no graph through the
@@ -25,14 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.errors import CheckpointError, ConfigError
-from evomerge.expert_deltas import PIECE, ExpertDelta, cut
+from evomerge.expert_deltas import ExpertDelta, cut
 from evomerge.groups import Group, Span
 from evomerge.methods import Linear, Method
 from evomerge.products import inner_products
 from evomerge.task_vectors import TaskVectors
 
+PIECE = 1 << 20
+"""Elements that a CPU merges together, 4 MiB of float32: fewer take longer, since its threads have to meet more often."""
 FAR_PIECE = 1 << 24
-"""Elements that are merged together on other devices than the CPU, where starting a kernel takes longer."""
+"""The same of other devices, where starting a kernel takes longer."""
 
 
 @dataclass(frozen=True)
