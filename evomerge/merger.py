@@ -32,7 +32,7 @@ from evomerge.products import inner_products
 from evomerge.task_vectors import TaskVectors
 
 PIECE = 1 << 20
-"""Elements that a CPU merges together, 4 MiB of float32: fewer take longer, since its threads have to meet more often."""
+"""Elements that a CPU merges together, 4 MiB of float32: fewer take longer, since its threads meet more often."""
 FAR_PIECE = 1 << 24
 """The same of other devices, where starting a kernel takes longer."""
 
