@@ -132,8 +132,8 @@ class GradientEvaluator:
         learning, whole = self._learning, None
         if learning.loss.joint:
             whole = (
-                f"{self._name} compares the inputs of a task with each other, so all {learning.inputs} must be in one "
-                f"batch, and there is not enough memory for that: lower loss.inputs, or take another loss"
+                f"loss.marginal compares the inputs of a step with each other, so loss.inputs={learning.inputs} must "
+                f"be in one batch, and there is not enough memory for that: lower it, or take another loss"
             )
             if getattr(learning.fitness, "batch_size", learning.inputs) < learning.inputs:  # halved by what was scored
                 raise MemoryError(whole)

@@ -21,6 +21,8 @@ from evomerge.weights import listed
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the length of an answer, in tokens; the first that is there counts."""
+TOTAL = "max_length"
+"""What some call the length of prompt and answer together; lm-eval lets it go before the others."""
 USUAL = 256
 """The length of lm-eval's `HFLM.max_gen_toks`, where a task does not say any."""
 
@@ -162,7 +164,7 @@ def cap_answers(tasks: Sequence[Any], longest: int | None) -> list[str]:
     asked: dict[int, list[str]] = {}
     for task in tasks:
         settings = task.config.generation_kwargs or {}
-        length = next((int(settings[name]) for name in LENGTHS if settings.get(name) is not None), USUAL)
+        length = next((int(settings[name]) for name in (TOTAL, *LENGTHS) if settings.get(name) is not None), USUAL)
         if longest is None or task.OUTPUT_TYPE != "generate_until" or length <= longest:
             continue
         others = {name: value for name, value in settings.items() if name not in LENGTHS}
@@ -179,7 +181,7 @@ def _generate(
     lm: Any, generate: Callable[..., Any], longest: int, context: Any, max_length: int, stop: Any, **settings: Any
 ) -> Any:
     """Generate as lm-eval does, but no more than so many tokens, also where a task gives the length of prompt and
-    answer together (`max_length`), or the model has one of its own.
+    answer together, or the model has one of its own.
     """
     own = getattr(lm.model, "generation_config", None)
     if (getattr(own, "max_new_tokens", None) or 0) > longest:  # it would go before max_length
