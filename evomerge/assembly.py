@@ -21,7 +21,7 @@ from evomerge.fitness.encoding import check_kind
 from evomerge.items import SPLITS, Item, check_disjoint
 from evomerge.live import LiveModel, load_live
 from evomerge.merger import Merger
-from evomerge.methods import Method
+from evomerge.methods import Method, only_sums
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.searchers.base import Searcher
@@ -137,7 +137,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
     warnings = [*(reader.warnings if reader else ()), *check_family(base, experts, parameters)]
     warnings += cautions(sources, items)
-    vectors = task_vectors(base, experts, parameters, cache, reporter.steps)
+    vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(
         settings["space"]["granularity"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.limits import AUTO
 from evomerge.names import unknown
 from evomerge.vocabulary import CHOICES, REFUSE
 
@@ -46,7 +48,7 @@ LEARNING = {"inputs": ("int",)}
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
-    *("budget", "budget_items", "model.device", "model.cache"),
+    *("budget", "budget_items", "time_limit", "model.device", "model.cache"),
     *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
@@ -94,6 +96,7 @@ class SearchConfig:
     seed: int = 1
     budget: int = 200
     budget_items: int | None = None
+    time_limit: Any = "auto"  # seconds, or null
     start: Any = "constants"
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = None
@@ -143,6 +146,12 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
     if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
         raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
+    limit = settings["time_limit"]
+    if not (limit in (None, AUTO) or (_is(limit, "float") and 0 < limit < math.inf)):
+        raise ConfigError(
+            f"time_limit={limit} is no time: write the seconds that a candidate may take, such as time_limit=900, null "
+            f"for no limit, or auto."
+        )
     space, objective = settings["space"], settings["objective"]
     _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
     _check_numbers("objective.weights", objective["weights"], "{task: 2}")

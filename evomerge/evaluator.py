@@ -2,8 +2,8 @@
 
 In: a batch and the indices of its points that have no trial yet. Out: their trials, as they end. It owns merger,
 fitness and objective, and chooses the items of the generation, the same for all its candidates. A bad candidate costs
-one candidate: an exception, a NaN or a lack of memory becomes a failed trial with its error, and the search goes on.
-Times go to a callback, never into a trial.
+one candidate: an exception, a NaN, a lack of memory that smaller batches cannot mend (`memory.py`) or a hang
+(`limits.py`) becomes a failed trial with its error, and the search goes on. Times go to a callback, never into a trial.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.limits import TimeLimit
+from evomerge.memory import free, lacks_memory, with_smaller_batches
 from evomerge.merger import Merger
 from evomerge.space import CoefficientSpace
 from evomerge.trials import Batch, Trial
@@ -54,8 +56,8 @@ class Scorer:
     prepared: Any
 
     def __call__(self, ids: Mapping[str, Sequence[str]]) -> Outcome:
-        """Score the model as it is now."""
-        return self.fitness(self.model, self.prepared, ids)
+        """Score the model as it is now, in smaller batches where memory does not suffice."""
+        return with_smaller_batches(self.fitness, lambda: self.fitness(self.model, self.prepared, ids))
 
 
 class SerialEvaluator:
@@ -68,6 +70,7 @@ class SerialEvaluator:
         subset: chooses the items of a generation.
         objective: makes values of outcomes.
         record: is told where the time of each candidate went.
+        limit: of the time of a candidate.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class SerialEvaluator:
         subset: Subset,
         objective: Objective,
         record: Callable[[Timing], None] = lambda timing: None,
+        limit: TimeLimit | None = None,
     ) -> None:
         self._space, self._merger, self._score = space, merger, score
         self._subset, self._objective, self._record = subset, objective, record
+        self._limit = limit or TimeLimit()
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
         """Yield a trial for each missing point, in order."""
@@ -91,10 +96,7 @@ class SerialEvaluator:
     def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]]) -> Trial:
         started = time.perf_counter()
         try:
-            self._merger.apply(self._space.decode(batch.points[index]))
-            merged = time.perf_counter()
-            outcome = self._score(ids)
-            scored = time.perf_counter()
+            outcome, merged, scored = self._limit(lambda: self._outcome(batch.points[index], ids))
             _check(outcome, ids)
             values, violations = self._objective(outcome)
             if not np.isfinite(values).all():
@@ -118,13 +120,21 @@ class SerialEvaluator:
         self._record(Timing(batch.index, index, merged - started, forward, time.perf_counter() - started))
         return trial
 
+    def _outcome(self, point: np.ndarray, ids: dict[str, list[str]]) -> tuple[Outcome, float, float]:
+        """Build a candidate and score it; say as well when it was built and when it was scored."""
+        self._merger.apply(self._space.decode(point))
+        merged = time.perf_counter()
+        outcome = self._score(ids)
+        return outcome, merged, time.perf_counter()
+
 
 def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:
     """Return the trial of a point whose model or fitness raised an error, and tell the user."""
     text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
+    if lacks_memory(error):
+        free()
     if isinstance(error, torch.OutOfMemoryError):
-        torch.cuda.empty_cache()
         text = "OutOfMemoryError"  # how much memory was free, and who held the rest, is another number every time
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log,
     text = re.sub(r"/(?:[^\s/'\"]+/)+", "…/", text)  # and no paths of this machine

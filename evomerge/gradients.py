@@ -21,6 +21,8 @@ from evomerge.evaluator import Timing, failed
 from evomerge.fitness.objectives import task_weights
 from evomerge.fitness.sampling import Subset
 from evomerge.learning import Learning
+from evomerge.limits import TimeLimit
+from evomerge.memory import with_smaller_batches
 from evomerge.trials import Batch, Trial
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,11 @@ COLLAPSED = 0.95
 SPREAD = 0.8
 """The largest share of one class among the first ones for that: of some tasks nearly all items are of one class."""
 
+_Results = dict[str, dict[str, np.ndarray]]
+"""Per-item results (n,) by task and name."""
+_Gradients = dict[str, np.ndarray]
+"""Gradients (G, K) by variable."""
+
 
 class GradientEvaluator:
     """Takes loss and gradient at the points of a batch, one by one.
@@ -41,6 +48,7 @@ class GradientEvaluator:
         learning: the loss and its inputs.
         settings: of the search: the seed draws the inputs of each step, `objective.weights` weighs the tasks.
         record: is told where the time of each step went.
+        limit: of the time of a step.
 
     Attributes:
         size: the number of inputs of a step.
@@ -52,8 +60,10 @@ class GradientEvaluator:
         learning: Learning,
         settings: Mapping[str, Any],
         record: Callable[[Timing], None] = lambda timing: None,
+        limit: TimeLimit | None = None,
     ) -> None:
         self._assembly, self._learning, self._record = assembly, learning, record
+        self._limit = limit or TimeLimit()
         self._share = task_weights(settings["objective"]["weights"], learning.items)
         items = {task: chosen for task, chosen in learning.items.items() if self._share[task] > 0}
         self._subset = Subset(items, learning.inputs * len(items), settings["seed"], rotate=True, setting="loss.inputs")
@@ -81,10 +91,7 @@ class GradientEvaluator:
     def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]]) -> Trial:
         started = time.perf_counter()
         try:
-            self._assembly.merger.apply(self._assembly.space.decode(batch.points[index]))
-            merged = time.perf_counter()
-            results, gradients = self._walk(ids)
-            walked = time.perf_counter()
+            results, gradients, merged, walked = self._limit(lambda: self._step(batch.points[index], ids))
             scores = {task: {self._name: float(rows[self._name].mean())} for task, rows in results.items()}
             value = -sum(self._share[task] * row[self._name] for task, row in scores.items())
             if not np.isfinite(value):
@@ -111,15 +118,36 @@ class GradientEvaluator:
     def _name(self) -> str:
         return self._learning.loss.name
 
-    def _walk(self, ids: Mapping[str, Sequence[str]]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-        """Go forward and backward through the model as it is: per-item results, and gradients of the coefficients."""
-        results = {
-            task: {self._name: np.zeros(len(chosen)), "prediction": np.empty(len(chosen))}
-            for task, chosen in ids.items()
-        }
-        return results, self._assembly.merger.gradient(self._losses(ids, results), self._wanted)
+    def _step(self, point: np.ndarray, ids: Mapping[str, Sequence[str]]) -> tuple[_Results, _Gradients, float, float]:
+        """Build a candidate and take its loss and gradient; say as well when it was built and when they were taken."""
+        self._assembly.merger.apply(self._assembly.space.decode(point))
+        merged = time.perf_counter()
+        results, gradients = self._walk(ids)
+        return results, gradients, merged, time.perf_counter()
 
-    def _losses(self, ids: Mapping[str, Sequence[str]], results: dict[str, dict[str, np.ndarray]]) -> Iterator[Tensor]:
+    def _walk(self, ids: Mapping[str, Sequence[str]]) -> tuple[_Results, _Gradients]:
+        """Go forward and backward through the model as it is: per-item results, and gradients of the coefficients; in
+        smaller batches where memory does not suffice, if the loss of an item does not depend on the others.
+        """
+        learning, whole = self._learning, None
+        if learning.loss.joint:
+            whole = (
+                f"loss.marginal compares the inputs of a step with each other, so loss.inputs={learning.inputs} must "
+                f"be in one batch, and there is not enough memory for that: lower it, or take another loss"
+            )
+            if getattr(learning.fitness, "batch_size", learning.inputs) < learning.inputs:  # halved by what was scored
+                raise MemoryError(whole)
+
+        def walk() -> tuple[_Results, _Gradients]:
+            results = {
+                task: {self._name: np.zeros(len(chosen)), "prediction": np.empty(len(chosen))}
+                for task, chosen in ids.items()
+            }
+            return results, self._assembly.merger.gradient(self._losses(ids, results), self._wanted)
+
+        return with_smaller_batches(learning.fitness, walk, whole)
+
+    def _losses(self, ids: Mapping[str, Sequence[str]], results: _Results) -> Iterator[Tensor]:
         """Yield each batch's part of the loss, and note the results of its items; the loss of an item with several
         rows, the tokens of an answer, is their mean, and its prediction that of the first.
         """

@@ -19,6 +19,7 @@ from evomerge.evaluator import Scorer
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
 from evomerge.identity import circumstances, contents
+from evomerge.limits import TimeLimit
 from evomerge.remember import remembered
 from evomerge.stopping import Interrupt, Stopped
 
@@ -32,6 +33,7 @@ class Judge:
         scorers: score the live model on the items of a split.
         subsets: choose the items of a split.
         interrupt: a request to stop, looked at before every model.
+        limit: of the time of a candidate; a model may take longer by as much as there are more items.
     """
 
     def __init__(
@@ -41,9 +43,12 @@ class Judge:
         scorers: Mapping[str, Scorer],
         subsets: Mapping[str, Subset],
         interrupt: Interrupt,
+        limit: TimeLimit | None = None,
     ) -> None:
         self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
         self._ids = {split: subsets[split](0) for split in ("select", "report")}
+        self._limit = limit or TimeLimit()
+        self._share = {split: subsets[split].size / subsets["search"].size for split in self._ids}
         self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
         self._surroundings = {**contents(assembly, settings), **circumstances(assembly)}
 
@@ -95,8 +100,9 @@ class Judge:
         if self._interrupt.requested:
             raise Stopped
         if self._cache is None:
-            return compute()
-        return remembered(self._cache, {"model": model, "items": self._ids[split], **self._surroundings}, compute)
+            return self._limit(compute, self._share[split])
+        description = {"model": model, "items": self._ids[split], **self._surroundings}
+        return remembered(self._cache, description, lambda: self._limit(compute, self._share[split]))
 
 
 def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:

@@ -33,6 +33,7 @@ from evomerge.fitness.classification import Answers
 from evomerge.fitness.losses import CrossEntropy, Loss
 from evomerge.identity import contents
 from evomerge.items import UNLABELED, Item, check_disjoint, read_items
+from evomerge.memory import with_smaller_batches
 from evomerge.merger import check_gradient
 from evomerge.plan import warm_up
 from evomerge.progress import Reporter
@@ -207,9 +208,14 @@ def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[
         CheckpointError: it says what is no number.
     """
     assembly.become(assembly.experts[task])
-    found: dict[int, Tensor] = {}
-    for answers in learning.fitness.logits(assembly.live.model, learning.prepared, {task: ids}):
-        found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
+
+    def ask() -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for answers in learning.fitness.logits(assembly.live.model, learning.prepared, {task: ids}):
+            found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
+        return found
+
+    found = with_smaller_batches(learning.fitness, ask)
     said = torch.stack([found[i] for i in range(len(ids))])
     if not said.isfinite().all():
         raise CheckpointError(

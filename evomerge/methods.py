@@ -177,6 +177,13 @@ class DareTies:
         torch.add(base, elect(kept, coefficients["weight"], self.normalize), out=out)
 
 
+def only_sums(method: Method) -> bool:
+    """Whether a method asks for nothing but sums of task vectors as they are: it can be given them in any form, and a
+    span in pieces.
+    """
+    return isinstance(method, Linear) and method.transform is None
+
+
 def sum_weighted(deltas: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     """Write Σ w_k δ_k, in the order in which `torch.sum` adds K stacked tensors on a CPU, without stacking them.
 

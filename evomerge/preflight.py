@@ -17,6 +17,7 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.gradients import GradientEvaluator
 from evomerge.learning import cautions
+from evomerge.limits import TimeLimit
 from evomerge.plan import affordable, judged, plan
 from evomerge.progress import Reporter
 
@@ -30,6 +31,7 @@ def preflight(
     score: Scorer,
     objective: Objective,
     gradients: GradientEvaluator | None,
+    limit: TimeLimit,
     reporter: Reporter,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
@@ -41,6 +43,7 @@ def preflight(
         score: scores the live model on search items.
         objective: makes a value of an outcome.
         gradients: takes the steps of a gradient, if the searcher asks for any.
+        limit: of the time of a candidate; it is told what the base takes.
         reporter: prints.
 
     Raises:
@@ -50,7 +53,7 @@ def preflight(
     try:
         score(ids)  # the first call pays for what is set up lazily
         started = time.perf_counter()
-        (value,), _ = objective(score(ids))
+        (value,), _ = objective(limit(lambda: score(ids)))
         seconds = time.perf_counter() - started
         what = "loss"
         step = gradients.measure() if gradients else None
@@ -60,8 +63,11 @@ def preflight(
         raise ConfigError(
             f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
+    limit.measured(max(seconds, step or 0.0))
     rows = _facts(assembly, settings, ids)
-    rows.append(["time", _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))])
+    times = _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
+    limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
+    rows.append(["time", times + limited])
     rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
     for name, text in rows:
         reporter.say(f"{name:>16}  {text}")
@@ -79,12 +85,6 @@ def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Se
     """Return what is printed of sources, space and memory, as names and texts."""
     space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
-    deltas = 4 * sum(
-        delta.numel()
-        for expert in vectors.experts
-        for name in vectors.parameters
-        if (delta := vectors.delta(expert, name)) is not None
-    )
     return [
         ["base", str(assembly.sources.base)],
         *(["expert " + name, str(path)] for name, path in assembly.sources.experts.items()),
@@ -103,7 +103,8 @@ def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Se
         ],
         [
             "memory",
-            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {deltas / GIB:.2f} GiB (memory-mapped)",
+            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {vectors.nbytes / GIB:.2f} GiB "
+            f"(memory-mapped)",
         ],
     ]
 

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from evomerge.delta_files import ALIGNMENT
+from evomerge.expert_deltas import ExpertDelta
 
 BLOCK = 1 << 20  # elements at a time
 
 
-def inner_products(gradient: Tensor, deltas: Sequence[Tensor]) -> Iterator[Tensor]:
+def inner_products(gradient: Tensor, deltas: Sequence[Tensor | ExpertDelta]) -> Iterator[Tensor]:
     """Yield the inner products of a gradient with K deltas, by block.
 
     Args:
         gradient: of any float dtype, (n,).
-        deltas: float32, (n,) each.
+        deltas: float32, (n,) each; or not computed yet.
 
     Yields:
         float32 or better, (K,); what is looked for is their sum.
@@ -38,13 +39,14 @@ def inner_products(gradient: Tensor, deltas: Sequence[Tensor]) -> Iterator[Tenso
         yield _dots(gradient[start : start + BLOCK], (delta[start : start + BLOCK] for delta in deltas))
 
 
-def _dots(part: Tensor, others: Iterable[Tensor]) -> Tensor:
+def _dots(part: Tensor, others: Iterable[Tensor | ExpertDelta]) -> Tensor:
     part = _aligned(part, part.dtype)
     return torch.stack([torch.dot(part, _aligned(other, part.dtype)) for other in others])
 
 
-def _aligned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _aligned(delta: Tensor | ExpertDelta, dtype: torch.dtype) -> Tensor:
     """Return the tensor in a dtype, or a copy of it, that begins at a multiple of 64 bytes."""
+    tensor = delta.dense() if isinstance(delta, ExpertDelta) else delta
     if tensor.dtype != dtype:
         return tensor.to(dtype)
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor

@@ -29,6 +29,7 @@ from evomerge.identity import describe
 from evomerge.items import Item
 from evomerge.judge import Judge, score_experts
 from evomerge.learning import Learning, check_learning, find_learning
+from evomerge.limits import TimeLimit
 from evomerge.outputs import finished, recorder, run_digest, show, write_outputs
 from evomerge.plan import Part, plan
 from evomerge.preflight import preflight
@@ -59,6 +60,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
     settings = plain(config)
     check(settings)
     check_learning(settings)
+    limit = TimeLimit(settings["time_limit"])
     with reporter.bars():
         assembly = assemble(settings, reporter)
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
@@ -73,10 +75,10 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         return done
     record = recorder(directory / "timings.jsonl")
     with Interrupt() as interrupt:
-        objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record)
+        objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
         parts = plan(settings, assembly.space, gradients is not None)
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
-        preflight(assembly, settings, subsets, scorers["search"], objective, gradients, reporter)
+        preflight(assembly, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
             with reporter.searching(interrupt.wrap(evaluate), log.logged, settings["budget"]) as watched:
@@ -84,7 +86,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(assembly, settings, scorers, subsets, interrupt)
+            judge = Judge(assembly, settings, scorers, subsets, interrupt, limit)
             if (result := _choose(judge, settings, searcher, log, reporter)) is None:
                 return None
             result["items"] = {split: subset.size for split, subset in subsets.items()}
@@ -113,6 +115,11 @@ def _choose(
     except Stopped:
         reporter.say(StopReason.INTERRUPTED.value)
         return None
+    except TimeoutError as error:
+        raise EvomergeError(
+            f"A model of the report {error}: raise time_limit and run the same command again; what was scored before "
+            f"is remembered."
+        ) from error
 
 
 def _draw(directory: Path, reporter: Reporter) -> None:
@@ -161,6 +168,7 @@ def make_evaluators(
     subsets: Mapping[str, Subset],
     learning: Learning | None,
     record: Callable[[Timing], None] = lambda timing: None,
+    limit: TimeLimit | None = None,
 ) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
     """Put together what scores the batches of a search.
 
@@ -171,6 +179,7 @@ def make_evaluators(
         subsets: choose the items of a split; here, `search`.
         learning: what a gradient learns from; None for a searcher by values.
         record: is told where the time of each candidate and step went.
+        limit: of the time of each.
 
     Returns:
         The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
@@ -178,8 +187,8 @@ def make_evaluators(
     """
     score, subset = scorers["search"], subsets["search"]
     objective = make_objective(assembly, settings, score, subset)
-    values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record)
-    gradients = learning and GradientEvaluator(assembly, learning, settings, record)
+    values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record, limit)
+    gradients = learning and GradientEvaluator(assembly, learning, settings, record, limit)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
         return (gradients if batch.gradient and gradients else values)(batch, missing)

@@ -1,7 +1,8 @@
 """Task vectors τ_k = θ_k − θ_0 (Ilharco et al. 2023, arXiv 2212.04089), computed once and kept on disk.
 
 In: the base and the experts as `Checkpoint`s. Out: `TaskVectors`, float32 deltas by expert and parameter, memory-mapped
-from a file per expert (`delta_files.py`). Both sides are cast to float32 before they are subtracted.
+from a file per expert (`delta_files.py`); or, of an expert of 16 bits, the expert itself, of which they are made where
+they are needed (`expert_deltas.py`). Both sides are cast to float32 before they are subtracted.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from evomerge.checkpoint import Checkpoint, check_base
 from evomerge.delta_files import cached
 from evomerge.errors import CheckpointError
+from evomerge.expert_deltas import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
 from evomerge.vocabulary import row_notes
 from evomerge.weights import Progress, listed
 
@@ -43,8 +45,25 @@ class TaskVectors:
     deltas: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
 
     def delta(self, expert: str, parameter: str) -> Tensor | None:
-        """The task vector of one parameter: float32, of the parameter's shape, memory-mapped; None where it is zero."""
+        """The task vector of one parameter: float32, of the parameter's shape; None where it is zero. It is
+        memory-mapped, or computed by this call of an expert that is kept as it is.
+        """
         return self.deltas[expert].get(parameter)
+
+    def kept(self, expert: str, parameter: str) -> Tensor | ExpertDelta | None:
+        """The same, flat, in the form in which it is kept: nothing is computed."""
+        deltas = self.deltas[expert]
+        if isinstance(deltas, ExpertDeltas):
+            return deltas.kept(parameter) if parameter in deltas else None
+        return None if (delta := deltas.get(parameter)) is None else delta.reshape(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all task vectors in the form in which they are kept."""
+        return sum(
+            deltas.nbytes if isinstance(deltas, ExpertDeltas) else sum(delta.nbytes for delta in deltas.values())
+            for deltas in self.deltas.values()
+        )
 
 
 def task_vectors(
@@ -53,6 +72,7 @@ def task_vectors(
     parameters: Mapping[str, tuple[int, ...]],
     cache: Path,
     progress: Progress | None = None,
+    keep: bool = False,
 ) -> TaskVectors:
     """Reads the task vectors from the cache and computes those that it lacks, with one expert in memory at a time.
 
@@ -62,20 +82,20 @@ def task_vectors(
         parameters: name -> shape of the live model.
         cache: directory of the task vectors; it may be deleted at any time.
         progress: told what is done, in elements or bytes.
+        keep: keep experts of 16 bits as they are: half the bytes, and the same numbers, where they are only summed up.
 
     Raises:
         CheckpointError: a weight is not finite.
     """
-    deltas = {
-        name: cached(
-            describe(base, expert, parameters),
-            lambda name=name, expert=expert: _subtract(base, expert, name, parameters, progress),
-            name,
-            cache,
-            progress,
-        )
-        for name, expert in experts.items()
-    }
+
+    def one(name: str, expert: Checkpoint) -> Mapping[str, Tensor]:
+        contents = describe(base, expert, parameters)
+        if keep and is_narrow(expert, _common(base, expert, parameters)):
+            changed = find_changed(contents, base, expert, name, parameters, cache, progress)
+            return ExpertDeltas(base, expert, parameters, changed)
+        return cached(contents, lambda: _subtract(base, expert, name, parameters, progress), name, cache, progress)
+
+    deltas = {name: one(name, expert) for name, expert in experts.items()}
     shapes = {name: tuple(shape) for name, shape in parameters.items()}
     return TaskVectors(base, dict(experts), shapes, zeros(deltas, parameters), deltas)
 
@@ -187,12 +207,7 @@ def _subtract(
         before = scratch[: len(part)].view(shape).copy_(base.tensor(parameter))
         delta = part.view(shape).copy_(expert.tensor(parameter)).sub_(before)
         largest = float(torch.linalg.vector_norm(delta, math.inf)) if len(part) else 0.0
-        if not math.isfinite(largest):
-            who, at = (f"expert {name}", expert) if torch.isfinite(before).all() else ("the base", base)
-            raise CheckpointError(
-                f"{at.path}: {at.keys[parameter]} of {who} is not finite in float32 (inf or NaN), so nothing can be"
-                " merged from it. Its training diverged or its file is damaged: take an earlier checkpoint."
-            )
+        check_finite(largest, before, parameter, name, base, expert)
         if largest > 0:
             deltas[parameter] = delta
         done += delta.numel()

@@ -42,7 +42,7 @@ class Trial:
     Attributes:
         batch: the number of its batch, from 0.
         index: its position in the batch.
-        status: `ok`, `failed` (an exception, a NaN, out of memory) or `censored` (raced out).
+        status: `ok`, `failed` (an exception, a NaN, out of memory, a hang) or `censored` (raced out).
         values: the objective's values, to be maximised; None unless `ok`.
         violations: how far each constraint is violated (positive is bad).
         scores: the mean of every metric by task; None in place of a number that is not finite, here and in `results`.

@@ -1,9 +1,11 @@
-"""Holds our merges against mergekit's own: `python scripts/check_mergekit.py [--small] [--json] [--venv DIR]`.
+"""Holds our merges against mergekit's own: `python scripts/check_mergekit.py [--small] [--json] [--venv DIR] [--run RUN
+...]`.
 
 In: nothing but pico models that it makes, and the suite `text` if it has been built. Each recipe is merged twice: by
 `evomerge merge`, and by mergekit 0.1.5 in an environment of its own from the YAML that we export. Out: for every case
 how many tensors are the same bits, and the largest distance in units in the last place of the output's dtype; the exit
-status is 1 if one is larger than 1, or if one model has a tensor that the other lacks.
+status is 1 if one is larger than 1, or if one model has a tensor that the other lacks. With `--run`, the winners of
+these run directories are merged instead, from their own `recipe.yaml` and `mergekit.yaml`.
 
 Not compared, since mergekit cannot express them: `dare_ties` (its masks come from another random generator), task
 vectors that were transformed over the whole model, and groups that are parts of tensors; `evomerge export RUN
@@ -17,9 +19,12 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+import yaml
 
 if TYPE_CHECKING:
     from mergekit_parity.cases import Case
@@ -34,7 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each case, and nothing else")
     parser.add_argument("--small", action="store_true", help="four cases instead of all")
     parser.add_argument("--venv", type=Path, default=ENVIRONMENT, help="the environment of mergekit, made if missing")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a run directory, instead of the cases")
     arguments = parser.parse_args(argv)
+    for run in arguments.run:
+        if lost := [name for name in ("recipe.yaml", "mergekit.yaml") if not (run / name).is_file()]:
+            parser.error(f"{run} has no {' and no '.join(lost)}: name the directory of a search that is complete")
 
     from mergekit_parity.cases import ALL, SMALL, is_there  # here, since torch comes with it: --help should not wait
     from mergekit_parity.peer import PeerError, make_environment
@@ -48,46 +57,88 @@ def main(argv: list[str] | None = None) -> int:
     except PeerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for case in SMALL if arguments.small else ALL:
+    for run in arguments.run:
+        status |= _tell(run.name, run_winner(run, arguments.venv), arguments.json)
+    for case in () if arguments.run else SMALL if arguments.small else ALL:
         if not is_there(case):
             print(f"skipped: {case.name}, whose models scripts/build_suite.py text makes", file=sys.stderr)
             continue
-        verdict = run_case(case, arguments.venv)
-        row = {"case": case.name, **{name: getattr(verdict, name) for name in ("tensors", "bit_equal", "max_ulp")}}
-        if arguments.json:
-            print(json.dumps(row), flush=True)
-        else:
-            print("{case:<36} {bit_equal:>3} of {tensors:>3} tensors bit-equal, max {max_ulp} ulp".format(**row))
-        for text in (*verdict.notes, *verdict.faults):
-            print(f"  {case.name}: {text}", file=sys.stderr)
-        status |= bool(verdict.faults)
+        status |= _tell(case.name, run_case(case, arguments.venv), arguments.json)
     return status
 
 
+def _tell(name: str, verdict: Verdict, as_json: bool) -> bool:
+    """Print a verdict; return whether there are faults."""
+    row = {"case": name, **{each: getattr(verdict, each) for each in ("tensors", "bit_equal", "max_ulp")}}
+    if as_json:
+        print(json.dumps(row), flush=True)
+    else:
+        print("{case:<36} {bit_equal:>3} of {tensors:>3} tensors bit-equal, max {max_ulp} ulp".format(**row))
+    for text in (*verdict.notes, *verdict.faults):
+        print(f"  {name}: {text}", file=sys.stderr)
+    return bool(verdict.faults)
+
+
+def run_winner(run: Path, environment: Path) -> Verdict:
+    """Merge the winner of a run twice and compare; its paths are seen from here, as they were when it was searched."""
+    from evomerge.live import load_skeleton
+    from evomerge.recipe import Recipe
+
+    recipe = Recipe.from_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
+    live = load_skeleton(Path(recipe.base.path), recipe.auto_class)
+    document = yaml.safe_load((run / "mergekit.yaml").read_text(encoding="utf-8"))
+    document["base_model"] = str(Path(document["base_model"]).absolute())
+    for model in document["models"]:
+        model["model"] = str(Path(model["model"]).absolute())
+    with TemporaryDirectory() as scratch:
+        config = Path(scratch) / "mergekit.yaml"
+        config.write_text(yaml.safe_dump(document, sort_keys=False))
+        raw = type(live.model).__name__.startswith("Bert")
+        return merge_twice(run / "recipe.yaml", config, Path(scratch), environment, raw, live.tied)
+
+
 def run_case(case: Case, environment: Path) -> Verdict:
-    """Merge a case twice and compare; what goes wrong on the way is a fault, too."""
+    """Merge a case twice and compare."""
     from mergekit_parity.cases import FAMILIES, write_case
+
+    with TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        tied = write_case(case, directory)
+        recipe, config = directory / "recipe.yaml", directory / "mergekit.yaml"
+        return merge_twice(recipe, config, directory, environment, FAMILIES[case.family].raw, tied)
+
+
+def merge_twice(
+    recipe: Path, config: Path, scratch: Path, environment: Path, raw: bool, tied: Mapping[str, str]
+) -> Verdict:
+    """Merge a recipe by evomerge and its YAML by mergekit, and compare; what goes wrong on the way is a fault, too.
+
+    Args:
+        recipe: our recipe.
+        config: mergekit's YAML of the same.
+        scratch: an empty directory, or one with other names in it than `ours` and `theirs`.
+        environment: of mergekit.
+        raw: whether mergekit has to take the weight files alone.
+        tied: alias -> key of the tensors that are tied.
+    """
     from mergekit_parity.compare import Verdict, compare
     from mergekit_parity.peer import PeerError, run_mergekit, run_mergekit_pytorch
 
     from evomerge.cli import main as evomerge
     from evomerge.weights import read_tensors, weight_files
 
-    with TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        tied = write_case(case, directory)
-        run = run_mergekit_pytorch if FAMILIES[case.family].raw else run_mergekit
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                evomerge(["merge", str(directory / "recipe.yaml"), str(directory / "ours")])
-            run(environment, directory / "mergekit.yaml", directory / "theirs")
-        except SystemExit:
-            return Verdict(faults=[f"evomerge merge failed: {said.getvalue()}"])
-        except PeerError as error:
-            return Verdict(faults=[str(error)])
-        ours, theirs = (read_tensors(weight_files(directory / name)) for name in ("ours", "theirs"))
-        return compare(ours, theirs, tied)
+    merge_as_they_do = run_mergekit_pytorch if raw else run_mergekit
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            evomerge(["merge", str(recipe), str(scratch / "ours")])
+        merge_as_they_do(environment, config, scratch / "theirs")
+    except SystemExit:
+        return Verdict(faults=[f"evomerge merge failed: {said.getvalue()}"])
+    except PeerError as error:
+        return Verdict(faults=[str(error)])
+    ours, theirs = (read_tensors(weight_files(scratch / name)) for name in ("ours", "theirs"))
+    return compare(ours, theirs, tied)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import check_mergekit as command  # noqa: E402
 from mergekit_parity import cases, peer  # noqa: E402
 from mergekit_parity.compare import Verdict, compare, ulp_distance  # noqa: E402
+
+from evomerge.cli import main as evomerge  # noqa: E402
 
 ENVIRONMENT = Path(os.environ.get("EVOMERGE_MERGEKIT_VENV", command.ENVIRONMENT))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -201,6 +204,38 @@ def test_a_failing_mergekit_is_shown(tmp_path: Path) -> None:
     found = environment(tmp_path / "env", mergekit_yaml="echo what happened >&2; exit 3")
     with pytest.raises(peer.PeerError, match=r"mergekit-yaml failed with status 3:\nwhat happened"):
         peer.run_mergekit(found, tmp_path / "mergekit.yaml", tmp_path / "out")
+
+
+def test_the_winner_of_a_run_is_merged_from_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A mergekit that gives what evomerge gives: the same bits, and not those of another recipe."""
+    (tmp_path / "run").mkdir()
+    tied = cases.write_case(cases.Case("llama-tied", "layer"), tmp_path)
+    assert tied
+    evomerge(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "known")])
+    for name in ("recipe.yaml", "mergekit.yaml"):
+        (tmp_path / name).rename(tmp_path / "run" / name)
+    found = environment(
+        tmp_path / "env", mergekit_yaml=f'grep -q "{tmp_path}/base" "$1" && cp -r {tmp_path}/known "$2"'
+    )
+    monkeypatch.setattr(peer, "make_environment", lambda directory: None)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--run", "run", "--venv", str(found), "--json"]
+    capsys.readouterr()
+    assert command.main(arguments) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["case"] == "run"
+    assert row["bit_equal"] == row["tensors"] > 0
+    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    (tmp_path / "run" / "recipe.yaml").write_text(re.sub(r"a: [\d.-]+,", "a: 0.123,", text))
+    assert command.main(arguments) == 1
+
+
+def test_a_run_without_a_winner_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--run", str(tmp_path)])
+    assert "no recipe.yaml and no mergekit.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from evomerge.evaluator import Scorer, SerialEvaluator, Timing
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.limits import TimeLimit
 from evomerge.trials import Batch, TrialLog
 
 GONE = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 3.19 MiB free. Process 4711 has 23.64 GiB in use."
@@ -46,7 +47,7 @@ def make(assembly):
     """Make an evaluator on the pico suite; the base is put back afterwards."""
     items = {task: chosen[:20] for task, chosen in assembly.items["search"].items()}
 
-    def evaluator(act=lambda n, outcome: outcome, objective=None, record=lambda timing: None, rotate=False):
+    def evaluator(act=lambda n, outcome: outcome, objective=None, record=lambda timing: None, rotate=False, limit=None):
         fitness = Fake(assembly.fitness, act)
         score = Scorer(assembly.live.model, fitness, fitness.prepare(assembly.live.processor, items))
         return SerialEvaluator(
@@ -56,6 +57,7 @@ def make(assembly):
             Subset(items, 12, seed=0, rotate=rotate),
             objective or Objective("log_probability"),
             record,
+            limit,
         )
 
     yield evaluator
@@ -176,6 +178,34 @@ def test_a_bad_candidate_costs_one_candidate(make, batch, act, error, caplog, tm
     with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log:
         log.begin(Batch(3, batch.points))
         log.append(failed)
+
+
+def hang(n, outcome):
+    while n == 1:
+        try:  # noqa: SIM105
+            time.sleep(10**6)
+        except Exception:
+            pass
+    return outcome
+
+
+def test_a_candidate_that_hangs_costs_one_candidate(make, batch, caplog):
+    good = list(make()(batch, [0, 2]))
+    timings: list[Timing] = []
+    with caplog.at_level(logging.WARNING, logger="evomerge"):
+        trials = list(make(act=hang, record=timings.append, limit=TimeLimit(1))(batch, [0, 1, 2]))
+    assert [trials[0], trials[2]] == good
+    assert (trials[1].status, trials[1].values, trials[1].items) == ("failed", None, good[0].items)
+    assert trials[1].error == "TimeoutError: took longer than time_limit=1 s"
+    assert f"Candidate 1 of generation 3 failed and is ranked last: {trials[1].error}" in caplog.text
+    assert [timing.index for timing in timings] == [0, 2]
+
+
+def test_no_time_limit_while_a_trial_is_taken(make, batch):
+    """What the loop does between two candidates, such as writing the log, is none of theirs."""
+    for trial in make(limit=TimeLimit(0.5))(batch, [0, 1]):
+        time.sleep(0.7)
+        assert trial.status == "ok"
 
 
 def test_a_lack_of_memory_is_said_in_full_but_not_logged(make, batch, caplog):

@@ -18,6 +18,7 @@ from evomerge.config import plain
 from evomerge.evaluator import Timing
 from evomerge.gradients import COLLAPSED, GradientEvaluator
 from evomerge.learning import Learning, find_learning
+from evomerge.limits import TimeLimit
 from evomerge.progress import Reporter
 from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import compose
@@ -157,6 +158,22 @@ def test_a_point_that_cannot_be_merged(make, assembly: Assembly) -> None:
     before = scored(evaluate, at(assembly))
     assert scored(evaluate, at(assembly, float("nan"))).status == "failed"
     assert scored(evaluate, at(assembly)) == before
+
+
+def test_a_step_that_hangs_costs_one_candidate(make, assembly: Assembly) -> None:
+    def hang(n: int, logits: Tensor) -> Tensor:
+        while n == 1:  # the second task: the gradient of the first has been taken
+            pass
+        return logits
+
+    good, _ = make()
+    before = scored(good, at(assembly))
+    bad, _ = make(act=hang, limit=TimeLimit(1))
+    trial = scored(bad, at(assembly))
+    assert (trial.status, trial.error) == ("failed", "TimeoutError: took longer than time_limit=1 s")
+    assert trial.items == before.items
+    assert not any(p.requires_grad or p.grad is not None for p in assembly.live.model.parameters())
+    assert scored(good, at(assembly)) == before
 
 
 def test_times_are_recorded(make, assembly: Assembly) -> None:

@@ -244,7 +244,11 @@ def test_without_lm_eval_it_says_what_to_install(paths, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"batch_size": 0}, "must be at least 1"), ({"fewshot": -1}, r"fitness\.fewshot=-1")],
+    [
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"fewshot": -1}, r"fitness\.fewshot=-1"),
+        ({"max_gen_toks": 0}, r"fitness\.max_gen_toks=0: an answer has at least one token"),
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):

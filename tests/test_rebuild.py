@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from evomerge import expert_deltas
 from evomerge.errors import ConfigError
-from evomerge.export import rebuild
-from evomerge.export.rebuild import Deltas, Rebuild, cut
+from evomerge.expert_deltas import ExpertDeltas, cut
+from evomerge.export.rebuild import Rebuild
 from evomerge.groups import Span
 from evomerge.live import load_skeleton, rename_keys
 from evomerge.task_vectors import task_vectors
@@ -43,7 +44,7 @@ def rebuilt(recipe, base: Path, experts, dtype=torch.float32) -> dict[str, torch
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_what_the_merger_builds(family, tmp_path, monkeypatch, method, granularity, piece):
     path, experts = family
-    monkeypatch.setattr(rebuild, "PIECE", piece)  # a multiple of 64, as the module says
+    monkeypatch.setattr(expert_deltas, "PIECE", piece)  # a multiple of 64, as the module says
     recipe = make_recipe(path / "base", experts, method, granularity, "AutoModelForCausalLM")
     expected = live_merge(recipe, path / "base", experts, tmp_path)
     found = rebuilt(recipe, path / "base", experts)
@@ -60,7 +61,7 @@ def test_sums_of_many_experts_do_not_depend_on_the_pieces(family, tmp_path, monk
     many = {f"{name}{i}": place for i in range(7) for name, place in experts.items()}
     recipe = make_recipe(path / "base", many, "linear", "chunk:5", "AutoModelForCausalLM")
     expected = live_merge(recipe, path / "base", many, tmp_path)
-    monkeypatch.setattr(rebuild, "PIECE", 64)
+    monkeypatch.setattr(expert_deltas, "PIECE", 64)
     found = rebuilt(recipe, path / "base", many)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -81,7 +82,7 @@ def test_deltas_are_those_of_the_task_vectors(family, tmp_path):
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     kept = task_vectors(base, found, shapes, tmp_path)
     for name, expert in found.items():
-        deltas = Deltas(base, expert, shapes)
+        deltas = ExpertDeltas(base, expert, shapes)
         assert set(deltas) == set(kept.deltas[name])
         assert list(deltas) == [parameter for parameter in shapes if parameter in deltas]
         assert len(deltas) == len(shapes) - 1
@@ -111,8 +112,10 @@ def test_files_that_hold_a_tensor_in_strides(family, tmp_path):
 
 
 def test_a_span_is_cut_without_gaps(monkeypatch):
-    monkeypatch.setattr(rebuild, "PIECE", 4)
-    assert list(cut(Span("p", 3, 12))) == [Span("p", 3, 7), Span("p", 7, 11), Span("p", 11, 12)]
+    monkeypatch.setattr(expert_deltas, "PIECE", 4)
+    assert list(cut(Span("p", 3, 12))) == [Span("p", 3, 7), Span("p", 7, 12)]  # no single one
+    assert list(cut(Span("p", 3, 13))) == [Span("p", 3, 7), Span("p", 7, 11), Span("p", 11, 13)]
+    assert list(cut(Span("p", 3, 4))) == [Span("p", 3, 4)]
     assert list(cut(Span("p", 3, 3))) == []
 
 

@@ -84,11 +84,12 @@ def test_shared_rows_are_merged(family: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
-def test_rows_beyond_stay_the_bases_whatever_the_dtypes(tmp_path: Path, dtype, base_dtype) -> None:
+@pytest.mark.parametrize("keep", [False, True], ids=["cached", "kept"])
+def test_rows_beyond_stay_the_bases_whatever_the_dtypes(tmp_path: Path, dtype, base_dtype, keep) -> None:
     path = save_family(tmp_path, tied=True, dtype=dtype)
     llama(V, True).to(base_dtype).save_pretrained(path / "base")
     live, base, experts = opened_all(path, "shared", "shorter", "longer")
-    vectors = task_vectors(base, experts, live.parameters, tmp_path / "cache")
+    vectors = task_vectors(base, experts, live.parameters, tmp_path / "cache", keep=keep)
     for name, both in {"shorter": V - 5, "longer": V}.items():
         delta = vectors.delta(name, EMBEDDING)
         assert delta is not None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.assembly import assemble
 from evomerge.commands.evaluate import main as evaluate
@@ -27,8 +27,9 @@ from evomerge.recipe import Recipe
 from evomerge.run import run_search
 from evomerge.vocabulary import read_vocabulary
 from tests.helpers import compose
+from tests.language import documents, write_jsonl
 from tests.merging import live_merge, loaded, make_recipe, same, tensors_of, write
-from tests.vocabularies import CAUSAL, EMBEDDING, SIZES, V, assembled, settings
+from tests.vocabularies import CAUSAL, EMBEDDING, SIZES, V, assembled, save_family, settings
 
 
 @pytest.fixture(params=["tied", "untied"])
@@ -51,6 +52,25 @@ def test_merged_is_what_was_searched(family: Path, tmp_path: Path, choice: str, 
     merged = model.get_input_embeddings().weight
     assert merged.shape == (V, 32)
     assert all(torch.equal(tensor, before[key]) for key, tensor in tensors_of(family / "base").items())
+
+
+@pytest.mark.parametrize("choice", ["base", "shared"])
+def test_experts_of_16_bits(tmp_path: Path, choice: str) -> None:
+    """They are merged from their own files, where rows are cut off, and from memory, where the base's are added."""
+    path = save_family(tmp_path / "family", tied=True, dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(path / "base", dtype=torch.bfloat16).save_pretrained(path / "base")
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in documents(40)])
+    assembly, given = assembled(path, choice)
+    weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(assembly.space.groups), 3))
+    assembly.merger.apply({"weight": weights})
+    live = {name: parameter.clone() for name, parameter in assembly.live.model.named_parameters()}
+    out = write(recipe_of(assembly, given, {"weight": weights}, {}, {}), tmp_path, tmp_path / "out")
+    assert same(loaded(out, CAUSAL)[0], live)
+    assembly.become("shorter")
+    become = dict(assembly.live.model.named_parameters())[EMBEDDING]
+    rows = 0 if choice == "base" else V - 5
+    assert torch.equal(become[rows:], tensors_of(path / "base")[EMBEDDING][rows:])
+    assert torch.equal(become[:rows], tensors_of(path / "shorter")[EMBEDDING][:rows])
 
 
 @pytest.fixture(scope="module")

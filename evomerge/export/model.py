@@ -22,9 +22,10 @@ from torch import Tensor
 from evomerge.checkpoint import Checkpoint
 from evomerge.directories import whole_directory
 from evomerge.errors import CheckpointError, ConfigError
+from evomerge.expert_deltas import PIECE
 from evomerge.export.card import model_card
 from evomerge.export.origins import find_heads, find_origins, open_origin
-from evomerge.export.rebuild import PIECE, Rebuild
+from evomerge.export.rebuild import Rebuild
 from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
 from evomerge.files import write_atomically
 from evomerge.live import load_skeleton, tied_names

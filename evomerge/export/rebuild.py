@@ -18,53 +18,11 @@ from torch import Tensor
 from evomerge.catalog import make_method
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import ConfigError
+from evomerge.expert_deltas import ExpertDeltas, cut
 from evomerge.groups import Span
-from evomerge.methods import Linear
+from evomerge.methods import only_sums
 from evomerge.recipe import Recipe
 from evomerge.task_vectors import TaskVectors, zeros
-
-PIECE = 1 << 18
-"""Elements that are merged together where each can be merged by itself, 1 MiB of float32 for each expert; a multiple of
-all that a sum over vectors depends on (`methods.VECTOR`).
-"""
-
-
-class Deltas(Mapping[str, Tensor]):
-    """The task vector of one expert, computed anew by every access; parameters in which it is zero are absent.
-
-    Args:
-        base: θ₀.
-        expert: θ_k.
-        parameters: the names, in the order of the live model.
-    """
-
-    def __init__(self, base: Checkpoint, expert: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> None:
-        self._models = (base, expert)
-        self._last: tuple[str, list[Tensor]] = ("", [])
-        both = [name for name in parameters if name in base.keys and name in expert.keys]
-        self._whole = {name: Span(name, 0, base.tensor(name).numel()) for name in both}
-        self._whole = {
-            name: span for name, span in self._whole.items() if any(map(torch.any, map(self.span, cut(span))))
-        }
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.span(self._whole[name]).view(self._models[0].tensor(name).shape)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._whole
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._whole)
-
-    def __len__(self) -> int:
-        return len(self._whole)
-
-    def span(self, span: Span) -> Tensor:
-        """Return a part of the task vector of a parameter, float32 (n,)."""
-        if self._last[0] != span.parameter:  # what lies in strides in a file is copied to be flat: once, not every time
-            self._last = (span.parameter, [model.tensor(span.parameter).reshape(-1) for model in self._models])
-        before, after = (flat[span.start : span.stop].float() for flat in self._last[1])
-        return after - before
 
 
 class Rebuild:
@@ -100,7 +58,7 @@ class Rebuild:
         for row, group in enumerate(groups):
             for span in group.spans:
                 self._spans.setdefault(span.parameter, []).append((row, span))
-        self._deltas = {name: Deltas(base, experts[name], parameters) for name in recipe.experts}
+        self._deltas = {name: ExpertDeltas(base, experts[name], parameters) for name in recipe.experts}
         vectors = TaskVectors(
             base,
             {name: experts[name] for name in recipe.experts},
@@ -147,13 +105,7 @@ class Rebuild:
 
     def _cut(self, span: Span) -> Iterator[Span]:
         """Yield a span in pieces, if the method takes every element by itself, and the deltas are not there anyway."""
-        return cut(span) if isinstance(self._method, Linear) and self._transform is None else iter((span,))
-
-
-def cut(span: Span) -> Iterator[Span]:
-    """Yield a span in pieces of at most `PIECE` elements."""
-    for start in range(span.start, span.stop, PIECE):
-        yield Span(span.parameter, start, min(start + PIECE, span.stop))
+        return cut(span) if only_sums(self._method) else iter((span,))
 
 
 def _part(delta: Tensor, span: Span) -> Tensor:

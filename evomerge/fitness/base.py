@@ -53,6 +53,9 @@ class Fitness(Protocol):
         metrics: the names of the metrics it gives for every item.
         pure: whether results depend on nothing but weights, items and settings, so that an outcome can be remembered.
         digest: a hash of code that is not evomerge's own, or an empty string.
+
+    One that scores items in batches has their size as `batch_size`, which is halved where memory does not suffice, and
+    must not decide what comes out. A call may be broken off anywhere: what is kept for the next is put in place last.
     """
 
     metrics: tuple[str, ...]

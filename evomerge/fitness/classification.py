@@ -86,7 +86,7 @@ class Classification:
                 f"fitness.batch_size={batch_size} and fitness.max_length={max_length} must both be at least 1."
             )
         self._heads = dict(heads)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._max_length = max_length
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
@@ -157,7 +157,12 @@ class Classification:
 
     def _batches(self, prepared: Prepared, ids: Mapping[str, Sequence[str]], like: Tensor) -> Iterator[_Batch]:
         """Yield batches with the device and the floating dtype of a parameter; they are kept while there is room."""
-        key = (str(like.device), like.dtype, tuple((task, tuple(chosen)) for task, chosen in ids.items()))
+        key = (
+            self.batch_size,
+            str(like.device),
+            like.dtype,
+            tuple((task, tuple(chosen)) for task, chosen in ids.items()),
+        )
         if prepared.key == key:
             yield from prepared.batches
             return
@@ -170,13 +175,14 @@ class Classification:
         kept, room = [], ROOM
         for head, unsorted in by_head.items():
             rows = sorted(unsorted, key=lambda row: prepared.encoder.length(row.encoding))
-            for start in range(0, len(rows), self._batch_size):
-                batch = _batch(head, rows[start : start + self._batch_size], prepared.encoder, like)
+            for start in range(0, len(rows), self.batch_size):
+                batch = _batch(head, rows[start : start + self.batch_size], prepared.encoder, like)
                 room -= sum(values.nbytes for values in batch.inputs.values())
                 kept = [*kept, batch] if room >= 0 else []
                 yield batch
         if room >= 0:
-            prepared.key, prepared.batches = key, kept
+            prepared.batches = kept
+            prepared.key = key  # last: whoever is interrupted before leaves nothing that looks whole
 
 
 @torch.inference_mode(False)  # what is kept must also serve where gradients are taken

@@ -27,7 +27,7 @@ from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, mak
 from evomerge.fitness.lm_eval_documents import Benchmark, digest, read_benchmark
 from evomerge.fitness.lm_eval_loading import load_tasks, undisturbed
 from evomerge.fitness.lm_eval_metrics import SMOOTH, among_choices, by_document, evened, metric_names, own_metrics
-from evomerge.fitness.lm_eval_requests import Asker, Query
+from evomerge.fitness.lm_eval_requests import Asker, Query, cap_answers
 from evomerge.items import Item
 from evomerge.names import nearest
 from evomerge.suite import Task
@@ -65,9 +65,10 @@ class LmEval:
         chat_template: apply the tokenizer's chat template.
         system: a system prompt, or None.
         public_test: allow to search on splits on which results are published.
+        max_gen_toks: no answer is longer, in tokens, whatever its task asks for; None for what each task says.
 
     Raises:
-        ConfigError: a batch size below 1, or a negative number of examples.
+        ConfigError: a batch size or a length below 1, or a negative number of examples.
     """
 
     pure = True
@@ -80,14 +81,18 @@ class LmEval:
         chat_template: bool = False,
         system: str | None = None,
         public_test: bool = False,
+        max_gen_toks: int | None = 256,
     ) -> None:
         if batch_size < 1 or (fewshot or 0) < 0:
             raise ConfigError(f"fitness.batch_size={batch_size} must be at least 1, and fitness.fewshot={fewshot} 0.")
+        if max_gen_toks is not None and max_gen_toks < 1:
+            raise ConfigError(f"fitness.max_gen_toks={max_gen_toks}: an answer has at least one token; null: no limit.")
         self.batch_size = batch_size
         self.metrics: tuple[str, ...] = (SMOOTH, SCORE)
         self.digest = ""
         self.warnings: list[str] = []
         self._fewshot, self._chat, self._system, self._public_test = fewshot, chat_template, system, public_test
+        self._longest = max_gen_toks
         self._benchmarks: dict[str, Benchmark] = {}
         self._score: dict[str, str] = {}
 
@@ -104,19 +109,20 @@ class LmEval:
             ConfigError: lm-eval is missing, or has no such task; a split or a metric is missing or not allowed.
             SuiteError: documents cannot be read.
         """
-        about = {}
+        about, shortened = {}, []
         for name, task in tasks.items():
             given, setting = further.get(name, {}), f"fitness.tasks.{name}"
             include = given.get("include_path") or []
             include = [Path(str(path)) for path in ([include] if isinstance(include, str) else include)]
             loaded = load_tasks(str(task.items), include, setting)
+            shortened += cap_answers(loaded, self._longest)
             fewshot = given.get("fewshot", self._fewshot)
             if fewshot is not None and (not isinstance(fewshot, int) or fewshot < 0):
                 raise ConfigError(f"{setting}.fewshot is {fewshot}: write a number of examples, from 0.")
             self._benchmarks[name] = read_benchmark(name, loaded, given, fewshot, self._public_test)
             self._score[name] = _find_score(name, self._benchmarks[name], given.get("metric"))
             about[name] = [self._score[name], [digest(each) for each in loaded]]
-        self.warnings = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings]
+        self.warnings = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings] + shortened
         common = [_common_metrics(benchmark) for benchmark in self._benchmarks.values()]
         self.metrics = (SMOOTH, SCORE, *(name for name in common[0] if all(name in names for names in common)))
         import lm_eval
@@ -204,7 +210,7 @@ class LmEval:
         """Return the queries of these ids, made when they are first asked for."""
         with undisturbed():
             if prepared.asker is None:
-                prepared.asker = Asker(model, prepared.tokenizer, self._chat, self._system)
+                prepared.asker = Asker(model, prepared.tokenizer, self._chat, self._system, self._longest)
             for task, chosen in ids.items():
                 for item in chosen:
                     if (task, item) not in prepared.queries:

@@ -7,8 +7,9 @@ In: documents and the base's tokenizer. Out: queries, made once. It uses what lm
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,14 @@ from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.likelihood import Request, clipped
 from evomerge.fitness.lm_eval_documents import Document
 from evomerge.fitness.lm_eval_loading import undisturbed
+from evomerge.weights import listed
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the length of an answer, in tokens; the first that is there counts."""
+TOTAL = "max_length"
+"""What some call the length of prompt and answer together; lm-eval lets it go before the others."""
+USUAL = 256
+"""The length of lm-eval's `HFLM.max_gen_toks`, where a task does not say any."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,13 @@ class Asker:
         tokenizer: of the base; a copy of it is used, since lm-eval gives it a padding token.
         chat: apply the tokenizer's chat template.
         system: instruction before everything, or None.
+        longest: tokens of an answer, at most; None for no limit.
 
     Raises:
         ConfigError: the model is no causal language model, or the tokenizer has no chat template.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, chat: bool, system: str | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, chat: bool, system: str | None, longest: int | None) -> None:
         if chat and not tokenizer.chat_template:
             raise ConfigError(
                 "fitness.chat_template=true, but the base's tokenizer has no chat template: put the "
@@ -76,6 +86,8 @@ class Asker:
             raise ConfigError(f"fitness=lm_eval scores causal language models, and a {type(model).__name__} is none.")
         self._taken: list[Any] = []
         self._lm._loglikelihood_tokens = self._take
+        if longest is not None:
+            self._lm._model_generate = partial(_generate, self._lm, self._lm._model_generate, longest)
 
     def ask(self, document: Document) -> Query:
         """Build and tokenise a document's requests.
@@ -140,6 +152,41 @@ class Asker:
     def _take(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         self._taken.extend(requests)
         return [(0.0, False)] * len(requests)
+
+
+def cap_answers(tasks: Sequence[Any], longest: int | None) -> list[str]:
+    """Shorten the answers that tasks ask for, where they are longer than they may be; say so, for the user.
+
+    Args:
+        tasks: of lm-eval, loaded for this search alone.
+        longest: tokens of an answer, at most; None for no limit.
+    """
+    asked: dict[int, list[str]] = {}
+    for task in tasks:
+        settings = task.config.generation_kwargs or {}
+        length = next((int(settings[name]) for name in (TOTAL, *LENGTHS) if settings.get(name) is not None), USUAL)
+        if longest is None or task.OUTPUT_TYPE != "generate_until" or length <= longest:
+            continue
+        others = {name: value for name, value in settings.items() if name not in LENGTHS}
+        task.config.generation_kwargs = others | {"max_gen_toks": longest}
+        asked.setdefault(length, []).append(task.config.task)
+    return [
+        f"{listed(names)}: answers may have {length} tokens, but are cut off at {longest} here, so scores are not "
+        f"those of lm-eval itself; fitness.max_gen_toks={length} lifts that, and candidates take longer"
+        for length, names in asked.items()
+    ]
+
+
+def _generate(
+    lm: Any, generate: Callable[..., Any], longest: int, context: Any, max_length: int, stop: Any, **settings: Any
+) -> Any:
+    """Generate as lm-eval does, but no more than so many tokens, also where a task gives the length of prompt and
+    answer together, or the model has one of its own.
+    """
+    own = getattr(lm.model, "generation_config", None)
+    if (getattr(own, "max_new_tokens", None) or 0) > longest:  # it would go before max_length
+        settings["max_new_tokens"] = longest
+    return generate(context, min(max_length, context.shape[1] + longest), stop, **settings)
 
 
 class _Examples:

@@ -116,8 +116,9 @@ class Perplexity:
         key = (model.device, self.batch_size, tuple(chosen))
         if prepared.key != key:
             self._check(model, requests)
+            prepared.key = None
             prepared.batches = make_batches(requests, self.batch_size, model.device, can_share(model))
-            prepared.key = key
+            prepared.key = key  # last: whoever is interrupted before leaves nothing that looks whole
         scores = score(model, prepared.batches, len(requests))
         results: dict[str, list[float]] = {task: [] for task in ids}
         start = 0

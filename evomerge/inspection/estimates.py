@@ -22,6 +22,7 @@ from evomerge.checkpoint import Checkpoint
 from evomerge.config import build, takes
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
+from evomerge.expert_deltas import ExpertDeltas, is_narrow
 from evomerge.fitness.encoding import check_kind
 from evomerge.fitness.sampling import Subset
 from evomerge.groups import Group, Span
@@ -29,7 +30,7 @@ from evomerge.inspection.sources import Inspection
 from evomerge.items import check_disjoint
 from evomerge.live import load_live
 from evomerge.merger import Merger
-from evomerge.methods import Method
+from evomerge.methods import Method, only_sums
 from evomerge.plan import judged
 from evomerge.progress import Reporter
 from evomerge.sources import Sources, cautions
@@ -46,7 +47,8 @@ class Needs:
 
     Attributes:
         model: bytes of the live model.
-        task_vectors: bytes of the cached task vectors, on disk and mapped into memory.
+        task_vectors: bytes of the task vectors, mapped into memory.
+        cache: those of them that a cache on disk holds, in float32; the rest are experts as they are.
         device: where candidates are built.
         merge: seconds to build one.
         score: seconds to score one; None without tasks.
@@ -56,6 +58,7 @@ class Needs:
 
     model: int
     task_vectors: int
+    cache: int
     device: str
     merge: float
     score: float | None = None
@@ -84,17 +87,30 @@ def estimate(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = {name: math.prod(shape) for name, shape in found.parameters.items()}
-    fits = [name not in {member.name for member in found.refused} for name in found.compared]
-    held = {name: int((np.diag(one.signs.shared)[fits] > 0).sum()) for name, one in found.tensors.items()}
+    refused = {member.name for member in found.refused}
+    checkpoints = {member.name: member.checkpoint for member in found.experts if member.checkpoint}
+    method: Method = build(settings["method"], "method")
+    cache = kept = 0
+    held = dict.fromkeys(sizes, 0)  # parameter -> how many task vectors are not zero there
+    for k, name in enumerate(found.compared):
+        changed = {each for each, one in found.tensors.items() if one.signs.shared[k, k] > 0}
+        if name in refused:
+            continue
+        held = {each: count + (each in changed) for each, count in held.items()}
+        if only_sums(method) and is_narrow(checkpoints[name], sizes):
+            kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
+        else:
+            cache += sum(4 * sizes[each] for each in changed)
     dtypes = found.base.facts.dtypes if found.base.facts else {}
     dtype: torch.dtype = getattr(torch, next(iter(dtypes), "float32"))
-    method: Method = build(settings["method"], "method")
+    fits = sum(name not in refused for name in found.compared)
     with reporter.working("timing a merge"):
-        once = time_merge(method, max(sum(fits), 1), dtype, device)
+        once = time_merge(method, max(fits, 1), dtype, device, kept > cache)
     read = sum(size * (held[name] + 2) for name, size in sizes.items() if held[name])  # and base, and what is written
     needs = Needs(
         model=sum(size * dtype.itemsize for size in sizes.values()),
-        task_vectors=sum(4 * size * held[name] for name, size in sizes.items()),
+        task_vectors=kept + cache,
+        cache=cache,
         device=device,
         merge=once * read,
     )
@@ -111,7 +127,7 @@ def estimate(
     return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
 
 
-def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str) -> float:
+def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, kept: bool = False) -> float:
     """Merge random weights in place.
 
     Args:
@@ -119,6 +135,7 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str) ->
         experts: of how many task vectors.
         dtype: of the live model and the base.
         device: of the live model.
+        kept: experts of 16 bits are kept as they are.
 
     Returns:
         Seconds for each element that is read or written: of the base, of each task vector, of the model.
@@ -126,9 +143,16 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str) ->
     n = SAMPLE // experts
     generator = torch.Generator().manual_seed(0)
     names = [str(k) for k in range(experts)]
-    deltas = {name: {"sample": torch.randn(n, generator=generator)} for name in names}
     weight = torch.ones(n, dtype=dtype)
-    base = Checkpoint(Path("sample"), {}, "", {"sample": "sample"}, (), (), {"sample": weight})
+
+    def checkpoint(tensor: torch.Tensor) -> Checkpoint:
+        return Checkpoint(Path("sample"), {}, "", {"sample": "sample"}, (), (), {"sample": tensor})
+
+    base, deltas = checkpoint(weight), {}
+    for name in names:
+        drawn = torch.randn(n, generator=generator)
+        expert = checkpoint(drawn.bfloat16())
+        deltas[name] = ExpertDeltas(base, expert, ["sample"], ["sample"]) if kept else {"sample": drawn}
     model = nn.ParameterDict({"sample": nn.Parameter(weight.clone(), requires_grad=False)}).to(device)
     vectors = TaskVectors(base, dict.fromkeys(names, base), {"sample": (n,)}, frozenset(), deltas)
     merger = Merger(model, vectors, (Group("sample", (Span("sample", 0, n),), None),), method)

@@ -182,12 +182,14 @@ def _needs(needs: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if needs is None:
         return
     deltas, model = size(needs["task_vectors"]), needs["model"]
+    cached, kept = needs["cache"], needs["task_vectors"] - needs["cache"]
+    forms = [f"{size(cached)} in float32, with a cache of that size on disk"] * bool(cached or not kept)
+    forms += [f"{size(kept)} of experts kept as they are"] * bool(kept)
+    text = f"task vectors {deltas} ({'; '.join(forms)})"
     if needs["device"] == "cpu":
-        text = f"model {size(model)}; task vectors {deltas} in float32, mapped from a cache of that size on disk"
+        yield "memory", f"model {size(model)}; {text}, memory-mapped"
     else:
-        on_device = f"model and base {size(2 * model)}, task vectors {deltas} in float32 on {needs['device']}"
-        text = f"{on_device}; a cache of the task vectors on disk"
-    yield "memory", text
+        yield "memory", f"model and base {size(2 * model)}, {text} on {needs['device']}"
     text = f"about {duration(needs['merge'])} to build a candidate on {needs['device']}"
     if needs["score"] is None:
         text += "; how long it takes to score one is measured where there are tasks: fitness.tasks=... or a suite"
