@@ -38,10 +38,10 @@ def weight_files(path: Path) -> list[Path]:
         CheckpointError: not a directory, no weights in it, or a shard is missing.
     """
     if not path.is_dir():
-        what = "is a file, not a directory" if path.is_file() else "does not exist"
-        hub = not path.is_absolute() and len(path.parts) <= 2  # may be the name of a model on the hub: owner/name
-        hint = f" If it is a name on the hub: hf download {path} --local-dir DIR, then write DIR." if hub else ""
-        raise CheckpointError(f"{path} {what}; evomerge reads models from directories only. Check the path.{hint}")
+        what = "is a file" if path.is_file() else "does not exist"
+        short = not path.is_absolute() and len(path.parts) == 1
+        hint = f" If it is a model on the hub, write its whole name: owner/{path}." if short else ""
+        raise CheckpointError(f"{path} {what}, where a model directory must be. Check the path.{hint}")
     for name in FORMATS:
         index = path / f"{name}.index.json"
         if (path / name).is_file():

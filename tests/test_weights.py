@@ -33,12 +33,12 @@ def test_tensors_are_memory_mapped(tmp_path):
 
 
 def test_not_a_directory(tmp_path):
-    with pytest.raises(CheckpointError, match="hf download org/name --local-dir"):
-        open_checkpoint("org/name", {})
+    with pytest.raises(CheckpointError, match=r"does not exist.* on the hub, write its whole name: owner/name\.$"):
+        open_checkpoint("name", {})
     with pytest.raises(CheckpointError, match=r"does not exist.*Check the path\.$"):
         open_checkpoint(tmp_path / "nothing", {})
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="is a file, not a directory"):
+    with pytest.raises(CheckpointError, match="is a file, where a model directory must be"):
         open_checkpoint(tmp_path / "file", {})
 
 

@@ -67,7 +67,8 @@ def write_model(
 
     The weights are bit for bit those of the live model that was scored, if that was on a CPU. Memory beyond what is
     mapped from files: the largest shard and about 20 MiB. A method that looks at whole parameters (`ties`, `dare_ties`)
-    takes about eight times the largest of them in float32 for each expert, and a transform as it needs.
+    takes about eight times the largest of them in float32 for each expert, and a transform as it needs. Of an expert
+    with fewer tokens than the base, whose rows are merged, embedding and head are held in memory.
 
     Args:
         recipe: what to build.
