@@ -114,10 +114,11 @@ def cut(span: Span, size: int | None = None) -> Iterator[Span]:
     """Yield a span in pieces of at most `size` elements (`PIECE`), or one more: a single element is never left over,
     since sums over many experts add it up in another order (`methods.sum_weighted`).
     """
-    size = size or PIECE
-    starts = range(span.start, max(span.stop - 1, span.start + 1), size) if span.stop > span.start else ()
-    for start in starts:
-        yield Span(span.parameter, start, span.stop if start == starts[-1] else start + size)
+    size, start = size or PIECE, span.start
+    while start < span.stop:
+        stop = start + size if start + size + 1 < span.stop else span.stop
+        yield Span(span.parameter, start, stop)
+        start = stop
 
 
 def is_narrow(expert: Checkpoint, parameters: Collection[str]) -> bool:
