@@ -31,7 +31,9 @@ after the other (the linear probes of DINOv2, Oquab et al. 2023)."""
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: `items` is a directory of splits, `head` its frozen classifier, `expert` who was trained on it."""
+    """A benchmark: `items` is a directory of splits, or a YAML of lm-eval, `head` its frozen classifier, `expert` who was
+    trained on it.
+    """
 
     name: str
     items: Path
@@ -72,10 +74,10 @@ def load_suite(path: Path | str) -> Suite:
         )
     for relative, sha256 in manifest["sha256"].items():
         _check_file(path, relative, sha256)
-    tasks = {
-        name: Task(name, path / task["items"], path / task["head"], task["expert"], tuple(task["classes"]))
-        for name, task in manifest["tasks"].items()
-    }
+    tasks = {}
+    for name, task in manifest["tasks"].items():
+        head = path / task["head"] if task["head"] else None  # language models have none
+        tasks[name] = Task(name, path / task["items"], head, task["expert"], tuple(task["classes"]))
     experts = {name: path / relative for name, relative in manifest["experts"].items()}
     return Suite(manifest["name"], path, path / manifest["base"], experts, tasks)
 
@@ -186,4 +188,5 @@ def _how_to_build(path: Path) -> str:
         name = str(json.loads((path / "suite.json").read_text(encoding="utf-8"))["name"])
     except (OSError, ValueError, KeyError, TypeError):
         name = path.name
-    return f"build it with `python scripts/build_suite.py {'vision' if 'vision' in name else 'text'} --out {path}`"
+    kind = next((kind for kind in ("vision", "lm") if kind in name), "text")
+    return f"build it with `python scripts/build_suite.py {kind} --out {path}`"
