@@ -183,6 +183,11 @@ def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | 
                 f"choose the fitness that it belongs to (fitness=lm_eval, fitness=perplexity)."
             )
     if not hasattr(kind, "read"):
+        if asked := [name for name, task in sources.tasks.items() if task.items.suffix in (".yaml", ".yml")]:
+            raise ConfigError(
+                f"The task {asked[0]} is a task of lm-eval ({sources.tasks[asked[0]].items}), which the fitness "
+                f"{kind.__name__} cannot read: write fitness=lm_eval."
+            )
         return None, {split: read_split(sources.tasks, split) for split in SPLITS}
     reader: Reader = build(settings, "fitness")
     return reader, reader.read(sources.tasks, sources.further)

@@ -31,8 +31,8 @@ after the other (the linear probes of DINOv2, Oquab et al. 2023)."""
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: `items` is a directory of splits, or a YAML of lm-eval, `head` its frozen classifier, `expert` who was
-    trained on it.
+    """A benchmark: `items` is a directory of splits or a YAML of lm-eval, `head` its frozen classifier if it has one,
+    `expert` who was trained on it.
     """
 
     name: str

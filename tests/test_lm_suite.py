@@ -17,7 +17,10 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from evomerge.errors import SuiteError
+from evomerge.errors import ConfigError, SuiteError
+from evomerge.progress import Reporter
+from evomerge.run import run_search
+from tests.helpers import compose
 from tests.lm_packages import make_packages
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -291,3 +294,19 @@ def test_what_the_suite_needs_is_said(monkeypatch, capsys):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert command.main(["lm"]) == 1
     assert "made with gguf, which is not installed: pip install 'evomerge[suites]'" in capsys.readouterr().err
+
+
+def test_a_search_on_a_suite_that_was_built(built, tmp_path):
+    """As `evomerge search model=lm fitness=lm_eval` runs it: splits as they were built, experts by task."""
+    given = ["model=lm", f"model.suite={built[0]}", f"model.cache={tmp_path}/cache", "model.device=cpu", "space=model"]
+    sized = ["fitness=lm_eval", "budget=6", "fitness.items=9"]
+    summary = run_search(compose(*given, *sized), tmp_path / "run", Reporter())
+    assert summary is not None
+    assert summary["failed"] == 0
+    assert list(summary["report"]["experts"]["tasks"]) == [task.name for task in TINY.tasks]
+    assert summary["items"]["report"] == sum(
+        len((built[0] / "tasks" / task.name / "report.jsonl").read_text().splitlines()) for task in TINY.tasks
+    )
+    assert (tmp_path / "run" / "mergekit.yaml").is_file()
+    with pytest.raises(ConfigError, match="write fitness=lm_eval"):
+        run_search(compose(*given), tmp_path / "other", Reporter())
