@@ -45,6 +45,21 @@ def save_language_family(path: Path) -> Path:
     return path
 
 
+def save_language_suite(path: Path) -> Path:
+    """A suite as the builder of `lm` leaves it: a base and two experts, each with a task of lm-eval."""
+    save_language_family(path)
+    tasks = {}
+    for name, kind in (("left", "choice"), ("right", "rolling")):
+        (path / "experts").mkdir(exist_ok=True)
+        (path / name).rename(path / "experts" / name)
+        write_task(path / "tasks", name, like=kind)
+        tasks[name] = {"items": f"tasks/{name}.yaml", "head": None, "expert": name, "classes": []}
+    experts = {name: f"experts/{name}" for name in tasks}
+    manifest = {"format": 1, "name": "lm", "base": "base", "experts": experts, "tasks": tasks, "sha256": {}}
+    (path / "suite.json").write_text(json.dumps(manifest))
+    return path
+
+
 def documents(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Questions of a few words, four choices of one to three words, the right one, and a text."""
     rng = random.Random(seed)

@@ -14,6 +14,7 @@ import pytest
 
 from evomerge.items import Item
 from evomerge.suite import Suite
+from tests.language import save_language_suite
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -65,6 +66,7 @@ def place(pico_suite: Suite, own_classifiers: Path, tmp_path_factory: pytest.Tem
     (path / "suites" / "pico").symlink_to(pico_suite.path)
     (path / "path").mkdir()
     (path / "path" / "to").symlink_to(own_classifiers)
+    save_language_suite(path / "suites" / "lm")
     for name in ("mood.jsonl", "topic.jsonl"):
         (path / name).symlink_to(own_classifiers / name)
     return path
