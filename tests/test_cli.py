@@ -1,4 +1,4 @@
-"""The command as people use it: real processes, from settings to run directory."""
+"""The command as people use it: processes of its own, from settings to run directory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from evomerge.journal import read_log
 from evomerge.recipe import Recipe
 from evomerge.suite import Suite
+from tests.processes.command import evomerge
 
-# Each test starts processes that load torch and transformers; test_run.py is the fast form.
+# Each test starts processes, some of which load torch and transformers; test_run.py is the fast form.
 pytestmark = pytest.mark.slow
 
 
-def evomerge(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def from_nothing(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     code = "from evomerge.cli import main; main()"
     return subprocess.run(
@@ -43,7 +44,7 @@ def place(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def smoke(place: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    done = evomerge("search", "experiment=smoke", "budget=16", cwd=place)
+    done = from_nothing("search", "experiment=smoke", "budget=16", cwd=place)
     assert done.returncode == 0, done.stderr
     return place / "runs" / "smoke-pico-linear-layer-cmaes", done
 
@@ -122,7 +123,7 @@ def test_splits_are_disjoint_and_the_search_saw_only_its_own(smoke, assembly) ->
 def test_the_same_command_again_has_nothing_to_do_and_more_budget_goes_on(smoke, place: Path) -> None:
     directory, _ = smoke
     before = (directory / "trials.jsonl").read_bytes()
-    again = evomerge("search", "experiment=smoke", "budget=16", cwd=place)
+    again = from_nothing("search", "experiment=smoke", "budget=16", cwd=place)
     assert again.returncode == 0
     assert "This search is complete" in again.stderr
     assert (directory / "trials.jsonl").read_bytes() == before
@@ -291,8 +292,8 @@ def test_mistakes_end_in_a_sentence(own_classifiers: Path, arguments: tuple[str,
 
 
 def test_help_and_version(tmp_path: Path) -> None:
-    assert "evomerge search experiment=smoke" in evomerge("--help", cwd=tmp_path).stdout
-    assert evomerge("--version", cwd=tmp_path).stdout.startswith("0.")
+    assert "evomerge search experiment=smoke" in from_nothing("--help", cwd=tmp_path).stdout
+    assert from_nothing("--version", cwd=tmp_path).stdout.startswith("0.")
     settings = evomerge("search", "--help", cwd=tmp_path)
     assert settings.returncode == 0
     assert "model.experts" in settings.stdout

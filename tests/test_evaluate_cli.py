@@ -16,7 +16,7 @@ from evomerge.progress import Reporter
 from evomerge.run import run_search
 from evomerge.suite import Suite
 from tests.helpers import compose
-from tests.test_cli import evomerge
+from tests.processes.command import evomerge
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 from evomerge.items import Item
 from evomerge.suite import Suite
 from tests.language import save_language_suite
+from tests.processes.command import evomerge
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,15 +76,7 @@ def run(command: str, place: Path) -> str:
     assert program == "evomerge"
     if arguments[0] == "search":
         arguments = [*(argument for argument in arguments if not argument.startswith("budget=")), *SMALL]
-    code = "from evomerge.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = evomerge(*arguments, cwd=place)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done.stdout
 
