@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from transformers import LlamaForCausalLM
@@ -14,6 +11,7 @@ from transformers import LlamaForCausalLM
 from evomerge.commands.inspect import main, name_directories
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError
 from tests.models import LLAMA, pico
+from tests.processes.command import evomerge
 
 
 @pytest.fixture
@@ -143,25 +141,14 @@ def test_the_standard_library_keeps_its_name():
 
 @pytest.mark.slow
 def test_the_command(place):
-    def evomerge(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "from evomerge.cli import main; main()"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, "-c", code, "inspect", *arguments],
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-
-    done = evomerge("--help")
+    done = evomerge("inspect", "--help", cwd=place)
     assert done.returncode == 0
     assert "usage: evomerge inspect BASE EXPERT" in done.stdout
-    done = evomerge("base", "mood", "topic", "--json")
+    done = evomerge("inspect", "base", "mood", "topic", "--json", cwd=place)
     assert (done.returncode, json.loads(done.stdout)["compared"]) == (0, ["mood", "topic"])
-    done = evomerge("base", "mood", "nothing")
+    done = evomerge("inspect", "base", "mood", "nothing", cwd=place)
     assert done.returncode == 1
     assert "error  nothing: nothing does not exist" in done.stdout
-    done = evomerge("nowhere", "mood")
+    done = evomerge("inspect", "nowhere", "mood", cwd=place)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("evomerge: nowhere does not exist")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from evomerge.report import write_report, write_sweep
+from tests.processes.command import evomerge
 from tests.reports import finish, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
@@ -61,16 +60,7 @@ def test_pages_fit_and_are_quiet(tmp_path: Path) -> None:
 
 def test_a_sweep_ends_with_its_page(pico_suite, tmp_path: Path) -> None:
     (tmp_path / "suites").symlink_to(pico_suite.path.parent)
-    arguments = ["search", "-m", "experiment=smoke", "budget=8", "seed=1,2"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from evomerge.cli import main; main()", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = evomerge("search", "-m", "experiment=smoke", "budget=8", "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "report of the sweep: runs/report.html" in done.stderr
     links = re.findall('href="([^"]+/report.html)"', (tmp_path / "runs" / "report.html").read_text())
