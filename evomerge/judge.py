@@ -34,6 +34,10 @@ class Judge:
         subsets: choose the items of a split.
         interrupt: a request to stop, looked at before every model.
         limit: of the time of a candidate; a model may take longer by as much as there are more items.
+
+    Attributes:
+        sizes: the number of items of each split.
+        scored: is told of each model that has been scored, or was remembered, on how many items.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class Judge:
         self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
         self._ids = {split: subsets[split](0) for split in ("select", "report")}
         self._limit = limit or TimeLimit()
-        self._share = {split: subsets[split].size / subsets["search"].size for split in self._ids}
+        self.sizes = {split: subsets[split].size for split in self._ids}
+        self.scored: Callable[[int], object] = lambda items: None
+        self._share = {split: size / subsets["search"].size for split, size in self.sizes.items()}
         self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
         self._surroundings = {**contents(assembly, settings), **circumstances(assembly)}
 
@@ -100,9 +106,12 @@ class Judge:
         if self._interrupt.requested:
             raise Stopped
         if self._cache is None:
-            return self._limit(compute, self._share[split])
-        description = {"model": model, "items": self._ids[split], **self._surroundings}
-        return remembered(self._cache, description, lambda: self._limit(compute, self._share[split]))
+            outcome = self._limit(compute, self._share[split])
+        else:
+            description = {"model": model, "items": self._ids[split], **self._surroundings}
+            outcome = remembered(self._cache, description, lambda: self._limit(compute, self._share[split]))
+        self.scored(self.sizes[split])
+        return outcome
 
 
 def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:

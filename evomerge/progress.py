@@ -7,7 +7,7 @@ Everything goes to standard error, but for the final table, which is the command
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,34 @@ class Reporter:
         else:
             self.console.print(what)
             yield
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many items of a total are done: a bar on a terminal, a line now and then in a pipe.
+
+        Args:
+            what: goes on.
+            total: how many items there are, about.
+
+        Yields:
+            What is to be told how many more have been done.
+        """
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        if not self.console.is_terminal:
+            self.say(what)
+        said, done = time.monotonic(), 0
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task(what, total=total)
+
+            def count(items: int) -> None:
+                nonlocal said, done
+                done = min(done + items, total)
+                bar.update(task, completed=done)
+                if not self.console.is_terminal and time.monotonic() - said >= PLAIN_EVERY:
+                    said = time.monotonic()
+                    self.say(f"{done:,} of {total:,} items scored")
+
+            yield count
 
     @contextmanager
     def bars(self) -> Iterator[None]:
@@ -90,7 +118,7 @@ class Reporter:
         Args:
             evaluate: the evaluator.
             past: the trial lines that the log holds already.
-            budget: trials in all.
+            budget: trials in all, as far as is known.
         """
         values = [line["values"][0] for line in past if line["values"] and "gradient" not in line]
         state = _State(len(past), values, budget)

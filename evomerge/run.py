@@ -36,7 +36,7 @@ from evomerge.preflight import preflight
 from evomerge.progress import Reporter
 from evomerge.search import Evaluator, search
 from evomerge.searchers.base import Elite, Searcher
-from evomerge.selection import select
+from evomerge.selection import select, work
 from evomerge.stopping import Budget, Interrupt, Stopped, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 
@@ -81,7 +81,8 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         preflight(assembly, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            with reporter.searching(interrupt.wrap(evaluate), log.logged, settings["budget"]) as watched:
+            asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
+            with reporter.searching(interrupt.wrap(evaluate), log.logged, asked) as watched:
                 reason = search(searcher, watched, log, budget)
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
@@ -110,7 +111,8 @@ def _choose(
     if not incumbents:
         raise EvomergeError(f"All {log.trials} candidates failed, so there is no winner. The errors: {log.path}.")
     try:
-        with reporter.working("choosing the winner on the select split, scoring it on the report split"):
+        what = "choosing the winner on the select split, scoring it on the report split"
+        with reporter.counting(what, work(judge, settings, incumbents)) as judge.scored:
             return select(judge, settings, incumbents)
     except Stopped:
         reporter.say(StopReason.INTERRUPTED.value)

@@ -122,6 +122,12 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     }
 
 
+def work(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> int:
+    """Return on how many items `select` scores models, in all."""
+    models = len(_constants(judge)) + len(incumbents) + 1 + 2 * bool(settings["objective"]["normalised"])
+    return models * judge.sizes["select"] + 4 * judge.sizes["report"]
+
+
 def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], float]:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
     given, metric = settings["objective"], settings["fitness"]["report_metric"]

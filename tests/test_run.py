@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -140,3 +141,18 @@ def test_bounds_without_a_usual_constant(settings: list[str], tmp_path: Path) ->
     summary = run_search(compose(*settings, *narrow), tmp_path, Reporter())
     assert summary is not None
     assert all(-0.09 <= float(constant) <= 0.01 for constant in summary["select"]["constants"])
+
+
+def test_the_selection_counts_what_it_scores(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to the end, also where nothing has to be scored again."""
+    monkeypatch.setattr("evomerge.progress.PLAIN_EVERY", 0.0)
+    for name in ("one", "two"):
+        run_search(
+            compose(*settings, "fitness.select_items=30", "fitness.report_items=60"), tmp_path / name, Reporter()
+        )
+        counted = re.findall(r"([\d,]+) of ([\d,]+) items scored", capsys.readouterr().err)
+        assert len(counted) > 15  # constants, finalists, and the four of the report
+        assert counted[-1][0] == counted[-1][1]
+        assert len({total for _, total in counted}) == 1
