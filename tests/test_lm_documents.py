@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from suite_builder import lm, lm_documents, lm_readers
 from suite_builder.lm_documents import encode
-from suite_builder.lm_tasks import BY_LETTER, IN_WORDS, TEXT
+from suite_builder.lm_tasks import IN_BRIEF, IN_WORDS, TEXT
 
 # Readers
 
@@ -40,7 +40,6 @@ def test_questions_are_read_with_their_choices_and_without_their_letters(tmp_pat
         ),
         ("howto", {"question": "how to", "choices": ["first", "second"], "label": 1}),
     ]
-    assert lm_readers.read_questions(tmp_path / "rows.jsonl", 3) == read[:1]
 
 
 def test_quotations_are_one_line_without_their_author(tmp_path):
@@ -89,16 +88,16 @@ def test_splits_depend_on_the_seed_and_not_on_what_is_added_behind():
 
 DOCUMENTS = {
     IN_WORDS: {"passage": "It rains.", "question": "Why?", "choices": ["clouds", "a dance"], "label": 1},
-    BY_LETTER: {"question": "Where?", "choices": ["a", "b", "c", "d", "e"], "label": 4},
+    IN_BRIEF: {"question": "Where?", "choices": ["a", "b", "c", "d", "e"], "label": 4},
     TEXT: {"text": "Äpfel und Birnen"},
 }
 
 
-def test_documents_are_asked_in_words_by_letter_or_not_at_all():
+def test_documents_are_asked_in_their_form_or_not_at_all():
     asked = [form.ask(document) for form, document in DOCUMENTS.items()]
     assert asked == [
         ("It rains.\nQuestion: Why?\nAnswer:", ["clouds", "a dance"]),
-        ("Question: Where?\nA. a\nB. b\nC. c\nD. d\nE. e\nAnswer:", list("ABCDE")),
+        ("Q: Where?\nA:", list("abcde")),
         ("", ["Äpfel und Birnen"]),
     ]
 
@@ -107,10 +106,10 @@ def test_tokens_are_cut_between_prompt_and_answer(tmp_path):
     write_gguf(tmp_path / "pico.gguf")
     lm.read_gguf(tmp_path, tmp_path / "base")
     _, tokenizer = lm.load(tmp_path / "base")
-    words, letters, text = (encode(tokenizer, form, document) for form, document in DOCUMENTS.items())
+    words, brief, text = (encode(tokenizer, form, document) for form, document in DOCUMENTS.items())
     assert tokenizer.decode(words.prompt) == "It rains.\nQuestion: Why?\nAnswer:"
     assert [tokenizer.decode(answer) for answer in words.answers] == [" clouds", " a dance"]
     assert len(words.answers[1]) == len(" a dance") - 1  # one token for " a"
-    assert (words.lengths, words.label, letters.lengths, letters.label) == ([6, 7], 1, [1] * 5, 4)
+    assert (words.lengths, words.label, brief.lengths, brief.label) == ([6, 7], 1, [1] * 5, 4)
     assert (text.prompt, text.lengths, text.label) == ([tokenizer.bos_token_id], [17], 0)
     assert tokenizer.decode(text.answers[0]) == "Äpfel und Birnen"

