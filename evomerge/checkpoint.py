@@ -11,7 +11,7 @@ parameter appears under its alias, and transformers saves many models under the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,18 +109,9 @@ def open_checkpoint(
         )
     rows: dict[str, Rows] = {}
     for name, keys in holders.items():
-        for key in keys:
-            _check_dtype(path, key, tensors[key])
-            shape = tuple(parameters[name])
-            if tuple(tensors[key].shape) != shape:
-                chosen = vocabulary if base is not None and name in base.keys else REFUSE
-                rows[name] = _other_rows(path, config, key, tensors[key], name, shape, chosen)
-        if not all(torch.equal(tensors[keys[0]], tensors[key]) for key in keys[1:]):
-            raise CheckpointError(
-                f"{path}: {' and '.join(keys)} differ, but the live model ties them into one parameter ({name}), so"
-                " one of them would be lost. Set tie_word_embeddings to false in the base's config, or tie them in this"
-                " checkpoint and save it anew."
-            )
+        chosen = vocabulary if base is not None and name in base.keys else REFUSE
+        if found := _check_tensors(path, config, tensors, keys, name, tuple(parameters[name]), chosen):
+            rows[name] = found
     taken = {key for keys in holders.values() for key in keys}
     kept = {name: keys[0] for name, keys in holders.items() if name not in rows or rows[name].merged}
     fitted = {name: _fit(tensors[kept[name]], rows[name], base, name) for name in rows if base and name in kept}
@@ -196,12 +187,46 @@ def _match_keys(
     return {name: holders for name, holders in held.items() if holders}
 
 
-def _check_dtype(path: Path, key: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FLOATS:
+def _check_tensors(
+    path: Path,
+    config: dict,
+    tensors: Mapping[str, Tensor],
+    keys: Sequence[str],
+    name: str,
+    shape: tuple[int, ...],
+    vocabulary: str,
+) -> Rows | None:
+    """What becomes of the rows of a parameter whose tensors have another number of them; None where they do not.
+
+    Args:
+        path: of the model directory, for messages.
+        config: its config.json.
+        tensors: by file key.
+        keys: of the tensors that hold the parameter: one, or several where it is tied.
+        name: of the parameter.
+        shape: the live model's.
+        vocabulary: one of `vocabulary.CHOICES`.
+
+    Raises:
+        CheckpointError: a tensor does not fit, or tied ones differ.
+    """
+    rows = None
+    for key in keys:
+        if tensors[key].dtype not in FLOATS:
+            raise CheckpointError(
+                f"{path}: {key} is {tensors[key].dtype}; the weights are quantised, and a difference of codes is no"
+                " task vector. Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and"
+                " save it anew)."
+            )
+        if tuple(tensors[key].shape) != shape:
+            rows = _other_rows(path, config, key, tensors[key], name, shape, vocabulary)
+    if not all(torch.equal(tensors[keys[0]], tensors[key]) for key in keys[1:]):
         raise CheckpointError(
-            f"{path}: {key} is {tensor.dtype}; the weights are quantised, and a difference of codes is no task vector."
-            " Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and save it anew)."
+            f"{path}: {' and '.join(keys)} differ, but the live model ties them into one parameter ({name}), so"
+            " one of them would be lost. Set tie_word_embeddings to false in the base's config, or tie them in this"
+            " checkpoint and save it anew."
         )
+    return rows
 
 
 def _other_rows(

@@ -28,7 +28,7 @@ from evomerge.export.origins import find_heads, find_origins, open_origin
 from evomerge.export.rebuild import Rebuild
 from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
 from evomerge.files import write_atomically
-from evomerge.live import load_skeleton, tied_names
+from evomerge.live import LiveModel, load_skeleton, tied_names
 from evomerge.names import unknown
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
@@ -100,17 +100,7 @@ def write_model(
     places = find_origins(recipe, beside, base, experts or {})
     heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
-    with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
-        ours = open_origin("", recipe.base, places[""], live, reporter)
-        fit = {"vocabulary": recipe.vocabulary, "base": ours}
-        opened = {
-            name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
-        }
-    parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
-    for warning in check_family(ours, opened, parameters):
-        reporter.say(f"warning: {warning}")
-    with reporter.working("looking at the task vectors"):
-        rebuild = Rebuild(recipe, ours, opened, parameters)
+    ours, rebuild, parameters = _opened(recipe, places, live, reporter)
     shards = plan_shards(ours, DTYPES[dtype] if dtype else None, max_shard_size, _copies(ours))
     with whole_directory(out) as directory:
         _check_room(directory, bytes_of(shards) + SPARE)
@@ -121,6 +111,27 @@ def write_model(
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
         _write_config(ours, directory, dtype)  # last: without it nothing loads
     return out
+
+
+def _opened(
+    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, reporter: Reporter
+) -> tuple[Checkpoint, Rebuild, dict[str, tuple[int, ...]]]:
+    """Return the base, what rebuilds the merge of it and the experts, and the parameters that are merged.
+
+    Raises:
+        CheckpointError: a source is damaged or has other weights than the recipe says.
+    """
+    with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
+        ours = open_origin("", recipe.base, places[""], live, reporter)
+        fit = {"vocabulary": recipe.vocabulary, "base": ours}
+        experts = {
+            name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
+        }
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
+    for warning in check_family(ours, experts, parameters):
+        reporter.say(f"warning: {warning}")
+    with reporter.working("looking at the task vectors"):
+        return ours, Rebuild(recipe, ours, experts, parameters), parameters
 
 
 def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
