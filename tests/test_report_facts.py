@@ -15,7 +15,7 @@ from evomerge.report import concerns as warnings
 from evomerge.report.concerns import concerns
 from evomerge.report.facts import Facts
 from evomerge.report.grids import ALL, grids
-from evomerge.report.wording import headline, number, signed, verdict, with_error
+from evomerge.report.wording import closed, headline, number, signed, verdict, with_error
 from evomerge.runs import open_run
 from tests.reports import coordinates_of, finish, write_run
 
@@ -221,6 +221,22 @@ def test_tensors_stand_in_their_blocks_and_held_ones_together(tmp_path: Path) ->
 
 
 # warnings
+
+
+@pytest.mark.parametrize(
+    ("winner", "experts", "words"),
+    [
+        (0.75, 0.8, "That is 50% of the way from the best constant to the experts"),
+        (0.85, 0.8, "That is more than the experts reach"),
+        (0.69, 0.8, None),
+        (0.85, None, None),
+    ],
+)
+def test_how_far_it_is_to_the_experts(winner: float, experts: float | None, words: str | None, tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run"))
+    means = {"best_constant": 0.7, "winner": winner, "experts": experts}
+    found = closed(edit(run, **{f"report__{name}__mean": mean for name, mean in means.items()}))
+    assert (found is None) if words is None else (found or "").startswith(words)
 
 
 def test_a_good_run_has_no_warnings(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def closed(facts: Facts) -> str | None:
     if experts is None or not experts > constant or winner <= constant:
         return None
     share = (winner - constant) / (experts - constant)
+    if share > 1:
+        return "That is more than the experts reach, each on its own task."
     return (
         f"That is {share:.0%} of the way from the best constant to the experts, each on its own task, which no single "
         f"model has to reach."
