@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,6 +128,7 @@ def test_who_only_sums():
     assert not only_sums(Linear(TrimElect(0.2)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 60), st.integers(2, 20))
 def test_a_span_in_pieces(start, length, size):
     pieces = list(cut(Span("p", start, start + length), size))
