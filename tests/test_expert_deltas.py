@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.errors import CheckpointError
-from evomerge.expert_deltas import PIECE, ExpertDelta, ExpertDeltas, cut
+from evomerge.expert_deltas import ExpertDelta, ExpertDeltas, cut
 from evomerge.groups import Span, make_groups
 from evomerge.live import load_model
-from evomerge.merger import Merger
+from evomerge.merger import PIECE, Merger
 from evomerge.methods import Linear, Ties, only_sums
 from evomerge.task_vectors import TaskVectors, task_vectors
 from evomerge.transforms.ties import TrimElect
@@ -166,8 +166,9 @@ def test_a_merge_of_kept_experts_takes_no_memory_of_its_own(tmp_path):
     for value in (0.3, 0.6):
         merger.apply(weights(len(groups), value, 0.5, -0.1))
     assert elements > 10e6
-    pieces = 8 * 4 * PIECE  # of float32
+    pieces = (len(EXPERTS) + 3) * 4 * PIECE  # in float32: of each expert, the base and the sum, and one to spare
     assert anonymous_memory() - before < 2 * elements + pieces  # the model is mapped until it is written
+    assert 2 * elements + pieces < 4 * sum(delta.numel() for delta in vectors.deltas["red"].values()) * len(EXPERTS)
     assert isinstance(vectors, TaskVectors)
     assert vectors.nbytes <= 3 * 2 * elements
 
