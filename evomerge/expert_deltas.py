@@ -142,7 +142,7 @@ def find_changed(
         base: θ₀.
         expert: θ_k.
         name: of the expert, for messages.
-        parameters: their names.
+        parameters: the names of those that both hold.
         cache: directory of task vectors; it may be deleted at any time.
         progress: told what is done, in elements.
 
@@ -154,9 +154,8 @@ def find_changed(
         return frozenset(json.loads(file.read_text(encoding="utf-8"))["changed"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged
-    both = [each for each in parameters if each in base.keys and each in expert.keys]
-    done, total, changed = 0, sum(base.tensor(each).numel() for each in both), []
-    for parameter in both:
+    done, total, changed = 0, sum(base.tensor(each).numel() for each in parameters), []
+    for parameter in parameters:
         whole = ExpertDelta(base.tensor(parameter).reshape(-1), expert.tensor(parameter).reshape(-1))
         differs = False
         for part in cut(Span(parameter, 0, len(whole))):

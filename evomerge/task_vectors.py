@@ -89,9 +89,9 @@ def task_vectors(
     """
 
     def one(name: str, expert: Checkpoint) -> Mapping[str, Tensor]:
-        contents = describe(base, expert, parameters)
-        if keep and is_narrow(expert, _common(base, expert, parameters)):
-            changed = find_changed(contents, base, expert, name, parameters, cache, progress)
+        contents, common = describe(base, expert, parameters), _common(base, expert, parameters)
+        if keep and is_narrow(expert, common):
+            changed = find_changed(contents, base, expert, name, common, cache, progress)
             return ExpertDeltas(base, expert, parameters, changed)
         return cached(contents, lambda: _subtract(base, expert, name, parameters, progress), name, cache, progress)
 
