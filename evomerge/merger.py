@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from evomerge.errors import CheckpointError, ConfigError
 from evomerge.expert_deltas import ExpertDelta, cut
 from evomerge.groups import Group, Span
 from evomerge.methods import Linear, Method
-from evomerge.products import inner_products
+from evomerge.products import inner_products, stack
 from evomerge.task_vectors import TaskVectors
 
 PIECE = 1 << 20
@@ -48,8 +48,11 @@ class _Piece:
     prepared: list[Any]  # by the method, one per expert whose delta is not zero here
     experts: list[int]
     parts: list[slice] | None  # of the n, merged one after the other; None: all of them at once
+    stacked: Tensor | None = None  # (K, n): `prepared` are its rows
 
 
+_Part = tuple[slice, Tensor | Sequence[Any], list[tuple[int, int]]]
+"""Where in a gradient a span lies, its deltas of which products are wanted, and the (group, expert) of each."""
 _Taken = list[tuple[list[tuple[int, int]], Tensor]]
 """Inner products, (n,) each, and the (group, expert) that each of the n belongs to."""
 
@@ -115,7 +118,8 @@ class Merger:
         """Return the gradient of the sum of losses of the candidate that is in the model.
 
         As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (see
-        `products.py`: in float32 or better, whatever the addresses) and it is freed.
+        `products.py`: in float32 or better, whatever the addresses) and it is freed. From the first call on, float32
+        deltas of which all are wanted are in memory, below each other, and candidates are merged of these.
 
         Args:
             losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
@@ -132,6 +136,8 @@ class Merger:
         """
         check_gradient(self._method)
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
+        for i, piece in enumerate(self._pieces):  # one by one: what was prepared apart is freed as its copy is made
+            self._pieces[i] = _stacked(piece, wanted)
         taken: _Taken = []
         reached = False
         with self._watched(taken, wanted), torch.enable_grad():
@@ -153,15 +159,15 @@ class Merger:
     @contextmanager
     def _watched(self, taken: _Taken, wanted: np.ndarray) -> Iterator[None]:
         """Let the parameters with a wanted entry have gradients, each of which is taken and freed."""
-        watched: dict[str, list[_Piece]] = {}
+        watched: dict[str, list[_Part]] = {}
         for piece in self._pieces:
             if wanted[piece.group, piece.experts].any():
-                watched.setdefault(piece.span.parameter, []).append(piece)
+                watched.setdefault(piece.span.parameter, []).append(_part(piece, wanted))
         hooks = []
         try:
-            for name, pieces in watched.items():
+            for name, parts in watched.items():
                 parameter = self._parameters[name].requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, pieces, taken, wanted)))
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, parts, taken)))
             yield
         finally:
             for hook in hooks:
@@ -206,18 +212,34 @@ def check_gradient(method: Method | type[Method]) -> None:
         )
 
 
-def _take(pieces: Sequence[_Piece], taken: _Taken, wanted: np.ndarray, parameter: nn.Parameter) -> None:
+def _stacked(piece: _Piece, wanted: np.ndarray) -> _Piece:
+    """Copy deltas of which all products are wanted below each other into memory, so that one pass takes them all;
+    experts that are kept as they are stay so.
+    """
+    if piece.stacked is not None or not wanted[piece.group, piece.experts].all():
+        return piece
+    if any(isinstance(each, ExpertDelta) for each in piece.prepared):
+        return piece
+    rows = stack(piece.prepared)
+    return replace(piece, prepared=list(rows), stacked=rows)
+
+
+def _part(piece: _Piece, wanted: np.ndarray) -> _Part:
+    """Return what `_take` needs of a span."""
+    chosen = np.flatnonzero(wanted[piece.group, piece.experts])
+    rows = [piece.prepared[i] for i in chosen]
+    deltas = rows if piece.stacked is None or len(chosen) < len(piece.prepared) else piece.stacked
+    return slice(piece.span.start, piece.span.stop), deltas, [(piece.group, piece.experts[i]) for i in chosen]
+
+
+def _take(parts: Sequence[_Part], taken: _Taken, parameter: nn.Parameter) -> None:
     """Take the inner products of a parameter's gradient with its deltas, and free the gradient."""
     if parameter.grad is None:
         return
     gradient = parameter.grad.reshape(-1)
     parameter.grad = None
-    for piece in pieces:
-        held = zip(piece.experts, piece.prepared, strict=True)
-        chosen = {expert: delta for expert, delta in held if wanted[piece.group, expert]}
-        places = [(piece.group, expert) for expert in chosen]
-        part = gradient[piece.span.start : piece.span.stop]
-        taken += [(places, products) for products in inner_products(part, list(chosen.values()))]
+    for span, deltas, places in parts:
+        taken += [(places, products) for products in inner_products(gradient[span], deltas)]
 
 
 def _check_live(name: str, live: Tensor | None, base: Tensor) -> None:

@@ -64,7 +64,7 @@ def preflight(
             f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
     limit.measured(max(seconds, step or 0.0))
-    rows = _facts(assembly, settings, ids)
+    rows = _facts(assembly, settings, ids, gradients is not None)
     times = _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
@@ -81,7 +81,9 @@ def preflight(
         reporter.say(f"{'warning':>16}  {warning}")
 
 
-def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]]) -> list[list[str]]:
+def _facts(
+    assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], learns: bool
+) -> list[list[str]]:
     """Return what is printed of sources, space and memory, as names and texts."""
     space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
@@ -104,7 +106,7 @@ def _facts(assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Se
         [
             "memory",
             f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {vectors.nbytes / GIB:.2f} GiB "
-            f"(memory-mapped)",
+            f"({'float32 in memory, experts kept as they are mapped' if learns else 'memory-mapped'})",
         ],
     ]
 

@@ -65,8 +65,29 @@ class Plain:
             parameter.requires_grad_(False)
 
 
+Merge = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(base, stack (K, ...), weights (K,)) -> merged`."""
+
+
+def broadcast(base: Tensor, stack: Tensor, weights: Tensor) -> Tensor:
+    """Multiply all task vectors by their weights, and sum them up."""
+    return base + (weights.view(-1, *[1] * base.dim()) * stack).sum(0)
+
+
+def one_by_one(base: Tensor, stack: Tensor, weights: Tensor) -> Tensor:
+    """Add expert by expert."""
+    for weight, delta in zip(weights, stack, strict=True):
+        base = base + weight * delta
+    return base
+
+
+def tensordot(base: Tensor, stack: Tensor, weights: Tensor) -> Tensor:
+    """Sum without products in memory."""
+    return base + torch.tensordot(weights, stack, dims=1)
+
+
 class Textbook:
-    """Autograd through the merge θ = θ₀ + λ · stack, and Adam on λ.
+    """Autograd through the merge θ = θ₀ + Σ_k λ_k stack_k, and Adam on λ.
 
     Args:
         assembly: base, experts and coefficient space.
@@ -87,16 +108,16 @@ class Textbook:
         self.weights = nn.Parameter(torch.zeros(len(assembly.space.groups), len(vectors.experts)))
         self._adam = torch.optim.Adam([self.weights], lr=0.02)
 
-    def __call__(self, work: Sequence[Work], at_once: bool = False, products: bool = False) -> None:
+    def __call__(self, work: Sequence[Work], merge: Merge = broadcast, at_once: bool = False) -> None:
         """Take a step.
 
         Args:
             work: the batches.
+            merge: of one parameter.
             at_once: one backward pass of the sum of all losses, instead of one for each batch.
-            products: merge expert by expert, instead of by `torch.tensordot`.
         """
         self._adam.zero_grad()
-        merge, groups = (_add_products if products else _add_tensordot), self.weights.unbind()
+        groups = self.weights.unbind()
         theta = {name: merge(base, stack, groups[self._rows[name]]) for name, (base, stack) in self.operands.items()}
         if at_once:
             torch.stack([self._loss(theta, one) for one in work]).sum().backward()
@@ -107,16 +128,6 @@ class Textbook:
 
     def _loss(self, theta: dict[str, Tensor], one: Work) -> Tensor:
         return one.loss(functional_call(self._model, theta, (), dict(one.inputs)))
-
-
-def _add_tensordot(base: Tensor, stack: Tensor, weights: Tensor) -> Tensor:
-    return base + torch.tensordot(weights, stack, dims=1)
-
-
-def _add_products(base: Tensor, stack: Tensor, weights: Tensor) -> Tensor:
-    for weight, delta in zip(weights, stack, strict=True):
-        base = base + weight * delta
-    return base
 
 
 class LiveBytes(TorchDispatchMode):

@@ -224,6 +224,28 @@ def test_deltas_read_anew_give_the_same_bits(tmp_path: Path) -> None:
     assert len(found) == 2
 
 
+def test_a_gradient_changes_no_candidate(small) -> None:
+    """The task vectors are copied below each other for it, and candidates are merged of the copies."""
+    model, merger, groups = small
+    mixed = {"weight": np.random.default_rng(0).uniform(-1, 2, (groups, 3))}
+    states = []
+    for _ in range(2):
+        merger.apply(mixed)
+        states.append({name: parameter.clone() for name, parameter in model.named_parameters()})
+        merger.gradient(says(model) for _ in range(1))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_some_experts_after_all_of_them(small) -> None:
+    model, merger, groups = small
+    whole = merger.gradient(says(model) for _ in range(1))["weight"]
+    wanted = np.zeros((groups, 3), dtype=bool)
+    wanted[:, 1] = True
+    some = merger.gradient((says(model) for _ in range(1)), wanted)["weight"]
+    np.testing.assert_allclose(some, np.where(wanted, whole, 0), rtol=1e-5, atol=1e-7)
+    assert (some[:, 1] != 0).any()
+
+
 def test_a_loss_that_depends_on_nothing_wanted(small) -> None:
     model, merger, groups = small
     wanted = np.zeros((groups, 3), dtype=bool)
