@@ -61,6 +61,14 @@ def vision_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def language_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pico language model and two experts, as `tests.language.save_language_family` writes them."""
+    from tests.language import save_language_family
+
+    return save_language_family(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="session")
 def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Language models with more and fewer tokens than their base, as `tests.vocabularies.save_families` writes them."""
     from tests.vocabularies import save_families

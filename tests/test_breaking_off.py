@@ -27,7 +27,7 @@ from evomerge.sources import make_heads
 from evomerge.suite import Task
 from evomerge.trials import Batch
 from tests.helpers import compose
-from tests.language import TASKS, documents, read, save_language_family, write_jsonl, write_task
+from tests.language import TASKS, documents, read, write_jsonl, write_task
 
 PLACES = 12
 """How often each is broken off."""
@@ -64,20 +64,15 @@ def places(compute: Callable[[], Any]) -> list[int]:
     return [1, *sorted(random.Random(0).sample(range(2, count - 3), PLACES)), count - 2, count - 1, count]
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_language_family(tmp_path_factory.mktemp("language"))
-
-
 @pytest.fixture(params=["classification", "lm_eval", "perplexity"])
-def parts(request: Any, assembly: Assembly, family: Path, tmp_path: Path) -> tuple[Any, Any, Any, Any]:
+def parts(request: Any, assembly: Assembly, language_family: Path, tmp_path: Path) -> tuple[Any, Any, Any, Any]:
     """A fitness, a model, a processor, and a few items of each task."""
     if request.param == "classification":
         items = {task: chosen[:6] for task, chosen in assembly.items["search"].items()}
         fitness = Classification(make_heads(assembly.sources, assembly.vectors.parameters), batch_size=5)
         return fitness, assembly.live.model, assembly.live.processor, items
-    model: Any = AutoModelForCausalLM.from_pretrained(family / "base").eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(family / "base")
+    model: Any = AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(language_family / "base")
     if request.param == "lm_eval":
         fitness, splits = read({name: write_task(tmp_path, name) for name in TASKS}, batch_size=5)
     else:

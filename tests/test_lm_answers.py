@@ -10,23 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.fitness.lm_eval import LmEval
 from evomerge.fitness.lm_eval_requests import USUAL
-from tests.language import read, save_language_family, write_task
+from tests.language import read, write_task
 from tests.test_lm_eval import simple_evaluate, together
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_language_family(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(family: Path) -> Any:
-    return AutoTokenizer.from_pretrained(family / "base")
+def tokenizer(language_family: Path) -> Any:
+    return AutoTokenizer.from_pretrained(language_family / "base")
 
 
 @pytest.fixture
-def model(family: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(family / "base").eval().requires_grad_(False)
+def model(language_family: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
 
 
 def answers(paths: dict[str, Path], model: Any, tokenizer: Any, **settings: Any) -> tuple[LmEval, dict[str, list[str]]]:
@@ -55,10 +50,10 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda length: next(iter(length)))
-def test_answers_are_cut_off_where_a_task_asks_for_more(tmp_path, tokenizer, model, family, length):
+def test_answers_are_cut_off_where_a_task_asks_for_more(tmp_path, tokenizer, model, language_family, length):
     given = {"until": ["."], "do_sample": False, **length}
     paths = {"long": write_task(tmp_path, "long", like="generated", generation_kwargs=given, filter_list=None)}
-    theirs = simple_evaluate(family / "base", paths)["long"]
+    theirs = simple_evaluate(language_family / "base", paths)["long"]
     theirs = sorted(sample["resps"][0][0] for sample in theirs.values())
     fitness, whole = answers(paths, model, tokenizer, max_gen_toks=None)
     assert sorted(whole["long"]) == theirs

@@ -20,25 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.lm_eval import LmEval
 from evomerge.fitness.sampling import Subset
-from tests.language import TASKS, documents, read, save_language_family, scored, write_jsonl, write_task
+from tests.language import TASKS, documents, read, scored, write_jsonl, write_task
 
 FEW = {"fewshot_config": {"samples": documents(6, seed=9)}}
 BEST = {"choice": ("acc", "acc_norm", "exact_match"), "answer": ("acc", "perplexity"), "generated": ("exact_match",)}
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_language_family(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(family: Path) -> Any:
-    return AutoTokenizer.from_pretrained(family / "base")
+def tokenizer(language_family: Path) -> Any:
+    return AutoTokenizer.from_pretrained(language_family / "base")
 
 
 @pytest.fixture
-def model(family: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(family / "base").eval().requires_grad_(False)
+def model(language_family: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +74,7 @@ def together(splits: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
     ("fewshot", "chat"), [(None, False), (2, False), (2, True)], ids=["as it is", "few shots", "few shots as a chat"]
 )
 def test_scores_are_those_of_simple_evaluate_on_the_exported_model(
-    family, tokenizer, model, paths, tmp_path, fewshot, chat
+    language_family, tokenizer, model, paths, tmp_path, fewshot, chat
 ):
     with torch.no_grad():
         for parameter in model.parameters():
@@ -260,8 +255,8 @@ def test_a_metric_that_no_document_has_is_refused(paths):
         read({"choice": paths["choice"]}, {"choice": {"metric": "mcc"}})
 
 
-def test_a_chat_template_that_is_not_there_is_refused(paths, tokenizer, model, family, tmp_path):
-    bare = AutoTokenizer.from_pretrained(family / "base")
+def test_a_chat_template_that_is_not_there_is_refused(paths, tokenizer, model, language_family, tmp_path):
+    bare = AutoTokenizer.from_pretrained(language_family / "base")
     bare.chat_template = None
     fitness, splits = read({"choice": paths["choice"]}, chat_template=True)
     with pytest.raises(ConfigError, match="has no chat template"):
@@ -284,7 +279,7 @@ def test_a_document_that_cannot_be_asked_is_named(tmp_path, tokenizer, model, ch
         scored(fitness, model, tokenizer, splits["search"])
 
 
-def test_other_forms_of_choices_are_scored_as_lm_eval_scores_them(tmp_path, tokenizer, model, family):
+def test_other_forms_of_choices_are_scored_as_lm_eval_scores_them(tmp_path, tokenizer, model, language_family):
     rows = [row | {"labels": [row["label"], (row["label"] + 1) % 4]} for row in documents(30)]
     within = {"doc_to_text": "label", "doc_to_target": " {{answer}}"}  # the choices are in the prompt
     means = {"aggregation": "mean", "higher_is_better": True}
@@ -294,7 +289,7 @@ def test_other_forms_of_choices_are_scored_as_lm_eval_scores_them(tmp_path, toke
         "within": write_task(tmp_path, "within", rows, like="choice", **within, metric_list=None),
         "less": write_task(tmp_path, "less", rows, like="choice", metric_list=[{"metric": "acc_mutual_info", **means}]),
     }
-    theirs = simple_evaluate(family / "base", paths)
+    theirs = simple_evaluate(language_family / "base", paths)
     fitness, splits = read(paths)
     items = together(splits)
     prepared = fitness.prepare(tokenizer, items)

@@ -14,14 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness import lm_eval_documents
 from evomerge.items import check_disjoint
-from tests.language import documents, read, save_language_family, scored, write_jsonl, write_task
+from tests.language import documents, read, scored, write_jsonl, write_task
 
 PUBLIC = {"training_split": "train", "validation_split": "validation"}
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_language_family(tmp_path_factory.mktemp("language"))
 
 
 def with_splits(folder: Path, names: list[str], **changes) -> Path:
@@ -148,11 +143,11 @@ def test_examples_may_not_come_from_what_judges(tmp_path):
         read({"choice": path}, {"choice": {"fewshot": 2}})
 
 
-def test_no_document_is_an_example_before_itself(tmp_path, family):
+def test_no_document_is_an_example_before_itself(tmp_path, language_family):
     path = with_splits(tmp_path, ["search", "select", "report"], fewshot_split="search")
     fitness, splits = read({"choice": path}, {"choice": {"fewshot": 9}})
-    model = AutoModelForCausalLM.from_pretrained(family / "base").eval()
-    prepared = fitness.prepare(AutoTokenizer.from_pretrained(family / "base"), splits["search"])
+    model = AutoModelForCausalLM.from_pretrained(language_family / "base").eval()
+    prepared = fitness.prepare(AutoTokenizer.from_pretrained(language_family / "base"), splits["search"])
     fitness(model, prepared, {"choice": [item.id for item in splits["search"]["choice"]]})
     for query in prepared.queries.values():
         prompt = query.instances[0].args[0]
@@ -190,15 +185,15 @@ def test_the_digest_names_all_that_decides_scores_and_no_paths(tmp_path):
     assert len({first.digest, *digests.values()}) == len(settings)
 
 
-def test_a_group_is_one_task_and_its_tasks_are_its_strata(tmp_path, family):
+def test_a_group_is_one_task_and_its_tasks_are_its_strata(tmp_path, language_family):
     rows = documents(60)
     for i, name in enumerate(("easy", "hard")):
         write_task(tmp_path, name, rows[30 * i : 30 * (i + 1)], like="choice", task=name)
     (tmp_path / "both.yaml").write_text(yaml.safe_dump({"group": "both", "task": ["easy", "hard"]}))
     fitness, splits = read({"both": tmp_path / "both.yaml"})
     assert {item.label for item in splits["search"]["both"]} == {0, 1}
-    model = AutoModelForCausalLM.from_pretrained(family / "base").eval()
-    tokenizer = AutoTokenizer.from_pretrained(family / "base")
+    model = AutoModelForCausalLM.from_pretrained(language_family / "base").eval()
+    tokenizer = AutoTokenizer.from_pretrained(language_family / "base")
     outcome = scored(fitness, model, tokenizer, splits["search"])
     alone, others = read({"hard": tmp_path / "hard.yaml"})
     single = scored(alone, model, tokenizer, others["search"])

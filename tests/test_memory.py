@@ -29,7 +29,7 @@ from evomerge.sources import make_heads
 from evomerge.suite import Task
 from evomerge.trials import Batch
 from tests.helpers import compose
-from tests.language import TASKS, documents, read, save_language_family, write_jsonl, write_task
+from tests.language import TASKS, documents, read, write_jsonl, write_task
 
 LACKS = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
@@ -131,16 +131,11 @@ def test_classification_in_smaller_batches(assembly: Assembly, caplog: pytest.Lo
     assert tried == [3, 1]
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_language_family(tmp_path_factory.mktemp("language"))
-
-
 @pytest.mark.parametrize("kind", ["lm_eval", "perplexity"])
-def test_language_models_in_smaller_batches(family: Path, tmp_path: Path, kind: str) -> None:
+def test_language_models_in_smaller_batches(language_family: Path, tmp_path: Path, kind: str) -> None:
     """Log-likelihoods and what is generated."""
-    model: Any = AutoModelForCausalLM.from_pretrained(family / "base").eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(family / "base")
+    model: Any = AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(language_family / "base")
 
     def scorer(size: int) -> tuple[Scorer, dict[str, list[str]]]:
         if kind == "lm_eval":

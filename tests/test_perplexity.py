@@ -15,24 +15,19 @@ from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.perplexity import Perplexity
 from evomerge.items import check_disjoint
 from evomerge.suite import Task
-from tests.language import documents, read, save_language_family, scored, write_jsonl, write_task
+from tests.language import documents, read, scored, write_jsonl, write_task
 
 TEXTS = [row["text"] for row in documents(40)]
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_language_family(tmp_path_factory.mktemp("language"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(family):
-    return AutoTokenizer.from_pretrained(family / "base")
+def tokenizer(language_family):
+    return AutoTokenizer.from_pretrained(language_family / "base")
 
 
 @pytest.fixture
-def model(family):
-    return AutoModelForCausalLM.from_pretrained(family / "base").eval().requires_grad_(False)
+def model(language_family):
+    return AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
 
 
 def texts_of(path: Path | str, further=None, **settings):
