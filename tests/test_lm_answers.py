@@ -41,31 +41,48 @@ def assert_cut_off(cut: list[str], whole: list[str], longest: int) -> None:
     assert max(len(answer.split()) for answer in cut) == longest < max(len(answer.split()) for answer in whole)
 
 
-LENGTHS = [
-    {"max_gen_toks": 40},
-    {"max_new_tokens": 40},
-    {"max_tokens": 40, "max_completion_tokens": 50},
-    {"max_length": 60},  # of prompt and answer
-]
+LENGTHS = {
+    "gen": {"max_gen_toks": 40},
+    "new": {"max_new_tokens": 40},
+    "tokens": {"max_tokens": 40, "max_completion_tokens": 50},
+    "length": {"max_length": 60},  # of prompt and answer
+}
 
 
-@pytest.mark.parametrize("length", LENGTHS, ids=lambda length: next(iter(length)))
-def test_answers_are_cut_off_where_a_task_asks_for_more(tmp_path, tokenizer, model, language_family, length):
-    given = {"until": ["."], "do_sample": False, **length}
-    paths = {"long": write_task(tmp_path, "long", like="generated", generation_kwargs=given, filter_list=None)}
-    theirs = simple_evaluate(language_family / "base", paths)["long"]
-    theirs = sorted(sample["resps"][0][0] for sample in theirs.values())
-    fitness, whole = answers(paths, model, tokenizer, max_gen_toks=None)
-    assert sorted(whole["long"]) == theirs
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, language_family: Path) -> dict[str, tuple[Path, list[str]]]:
+    """A task for each way to ask for longer answers, and what lm-eval itself generates for it, in one call of it."""
+    folder = tmp_path_factory.mktemp("tasks")
+    paths = {
+        name: write_task(
+            folder,
+            name,
+            like="generated",
+            generation_kwargs={"until": ["."], "do_sample": False, **length},
+            filter_list=None,
+        )
+        for name, length in LENGTHS.items()
+    }
+    theirs = simple_evaluate(language_family / "base", paths)
+    return {
+        name: (path, sorted(sample["resps"][0][0] for sample in theirs[name].values())) for name, path in paths.items()
+    }
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_answers_are_cut_off_where_a_task_asks_for_more(tokenizer, model, long, name):
+    path, theirs = long[name]
+    fitness, whole = answers({name: path}, model, tokenizer, max_gen_toks=None)
+    assert sorted(whole[name]) == theirs
     assert not fitness.warnings
-    fitness, cut = answers(paths, model, tokenizer, max_gen_toks=5)
-    assert_cut_off(cut["long"], whole["long"], 5)
-    asked = length.get("max_length", 40)
+    fitness, cut = answers({name: path}, model, tokenizer, max_gen_toks=5)
+    assert_cut_off(cut[name], whole[name], 5)
+    asked = LENGTHS[name].get("max_length", 40)
     assert fitness.warnings == [
-        f"pico_long: answers may have {asked} tokens, but are cut off at 5 here, so scores are not those of lm-eval "
+        f"pico_{name}: answers may have {asked} tokens, but are cut off at 5 here, so scores are not those of lm-eval "
         f"itself; fitness.max_gen_toks={asked} lifts that, and candidates take longer"
     ]
-    fitness, same = answers(paths, model, tokenizer, max_gen_toks=60)
+    fitness, same = answers({name: path}, model, tokenizer, max_gen_toks=60)
     assert same == whole
     assert not fitness.warnings
 
