@@ -14,6 +14,7 @@ merge, and no expert beside its task vector.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ PIECE = 1 << 20
 """Elements that a CPU merges together, 4 MiB of float32: fewer take longer, since its threads meet more often."""
 FAR_PIECE = 1 << 24
 """The same of other devices, where starting a kernel takes longer."""
+SHARE = 0.5
+"""Of the machine's memory, that copies of task vectors may take."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Merger:
 
         As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (see
         `products.py`: in float32 or better, whatever the addresses) and it is freed. From the first call on, float32
-        deltas of which all are wanted are in memory, below each other, and candidates are merged of these.
+        deltas of which all are wanted are in memory, below each other, and candidates are merged of these; but not
+        where they would take more than half of the machine's memory.
 
         Args:
             losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
@@ -136,8 +140,9 @@ class Merger:
         """
         check_gradient(self._method)
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
-        for i, piece in enumerate(self._pieces):  # one by one: what was prepared apart is freed as its copy is made
-            self._pieces[i] = _stacked(piece, wanted)
+        if _fit(self._pieces):
+            for i, piece in enumerate(self._pieces):  # one by one: what was prepared apart is freed as it is copied
+                self._pieces[i] = _stacked(piece, wanted)
         taken: _Taken = []
         reached = False
         with self._watched(taken, wanted), torch.enable_grad():
@@ -210,6 +215,19 @@ def check_gradient(method: Method | type[Method]) -> None:
             f"The method {method.name} elects signs anew for every candidate, so it has no gradient: write "
             f"method=linear, or method=ties_frozen, which elects them once."
         )
+
+
+def _fit(pieces: Sequence[_Piece]) -> bool:
+    """Whether the task vectors may be copied: says the same each time on one machine, so a search that goes on there
+    has the same bits. On other devices they are copies anyway.
+    """
+    held = [each for piece in pieces if piece.live.device.type == "cpu" for each in piece.prepared]
+    return sum(each.nbytes for each in held if isinstance(each, Tensor)) <= SHARE * _memory()
+
+
+def _memory() -> int:
+    """Bytes that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _stacked(piece: _Piece, wanted: np.ndarray) -> _Piece:

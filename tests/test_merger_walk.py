@@ -19,6 +19,7 @@ from evomerge.errors import ConfigError
 from evomerge.groups import make_groups
 from evomerge.merger import Merger
 from evomerge.methods import Linear, Ties
+from evomerge.products import stack
 from evomerge.task_vectors import TaskVectors
 from tests.exact import EXPERTS, llama, tiny, vectors_of
 from tests.test_merger import checkpoint
@@ -234,6 +235,18 @@ def test_a_gradient_changes_no_candidate(small) -> None:
         states.append({name: parameter.clone() for name, parameter in model.named_parameters()})
         merger.gradient(says(model) for _ in range(1))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_without_memory_for_copies_the_task_vectors_stay_where_they_are(small, monkeypatch) -> None:
+    model, merger, _ = small
+    monkeypatch.setattr("evomerge.merger._memory", lambda: 1000)
+    apart = merger.gradient(says(model) for _ in range(1))["weight"]
+    monkeypatch.undo()
+    copies = []
+    monkeypatch.setattr("evomerge.merger.stack", lambda deltas: copies.append(deltas) or stack(deltas))
+    whole = merger.gradient(says(model) for _ in range(1))["weight"]
+    assert copies  # the first time there were none, or these would not be made now
+    np.testing.assert_allclose(apart, whole, rtol=1e-5, atol=1e-7)
 
 
 def test_some_experts_after_all_of_them(small) -> None:
