@@ -16,7 +16,10 @@ def main() -> None:
     """Read the summaries and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
-    summaries = {run.name: json.loads((run / "summary.json").read_text()) for run in sorted(parser.parse_args().runs)}
+    runs = sorted(parser.parse_args().runs)
+    if open_runs := [str(run) for run in runs if not (run / "summary.json").is_file()]:
+        parser.error(f"no summary.json in {', '.join(open_runs)}: name run directories of searches that have ended")
+    summaries = {run.name: json.loads((run / "summary.json").read_text()) for run in runs}
     first = next(iter(summaries.values()))
     tasks = list(first["report"]["base"]["tasks"])
     print(f"| | {' | '.join(tasks)} | mean ± se | winner − best constant ± paired se |")
