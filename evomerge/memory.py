@@ -1,4 +1,5 @@
-"""Where memory does not suffice: the batches of a fitness are halved, and the same items are scored again.
+"""How much memory there is; and where it does not suffice, the batches of a fitness are halved, and the same items are
+scored again.
 
 In: a fitness and something to compute with it. Out: its result, the same as with small batches from the beginning. The
 smaller size stays, so that one candidate pays for it and not each. A fitness without `batch_size` cannot be helped.
@@ -8,7 +9,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +29,21 @@ SIGNS = (
 )
 """What a RuntimeError says where torch has no class of its own for a lack of memory."""
 
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container or a job of a scheduler may have, in either version."""
+
 T = TypeVar("T")
+
+
+def memory_limit() -> int:
+    """Return the bytes that this process may have: of the machine, of its container or job, of its address space."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if (soft := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        limits.append(soft)
+    for path in CGROUPS:
+        if path.is_file() and (text := path.read_text().strip()).isdigit():  # "max": no limit
+            limits.append(int(text))
+    return min(limits)
 
 
 def lacks_memory(error: BaseException) -> bool:

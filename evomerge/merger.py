@@ -14,7 +14,6 @@ merge, and no expert beside its task vector.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.expert_deltas import ExpertDelta, cut
 from evomerge.groups import Group, Span
+from evomerge.memory import memory_limit
 from evomerge.methods import Linear, Method
 from evomerge.products import inner_products, stack
 from evomerge.task_vectors import TaskVectors
@@ -37,7 +37,7 @@ PIECE = 1 << 20
 FAR_PIECE = 1 << 24
 """The same of other devices, where starting a kernel takes longer."""
 SHARE = 0.5
-"""Of the machine's memory, that copies of task vectors may take."""
+"""Of the memory that this process may have, that copies of task vectors may take."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Merger:
         As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (see
         `products.py`: in float32 or better, whatever the addresses) and it is freed. From the first call on, float32
         deltas of which all are wanted are in memory, below each other, and candidates are merged of these; but not
-        where they would take more than half of the machine's memory.
+        where they would take more than half of the memory that this process may have.
 
         Args:
             losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
@@ -218,16 +218,11 @@ def check_gradient(method: Method | type[Method]) -> None:
 
 
 def _fit(pieces: Sequence[_Piece]) -> bool:
-    """Whether the task vectors may be copied: says the same each time on one machine, so a search that goes on there
-    has the same bits. On other devices they are copies anyway.
+    """Whether the task vectors may be copied: says the same each time under one limit, so a search that goes on has the
+    same bits. On other devices they are copies anyway.
     """
     held = [each for piece in pieces if piece.live.device.type == "cpu" for each in piece.prepared]
-    return sum(each.nbytes for each in held if isinstance(each, Tensor)) <= SHARE * _memory()
-
-
-def _memory() -> int:
-    """Bytes that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sum(each.nbytes for each in held if isinstance(each, Tensor)) <= SHARE * memory_limit()
 
 
 def _stacked(piece: _Piece, wanted: np.ndarray) -> _Piece:

@@ -23,7 +23,7 @@ from evomerge.fitness.classification import Classification
 from evomerge.fitness.perplexity import Perplexity
 from evomerge.gradients import GradientEvaluator
 from evomerge.learning import find_learning
-from evomerge.memory import lacks_memory, with_smaller_batches
+from evomerge.memory import lacks_memory, memory_limit, with_smaller_batches
 from evomerge.progress import Reporter
 from evomerge.sources import make_heads
 from evomerge.suite import Task
@@ -253,3 +253,26 @@ def test_a_real_limit_of_memory() -> None:
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) in (1, 2, 4)
+
+
+LIMITED = """
+import resource
+from evomerge.memory import memory_limit
+
+free = memory_limit()
+resource.setrlimit(resource.RLIMIT_AS, (free // 2, free // 2))
+print(free, memory_limit())
+"""
+
+
+def test_the_limit_of_memory_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    free, limited = map(int, done.stdout.split())
+    assert limited == free // 2
+    (tmp_path / "job").write_text("12345678\n")
+    (tmp_path / "none").write_text("max\n")
+    monkeypatch.setattr("evomerge.memory.CGROUPS", (tmp_path / "none", tmp_path / "gone"))
+    assert memory_limit() >= free
+    monkeypatch.setattr("evomerge.memory.CGROUPS", (tmp_path / "none", tmp_path / "job"))
+    assert memory_limit() == 12345678

@@ -239,7 +239,7 @@ def test_a_gradient_changes_no_candidate(small) -> None:
 
 def test_without_memory_for_copies_the_task_vectors_stay_where_they_are(small, monkeypatch) -> None:
     model, merger, _ = small
-    monkeypatch.setattr("evomerge.merger._memory", lambda: 1000)
+    monkeypatch.setattr("evomerge.merger.memory_limit", lambda: 1000)
     apart = merger.gradient(says(model) for _ in range(1))["weight"]
     monkeypatch.undo()
     copies = []
