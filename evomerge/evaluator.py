@@ -97,7 +97,9 @@ class SerialEvaluator:
         started = time.perf_counter()
         try:
             outcome, merged, scored = self._limit(lambda: self._outcome(batch.points[index], ids))
-            _check(outcome, ids)
+            if dict(outcome.items) != ids:
+                raise ValueError("the fitness scored other items than it was asked to")
+            check_finite(outcome)
             values, violations = self._objective(outcome)
             if not np.isfinite(values).all():
                 raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
@@ -141,10 +143,18 @@ def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) 
     return Trial(batch, index, "failed", None, items=ids, error=text)
 
 
-def _check(outcome: Outcome, ids: dict[str, list[str]]) -> None:
-    if dict(outcome.items) != ids:
-        raise ValueError("the fitness scored other items than it was asked to")
+def check_finite(outcome: Outcome, metric: str | None = None) -> None:
+    """Refuse results that are no finite numbers: a mean over them says nothing.
+
+    Args:
+        outcome: of a model.
+        metric: the one that counts; all of them when left out.
+
+    Raises:
+        ArithmeticError: there are some; the message says of which metric and task, and how many.
+    """
     for task, metrics in outcome.results.items():
-        for metric, results in metrics.items():
-            if bad := int((~np.isfinite(results)).sum()):
-                raise ArithmeticError(f"{metric} of {bad} of {len(results)} items of {task} is not a finite number")
+        for name, results in metrics.items():
+            bad = int((~np.isfinite(results)).sum())
+            if bad and metric in (None, name):
+                raise ArithmeticError(f"{name} of {bad} of {len(results)} items of {task} is not a finite number")

@@ -116,17 +116,15 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
         [
             LABELS[name],
             "" if row["mean"] is None else f"{row['mean']:.4f} ± {_number(row['se'])}",
-            *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
+            *("" if (score := row["tasks"].get(task)) is None else f"{score:.3f}" for task in tasks),
         ]
         for name, row in report.items()
     ]
     title = f"{result['metric']} on {result['items']['report']} report items that the search never saw"
     reporter.table(title, ["", "mean ± se", *tasks], rows)
     difference = result["paired"]["winner_vs_best_constant"]
-    reporter.say(
-        f"winner - best constant ({result['select']['constant']}): {difference['diff']:+.4f} ± "
-        f"{_number(difference['se'])} (paired)"
-    )
+    diff = "unknown" if difference["diff"] is None else f"{difference['diff']:+.4f} ± {_number(difference['se'])}"
+    reporter.say(f"winner - best constant ({result['select']['constant']}): {diff} (paired)")
     if result["failed"]:
         reporter.say(f"{result['failed']} of {result['trials']} candidates failed; their errors stand in trials.jsonl")
     reporter.say(f"recipe, scores and all trials: {os.path.relpath(directory)}")

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from evomerge.errors import EvomergeError
+from evomerge.evaluator import check_finite
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective, task_weights
 from evomerge.judge import Judge
@@ -89,7 +91,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         The summary's `report`, `paired`, `metric` and `select`, and the winner's `coefficients`.
 
     Raises:
-        EvomergeError: no finalist could be scored.
+        EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
         Stopped: the run was asked to stop; what was scored is remembered.
     """
     metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
@@ -99,12 +101,17 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     constant, constant_values = choose(constants, lambda name: decide(judge.merged(constants[name], "select")))
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
     winner, finalist_values = choose(finalists, lambda name: decide(judge.merged(finalists[name], "select")))
-    outcomes = {
-        "base": judge.base("report"),
-        "experts": judge.experts("report"),
-        "best_constant": judge.merged(constants[constant], "report"),
-        "winner": judge.merged(finalists[winner], "report"),
+    models: dict[str, tuple[str, Callable[[], Outcome]]] = {
+        "base": ("the base", lambda: judge.base("report")),
+        "experts": ("the experts", lambda: judge.experts("report")),
+        "best_constant": (f"the best constant ({constant})", lambda: judge.merged(constants[constant], "report")),
+        "winner": (f"the winner ({winner})", lambda: judge.merged(finalists[winner], "report")),
     }
+    outcomes = {}
+    for name, (what, score) in models.items():
+        with _needed(what, "report"):
+            outcomes[name] = score()
+            check_finite(outcomes[name], metric)
     report = {name: summary(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
     if set(outcomes["experts"].results) != set(outcomes["base"].results) and "experts" in report:
         report["experts"] |= {"mean": None, "se": None}  # a mean over fewer tasks would stand beside means over all
@@ -133,11 +140,36 @@ def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], 
     given, metric = settings["objective"], settings["fitness"]["report_metric"]
     ends = None
     if given["normalised"]:
-        base, experts = judge.base("select").scores(), judge.experts("select").scores()
+        with _needed("the base, or an expert,", "select"):
+            base, experts = judge.base("select").scores(), judge.experts("select").scores()
         gains = {task: (base[task][metric], experts[task][metric]) for task in experts}
         ends = gains if all(high > low for low, high in gains.values()) else None  # else it cannot be normalised here
     objective = Objective(metric, given["aggregate"], given["weights"], ends)
     return lambda outcome: objective(outcome)[0][0]
+
+
+@contextmanager
+def _needed(what: str, split: str) -> Iterator[None]:
+    """Say which model failed where the result cannot do without it, and what is left to do.
+
+    Args:
+        what: the model.
+        split: whose items it is scored on.
+
+    Raises:
+        EvomergeError: it failed.
+    """
+    try:
+        yield
+    except (Stopped, TimeoutError):  # `run.py` explains these
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise EvomergeError(
+            f"There is no result, since {what} cannot be scored on the {split} split: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}. The trial log is whole: if the reason lies outside of the fitness, mend it and "
+            f"run the same command again, which goes on from here. A fitness with other code is another search: give "
+            f"it another hydra.run.dir; `evomerge export RUN --best` writes what this one has found."
+        ) from error
 
 
 def _constants(judge: Judge) -> list[float]:

@@ -12,8 +12,12 @@ from evomerge.commands.report import main
 from evomerge.errors import ConfigError
 from evomerge.progress import Reporter
 from evomerge.report import attempt, write_report, write_sweep
+from evomerge.report.facts import Facts
+from evomerge.report.pictures import gains, tasks
+from evomerge.report.sweep import ranked
 from evomerge.report.wording import with_error
 from evomerge.run import run_search
+from evomerge.runs import open_run
 from tests.helpers import compose
 from tests.pages import read
 from tests.reports import finish, write_run
@@ -182,3 +186,23 @@ def test_a_report_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.LogCapt
     assert "The report could not be written: ConfigError" in caplog.text
     run = write_run(tmp_path / "run")
     assert attempt(lambda: write_report(run)) == run / "report.html"
+
+
+def test_a_run_whose_report_has_no_numbers_is_drawn(tmp_path: Path) -> None:
+    """As those of earlier versions, where a fitness gave no finite numbers on the report split."""
+    runs = [finish(write_run(tmp_path / name)) for name in ("a", "b")]
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        empty = dict.fromkeys(summary["report"]["base"]["tasks"])
+        nothing = {"se": None, "tasks": empty, "tasks_se": empty}
+        for name in ("base", "best_constant", "winner"):
+            summary["report"][name] = {"mean": None, **nothing}
+        summary["paired"]["winner_vs_best_constant"] = {"diff": None, **nothing}
+        (run / "summary.json").write_text(json.dumps(summary))
+    page = read(write_report(runs[0]))
+    assert "is worth is not known" in page.text
+    assert "has no score on the report items" in page.text
+    assert "None" not in page.text
+    assert "cannot be held against that of the best constant" in read(write_sweep(runs)).text
+    gains(ranked([Facts(open_run(run)) for run in runs]), {run.name: run.name for run in runs})
+    tasks(Facts(open_run(runs[0])))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.errors import ConfigError, LogError
+from evomerge.errors import ConfigError, EvomergeError, LogError
 from evomerge.journal import read_log
+from evomerge.outputs import show
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.run import run_search
@@ -141,6 +142,51 @@ def test_bounds_without_a_usual_constant(settings: list[str], tmp_path: Path) ->
     summary = run_search(compose(*settings, *narrow), tmp_path, Reporter())
     assert summary is not None
     assert all(-0.09 <= float(constant) <= 0.01 for constant in summary["select"]["constants"])
+
+
+FAILING = """
+def score(model, processor, items):
+    if {n} == sum(map(len, items.values())):
+        {do}
+    return {{task: [float(len(item.text)) for item in chosen] for task, chosen in items.items()}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        ("raise ValueError('of my own')", r"the base cannot be scored on the report split: ValueError: of my own"),
+        (
+            "return {task: [float('nan'), *[1.0] * (len(chosen) - 1)] for task, chosen in items.items()}",
+            r"the base cannot .*score of 1 of 30 items of animals is not a finite number",
+        ),
+    ],
+)
+def test_a_function_that_fails_on_the_report_split_leaves_its_trials(
+    do: str, said: str, settings: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(FAILING.format(n=90, do=do))
+    given = ["fitness=custom", f"fitness.function={tmp_path}/mine.py:score", "budget=3", "searcher=random"]
+    sizes = ["fitness.items=30", "fitness.select_items=60", "fitness.report_items={}"]
+    run = tmp_path / "run"
+    with pytest.raises(EvomergeError, match=said):
+        run_search(compose(*settings, *given, *sizes[:2], sizes[2].format(90)), run, Reporter())
+    assert trials(run) == 3
+    assert not (run / "summary.json").exists()
+    log = (run / "trials.jsonl").read_bytes()
+    assert run_search(compose(*settings, *given, *sizes[:2], sizes[2].format(120)), run, Reporter()) is not None
+    assert (run / "trials.jsonl").read_bytes() == log
+
+
+def test_a_summary_without_numbers_is_shown(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of earlier versions, where a fitness gave no finite numbers on the report split."""
+    summary = json.loads((finished / "summary.json").read_text())
+    empty = dict.fromkeys(summary["report"]["winner"]["tasks"])
+    summary["report"]["winner"] = {"mean": None, "se": None, "tasks": empty}
+    summary["paired"]["winner_vs_best_constant"] = {"diff": None, "se": None}
+    show(summary, finished, Reporter())
+    captured = capsys.readouterr()
+    assert ": unknown (paired)" in captured.out + captured.err
 
 
 def test_the_selection_counts_what_it_scores(

@@ -10,7 +10,7 @@ from scipy import stats
 
 from evomerge.errors import EvomergeError
 from evomerge.fitness.base import Outcome
-from evomerge.selection import CONSTANTS, choose, paired, summary
+from evomerge.selection import CONSTANTS, choose, paired, select, summary
 from evomerge.stopping import Stopped
 
 
@@ -159,3 +159,74 @@ def test_what_is_no_number_is_never_chosen(bad):
 def test_constants_are_those_that_people_try():
     assert CONSTANTS[0] == 0.1
     assert {0.3, 0.4, 1.0, 1.5} < set(CONSTANTS)
+
+
+class Bench:
+    """A judge of two models without a model: what `act` makes of a name and a split is what an item is worth."""
+
+    bounds = (0.0, 0.35)
+
+    def __init__(self, act):
+        self._act = act
+
+    def decode(self, x):
+        return {"weight": np.array(x)}
+
+    constant = within = decode
+
+    def merged(self, coefficients, split):
+        return outcome(a=[1.0, self._act(f"merge {coefficients['weight']}", split)])
+
+    def base(self, split):
+        return outcome(a=[1.0, self._act("base", split)])
+
+    def experts(self, split):
+        return outcome(a=[1.0, self._act("experts", split)])
+
+
+def chosen(act, normalised=False):
+    objective = {"aggregate": "mean", "weights": None, "normalised": normalised}
+    settings = {"fitness": {"report_metric": "m"}, "objective": objective}
+    return select(Bench(act), settings, {"best": np.array(9.0)})
+
+
+def raising(name, split):
+    def act(model, on):
+        if (model, on) == (name, split):
+            raise ZeroDivisionError("of my own")
+        return 2.0 if model == "merge 9.0" else 0.5
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "said"),
+    [
+        ("base", "report", "the base cannot be scored on the report split"),
+        ("experts", "report", "the experts cannot be scored on the report split"),
+        ("merge 0.1", "report", r"the best constant \(0\.1\) cannot be scored on the report split"),
+        ("merge 9.0", "report", r"the winner \(best\) cannot be scored on the report split"),
+        ("base", "select", "the base, or an expert, cannot be scored on the select split"),
+    ],
+)
+def test_a_model_that_fails_where_it_is_needed_is_named(name, split, said):
+    with pytest.raises(EvomergeError, match=rf"{said}: ZeroDivisionError: of my own\. The trial log is whole: "):
+        chosen(raising(name, split), normalised=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_is_not_reported(bad):
+    with pytest.raises(EvomergeError, match=r"the base cannot .*m of 1 of 2 items of a is not a finite number"):
+        chosen(lambda model, split: bad if (model, split) == ("base", "report") else 0.5)
+
+
+def test_a_stop_and_a_limit_are_no_failures():
+    for error in (Stopped, TimeoutError):
+
+        def act(model, split, error=error):
+            if split == "report":
+                raise error
+            return 0.5
+
+        with pytest.raises(error):
+            chosen(act)

@@ -89,7 +89,9 @@ def _verdict(facts: Facts) -> Iterator[str]:
     if facts.summary is None:
         return
     difference, chosen = facts.summary["paired"]["winner_vs_best_constant"], facts.summary["select"]
-    if difference["se"] is None:
+    if difference["diff"] is None:
+        yield "The winner or the best constant has no score on the report items: its results are no finite numbers."
+    elif difference["se"] is None:
         yield "There are too few report items to say how sure the difference from the best constant is."
     elif verdict(difference) == "same":
         yield (
@@ -152,8 +154,10 @@ def _tasks(facts: Facts) -> Iterator[str]:
     if facts.summary is None:
         return
     report = facts.summary["report"]
-    base, winner = report["base"]["tasks"], report["winner"]["tasks"]
-    experts = report.get("experts", {}).get("tasks", {})
+    base, constant, winner, experts = (
+        {task: math.nan if score is None else score for task, score in report.get(name, {}).get("tasks", {}).items()}
+        for name in ("base", "best_constant", "winner", "experts")
+    )  # what is not known is neither above nor below
     if poor := [task for task, score in experts.items() if score <= base[task]]:
         yield (
             f"The expert of {', '.join(poor)} is no better than the base on its own task: is it the right expert, "
@@ -161,7 +165,7 @@ def _tasks(facts: Facts) -> Iterator[str]:
         )
     if worse := [task for task in winner if winner[task] < base[task]]:
         yield f"On {', '.join(worse)} the winner is below the base."
-    if beaten := [task for task in experts if report["best_constant"]["tasks"][task] > experts[task]]:
+    if beaten := [task for task in experts if constant[task] > experts[task]]:
         yield (
             f"On {', '.join(beaten)} the best constant is better than the task’s own expert: that expert is weak, or "
             f"the others help it."

@@ -169,7 +169,14 @@ def gains(order: Sequence[Facts], names: dict[str, str]) -> Figure:
         assert one.summary is not None
         difference = one.summary["paired"]["winner_vs_best_constant"]
         error = None if difference["se"] is None else 2 * difference["se"]
-        axes.errorbar(difference["diff"], i, xerr=error, fmt="o", color=WINNER, capsize=3)
+        axes.errorbar(
+            np.nan if difference["diff"] is None else difference["diff"],
+            i,
+            xerr=error,
+            fmt="o",
+            color=WINNER,
+            capsize=3,
+        )
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(order)), [names[one.name] for one in reversed(order)], fontsize=8)
     axes.set_xlabel("winner − best constant on the report items, ± 2 se")

@@ -93,12 +93,13 @@ def _headline(order: Sequence[Facts], count: int, names: dict[str, str]) -> tupl
     tally = f"{words.count('better')} of {len(words)} searches found a merge that beats its best constant"
     if worse := words.count("worse"):
         tally += f", {worse} a worse one"
+    diff = difference["diff"]
+    gap = f"{with_error(abs(diff), difference['se'])} {'above' if diff >= 0 else 'below'}" if diff is not None else ""
     return f"{tally}.", (
         f"That is by two standard errors or more on the report items. Best on the select split is "
         f"{names[order[0].name]}: its {metric(first['metric'])} on {first['items']['report']:,} report items is "
         f"{with_error(first['report']['winner']['mean'], first['report']['winner']['se'])}, "
-        f"{with_error(abs(difference['diff']), difference['se'])} {'above' if difference['diff'] >= 0 else 'below'} "
-        f"that of the best constant on the same items."
+        f"{gap or 'which cannot be held against'} that of the best constant on the same items."
     )
 
 
@@ -153,7 +154,8 @@ def _forest(order: Sequence[Facts], names: dict[str, str]) -> Any:
     for one in order:
         assert one.summary is not None
         difference = one.summary["paired"]["winner_vs_best_constant"]
-        values.append(Value(names[one.name], "run", difference["diff"], difference["se"]))
+        if difference["diff"] is not None:
+            values.append(Value(names[one.name], "run", difference["diff"], difference["se"]))
     return bars([("Winner − best constant", values)], "difference", sign=True) if values else None
 
 

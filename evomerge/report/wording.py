@@ -63,6 +63,10 @@ def headline(facts: Facts) -> tuple[str, str]:
     summary = facts.summary
     difference, report = summary["paired"]["winner_vs_best_constant"], summary["report"]
     constant, items = summary["select"]["constant"], summary["items"]["report"]
+    if difference["diff"] is None:
+        return "What the merge that was found is worth is not known.", (
+            f"The winner or the best constant, {constant}, has no score on the {items:,} report items."
+        )
     n = len(report["winner"]["tasks"])
     over = f" as the mean over {n} tasks" if n > 1 else ""
     short = {
@@ -90,7 +94,7 @@ def closed(facts: Facts) -> str | None:
     report = facts.summary["report"]
     constant, winner = report["best_constant"]["mean"], report["winner"]["mean"]
     experts = report.get("experts", {}).get("mean")
-    if experts is None or not experts > constant or winner <= constant:
+    if None in (constant, winner, experts) or not experts > constant or winner <= constant:
         return None
     share = (winner - constant) / (experts - constant)
     if share > 1:
