@@ -15,12 +15,16 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 
 from evomerge.errors import ConfigError
@@ -37,6 +41,30 @@ ALONE = {
     "mistral, sliding window": (MistralForCausalLM, MistralConfig(**TINY, num_key_value_heads=2, sliding_window=4)),
     "gemma2, softcapped logits": (Gemma2ForCausalLM, Gemma2Config(**TINY, num_key_value_heads=2, head_dim=16)),
     "bloom, no position ids": (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=50)),
+    "gpt_neo, local": (
+        GPTNeoForCausalLM,
+        GPTNeoConfig(
+            hidden_size=32,
+            num_layers=2,
+            attention_types=[[["global", "local"], 1]],
+            num_heads=2,
+            window_size=3,
+            vocab_size=50,
+            max_position_embeddings=64,
+        ),
+    ),
+    "roberta, positions from 2": (
+        RobertaForCausalLM,
+        RobertaConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            vocab_size=50,
+            max_position_embeddings=64,
+            is_decoder=True,
+        ),
+    ),
     "mamba, states": (MambaForCausalLM, MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=50)),
 }
 

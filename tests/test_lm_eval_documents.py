@@ -185,6 +185,22 @@ def test_the_digest_names_all_that_decides_scores_and_no_paths(tmp_path):
     assert len({first.digest, *digests.values()}) == len(settings)
 
 
+@pytest.mark.parametrize("fewshot", [0, 2])
+def test_another_document_matters_where_it_changes_the_examples_of_others(tmp_path, fewshot):
+    """They are drawn one document after the other, so one more on top moves all of them."""
+    found = []
+    for name in ("as it was", "with one more"):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = with_splits(folder, ["shots", "search", "select", "report"], fewshot_split="shots")
+        if name == "with one more":
+            file = folder / "report.jsonl"
+            file.write_text(json.dumps(documents(1, seed=99)[0]) + "\n" + file.read_text())
+        splits = {split: split for split in ("search", "select", "report")}
+        found.append(read({"choice": path}, {"choice": {"fewshot": fewshot, "splits": splits}})[0].digest)
+    assert (found[0] == found[1]) == (fewshot == 0)
+
+
 def test_a_group_is_one_task_and_its_tasks_are_its_strata(tmp_path, language_family):
     rows = documents(60)
     for i, name in enumerate(("easy", "hard")):

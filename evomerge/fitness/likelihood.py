@@ -123,6 +123,11 @@ def can_share(model: nn.Module) -> bool:
         return False
     if getattr(model, "_is_stateful", False):  # state-space models
         return False
+    if "local" in getattr(model.config, "attention_layers", ()):  # GPT-Neo: a window, though its cache keeps all
+        return False
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    if any(getattr(table, "padding_idx", None) is not None for table in tables):  # RoBERTa: positions do not begin at 0
+        return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)  # pyright: ignore[reportArgumentType]
 
 

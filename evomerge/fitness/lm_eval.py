@@ -24,7 +24,7 @@ from evomerge.errors import ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.classification import Answers
 from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, make_batches, score, token_logits
-from evomerge.fitness.lm_eval_documents import Benchmark, digest, read_benchmark
+from evomerge.fitness.lm_eval_documents import Benchmark, digest, example_digest, read_benchmark
 from evomerge.fitness.lm_eval_loading import load_tasks, undisturbed
 from evomerge.fitness.lm_eval_metrics import SMOOTH, among_choices, by_document, evened, metric_names, own_metrics
 from evomerge.fitness.lm_eval_requests import Asker, Query, cap_answers
@@ -122,6 +122,8 @@ class LmEval:
             self._benchmarks[name] = read_benchmark(name, loaded, given, fewshot, self._public_test)
             self._score[name] = _find_score(name, self._benchmarks[name], given.get("metric"))
             about[name] = [self._score[name], [digest(each) for each in loaded]]
+            if any(held.examples for held in self._benchmarks[name].documents.values()):
+                about[name].append(example_digest(self._benchmarks[name]))
         self.warnings = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings] + shortened
         common = [_common_metrics(benchmark) for benchmark in self._benchmarks.values()]
         self.metrics = (SMOOTH, SCORE, *(name for name in common[0] if all(name in names for names in common)))

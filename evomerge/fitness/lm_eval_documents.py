@@ -113,6 +113,12 @@ def digest(task: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def example_digest(benchmark: Benchmark) -> str:
+    """Return a hash of the few-shot examples before each document: one document more changes those of others."""
+    examples = {name: [canonical(each) for each in held.examples] for name, held in benchmark.documents.items()}
+    return hashlib.sha256(json.dumps(examples, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _source(value: Any) -> str:
     """Return the source of a function of a task, or the name of whatever has none."""
     try:
