@@ -140,9 +140,7 @@ class Merger:
         """
         check_gradient(self._method)
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
-        if _fit(self._pieces):
-            for i, piece in enumerate(self._pieces):  # one by one: what was prepared apart is freed as it is copied
-                self._pieces[i] = _stacked(piece, wanted)
+        self._stack(wanted)
         taken: _Taken = []
         reached = False
         with self._watched(taken, wanted), torch.enable_grad():
@@ -160,6 +158,17 @@ class Merger:
             places = np.array([place for places, _ in taken for place in places])
             np.add.at(sums, tuple(places.T), torch.cat([products for _, products in taken]).double().cpu().numpy())
         return {"weight": sums}
+
+    def _stack(self, wanted: np.ndarray) -> None:
+        """Copy deltas below each other, so that every walk reads them in one pass; experts that are kept stay so."""
+        apart = [i for i, piece in enumerate(self._pieces) if _is_apart(piece, wanted)]
+        mapped = [self._pieces[i] for i in apart if self._pieces[i].live.device.type == "cpu"]  # else copies anyway
+        if apart and sum(each.nbytes for piece in mapped for each in piece.prepared) > SHARE * memory_limit():
+            return
+        mapped.clear()  # what was prepared apart is freed as it is copied
+        for i in apart:
+            rows = stack(self._pieces[i].prepared)
+            self._pieces[i] = replace(self._pieces[i], prepared=list(rows), stacked=rows)
 
     @contextmanager
     def _watched(self, taken: _Taken, wanted: np.ndarray) -> Iterator[None]:
@@ -217,24 +226,10 @@ def check_gradient(method: Method | type[Method]) -> None:
         )
 
 
-def _fit(pieces: Sequence[_Piece]) -> bool:
-    """Whether the task vectors may be copied: says the same each time under one limit, so a search that goes on has the
-    same bits. On other devices they are copies anyway.
-    """
-    held = [each for piece in pieces if piece.live.device.type == "cpu" for each in piece.prepared]
-    return sum(each.nbytes for each in held if isinstance(each, Tensor)) <= SHARE * memory_limit()
-
-
-def _stacked(piece: _Piece, wanted: np.ndarray) -> _Piece:
-    """Copy deltas of which all products are wanted below each other into memory, so that one pass takes them all;
-    experts that are kept as they are stay so.
-    """
-    if piece.stacked is not None or not wanted[piece.group, piece.experts].all():
-        return piece
-    if any(isinstance(each, ExpertDelta) for each in piece.prepared):
-        return piece
-    rows = stack(piece.prepared)
-    return replace(piece, prepared=list(rows), stacked=rows)
+def _is_apart(piece: _Piece, wanted: np.ndarray) -> bool:
+    """Whether a span has float32 deltas of which all products are wanted, and which do not lie below each other yet."""
+    all_wanted = piece.stacked is None and bool(wanted[piece.group, piece.experts].all())
+    return all_wanted and all(isinstance(each, Tensor) for each in piece.prepared)
 
 
 def _part(piece: _Piece, wanted: np.ndarray) -> _Part:

@@ -3,13 +3,13 @@
 In: the gradient of one parameter, whole or in a span, and its K deltas there. Out: ⟨gradient, delta_k⟩ for each, block
 by block, to be summed in float64.
 
-Deltas that lie below each other in memory (`stack`) are all read in one pass, as a matrix-vector product: one core
-reads several places of memory at once about twice as fast as one after the other, and the gradient once instead of K
-times.
+All K deltas are read in one pass, as a matrix-vector product: one core reads several places of memory at once about
+twice as fast as one after the other, and the gradient once instead of K times. They must lie below each other for that;
+whoever takes products again and again keeps them so (`stack`), others are copied or computed block by block.
 
 BLAS takes them in float32 or better: of eleven million elements the relative error is 1e-6. What it makes of a block
-may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that. Deltas do, as their files
-and `stack` have them, and so does what torch allocates; a span of a parameter may begin anywhere, and is copied then.
+may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that. So does what `stack` and
+torch allocate; a span of a parameter may begin anywhere, and is copied then.
 """
 
 from __future__ import annotations
@@ -25,14 +25,9 @@ from evomerge.expert_deltas import ExpertDelta
 BLOCK = 1 << 18  # elements at a time: of four times as many, a matrix-vector product errs by 2e-6 instead of 1e-7
 
 
-def stack(deltas: Sequence[Tensor]) -> Tensor:
-    """Copy K float32 deltas (n,) into a tensor (K, n) whose rows begin at multiples of 64 bytes."""
-    step = ALIGNMENT // deltas[0].element_size()
-    size = len(deltas[0])
-    rows = deltas[0].new_empty(len(deltas), -(-size // step) * step)[:, :size]
-    for row, delta in zip(rows, deltas, strict=True):
-        row.copy_(delta)
-    return rows
+def stack(deltas: Sequence[Tensor | ExpertDelta]) -> Tensor:
+    """Copy K deltas (n,), or compute them, into float32 (K, n) whose rows begin at multiples of 64 bytes."""
+    return _fill(_room(deltas, len(deltas[0])), deltas)
 
 
 def inner_products(gradient: Tensor, deltas: Tensor | Sequence[Tensor | ExpertDelta]) -> Iterator[Tensor]:
@@ -40,32 +35,38 @@ def inner_products(gradient: Tensor, deltas: Tensor | Sequence[Tensor | ExpertDe
 
     Args:
         gradient: of any float dtype, (n,).
-        deltas: float32, (n,) each, or not computed yet; or (K, n) as `stack` makes them.
+        deltas: (K, n) as `stack` makes them; or float32, (n,) each, or not computed yet.
 
     Yields:
-        float32 or better, (K,); what is looked for is their sum.
+        float32 or better, (K,); what is looked for is their sum. The same bits for either form of the deltas.
     """
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    if gradient.numel() <= BLOCK:  # most are small, and then slices take longer than sums
-        yield _products(gradient, deltas)
+    for part, rows in zip(gradient.split(BLOCK), _blocks(deltas, len(gradient)), strict=True):
+        yield torch.mv(rows.to(part.dtype), part.clone() if part.data_ptr() % ALIGNMENT else part)
+
+
+def _blocks(deltas: Tensor | Sequence[Tensor | ExpertDelta], size: int) -> Iterator[Tensor]:
+    """Yield (K, up to BLOCK), one after the other; each may overwrite the one before."""
+    if isinstance(deltas, Tensor):
+        yield from deltas.split(BLOCK, dim=1)
         return
-    for start in range(0, len(gradient), BLOCK):
-        block = slice(start, start + BLOCK)
-        yield _products(
-            gradient[block], deltas[:, block] if isinstance(deltas, Tensor) else [each[block] for each in deltas]
-        )
+    room = _room(deltas, min(BLOCK, size))
+    for start in range(0, size, BLOCK):
+        yield _fill(room[:, : size - start], [each[start : start + BLOCK] for each in deltas])
 
 
-def _products(part: Tensor, others: Tensor | Sequence[Tensor | ExpertDelta]) -> Tensor:
-    part = _aligned(part, part.dtype)
-    if isinstance(others, Tensor):
-        return torch.mv(others.to(part.dtype), part)
-    return torch.stack([torch.dot(part, _aligned(other, part.dtype)) for other in others])
+def _room(deltas: Sequence[Tensor | ExpertDelta], size: int) -> Tensor:
+    """Return float32 (K, size) on the device of the deltas, whose rows begin at multiples of 64 bytes."""
+    first = deltas[0].expert if isinstance(deltas[0], ExpertDelta) else deltas[0]
+    step = ALIGNMENT // torch.float32.itemsize
+    return torch.empty(len(deltas), -(-size // step) * step, dtype=torch.float32, device=first.device)[:, :size]
 
 
-def _aligned(delta: Tensor | ExpertDelta, dtype: torch.dtype) -> Tensor:
-    """Return the tensor in a dtype, or a copy of it, that begins at a multiple of 64 bytes."""
-    tensor = delta.dense() if isinstance(delta, ExpertDelta) else delta
-    if tensor.dtype != dtype:
-        return tensor.to(dtype)
-    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+def _fill(rows: Tensor, deltas: Sequence[Tensor | ExpertDelta]) -> Tensor:
+    """Write deltas into rows, and return these."""
+    for row, delta in zip(rows, deltas, strict=True):
+        if isinstance(delta, ExpertDelta):
+            row.copy_(delta.expert).sub_(delta.base)
+        else:
+            row.copy_(delta)
+    return rows

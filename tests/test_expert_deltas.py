@@ -60,8 +60,7 @@ def test_merges_and_gradients_are_those_of_cached_task_vectors(family, tmp_path,
         assert all(torch.equal(p, vectors.base.tensor(name)) for name, p in model.named_parameters())
     assert all(torch.equal(merged[0][name], tensor) for name, tensor in merged[1].items())
     assert any(not torch.equal(tensor, vectors.base.tensor(name)) for name, tensor in merged[1].items())
-    one, other = (each["weight"] for each in gradients)  # summed up in another order: only cached ones are in one pass
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * np.abs(other).max())
+    assert np.array_equal(gradients[0]["weight"], gradients[1]["weight"])
     assert np.abs(gradients[0]["weight"]).max(0).min() > 0  # the embeddings, which nobody tuned, have none
 
 
