@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.config import build, classes, takes
+from evomerge.config import build, classes, needs_processor, takes
 from evomerge.errors import ConfigError
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.encoding import check_kind
@@ -123,7 +123,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     check_disjoint(items)
     method: Method = build(settings["method"], "method")
     with reporter.working("loading the base"):
-        live = load_live(sources.base, model["auto_class"], model["device"])
+        live = load_live(sources.base, model["auto_class"], model["device"], needs_processor(settings["fitness"]))
     if reader and live.model.get_output_embeddings() is None:
         raise ConfigError(
             f"The fitness asks what a model says next, and a {type(live.model).__name__} has no language-modelling "

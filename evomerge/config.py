@@ -180,6 +180,11 @@ def classes(settings: Mapping[str, Any]) -> Iterator[Any]:
             yield from classes(value)
 
 
+def needs_processor(settings: Mapping[str, Any]) -> bool:
+    """Return whether the fitness of these settings cannot do without the base's tokenizer or image processor."""
+    return getattr(next(classes(settings)), "needs_processor", True)
+
+
 def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
     """Make the object that `_target_` of a group names: the only place that does.
 

@@ -22,7 +22,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging as bars
 from transformers.utils.import_utils import is_vision_available
 
-from evomerge.errors import CheckpointError, ConfigError
+from evomerge.errors import CheckpointError, ConfigError, EvomergeError
 
 VOCABULARIES = {"tokenizer.json", "tokenizer.model", "tekken.json"}
 """Where any tokenizer may keep its vocabulary, beside the files that its class names."""
@@ -52,13 +52,36 @@ class LiveModel:
         return rename_keys(self.model, keys)
 
 
-def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -> LiveModel:
+class Unavailable:
+    """Stands for a processor that cannot be loaded, where it may be that nobody needs it: any use raises the reason.
+
+    Args:
+        error: the reason.
+    """
+
+    def __init__(self, error: EvomergeError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself asks of any object
+            raise AttributeError(name)
+        raise self._error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise the reason."""
+        raise self._error
+
+
+def load_live(
+    path: Path, auto_class: str = "AutoModel", device: str = "auto", needs_processor: bool = True
+) -> LiveModel:
     """Load a base from a directory, offline, with no code of its own and without touching the global random state.
 
     Args:
         path: a Hugging Face model directory.
         auto_class: the transformers class to load it with: AutoModel (no head), AutoModelForCausalLM ...
         device: a torch device, or `auto` for the first CUDA device, else the CPU.
+        needs_processor: whether its tokenizer (image processor) must be there; else it may be `Unavailable`.
 
     Raises:
         ConfigError: no such class or device; or the model takes images, and Pillow is not installed.
@@ -68,7 +91,12 @@ def load_live(path: Path, auto_class: str = "AutoModel", device: str = "auto") -
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_model(path, auto_class)
-    processor = _load_image_processor(path) if takes_images(model) else _load_tokenizer(path)
+    try:
+        processor = _load_image_processor(path) if takes_images(model) else _load_tokenizer(path)
+    except EvomergeError as error:
+        if needs_processor:
+            raise
+        processor = Unavailable(error)
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:

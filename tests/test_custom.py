@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 
-from evomerge.errors import ConfigError
+from evomerge.errors import CheckpointError, ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.custom import Custom, load_function
 from evomerge.items import Item
+from evomerge.progress import Reporter
+from evomerge.run import run_search
+from tests.helpers import compose
 
 ITEMS = {task: [Item(f"{task}{i}", i * "word ", i) for i in range(8)] for task in ("animals", "trees")}
 IDS = {task: [item.id for item in items] for task, items in ITEMS.items()}
@@ -88,3 +93,45 @@ def test_a_file_hides_no_module(tmp_path):
     (tmp_path / "json.py").write_text("def dumps(model, tokenizer, items): ...\n")
     assert load_function(f"{tmp_path}/json.py:dumps") is not json.dumps
     assert load_function("json:dumps") is json.dumps
+
+
+@pytest.fixture
+def untokenized(own_classifiers: Path, tmp_path: Path) -> list[str]:
+    """Settings of a search with a user's function, on a base without a tokenizer."""
+    shutil.copytree(own_classifiers / "base", tmp_path / "base", ignore=shutil.ignore_patterns("*token*"))
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"word {i}", "label": i % 2}) + "\n" for i in range(40))
+    )
+    return [
+        f"model.base={tmp_path / 'base'}",
+        f"model.experts=[{own_classifiers / 'mood'}]",
+        f"model.cache={tmp_path / 'cache'}",
+        "fitness=custom",
+        f"fitness.function={tmp_path / 'mine.py'}:score",
+        f"fitness.tasks={{texts: {tmp_path / 'texts.jsonl'}}}",
+        "fitness.items=4",
+        "searcher=random",
+        "budget=2",
+    ]
+
+
+def test_a_function_that_uses_no_tokenizer_needs_none(untokenized, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def score(model, tokenizer, items):\n"
+        "    return {t: [-float(next(model.parameters()).std())] * len(c) for t, c in items.items()}\n"
+    )
+    assert run_search(compose(*untokenized), tmp_path / "run", Reporter()) is not None
+
+
+@pytest.mark.parametrize("use", ["tokenizer('a')", "tokenizer.pad_token_id"])
+def test_a_function_that_uses_a_missing_tokenizer_is_told_what_is_missing(untokenized, tmp_path, use):
+    (tmp_path / "mine.py").write_text(f"def score(model, tokenizer, items):\n    {use}\n")
+    with pytest.raises(CheckpointError, match="has no tokenizer that transformers can load"):
+        run_search(compose(*untokenized), tmp_path / "run", Reporter())
+
+
+def test_another_fitness_needs_a_tokenizer(untokenized, tmp_path):
+    given = [setting for setting in untokenized if not setting.startswith("fitness")]
+    given.append(f"fitness.tasks={{mood: {tmp_path / 'texts.jsonl'}}}")
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        run_search(compose(*given), tmp_path / "run", Reporter())

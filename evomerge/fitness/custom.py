@@ -4,8 +4,9 @@
         return {task: [a number for each item, higher is better], ...}
 
 It is called for every candidate with the live model, whose weights have just been overwritten; so it must cache nothing
-that depends on them. The processor is the base's tokenizer, or its image processor if it takes images; an image is the
-bytes of its file, which `evomerge.images.decode_image` opens.
+that depends on them. The processor is the base's tokenizer, or its image processor if it takes images; a base without
+one serves a function that does not use it. An image is the bytes of its file, which `evomerge.images.decode_image`
+opens.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Custom:
 
     metrics = ("score",)
     pure = False  # the function may change between two runs
+    needs_processor = False  # a function may do without; one that does not is told what is missing when it asks
 
     def __init__(self, function: str) -> None:
         self._name = function

@@ -19,7 +19,7 @@ from torch import nn
 
 from evomerge.assembly import make_fitness, read_items
 from evomerge.checkpoint import Checkpoint
-from evomerge.config import build, takes
+from evomerge.config import build, needs_processor, takes
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
 from evomerge.expert_deltas import ExpertDeltas, is_narrow
@@ -183,7 +183,7 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
         split: Subset(items[split], given[name], settings["seed"], setting=f"fitness.{name}")
         for split, name in {"search": "items", "select": "select_items", "report": "report_items"}.items()
     }
-    live = load_live(sources.base, settings["model"]["auto_class"], device)
+    live = load_live(sources.base, settings["model"]["auto_class"], device, needs_processor(settings["fitness"]))
     if takes(given, "heads"):
         check_kind(live.processor, items["search"])
     fitness = reader or make_fitness(sources, given, live.parameters)
