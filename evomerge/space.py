@@ -17,6 +17,8 @@ from evomerge.groups import Group, make_groups
 from evomerge.names import matching, unknown
 
 SHARING = ("separate", "shared")
+ROUNDING = 1e-9
+"""How far beyond a bound a coefficient may lie and still be taken for the bound itself."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,20 @@ class CoefficientSpace:
         return total
 
     def start(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
-        """The point (dim,) inside the bounds whose coefficients are nearest to the given ones (least squares).
+        """The point (dim,) whose coefficients are nearest to the given ones (least squares), all within the bounds.
 
         Args:
             values: Variable -> a constant or an array (G, K); a variable that is missing starts at its `start`.
 
         Raises:
-            SpaceError: a variable that the space does not have, a wrong shape, or a value that is not finite.
+            SpaceError: a variable that the space does not have, a wrong shape, a value that is not finite, or one
+                outside the bounds, for a coefficient that the search can move.
         """
+        self._refuse_outside(self._checked(values))
+        return self.nearest(values)
+
+    def nearest(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
+        """As `start`, for values that may lie outside the bounds: then the nearest bound stands for them."""
         x = np.zeros(self.dim)
         wanted = self._checked({**{variable.name: variable.start for variable in self.variables}, **values})
         for name, a in self.matrices.items():
@@ -106,6 +114,21 @@ class CoefficientSpace:
     @property
     def _shape(self) -> tuple[int, int]:
         return len(self.groups), len(self.experts)
+
+    def _refuse_outside(self, wanted: Mapping[str, np.ndarray]) -> None:
+        """Refuse values, {variable: (G, K)}, that no point has: taken to the nearest bound, they would be others."""
+        for variable in (variable for variable in self.variables if variable.name in wanted):
+            values = np.where(self.moves(variable.name), wanted[variable.name], variable.low)
+            outside = (values < variable.low - ROUNDING) | (values > variable.high + ROUNDING)
+            if outside.any():
+                g, k = (int(place[0]) for place in np.nonzero(outside))
+                box = [min(variable.low, values.min()), max(variable.high, values.max())]
+                raise SpaceError(
+                    f"The search would start at {values[g, k]:g} for {variable.name}/{self.groups[g].name}/"
+                    f"{self.experts[k]}, which is outside of the bounds of {variable.name}, [{variable.low:g}, "
+                    f"{variable.high:g}]. Write a start inside, or wider bounds: "
+                    f"'space.bounds={{{variable.name}: [{box[0]!s}, {box[1]!s}]}}'."
+                )
 
     def _checked(self, values: Mapping[str, float | np.ndarray]) -> dict[str, np.ndarray]:
         """The same values as finite float64 arrays of shape (G, K)."""

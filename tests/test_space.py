@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,7 +118,7 @@ def test_start_takes_constants_arrays_and_the_variables_own_start():
     decoded = space.decode(space.start({"weight": 0.3}))
     assert (decoded["weight"] == 0.3).all()
     assert (decoded["density"] == 0.5).all()
-    assert (space.decode(space.start({"weight": 9.0}))["weight"] == 1.5).all()  # clipped to the box
+    assert (space.decode(space.nearest({"weight": 9.0}))["weight"] == 1.5).all()
     wanted = np.random.default_rng(0).random((6, 3))
     np.testing.assert_array_equal(space.decode(space.start({"weight": wanted}))["weight"], wanted)
 
@@ -130,13 +132,13 @@ def test_start_is_the_least_squares_point():
     line = space_of("line", experts=("a",))
     steep = np.array([[0.0], [0.0], [0.5], [1.0], [1.5], [0.0]])
     np.testing.assert_allclose(line.decode(line.start({"weight": steep}))["weight"], steep, atol=1e-12)
-    beyond = line.start({"weight": 3 * steep})  # the best line leaves the box, the best line inside it does not
+    beyond = line.nearest({"weight": 3 * steep})  # the best line leaves the box, the best line inside it does not
     assert (beyond >= line.low).all()
     assert (beyond <= line.high).all()
 
 
 def test_line_is_lines_with_alpha_at_the_shallow_end():
-    """methods.md V28: alpha .2, beta .8, four blocks; what lies outside the blocks takes alpha."""
+    """LiNeS (Wang et al. 2025): alpha .2, beta .8, four blocks; what lies outside the blocks takes alpha."""
     line = space_of("line", experts=("a",))
     assert line.names == ("weight/shallow/a", "weight/deep/a")
     decoded = line.decode(np.array([0.2, 1.0]))["weight"]
@@ -234,3 +236,35 @@ def test_values_of_the_wrong_kind_are_refused():
         space.start({"weight": np.zeros((3, 6))})
     with pytest.raises(SpaceError, match="not finite"):
         space.start({"weight": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("granularity", "values", "message"),
+    [
+        (
+            "layer",
+            {"weight": 2.0},
+            r"start at 2 for weight/embeddings/r8, .*\[0, 1\.5\].*'space.bounds={weight: \[0.0, 2.0\]}'",
+        ),
+        ("line", {"weight": -0.5}, r"start at -0\.5 for weight/embeddings/r8.*'space.bounds={weight: \[-0.5, 1.5\]}'"),
+        ("layer", {"density": 1.01}, r"start at 1\.01 for density/embeddings/r8.*density: \[0.1, 1.01\]"),
+        ("layer", {"weight": np.where(np.eye(6, 3), 1.75, 0.5)}, r"start at 1\.75 for weight/embeddings/r8"),
+    ],
+)
+def test_a_start_outside_the_bounds_is_refused_and_the_advice_helps(granularity, values, message):
+    space = space_of(granularity, (WEIGHT, DENSITY))
+    with pytest.raises(SpaceError, match=message) as error:
+        space.start(values)
+    [(variable, pair)] = re.findall(r"space.bounds={(\w+): \[(.*)\]}", str(error.value))
+    wider = space_of(granularity, (WEIGHT, DENSITY), bounds={variable: tuple(map(float, pair.split(",")))})
+    np.testing.assert_allclose(
+        wider.decode(wider.start(values))[variable][1:5], np.broadcast_to(values[variable], (6, 3))[1:5]
+    )
+
+
+def test_a_start_may_lie_outside_where_the_search_cannot_move():
+    space = space_of("layer", frozen={"weight/embeddings/*": 0.25})
+    values = np.full((6, 3), 0.4)
+    values[0] = 9.0
+    assert (space.decode(space.start({"weight": values}))["weight"][0] == 0.25).all()
+    assert (space.start({"weight": 1.5 + 1e-12}) == 1.5).all()  # a rounding is no other start

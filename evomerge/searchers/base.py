@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from evomerge.errors import ConfigError
+from evomerge.space import ROUNDING, CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
 
@@ -50,6 +52,32 @@ class Searcher(Protocol):
         point.
         """
         ...
+
+
+def inside(space: CoefficientSpace, start: np.ndarray) -> np.ndarray:
+    """Return a searcher's start point, float64 (dim,).
+
+    Args:
+        space: the coefficient space.
+        start: the point, (dim,).
+
+    Raises:
+        ConfigError: it is not finite, has another shape, or lies outside the bounds: moved inside, it would be another
+            point than the one that was asked for.
+    """
+    x = np.asarray(start, dtype=np.float64)
+    if x.shape != (space.dim,):
+        raise ConfigError(
+            f"The start has shape {x.shape}, and a point of this space ({space.dim},): give one of those."
+        )
+    bad = ~((x >= space.low - ROUNDING) & (x <= space.high + ROUNDING))  # so written, a NaN is outside
+    if bad.any():
+        i = int(bad.argmax())
+        raise ConfigError(
+            f"The start is {x[i]:g} for {space.names[i]}, outside of its bounds [{space.low[i]:g}, {space.high[i]:g}]: "
+            f"give a point inside, or wider bounds (space.bounds)."
+        )
+    return np.clip(x, space.low, space.high)
 
 
 class Elite:

@@ -17,7 +17,7 @@ import warnings
 import numpy as np
 
 from evomerge.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.searchers.base import Elite, Needs, Turns, inside
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
@@ -52,7 +52,8 @@ class CmaEs:
         keep: how many of the best points seen stay incumbents, beside the mean.
 
     Raises:
-        ConfigError: for a single free coefficient, a step that is not positive or a population below 2.
+        ConfigError: for a single free coefficient, a step that is not positive, a population below 2, or a start
+            outside the bounds.
     """
 
     needs = Needs()
@@ -100,7 +101,7 @@ class CmaEs:
         }
         if popsize is not None:
             options["popsize"] = int(popsize)
-        self._es = cma.CMAEvolutionStrategy(np.asarray(start, dtype=np.float64), float(sigma), options)
+        self._es = cma.CMAEvolutionStrategy(inside(space, start), float(sigma), options)
         self._low, self._high = space.low, space.high
         self._asked: list[np.ndarray] = []
         self._turns = Turns()

@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError
 from evomerge.names import unknown
-from evomerge.searchers.base import Needs, Turns
+from evomerge.searchers.base import Needs, Turns, inside
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
@@ -45,7 +45,7 @@ class Gradient:
         every: each point after so many steps becomes an incumbent; where the last step led to always is one.
 
     Raises:
-        ConfigError: a setting is out of its range.
+        ConfigError: a setting is out of its range, or the start outside the bounds.
     """
 
     needs = Needs(gradient=True)
@@ -73,7 +73,7 @@ class Gradient:
             if count is not None and count < 1:
                 raise ConfigError(f"searcher.{name}={count} must be at least 1.")
         self._low, self._high = space.low, space.high
-        self._x = np.asarray(start, dtype=np.float64)
+        self._x = inside(space, start)
         self._good = self._x  # the last point that did not fail
         self._lr, self._betas, self._schedule, self._steps, self._every = lr, betas, schedule, steps, every
         self._moments = np.zeros((2, len(self._x)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError
 from evomerge.names import nearest
-from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.searchers.base import Elite, Needs, Turns, inside
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
@@ -29,7 +29,8 @@ class Grid:
         keep: how many of the best points seen stay incumbents.
 
     Raises:
-        ConfigError: for an unknown coordinate, none named among several, or fewer than 2 points.
+        ConfigError: for an unknown coordinate, none named among several, fewer than 2 points, or a start outside the
+            bounds.
     """
 
     needs = Needs()
@@ -56,7 +57,7 @@ class Grid:
             near = nearest(name, space.names, n=3, cutoff=0.0)
             raise ConfigError(f"This space has no coordinate '{name}'. Near ones: {', '.join(near)}.")
         axis = space.names.index(name)
-        self._points = np.tile(np.asarray(start, dtype=np.float64), (points, 1))
+        self._points = np.tile(inside(space, start), (points, 1))
         self._points[:, axis] = np.linspace(space.low[axis], space.high[axis], points)
         self._turns = Turns()
         self._elite = Elite(keep)

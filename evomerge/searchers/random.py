@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.searchers.base import Elite, Needs, Turns, inside
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
@@ -26,7 +26,7 @@ class Random:
         keep: how many of the best points seen stay incumbents.
 
     Raises:
-        ConfigError: for a batch below 1.
+        ConfigError: for a batch below 1, or a start outside the bounds.
     """
 
     needs = Needs()
@@ -34,7 +34,7 @@ class Random:
     def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, batch: int = 8, keep: int = 5) -> None:
         if batch < 1:
             raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
-        self._space, self._start, self._seed, self._batch = space, np.asarray(start, dtype=np.float64), seed, batch
+        self._space, self._start, self._seed, self._batch = space, inside(space, start), seed, batch
         self._turns = Turns()
         self._elite = Elite(keep)
 

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
 from evomerge.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.searchers.base import Elite, Needs, Turns, inside
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch
@@ -33,7 +33,7 @@ class Tpe:
         keep: how many of the best points seen stay incumbents.
 
     Raises:
-        ConfigError: for a batch below 1.
+        ConfigError: for a batch below 1, or a start outside the bounds.
     """
 
     needs = Needs()
@@ -56,7 +56,7 @@ class Tpe:
         self._seed, self._batch, self._startup, self._candidates = seed, batch, startup, candidates
         self._asks = 0
         self._study = optuna.create_study(direction="maximize")
-        self._study.enqueue_trial(dict(zip(space.names, np.asarray(start, dtype=np.float64).tolist(), strict=True)))
+        self._study.enqueue_trial(dict(zip(space.names, inside(space, start).tolist(), strict=True)))
         self._asked: list[optuna.trial.Trial] = []
         self._turns = Turns()
         self._elite = Elite(keep)

@@ -22,12 +22,12 @@ CONSTANTS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
 def constants(space: CoefficientSpace) -> np.ndarray:
-    """Return the points of `CONSTANTS`, (n, dim); those beyond the bounds fall together on them."""
-    return np.unique(np.array([space.start({"weight": constant}) for constant in CONSTANTS]), axis=0)
+    """Return the points of `CONSTANTS`, (n, dim); a bound stands for all of them that lie beyond it."""
+    return np.unique(np.array([space.nearest({"weight": constant}) for constant in CONSTANTS]), axis=0)
 
 
 class WarmStart:
-    """Searcher that scores `CONSTANTS` (those within the bounds) and then becomes another one.
+    """Searcher that scores constants (see `constants`) and then becomes another one.
 
     Args:
         space: the coefficient space.
