@@ -20,6 +20,10 @@ class SpaceError(EvomergeError):
     """The coefficient space that was asked for cannot be built."""
 
 
+class MergeError(EvomergeError):
+    """No model can be built from these coefficients."""
+
+
 class SuiteError(EvomergeError):
     """A suite of experts and tasks is missing, incomplete or damaged."""
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.errors import MergeError
 from evomerge.groups import Span
 from evomerge.space import Variable
 from evomerge.transforms.base import Transform
@@ -32,6 +33,8 @@ BLOCK = 16
 """Rows that `torch.sum` adds up before it begins a new partial sum."""
 VECTOR = 64
 """A multiple of the elements that its vector loop takes at a time, whatever the processor."""
+CANCELLED = 1e-3
+"""The share of their magnitudes to which weights may cancel in a sum that divides."""
 INTERLEAVED = 4
 """Rows up to which its order behind that loop is the given one as well."""
 
@@ -219,10 +222,14 @@ def elect(deltas: Sequence[Tensor], weights: np.ndarray, normalize: bool) -> Ten
     Args:
         deltas: K tensors (n,).
         weights: (K,).
-        normalize: divide by the sum of the weights that agree (1 where that is 0), as mergekit does by default.
+        normalize: divide by the sum of the weights that agree (1 where none does), as mergekit does by default.
 
     Returns:
         The elected sum, (n,).
+
+    Raises:
+        MergeError: weights of both signs agree in an element and cancel to less than `CANCELLED` of their magnitudes:
+            the division would make weights of thousands and more of them.
     """
     weighted = torch.stack([delta * weight for delta, weight in zip(deltas, weights.tolist(), strict=True)])
     sign = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
@@ -230,5 +237,15 @@ def elect(deltas: Sequence[Tensor], weights: np.ndarray, normalize: bool) -> Ten
     merged = torch.where(agrees, weighted, 0.0).sum(0)
     if not normalize:
         return merged
-    total = (agrees * torch.as_tensor(weights, dtype=torch.float32, device=merged.device)[:, None]).sum(0)
+    column = torch.as_tensor(weights, dtype=torch.float32, device=merged.device)[:, None]
+    total = (agrees * column).sum(0)
+    if weights.min() < 0 < weights.max():
+        cancelled = total.abs() < CANCELLED * (agrees * column.abs()).sum(0)
+        if cancelled.any():
+            given = ", ".join(f"{weight:.4g}" for weight in weights.tolist())
+            raise MergeError(
+                f"The weights {given} cancel in {int(cancelled.sum())} elements of a tensor, and method.normalize=true "
+                f"divides by their sum: write method.normalize=false, or bounds without negative weights in "
+                f"space.bounds."
+            )
     return merged / torch.where(total == 0, 1.0, total)

@@ -22,7 +22,7 @@ import numpy as np
 from evomerge.errors import EvomergeError
 from evomerge.evaluator import check_finite
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.objectives import Objective, task_weights
+from evomerge.fitness.objectives import Objective, can_normalise, task_weights
 from evomerge.judge import Judge
 from evomerge.stopping import Stopped
 
@@ -143,7 +143,13 @@ def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], 
         with _needed("the base, or an expert,", "select"):
             base, experts = judge.base("select").scores(), judge.experts("select").scores()
         gains = {task: (base[task][metric], experts[task][metric]) for task in experts}
-        ends = gains if all(high > low for low, high in gains.values()) else None  # else it cannot be normalised here
+        if flat := [task for task, (low, high) in gains.items() if not can_normalise(low, high)]:
+            logger.warning(
+                "The winner is chosen by scores that are not normalised: on the select items the expert of %s is "
+                "hardly better than the base.",
+                ", ".join(flat),
+            )
+        ends = None if flat else gains
     objective = Objective(metric, given["aggregate"], given["weights"], ends)
     return lambda outcome: objective(outcome)[0][0]
 
@@ -182,7 +188,7 @@ def _weighted(values: Mapping[str, np.ndarray], weights: Mapping[str, float] | N
     given = {task: weight for task, weight in (weights or {}).items() if task in values}
     share = task_weights(given if any(given.values()) or len(given) < len(values) else None, values)
     means = {task: float(np.mean(v)) for task, v in values.items()}
-    with np.errstate(invalid="ignore"):  # infinite results have no variance
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite results have no variance, huge ones an infinite one
         variances = {task: float(np.var(v, ddof=1)) / len(v) if len(v) > 1 else math.nan for task, v in values.items()}
     mean = sum(share[task] * means[task] for task in values)
     return {

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evomerge.errors import MergeError
 from evomerge.groups import Span
 from evomerge.methods import DareTies, Linear, Method, Ties, elect
 
@@ -39,7 +40,7 @@ def merge(
     ],
 )
 def test_election_as_in_mergekit(weight: list[float], normalize: bool, expected: list[float]) -> None:
-    """Numbers of V2: weights before the election; normalised, the overall scale of the weights means nothing."""
+    """Weights before the election; normalised, the overall scale of the weights means nothing."""
     torch.testing.assert_close(
         elect(list(T3), np.array(weight), normalize), torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=0
     )
@@ -58,7 +59,7 @@ def test_linear_is_bit_for_bit_the_sum_of_mergekit(experts: int, size: int, seed
 
 
 def test_ties_reviewer_example() -> None:
-    """Numbers of V1: density .4 keeps exactly two of five."""
+    """Density .4 keeps exactly two of five."""
     deltas = torch.tensor([[0.5, 0.1, -0.2, -0.4, 0.05], [-0.1, -0.6, 0.3, 0.2, -0.02]])
     torch.testing.assert_close(merge(Ties(), deltas, [1, 1], [0.4, 0.4]), torch.tensor([0.5, -0.6, 0.3, -0.4, 0.0]))
 
@@ -74,7 +75,7 @@ def test_ties_reviewer_example() -> None:
     ],
 )
 def test_trim_keeps_exactly_k(delta: list[float], density: float, kept: list[float]) -> None:
-    """Numbers of V3, per tensor."""
+    """Of each tensor by itself."""
     torch.testing.assert_close(
         merge(Ties(), torch.tensor([delta]), [1.0], [density]), torch.tensor(kept, dtype=torch.float32)
     )
@@ -121,3 +122,20 @@ def test_ties_is_homogeneous_and_odd(seed: int, scale: float) -> None:
     merged = merge(Ties(), deltas, [1.0, 0.5, 0.7], [0.5, 0.6, 0.7])
     torch.testing.assert_close(merge(Ties(), deltas * scale, [1.0, 0.5, 0.7], [0.5, 0.6, 0.7]), merged * scale)
     torch.testing.assert_close(merge(Ties(), -deltas, [1.0, 0.5, 0.7], [0.5, 0.6, 0.7]), -merged)
+
+
+@pytest.mark.parametrize("method", [Ties(normalize=True), DareTies(normalize=True)], ids=["ties", "dare_ties"])
+@pytest.mark.parametrize("weight", [[1.0, -0.9999999], [1.0, -1.0], [0.3, 0.3, -0.6000001]], ids=str)
+def test_normalised_weights_that_nearly_cancel_make_no_model(method: Method, weight: list[float]) -> None:
+    """Deltas of opposite signs agree under weights of opposite signs, whose sum is then divided by."""
+    deltas = torch.tensor([[2.0, -1, 3], [1, -2, 2], [-3.0, 2, -1]])[-len(weight) :]
+    with pytest.raises(MergeError, match=r"cancel in \d elements .*write method\.normalize=false"):
+        merge(method, deltas, weight)
+    method_as_advised = type(method)(normalize=False)
+    assert merge(method_as_advised, deltas, weight).abs().max() < 10
+
+
+def test_negative_weights_that_do_not_cancel_are_normalised() -> None:
+    deltas = torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+    assert merge(Ties(normalize=True), deltas, [1.0, -0.5]).tolist() == [3.0, -1.0]
+    assert merge(Ties(normalize=True), deltas, [-1.0, -0.5]).abs().max() <= 1

@@ -105,6 +105,8 @@ def test_a_missing_weight_is_one():
             r"task a cannot be .*its expert scores 0\.4000, no better than the base",
         ),
         ({"ends": {"a": (0.4, 0.3)}}, "no better than the base .*Use objective.normalised=false"),
+        ({"ends": {"a": (-2.3, -2.2999)}}, r"its expert scores -2\.2999, hardly better than the base"),
+        ({"ends": {"b": (0.0, 1.0), "a": (0.5, 0.5 + 1e-7)}}, "task a .*hardly better than the base"),
         ({"ends": {"a": (math.nan, 0.3)}}, "no better than the base"),
     ],
 )

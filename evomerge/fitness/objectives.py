@@ -18,6 +18,8 @@ from evomerge.fitness.base import Outcome
 from evomerge.names import nearest
 
 AGGREGATES = ("mean", "worst")
+LEAST_GAIN = 1e-3
+"""The gain of an expert over the base, as a share of the larger of their scores, from which on it can be divided by."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Objective:
         ends: {task: (score of the base, score of its expert)}; None to take scores as they are.
 
     Raises:
-        ConfigError: an unknown aggregate, negative weights, or an expert that is no better than the base.
+        ConfigError: an unknown aggregate, negative weights, or an expert that is hardly better than the base.
     """
 
     metric: str
@@ -45,9 +47,10 @@ class Objective:
         if not all(0 <= weight < np.inf for weight in (self.weights or {}).values()):
             raise ConfigError(f"objective.weights are {dict(self.weights or {})}; write finite numbers, none negative.")
         for task, (base, expert) in (self.ends or {}).items():
-            if not expert - base > 1e-9:  # an expert below the base would turn the objective round
+            if not can_normalise(base, expert):
+                how = "hardly better" if expert > base else "no better"
                 raise ConfigError(
-                    f"The score of the task {task} cannot be normalised: its expert scores {expert:.4f}, no better "
+                    f"The score of the task {task} cannot be normalised: its expert scores {expert:.4f}, {how} "
                     f"than the base ({base:.4f}). Use objective.normalised=false, or more items."
                 )
 
@@ -63,6 +66,13 @@ class Objective:
             return (float(np.min(list(scores.values()))),), ()  # NaN if one is, which `min` would pass over
         weights = task_weights(self.weights, scores)
         return (sum(weights[task] * score for task, score in scores.items()),), ()
+
+
+def can_normalise(base: float, expert: float) -> bool:
+    """Return whether scores can be divided by the gain of an expert over the base: one below the base would turn the
+    objective round, and a gain of nearly nothing would let one task drown all others.
+    """
+    return expert - base > max(LEAST_GAIN * max(abs(base), abs(expert)), 1e-9)
 
 
 def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object]) -> dict[str, float]:
