@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def write_run(
     steps: int = 0,
     coordinates: Sequence[str] | None = None,
     items: int = 20,
+    score: Callable[[int], float] | None = None,
 ) -> Path:
     """Write a run that was stopped before its winner was chosen: config, log and timings.
 
@@ -51,6 +53,7 @@ def write_run(
         steps: of a gradient, after the batches.
         coordinates: of the space.
         items: of each task that a trial is scored on.
+        score: of a trial's number -> what every item of it gets, and minus the loss of a step.
     """
     config = compose("model=pico", *overrides)
     names = list(coordinates if coordinates is not None else coordinates_of(experts=experts))
@@ -72,7 +75,8 @@ def write_run(
             batch = log.begin(Batch(index, points, gradient=gradient))
             for i in range(len(points)):
                 number += 1
-                log.append(_trial(index, i, number, tasks, items, gradient, (errors or {}).get(number), len(names)))
+                trial = _trial(index, i, number, tasks, items, gradient, (errors or {}).get(number), len(names))
+                log.append(_scored(trial, score(number)) if score and trial.values else trial)
             log.tell(batch)
         if batches + steps == 0:
             log.begin(Batch(0, rng.random((size, len(names)))))
@@ -97,6 +101,13 @@ def _trial(
     scores = {task: {name: float(np.mean(v)) for name, v in rows.items()} for task, rows in results.items()}
     value = float(np.mean([row["log_probability"] for row in scores.values()]))
     return Trial(batch, index, "ok", (value,), scores=scores, items=ids, results=results)
+
+
+def _scored(trial: Trial, score: float) -> Trial:
+    """The same trial with one result everywhere."""
+    results = {task: {name: [score] * len(row) for name, row in rows.items()} for task, rows in trial.results.items()}
+    scores = {task: dict.fromkeys(row, score) for task, row in trial.scores.items()}
+    return replace(trial, values=(score,), scores=scores, results=results)
 
 
 def finish(path: Path, diff: float = 0.03, se: float | None = 0.01, **changes: Any) -> Path:

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from evomerge.report.colours import STEPS, contrast, ramp
 from evomerge.report.scales import axis, counting, robust, shade
 
-NUMBERS = st.floats(-1e6, 1e6).map(lambda x: round(x, 6))
+NUMBERS = st.floats(-1e6, 1e6).map(lambda x: round(x, 6)) | st.floats(-1e99, 1e99)
 
 
 @settings(max_examples=60, deadline=None)

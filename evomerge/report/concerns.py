@@ -147,7 +147,8 @@ def _search_error(facts: Facts, found: int | None) -> float:
     samples = [np.array([x for x in row if x is not None], dtype=float) for row in rows]
     if not samples or any(len(sample) < 2 for sample in samples):
         return math.inf
-    return math.sqrt(sum(float(np.var(s, ddof=1)) / len(s) for s in samples)) / len(samples)
+    with np.errstate(over="ignore"):  # the square of a huge number is infinite
+        return math.sqrt(sum(float(np.var(s, ddof=1)) / len(s) for s in samples)) / len(samples)
 
 
 def _tasks(facts: Facts) -> Iterator[str]:

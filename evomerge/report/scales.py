@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 from evomerge.report.colours import STEPS, name
 
+LEAST, FARTHEST = 1e-9, 1e100
+"""Values nearer to each other than this (absolutely, and as a share of the larger) are drawn as one, and none is drawn
+farther out: ticks between them could not be written, and differences of them not be taken.
+"""
+LONG = 1e9
+"""Numbers from this on are written with an exponent."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -36,6 +43,8 @@ class Axis:
     def tick(self, value: float) -> str:
         """A tick as it is written: as many digits as tell the ticks apart."""
         step = min((b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)), default=1.0)
+        if max(map(abs, self.ticks), default=0.0) >= LONG:
+            return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         if digits and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
             digits += 1  # steps of 0.25
@@ -58,15 +67,18 @@ def axis(values: Sequence[float], label: str = "", ticks: int = 5, pad: float = 
         pad: how much room is left at both ends, as a share of the range.
         zero: whether it begins at zero, for values that are all positive.
     """
-    low, high = min(values), max(values)
+    low, high = (min(max(value, -FARTHEST), FARTHEST) for value in (min(values), max(values)))
     if zero:
         low = min(low, 0.0)
     room = (high - low) * pad or abs(high) * pad or pad
     low, high = (low if zero and low == 0.0 else low - room), high + room
+    if high - low < (least := max(LEAST, LEAST * abs(low), LEAST * abs(high))):
+        low, high = (low, low + 1.0) if zero and low == 0.0 else (low - least, high + least)
     step = _round_step((high - low) / ticks)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return Axis(low, high, label, tuple(round(k * step, 12) for k in range(first, last + 1)))
+    places = 3 - math.floor(math.log10(step))
+    return Axis(low, high, label, tuple(round(k * step, places) for k in range(first, last + 1)))
 
 
 def counting(last: int, label: str, ticks: int = 5) -> Axis:

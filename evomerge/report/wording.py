@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.report.facts import Facts
+from evomerge.report.scales import LONG
 
 MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
@@ -20,7 +21,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number with a true minus sign; a dash for one that is not known."""
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}" if abs(value) < LONG else f"{value:.{digits}g}"
     return text.replace("-", MINUS) if float(text) else text.lstrip("-")
 
 
