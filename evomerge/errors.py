@@ -16,6 +16,10 @@ class CheckpointError(EvomergeError):
     """A model directory cannot be read, or does not belong with the others."""
 
 
+class NotFinite(EvomergeError, ArithmeticError):
+    """What a model says are no finite numbers, so it has no score."""
+
+
 class SpaceError(EvomergeError):
     """The coefficient space that was asked for cannot be built."""
 

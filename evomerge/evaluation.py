@@ -1,9 +1,9 @@
 """Models scored side by side: recipes, model directories, constants, the base, experts, on the items of one split.
 
 In: the assembled parts of a search, and models by the names that people give them. Out: the mean score of each with its
-standard error, and the paired difference of each to the first. All are scored on the same items, those on which a
-search judges its finalists (`judge.py`), and outcomes are remembered under the same names: what a search has scored is
-not scored again.
+standard error, and the paired difference of each to the first; of a model that has no score, the reason. All are scored
+on the same items, those on which a search judges its finalists (`judge.py`), and outcomes are remembered under the same
+names: what a search has scored is not scored again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from evomerge.assembly import Assembly
 from evomerge.contenders import Contender, in_place, of_directory, of_recipe
-from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer
+from evomerge.errors import ConfigError, EvomergeError, NotFinite
+from evomerge.evaluator import Scorer, check_finite
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import task_weights
 from evomerge.hub import find_directory, is_name
@@ -98,7 +98,7 @@ def evaluate(
         {"split", "metric", "items"} and what `compare` returns.
 
     Raises:
-        EvomergeError: a model belongs to another base or architecture, or the fitness fails on it.
+        EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
     """
     subset = make_subsets(assembly, settings)[split]
     ids, metric, weights = subset(0), settings["fitness"]["report_metric"], settings["objective"]["weights"]
@@ -106,36 +106,43 @@ def evaluate(
     with reporter.bars():
         contenders = {name: _contender(model, assembly, settings, reporter) for name, model in models.items()}
     score = scorer(assembly, assembly.items[split])
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
-            outcomes[name] = _outcome(name, contender, assembly, Path(settings["model"]["cache"]), score, ids)
+            outcomes[name] = _outcome(contender, assembly, Path(settings["model"]["cache"]), score, ids, metric)
     return {"split": split, "metric": metric, "items": subset.size, **compare(outcomes, ids, metric, weights)}
 
 
 def compare(
-    outcomes: Mapping[str, Outcome], tasks: Collection[str], metric: str, weights: Mapping[str, float] | None
+    outcomes: Mapping[str, Outcome | str], tasks: Collection[str], metric: str, weights: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """Return scores with standard errors, and the paired difference of each model to the first.
 
     Args:
-        outcomes: of each model, on the same items.
+        outcomes: of each model, on the same items; or the reason why it has no score.
         tasks: all tasks; a model that lacks one has no mean and no difference, since it would be one over fewer tasks.
         metric: which of the fitness.
         weights: of the tasks in the mean; None for equal ones.
 
     Returns:
-        {"models": {name: what `summary` returns}, "paired": {name: what `paired` returns, for all but the first}}.
+        {"models": {name: what `summary` returns}, "paired": {name: what `paired` returns, for all but the first}}; a
+        model without a score has `None` for numbers, no tasks, and the reason as its `error`.
     """
-    whole = {name for name, outcome in outcomes.items() if set(outcome.results) == set(tasks)}
-    models = {name: summary(outcome, metric, weights) for name, outcome in outcomes.items()}
-    for name in models.keys() - whole:
+    scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
+    whole = {name for name, outcome in scored.items() if set(outcome.results) == set(tasks)}
+    models = {
+        name: {"mean": None, "se": None, "tasks": {}, "tasks_se": {}, "error": outcome}
+        if isinstance(outcome, str)
+        else summary(outcome, metric, weights)
+        for name, outcome in outcomes.items()
+    }
+    for name in scored.keys() - whole:
         models[name] |= {"mean": None, "se": None}
     first, *others = outcomes
     return {
         "models": models,
         "paired": {
-            name: paired(outcomes[name], outcomes[first], metric, weights)
+            name: paired(scored[name], scored[first], metric, weights)
             if {name, first} <= whole
             else {"diff": None, "se": None, "tasks": {}, "tasks_se": {}}
             for name in others
@@ -165,28 +172,31 @@ def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], re
 
 
 def _outcome(
-    name: str,
-    contender: Contender,
-    assembly: Assembly,
-    cache: Path,
-    score: Scorer,
-    ids: Mapping[str, list[str]],
-) -> Outcome:
-    """Return the outcome of a contender, under the name by which `judge.py` remembers it, and put the base back."""
+    contender: Contender, assembly: Assembly, cache: Path, score: Scorer, ids: Mapping[str, list[str]], metric: str
+) -> Outcome | str:
+    """Return the outcome of a contender, under the name by which `judge.py` remembers it, or the reason why it has no
+    score, and put the base back.
+    """
 
     def compute() -> Outcome:
         try:
             return contender.score(score, ids)
-        except EvomergeError:
-            raise
-        except Exception as error:  # whatever a model or a user's fitness may raise
-            raise ConfigError(f"{name} cannot be scored: {type(error).__name__}: {error}") from error
         finally:
             assembly.become(None)
 
-    if not assembly.fitness.pure:
-        return compute()
-    return remembered(cache, {**contender.about, "items": ids, **circumstances(assembly)}, compute)
+    try:
+        if assembly.fitness.pure:
+            outcome = remembered(cache, {**contender.about, "items": ids, **circumstances(assembly)}, compute)
+        else:
+            outcome = compute()
+        check_finite(outcome, metric)
+    except NotFinite as error:
+        return str(error)
+    except EvomergeError:  # of items or settings: no model would have a score
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        return f"{type(error).__name__}: {error}"
+    return outcome
 
 
 def _constant(text: str) -> float:

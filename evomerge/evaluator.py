@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from evomerge.errors import NotFinite
 from evomerge.fitness.base import Fitness, Outcome
+from evomerge.fitness.finite import watched
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.limits import TimeLimit
@@ -56,8 +58,13 @@ class Scorer:
     prepared: Any
 
     def __call__(self, ids: Mapping[str, Sequence[str]]) -> Outcome:
-        """Score the model as it is now, in smaller batches where memory does not suffice."""
-        return with_smaller_batches(self.fitness, lambda: self.fitness(self.model, self.prepared, ids))
+        """Score the model as it is now, in smaller batches where memory does not suffice.
+
+        Raises:
+            NotFinite: its logits are not.
+        """
+        with watched(self.model):
+            return with_smaller_batches(self.fitness, lambda: self.fitness(self.model, self.prepared, ids))
 
 
 class SerialEvaluator:
@@ -151,10 +158,10 @@ def check_finite(outcome: Outcome, metric: str | None = None) -> None:
         metric: the one that counts; all of them when left out.
 
     Raises:
-        ArithmeticError: there are some; the message says of which metric and task, and how many.
+        NotFinite: there are some; the message says of which metric and task, and how many.
     """
     for task, metrics in outcome.results.items():
         for name, results in metrics.items():
             bad = int((~np.isfinite(results)).sum())
             if bad and metric in (None, name):
-                raise ArithmeticError(f"{name} of {bad} of {len(results)} items of {task} is not a finite number")
+                raise NotFinite(f"{name} of {bad} of {len(results)} items of {task} is not a finite number")

@@ -17,6 +17,7 @@ import numpy as np
 from evomerge.assembly import Assembly
 from evomerge.evaluator import Scorer
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.finite import named
 from evomerge.fitness.sampling import Subset
 from evomerge.identity import circumstances, contents
 from evomerge.limits import TimeLimit
@@ -115,16 +116,23 @@ class Judge:
 
 
 def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
-    """Score each task's items with its own expert, and put the base back; tasks without an expert are left out."""
+    """Score each task's items with its own expert, and put the base back; tasks without an expert are left out.
+
+    Raises:
+        NotFinite: what an expert says is not; the message names it.
+    """
     items: dict[str, list[str]] = {}
     results: dict[str, Mapping[str, np.ndarray]] = {}
-    for expert in assembly.space.experts:
-        mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
-        if mine:
-            assembly.become(expert)
-            outcome = score(mine)
-            items |= outcome.items
-            results |= outcome.results
-    assembly.become(None)
+    try:
+        for expert in assembly.space.experts:
+            mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
+            if mine:
+                assembly.become(expert)
+                with named(f"the expert {expert}"):
+                    outcome = score(mine)
+                items |= outcome.items
+                results |= outcome.results
+    finally:
+        assembly.become(None)
     known = [task for task in ids if task in items]
     return Outcome({task: items[task] for task in known}, {task: results[task] for task in known})

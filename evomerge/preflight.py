@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.assembly import Assembly
-from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer
+from evomerge.errors import ConfigError, EvomergeError, NotFinite
+from evomerge.evaluator import Scorer, check_finite
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.gradients import GradientEvaluator
@@ -53,10 +53,17 @@ def preflight(
     try:
         score(ids)  # the first call pays for what is set up lazily
         started = time.perf_counter()
-        (value,), _ = objective(limit(lambda: score(ids)))
+        outcome = limit(lambda: score(ids))
+        check_finite(outcome)
+        (value,), _ = objective(outcome)
         seconds = time.perf_counter() - started
         what = "loss"
         step = gradients.measure() if gradients else None
+    except NotFinite as error:
+        raise NotFinite(
+            f"The base has no score, so no candidate would have one: {error}. Take another base. "
+            f"`evomerge inspect` names the weights that are not finite, if there are any."
+        ) from error
     except EvomergeError:
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise

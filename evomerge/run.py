@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 from evomerge.assembly import Assembly, assemble, make_searcher
 from evomerge.config import SearchConfig, check, plain
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer, SerialEvaluator, Timing
+from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
+from evomerge.fitness.finite import named
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.gradients import GradientEvaluator
@@ -235,7 +236,11 @@ def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Score
                 f"fitness.tasks.{missing[0]}.expert=..."
             )
         ids = subset(0)
-        base = score(ids).scores()
-        best = score_experts(assembly, score, ids).scores()
+        found = []
+        for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(assembly, score, ids))):
+            with named(f"Scores cannot be normalised: the {who}"):
+                found.append(outcome())
+                check_finite(found[-1], metric)
+        base, best = (outcome.scores() for outcome in found)
         ends = {task: (base[task][metric], best[task][metric]) for task in ids}
     return Objective(metric, given["aggregate"], given["weights"], ends)

@@ -141,7 +141,10 @@ def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], 
     ends = None
     if given["normalised"]:
         with _needed("the base, or an expert,", "select"):
-            base, experts = judge.base("select").scores(), judge.experts("select").scores()
+            outcomes = judge.base("select"), judge.experts("select")
+            for outcome in outcomes:
+                check_finite(outcome, metric)
+        base, experts = (outcome.scores() for outcome in outcomes)
         gains = {task: (base[task][metric], experts[task][metric]) for task in experts}
         if flat := [task for task, (low, high) in gains.items() if not can_normalise(low, high)]:
             logger.warning(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, EvomergeError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.evaluation import Model
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str]) -> None:
         arguments: names of models, flags and settings.
 
     Raises:
-        EvomergeError: a model is not there or does not fit, or a setting is wrong.
+        EvomergeError: a model is not there or does not fit, a setting is wrong; or, when all that have a score are
+            shown, a model has none.
     """
     given = [a for a in arguments if "=" in a and not a.startswith("-") and not Path(a).exists()]
     options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
@@ -109,23 +110,28 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(finite(result), indent=1, allow_nan=False))
     else:
         show(result, reporter)
+    if without := [name for name, row in result["models"].items() if "error" in row]:
+        raise EvomergeError(f"{len(without)} of {len(names)} models have no score: {', '.join(without)}.")
 
 
 def show(result: Mapping[str, Any], reporter: Reporter) -> None:
     """Print what `evaluation.evaluate` returned as one table, or two."""
     models, paired = result["models"], result["paired"]
     first, *_ = models
-    tasks = max((list(row["tasks"]) for row in models.values()), key=len)  # only `experts` may lack some
+    tasks = max((list(row["tasks"]) for row in models.values()), key=len)  # `experts` may lack some
     rows = [
         [
             "experts, each on its own task" if name == "experts" else name,
-            _plus_minus(row["mean"], row["se"], ".4f"),
+            "no score" if "error" in row else _plus_minus(row["mean"], row["se"], ".4f"),
             *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
         ]
         for name, row in models.items()
     ]
     title = f"{result['metric']} on {result['items']} {SAID[result['split']]}"
     reporter.table(title, ["", "mean ± se", *tasks], rows)
+    for name, row in models.items():
+        if "error" in row:
+            reporter.say(f"{name} has no score: {row['error']}")
     if paired:
         differences = [
             [name, _plus_minus(one["diff"], one["se"], "+.4f"), _ratio(one["diff"], one["se"])]

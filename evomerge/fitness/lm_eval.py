@@ -230,7 +230,11 @@ class LmEval:
         return prepared.plan
 
     def _smooth(self, task: str, query: Query, totals: np.ndarray) -> float:
-        """Return `log_probability` of a document, of the log-likelihoods of its choices or of its reference."""
+        """Return `log_probability` of a document, of the log-likelihoods of its choices or of its reference; NaN where
+        the model's logits are.
+        """
+        if np.isnan(totals).any():
+            return math.nan
         if not query.choices:
             return float(totals.sum() / query.size)
         return among_choices(totals[: len(query.choices)] * evened(query.choices, self._score[task]), query.gold)
@@ -243,6 +247,9 @@ class LmEval:
                 task.apply_filters()
         rows = []
         for query in queries:
+            if math.isnan(smooth[id(query)]):  # of NaN, too, lm-eval would take one for the most probable
+                rows.append({})
+                continue
             own = own_metrics(query.document.task, query.document.doc, query.instances)
             own[SMOOTH] = smooth[id(query)]
             rows.append(own | {SCORE: own.get(self._score[name], math.nan)})

@@ -94,7 +94,8 @@ def evened(choices: Sequence[str], measure: str) -> np.ndarray:
 
 def among_choices(log_likelihoods: np.ndarray, gold: Sequence[int]) -> float:
     """Return the log-probability of the right choices (together) among all of them, (C,)."""
-    return float(np.logaddexp.reduce(log_likelihoods[list(gold)]) - np.logaddexp.reduce(log_likelihoods))
+    with np.errstate(invalid="ignore"):  # none of them is possible: they have no ratio
+        return float(np.logaddexp.reduce(log_likelihoods[list(gold)]) - np.logaddexp.reduce(log_likelihoods))
 
 
 def _number(task: Any, name: str, value: Any, lower: bool) -> float:
