@@ -253,7 +253,7 @@ def make_searcher(
             f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, "
             f"start=1/K or start=runs/<name>/recipe.yaml."
         )
-    known = Recipe.from_yaml(Path(start).read_text()).on_groups(space.groups, space.experts, parameters)
+    known = Recipe.from_yaml(Path(start).read_text(encoding="utf-8")).on_groups(space.groups, space.experts, parameters)
     return make(
         space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
     )

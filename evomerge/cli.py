@@ -4,11 +4,13 @@
     evomerge search -m model=text searcher=cmaes,tpe seed=1,2,3
     evomerge merge runs/<name>/recipe.yaml merged/
 
-A misspelt verb is answered with the near match; a user's mistake never ends in a traceback.
+A misspelt verb is answered with the near match; a user's mistake never ends in a traceback, and no text that a terminal
+cannot show ends in one.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,6 +39,9 @@ usage: evomerge VERB [arguments ...]         evomerge VERB --help says more
   evomerge search model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' \\
       'fitness.tasks={{a: {{items: a.jsonl}}, b: {{items: b.jsonl}}}}'    on your own models
   evomerge search -m model=text searcher=cmaes,tpe seed=1,2,3          a sweep over searches
+
+exit status: 0 done; 1 something of it is not (a run of a sweep, a model that does not fit); 2 refused, with the reason;
+128 + signal when asked to stop (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM): the same command again goes on
 """
 
 
@@ -46,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: those after the program's name; `sys.argv` when left out.
     """
+    _replace_what_cannot_be_shown()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -60,3 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"evomerge has no verb '{verb}'.{hint}")
     with explained("Run the same command again."):
         import_module(f"evomerge.commands.{verb}").main(rest)
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """Let the streams of this command show `?` for a character that their encoding does not have (τ, ±, é)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

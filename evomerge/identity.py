@@ -78,7 +78,9 @@ def describe(
             if learned
             else {}
         ),
-        "start": f"recipe {digest(recipe.read_text())}" if recipe is not None and recipe.is_file() else start,
+        "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"
+        if recipe is not None and recipe.is_file()
+        else start,
         "seed": settings["seed"],
     }
 

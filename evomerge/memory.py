@@ -41,7 +41,7 @@ def memory_limit() -> int:
     if (soft := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         limits.append(soft)
     for path in CGROUPS:
-        if path.is_file() and (text := path.read_text().strip()).isdigit():  # "max": no limit
+        if path.is_file() and (text := path.read_text(encoding="utf-8").strip()).isdigit():  # "max": no limit
             limits.append(int(text))
     return min(limits)
 

@@ -90,7 +90,7 @@ def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> d
         settings: of the search; a budget that is lower than what was spent takes nothing back.
     """
     try:
-        result = json.loads((directory / "summary.json").read_text())
+        result = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         spent = result["stop"] != "budget" or result["trials"] >= settings["budget"] or settings["budget_items"]
         return result if run is not None and result["run"] == run and spent else None
     except (FileNotFoundError, ValueError, KeyError):
@@ -138,7 +138,7 @@ def recorder(path: Path) -> Callable[[Timing], None]:
     """Return what writes the time of each candidate to a file, a line each."""
 
     def record(timing: Timing) -> None:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(
                 json.dumps({name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(timing).items()})
                 + "\n"

@@ -6,6 +6,7 @@ Everything goes to standard error, but for the final table, which is the command
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from rich.table import Table
 
 from evomerge.search import Evaluator
 from evomerge.trials import Batch, Trial
+
+logger = logging.getLogger(__name__)
 
 PLAIN_EVERY = 10.0
 """Seconds between two lines of progress in a pipe."""
@@ -95,7 +98,8 @@ class Reporter:
         self._bar.update(self._tasks[what], completed=done)
 
     def say(self, text: str) -> None:
-        """Print a line for the user."""
+        """Print a line for the user; a search has it in its log file as well."""
+        logger.info("%s", text)
         self.console.print(text, highlight=False, markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -30,7 +30,7 @@ def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[]
     key = json.dumps(description, sort_keys=True)
     file = cache / "outcomes" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         if content["description"] == json.loads(key):
             results = {
                 task: {name: np.array(v) for name, v in metrics.items()} for task, metrics in content["results"].items()

@@ -44,13 +44,16 @@ from evomerge.trials import Batch, Trial, TrialLog
 logger = logging.getLogger(__name__)
 
 
-def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dict[str, Any] | None:
+def run_search(
+    config: SearchConfig, directory: Path, reporter: Reporter, interrupt: Interrupt | None = None
+) -> dict[str, Any] | None:
     """Run one search, or go on with it.
 
     Args:
         config: its settings.
         directory: its run directory.
         reporter: tells the user what goes on.
+        interrupt: says afterwards which signal asked it to stop.
 
     Returns:
         The summary, or None when it was asked to stop before the end.
@@ -75,7 +78,7 @@ def run_search(config: SearchConfig, directory: Path, reporter: Reporter) -> dic
         show(done, directory, reporter)
         return done
     record = recorder(directory / "timings.jsonl")
-    with Interrupt() as interrupt:
+    with interrupt or Interrupt() as interrupt:
         objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
         parts = plan(settings, assembly.space, gradients is not None)
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)

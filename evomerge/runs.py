@@ -87,15 +87,15 @@ def open_run(path: Path) -> Run:
         identity,
         batches,
         read_timings(path / "timings.jsonl"),
-        json.loads(summary.read_text()) if summary.is_file() else None,
-        Recipe.from_yaml(recipe.read_text()) if recipe.is_file() else None,
+        json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
+        Recipe.from_yaml(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
     )
 
 
 def read_timings(path: Path) -> list[dict[str, Any]]:
     """Return the lines of `timings.jsonl`, without one that a kill cut off; none if there is no such file."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -105,7 +105,7 @@ def read_timings(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}): run the search's own command again to write it."

@@ -71,7 +71,7 @@ def measure_lm(directory: Path, items: int, pairs: int, device: str = "auto") ->
         device: of the live model.
     """
     files = {file.stem: file for file in sorted((directory / "tasks").glob("*.yaml"))}
-    kinds = {name: yaml.safe_load(file.read_text())["output_type"] for name, file in files.items()}
+    kinds = {name: yaml.safe_load(file.read_text(encoding="utf-8"))["output_type"] for name, file in files.items()}
     chosen = ", ".join(f"{name}: {file}" for name, file in files.items() if kinds[name] == "multiple_choice")
     experts = ", ".join(str(path) for path in sorted((directory / "experts").iterdir()) if path.is_dir())
     sources = [f"model.base={directory / 'base'}", f"model.experts=[{experts}]", f"fitness.tasks={{{chosen}}}"]

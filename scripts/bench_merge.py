@@ -44,8 +44,8 @@ def copy_in_bfloat16(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
     tensors = load_file(source / "model.safetensors")
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, target / "model.safetensors")
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}), encoding="utf-8")
 
 
 def make_merger(models: Path, live: LiveModel, keep: bool) -> tuple[Merger, TaskVectors, int]:

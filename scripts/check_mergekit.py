@@ -92,7 +92,7 @@ def run_winner(run: Path, environment: Path) -> Verdict:
         model["model"] = str(Path(model["model"]).absolute())
     with TemporaryDirectory() as scratch:
         config = Path(scratch) / "mergekit.yaml"
-        config.write_text(yaml.safe_dump(document, sort_keys=False))
+        config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
         raw = type(live.model).__name__.startswith("Bert")
         return merge_twice(run / "recipe.yaml", config, Path(scratch), environment, raw, live.tied)
 

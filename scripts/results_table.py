@@ -19,7 +19,7 @@ def main() -> None:
     runs = sorted(parser.parse_args().runs)
     if open_runs := [str(run) for run in runs if not (run / "summary.json").is_file()]:
         parser.error(f"no summary.json in {', '.join(open_runs)}: name run directories of searches that have ended")
-    summaries = {run.name: json.loads((run / "summary.json").read_text()) for run in runs}
+    summaries = {run.name: json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs}
     first = next(iter(summaries.values()))
     tasks = list(first["report"]["base"]["tasks"])
     print(f"| | {' | '.join(tasks)} | mean ± se | winner − best constant ± paired se |")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from evomerge.errors import EvomergeError
+
+SIGNALLED = 128
+"""Added to the number of the signal that ended a command: its exit status, as shells have it."""
 
 
 @contextmanager
@@ -23,7 +27,7 @@ def explained(safe: str) -> Iterator[None]:
     except EvomergeError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail(f"Stopped. {safe}", status=130)
+        fail(f"Stopped. {safe}", status=SIGNALLED + signal.SIGINT)
     except BrokenPipeError:
         raise SystemExit(141) from None  # whoever read the output has seen enough
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,14 +13,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from evomerge.commands.common import explained
+from evomerge.callbacks import REASON
+from evomerge.commands.common import SIGNALLED, explained
 from evomerge.commands.settings import check_settings, spelled_out
 from evomerge.config import CONF, SearchConfig, register
 from evomerge.errors import EvomergeError
+from evomerge.files import write_atomically
+from evomerge.stopping import Interrupt
 
 OWN_CONFIGURATION = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 """Flags of Hydra that add settings files of the user's."""
 SAFE = "Nothing of the search is lost: run the same command again to go on."
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,16 +47,29 @@ def _application(config: SearchConfig) -> None:
     from evomerge.progress import Reporter  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.run import run_search
 
-    directory = Path(HydraConfig.get().runtime.output_dir)
+    logging.captureWarnings(True)  # so that the log file has them too
+    directory, interrupt = Path(HydraConfig.get().runtime.output_dir), Interrupt()
+    (directory / REASON).unlink(missing_ok=True)
     with explained(SAFE):  # in here, since Hydra has a way of its own with exceptions
         try:
-            if run_search(config, directory, Reporter()) is None:
-                raise SystemExit(0)  # asked to stop: a sweep must not go on with its next run
+            if run_search(config, directory, Reporter(), interrupt) is None:
+                raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run
         except EvomergeError as error:
-            _leave_no_trace(directory)
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                _leave_no_trace(directory)
+                raise
+            print(f"evomerge: {error}", file=sys.stderr)
+            _remember(directory, str(error))
+        except Exception as error:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 raise
-            print(f"evomerge: {error}", file=sys.stderr)  # one bad run of a sweep costs one run; the table shows it
+            logger.exception("This run failed; the sweep goes on.")
+            _remember(directory, f"{type(error).__name__}: {error}")
+
+
+def _remember(directory: Path, why: str) -> None:
+    """Write why a run of a sweep is not complete: it costs this run alone, and the end of the sweep names it."""
+    write_atomically(directory / REASON, f"{why}\n")
 
 
 def _leave_no_trace(directory: Path) -> None:

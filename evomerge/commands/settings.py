@@ -91,7 +91,7 @@ def _known_settings() -> Iterator[str]:
     yield from _flatten(OmegaConf.to_container(OmegaConf.structured(SearchConfig)), "")
     for file in sorted(CONF.glob("*/*.yaml")):
         yield file.parent.name
-        content = yaml.safe_load(file.read_text()) or {}
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         yield from _flatten({k: v for k, v in content.items() if k != "defaults"}, f"{file.parent.name}.")
 
 

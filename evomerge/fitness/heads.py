@@ -142,7 +142,7 @@ class OwnHead:
     def classes(self) -> int | None:
         """The number of names in the expert's config.json, if it has them."""
         try:
-            return len(json.loads((self._path / "config.json").read_text())["id2label"])
+            return len(json.loads((self._path / "config.json").read_text(encoding="utf-8"))["id2label"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

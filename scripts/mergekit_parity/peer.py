@@ -66,12 +66,12 @@ def run_mergekit_pytorch(directory: Path, config: Path, out: Path) -> None:
     Raises:
         PeerError: mergekit fails.
     """
-    document = yaml.safe_load(config.read_text())
+    document = yaml.safe_load(config.read_text(encoding="utf-8"))
     document["base_model"] += "/model.safetensors"
     for model in document["models"]:
         model["model"] += "/model.safetensors"
     raw = config.with_name("mergekit-pytorch.yaml")
-    raw.write_text(yaml.safe_dump(document, sort_keys=False))
+    raw.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     _run([_program(directory, "mergekit-pytorch"), str(raw), str(out), "--quiet"], config.parent)
 
 

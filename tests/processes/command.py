@@ -22,23 +22,27 @@ for verb in VERBS:  # what they need is loaded before the fork
 import_module("evomerge.run")
 
 
-def evomerge(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `evomerge ARGUMENTS` in a directory, with one thread, and return its status and all that it printed."""
+def evomerge(
+    *arguments: str, cwd: Path, timeout: float = 300, encoding: str = "utf-8"
+) -> subprocess.CompletedProcess[str]:
+    """Run `evomerge ARGUMENTS` in a directory, with one thread and streams of an encoding; return its status and
+    all that it printed.
+    """
     with tempfile.TemporaryDirectory() as directory:
         printed = [Path(directory) / name for name in ("stdout", "stderr")]
-        with forked(_run, arguments, str(cwd), [str(path) for path in printed]) as process:
+        with forked(_run, arguments, str(cwd), [str(path) for path in printed], encoding) as process:
             process.join(timeout)
             if process.exitcode is None:
                 raise subprocess.TimeoutExpired(list(arguments), timeout)
             status = process.exitcode
-        out, err = (path.read_text(encoding="utf-8") for path in printed)
+        out, err = (path.read_text(encoding=encoding) for path in printed)
     return subprocess.CompletedProcess(list(arguments), status, out, err)
 
 
-def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str]) -> None:
+def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: str) -> None:
     for number, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding=encoding, closefd=False) for number in (1, 2))
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     os.chdir(cwd)
     sys.path.insert(0, "")  # as `python -c` has it
