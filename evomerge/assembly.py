@@ -16,6 +16,7 @@ import torch
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.config import build, classes, needs_processor, takes
 from evomerge.errors import ConfigError
+from evomerge.family import check_files, family_notes
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.encoding import check_kind
 from evomerge.items import SPLITS, Item, check_disjoint
@@ -26,10 +27,10 @@ from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.warm import WarmStart
-from evomerge.sources import Sources, cautions, find_sources, make_heads, read_split
+from evomerge.sources import Sources, few_items, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.suite import Task
-from evomerge.task_vectors import TaskVectors, check_family, task_vectors
+from evomerge.task_vectors import TaskVectors, task_vectors
 from evomerge.transforms.store import transformed
 from evomerge.vocabulary import REFUSE
 
@@ -122,6 +123,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
         reader, items = read_items(sources, settings["fitness"])
     check_disjoint(items)
     method: Method = build(settings["method"], "method")
+    check_files([sources.base, *sources.experts.values()])
     with reporter.working("loading the base"):
         live = load_live(sources.base, model["auto_class"], model["device"], needs_processor(settings["fitness"]))
     if reader and live.model.get_output_embeddings() is None:
@@ -135,8 +137,10 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
     base, experts = open_sources(sources, live, cache, reporter, choice)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
-    warnings = [*(reader.warnings if reader else ()), *check_family(base, experts, parameters)]
-    warnings += cautions(sources, items)
+    pooled = not takes(settings["fitness"], "heads")
+    warnings = [*(reader.warnings if reader else ())]
+    warnings += family_notes(sources.experts, live, base, experts, parameters, pooled)
+    warnings += few_items(items)
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(
@@ -152,8 +156,6 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     )
     with reporter.working("preparing the merge"):
         merger = Merger(live.model, merged, space.groups, method)
-    if not takes(settings["fitness"], "heads") and base.missing:
-        warnings.append("the base holds no pooler, so the live one is random: your fitness must not use pooled outputs")
     fitness = reader or make_fitness(sources, settings["fitness"], parameters)
     for name in ("metric", "report_metric"):
         if settings["fitness"][name] not in fitness.metrics:

@@ -22,13 +22,13 @@ from evomerge.catalog import make_method
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
+from evomerge.family import directory_notes
 from evomerge.fitness.base import Outcome
 from evomerge.identity import contents
 from evomerge.merger import Merger
 from evomerge.methods import Method
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
-from evomerge.sources import Sources, cautions
 from evomerge.task_vectors import RELATED, TaskVectors, weight_cosine, zeros
 from evomerge.transforms.store import transformed
 from evomerge.vocabulary import REFUSE, row_notes
@@ -137,7 +137,7 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
             f"{path} lacks {listed(needed)}, which the base has: name a whole model of the base's architecture."
         )
     both = [name for name in assembly.vectors.parameters if name in found.keys]
-    notes = [text.removeprefix("expert ") for text in cautions(Sources(base.path, {str(path): path}, {}), {})]
+    notes = directory_notes(base.path, {str(path): path})
     notes += [f"{path} {note}" for note in row_notes(found.rows)]
     if lost:
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")

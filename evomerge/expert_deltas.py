@@ -191,7 +191,12 @@ def check_finite(
     if largest < float("inf"):
         return
     who, at = (f"expert {name}", expert) if torch.isfinite(before.float()).all() else ("the base", base)
-    raise CheckpointError(
-        f"{at.path}: {at.keys[parameter]} of {who} is not finite in float32 (inf or NaN), so nothing can be"
-        " merged from it. Its training diverged or its file is damaged: take an earlier checkpoint."
+    raise CheckpointError(not_finite(who, at, parameter))
+
+
+def not_finite(who: str, checkpoint: Checkpoint, parameter: str) -> str:
+    """Say that a parameter is not finite in float32, and what is left to do."""
+    return (
+        f"{checkpoint.path}: {checkpoint.keys[parameter]} of {who} is not finite in float32 (inf or NaN), so nothing"
+        " can be merged from it. Its training diverged or its file is damaged: take an earlier checkpoint."
     )

@@ -18,15 +18,13 @@ from evomerge.items import Item, read_items
 from evomerge.names import nearest
 from evomerge.pico import build_pico
 from evomerge.suite import Suite, Task, load_suite
-from evomerge.vocabulary import read_object, read_vocabulary, token_notes
+from evomerge.vocabulary import read_object
 
 TASK_SETTINGS = ("items", "head", "expert", "classes")
 FURTHER = ("task", "split", "splits", "fewshot", "metric", "include_path", "subset", "field")
 """Settings of a task that only some fitnesses have; `task` is another word for `items`."""
 FEW = 30
 """Fewer items of a task than this make a standard error of nine points and more."""
-PIXELS = ("size", "crop_size", "do_center_crop", "resample", "rescale_factor", "image_mean", "image_std")
-"""What a preprocessor_config.json says of how an image becomes pixels."""
 
 
 @dataclass(frozen=True)
@@ -120,34 +118,18 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
     return heads
 
 
-def cautions(sources: Sources, items: Mapping[str, Mapping[str, Sequence[Item]]]) -> list[str]:
-    """Return what is allowed but often a mistake: experts that were tuned on other tokens or other pixels than the base
-    makes, and splits too small to decide anything.
+def few_items(items: Mapping[str, Mapping[str, Sequence[Item]]]) -> list[str]:
+    """Return which splits are too small to decide anything.
 
     Args:
-        sources: base, experts and tasks.
         items: split -> task -> items.
     """
     warnings = []
-    base = read_vocabulary(sources.base)
-    for name, path in sources.experts.items():
-        warnings += [f"expert {name} {note}" for note in token_notes(base, read_vocabulary(path))]
-        if other := _other_pixels(sources.base, path):
-            warnings.append(
-                f"expert {name} has another {' and '.join(other)} in its preprocessor_config.json than the base, whose "
-                f"is used for all: it was tuned on other pixels"
-            )
     for split, tasks in items.items():
         small = [f"{task} ({len(chosen)})" for task, chosen in tasks.items() if len(chosen) < FEW]
         if small:
             warnings.append(f"few {split} items, so scores on them mean little: {', '.join(small)}")
     return warnings
-
-
-def _other_pixels(base: Path, expert: Path) -> list[str]:
-    """Return the settings in which the image processors of two model directories differ, if both have one."""
-    ours, theirs = (read_object(path / "preprocessor_config.json") for path in (base, expert))
-    return [name for name in PIXELS if name in ours and name in theirs and ours[name] != theirs[name]]
 
 
 def _open_suite(model: Mapping[str, Any]) -> Suite | None:

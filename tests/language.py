@@ -24,12 +24,12 @@ CHAT = "{% for m in messages %}{{ m['role'] }} | {{ m['content'] }} {% endfor %}
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
-def save_tokenizer(path: Path) -> None:
+def save_tokenizer(path: Path, vocabulary: Sequence[str] = VOCABULARY, chat: str | None = CHAT) -> None:
     """Words between spaces; no beginning is added, and there is no padding token."""
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=CHAT
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=chat
     ).save_pretrained(path)
 
 

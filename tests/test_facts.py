@@ -24,7 +24,7 @@ def test_a_directory_with_weights_alone(path):
     assert (facts.elements, facts.dtypes, facts.files) == (6, {"float32": 6}, 1)
     assert facts.bytes == (path / "model.safetensors").stat().st_size
     assert (facts.architecture, facts.tied, facts.vocabulary) == (None, None, None)
-    assert (facts.template, facts.pixels, facts.licence) == (None, None, None)
+    assert (facts.templates, facts.pixels, facts.licence) == (None, None, None)
 
 
 def test_dtypes_by_how_much_is_in_them(tmp_path):
@@ -72,11 +72,11 @@ def test_a_vocabulary_that_cannot_be_read(path, text):
 
 def test_chat_templates(path):
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "x", "template": "y"}]}))
-    assert json.loads(read_facts(path).template or "") == [{"name": "x", "template": "y"}]
+    assert read_facts(path).templates == {"x": "y"}
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "one"}))
-    assert read_facts(path).template == "one"
+    assert read_facts(path).templates == {"default": "one"}
     (path / "chat_template.jinja").write_text("two")
-    assert read_facts(path).template == "two"
+    assert read_facts(path).templates == {"default": "two"}
 
 
 def test_pixels_are_the_settings_that_change_them(path):

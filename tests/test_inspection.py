@@ -13,6 +13,7 @@ from evomerge.inspection.document import document
 from evomerge.inspection.sources import Inspection, inspect_sources
 from evomerge.progress import Reporter
 from evomerge.sources import Sources
+from tests.language import save_tokenizer
 from tests.models import BERT, LLAMA, LLAMA_TIED, TINY, pico, rewritten
 
 
@@ -77,7 +78,7 @@ def test_a_family_of_shards_and_dtypes(llamas):
 
 def test_an_untied_head_is_merged_by_its_own_class_alone(llamas):
     headless = look(llamas / "untied", "a")
-    assert any("lm_head.weight is no part of LlamaModel" in text for text in headless.warnings)
+    assert any("lm_head.weight, no part of LlamaModel" in text for text in headless.warnings)
     assert any("model.auto_class=AutoModelForCausalLM has it" in text for text in headless.warnings)
     whole = look(llamas / "untied", "a", auto_class="AutoModelForCausalLM")
     assert whole.warnings == []
@@ -111,7 +112,7 @@ def test_the_base_as_expert_and_one_expert_twice(family):
     found = look(family, "same", "a", "twin", "sharded")
     assert found.warnings == [
         "expert same equals the base in all that is merged: its task vector is zero, and it adds nothing",
-        *(text for text in found.warnings if text.startswith("the task vectors of a and twin are nearly the same")),
+        *(text for text in found.warnings if text.startswith("experts a and twin have nearly the same task vectors")),
     ]
     assert len(found.warnings) == 2
     assert found.whole.changed[0] == 0
@@ -164,17 +165,16 @@ def test_missing_pooler(tmp_path):
 
 
 def test_tokens_templates_and_licences(family):
+    special = ["<unk>", "<s>", "</s>"]
     for name, tokens in {"base": ["a", "b"], "a": ["b", "a"], "sharded": ["a", "b", "c"]}.items():
-        content = {"model": {"vocab": {token: i for i, token in enumerate(tokens)}}}
-        (family / name / "tokenizer.json").write_text(json.dumps(content))
-        (family / name / "chat_template.jinja").write_text("x" if name != "a" else "y")
+        save_tokenizer(family / name, [*special, *tokens], "x" if name != "a" else "y")
         (family / name / "README.md").write_text(f"---\nlicense: {'mit' if name == 'a' else 'apache-2.0'}\n---\n")
     found = look(family, "a", "sharded")
     assert [text.split(":")[0] for text in found.warnings] == [
         "expert a gives 2 tokens another id than the base (a, b)",
+        "expert a has another chat template than the base, whose is used for all",
         "expert sharded has 1 token that the base's tokenizer lacks (c)",
-        "expert a has another chat template than the base",
-        "the licences differ (apache-2.0, mit)",
+        "base and experts have other licences (apache-2.0, mit)",
     ]
     experts = document(found, None, 200)["experts"]
     assert (experts["a"]["moved"], experts["a"]["added"], experts["a"]["lost"]) == (["a", "b"], [], [])
@@ -188,7 +188,8 @@ def test_another_image_processor(vision_family, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0, 0, 0]}))
     found = look(path, "digits", "letters")
     assert found.refused == []
-    assert any("expert letters has another image_mean" in text for text in found.warnings)
+    said = "expert letters has another image processor than the base, whose is used for all: image_mean is [0, 0, 0]"
+    assert sum(text.startswith(said) for text in found.warnings) == 1
     experts = document(found, None, 200)["experts"]
     assert [experts[name]["image_processor"] for name in experts] == ["same", "other"]
 

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from evomerge.config import ModelConfig
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError, SuiteError
 from evomerge.fitness.heads import FrozenHead, OwnHead
-from evomerge.sources import Sources, cautions, find_sources, make_heads, read_split
+from evomerge.sources import few_items, find_sources, make_heads, read_split
 
 
 def found(*overrides: str):
@@ -181,26 +181,10 @@ def test_class_names_in_another_order_than_the_head_are_refused(tmp_path):
     assert found(*own, "fitness.tasks={mood: {items: m.jsonl, classes: [happy, sad]}}").tasks["mood"].classes
 
 
-def test_experts_that_were_tuned_on_other_pixels(tmp_path):
-    settings = {"size": {"shortest_edge": 28}, "image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}
-    for name, change in (("base", {}), ("same", {"do_resize": True}), ("other", {"size": 56, "image_mean": [0, 0, 0]})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(settings | change))
-    sources = Sources(tmp_path / "base", {"same": tmp_path / "same", "other": tmp_path / "other"}, {})
-    (warning,) = cautions(sources, {})
-    assert warning.startswith("expert other has another size and image_mean in its preprocessor_config.json")
-
-
-def test_cautions(tmp_path):
-    for name, vocabulary in (("base", {"a": 0, "b": 1}), ("same", {"a": 0, "b": 1}), ("other", {"b": 0, "a": 1})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    sources = Sources(tmp_path / "base", {"same": tmp_path / "same", "other": tmp_path / "other"}, {})
-    assert cautions(sources, {}) == [
-        "expert other gives 2 tokens another id than the base (a, b): its rows there stand for other tokens"
-    ]
+def test_few_items():
     few = {"select": {"big": [None] * 50, "small": [None] * 7}}
-    assert "few select items, so scores on them mean little: small (7)" in cautions(sources, few)
+    assert few_items(few) == ["few select items, so scores on them mean little: small (7)"]
+    assert few_items({"select": {"big": [None] * 50}}) == []
 
 
 def test_settings_that_only_some_fitnesses_have_are_handed_on():

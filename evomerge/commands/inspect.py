@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--density={options.density}: write a number above 0, up to 1, such as 0.2 for 20 %.")
 
     from evomerge.commands.settings import compose_settings
-    from evomerge.config import check, plain
+    from evomerge.config import check, plain, takes
     from evomerge.inspection.document import document
     from evomerge.inspection.estimates import estimate
     from evomerge.inspection.sources import inspect_sources
@@ -69,7 +69,13 @@ def main(arguments: Sequence[str]) -> None:
     model, reporter = settings["model"], Reporter()
     with reporter.bars():
         found = inspect_sources(
-            sources, model["auto_class"], Path(model["cache"]), options.density, reporter, model["vocabulary"]
+            sources,
+            model["auto_class"],
+            Path(model["cache"]),
+            options.density,
+            reporter,
+            model["vocabulary"],
+            pooled=not (sources.tasks and takes(settings["fitness"], "heads")),
         )
     needs = None
     if found.base.error is None and len(found.refused) < len(found.experts):

@@ -27,12 +27,12 @@ from evomerge.export.card import model_card
 from evomerge.export.origins import find_heads, find_origins, open_origin
 from evomerge.export.rebuild import Rebuild
 from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
+from evomerge.family import family_notes
 from evomerge.files import write_atomically
 from evomerge.live import LiveModel, load_skeleton, tied_names
 from evomerge.names import unknown
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
-from evomerge.task_vectors import check_family
 from evomerge.weights import read_json, read_tensors, weight_files
 
 PROCESSING = (
@@ -128,7 +128,8 @@ def _opened(
             name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
         }
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
-    for warning in check_family(ours, experts, parameters):
+    own = {name: places[name] for name in experts}
+    for warning in family_notes(own, live, ours, experts, parameters):
         reporter.say(f"warning: {warning}")
     with reporter.working("looking at the task vectors"):
         return ours, Rebuild(recipe, ours, experts, parameters), parameters

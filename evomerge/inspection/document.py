@@ -71,7 +71,7 @@ def _member(member: Member, found: Inspection) -> dict[str, Any]:
             "licence": facts.licence,
             "tokens": facts.vocabulary and len(facts.vocabulary),
             **_tokens(facts, base.facts),
-            "chat_template": _likeness(facts.template, base.facts.template),
+            "chat_template": _likeness(facts.templates, base.facts.templates),
             "image_processor": _likeness(facts.pixels, base.facts.pixels),
         }
     if checkpoint is not None:

@@ -33,7 +33,7 @@ from evomerge.merger import Merger
 from evomerge.methods import Method, only_sums
 from evomerge.plan import judged
 from evomerge.progress import Reporter
-from evomerge.sources import Sources, cautions
+from evomerge.sources import Sources, few_items
 from evomerge.space import make_space
 from evomerge.task_vectors import TaskVectors
 
@@ -198,7 +198,7 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
         raise ConfigError(
             f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
-    warnings = [*(reader.warnings if reader else ()), *cautions(Sources(sources.base, {}, sources.tasks), items)]
+    warnings = [*(reader.warnings if reader else ()), *few_items(items)]
     return seconds, {split: subset.size for split, subset in subsets.items()}, warnings
 
 

@@ -6,7 +6,6 @@ processor, licence. What a directory does not say is None; only weights must be 
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-import yaml
-from huggingface_hub import metadata_load
 
-from evomerge.sources import PIXELS
-from evomerge.vocabulary import read_object, read_vocabulary
+from evomerge.family import read_licence
+from evomerge.processing import Processing
+from evomerge.vocabulary import read_vocabulary
 from evomerge.weights import read_json, read_tensors, weight_files
 
 
@@ -34,7 +32,7 @@ class Facts:
         files: how many there are, without the index.
         tied: whether input and output embeddings are one tensor; None where its class ties nothing.
         vocabulary: token -> id.
-        template: the chat template.
+        templates: the chat templates by name.
         pixels: how its image processor makes pixels of an image.
         licence: as its card states it.
     """
@@ -46,7 +44,7 @@ class Facts:
     files: int
     tied: bool | None
     vocabulary: dict[str, int] | None = field(repr=False)
-    template: str | None = field(repr=False)
+    templates: dict[str, str] | None = field(repr=False)
     pixels: dict[str, Any] | None
     licence: str | None
 
@@ -65,6 +63,7 @@ def read_facts(path: Path) -> Facts:
             dtypes[str(tensor.dtype).removeprefix("torch.")] += math.prod(tensor.shape)
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None
+    processing = Processing(path)
     weights = [file for file in files if file.suffix != ".json"]
     return Facts(
         architecture=architecture,
@@ -74,9 +73,9 @@ def read_facts(path: Path) -> Facts:
         files=len(weights),
         tied=_tied(path, architecture),
         vocabulary=read_vocabulary(path),
-        template=_template(path),
-        pixels=_pixels(path),
-        licence=_licence(path),
+        templates=processing.templates or None,
+        pixels=processing.stated_pixels or None,
+        licence=read_licence(path),
     )
 
 
@@ -89,30 +88,3 @@ def _tied(path: Path, architecture: str | None) -> bool | None:
     except Exception:  # of whatever kind; what is wrong with the config is said where the model is loaded
         return None
     return bool(getattr(config, "tie_word_embeddings", False))
-
-
-def _template(path: Path) -> str | None:
-    """The chat template, from a file of its own or from the tokenizer's settings."""
-    try:
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        pass  # in one of the other files, or there is none
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if template := read_object(path / name).get("chat_template"):
-            return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return None
-
-
-def _pixels(path: Path) -> dict[str, Any] | None:
-    settings = read_object(path / "preprocessor_config.json")
-    return {name: settings[name] for name in PIXELS if name in settings} or None
-
-
-def _licence(path: Path) -> str | None:
-    """The licence in the header of the model card."""
-    try:
-        header = metadata_load(path / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return None  # no card, or one whose header cannot be read
-    licence = header.get("license_name") if header.get("license") == "other" else header.get("license")
-    return str(licence) if licence else None

@@ -1,8 +1,9 @@
 """Whether base and experts can be merged and what they are like, before anything expensive starts.
 
 In: where the models are. Out: an `Inspection`: what each directory says of itself, which experts do not fit and why,
-and the geometry of the task vectors. An expert that does not fit costs that expert; the others are compared. No model
-is loaded and no task vector is written: the weights are read from their files, block by block.
+and the geometry of the task vectors. An expert that does not fit costs that expert; the others are compared, and
+what is to be known of them is what a search of them would say. The base is loaded, as a search would load it; no task
+vector is written: the weights are read from their files, block by block.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
-from itertools import combinations
 from operator import add
 from pathlib import Path
 
@@ -18,18 +18,16 @@ import numpy as np
 
 from evomerge.checkpoint import Checkpoint, check_base, open_checkpoint
 from evomerge.errors import CheckpointError, SpaceError
+from evomerge.expert_deltas import not_finite
+from evomerge.family import family_notes
 from evomerge.groups import Group, make_groups
 from evomerge.inspection.facts import Facts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
-from evomerge.live import load_skeleton
+from evomerge.live import LiveModel, load_model, load_skeleton
 from evomerge.progress import Reporter
-from evomerge.sources import Sources, cautions
+from evomerge.sources import Sources
 from evomerge.task_vectors import check_family
 from evomerge.vocabulary import REFUSE
-from evomerge.weights import listed
-
-SAME = 0.98
-"""Cosine of two task vectors above which a search can hardly tell them apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +98,13 @@ class Inspection:
 
 
 def inspect_sources(
-    sources: Sources, auto_class: str, cache: Path, density: float, reporter: Reporter, vocabulary: str = REFUSE
+    sources: Sources,
+    auto_class: str,
+    cache: Path,
+    density: float,
+    reporter: Reporter,
+    vocabulary: str = REFUSE,
+    pooled: bool = True,
 ) -> Inspection:
     """Compare base and experts.
 
@@ -111,13 +115,15 @@ def inspect_sources(
         density: see `geometry.measure`.
         reporter: shows progress.
         vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
+        pooled: whether what is scored may look at pooled outputs; heads do not.
 
     Raises:
         CheckpointError: the base cannot be read.
         ConfigError: there is no such class.
     """
     facts = read_facts(sources.base)
-    live = load_skeleton(sources.base, auto_class)
+    with reporter.working("loading the base"):
+        live = _load(sources.base, auto_class)
 
     opened = partial(
         open_checkpoint,
@@ -134,21 +140,35 @@ def inspect_sources(
         check_base(checkpoint)
     fitted = partial(opened, vocabulary=vocabulary, base=checkpoint)
     experts = [_member(name, path, fitted) for name, path in sources.experts.items()]
-    error, experts, warnings = _check(checkpoint, experts, parameters)
+    error, experts = _check(checkpoint, experts, parameters)
     held = {member.name: member.checkpoint for member in experts if member.checkpoint}
     tensors = measure(checkpoint, list(held.values()), parameters, density, reporter.steps)
     if error is None and (broken := _not_finite(tensors, 0)):
-        error = f"{sources.base}: {broken} of the base is not finite (inf or NaN), so nothing can be merged into it."
+        error = not_finite("the base", checkpoint, broken)
     elif error is None:
         experts = [_check_finite(member, list(held), tensors) for member in experts]
     try:
         groups = make_groups("layer", parameters)
     except SpaceError:  # it has no blocks
         groups = ()
+    notes = []
+    if error is None:
+        fit = {member.name: member.checkpoint for member in experts if member.checkpoint and not member.error}
+        places = {name: sources.experts[name] for name in fit}
+        notes = family_notes(places, live, checkpoint, fit, parameters, pooled)
     base, name = Member("base", sources.base, facts, checkpoint, error), type(live.model).__name__
-    found = Inspection(auto_class, name, base, experts, list(held), parameters, tensors, groups, density, warnings)
-    warnings += [*cautions(sources, {}), *_outside(found), *_differences(facts, experts), *_likenesses(found)]
-    return found
+    return Inspection(auto_class, name, base, experts, list(held), parameters, tensors, groups, density, notes)
+
+
+def _load(path: Path, auto_class: str) -> LiveModel:
+    """Return the skeleton of a base that a search could load; what refuses it says so in the words of a search."""
+    try:
+        live = load_skeleton(path, auto_class)
+    except CheckpointError:
+        load_model(path, auto_class)
+        raise
+    load_model(path, auto_class)
+    return live
 
 
 def _member(name: str, path: Path, opened: Callable[[Path], Checkpoint]) -> Member:
@@ -162,92 +182,35 @@ def _member(name: str, path: Path, opened: Callable[[Path], Checkpoint]) -> Memb
 
 def _check(
     base: Checkpoint, experts: Sequence[Member], parameters: Mapping[str, tuple[int, ...]]
-) -> tuple[str | None, list[Member], list[str]]:
+) -> tuple[str | None, list[Member]]:
     """Put each refusal of `check_family` to whom it concerns.
 
     Returns:
-        What is wrong with the base, the experts with their errors, and the warnings.
+        What is wrong with the base, and the experts with their errors.
     """
     try:
         check_base(base)
     except CheckpointError as error:
-        return str(error), list(experts), []
-    checked, warnings = [], []
+        return str(error), list(experts)
+    checked = []
     for member in experts:
         try:
             if member.checkpoint:
-                warnings += check_family(base, {member.name: member.checkpoint}, parameters)
+                check_family(base, {member.name: member.checkpoint}, parameters)
             checked.append(member)
         except CheckpointError as error:
             checked.append(replace(member, error=str(error)))
-    return None, checked, warnings
+    return None, checked
 
 
 def _check_finite(member: Member, compared: Sequence[str], tensors: Mapping[str, Geometry]) -> Member:
     """Refuse an expert that could be compared, but whose weights are not finite."""
-    if member.error or not (broken := _not_finite(tensors, 1 + compared.index(member.name))):
+    if member.error or member.checkpoint is None:
         return member
-    return replace(
-        member,
-        error=f"{member.path}: {broken} of expert {member.name} is not finite (inf or NaN), so nothing can be merged "
-        f"from it. Its training diverged or its file is damaged: take an earlier checkpoint.",
-    )
+    broken = _not_finite(tensors, 1 + compared.index(member.name))
+    return replace(member, error=not_finite(f"expert {member.name}", member.checkpoint, broken)) if broken else member
 
 
 def _not_finite(tensors: Mapping[str, Geometry], row: int) -> str | None:
     """The first parameter in which a row of the geometry is not finite."""
     return next((name for name, one in tensors.items() if not np.isfinite(one.gram[row, row])), None)
-
-
-def _outside(found: Inspection) -> list[str]:
-    """What is in the live model or in the files of all, and yet takes no part in a merge."""
-    base, warnings = found.base, []
-    if base.checkpoint and base.checkpoint.missing and not base.error:
-        warnings.append(
-            f"the base holds no {listed(base.checkpoint.missing)}: random in the live model, and not merged; nothing "
-            f"that is scored may depend on it"
-        )
-    others = [set(member.checkpoint.extra) for member in found.experts if member.checkpoint]
-    if base.checkpoint and (
-        spare := [
-            key
-            for key in base.checkpoint.extra
-            if base.checkpoint.tensors[key].is_floating_point() and any(key in extra for extra in others)
-        ]
-    ):
-        _, ending, task = (base.facts.architecture or "" if base.facts else "").rpartition("For")
-        hint = f"AutoModel{ending}{task}" if ending else "a class with a head, such as AutoModelForCausalLM"
-        warnings.append(f"{listed(spare)} is no part of {found.live} and is not merged; model.auto_class={hint} has it")
-    return warnings
-
-
-def _differences(base: Facts, experts: Sequence[Member]) -> list[str]:
-    """What should be known of experts beside weights and tokens: prompts and licences."""
-    warnings, licences = [], {base.licence}
-    for name, facts in ((member.name, member.facts) for member in experts if member.facts):
-        licences.add(facts.licence)
-        if base.template and facts.template and facts.template != base.template:
-            warnings.append(f"expert {name} has another chat template than the base: it was tuned on other prompts")
-    if len(stated := sorted(licences - {None}, key=str)) > 1:
-        warnings.append(f"the licences differ ({', '.join(map(str, stated))}): a merge has to respect all of them")
-    return warnings
-
-
-def _likenesses(found: Inspection) -> list[str]:
-    """Experts that are the base, or each other."""
-    members = {member.name: member for member in found.experts if not member.error}
-    changed, cosines = found.whole.changed, found.whole.cosines
-    places = {name: k for k, name in enumerate(found.compared) if name in members}
-    warnings = [
-        f"expert {name} equals the base in all that is merged: its task vector is zero, and it adds nothing"
-        for name, k in places.items()
-        if changed[k] == 0
-    ]
-    norms = found.whole.norms
-    for (one, j), (two, k) in combinations(places.items(), 2):
-        if cosines[j, k] > SAME:
-            warnings.append(
-                f"the task vectors of {one} and {two} are nearly the same (cosine {cosines[j, k]:.4f}, norms "
-                f"{norms[j]:.4g} and {norms[k]:.4g}): a search can hardly tell their coefficients apart; leave one out"
-            )
-    return warnings

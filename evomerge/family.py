@@ -1,0 +1,234 @@
+"""What should be known of a base and its experts before they are merged: one list for all verbs.
+
+In: their directories and `Checkpoint`s. Out: sentences, each beginning with whom it concerns. `search`, `evaluate`,
+`merge` and `inspect` say the same of the same models, since `family_notes` is the only place where it is said. What
+cannot be merged at all is refused here as well, in the same words for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from huggingface_hub import metadata_load
+
+from evomerge.checkpoint import Checkpoint
+from evomerge.configurations import configuration_notes
+from evomerge.live import LiveModel
+from evomerge.names import listed
+from evomerge.processing import Processing, processing_notes
+from evomerge.task_vectors import check_family
+from evomerge.weights import read_json, weight_files
+
+SAME = 0.98
+"""Cosine of two task vectors above which a search can hardly tell them apart."""
+SAMPLE = 1 << 16
+"""Elements of a tensor that likenesses look at."""
+
+
+def family_notes(
+    places: Mapping[str, Path],
+    live: LiveModel,
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    pooled: bool = True,
+) -> list[str]:
+    """Return all that should be known of a family.
+
+    Args:
+        places: the directories of the experts, by name.
+        live: the base as it is loaded, or its skeleton.
+        base: θ₀.
+        experts: θ_k by name.
+        parameters: name -> shape of what is merged.
+        pooled: whether what is scored may look at pooled outputs; heads do not.
+
+    Raises:
+        CheckpointError: base or experts cannot be merged; see `check_family`.
+    """
+    return [
+        *check_family(base, experts, parameters),
+        *(_missing(base) if pooled else ()),
+        *_outside(live, base, experts),
+        *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
+        *_dtypes(live, base, experts),
+        *_licences(base.path, list(places.values())),
+        *_likenesses(base, experts, parameters),
+    ]
+
+
+def directory_notes(base: Path, others: Mapping[str, Path]) -> list[str]:
+    """Return in what directories are configured otherwise than the base, and make other inputs of texts and images.
+
+    Args:
+        base: the directory of the base.
+        others: the other ones, by what they are called in the sentences.
+    """
+    processing = Processing(base)
+    return [
+        note
+        for who, path in others.items()
+        for note in (
+            *configuration_notes(base, path, who),
+            *processing_notes(processing, Processing(path), who),
+        )
+    ]
+
+
+def check_files(places: Iterable[Path]) -> None:
+    """Refuse directories that hold no weights or no config.json, before any of them is loaded.
+
+    Raises:
+        CheckpointError: one does not.
+    """
+    for path in places:
+        weight_files(path)
+        read_json(path / "config.json")
+
+
+def read_licence(path: Path) -> str | None:
+    """Return the licence in the header of a model card, if there is one."""
+    try:
+        header = metadata_load(path / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # no card, or one whose header cannot be read
+    licence = header.get("license_name") if header.get("license") == "other" else header.get("license")
+    return str(licence) if licence else None
+
+
+def _missing(base: Checkpoint) -> list[str]:
+    if not base.missing:
+        return []
+    return [
+        f"the base holds no {listed(base.missing)}: random in the live model, and not merged; nothing that is scored "
+        f"may depend on it"
+    ]
+
+
+def _outside(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """What is in the files of all, and yet takes no part in a merge."""
+    buffers = {name.rpartition(".")[2] for name, _ in live.model.named_buffers()}  # those of batch norm, positions
+    spare = [
+        key
+        for key in base.extra
+        if base.tensors[key].is_floating_point()
+        and key.rpartition(".")[2] not in buffers
+        and any(key in expert.extra for expert in experts.values())
+    ]
+    if not spare:
+        return []
+    kind = auto_class_of(next((name for name in base.config.get("architectures") or () if isinstance(name, str)), ""))
+    hint = f"; model.auto_class={kind} has it" if kind else ""
+    return [f"the base holds {listed(spare)}, no part of {type(live.model).__name__} and not merged{hint}"]
+
+
+def auto_class_of(architecture: str) -> str | None:
+    """Return the AutoModel class that loads a class of transformers; None if there is none."""
+    for name in sorted(dir(transformers)):
+        mapping = (
+            getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModelFor") else None
+        )
+        if mapping is not None and architecture in _names(mapping):
+            return name
+    return None
+
+
+def _names(mapping: object) -> set[str]:
+    """The names of all classes in one of transformers' mappings, none of which is loaded for it."""
+    found: set[str] = set()
+    for held in getattr(mapping, "_model_mapping", {}).values():
+        found |= set(held if isinstance(held, tuple | list) else [held])
+    return found
+
+
+def _dtypes(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """Experts that people load in another dtype than the base, whose logits are rounded otherwise."""
+    ours, notes = _loaded_in(base), []
+    for name, expert in experts.items():
+        theirs = _loaded_in(expert)
+        rounded = theirs == _stored(expert) and _coarser(theirs, _stored(base))  # `check_family` has told of it
+        if theirs != ours and not rounded:
+            notes.append(
+                f"expert {name} is loaded in {theirs} by itself (its dtype), and is merged and scored in {ours}, as "
+                f"the base is: its logits are rounded otherwise"
+            )
+    return notes
+
+
+def _loaded_in(checkpoint: Checkpoint) -> str:
+    """The dtype that transformers gives a model: its config's, or else that of the first floating tensor."""
+    text = checkpoint.config.get("text_config") or {}
+    stated = [config.get(name) for config in (checkpoint.config, text) for name in ("dtype", "torch_dtype")]
+    return next((str(one).removeprefix("torch.") for one in stated if one), None) or _stored(checkpoint)
+
+
+def _stored(checkpoint: Checkpoint) -> str:
+    first = next((tensor for tensor in checkpoint.tensors.values() if tensor.is_floating_point()), torch.empty(0))
+    return str(first.dtype).removeprefix("torch.")
+
+
+def _coarser(one: str, other: str) -> bool:
+    return torch.finfo(getattr(torch, one)).eps > torch.finfo(getattr(torch, other)).eps
+
+
+def _licences(base: Path, experts: Sequence[Path]) -> list[str]:
+    stated = sorted({licence for path in (base, *experts) if (licence := read_licence(path))})
+    if len(stated) < 2:
+        return []
+    return [f"base and experts have other licences ({', '.join(stated)}): a merge has to respect all of them"]
+
+
+def _likenesses(
+    base: Checkpoint, experts: Mapping[str, Checkpoint], parameters: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Experts that are the base, or each other."""
+    names, gram = list(experts), _products(base, list(experts.values()), parameters)
+    norms = np.sqrt(np.diag(gram))
+    notes = [
+        f"expert {name} equals the base in all that is merged: its task vector is zero, and it adds nothing"
+        for name, norm in zip(names, norms, strict=True)
+        if norm == 0 and _equal(base, experts[name], parameters)
+    ]
+    for (j, one), (k, two) in combinations(enumerate(names), 2):
+        if norms[j] * norms[k] > 0 and (cosine := min(gram[j, k] / (norms[j] * norms[k]), 1.0)) > SAME:
+            notes.append(
+                f"experts {one} and {two} have nearly the same task vectors (cosine {cosine:.4f}, norms "
+                f"{norms[j]:.4g} and {norms[k]:.4g}): a search can hardly tell their coefficients apart; leave one out"
+            )
+    return notes
+
+
+def _products(base: Checkpoint, experts: Sequence[Checkpoint], parameters: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Return the inner products of the task vectors, float64 (K, K). Of a large tensor, evenly spaced rows stand for
+    all, so that the answer takes a second for any size of model.
+    """
+    gram = np.zeros((len(experts), len(experts)))
+    for name in parameters if experts else ():
+        ours = base.tensor(name)
+        step = max(1, min(len(ours), math.ceil(ours.numel() / SAMPLE))) if ours.dim() > 1 else 1
+        before = ours[::step].float()
+        rows = torch.stack(
+            [
+                (expert.tensor(name)[::step].float() - before).flatten()
+                if name in expert.keys
+                else torch.zeros(before.numel())
+                for expert in experts
+            ]
+        ).double()
+        gram += step * (rows @ rows.T).numpy()
+    return gram
+
+
+def _equal(base: Checkpoint, expert: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(
+        torch.equal(base.tensor(name).float(), expert.tensor(name).float())
+        for name in parameters
+        if name in expert.keys
+    )
