@@ -1,10 +1,12 @@
-"""Names that users write by hand, held against those that exist.
+"""Names that users write by hand, held against those that exist; and many texts in few words.
 
 In: a name or a shell glob from a configuration or a file. Out: the names that it stands for, or a message that proposes
 the nearest ones.
 """
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -34,6 +36,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def commonest(texts: Iterable[str]) -> list[tuple[str, int]]:
+    """The first of all texts that differ in numbers alone, with how many they are, the most frequent first."""
+    examples: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for text in texts:
+        kind = re.sub(r"\d+", "N", text)
+        examples.setdefault(kind, text)
+        counts[kind] += 1
+    return [(examples[kind], n) for kind, n in counts.most_common()]
 
 
 def matching(pattern: str, names: Collection[str], setting: str) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from evomerge import __version__
 from evomerge.assembly import Assembly
+from evomerge.doubts import of_search, of_selection
 from evomerge.errors import EvomergeError
 from evomerge.evaluator import Timing
 from evomerge.export.handover import keep_heads, make_recipe, mergekit_yaml
@@ -24,7 +25,7 @@ from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.identity import digest
 from evomerge.progress import Reporter
-from evomerge.runs import read_timings
+from evomerge.runs import open_run, read_timings
 from evomerge.trials import finite
 
 LABELS = {
@@ -60,9 +61,11 @@ def write_outputs(
         (directory / "mergekit.yaml").unlink(missing_ok=True)
         reporter.say(f"No mergekit.yaml: {error}")
     machine = fingerprint()
+    doubts = [*of_search(open_run(directory).batches), *of_selection(result)]
     summary = {
         **result,
         "warnings": assembly.warnings,
+        "doubts": doubts,
         "seconds": _seconds(directory / "timings.jsonl"),
         "versions": {"evomerge": __version__, **{name: machine[name] for name in VERSIONS}},
     }
@@ -127,6 +130,8 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
     reporter.say(f"winner - best constant ({result['select']['constant']}): {diff} (paired)")
     if result["failed"]:
         reporter.say(f"{result['failed']} of {result['trials']} candidates failed; their errors stand in trials.jsonl")
+    for doubt in result.get("doubts", ()):  # summaries of earlier versions have none
+        reporter.say(f"note: {doubt}")
     reporter.say(f"recipe, scores and all trials: {os.path.relpath(directory)}")
 
 

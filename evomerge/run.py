@@ -31,6 +31,7 @@ from evomerge.items import Item
 from evomerge.judge import Judge, score_experts
 from evomerge.learning import Learning, check_learning, find_learning
 from evomerge.limits import TimeLimit
+from evomerge.names import commonest
 from evomerge.outputs import finished, recorder, run_digest, show, write_outputs
 from evomerge.plan import Part, plan
 from evomerge.preflight import preflight
@@ -95,7 +96,7 @@ def run_search(
             if (result := _choose(judge, settings, searcher, log, reporter)) is None:
                 return None
             result["items"] = {split: subset.size for split, subset in subsets.items()}
-            result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": log.failed}
+            result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": len(log.errors)}
             result["run"] = run_digest(directory, identity, settings, judged)
             summary = write_outputs(directory, assembly, settings, result, reporter)
     show(summary, directory, reporter)
@@ -113,7 +114,12 @@ def _choose(
     """
     incumbents = searcher.incumbents() | unfinished(log)
     if not incumbents:
-        raise EvomergeError(f"All {log.trials} candidates failed, so there is no winner. The errors: {log.path}.")
+        (error, times), *_ = commonest(log.errors)
+        raise EvomergeError(
+            f"All {log.trials} candidates failed, so there is no winner. Most often ({times} times): "
+            f"{error.rstrip('.')}. Mend the reason, then search in another run directory "
+            f"(hydra.run.dir=runs/another): what failed stays in the log of this one, {log.path}."
+        )
     try:
         what = "choosing the winner on the select split, scoring it on the report split"
         with reporter.counting(what, work(judge, settings, incumbents)) as judge.scored:

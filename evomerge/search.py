@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from evomerge.searchers.base import Searcher
-from evomerge.stopping import Budget, StopReason
+from evomerge.stopping import HOPELESS, Budget, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 
 Evaluator = Callable[[Batch, Sequence[int]], Iterable[Trial]]
@@ -41,7 +41,7 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
     Raises:
         ReplayMismatch: the log was written by a search that asked for other points.
     """
-    while (reason := searcher.stop() or budget.stop(log)) is None:
+    while (reason := _end(searcher, log, budget)) is None:
         batch = log.begin(searcher.ask())  # a new ask is written; a logged one is verified, its trials filled in
         for trial in evaluate(batch, batch.missing[: budget.left(log, batch.gradient)]):
             log.append(trial)
@@ -50,3 +50,13 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
         log.tell(batch)
         searcher.tell(batch)
     return reason
+
+
+def _end(searcher: Searcher, log: TrialLog, budget: Budget) -> StopReason | None:
+    """Return why the search must not ask again, or None.
+
+    That all candidates failed is decided by the log alone, at its end, so that a replay decides alike.
+    """
+    if log.trials >= HOPELESS and len(log.errors) == log.trials and not log.logged:
+        return StopReason.FAILED
+    return searcher.stop() or budget.stop(log)

@@ -88,7 +88,8 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         incumbents: the searcher's finalists, points by name.
 
     Returns:
-        The summary's `report`, `paired`, `metric` and `select`, and the winner's `coefficients`.
+        The summary's `report`, `paired`, `metric`, `select` and `alike` (the models that have the winner's result on
+        every report item), and the winner's `coefficients`.
 
     Raises:
         EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
@@ -118,6 +119,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     return {
         "report": report,
         "paired": {"winner_vs_best_constant": paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
+        "alike": [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
         "metric": metric,
         "select": {
             "winner": winner,
@@ -185,6 +187,13 @@ def _constants(judge: Judge) -> list[float]:
     """Return the constants to try: those that people try, within the bounds; else some within the bounds."""
     low, high = judge.bounds
     return [c for c in CONSTANTS if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
+
+
+def _alike(one: Outcome, other: Outcome, metric: str) -> bool:
+    """Return whether two models have the same result on every item."""
+    if one.results.keys() != other.results.keys():
+        return False
+    return all(np.array_equal(one.results[task][metric], other.results[task][metric]) for task in one.results)
 
 
 def _weighted(values: Mapping[str, np.ndarray], weights: Mapping[str, float] | None) -> dict[str, Any]:

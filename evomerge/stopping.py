@@ -17,6 +17,9 @@ from typing import Any, Protocol
 
 from evomerge.errors import ConfigError
 
+HOPELESS = 10
+"""After so many candidates of which none could be scored, a search ends with its generation."""
+
 
 class StopReason(enum.Enum):
     """Why a search ended; the value is a sentence for people."""
@@ -24,6 +27,7 @@ class StopReason(enum.Enum):
     BUDGET = "The budget is spent. Raise `budget` and run the same command again to go on."
     EXHAUSTED = "Every point that this searcher can propose has been scored."
     CONVERGED = "The searcher has converged: its steps no longer change the coefficients."
+    FAILED = "Every candidate so far has failed, so the search ends early."
     INTERRUPTED = "The search was asked to stop. Run the same command again to go on."
 
 

@@ -1,7 +1,6 @@
 """The trial log: what was asked, what came out, what was told. It is the checkpoint of a search, and the only one.
 
 `trials.jsonl` is append-only text, one JSON object a line (see `journal.py`), four kinds of line:
-
     header   what is searched (hashes of sources, items and settings) and on what kind of machine; a second one where
              a run moved to another machine
     ask      the points of one batch
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 TOLERANCE = 1e-6
-"""How far a re-asked point may lie from the logged one on another kind of machine (design: law 1)."""
+"""How far a re-asked point may lie from the logged one on another kind of machine."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class TrialLog:
     Attributes:
         trials: how many trials the loop has seen so far.
         items: how many item evaluations they cost.
-        failed: how many of them have no value.
+        errors: why those without a value failed, one text for each.
         batch: the batch that the loop asked for last, or None.
 
     Raises:
@@ -129,7 +128,7 @@ class TrialLog:
     def __init__(self, path: Path, identity: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.trials = 0
-        self.failed = 0
+        self.errors: list[str] = []
         self.items = 0
         self._identity = json.loads(json.dumps(dict(identity)))
         self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
@@ -275,7 +274,7 @@ class TrialLog:
         trial = Trial(**{**fields, "values": values, "violations": tuple(fields["violations"])})
         batch.trials[trial.index] = trial
         self.trials += 1
-        self.failed += trial.values is None
+        self.errors += [trial.error or "no error was recorded"] if trial.values is None else []
         self.items += trial.spent
 
     def _write(self, record: Mapping[str, Any]) -> None:

@@ -149,8 +149,8 @@ def _interleave(
     ):
         mark = time.perf_counter()
         search(propose, interleaved, log, Budget(pairs + WARM))
-        if log.failed:
-            raise EvomergeError(f"{log.failed} of {log.trials} candidates failed, so their times mean nothing.")
+        if log.errors:
+            raise EvomergeError(f"{len(log.errors)} of {log.trials} candidates failed, so their times mean nothing.")
     return candidates[WARM:], bare[WARM:]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.errors import ConfigError, EvomergeError, LogError
+from evomerge.errors import ConfigError, EvomergeError, LogError, SpaceError
 from evomerge.journal import read_log
 from evomerge.outputs import show
 from evomerge.progress import Reporter
@@ -134,6 +134,24 @@ def test_settings_are_refused_before_the_search(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run_search(compose(*settings, override), tmp_path, Reporter())
+    assert not (tmp_path / "trials.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["start=1.6"], r"start at 1\.6 for weight/.*of weight, \[0, 1\.5\].*space\.bounds=\{weight: \[0\.0, 1\.6\]"),
+        (["start=-0.1"], r"start at -0\.1 for weight/.*weight: \[-0\.1, 1\.5\]"),
+        (["start=1/K", "space.bounds={weight: [0, 0.2]}"], r"start at 0\.333333 for weight/.*\[0, 0\.2\]"),
+        (["start={recipe}", "space.bounds={weight: [3, 4]}"], r"would start at .* bounds of weight, \[3, 4\]"),
+    ],
+)
+def test_a_start_outside_the_bounds_is_refused_before_the_search(
+    given: list[str], said: str, settings: list[str], finished: Path, tmp_path: Path
+) -> None:
+    given = [one.replace("{recipe}", str(finished / "recipe.yaml")) for one in given]
+    with pytest.raises(SpaceError, match=said):
+        run_search(compose(*settings, *given), tmp_path, Reporter())
     assert not (tmp_path / "trials.jsonl").exists()
 
 

@@ -14,7 +14,7 @@ import torch
 
 from evomerge.journal import read_log
 from evomerge.search import search
-from evomerge.stopping import Budget, Interrupt, StopReason
+from evomerge.stopping import HOPELESS, Budget, Interrupt, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box, sphere
 from tests.test_searchers import SEARCHERS
@@ -76,6 +76,56 @@ def test_why_a_search_ended(tmp_path: Path) -> None:
     assert (tmp_path / "c.jsonl").read_bytes() == b""  # nothing was asked
     assert run(tmp_path / "c.jsonl", "random")[0] is StopReason.BUDGET
     assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+
+
+def failing(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+    for index in missing:
+        yield Trial(batch.index, index, "failed", None, error="ValueError: no")
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_a_search_ends_early_where_every_candidate_fails_and_a_replay_agrees(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    reason, searcher = run(path, name, failing, trials=200)
+    assert reason is StopReason.FAILED
+    assert searcher.incumbents() == {}
+    log = path.read_bytes()
+    lines = log.splitlines(keepends=True)
+    done = sum(line["kind"] == "trial" for line in log_of(path))
+    assert HOPELESS <= done < HOPELESS + len(box(4).names) + 12  # with its generation
+    assert json.loads(lines[-1])["kind"] == "tell"
+    for kept in (1, len(lines) // 2, len(lines) - 2, len(lines) - 1, len(lines)):  # killed there, and run again
+        path.write_bytes(b"".join(lines[:kept]))
+        assert run(path, name, failing, trials=200)[0] is StopReason.FAILED
+        assert path.read_bytes() == log
+
+
+@pytest.mark.parametrize("good", [0, 7, HOPELESS - 1])
+def test_one_candidate_that_can_be_scored_keeps_a_search_going(good: int, tmp_path: Path) -> None:
+    def nearly(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        for index in missing:
+            yield from plain(batch, [index]) if batch.index == good else failing(batch, [index])
+
+    assert run(tmp_path / "trials.jsonl", "tpe", nearly, trials=30)[0] is StopReason.BUDGET
+
+
+def test_fewer_candidates_than_that_end_with_the_budget(tmp_path: Path) -> None:
+    assert run(tmp_path / "trials.jsonl", "random", failing, trials=HOPELESS - 1)[0] is StopReason.BUDGET
+
+
+def test_a_log_that_went_on_after_failures_is_replayed_to_its_end(tmp_path: Path) -> None:
+    """As those of earlier versions: what was paid for counts."""
+    with TrialLog(tmp_path / "trials.jsonl", {"searcher": "tpe"}, HERE) as log:
+        searcher = SEARCHERS["tpe"](box(4), 5)
+        for number in range(HOPELESS + 5):
+            batch = log.begin(searcher.ask())
+            for trial in (failing if number < HOPELESS + 3 else plain)(batch, batch.missing):
+                log.append(trial)
+            log.tell(batch)
+            searcher.tell(batch)
+    reason, searcher = run(tmp_path / "trials.jsonl", "tpe", trials=20)
+    assert reason is StopReason.BUDGET
+    assert searcher.incumbents()
 
 
 def test_each_line_is_written_before_anything_acts_on_it(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from evomerge.doubts import of_search, of_selection
+from evomerge.names import commonest
 from evomerge.report.facts import Facts
 from evomerge.report.grids import Grid
 from evomerge.report.wording import metric, number, verdict, with_error
+from evomerge.stopping import HOPELESS
 
 FEW_SEARCH, FEW_JUDGED = 10, 100
 """Items of a task below which scores are thin: those of a candidate, and those of the select and report split."""
@@ -35,6 +37,8 @@ def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
         *_public(facts),
         *_state(facts),
         *_failures(facts),
+        *of_search(facts.run.batches),
+        *(of_selection(facts.summary) if facts.summary else ()),
         *_verdict(facts),
         *_optimism(facts),
         *_tasks(facts),
@@ -64,6 +68,11 @@ def _state(facts: Facts) -> Iterator[str]:
             f"The search has gone on after its winner was scored ({stand}): the scores below are those of its first "
             f"{facts.summary['trials']:,} candidates, until its own command has run to the end again."
         )
+    elif facts.done >= HOPELESS and len(facts.failed) == facts.done:
+        yield (
+            f"The search ended early, because every candidate failed ({stand}). Mend the reason, then search again in "
+            f"another run directory."
+        )
     elif facts.done >= budget:
         yield (
             f"All candidates are there ({stand}), but no winner was chosen yet: that still goes on, or it was stopped, "
@@ -79,7 +88,7 @@ def _state(facts: Facts) -> Iterator[str]:
 def _failures(facts: Facts) -> Iterator[str]:
     if not facts.failed:
         return
-    reasons = _alike(trial.error or "no error was recorded" for _, trial in facts.failed)
+    reasons = commonest(trial.error or "no error was recorded" for _, trial in facts.failed)
     common = "; ".join(f"“{reason}” ({n} times)" for reason, n in reasons[:3])
     more = f", and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
     yield f"{len(facts.failed):,} of {facts.done:,} candidates failed and were ranked last. Most often: {common}{more}."
@@ -204,19 +213,8 @@ def _log(path: Path) -> Iterator[str]:
     if not path.is_file():
         return
     matches = (LOGGED.fullmatch(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    found = _alike(match["text"] for match in matches if match and not match["text"].startswith("Candidate "))
+    found = commonest(match["text"] for match in matches if match and not match["text"].startswith("Candidate "))
     for text, n in found[:SHOWN]:
         yield f"From evomerge.log{f', {n} such lines' if n > 1 else ''}: {text}"
     if len(found) > SHOWN:
         yield f"evomerge.log holds {len(found) - SHOWN} more warnings."
-
-
-def _alike(texts: Iterable[str]) -> list[tuple[str, int]]:
-    """Return the first of all texts that differ in numbers alone, with how many they are, the most frequent first."""
-    examples: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for text in texts:
-        kind = re.sub(r"\d+", "N", text)
-        examples.setdefault(kind, text)
-        counts[kind] += 1
-    return [(examples[kind], n) for kind, n in counts.most_common()]
