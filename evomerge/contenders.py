@@ -95,6 +95,12 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
             f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
+    live = str(assembly.live.model.config.dtype).removeprefix("torch.")
+    if recipe.dtype not in (None, live):
+        raise ConfigError(
+            f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
+            f'changed since. Write "dtype": "{recipe.dtype}" in {assembly.sources.base / "config.json"}.'
+        )
     try:
         method, groups = make_method(recipe), recipe.groups(vectors.parameters)
     except EvomergeError as error:

@@ -106,13 +106,14 @@ def load_live(
     return _described(model, processor)
 
 
-def load_skeleton(path: Path, auto_class: str) -> LiveModel:
+def load_skeleton(path: Path, auto_class: str, dtype: torch.dtype | None = None) -> LiveModel:
     """Make what `load_live` would load without its weights: names and shapes, from config.json alone, offline, with no
     code of its own and without touching the global random state.
 
     Args:
         path: a Hugging Face model directory.
         auto_class: the transformers class to load it with.
+        dtype: of its parameters; None for what its config says.
 
     Raises:
         ConfigError: no such class.
@@ -123,7 +124,8 @@ def load_skeleton(path: Path, auto_class: str) -> LiveModel:
     try:
         with _silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+            given = {"dtype": dtype} if dtype else {}
+            model = getattr(transformers, auto_class).from_config(config, trust_remote_code=False, **given)
     except Exception as error:  # of whatever kind the reader of its config raises
         raise CheckpointError(
             f"transformers cannot make the {auto_class} of {path}: {_first_line(error)} "

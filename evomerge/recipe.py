@@ -26,6 +26,7 @@ from evomerge.names import unknown
 from evomerge.vocabulary import CHOICES, REFUSE
 
 FORMAT = 1
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 Coefficients = dict[str, dict[str, dict[str, float]]]
 """variable -> group -> expert -> value"""
@@ -65,6 +66,8 @@ class Recipe:
         scores: What the model reached, by split and task.
         heads: Task -> path of its head, relative to the recipe.
         vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
+        dtype: In which the model was scored, such as bfloat16; None in recipes up to 0.2, whose model was scored in the
+            dtype in which transformers loads the base.
         version: The evomerge that wrote it.
 
     Raises:
@@ -80,11 +83,14 @@ class Recipe:
     heads: dict[str, str] = field(default_factory=dict)
     auto_class: str = "AutoModel"
     vocabulary: str = REFUSE
+    dtype: str | None = None
     version: str = __version__
 
     def __post_init__(self) -> None:
         if self.vocabulary not in CHOICES:
             raise ConfigError(f"recipe: {unknown('vocabulary', self.vocabulary, CHOICES)}")
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"recipe: {unknown('dtype', self.dtype, DTYPES)}")
         if not isinstance(self.method.get("name"), str):
             raise ConfigError("recipe: method needs a name, such as {name: linear}.")
         if not self.experts or not self.coefficients:
@@ -105,6 +111,8 @@ class Recipe:
                 del source["hub"]
         if self.vocabulary == REFUSE:
             del data["vocabulary"]
+        if self.dtype is None:
+            del data["dtype"]
         return yaml.dump(
             {"format": FORMAT, **_plain(data, "")},
             Dumper=_Dumper,
@@ -134,6 +142,7 @@ class Recipe:
             )
         if isinstance(data, dict):
             data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
+            known |= {"dtype": str} if "dtype" in data else {}
         data = _mapping(data, known, "")
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
         return cls(
@@ -141,6 +150,7 @@ class Recipe:
             experts=experts,
             coefficients=_coefficients(data["coefficients"]),
             heads=_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
+            dtype=data.get("dtype"),
             **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},
         )
 

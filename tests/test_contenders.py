@@ -61,6 +61,15 @@ def test_recipes_of_other_groups_and_methods(
         assert is_base(assembly)
 
 
+def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], assembly: Assembly, tmp_path: Path) -> None:
+    recipe = recipe_of(assembly, settings_of(*sources), assembly.coefficients(np.array([0.7, 0.0, 0.4])))
+    assert recipe.dtype == "float32"
+    (tmp_path / "it.yaml").write_text(replace(recipe, dtype="bfloat16").to_yaml())
+    message = r"was scored in bfloat16, and transformers loads the base in float32: .*\"dtype\": \"bfloat16\" in .*"
+    with pytest.raises(ConfigError, match=message + r"base/config\.json"):
+        evaluate(assembly, settings_of(*sources), {"it": Model("recipe", tmp_path / "it.yaml")}, "report", Reporter())
+
+
 def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], assembly: Assembly, tmp_path: Path) -> None:
     coefficients = assembly.coefficients(np.array([0.7, 0.0, 0.4]))
     whole = recipe_of(assembly, settings_of(*sources), coefficients)

@@ -69,7 +69,7 @@ def test_what_is_beside_the_weights(untied, pico_suite, tmp_path):
     assert names(out) == {
         *("config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
         *("chat_template.jinja", "additional_chat_templates/tools.jinja", "heads/mood.safetensors"),
-        *ADDED,
+        *("BASE_README.md", *ADDED),
     }
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
     assert Recipe.from_yaml((out / "recipe.yaml").read_text()) == recipe

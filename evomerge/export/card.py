@@ -38,6 +38,7 @@ def model_card(
     experts: Mapping[str, Path],
     parameters: Mapping[str, tuple[int, ...]],
     dtype: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return the text of the card.
 
@@ -46,7 +47,8 @@ def model_card(
         base: the directory of the base.
         experts: those of the experts by name.
         parameters: name -> shape of those that the recipe's groups are made of.
-        dtype: to which the weights were cast, if not the base's.
+        dtype: to which the weights were cast, if not that in which they were scored.
+        notes: sentences about what is not merged, or left out.
     """
     sources = {base: recipe.base, **{path: recipe.experts[name] for name, path in experts.items()}}
     hub = {path: source.hub.partition("@")[0] for path, source in sources.items() if source.hub}
@@ -69,6 +71,7 @@ def model_card(
         _parents(recipe, base, experts, names),
         *_scores(recipe.scores),
         *_coefficients(recipe, parameters),
+        *_noted(notes),
         _again(recipe, dtype),
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
@@ -196,6 +199,12 @@ def _coarser(parameters: Mapping[str, tuple[int, ...]]) -> tuple[tuple[Group, ..
         if len(groups) <= ROWS:
             return groups, f"`{granularity}`"
     return make_groups("model", parameters), "the whole model"
+
+
+def _noted(notes: Sequence[str]) -> Iterator[str]:
+    """Yield the list of what is not merged, or left out."""
+    if notes:
+        yield "## What is not merged\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
 def _again(recipe: Recipe, dtype: str | None) -> str:

@@ -16,10 +16,17 @@ from safetensors.torch import save_file
 from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.errors import ConfigError
+from evomerge.export.dtypes import name_of
 from evomerge.export.mergekit import to_mergekit
+from evomerge.names import listed
 from evomerge.recipe import Recipe, Source
 from evomerge.task_vectors import TaskVectors
 from evomerge.vocabulary import REFUSE
+
+OTHER_DTYPES = """\
+# Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype
+# than {dtype}, in which mergekit writes every tensor. `evomerge merge` keeps them.
+"""
 
 
 def make_recipe(
@@ -58,6 +65,7 @@ def make_recipe(
         heads=dict(heads),
         auto_class=settings["model"]["auto_class"],
         vocabulary=settings["model"].get("vocabulary", REFUSE),
+        dtype=name_of(assembly.live.model.config.dtype),
         version=__version__,
     )
 
@@ -76,8 +84,10 @@ def mergekit_yaml(assembly: Assembly, recipe: Recipe) -> str:
 def as_mergekit(assembly: Assembly, recipe: Recipe) -> str:
     """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
     vectors, live = assembly.vectors, assembly.live
-    dtype = str(next(live.model.parameters()).dtype)
-    return to_mergekit(recipe, vectors.base.keys, vectors.parameters, dtype, vectors.base.extra, live.tied)
+    dtype = live.model.config.dtype
+    text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
+    kept = [name for name, parameter in live.model.named_parameters() if parameter.dtype != dtype]
+    return (OTHER_DTYPES.format(names=listed(kept), dtype=name_of(dtype)) if kept else "") + text
 
 
 def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:

@@ -60,7 +60,7 @@ def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: R
     yaml = as_mergekit(assembly, rest)  # what even this cannot express is said before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     for name in recipe.experts:
-        alone = replace(recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={})
+        alone = replace(recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32")
         write_model(alone, directory, directory / name, dtype="float32", reporter=reporter)
     done = recipe.method.get("transform", recipe.method)["name"] + (" and the weights" if parts else "")
     write_atomically(directory / "mergekit.yaml", NOTE.format(done=done) + yaml)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from evomerge.checkpoint import Checkpoint
 from evomerge.directories import whole_directory
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.expert_deltas import PIECE
+from evomerge.export.beside import copy_file, look_beside, unmerged
 from evomerge.export.card import model_card
+from evomerge.export.dtypes import BY_NAME, name_of, parameter_dtypes, scored_dtype
 from evomerge.export.origins import find_heads, find_origins, open_origin
 from evomerge.export.rebuild import Rebuild
-from evomerge.export.shards import DTYPES, Entry, bytes_of, check_size, plan_shards, write_shards
+from evomerge.export.shards import Entry, Shards, bytes_of, check_size, plan_shards, write_shards
 from evomerge.family import family_notes
 from evomerge.files import write_atomically
 from evomerge.live import LiveModel, load_skeleton, tied_names
@@ -35,18 +37,8 @@ from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.weights import read_json, read_tensors, weight_files
 
-PROCESSING = (
-    *("tokenizer*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt"),
-    *(
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "normalizer.json",
-        "chat_template*",
-        "additional_chat_templates/*",
-    ),
-    *("*processor_config.json", "generation_config.json"),
-)
-"""What is taken over from the base beside weights and config."""
+DTYPE_KEYS = ("dtype", "torch_dtype")
+"""What a config calls it now, and what it called it in earlier years."""
 RECORD = "merge.json"
 """In which a merged model tells which merge it is."""
 SPARE = 1 << 20  # bytes of all that is small
@@ -77,7 +69,7 @@ def write_model(
         base: where the base is, if not where the recipe says.
         experts: where experts are, by name, if not where the recipe says.
         max_shard_size: such as 5GB; None for the files that the base has.
-        dtype: of all floating tensors, such as bfloat16; None for those of the base.
+        dtype: to cast to, such as bfloat16; None for that in which the model was scored.
         reporter: is told what goes on.
 
     Returns:
@@ -88,8 +80,8 @@ def write_model(
         CheckpointError: a source is damaged or has other weights than the recipe says, there is no room on the disk,
             or the result is not finite.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype: {unknown('dtype', dtype, DTYPES)}")
+    if dtype is not None and dtype not in BY_NAME:
+        raise ConfigError(f"--dtype: {unknown('dtype', dtype, BY_NAME)}")
     if max_shard_size is not None:
         check_size(max_shard_size)
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
@@ -101,15 +93,24 @@ def write_model(
     heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
     ours, rebuild, parameters = _opened(recipe, places, live, reporter)
-    shards = plan_shards(ours, DTYPES[dtype] if dtype else None, max_shard_size, _copies(ours))
+    found, copies = look_beside(places[""], _experts(recipe, places)), _copies(ours)
+    shards, kind = _planned(recipe, ours, live, dtype, max_shard_size, copies, reporter)
+    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class)]
+    for note in notes:
+        reporter.say(f"note: {note}")
     with whole_directory(out) as directory:
-        _check_room(directory, bytes_of(shards) + SPARE)
+        _check_room(directory, bytes_of(shards) + found.nbytes + SPARE)
         with reporter.bars(), reporter.working("merging"):
             fill = partial(_fill, rebuild, ours)
             write_shards(shards, fill, directory, reporter.steps)
-        _write_beside(directory, recipe, places, heads, parameters, dtype)
+        found.copy(directory)
+        for task, file in heads.items():
+            copy_file(file, directory / recipe.heads[task])
+        write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes)
+        write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
-        _write_config(ours, directory, dtype)  # last: without it nothing loads
+        _write_config(ours, directory, kind)  # last: without it nothing loads
     return out
 
 
@@ -133,6 +134,28 @@ def _opened(
         reporter.say(f"warning: {warning}")
     with reporter.working("looking at the task vectors"):
         return ours, Rebuild(recipe, ours, experts, parameters), parameters
+
+
+def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: places[name] for name in recipe.experts}
+
+
+def _planned(
+    recipe: Recipe,
+    base: Checkpoint,
+    live: LiveModel,
+    dtype: str | None,
+    max_shard_size: str | None,
+    copies: Collection[str],
+    reporter: Reporter,
+) -> tuple[Shards, str]:
+    """Return what is written into which file, and the dtype in which the whole is loaded."""
+    scored = scored_dtype(recipe, base.path, live)
+    chosen = BY_NAME[dtype] if dtype else scored
+    if chosen != scored:
+        reporter.say(f"warning: written in {dtype}, and scored in {name_of(scored)}: the numbers are rounded otherwise")
+    dtypes = parameter_dtypes(base.path, recipe.auto_class, chosen)
+    return plan_shards(base, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies), name_of(chosen)
 
 
 def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
@@ -198,45 +221,20 @@ def _fill(rebuild: Rebuild, base: Checkpoint, entry: Entry, out: Tensor) -> None
             )
 
 
-def _write_beside(
-    directory: Path,
-    recipe: Recipe,
-    places: Mapping[str, Path],
-    heads: Mapping[str, Path],
-    parameters: Mapping[str, tuple[int, ...]],
-    dtype: str | None,
-) -> None:
-    """Write what lies beside weights and config: the base's files, the heads, the recipe and the card."""
-    base = places[""]
-    for file in sorted({file for pattern in PROCESSING for file in base.glob(pattern) if file.is_file()}):
-        _copy(file, directory / file.relative_to(base))
-    for task, file in heads.items():
-        _copy(file, directory / recipe.heads[task])
-    write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-    experts = {name: places[name] for name in recipe.experts}
-    write_atomically(directory / "README.md", model_card(recipe, base, experts, parameters, dtype))
+def _write_config(base: Checkpoint, directory: Path, dtype: str) -> None:
+    """Write the base's config.json, with the dtype in which the weights are loaded as they were scored."""
 
-
-def _copy(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, target)
-
-
-def _write_config(base: Checkpoint, directory: Path, dtype: str | None) -> None:
-    """Write the base's config.json, with the dtype that the weights have."""
-    target = directory / "config.json"
-    if dtype is None:
-        _copy(base.path / "config.json", target)
-        return
-
-    def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    def changed(config: Mapping[str, Any], says: bool) -> dict[str, Any]:
         own = {
-            name: changed(value) if name.endswith("_config") and isinstance(value, dict) else value
+            name: changed(value, name == "text_config")
+            if name.endswith("_config") and isinstance(value, dict)
+            else value
             for name, value in config.items()
         }
-        return {**own, **{name: dtype for name in ("dtype", "torch_dtype") if name in own}}
+        said = [name for name in DTYPE_KEYS if own.get(name) is not None]
+        return {**own, **dict.fromkeys(said or (["dtype"] if says else []), dtype)}
 
-    own = changed(base.config)
-    if not {"dtype", "torch_dtype"} & own.keys():
-        own["dtype"] = dtype
-    write_atomically(target, json.dumps(own, indent=2) + "\n")
+    target, config = directory / "config.json", changed(base.config, says=True)
+    if config == base.config:
+        return copy_file(base.path / "config.json", target)
+    return write_atomically(target, json.dumps(config, indent=2) + "\n")

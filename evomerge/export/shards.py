@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evomerge.checkpoint import FLOATS, Checkpoint
+from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.files import write_atomically
 from evomerge.weights import Progress, load_file, read_json, weight_files
@@ -28,7 +28,6 @@ from evomerge.weights import Progress, load_file, read_json, weight_files
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 ALIGNMENT = 64
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,17 @@ Shards = dict[str, list[Entry]]
 
 def plan_shards(
     base: Checkpoint,
-    dtype: torch.dtype | None = None,
+    dtypes: Mapping[str, torch.dtype],
+    others: torch.dtype | None = None,
     max_shard_size: str | None = None,
     copies: Collection[str] = (),
 ) -> Shards:
     """Decide which tensors are written, as what, and into which files.
 
-    A parameter gets the dtype of its file, or that in which transformers loads the base where that is finer: the live
-    model had it so, and rounding it would make another model than the one that was scored.
-
     Args:
         base: whose keys, shapes and files are taken over; of tied tensors, only the parameter's own.
-        dtype: of all floating tensors; None for those of the base.
+        dtypes: of the parameters.
+        others: the dtype of floating tensors that are no parameter; None for those of the base's files.
         max_shard_size: such as 5GB or 500MB; None for the files that the base has.
         copies: keys that are left out.
 
@@ -71,15 +69,13 @@ def plan_shards(
         ConfigError: the size cannot be read.
     """
     names = {key: name for name, key in base.keys.items()}
-    loaded = DTYPES.get(str(base.config.get("dtype") or base.config.get("torch_dtype")))
     entries = {}
     for key, tensor in base.tensors.items():
-        if key in names or (key in base.extra and key not in copies):
-            own = tensor.dtype
-            if key in names and loaded:
-                own = torch.promote_types(own, loaded)
-            chosen = dtype if dtype and own.is_floating_point else own
-            entries[key] = Entry(key, names.get(key), tuple(tensor.shape), chosen)
+        if key in names:
+            entries[key] = Entry(key, names[key], tuple(tensor.shape), dtypes[names[key]])
+        elif key in base.extra and key not in copies:
+            own = others if others and tensor.dtype.is_floating_point else tensor.dtype
+            entries[key] = Entry(key, None, tuple(tensor.shape), own)
     if max_shard_size is None:
         return _as_the_base(base.path, entries)
     check_size(max_shard_size)
