@@ -21,7 +21,7 @@ from evomerge.assembly import Assembly
 from evomerge.contenders import Contender, in_place, of_directory, of_recipe
 from evomerge.errors import ConfigError, EvomergeError, NotFinite
 from evomerge.evaluator import Scorer, check_finite
-from evomerge.fitness.base import Outcome
+from evomerge.fitness.base import Outcome, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.hub import find_directory, is_name
 from evomerge.identity import circumstances, contents
@@ -95,7 +95,7 @@ def evaluate(
         reporter: tells the user what goes on.
 
     Returns:
-        {"split", "metric", "items"} and what `compare` returns.
+        {"split", "metric", "measures", "items"} and what `compare` returns; `measures` is what the metric is, by task.
 
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
@@ -110,7 +110,8 @@ def evaluate(
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = _outcome(contender, assembly, Path(settings["model"]["cache"]), score, ids, metric)
-    return {"split": split, "metric": metric, "items": subset.size, **compare(outcomes, ids, metric, weights)}
+    about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
+    return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights)}
 
 
 def compare(

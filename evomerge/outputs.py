@@ -23,6 +23,7 @@ from evomerge.evaluator import Timing
 from evomerge.export.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
+from evomerge.fitness.base import heading, title
 from evomerge.identity import digest
 from evomerge.progress import Reporter
 from evomerge.runs import open_run, read_timings
@@ -76,7 +77,8 @@ def write_outputs(
 def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the recipe says of its worth: which metric, on which items, and how the winner was found."""
     how = {
-        "metric": result["metric"],
+        "metric": title(result["metric"], told := result["measures"]),
+        **({"measures": told} if len(set(told.values())) > 1 else {}),
         "split": "report",
         "items": result["items"]["report"],
         "trials": result["trials"],
@@ -123,8 +125,11 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
         ]
         for name, row in report.items()
     ]
-    title = f"{result['metric']} on {result['items']['report']} report items that the search never saw"
-    reporter.table(title, ["", "mean ± se", *tasks], rows)
+    told = result.get("measures", {})  # runs of earlier versions did not keep them
+    name = title(result["metric"], told)
+    where = f"{result['items']['report']} report items that the search never saw"
+    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
+    reporter.table(f"{name} on {where}; higher is better", columns, rows)
     difference = result["paired"]["winner_vs_best_constant"]
     diff = "unknown" if difference["diff"] is None else f"{difference['diff']:+.4f} ± {_number(difference['se'])}"
     reporter.say(f"winner - best constant ({result['select']['constant']}): {diff} (paired)")

@@ -22,6 +22,7 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
+from evomerge.fitness.base import measures
 from evomerge.fitness.finite import named
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -96,6 +97,7 @@ def run_search(
             if (result := _choose(judge, settings, searcher, log, reporter)) is None:
                 return None
             result["items"] = {split: subset.size for split, subset in subsets.items()}
+            result["measures"] = measures(assembly.fitness, result["metric"], assembly.items["report"])
             result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": len(log.errors)}
             result["run"] = run_digest(directory, identity, settings, judged)
             summary = write_outputs(directory, assembly, settings, result, reporter)

@@ -62,7 +62,7 @@ def test_a_run_with_nothing_else_repeats_its_summary(capsys, summary) -> None:
 def test_the_table(capsys) -> None:
     main(["base", "runs/one", "experts"])
     out = capsys.readouterr().out
-    assert out.startswith("accuracy on 90 report items, those that neither guided nor chose\n")
+    assert out.startswith("accuracy on 90 report items, those that neither guided nor chose; higher is better\n")
     for text in ("mean ± se", "animals", "metals", "runs/one", "experts, each on its own task"):
         assert text in out
     assert "minus base, paired on the same items" in out

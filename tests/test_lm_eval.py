@@ -23,7 +23,11 @@ from evomerge.fitness.sampling import Subset
 from tests.language import TASKS, documents, read, scored, write_jsonl, write_task
 
 FEW = {"fewshot_config": {"samples": documents(6, seed=9)}}
-BEST = {"choice": ("acc", "acc_norm", "exact_match"), "answer": ("acc", "perplexity"), "generated": ("exact_match",)}
+BEST = {
+    "choice": ("acc", "acc_norm", "exact_match"),
+    "answer": ("acc", "minus_log_perplexity"),
+    "generated": ("exact_match",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_scores_are_those_of_simple_evaluate_on_the_exported_model(
             assert [each.args for each in query.instances] == sample["arguments"]
             for metric in BEST.get(task, ()):
                 if metric in ours:
-                    assert ours[metric][position] == pytest.approx(sample[metric], abs=1e-4), (task, metric)
+                    assert ours[metric][position] == pytest.approx(sample[metric.removeprefix("minus_log_")], abs=1e-4)
             smooth = ours["log_probability"][position]
             if task == "choice":
                 lls = np.array([response[0][0] for response in sample["resps"]])
@@ -117,13 +121,26 @@ def test_the_metrics_of_single_documents_are_there_under_the_names_of_lm_eval(pa
     fitness, splits = read(paths)
     assert fitness.metrics == ("log_probability", "score")  # what all four tasks have
     fitness, splits = read({"rolling": paths["rolling"]})
-    assert fitness.metrics == ("log_probability", "score", "word_perplexity", "byte_perplexity", "bits_per_byte")
+    assert fitness.metrics == (
+        "log_probability",
+        "score",
+        "minus_log_word_perplexity",
+        "minus_log_byte_perplexity",
+        "minus_bits_per_byte",
+    )
     results = scored(fitness, model, tokenizer, splits["search"]).results["rolling"]
-    np.testing.assert_allclose(results["bits_per_byte"], results["log_probability"] / math.log(2))
-    np.testing.assert_allclose(results["byte_perplexity"], results["log_probability"])
-    assert (results["score"] == results["word_perplexity"]).all()
+    np.testing.assert_allclose(results["minus_bits_per_byte"], results["log_probability"] / math.log(2))
+    np.testing.assert_allclose(results["minus_log_byte_perplexity"], results["log_probability"])
+    assert (results["score"] == results["minus_log_word_perplexity"]).all()
     fitness, splits = read({"choice": paths["choice"]}, {"choice": {"metric": "brier_score"}})
-    assert fitness.metrics == ("log_probability", "score", "acc", "acc_norm", "exact_match", "brier_score")  # no mcc
+    assert fitness.metrics == (
+        "log_probability",
+        "score",
+        "acc",
+        "acc_norm",
+        "exact_match",
+        "minus_brier_score",
+    )  # no mcc
     results = scored(fitness, model, tokenizer, splits["search"]).results["choice"]
     assert ((results["score"] >= -2) & (results["score"] <= 0)).all()
     fitness, _ = read({"generated": paths["generated"]})
@@ -149,7 +166,7 @@ def test_lm_evals_perplexity_of_a_whole_set_weighs_long_texts_more(paths, tokeni
     fitness, splits = read({"rolling": paths["rolling"]})
     outcome = scored(fitness, model, tokenizer, items := together(splits))
     words = np.array([len(json.loads(item.text)["text"].split()) for item in items["rolling"]])
-    ours = outcome.results["rolling"]["word_perplexity"]
+    ours = outcome.results["rolling"]["minus_log_word_perplexity"]
     assert np.average(ours, weights=words) != pytest.approx(ours.mean(), abs=1e-3)
 
 

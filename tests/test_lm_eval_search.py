@@ -45,12 +45,20 @@ def tasks(family: Path, *names: str, **more: str) -> str:
     return f"fitness.tasks={{{given}}}"
 
 
-def test_a_search_by_every_kind_of_task(family, tmp_path):
+def test_a_search_by_every_kind_of_task(family, tmp_path, capsys):
     given = settings(family, tasks(family, *TASKS), "fitness.items=16", "budget=8", "objective.weights={choice: 2}")
     summary = run_search(compose(*given), tmp_path / "run", Reporter())
     assert summary is not None
     assert summary["failed"] == 0
     assert summary["metric"] == "score"
+    measures = {"choice": "acc", "answer": "minus_log_perplexity", "rolling": "minus_log_word_perplexity"}
+    assert summary["measures"] == measures | {"generated": "exact_match"}
+    assert any(text.startswith("score is not the same in all tasks (choice acc, ") for text in summary["warnings"])
+    page, printed = (tmp_path / "run" / "report.html").read_text(), capsys.readouterr().out
+    assert "score on 36 report items that the search never saw; higher is better" in printed
+    for text in ("choice (acc)", "rolling (minus_log_word_perplexity)", "generated (exact_match)"):
+        assert text in page
+        assert text in " ".join(printed.replace("│", " ").replace("┃", " ").split())
     assert set(summary["report"]["winner"]["tasks"]) == set(TASKS)
     rows = list(read_log(tmp_path / "run" / "trials.jsonl"))
     trials = [row for row in rows if row["kind"] == "trial"]

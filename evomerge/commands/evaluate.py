@@ -116,6 +116,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def show(result: Mapping[str, Any], reporter: Reporter) -> None:
     """Print what `evaluation.evaluate` returned as one table, or two."""
+    from evomerge.fitness.base import heading, title
+
     models, paired = result["models"], result["paired"]
     first, *_ = models
     tasks = max((list(row["tasks"]) for row in models.values()), key=len)  # `experts` may lack some
@@ -127,8 +129,10 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
         ]
         for name, row in models.items()
     ]
-    title = f"{result['metric']} on {result['items']} {SAID[result['split']]}"
-    reporter.table(title, ["", "mean ± se", *tasks], rows)
+    told = result["measures"]
+    name = title(result["metric"], told)
+    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
+    reporter.table(f"{name} on {result['items']} {SAID[result['split']]}; higher is better", columns, rows)
     for name, row in models.items():
         if "error" in row:
             reporter.say(f"{name} has no score: {row['error']}")

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from evomerge.errors import SpaceError
+from evomerge.fitness.base import heading
 from evomerge.groups import Group, make_groups
 from evomerge.recipe import Recipe
 from evomerge.weights import listed, read_json
@@ -168,7 +169,8 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
         for name, row in rows.items()
     ]
     how = [f"{what}: {scores[what]}" for what in ("metric", "split", "items", "trials") if what in scores]
-    text = f"## Scores\n\n{'; '.join(how)}.\n\n" + _table(["", "mean ± standard error", *tasks], table)
+    columns = ["", "mean ± standard error", *(heading(task, scores.get("measures") or {}) for task in tasks)]
+    text = f"## Scores\n\n{'; '.join(how)}; higher is better.\n\n" + _table(columns, table)
     for name, row in scores.items():
         if isinstance(row, Mapping) and "diff" in row:
             one, _, other = name.replace("_", " ").partition(" vs ")

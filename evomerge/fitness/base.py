@@ -8,9 +8,9 @@ nothing that depends on the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -71,3 +71,35 @@ class Fitness(Protocol):
     def __call__(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model on the items with these ids, by task."""
         ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A fitness one of whose metrics is another number for every task."""
+
+    def measures(self, metric: str) -> dict[str, str]:
+        """Return what the numbers of a metric are, by task."""
+        ...
+
+
+def measures(fitness: Fitness, metric: str, tasks: Iterable[str]) -> dict[str, str]:
+    """Return what the numbers of a metric are, by task: the metric itself where the fitness says nothing else."""
+    told = fitness.measures(metric) if isinstance(fitness, Measuring) else {}
+    return {task: told.get(task, metric) for task in tasks}
+
+
+def title(metric: str, told: Mapping[str, str]) -> str:
+    """Return the name of a metric over all tasks, with what it is where that is the same in all of them.
+
+    Args:
+        metric: its name.
+        told: what `measures` returned; nothing for runs that did not keep it.
+    """
+    return (
+        f"{metric} ({one})" if len(set(told.values())) == 1 and (one := next(iter(told.values()))) != metric else metric
+    )
+
+
+def heading(task: str, told: Mapping[str, str]) -> str:
+    """Return the name of a task, with what it is measured by where that is another metric than that of other tasks."""
+    return f"{task} ({told[task]})" if len(set(told.values())) > 1 and task in told else task

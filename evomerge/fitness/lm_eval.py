@@ -1,9 +1,10 @@
 """Any task of lm-evaluation-harness (Gao et al. 2021) on the live model, at the price of its forward passes.
 
 In: tasks of lm-eval by name or YAML. Out: for each item lm-eval's own metrics, `score` (that which its task is measured
-by), and `log_probability`, by which to search; see `lm_eval_metrics.py`. Tasks, documents and prompts are made once;
-so are tokens and batches, when an item is scored for the first time. Scores are those of `lm_eval.simple_evaluate` on
-all of a split, item by item, but for the order of floating-point sums; logits of half precision are taken as float32.
+by; `lm_eval_measures.py`), and `log_probability`, by which to search (`lm_eval_metrics.py`). Tasks, documents and
+prompts are made once; so are tokens and batches, when an item is scored for the first time. Scores are those of
+`lm_eval.simple_evaluate` on all of a split, item by item, up to the order of floating-point sums; logits of half
+precision are taken as float32.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from evomerge.fitness.classification import Answers
 from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, make_batches, score, token_logits
 from evomerge.fitness.lm_eval_documents import Benchmark, digest, example_digest, read_benchmark
 from evomerge.fitness.lm_eval_loading import load_tasks, undisturbed
-from evomerge.fitness.lm_eval_metrics import SMOOTH, among_choices, by_document, evened, metric_names, own_metrics
+from evomerge.fitness.lm_eval_measures import common_metrics, find_measure
+from evomerge.fitness.lm_eval_metrics import SMOOTH, among_choices, by_document, evened, own_metrics
 from evomerge.fitness.lm_eval_requests import Asker, Query, cap_answers
 from evomerge.items import Item
-from evomerge.names import nearest
 from evomerge.suite import Task
 
 SCORE = "score"
-"""The metric of a task that is measured by another metric than others are."""
+"""The metric that a task is measured by, which may be another one for every task; `measures` tells which."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,15 @@ class LmEval:
             if fewshot is not None and (not isinstance(fewshot, int) or fewshot < 0):
                 raise ConfigError(f"{setting}.fewshot is {fewshot}: write a number of examples, from 0.")
             self._benchmarks[name] = read_benchmark(name, loaded, given, fewshot, self._public_test)
-            self._score[name] = _find_score(name, self._benchmarks[name], given.get("metric"))
+            self._score[name] = find_measure(self._benchmarks[name], given.get("metric"))
             about[name] = [self._score[name], [digest(each) for each in loaded]]
             if any(held.examples for held in self._benchmarks[name].documents.values()):
                 about[name].append(example_digest(self._benchmarks[name]))
         self.warnings = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings] + shortened
-        common = [_common_metrics(benchmark) for benchmark in self._benchmarks.values()]
+        if len(set(self._score.values())) > 1:
+            by = ", ".join(f"{name} {measure}" for name, measure in self._score.items())
+            self.warnings.append(f"score is not the same in all tasks ({by}), so a mean over them has no unit")
+        common = [common_metrics(benchmark.tasks) for benchmark in self._benchmarks.values()]
         self.metrics = (SMOOTH, SCORE, *(name for name in common[0] if all(name in names for names in common)))
         import lm_eval
 
@@ -135,6 +139,10 @@ class LmEval:
             split: {name: benchmark.items[split] for name, benchmark in self._benchmarks.items()}
             for split in ("search", "select", "report")
         }
+
+    def measures(self, metric: str) -> dict[str, str]:
+        """Return what the numbers of a metric are, by task: of `score`, the metric that each is measured by."""
+        return {name: measure if metric == SCORE else metric for name, measure in self._score.items()}
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
         """Return what holds the queries of a split; they are made when the live model, which tells how long a text may
@@ -265,23 +273,3 @@ def _tell(query: Query, said: Sequence[Any]) -> None:
     for instance, each in zip(query.instances, said, strict=True):
         instance.resps = [each[0] if _kind(query) == "loglikelihood_rolling" else each]
         instance.filtered_resps = {}
-
-
-def _common_metrics(benchmark: Benchmark) -> list[str]:
-    """Return the metrics that all tasks of a group have."""
-    names = [metric_names(task) for task in benchmark.tasks]
-    return [name for name in names[0] if all(name in others for others in names)]
-
-
-def _find_score(name: str, benchmark: Benchmark, given: Any) -> str:
-    """Return the metric that a task is measured by: the one that was named, or the first in its metric_list."""
-    known = _common_metrics(benchmark)
-    if given is None:
-        return known[0] if known else SMOOTH
-    if given not in (*known, SMOOTH):
-        near = nearest(str(given), (*known, SMOOTH), cutoff=0.0)
-        raise ConfigError(
-            f"fitness.tasks.{name}.metric is '{given}', which {benchmark.tasks[0].config.task} does not have for "
-            f"single documents. Did you mean '{near[0]}'? There is {', '.join((*known, SMOOTH))}."
-        )
-    return str(given)

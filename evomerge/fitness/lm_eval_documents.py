@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,13 @@ def read_benchmark(
                 documents[item.id] = Document(task, doc, number, examples[number])
                 for split in mine[item.id]:
                     items[split].append(item)
+    if len(tasks) > 1:
+        counts = Counter(document.task.config.task for document in documents.values())
+        members = ", ".join(f"{member} ({count})" for member, count in counts.items())
+        warnings.append(
+            f"{setting} is a group of {len(tasks)} tasks, scored as one over all of their documents: {members}. For a "
+            f"score of each, give each a line of its own under fitness.tasks"
+        )
     if repeated:
         _log.warning("%s: %d documents are repeated; the first of each is kept", setting, repeated)
     if empty := [split for split in SPLITS if not items[split]]:

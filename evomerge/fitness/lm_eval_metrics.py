@@ -14,10 +14,11 @@ Item by item this correlates with acc_norm by .58 and .61 on SIQA and PIQA (Smol
 each), the softmax without lengths by .05 and .28. The log-likelihood of the reference alone would follow how much a
 model expects the form of the answers, which experts learn first, and not whether it tells them apart.
 
-Metrics of which lm-eval reports the mean over documents are as lm-eval has them, with the sign turned where lower is
-better. Perplexities are here minus their logarithm for each document (divided by its words or bytes), so their mean
-weighs all documents alike, where lm-eval's weighs long ones more. What is nothing but a number of all documents
-together (f1, mcc, bleu) is left out.
+Metrics of which lm-eval reports the mean over documents are as lm-eval has them. Where lower is better, what is given
+is minus the metric, and is called so: `minus_brier_score`, `minus_bits_per_byte`. Perplexities are here minus their
+logarithm for each document (divided by its words or bytes), `minus_log_word_perplexity`, so their mean weighs all
+documents alike, where lm-eval's weighs long ones more. What is nothing but a number of all documents together (f1, mcc,
+bleu) is left out, and so is a metric of which nobody says whether more is better.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from evomerge.errors import ConfigError
 SMOOTH = "log_probability"
 COUNTED = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": math.log(2)}
 """Metrics that lm-eval computes of (log-likelihood, count) pairs, and what the quotient is divided by."""
+LOGARITHMS = ("word_perplexity", "byte_perplexity", "perplexity")
+"""Metrics of whose documents lm-eval keeps log-likelihoods; it exponentiates their mean."""
+NEGATED = ("bits_per_byte", "brier_score")
+"""Further metrics that lm-eval computes of more than the mean of a number; of these, less is better."""
 LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """Metrics that divide the log-likelihood of a choice by its length, and by which."""
 JOINT = ("likelihood", "bypass")
@@ -42,7 +47,7 @@ JOINT = ("likelihood", "bypass")
 def metric_names(task: Any) -> dict[str, tuple[str, str]]:
     """Return the metrics that a task has for single documents: our name -> (its name, the filter of the answer).
 
-    The name is lm-eval's, for the first filter; for others `metric,filter`, as lm-eval writes it.
+    Our name is `true_name` for the first filter; for others `metric,filter`, as lm-eval writes it.
     """
     from lm_eval.api.metrics import mean, nanmean
 
@@ -50,20 +55,32 @@ def metric_names(task: Any) -> dict[str, tuple[str, str]]:
     single = [
         name
         for name in aggregation
-        if name in COUNTED
-        or name in ("perplexity", "brier_score")
-        or (aggregation[name] in (mean, nanmean) and name not in JOINT)
+        if name in LOGARITHMS
+        or name in NEGATED
+        or (aggregation[name] in (mean, nanmean) and name not in JOINT and direction(task, name) is not None)
     ]
     filters = [ensemble.name for ensemble in task._filters]
     return {
-        name if number == 0 else f"{name},{which}": (name, which)
+        true_name(task, name) + (f",{which}" if number else ""): (name, which)
         for number, which in enumerate(filters)
         for name in single
     }
 
 
+def direction(task: Any, name: str) -> bool | None:
+    """Whether more of one of lm-eval's metrics is better; None where neither the task nor lm-eval says."""
+    return False if name in LOGARITHMS or name in NEGATED else task.higher_is_better().get(name)
+
+
+def true_name(task: Any, name: str) -> str:
+    """Return the name of the number that is given for one of lm-eval's metrics."""
+    if name in LOGARITHMS:
+        return f"minus_log_{name}"
+    return f"minus_{name}" if direction(task, name) is False else name
+
+
 def own_metrics(task: Any, doc: Any, instances: Sequence[Any]) -> dict[str, float]:
-    """Return lm-eval's metrics of a document, after its filters were applied to what the model said.
+    """Return lm-eval's metrics of a document, by our names, after its filters were applied to what the model said.
 
     Raises:
         ConfigError: a metric is no number.
@@ -73,11 +90,8 @@ def own_metrics(task: Any, doc: Any, instances: Sequence[Any]) -> dict[str, floa
         which: task.process_results(doc, [instance.filtered_resps[which] for instance in instances])
         for which in {which for _, which in names.values()}
     }
-    lower = {name for name, higher in task.higher_is_better().items() if not higher}
     return {
-        ours: _number(task, name, found[which][name], name in lower)
-        for ours, (name, which) in names.items()
-        if name in found[which]
+        ours: _number(task, name, found[which][name]) for ours, (name, which) in names.items() if name in found[which]
     }
 
 
@@ -98,7 +112,7 @@ def among_choices(log_likelihoods: np.ndarray, gold: Sequence[int]) -> float:
         return float(np.logaddexp.reduce(log_likelihoods[list(gold)]) - np.logaddexp.reduce(log_likelihoods))
 
 
-def _number(task: Any, name: str, value: Any, lower: bool) -> float:
+def _number(task: Any, name: str, value: Any) -> float:
     try:
         if name in COUNTED:
             total, count = value
@@ -106,7 +120,7 @@ def _number(task: Any, name: str, value: Any, lower: bool) -> float:
         if name == "brier_score":
             gold, probabilities = value
             return -float(((np.asarray(probabilities) - np.eye(len(probabilities))[gold]) ** 2).sum())
-        return -float(value) if lower and name != "perplexity" else float(value)
+        return float(value) if name in LOGARITHMS or direction(task, name) else -float(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"The metric {name} of {task.config.task} is no number of one document, but {value!r:.80}: leave it out of "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from evomerge.fitness.base import heading
 from evomerge.report.facts import MODELS, Facts
 from evomerge.report.scales import Axis, axis
 from evomerge.report.wording import metric, with_error
@@ -95,7 +96,7 @@ def means(facts: Facts) -> Bars | None:
         return None
     rows = [(name, facts.summary["report"][name]) for name in MODELS if name in facts.summary["report"]]
     values = [Value(MODELS[name], name, row["mean"], row["se"]) for name, row in rows if row["mean"] is not None]
-    return bars([("Mean over tasks", values)], metric(facts.report_metric))
+    return bars([("Mean over tasks", values)], metric(facts.measured))
 
 
 def tasks(facts: Facts) -> Bars | None:
@@ -105,7 +106,7 @@ def tasks(facts: Facts) -> Bars | None:
     report = facts.summary["report"]
     sections = [
         (
-            task,
+            heading(task, facts.measures),
             [
                 Value(MODELS[name], name, report[name]["tasks"][task], report[name].get("tasks_se", {}).get(task))
                 for name in MODELS
@@ -114,7 +115,7 @@ def tasks(facts: Facts) -> Bars | None:
         )
         for task in report["base"]["tasks"]
     ]
-    return bars(sections, metric(facts.report_metric), digits=3)
+    return bars(sections, metric(facts.measured), digits=3)
 
 
 def gains(facts: Facts) -> Bars | None:
@@ -127,7 +128,7 @@ def gains(facts: Facts) -> Bars | None:
         for task, diff in found.get("tasks", {}).items()
         if diff is not None
     ]
-    title, label = "Winner − best constant", f"difference in {metric(facts.report_metric)}"
+    title, label = "Winner − best constant", f"difference in {metric(facts.measured)}"
     return bars([(title, values)], label, sign=True) if values else None
 
 

@@ -167,7 +167,7 @@ def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stair
 
 def _deciding(facts: Facts) -> str:
     normalised = ", normalised" if facts.normalised else ""
-    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{metric(facts.report_metric)}{normalised} on select"
+    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{metric(facts.measured)}{normalised} on select"
 
 
 def _up(scale: Axis, value: float) -> float:

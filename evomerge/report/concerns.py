@@ -144,7 +144,7 @@ def _optimism(facts: Facts) -> Iterator[str]:
     lost, se = winner.search - winner.report, math.hypot(report_se, _search_error(facts, won.number))
     if lost > 2 * se:
         yield (
-            f"The winner’s {metric(facts.report_metric)} was {number(winner.search)} on its own search items and is "
+            f"The winner’s {metric(facts.measured)} was {number(winner.search)} on its own search items and is "
             f"{number(winner.report)} on the report items: it has fitted the few items that it was found on."
         )
 

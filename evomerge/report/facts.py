@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.fitness.base import title
 from evomerge.fitness.objectives import task_weights
 from evomerge.report.records import Dot, Finalist, Splits
 from evomerge.runs import Run
@@ -37,6 +38,8 @@ class Facts:
         self.settings, self.summary = run.settings, run.summary
         self.metric: str = run.settings["fitness"]["metric"]
         self.report_metric: str = (run.summary or {}).get("metric") or run.settings["fitness"]["report_metric"]
+        self.measures: dict[str, str] = (run.summary or {}).get("measures", {})
+        self.measured: str = title(self.report_metric, self.measures)
         self.aggregate: str = run.settings["objective"]["aggregate"]
         self.normalised: bool = run.settings["objective"]["normalised"]
 

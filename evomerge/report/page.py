@@ -200,7 +200,7 @@ def _progress(facts: Facts) -> str:
 
 def _deciding(facts: Facts) -> str:
     of = "Worst task’s" if facts.aggregate == "worst" else "Mean"
-    return f"{of} {metric(facts.report_metric)}{', normalised between base and expert' if facts.normalised else ''}"
+    return f"{of} {metric(facts.measured)}{', normalised between base and expert' if facts.normalised else ''}"
 
 
 def _comparable(facts: Facts) -> str:

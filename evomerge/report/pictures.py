@@ -79,7 +79,7 @@ def convergence(facts: Facts) -> Figure:
                 axes.plot(*won[0], "o", color=WINNER, label="the winner")
             if (level := facts.best_constant_on_select) is not None:
                 axes.axhline(level, color=CONSTANT, linestyle="--", label="best constant")
-            axes.set_ylabel(f"{metric(facts.report_metric)}\non the select items")
+            axes.set_ylabel(f"{metric(facts.measured)}\non the select items")
         axes.set_xlim(0, facts.last + 1)
         axes.legend(frameon=False, fontsize=8)
     panels[-1].set_xlabel("candidate")
@@ -156,7 +156,7 @@ def tasks(facts: Facts) -> Figure:
             linewidth=0.8,
         )
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
-    axes.set_ylabel(f"{metric(facts.report_metric)} on the report items, ± se")
+    axes.set_ylabel(f"{metric(facts.measured)} on the report items, ± se")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
 

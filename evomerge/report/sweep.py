@@ -75,7 +75,7 @@ def sweep_context(facts: Sequence[Facts], file: Path) -> tuple[dict[str, Any], l
             for one in facts
             if one not in order
         ],
-        "metric": metric(order[0].report_metric) if order else "",
+        "metric": metric(order[0].measured) if order else "",
         "forest": _forest(order, names),
         "overlays": _overlays(order or list(facts), names),
         "heats": drawn,
@@ -97,7 +97,7 @@ def _headline(order: Sequence[Facts], count: int, names: dict[str, str]) -> tupl
     gap = f"{with_error(abs(diff), difference['se'])} {'above' if diff >= 0 else 'below'}" if diff is not None else ""
     return f"{tally}.", (
         f"That is by two standard errors or more on the report items. Best on the select split is "
-        f"{names[order[0].name]}: its {metric(first['metric'])} on {first['items']['report']:,} report items is "
+        f"{names[order[0].name]}: its {metric(order[0].measured)} on {first['items']['report']:,} report items is "
         f"{with_error(first['report']['winner']['mean'], first['report']['winner']['se'])}, "
         f"{gap or 'which cannot be held against'} that of the best constant on the same items."
     )

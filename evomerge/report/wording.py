@@ -82,7 +82,7 @@ def headline(facts: Facts) -> tuple[str, str]:
     distance = errors_of(difference)
     errors = f", {number(abs(distance), 1)} standard errors of the paired difference" if distance else ""
     return short, (
-        f"On {items:,} report items that the search never saw, the winner’s {metric(summary['metric'])} is "
+        f"On {items:,} report items that the search never saw, the winner’s {metric(facts.measured)} is "
         f"{number(report['winner']['mean'])}{over}: {gap} that of the best constant, {constant} for every "
         f"coefficient{errors}."
     )
