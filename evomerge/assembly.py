@@ -190,7 +190,7 @@ def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | 
                 f"The task {asked[0]} is a task of lm-eval ({sources.tasks[asked[0]].items}), which the fitness "
                 f"{kind.__name__} cannot read: write fitness=lm_eval."
             )
-        return None, {split: read_split(sources.tasks, split) for split in SPLITS}
+        return None, {split: read_split(sources.tasks, split, takes(settings, "heads")) for split in SPLITS}
     reader: Reader = build(settings, "fitness")
     return reader, reader.read(sources.tasks, sources.further)
 

@@ -8,6 +8,7 @@ checked where it is used.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import math
 import re
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from evomerge.errors import ConfigError, EvomergeError
 from evomerge.limits import AUTO
 from evomerge.names import unknown
+from evomerge.paths import at_home, with_paths
 from evomerge.vocabulary import CHOICES, REFUSE
 
 CONF = Path(__file__).with_name("conf")  # installed
@@ -114,7 +116,7 @@ def register() -> None:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Return a composed configuration as plain containers.
+    """Return a composed configuration as plain containers, with home directories spelled out.
 
     Raises:
         ConfigError: a setting that must be given is missing.
@@ -123,7 +125,7 @@ def plain(config: Any) -> dict[str, Any]:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{str(error).splitlines()[0]}: it must be given on the command line.") from error
-    return settings
+    return with_paths(settings, at_home)
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -134,7 +136,7 @@ def check(settings: Mapping[str, Any]) -> None:
     """
     for group in ("method", "searcher", "fitness", "loss"):
         if settings[group] is None:
-            choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml")))
+            choices = ", ".join(choices_of(group))
             raise ConfigError(f"{group}=null leaves the search without one: write {group}= and one of {choices}.")
         _arguments(settings[group], group)
     for group, choosing in OUTSIDE.items():
@@ -237,10 +239,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
 def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return the arguments of a group's class, held against the plain annotations of its constructor."""
     arguments = {name: value for name, value in settings.items() if name not in OUTSIDE.get(group, ())}
-    try:
-        target = hydra.utils.get_object(arguments["_target_"])
-    except (HydraException, ImportError, KeyError) as error:
-        raise ConfigError(f"{group} has no class {arguments.get('_target_')}: {str(error).splitlines()[0]}") from error
+    target = _find_class(str(arguments.get("_target_")), group)
     for name, parameter in inspect.signature(target).parameters.items():
         if name in arguments:
             kinds = tuple(part.strip() for part in str(parameter.annotation).split("|"))
@@ -249,6 +248,26 @@ def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
         if isinstance(value, dict) and "_target_" in value:
             _arguments(value, f"{group}.{name}")
     return arguments
+
+
+def _find_class(name: str, group: str) -> Any:
+    """Return the class that `_target_` names."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        if not module:
+            raise ImportError("a class is written with its module, such as package.module.Class")
+        return getattr(importlib.import_module(module), attribute)  # Hydra would print an error of its own first
+    except (Exception, SystemExit) as error:  # whatever a module of the user's raises
+        raise ConfigError(
+            f"{group}._target_={name} names no class that can be used: {type(error).__name__}: "
+            f"{next(iter(str(error).splitlines()), '')}. Write {group}= and one of {', '.join(choices_of(group))}, or "
+            f"the class with a module that Python finds from here."
+        ) from error
+
+
+def choices_of(group: str) -> list[str]:
+    """Return the choices that a group of settings has."""
+    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
 
 
 def _check_type(setting: str, value: Any, kinds: Sequence[str]) -> None:

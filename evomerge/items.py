@@ -114,7 +114,13 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_items(path: Path | str, split: str, classes: Sequence[str] | None = None, labelled: bool = True) -> list[Item]:
+def read_items(
+    path: Path | str,
+    split: str,
+    classes: Sequence[str] | None = None,
+    labelled: bool = True,
+    known: Sequence[str] = (),
+) -> list[Item]:
     """Read the items of one split, in file order.
 
     Each line is a JSON object with `text` or `image` and `label` (index of the class, or its name where `classes` is
@@ -127,6 +133,7 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
         split: "search", "select" or "report"; from a directory also "train" or "unlabeled".
         classes: names of the classes; labels are checked against it.
         labelled: whether every item needs a label; unlabeled ones never do.
+        known: names that labels may have where `classes` does not say, such as those in an expert's config.
 
     Raises:
         SuiteError: the file is missing or empty, a line or its image cannot be read, or a label is no class.
@@ -138,7 +145,7 @@ def read_items(path: Path | str, split: str, classes: Sequence[str] | None = Non
     if one_file and split not in SPLITS:
         raise SuiteError(f"{path} is one file and has no split {split!r}: choose one of {', '.join(SPLITS)}")
     file = path if one_file else path / f"{split}.jsonl"
-    items = _distinct(_parse(file, classes, needed), file)
+    items = _distinct(_parse(file, classes, needed, known), file)
     if one_file:
         items = {number: item for number, item in items.items() if split_of(item.content) == split}
     if not items:
@@ -183,10 +190,12 @@ def check_disjoint(splits: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:
         )
 
 
-def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> dict[int, Item]:
+def _parse(
+    file: Path, classes: Sequence[str] | None, labels_needed: bool, known: Sequence[str] = ()
+) -> dict[int, Item]:
     """Return the items of a file by the numbers of their lines."""
     try:
-        whole = file.read_text(encoding="utf-8")
+        whole = file.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except FileNotFoundError:
         raise SuiteError(f"items are missing: {file} does not exist; write one JSON object per line there") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -200,7 +209,7 @@ def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> di
     for number, line in enumerate(whole.split("\n"), 1):
         if line.strip():
             try:
-                items[number] = _item(json.loads(line), classes, labels_needed, file.parent)
+                items[number] = _item(json.loads(line), classes, labels_needed, file.parent, known)
             except SuiteError as error:
                 raise SuiteError(f"{file}, line {number}: {error}") from None
             except ValueError as error:
@@ -208,7 +217,9 @@ def _parse(file: Path, classes: Sequence[str] | None, labels_needed: bool) -> di
     return items
 
 
-def _item(row: object, classes: Sequence[str] | None, label_needed: bool, folder: Path) -> Item:
+def _item(
+    row: object, classes: Sequence[str] | None, label_needed: bool, folder: Path, known: Sequence[str] = ()
+) -> Item:
     fields = row if isinstance(row, dict) else {}
     text, image = fields.get("text"), fields.get("image")
     if text is not None and image is not None:
@@ -217,20 +228,31 @@ def _item(row: object, classes: Sequence[str] | None, label_needed: bool, folder
         raise SuiteError(
             f"an item needs a string `text`, or an `image` (a path or a data URI); write {EXAMPLE} or {IMAGE_EXAMPLE}"
         )
-    label = _label(fields.get("label"), classes, label_needed)
+    label = _label(fields.get("label"), classes, label_needed, known)
     return make_item(str(text), label) if image is None else make_image_item(read_image(str(image), folder), label)
 
 
-def _label(label: object, classes: Sequence[str] | None, needed: bool) -> int:
+def _label(label: object, classes: Sequence[str] | None, needed: bool, known: Sequence[str]) -> int:
     if label is None and not needed:
         return UNLABELED
+    if label is None:
+        raise SuiteError(
+            f"there is no label, and this fitness needs one: write {EXAMPLE}. Texts without labels serve a gradient "
+            f"with loss=entropy, as unlabeled.jsonl in the directory of the task, beside search.jsonl, select.jsonl "
+            f"and report.jsonl, which have labels"
+        )
+    if classes is None and isinstance(label, str) and label in known:
+        return list(known).index(label)
     if classes is not None and isinstance(label, str):
         if label not in classes:
             raise SuiteError(f"label {label!r} is no class; the classes are {', '.join(classes)}")
         return list(classes).index(label)
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         by_index = "the index of a class, from 0, or name the classes: fitness.tasks.<task>.classes=[no,yes]"
-        instead = by_index if classes is None else "a class name, or its index from 0"
+        by_name = (
+            f"one of {', '.join(known[:20])}, as the expert's config has them, or {by_index}" if known else by_index
+        )
+        instead = by_name if classes is None else "a class name, or its index from 0"
         raise SuiteError(f"label {label!r} is no class; write {instead}")
     if classes is not None and label >= len(classes):
         raise SuiteError(f"label {label} is no class; there are {len(classes)}, numbered from 0")
@@ -243,4 +265,14 @@ def _distinct(items: dict[int, Item], file: Path) -> dict[int, Item]:
     if len(kept) < len(items):
         kind = "an image" if any(item.image for item in items.values()) else "a text"
         _log.warning("%s: %d lines repeat %s; the first of each is kept", file, len(items) - len(kept), kind)
+    labels: dict[str, dict[int, int]] = {}
+    for number, item in items.items():
+        labels.setdefault(item.content, {}).setdefault(item.label, number)
+    if contradictory := [found for found in labels.values() if len(found) > 1]:
+        (one, line), (other, later), *_ = contradictory[0].items()
+        _log.warning(
+            "%s: %d contents have contradictory labels, and the first label of each is kept: line %d says %d, line %d "
+            "says %d of the same one",
+            *(file, len(contradictory), line, one, later, other),
+        )
     return kept

@@ -159,7 +159,7 @@ def _unlabeled(assembly: Assembly) -> dict[str, list[Item]]:
     items = dict(assembly.items["search"])
     for name, task in assembly.sources.tasks.items():
         if (task.items / "unlabeled.jsonl").is_file():
-            items[name] = read_items(task.items, "unlabeled", task.classes or None)
+            items[name] = read_items(task.items, "unlabeled", task.classes or None, known=task.known)
     check_disjoint({"unlabeled": items, **{split: assembly.items[split] for split in ("select", "report")}})
     return {task: [replace(item, label=UNLABELED) for item in chosen] for task, chosen in items.items()}
 

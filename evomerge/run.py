@@ -34,6 +34,7 @@ from evomerge.learning import Learning, check_learning, find_learning
 from evomerge.limits import TimeLimit
 from evomerge.names import commonest
 from evomerge.outputs import finished, recorder, run_digest, show, write_outputs
+from evomerge.paths import record_start
 from evomerge.plan import Part, plan
 from evomerge.preflight import preflight
 from evomerge.progress import Reporter
@@ -87,6 +88,7 @@ def run_search(
         preflight(assembly, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+            record_start(directory)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
             with reporter.searching(interrupt.wrap(evaluate), log.logged, asked) as watched:
                 reason = search(searcher, watched, log, budget)

@@ -96,9 +96,11 @@ def _locate(models: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, str]]
     return {name: place.path for name, place in places.items()}, hub
 
 
-def read_split(tasks: Mapping[str, Task], split: str) -> dict[str, list[Item]]:
-    """Return the items of a split by task."""
-    return {name: read_items(task.items, split, task.classes or None) for name, task in tasks.items()}
+def read_split(tasks: Mapping[str, Task], split: str, labelled: bool = True) -> dict[str, list[Item]]:
+    """Return the items of a split by task, each of which needs a label or not."""
+    return {
+        name: read_items(task.items, split, task.classes or None, labelled, task.known) for name, task in tasks.items()
+    }
 
 
 def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Head]:
@@ -187,20 +189,20 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
     head, classes = given.get("head"), given.get("classes") or ()
     if isinstance(classes, str):
         raise ConfigError(f"{setting}.classes is '{classes}'; write a list of names: '{setting}.classes=[no,yes]'.")
-    if expert is not None and not head and classes:
-        _check_classes(setting, [str(c) for c in classes], experts[expert])
-    return Task(name, Path(items), Path(head) if head else None, expert, tuple(map(str, classes)))
+    own = _own_classes(experts[expert]) if expert is not None and not head else ()
+    if own and classes and own != tuple(map(str, classes)):
+        raise ConfigError(
+            f"{setting}.classes is [{','.join(map(str, classes))}], but the expert's own head has [{','.join(own)}] in "
+            f"its config.json: write them in that order, or correct id2label there."
+        )
+    return Task(name, Path(items), Path(head) if head else None, expert, tuple(map(str, classes)), own)
 
 
-def _check_classes(setting: str, classes: list[str], expert: Path) -> None:
-    """Refuse class names that stand in another order than in the expert's own head."""
+def _own_classes(expert: Path) -> tuple[str, ...]:
+    """Return the class names that an expert's own head has in its config.json; none where they are only numbered."""
     try:
         names = read_object(expert / "config.json")["id2label"]
-        own = [str(names[str(i)]) for i in range(len(names))]
+        own = tuple(str(names[str(i)]) for i in range(len(names)))
     except (KeyError, TypeError):
-        return  # whatever is wrong with the directory is said where it is opened
-    if own != classes and not all(name.startswith("LABEL_") for name in own):
-        raise ConfigError(
-            f"{setting}.classes is [{','.join(classes)}], but the expert's own head has [{','.join(own)}] in its "
-            f"config.json: write them in that order, or correct id2label there."
-        )
+        return ()  # whatever is wrong with the directory is said where it is opened
+    return () if all(name.startswith("LABEL_") for name in own) else own

@@ -32,7 +32,7 @@ after the other (the linear probes of DINOv2, Oquab et al. 2023)."""
 @dataclass(frozen=True)
 class Task:
     """A benchmark: `items` is a directory of splits or a YAML of lm-eval, `head` its frozen classifier if it has one,
-    `expert` who was trained on it.
+    `expert` who was trained on it, `known` the names that its labels may have where `classes` names none.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Task:
     head: Path | None
     expert: str | None
     classes: tuple[str, ...]
+    known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

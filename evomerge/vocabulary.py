@@ -119,7 +119,7 @@ def token_notes(base: Mapping[str, int] | None, expert: Mapping[str, int] | None
 def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object of a file; an empty one where there is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -97,7 +97,7 @@ def test_right_settings_pass() -> None:
         ("searcher", "searcher.sigma=wide", "searcher.sigma=wide is no float"),
         ("searcher", "searcher.popsize=many", "searcher.popsize=many is no int or null"),
         ("fitness", "fitness.batch_size=1.5", "fitness.batch_size=1.5 is no int"),
-        ("searcher", "searcher._target_=evomerge.searchers.cmaes.CmaEss", "has no class"),
+        ("searcher", "searcher._target_=evomerge.searchers.cmaes.CmaEss", "names no class that can be used"),
         ("searcher", "searcher._target_=os.system", "cannot be made|has no class|no int"),
     ],
 )

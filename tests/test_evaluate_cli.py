@@ -155,7 +155,8 @@ def test_what_a_name_was_taken_for_is_said(capsys, place: Path, pico_suite: Suit
     [
         (["runs/one", "tres"], "Unknown model 'tres': did you mean 'trees'"),
         (["runs/on"], "Did you mean runs/one"),
-        (["base"], "There is nothing to merge yet"),
+        (["base"], "Nothing says which base and experts are meant"),
+        (["nonexist"], "Unknown model .nonexist."),
         (["runs/one", "fitnes.report_items=3"], r"There is no setting 'fitnes\.report_items'\. Did you mean"),
         (["runs/one", "--metric", "acuracy"], "this fitness gives accuracy, log_probability"),
         (["runs/one", "--items", "2"], r"fitness\.report_items is 2, less than one for each of 3 tasks"),

@@ -112,7 +112,7 @@ def test_names_of_directories():
     ("arguments", "message"),
     [
         (["base"], "name its experts behind it"),
-        ([], "nothing to merge yet"),
+        ([], "Nothing to inspect is named"),
         (["base", "mood", "model=text"], "named twice, by directories and by settings"),
         (["base", "mood", "modle.base=x"], "There is no setting 'modle.base'"),
         (["base", "mood", "--density", "0"], "write a number above 0"),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError, SuiteError
+from evomerge.images import data_uri
 from evomerge.items import (
     SPLITS,
     UNLABELED,
@@ -51,7 +52,7 @@ def test_unlabeled_items_have_no_label_on_disk(tmp_path):
     assert json.loads((tmp_path / "unlabeled.jsonl").read_text())["label"] is None
     assert read_items(tmp_path, "unlabeled")[0].label == UNLABELED
     write_items(tmp_path / "search.jsonl", [make_item("some text")])
-    with pytest.raises(SuiteError, match="label None is no class"):
+    with pytest.raises(SuiteError, match="there is no label, and this fitness needs one"):
         read_items(tmp_path, "search")
 
 
@@ -134,7 +135,7 @@ def test_repeated_texts_are_dropped_and_said(tmp_path, caplog):
         ("{oops\n", r"line 1: no JSON object"),
         ('{"text": "a", "label": 0}\n["b"]\n', r"line 2: an item needs a string `text`"),
         ('{"text": 3, "label": 0}\n', "an item needs a string `text`"),
-        ('{"text": "a"}\n', "label None is no class"),
+        ('{"text": "a"}\n', "there is no label"),
         ('{"text": "a", "label": true}\n', "label True is no class"),
         ('{"text": "a", "label": -1}\n', "label -1 is no class"),
         ('{"text": "a", "label": "fish"}\n', "label 'fish' is no class; the classes are cat, dog"),
@@ -236,7 +237,7 @@ def test_an_image_in_two_splits_is_refused():
         ({"image": "data:image/png,abc", "label": 0}, "is no image; write data:"),
         ({"image": "data:image/png;base64,", "label": 0}, "is no image; write data:"),
         ({"image": "data:image/png;base64,aaaa", "label": 0}, "no image that Pillow can read"),
-        ({"image": "one.png"}, "label None is no class"),
+        ({"image": "one.png"}, "there is no label"),
     ],
 )
 def test_a_bad_image_is_refused_with_the_line(tmp_path, row, message):
@@ -288,8 +289,60 @@ def test_plain_text_is_divided_by_blank_lines_where_no_labels_are_needed(tmp_pat
 def test_lines_need_no_labels_where_none_are_asked_for(tmp_path):
     (path := tmp_path / "search.jsonl").write_text('{"text": "a"}\n{"text": "b", "label": 1}\n')
     assert [(item.text, item.label) for item in read_items(tmp_path, "search", labelled=False)] == [("a", -1), ("b", 1)]
-    with pytest.raises(SuiteError, match="line 1: label None is no class"):
+    with pytest.raises(SuiteError, match="line 1: there is no label"):
         read_items(tmp_path, "search")
     path.write_text("")
     with pytest.raises(SuiteError, match=r'add lines like \{"text": "\.\.\."\}$'):
         read_items(tmp_path, "search", labelled=False)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_text(tmp_path):
+    plain = lines(tmp_path / "search.jsonl", *({"text": f"text {i}", "label": i % 2} for i in range(3)))
+    items = read_items(tmp_path, "search")
+    plain.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert read_items(tmp_path, "search") == items
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf" + b"\n\n".join(b"text %d" % i for i in range(20)))
+    texts = [item.text for split in SPLITS for item in read_items(tmp_path / "texts.txt", split, labelled=False)]
+    assert sorted(texts) == sorted(f"text {i}" for i in range(20))
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_contradictory_labels_of_one_content_are_named(tmp_path, caplog, image):
+    contents = [{"image": data_uri(png(i))} if image else {"text": f"text {i}"} for i in range(2)]
+    path = lines(
+        tmp_path / "search.jsonl", *({**contents[i % 2], "label": label} for i, label in enumerate([0, 1, 0, 2]))
+    )
+    with caplog.at_level(logging.WARNING):
+        assert [item.label for item in read_items(tmp_path, "search")] == [0, 1]
+    said = caplog.messages[-1]
+    assert said.startswith(f"{path}: 1 contents have contradictory labels")
+    assert "line 2 says 1, line 4 says 2 of the same one" in said
+
+
+def test_lines_that_only_repeat_are_not_called_contradictory(tmp_path, caplog):
+    lines(tmp_path / "search.jsonl", *({"text": "a", "label": 0} for _ in range(3)))
+    with caplog.at_level(logging.WARNING):
+        read_items(tmp_path, "search")
+    assert "2 lines repeat a text" in caplog.text
+    assert "contradictory" not in caplog.text
+
+
+def test_labels_may_be_names_that_somebody_else_knows(tmp_path):
+    lines(tmp_path / "search.jsonl", {"text": "a", "label": "glad"}, {"text": "b", "label": 7})
+    items = read_items(tmp_path, "search", known=("sad", "glad"))
+    assert [item.label for item in items] == [1, 7]  # numbers are held against the head, which may have more classes
+    with pytest.raises(SuiteError, match="write one of glad, sad, as the expert's config has them, or the index"):
+        read_items(
+            lines(tmp_path / "search.jsonl", {"text": "a", "label": "gld"}).parent, "search", known=("glad", "sad")
+        )
+    with pytest.raises(SuiteError, match=r"fitness\.tasks\.<task>\.classes="):
+        read_items(tmp_path, "search")
+
+
+def test_what_is_advised_for_texts_without_labels_works(tmp_path):
+    """Each file where the message puts it."""
+    lines(tmp_path / "search.jsonl", {"text": "a"})
+    with pytest.raises(SuiteError, match=r"as unlabeled\.jsonl in the directory of the task"):
+        read_items(tmp_path, "search")
+    (tmp_path / "search.jsonl").rename(tmp_path / "unlabeled.jsonl")
+    assert [item.label for item in read_items(tmp_path, "unlabeled")] == [UNLABELED]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -212,3 +213,20 @@ def test_settings_that_only_some_fitnesses_have_are_handed_on():
 def test_such_settings_that_cannot_be_understood(task, message):
     with pytest.raises(ConfigError, match=message):
         found("model.base=x", "model.experts=[a,b]", f"fitness.tasks={{q: {task}}}")
+
+
+def test_class_names_of_the_experts_config_need_not_be_typed_again(own_classifiers: Path, tmp_path: Path) -> None:
+    expert = tmp_path / "mood"
+    shutil.copytree(own_classifiers / "mood", expert)
+    config = json.loads((expert / "config.json").read_text())
+    config |= {"id2label": {"0": "sad", "1": "glad"}, "label2id": {"sad": 0, "glad": 1}}
+    (expert / "config.json").write_text(json.dumps(config))
+    rows = [{"text": f"text {i}", "label": ("sad", "glad")[i % 2]} for i in range(40)]
+    (tmp_path / "mood.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"suite": None, "name": "x", "base": str(own_classifiers / "base"), "experts": {"mood": str(expert)}}
+    sources = find_sources(model, {"mood": {"items": str(tmp_path / "mood.jsonl")}})
+    items = read_split(sources.tasks, "search")["mood"]
+    assert {(item.text, item.label) for item in items} <= {(row["text"], i % 2) for i, row in enumerate(rows)}
+    model["experts"] = {"mood": str(own_classifiers / "mood")}  # whose classes are LABEL_0 and LABEL_1
+    with pytest.raises(SuiteError, match="label 'sad' is no class"):
+        read_split(find_sources(model, {"mood": {"items": str(tmp_path / "mood.jsonl")}}).tasks, "search")

@@ -176,6 +176,7 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
     from evomerge.commands.settings import compose_settings, spelled_out
     from evomerge.config import plain
     from evomerge.contenders import read_recipe
+    from evomerge.paths import from_its_start
 
     composed = plain(compose_settings(given))
     keys = [part.split("=")[0].lstrip("+~") for argument in given for part in spelled_out(argument)]
@@ -186,7 +187,7 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
         file = (path if path.is_dir() else path.parent) / "config.yaml"
         if file.is_file() and (path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()):
             reporter.say(f"settings: those of {file}")
-            return _overlaid(_read(file), composed, keys)
+            return _overlaid(from_its_start(_read(file), file.parent), composed, keys)
     for path in paths:
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             reporter.say(f"models: those of {path}")
@@ -195,7 +196,27 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
             own = {"base": recipe.base.place, "experts": experts, "auto_class": recipe.auto_class}
             own["vocabulary"] = recipe.vocabulary
             return {**composed, "model": composed["model"] | own}
+    _refuse_without_sources(composed, names)
     return composed
+
+
+def _refuse_without_sources(settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse names where neither a setting nor one of them says which models are meant.
+
+    Raises:
+        ConfigError: that is so; where a name stands for nothing at all, it is named.
+    """
+    from evomerge.evaluation import find_model
+
+    if any(settings["model"][name] for name in ("suite", "base", "experts")):
+        return
+    for name in names:
+        if name not in ("base", "experts"):
+            find_model(name, ())
+    raise ConfigError(
+        "Nothing says which base and experts are meant: name a run directory or a recipe among the MODELs, or write "
+        "model=text, or model.base=path/to/base 'model.experts=[path/to/a,path/to/b]'."
+    )
 
 
 def _overlaid(run: dict[str, Any], composed: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

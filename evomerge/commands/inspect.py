@@ -107,6 +107,11 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
         raise ConfigError("Base and experts are named twice, by directories and by settings: leave one of them out.")
     if len(directories) == 1:
         raise ConfigError(f"{directories[0]} is the base; name its experts behind it: evomerge inspect BASE EXPERT ...")
+    if not (directories or model["suite"] or model["base"] or model["experts"]):
+        raise ConfigError(
+            "Nothing to inspect is named: write evomerge inspect BASE EXPERT ..., or the settings of a search, such as "
+            "model=text."
+        )
     if directories:
         base, *experts = directories
         model = {**model, "base": base, "experts": name_directories(experts)}

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 
 from evomerge.callbacks import REASON
 from evomerge.commands.common import SIGNALLED, explained
-from evomerge.commands.settings import check_settings, spelled_out
+from evomerge.commands.settings import check_settings, spelled_out, sweeps
 from evomerge.config import CONF, SearchConfig, register
 from evomerge.errors import EvomergeError
 from evomerge.files import write_atomically
@@ -33,10 +34,12 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: settings and Hydra's own flags.
     """
-    given = [part for argument in arguments for part in spelled_out(argument)]
+    given = [part for argument in arguments for part in spelled_out(argument, sweeps(arguments))]
     register()
     if not any(argument.split("=")[0] in OWN_CONFIGURATION for argument in given):  # else Hydra knows more names
         check_settings(given)
+    else:
+        _refuse_marks(given)
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     sys.argv = ["evomerge search", *given]
     _application()
@@ -65,6 +68,22 @@ def _application(config: SearchConfig) -> None:
                 raise
             logger.exception("This run failed; the sweep goes on.")
             _remember(directory, f"{type(error).__name__}: {error}")
+
+
+def _refuse_marks(arguments: Sequence[str]) -> None:
+    """Refuse a settings file whose first line Hydra would pass over, since a byte order mark stands before it.
+
+    Raises:
+        EvomergeError: there is one in a directory of the user's.
+    """
+    given = " ".join(arguments).replace("=", " ").split()
+    places = [Path(where) for flag, where in pairwise(given) if flag in OWN_CONFIGURATION]
+    for file in (file for place in places if place.is_dir() for file in sorted(place.rglob("*.yaml"))):
+        if file.read_bytes().startswith(b"\xef\xbb\xbf# @"):
+            raise EvomergeError(
+                f"{file} begins with a byte order mark, behind which Hydra does not see its first line (# @package "
+                f"...): save it as UTF-8 without one."
+            )
 
 
 def _remember(directory: Path, why: str) -> None:

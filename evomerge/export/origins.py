@@ -15,6 +15,7 @@ from evomerge.errors import CheckpointError, ConfigError
 from evomerge.hub import find_directory, is_name
 from evomerge.live import LiveModel
 from evomerge.names import unknown
+from evomerge.paths import started_in
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
 
@@ -44,7 +45,8 @@ def find_origins(recipe: Recipe, beside: Path, base: Path | None, experts: Mappi
     found, lost = {}, []
     for name, source in _sources(recipe):
         path = Path(source.path).expanduser()
-        tries = [given[name]] if name in given else list(dict.fromkeys([path, beside / path]))
+        roots = [Path(), beside, *started_in(beside)]
+        tries = [given[name]] if name in given else list(dict.fromkeys(root / path for root in roots))
         place = next((place for place in tries if place.is_dir()), None)
         hub, why = (str(given[name]) if name in given else source.hub) or "", ""
         if place is None and is_name(hub):

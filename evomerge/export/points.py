@@ -18,6 +18,7 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.export.handover import make_recipe
 from evomerge.identity import digest
 from evomerge.names import unknown
+from evomerge.paths import from_its_start
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.runs import Run
@@ -51,7 +52,8 @@ def open_assembly(run: Run, reporter: Reporter) -> Assembly:
     Raises:
         EvomergeError: sources are gone, or are not what they were.
     """
-    settings = {**run.settings, "model": {**run.settings["model"], "device": "cpu"}}
+    settings = from_its_start(run.settings, run.path)
+    settings["model"] = {**settings["model"], "device": "cpu"}
     try:
         with reporter.bars():
             assembly = assemble(settings, reporter)
