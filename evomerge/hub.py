@@ -2,18 +2,20 @@
 
 In: what a user wrote where a model directory is asked for. Out: a directory; of a name, that of its snapshot in the
 hub's cache, with the commit that it is. A directory that is there always wins. What is not in the cache is downloaded
-by huggingface_hub; where the hub cannot be reached, or HF_HUB_OFFLINE is set, the cache alone must do. Weights,
-settings and tokenizer are taken, and never code.
+by huggingface_hub; where the hub cannot be reached, or HF_HUB_OFFLINE is set, the cache alone must do. Weights are
+taken, and all beside them that a merged model takes over (`files_beside.py`), and never code.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -23,15 +25,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm
 
 from evomerge.errors import CheckpointError
+from evomerge.files_beside import MODULES, TRAINING, module_folders, sort_files
 from evomerge.weights import weight_files
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md")
-"""What is downloaded: weights, their index, settings, tokenizer, and the card, which states the licence."""
+NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+"""What must be in the cache where the hub cannot be asked which files there are."""
 EARLIER = ("pytorch_model*.bin",)
-"""Downloaded as well where there are no safetensors."""
-ASIDE = ("*/*.safetensors", "*/*.bin", "*/*.json", "*/*.txt", "*/*.model", "consolidated*")
-"""Never downloaded: other forms of the same model, in directories of their own or beside it."""
+"""Needed as well where there are no safetensors."""
+ASIDE = ("*/*", ".*", "consolidated*", "*.index.json", *TRAINING)
+"""Never needed, or not always: an index that lacks is missed where the weights are opened."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,7 @@ def find_directory(text: str) -> Place:
         return Place(Path(text))
     repo, revision = match[1], match[2]
     try:
-        path = _snapshot(repo, revision, FILES)
-        if not any(path.glob("*.safetensors")):
-            path = _snapshot(repo, path.name, (*FILES, *EARLIER))
+        path = _snapshot(repo, revision)
     except Exception as error:  # of whatever kind: of the hub, of the network, of what stands between
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
@@ -96,32 +97,48 @@ def find_directory(text: str) -> Place:
     return Place(path, f"{repo}@{path.name}")
 
 
-def _snapshot(repo: str, revision: str | None, files: tuple[str, ...]) -> Path:
+def _snapshot(repo: str, revision: str | None) -> Path:
     """Return the directory of a snapshot, whose name is its commit: downloaded, or else from the cache alone."""
-
-    def get(cached: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                local_files_only=cached,
-                allow_patterns=list(files),
-                ignore_patterns=list(ASIDE),
-                tqdm_class=_Bar,
-            )
-        )
-
     try:
-        return get(cached=False)
-    except (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError):
-        raise  # the cache was looked at, or cannot know better
+        return _get(repo, revision, [escape(name) for name in _wanted(repo, revision)])
     except Exception as error:  # a proxy that refuses, a broken certificate, an answer that is none
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise  # of the disk
         try:
-            return get(cached=True)
+            path = _get(repo, revision, NEEDED, ASIDE, local_files_only=True)
+            if not any(path.glob("*.safetensors")):
+                path = _get(repo, path.name, (*NEEDED, *EARLIER), ASIDE, local_files_only=True)
         except LocalEntryNotFoundError:
             raise error from None
+        return path
+
+
+def _wanted(repo: str, revision: str | None) -> list[str]:
+    """Ask the hub which files a model has, and return those that a merge of it needs or takes over.
+
+    Of two forms of the weights, safetensors are taken, as transformers does.
+    """
+    about = HfApi().model_info(repo, revision=revision or "main", files_metadata=True)  # asked once
+    sizes = {file.rfilename: file.size or 0 for file in about.siblings or ()}
+    modules = module_folders(_get(repo, revision, [MODULES]) / MODULES) if MODULES in sizes else ()
+    found = sort_files(sizes, modules)
+    earlier = [name for name in found.weights if name.startswith("pytorch_model")]
+    others = [name for name in found.weights if name not in earlier]
+    safe = any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in others)
+    return [*found.written, *found.taken, *others, *(() if safe else earlier)]
+
+
+def _get(repo: str, revision: str | None, files: Sequence[str], ignored: Sequence[str] = (), **more: Any) -> Path:
+    return Path(
+        snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(files),
+            ignore_patterns=list(ignored) or None,
+            tqdm_class=_Bar,
+            **more,
+        )
+    )
 
 
 class _Bar(tqdm):
@@ -137,7 +154,7 @@ def _why(error: Exception, repo: str, revision: str | None) -> str:
         return f"{repo} is there, but has no revision {revision}"
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no model {repo}, or you may not read it (for private and gated ones: `hf auth login`)"
-    if isinstance(error.__cause__, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
         return "it is not in the cache, or not all of it, and HF_HUB_OFFLINE is set"
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     what = next(iter(str(cause).splitlines()), "")

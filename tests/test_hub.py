@@ -31,7 +31,7 @@ from evomerge.sources import find_sources
 from tests.helpers import compose
 from tests.hub import COMMIT, in_cache, serving
 from tests.language import documents, save_language_family, write_jsonl
-from tests.merging import CAUSAL, make_recipe, write
+from tests.merging import CAUSAL, make_recipe, names, write
 from tests.models import LLAMA, pico, to_bin
 
 OTHER = COMMIT[::-1]
@@ -243,20 +243,27 @@ def test_download(family: Path, tmp_path: Path) -> None:
     model = shutil.copytree(family / "base", tmp_path / "model")
     (model / "modeling_own.py").write_text("raise SystemExit('code was run')")
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
-    (model / "onnx").mkdir()
-    for name in ("pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "onnx/model.onnx"):
+    for folder in ("onnx", "1_Pooling", "2_Dense"):
+        (model / folder).mkdir()
+    unasked = ["pytorch_model.bin", "consolidated.safetensors", "onnx/config.json", "onnx/model.onnx", "onnx/a.jinja"]
+    unasked += ["trainer_state.json", "pytorch_model.bin.index.json", "tf_model.h5.index.json", ".gitattributes"]
+    for name in unasked:
         (model / name).write_bytes(b"never asked for")
+    (model / "modules.json").write_text('[{"path": "1_Pooling"}, {"path": "2_Dense"}]')
+    beside = ["LICENSE", "source.spm", "vocab[1].bpe", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+    for name in beside:
+        (model / name).write_text(name)
     with serving("lab/tiny", model) as (endpoint, asked):
         code = FIND.format(["lab/tiny", "lab/tiny@main", "lab/tiny@v9", "lab/none"])
         done = python(code, tmp_path, endpoint)
         assert done.stdout.splitlines()[:2] == [f"lab/tiny@{COMMIT}"] * 2, done.stderr
         assert "lab/tiny is there, but has no revision v9" in done.stdout
         assert "there is no model lab/none, or you may not read it" in done.stdout
-        gotten = {line.rpartition("/")[2] for line in asked if line.startswith("GET /lab/tiny/resolve")}
+        lines = [line.partition("/resolve/")[2] for line in asked if line.startswith("GET /lab/tiny/resolve")]
+        gotten = {line.partition("/")[2] for line in lines}
         snapshot = tmp_path / "hub" / "models--lab--tiny" / "snapshots" / COMMIT
-        assert gotten == {file.name for file in snapshot.iterdir()}
-        ours = {file.name for file in (family / "base").iterdir()}
-        assert gotten == ours | {"README.md"}
+        assert gotten == names(snapshot)
+        assert gotten == names(family / "base") | {"README.md", "modules.json", *beside}
     # the network is gone
     done = python(FIND.format(["lab/tiny", "lab/none"]), tmp_path, endpoint)
     assert done.stdout.startswith(f"lab/tiny@{COMMIT}\n"), done.stderr
@@ -270,6 +277,7 @@ def test_download_of_a_model_of_earlier_years(tmp_path: Path) -> None:
     pico(LlamaForCausalLM, LLAMA).save_pretrained(tmp_path / "model", max_shard_size="30KB")
     to_bin(tmp_path / "model")
     (tmp_path / "model" / "training_args.bin").write_bytes(b"never asked for")
+    (tmp_path / "model" / "adapter_model.safetensors").write_bytes(b"an adapter beside whole weights")
     with serving("lab/old", tmp_path / "model") as (endpoint, asked):
         done = python(FIND.format(["lab/old"]), tmp_path, endpoint)
         assert done.stdout == f"lab/old@{COMMIT}\n", done.stderr
