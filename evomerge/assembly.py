@@ -20,6 +20,7 @@ from evomerge.family import check_files, family_notes
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.encoding import check_kind
 from evomerge.items import SPLITS, Item, check_disjoint
+from evomerge.leakage import leakage_notes, training_files
 from evomerge.live import LiveModel, load_live
 from evomerge.merger import Merger
 from evomerge.methods import Method, only_sums
@@ -41,10 +42,12 @@ class Reader(Fitness, Protocol):
     Attributes:
         task_settings: what it understands below fitness.tasks.<task>, beside what every task has.
         warnings: what the user should know of the items that were read.
+        data_sets: by task, the names of the data sets that its items are of, as far as they are known.
     """
 
     task_settings: tuple[str, ...]
     warnings: list[str]
+    data_sets: dict[str, list[str]]
 
     def read(
         self, tasks: Mapping[str, Task], further: Mapping[str, Mapping[str, Any]]
@@ -119,8 +122,10 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     """
     model, cache = settings["model"], Path(settings["model"]["cache"])
     sources = find_sources(model, settings["fitness"]["tasks"])
+    trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
         reader, items = read_items(sources, settings["fitness"])
+        leaks = leakage_notes(sources, items, reader.data_sets if reader else {}, trained_on)
     check_disjoint(items)
     method: Method = build(settings["method"], "method")
     check_files([sources.base, *sources.experts.values()])
@@ -140,7 +145,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     pooled = not takes(settings["fitness"], "heads")
     warnings = [*(reader.warnings if reader else ())]
     warnings += family_notes(sources.experts, live, base, experts, parameters, pooled)
-    warnings += few_items(items)
+    warnings += [*leaks, *few_items(items)]
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(

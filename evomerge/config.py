@@ -50,7 +50,7 @@ LEARNING = {"inputs": ("int",)}
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
-    *("budget", "budget_items", "time_limit", "model.device", "model.cache"),
+    *("budget", "budget_items", "time_limit", "model.device", "model.cache", "model.trained_on"),
     *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
@@ -65,6 +65,7 @@ class ModelConfig:
     base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
     vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base or shared
+    trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
     auto_class: str = "AutoModel"
     device: str = "auto"
     cache: str = ".cache/evomerge"
@@ -225,7 +226,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]
     odd = [override for override in overrides if "=" not in override]  # ~setting takes one away
     for key, value in sorted(given.items()):
-        if key in UNNAMED or key.startswith(("hydra.", "hydra/")):
+        if key in UNNAMED or key.startswith(("hydra.", "hydra/", "model.trained_on.")):
             continue
         if key.startswith(("model.", "fitness.tasks")) or not re.fullmatch(r"[\w.-]{1,20}", value):
             odd.append(f"{key}={value}")

@@ -26,7 +26,7 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.classification import Answers
 from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, make_batches, score, token_logits
 from evomerge.fitness.lm_eval_documents import Benchmark, digest, example_digest, read_benchmark
-from evomerge.fitness.lm_eval_loading import load_tasks, undisturbed
+from evomerge.fitness.lm_eval_loading import data_sets, load_tasks, undisturbed
 from evomerge.fitness.lm_eval_measures import common_metrics, find_measure
 from evomerge.fitness.lm_eval_metrics import SMOOTH, among_choices, by_document, evened, own_metrics
 from evomerge.fitness.lm_eval_requests import Asker, Query, cap_answers
@@ -92,6 +92,7 @@ class LmEval:
         self.metrics: tuple[str, ...] = (SMOOTH, SCORE)
         self.digest = ""
         self.warnings: list[str] = []
+        self.data_sets: dict[str, list[str]] = {}
         self._fewshot, self._chat, self._system, self._public_test = fewshot, chat_template, system, public_test
         self._longest = max_gen_toks
         self._benchmarks: dict[str, Benchmark] = {}
@@ -121,6 +122,7 @@ class LmEval:
             if fewshot is not None and (not isinstance(fewshot, int) or fewshot < 0):
                 raise ConfigError(f"{setting}.fewshot is {fewshot}: write a number of examples, from 0.")
             self._benchmarks[name] = read_benchmark(name, loaded, given, fewshot, self._public_test)
+            self.data_sets[name] = data_sets(loaded)
             self._score[name] = find_measure(self._benchmarks[name], given.get("metric"))
             about[name] = [self._score[name], [digest(each) for each in loaded]]
             if any(held.examples for held in self._benchmarks[name].documents.values()):

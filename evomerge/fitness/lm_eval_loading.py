@@ -161,6 +161,12 @@ def _absolute(path: Path) -> Any:
     return config | {"dataset_kwargs": config["dataset_kwargs"] | {"data_files": beside(files)}}
 
 
+def data_sets(tasks: Sequence[Any]) -> list[str]:
+    """Return the names of the data sets of tasks: path, subset, and what lm-eval calls the task itself."""
+    names = [name for task in tasks for name in (task.config.dataset_path, task.config.dataset_name, task.config.task)]
+    return [str(name) for name in dict.fromkeys(names) if name]
+
+
 def _check(task: Any, setting: str) -> None:
     """Refuse what cannot be scored on a live model of text, again and again, with the same result."""
     name = task.config.task

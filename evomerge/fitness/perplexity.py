@@ -53,6 +53,7 @@ class Perplexity:
             raise ConfigError(f"fitness.batch_size={batch_size} and fitness.window={window} must both be at least 1.")
         self.batch_size = batch_size
         self.warnings: list[str] = []
+        self.data_sets: dict[str, list[str]] = {}
         self._window, self._public_test = window, public_test
 
     def read(
@@ -75,6 +76,7 @@ class Perplexity:
                 for split in SPLITS:
                     items[split][name] = read_items(task.items, split, labelled=False)
                 continue
+            self.data_sets[name] = [str(known) for known in (task.items, given.get("subset")) if known]
             texts = dict.fromkeys(text for text in self._load(name, str(task.items), given) if text.strip())
             for split in SPLITS:
                 items[split][name] = [make_item(text) for text in texts if split_of(text) == split]

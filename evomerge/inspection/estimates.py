@@ -28,6 +28,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.groups import Group, Span
 from evomerge.inspection.sources import Inspection
 from evomerge.items import check_disjoint
+from evomerge.leakage import leakage_notes, training_files
 from evomerge.live import load_live
 from evomerge.merger import Merger
 from evomerge.methods import Method, only_sums
@@ -177,7 +178,9 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
         ConfigError: the fitness fails on the base.
     """
     given = settings["fitness"]
+    trained_on = training_files(settings["model"]["trained_on"], sources.experts)
     reader, items = read_items(sources, given)
+    leaks = leakage_notes(sources, items, reader.data_sets if reader else {}, trained_on)
     check_disjoint(items)
     subsets = {
         split: Subset(items[split], given[name], settings["seed"], setting=f"fitness.{name}")
@@ -198,7 +201,7 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
         raise ConfigError(
             f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
-    warnings = [*(reader.warnings if reader else ()), *few_items(items)]
+    warnings = [*(reader.warnings if reader else ()), *leaks, *few_items(items)]
     return seconds, {split: subset.size for split, subset in subsets.items()}, warnings
 
 
