@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.checkpoint import Checkpoint
 from evomerge.config import build, classes, needs_processor, takes
 from evomerge.errors import ConfigError
 from evomerge.family import check_files, family_notes
@@ -140,11 +140,12 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
         for chosen in items.values():
             check_kind(live.processor, chosen)
     choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
+    allowed = model.get("allow_missing") or ()
     base, experts = open_sources(sources, live, cache, reporter, choice)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
     pooled = not takes(settings["fitness"], "heads")
     warnings = [*(reader.warnings if reader else ())]
-    warnings += family_notes(sources.experts, live, base, experts, parameters, pooled)
+    warnings += family_notes(sources.experts, live, base, experts, parameters, allowed, pooled)
     warnings += [*leaks, *few_items(items)]
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
@@ -224,11 +225,10 @@ def open_sources(
         reporter: shows progress.
         vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
     """
-    shapes, names = live.parameters, (live.prefix, live.tied)
-    common: dict[str, Any] = {"cache": cache, "progress": reporter.steps, "rename": live.rename}
-    base = open_checkpoint(sources.base, shapes, *names, **common)
+    common: dict[str, Any] = {"cache": cache, "progress": reporter.steps}
+    base = live.open(sources.base, **common)
     common |= {"vocabulary": vocabulary, "base": base}
-    return base, {name: open_checkpoint(path, shapes, *names, **common) for name, path in sources.experts.items()}
+    return base, {name: live.open(path, **common) for name, path in sources.experts.items()}
 
 
 def make_searcher(

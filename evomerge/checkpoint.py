@@ -1,17 +1,14 @@
 """Opens a model directory: parameter name of the live model <-> file key, and lazy, memory-mapped tensors behind them.
 
-In: a Hugging Face directory, and the names and shapes of the live model's parameters. Out: a `Checkpoint`, in which
-every parameter has the live model's shape and a floating dtype; what does not fit is refused here, once. An expert with
+In: a Hugging Face directory, the names and shapes of the live model's parameters, and what names mean (`matching.py`).
+Out: a `Checkpoint`, in which every parameter has the live model's shape and a floating dtype. What does not fit is
+refused: at once where it could not be read, by `check_whole` where something is lacking or left over. An expert with
 another number of tokens is made to fit, if the user has chosen how (`vocabulary.py`).
-
-A file may use other names than the live model: the class's prefix (`bert.`) stands on either side or on neither, a tied
-parameter appears under its alias, and transformers saves many models under the names of earlier years (`gamma` and
-`beta` of bert-base-uncased, `attention.attention.query` of ViT and DINOv2), which it renames at load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,28 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import CheckpointError
+from evomerge.matching import Layout, Match, allows, is_pooler, match
+from evomerge.names import listed
 from evomerge.vocabulary import BASE, REFUSE, SHARED, Rows
-from evomerge.weights import Progress, file_stamps, listed, read_json, read_tensors, remembered_hash, weight_files
+from evomerge.weights import (
+    Progress,
+    check_readable,
+    file_stamps,
+    read_json,
+    read_weights,
+    remembered_hash,
+    weight_files,
+)
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-Rename = Callable[[Iterable[str]], Mapping[str, str | None]]
-"""File keys -> the names that transformers gives them at load, None where it makes other tensors of them."""
+
+
+UNTIE = (
+    "Give the base a head of its own: load it with its AutoModel class, set model.config.tie_word_embeddings = False, "
+    "head = model.get_output_embeddings() and head.weight = torch.nn.Parameter(head.weight.detach().clone()), call "
+    "model.save_pretrained(DIR), save the tokenizer there too, and name DIR as the base."
+)
+"""How a base that ties becomes one that does not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +56,12 @@ class Checkpoint:
         rows: the parameters in which it has another number of rows than the base. Those of which no row is merged are
             in the files, but not in `keys`.
         fitted: those of them that are in `keys`, in the live model's shape: rows that the files lack are the base's.
+        computed: those of `missing` that transformers computes, so that no file need hold them.
+        stray: those of `extra` that belong to the live model's own modules and are unknown to it.
+        untied: names that the live model ties, and the directory's own model neither ties nor holds.
+        names: file key -> its name in the live model, as transformers gives it.
+        buffers: those of `extra` that are buffers of the live model.
+        notes: what else is to be known of the files, as sentences that lack whom they are about.
     """
 
     path: Path
@@ -54,6 +73,12 @@ class Checkpoint:
     tensors: Mapping[str, Tensor] = field(repr=False)
     rows: Mapping[str, Rows] = field(default_factory=dict)
     fitted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    computed: tuple[str, ...] = ()
+    stray: tuple[str, ...] = ()
+    untied: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    buffers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of a parameter, memory-mapped, in the dtype of the file. One that got rows of the base is in
@@ -69,148 +94,153 @@ class Checkpoint:
 def open_checkpoint(
     path: str | Path,
     parameters: Mapping[str, tuple[int, ...]],
-    prefix: str = "",
-    tied: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
+    *,
     cache: Path | None = None,
     progress: Progress | None = None,
-    rename: Rename | None = None,
     vocabulary: str = REFUSE,
     base: Checkpoint | None = None,
 ) -> Checkpoint:
-    """Opens a model directory and finds the file key of every parameter.
+    """Opens a model directory and finds the file key of every parameter; `LiveModel.open` knows the layout.
 
     Args:
         path: a Hugging Face directory.
         parameters: name -> shape of the live model's `named_parameters()`.
-        prefix: the class's `base_model_prefix`; it may stand on the file keys, on the names, or on neither.
-        tied: alias -> source, the model's `all_tied_weights_keys`; a file may hold either or both.
+        layout: what names in the directory mean; None: files have the names of the live model.
         cache: directory that remembers content hashes; None: hash anew.
         progress: told of the hashing, in bytes.
-        rename: `LiveModel.rename`; None: files have the names of the live model.
         vocabulary: what becomes of an expert with another number of tokens than the base: one of `vocabulary.CHOICES`.
-        base: θ_0, where an expert is opened; its own rows stay whatever the expert has.
+        base: θ₀, where an expert is opened; its own rows stay whatever the expert has.
 
     Raises:
-        CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, a shape or dtype
-            does not fit the live model, tied parameters differ in the file, or transformers fuses, splits or permutes
-            its tensors at load.
+        CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, the weights are
+            quantised, a shape or dtype does not fit the live model, two tensors that stand for one parameter differ, or
+            transformers fuses, splits or permutes its tensors at load.
     """
-    path = Path(path).expanduser()
+    path, layout = Path(path).expanduser(), layout or Layout()
     files = weight_files(path)
+    check_readable(path)
     config = read_json(path / "config.json")
     stamps = file_stamps(files)  # before the first byte is read: a file that changes from here on will not match them
-    tensors = read_tensors(files)
-    names = rename(tensors) if rename else {key: key for key in tensors}
-    holders = _match_keys(names, parameters, prefix, tied or {})
-    if (converted := [key for key in tensors if names[key] is None]) and len(holders) < len(parameters):
+    tensors, notes = read_weights(files)
+    found = match(tensors, parameters, layout)
+    if found.converted and len(found.held) < len(parameters):
         raise CheckpointError(
-            f"{path}: transformers fuses, splits or permutes {listed(converted)} at load (as for mixtures of experts),"
-            " so that no parameter of the live model is what the file holds. This is not supported yet."
+            f"{path}: transformers fuses, splits or permutes {listed(found.converted)} at load (as for mixtures of"
+            " experts), so that no parameter of the live model is what the file holds. This is not supported yet."
         )
+    tokens = layout.tokens or {**(config.get("text_config") or {}), **config}.get("vocab_size")
     rows: dict[str, Rows] = {}
-    for name, keys in holders.items():
+    for name, keys in found.held.items():
         chosen = vocabulary if base is not None and name in base.keys else REFUSE
-        if found := _check_tensors(path, config, tensors, keys, name, tuple(parameters[name]), chosen):
-            rows[name] = found
-    taken = {key for keys in holders.values() for key in keys}
-    kept = {name: keys[0] for name, keys in holders.items() if name not in rows or rows[name].merged}
+        _check_tensors(path, tensors, keys, name, found, tuple(parameters[name]))
+        if other := [key for key in keys if tuple(tensors[key].shape) != tuple(parameters[name])]:
+            rows[name] = _other_rows(path, tokens, other[0], tensors[other[0]], name, parameters[name], chosen)
+    kept = {name: keys[0] for name, keys in found.held.items() if name not in rows or rows[name].merged}
     fitted = {name: _fit(tensors[kept[name]], rows[name], base, name) for name in rows if base and name in kept}
+    missing = tuple(name for name in parameters if name not in found.held)
     return Checkpoint(
         path=path,
         config=config,
         sha256=remembered_hash(path, stamps, tensors, cache, progress),
         keys=kept,
-        extra=tuple(key for key in tensors if key not in taken),
-        missing=tuple(name for name in parameters if name not in holders),
+        extra=tuple(found.extra),
+        missing=missing,
         tensors=tensors,
         rows=rows,
         fitted=fitted,
+        computed=tuple(name for name in missing if name in layout.computed),
+        stray=tuple(key for key in found.stray if tensors[key].is_floating_point()),
+        untied=tuple(found.untied),
+        names=found.names,
+        buffers=tuple(key for key in found.extra if found.names[key] in layout.buffers),
+        notes=tuple(notes),
     )
 
 
-def check_base(base: Checkpoint) -> None:
-    """Refuses a base whose files lack parameters of the live model; only a pooler may be missing.
+def check_base(base: Checkpoint, allowed: Collection[str] = ()) -> None:
+    """Refuses a base whose files lack parameters of the live model or hold others; only a pooler may be missing.
 
-    A parameter that no file holds was made up at load: transformers initialises heads that a checkpoint lacks, and θ_0
-    would not be what the files say. A `pooler` at the top of the model (behind the prefix, if any) is let pass: many
-    encoders come without, and only a pooled output depends on it.
+    A parameter that no file holds was made up at load: transformers initialises heads that a checkpoint lacks, and θ₀
+    would not be what the files say.
+
+    Args:
+        base: θ₀.
+        allowed: names and patterns of tensors that may be left over (`model.allow_missing`).
 
     Raises:
-        CheckpointError: parameters other than a pooler's are missing.
+        CheckpointError: parameters other than a pooler's are missing, or a tensor is unknown.
     """
-    lost = [name for name in base.missing if "pooler" not in name.split(".")[:2]]
+    lost = [name for name in base.missing if name not in base.computed and not is_pooler(name)]
     if lost:
         spare = [key for key in base.extra if base.tensors[key].is_floating_point()]
         raise CheckpointError(
             f"{base.path}: no file holds {listed(lost)} of the live model"
             + (f", and no parameter of the live model takes {listed(spare)} of the files" if spare else "")
-            + ". The live model has a head that the base lacks: load the base as its own class, or headless with"
-            " AutoModel."
+            + ". Where that is a head which the base lacks, load the base as its own class, or headless with"
+            " model.auto_class=AutoModel; else the files are not whole: download or save them again."
+        )
+    _check_known(base, "the base", allowed)
+
+
+def check_expert(name: str, expert: Checkpoint, base: Checkpoint, allowed: Collection[str] = ()) -> None:
+    """Refuses an expert that lacks parameters which the base has, or holds others; only a pooler may be missing.
+
+    Args:
+        name: who it is, for the message.
+        expert: θ_k.
+        base: θ₀.
+        allowed: names and patterns of parameters that may be missing, and of tensors that may be left over.
+
+    Raises:
+        CheckpointError: a parameter other than a pooler's is missing, or a tensor is unknown.
+    """
+    lost = [one for one in (*expert.missing, *expert.untied) if one in base.keys or one in expert.untied]
+    lost = [one for one in lost if not is_pooler(one) and not allows(allowed, one)]
+    if lost:
+        spare = [key for key in expert.extra if expert.tensors[key].is_floating_point()]
+        raise CheckpointError(
+            f"{name} ({expert.path}) lacks {listed(lost)}, which the base has"
+            + (f"; it holds {listed(spare)}, which no parameter takes" if spare else "")
+            + ". It would be merged in part only. Take the whole model, in float32, bfloat16 or float16 and under the"
+            f" names of its class. If you mean it, write {allowing(lost)}: the task vector is then zero there."
+        )
+    _check_known(expert, name, allowed)
+
+
+def _check_known(checkpoint: Checkpoint, who: str, allowed: Collection[str]) -> None:
+    if stray := [key for key in checkpoint.stray if not allows(allowed, key)]:
+        raise CheckpointError(
+            f"{who} ({checkpoint.path}) holds {listed(stray)}, which the live model does not have: its config.json is"
+            " of another model than its files (more layers, quantised matrices), or it is of another architecture than"
+            f" the base. Without these tensors it is not the model that was trained. If you mean it, write"
+            f" {allowing(stray)}: they are then left out."
         )
 
 
-def _match_keys(
-    keys: Mapping[str, str | None], parameters: Iterable[str], prefix: str, tied: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """Parameter -> the file keys that hold it: under its own name, then under its aliases.
-
-    Args:
-        keys: file key -> renamed; a key whose new name is no parameter is tried as it is.
-        parameters: the names of the live model.
-        prefix: of its class.
-        tied: alias -> source.
-    """
-    aliases = {name: [name] for name in parameters}
-    for source in dict.fromkeys(tied.values()):
-        names = [source, *(alias for alias, target in tied.items() if target == source)]
-        if owner := next((name for name in names if name in aliases), None):
-            aliases[owner] += [name for name in names if name not in aliases]
-    known = {name for names in aliases.values() for name in names}
-
-    def shifted(key: str, cut: str, front: str) -> str | None:
-        renamed = keys[key]
-        for name in () if renamed is None else (renamed, key):
-            if name.startswith(cut) and (moved := front + name.removeprefix(cut)) in known:
-                return moved
-        return None
-
-    shifts = [("", ""), (f"{prefix}.", ""), ("", f"{prefix}.")] if prefix else [("", "")]
-    best = max(shifts, key=lambda shift: sum(shifted(key, *shift) is not None for key in keys))  # of equals, the first
-    found: dict[str, str] = {}  # name -> file key
-    for shift in (best, shifts[0]):  # heads stand outside the prefix: what the best shift leaves is tried as it is
-        taken = set(found.values())
-        for key in keys:
-            name = shifted(key, *shift)
-            if name is not None and key not in taken:
-                found.setdefault(name, key)
-    held = {name: [found[alias] for alias in names if alias in found] for name, names in aliases.items()}
-    return {name: holders for name, holders in held.items() if holders}
+def allowing(names: Sequence[str]) -> str:
+    """The setting that lets tensors be missing or left over, as the command line takes it."""
+    return (
+        "'model.allow_missing=[" + ",".join(f'"{name}"' for name in names[:3]) + ("]'" if len(names) < 4 else ",...]'")
+    )
 
 
 def _check_tensors(
-    path: Path,
-    config: dict,
-    tensors: Mapping[str, Tensor],
-    keys: Sequence[str],
-    name: str,
-    shape: tuple[int, ...],
-    vocabulary: str,
-) -> Rows | None:
-    """What becomes of the rows of a parameter whose tensors have another number of them; None where they do not.
+    path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str], name: str, found: Match, shape: tuple[int, ...]
+) -> None:
+    """Refuses tensors that cannot stand for a parameter.
 
     Args:
         path: of the model directory, for messages.
-        config: its config.json.
         tensors: by file key.
-        keys: of the tensors that hold the parameter: one, or several where it is tied.
+        keys: of the tensors that hold the parameter: several where it is tied.
         name: of the parameter.
+        found: what the keys are.
         shape: the live model's.
-        vocabulary: one of `vocabulary.CHOICES`.
 
     Raises:
-        CheckpointError: a tensor does not fit, or tied ones differ.
+        CheckpointError: one is no floating tensor, or two differ.
     """
-    rows = None
     for key in keys:
         if tensors[key].dtype not in FLOATS:
             raise CheckpointError(
@@ -218,19 +248,21 @@ def _check_tensors(
                 " task vector. Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and"
                 " save it anew)."
             )
-        if tuple(tensors[key].shape) != shape:
-            rows = _other_rows(path, config, key, tensors[key], name, shape, vocabulary)
-    if not all(torch.equal(tensors[keys[0]], tensors[key]) for key in keys[1:]):
+    other = next((key for key in keys[1:] if not torch.equal(tensors[keys[0]], tensors[key])), None)
+    if other and found.names[other] == found.names[keys[0]]:
         raise CheckpointError(
-            f"{path}: {' and '.join(keys)} differ, but the live model ties them into one parameter ({name}), so"
-            " one of them would be lost. Set tie_word_embeddings to false in the base's config, or tie them in this"
-            " checkpoint and save it anew."
+            f"{path}: {keys[0]} and {other} both stand for {name} and differ, so nobody can say which of them counts."
+            " Save the model anew with save_pretrained."
         )
-    return rows
+    if other:
+        raise CheckpointError(
+            f"{path}: {keys[0]} and {other} differ, but the base ties them into one parameter ({name}), so one of them"
+            f" would be lost. {UNTIE}"
+        )
 
 
 def _other_rows(
-    path: Path, config: dict, key: str, tensor: Tensor, name: str, shape: tuple[int, ...], vocabulary: str
+    path: Path, tokens: int | None, key: str, tensor: Tensor, name: str, shape: tuple[int, ...], vocabulary: str
 ) -> Rows:
     """What becomes of a tensor of another shape than the live model's, whose rows stand for tokens.
 
@@ -239,7 +271,6 @@ def _other_rows(
     """
     held = tuple(tensor.shape)
     where = f"{path}: {key} has shape {held}, but the live model's {name} has {shape}"
-    tokens = {**(config.get("text_config") or {}), **config}.get("vocab_size")
     if not held or held[1:] != shape[1:] or tokens != held[0]:
         raise CheckpointError(
             f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"

@@ -50,7 +50,7 @@ LEARNING = {"inputs": ("int",)}
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
-    *("budget", "budget_items", "time_limit", "model.device", "model.cache", "model.trained_on"),
+    *("budget", "budget_items", "time_limit", "model.device", "model.cache", "model.allow_missing", "model.trained_on"),
     *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
@@ -65,6 +65,7 @@ class ModelConfig:
     base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
     vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base or shared
+    allow_missing: Any = None  # [name or pattern, ...] of tensors that experts may lack, and that may be left over
     trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
     auto_class: str = "AutoModel"
     device: str = "auto"
@@ -147,6 +148,12 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
     if settings["seed"] < 0:
         raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
+    allowed = settings["model"].get("allow_missing")
+    if allowed is not None and not (isinstance(allowed, list) and all(isinstance(one, str) for one in allowed)):
+        raise ConfigError(
+            f"model.allow_missing is {allowed}; write a list of tensor names or patterns: "
+            f"'model.allow_missing=[\"lm_head.*\"]'."
+        )
     if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
         raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
     limit = settings["time_limit"]

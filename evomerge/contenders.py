@@ -19,8 +19,8 @@ import torch
 
 from evomerge.assembly import Assembly
 from evomerge.catalog import make_method
-from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.checkpoint import Checkpoint, check_expert
+from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer
 from evomerge.family import directory_notes
 from evomerge.fitness.base import Outcome
@@ -135,16 +135,12 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
     """
     live, base, cache = assembly.live, assembly.vectors.base, Path(settings["model"]["cache"])
     vocabulary = settings["model"].get("vocabulary", REFUSE)
-    common = (live.parameters, live.prefix, live.tied, cache, reporter.steps, live.rename)
-    found = open_checkpoint(path, *common, vocabulary, base)
+    found = live.open(path, cache=cache, progress=reporter.steps, vocabulary=vocabulary, base=base)
+    check_expert("the model", found, base, settings["model"].get("allow_missing") or ())
     lost = [name for name in assembly.vectors.parameters if name not in found.keys and name not in found.rows]
-    if needed := [name for name in lost if "pooler" not in name.split(".")[:2]]:
-        raise CheckpointError(
-            f"{path} lacks {listed(needed)}, which the base has: name a whole model of the base's architecture."
-        )
     both = [name for name in assembly.vectors.parameters if name in found.keys]
     notes = directory_notes(base.path, {str(path): path})
-    notes += [f"{path} {note}" for note in row_notes(found.rows)]
+    notes += [f"{path} {note}" for note in (*found.notes, *row_notes(found.rows))]
     if lost:
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")
     if (cosine := weight_cosine(base, found, both)) < RELATED:

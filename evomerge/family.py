@@ -8,7 +8,7 @@ cannot be merged at all is refused here as well, in the same words for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from evomerge.live import LiveModel
 from evomerge.names import listed
 from evomerge.processing import Processing, processing_notes
 from evomerge.task_vectors import check_family
-from evomerge.weights import read_json, weight_files
+from evomerge.weights import check_readable, weight_files
 
 SAME = 0.98
 """Cosine of two task vectors above which a search can hardly tell them apart."""
@@ -38,6 +38,7 @@ def family_notes(
     base: Checkpoint,
     experts: Mapping[str, Checkpoint],
     parameters: Mapping[str, tuple[int, ...]],
+    allowed: Collection[str] = (),
     pooled: bool = True,
 ) -> list[str]:
     """Return all that should be known of a family.
@@ -48,13 +49,14 @@ def family_notes(
         base: θ₀.
         experts: θ_k by name.
         parameters: name -> shape of what is merged.
+        allowed: names and patterns of tensors that may be missing or left over (`model.allow_missing`).
         pooled: whether what is scored may look at pooled outputs; heads do not.
 
     Raises:
         CheckpointError: base or experts cannot be merged; see `check_family`.
     """
     return [
-        *check_family(base, experts, parameters),
+        *check_family(base, experts, parameters, allowed),
         *(_missing(base) if pooled else ()),
         *_outside(live, base, experts),
         *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
@@ -83,14 +85,14 @@ def directory_notes(base: Path, others: Mapping[str, Path]) -> list[str]:
 
 
 def check_files(places: Iterable[Path]) -> None:
-    """Refuse directories that hold no weights or no config.json, before any of them is loaded.
+    """Refuse directories whose weights or config.json are not there or cannot be read, before any is loaded.
 
     Raises:
         CheckpointError: one does not.
     """
     for path in places:
         weight_files(path)
-        read_json(path / "config.json")
+        check_readable(path)
 
 
 def read_licence(path: Path) -> str | None:
@@ -104,10 +106,10 @@ def read_licence(path: Path) -> str | None:
 
 
 def _missing(base: Checkpoint) -> list[str]:
-    if not base.missing:
+    if not (drawn := [name for name in base.missing if name not in base.computed]):
         return []
     return [
-        f"the base holds no {listed(base.missing)}: random in the live model, and not merged; nothing that is scored "
+        f"the base holds no {listed(drawn)}: random in the live model, and not merged; nothing that is scored "
         f"may depend on it"
     ]
 

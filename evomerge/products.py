@@ -7,8 +7,9 @@ All K deltas are read in one pass, as a matrix-vector product: one core reads se
 twice as fast as one after the other, and the gradient once instead of K times. They must lie below each other for that;
 whoever takes products again and again keeps them so (`stack`), others are copied or computed block by block.
 
-BLAS takes them in float32 or better: of eleven million elements the relative error is 1e-6. What it makes of a block
-may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that. So does what `stack` and
+BLAS takes them in float32 or better: of eleven million elements the relative error is a few 1e-6, by the kind of CPU.
+What it makes of a block may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that;
+and, on some CPUs, on the place of a row among the rows. So does what `stack` and
 torch allocate; a span of a parameter may begin anywhere, and is copied then.
 """
 

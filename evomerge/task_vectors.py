@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoint import Checkpoint, check_base
+from evomerge.checkpoint import Checkpoint, check_base, check_expert
 from evomerge.delta_files import cached
 from evomerge.errors import CheckpointError
 from evomerge.expert_deltas import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
+from evomerge.names import listed
 from evomerge.vocabulary import row_notes
-from evomerge.weights import Progress, listed
+from evomerge.weights import Progress, same
 
 FORMAT = "evomerge task vector 2"
 RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
@@ -117,18 +118,28 @@ def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) ->
 
 
 def check_family(
-    base: Checkpoint, experts: Mapping[str, Checkpoint], parameters: Mapping[str, tuple[int, ...]]
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    allowed: Collection[str] = (),
 ) -> list[str]:
     """Refuses what cannot be merged, before anything expensive starts (shapes were compared at opening).
+
+    Args:
+        base: θ₀.
+        experts: θ_k by expert.
+        parameters: name -> shape of what is merged.
+        allowed: names and patterns of tensors that experts may lack and that may be left over (`model.allow_missing`).
 
     Returns:
         Warnings, each a sentence that begins with whom it concerns.
 
     Raises:
-        CheckpointError: the base lacks parameters, or an expert shares none with it or was not tuned from it.
+        CheckpointError: the base or an expert lacks parameters or holds unknown ones, or an expert was not tuned from
+            the base.
     """
-    check_base(base)
-    warnings: list[str] = []
+    check_base(base, allowed)
+    warnings = [f"base {note}" for note in base.notes]
     for name, expert in experts.items():
         common = _common(base, expert, parameters)
         if not common:
@@ -136,6 +147,7 @@ def check_family(
                 f"expert {name} ({expert.path}) holds none of the live model's parameters; its tensors are"
                 f" {listed(expert.extra)}. Its architecture is not the base's: take experts tuned from this base."
             )
+        check_expert(f"expert {name}", expert, base, allowed)
         if (cosine := weight_cosine(base, expert, common)) < RELATED:
             raise CheckpointError(
                 f"expert {name} ({expert.path}) was not tuned from base {base.path}: the cosine of their weights is"
@@ -164,7 +176,7 @@ def weight_cosine(base: Checkpoint, expert: Checkpoint, common: list[str]) -> fl
 
 def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> list[str]:
     """What a user should know about an expert beside its task vector."""
-    texts = row_notes(expert.rows)
+    texts = [*expert.notes, *row_notes(expert.rows)]
     if lacking := [name for name in expert.missing if name in base.keys]:
         texts.append(f"lacks {listed(lacking)}: the task vector is zero there")
     if lossy := [name for name in common if torch.finfo(expert.dtype(name)).eps > torch.finfo(base.dtype(name)).eps]:
@@ -174,12 +186,16 @@ def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> lis
             " the tuning; take the expert in the base's dtype if there is one"
         )
     aside = [name for name in base.missing if name in expert.keys]
+    ours = {base.names[key]: base.tensors[key] for key in base.extra}
     changed = []
     for key in expert.extra:
-        if key not in base.tensors:
+        if (before := ours.get(expert.names[key])) is None:
             aside += [key] if expert.tensors[key].is_floating_point() else []
-        elif expert.tensors[key].is_floating_point() and not torch.equal(base.tensors[key], expert.tensors[key]):
+        elif before.is_floating_point() and not same(before, expert.tensors[key]):
             changed.append(key)
+    held = {expert.names[key] for key in expert.buffers}
+    if unbuffered := [name for key in base.buffers if (name := base.names[key]) not in held]:
+        texts.append(f"lacks {listed(unbuffered)}, no parameters of the live model: the base's stay")
     if aside:
         texts.append(f"has {listed(aside)} beyond the base: kept aside, not merged")
     if changed:

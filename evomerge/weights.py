@@ -1,9 +1,11 @@
 """Weight files: which ones a model directory has, their tensors (lazy, memory-mapped), and a hash of what they hold.
 
 In: a directory with `model.safetensors` or `pytorch_model.bin`, single or sharded with an index. Out: tensors by file
-key, and a sha256. Nothing is executed (`weights_only=True`), and no tensor is read before it is used, except for one
-pass over all bytes that hashes them. The hash is of the tensors, not of the files: the same weights hash alike under
-any path, in any number of shards, as safetensors or as `.bin`.
+key, and a sha256. Files are chosen and read as transformers does it, since that is the model that people load: an index
+only names its shards, and every tensor in a shard counts. What a directory holds beside that is named (`leftovers`).
+Nothing is executed (`weights_only=True`), and no tensor is read before it is used, except for one pass over all bytes
+that hashes them. The hash is of the tensors, not of the files: the same weights hash alike under any path, in any
+number of shards, as safetensors or as `.bin`.
 """
 
 import hashlib
@@ -27,6 +29,8 @@ Progress = Callable[[str, int, int], None]  # (what is being done, how much is d
 Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of the last change; in ns
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
+WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")  # their names, all variants
+ADAPTER = "adapter_config.json"
 HASH_CHUNK = 1 << 26  # bytes between two reports of progress
 CLOCK_TICK = 10**8  # ns; a file written again within one tick of the file system's clock may keep its stamps
 
@@ -50,8 +54,10 @@ def weight_files(path: Path) -> list[Path]:
             shards = [path / shard for shard in sorted(set(_weight_map(index).values()))]
             if lost := [shard.name for shard in shards if not shard.is_file()]:
                 raise CheckpointError(f"{index} names shards that are not there: {listed(lost)}. Download them again.")
+            if not shards:
+                raise CheckpointError(f"{index} names no shards. Download or copy the directory again.")
             return [index, *shards]
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER).is_file():
         raise CheckpointError(
             f"{path} holds a PEFT adapter, not a model. Fold it into its base first:"
             " PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIR), then write DIR."
@@ -63,23 +69,84 @@ def weight_files(path: Path) -> list[Path]:
     )
 
 
-def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors of `weight_files`, by file key.
+def check_readable(path: Path) -> None:
+    """Refuse a model directory whose weights are not what its files hold, before anything loads it.
 
     Raises:
-        CheckpointError: a file is damaged, holds other things than tensors, or lacks a tensor that the index names.
+        CheckpointError: config.json says that the weights are quantised or lie in other files, or an adapter is to be
+            put on top of them.
     """
-    if len(files) == 1:
-        return load_file(files[0])
-    index = files[0]
-    weight_map = _weight_map(index)
-    shards = {shard: load_file(index.parent / shard) for shard in sorted(set(weight_map.values()))}
-    if lost := [f"{key} in {shard}" for key, shard in weight_map.items() if key not in shards[shard]]:
+    if not path.is_dir():
+        return  # whoever opens it says so
+    config = read_json(path / "config.json")
+    for part in (config, *(value for name, value in config.items() if name.endswith("_config"))):
+        if isinstance(part, dict) and (given := part.get("quantization_config")):
+            method = given.get("quant_method") or "by a method it does not name" if isinstance(given, dict) else given
+            raise CheckpointError(
+                f"{path} is quantised ({method}), as quantization_config in its config.json says: a difference of codes"
+                " is no task vector. Take the model as it was before, or load it, call dequantize(), delete"
+                " quantization_config from its config, and save it anew."
+            )
+    if named := config.get("transformers_weights"):
         raise CheckpointError(
-            f"{index} names tensors that its shards do not hold: {listed(lost)}. They do not belong together; download"
-            " or copy all of them again."
+            f"{path}: config.json says that the weights are in {named} (transformers_weights), which is not supported."
+            f" Name that file {FORMATS[0]} and take the setting out."
         )
-    return {key: shards[shard][key] for key, shard in weight_map.items()}
+    if (path / ADAPTER).is_file() and any(WEIGHTS.fullmatch(file.name) for file in path.iterdir()):
+        raise CheckpointError(
+            f"{path} holds the weights of a whole model and {ADAPTER} beside them: transformers puts that adapter on"
+            f" top where PEFT is installed, and not elsewhere. Move {ADAPTER} and the adapter's weights to another"
+            " directory; to merge with the adapter in it, fold it in first with merge_and_unload()."
+        )
+
+
+def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of `weight_files`, by file key; see `read_weights`."""
+    return read_weights(files)[0]
+
+
+def read_weights(files: Sequence[Path]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of `weight_files` by file key, and notes on what else the directory holds.
+
+    Shards are read in the order of their names, and of a key that two of them hold the last one counts: that is how
+    transformers reads them.
+
+    Returns:
+        The tensors, and sentences that lack whom they are about.
+
+    Raises:
+        CheckpointError: a file is damaged, or holds other things than tensors.
+    """
+    first, notes = files[0], []
+    indexed = first.name.endswith(".index.json")
+    others = (file for file in first.parent.iterdir() if WEIGHTS.fullmatch(file.name) and file not in files)
+    if spare := sorted(file.name for file in others):
+        read = f"the shards of {first.name} are" if indexed else f"{first.name} is"
+        notes.append(f"also holds {listed(spare)}: {read} read, as transformers does")
+    tensors: dict[str, Tensor] = {}
+    holder: dict[str, str] = {}
+    for file in files[indexed:]:
+        for key, tensor in load_file(file).items():
+            if key in tensors and not same(tensors[key], tensor):
+                notes.append(
+                    f"holds {key} in {holder[key]} and with other values in {file.name}, which counts, as it does in "
+                    f"transformers"
+                )
+            tensors[key], holder[key] = tensor, file.name
+    names = _weight_map(first) if indexed else tensors
+    if lost := sorted(names.keys() - tensors.keys()):
+        notes.append(f"lacks {listed(lost)}, which {first.name} lists")
+    if found := sorted(tensors.keys() - names.keys()):
+        notes.append(f"holds {listed(found)}, which {first.name} does not list: read, as transformers does")
+    return tensors, notes
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape and the same values, whatever their dtypes."""
+    if one.shape != other.shape:
+        return False
+    both = torch.promote_types(one.dtype, other.dtype)
+    return torch.equal(one.to(both), other.to(both))
 
 
 def load_file(file: Path) -> dict[str, Tensor]:

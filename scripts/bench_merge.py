@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from evomerge.checkpoint import open_checkpoint
 from evomerge.groups import make_groups
 from evomerge.live import LiveModel, load_live
 from evomerge.merger import Merger
@@ -52,7 +51,7 @@ def make_merger(models: Path, live: LiveModel, keep: bool) -> tuple[Merger, Task
     """Return what merges the experts beside a base, its task vectors, and the number of groups."""
 
     def opened(path: Path) -> Any:
-        return open_checkpoint(path, live.parameters, live.prefix, live.tied, models / "cache", rename=live.rename)
+        return live.open(path, cache=models / "cache")
 
     experts = {path.name: opened(path) for path in sorted((models / "experts").iterdir())}
     cache = models / ("kept" if keep else "cached")

@@ -16,8 +16,10 @@ from evomerge.catalog import make_method
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.export.model import write_model
 from evomerge.groups import make_groups
-from evomerge.live import load_model, load_skeleton, rename_keys
+from evomerge.live import load_skeleton
+from evomerge.matching import Layout
 from evomerge.merger import Merger
+from evomerge.pretrained import load_model, rename_keys
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
 from evomerge.task_vectors import task_vectors
@@ -56,15 +58,12 @@ def opened(paths: Mapping[str, Path], model: Any, vocabulary: str = "refuse") ->
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found: dict[str, Checkpoint] = {}
     for name, path in paths.items():
-        found[name] = open_checkpoint(
-            path,
-            shapes,
-            model.base_model_prefix,
-            model.all_tied_weights_keys,
+        layout = Layout(
+            prefix=model.base_model_prefix,
+            tied=model.all_tied_weights_keys,
             rename=lambda keys: rename_keys(model, keys),
-            vocabulary=vocabulary,
-            base=found.get(""),
         )
+        found[name] = open_checkpoint(path, shapes, layout, vocabulary=vocabulary, base=found.get(""))
     return found
 
 

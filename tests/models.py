@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, LlamaConfig, MixtralConfig, T5Config
 
 from evomerge.checkpoint import Checkpoint, open_checkpoint
-from evomerge.live import rename_keys
+from evomerge.matching import Layout
+from evomerge.pretrained import rename_keys
 from evomerge.task_vectors import check_family, task_vectors
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
@@ -32,8 +33,13 @@ def pico(cls, config, seed=0, **kwargs):
 
 def opened(path, model, **kwargs) -> Checkpoint:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    kwargs.setdefault("rename", partial(rename_keys, model))
-    return open_checkpoint(path, shapes, model.base_model_prefix, model.all_tied_weights_keys, **kwargs)
+    layout = Layout(
+        prefix=model.base_model_prefix,
+        tied=model.all_tied_weights_keys,
+        buffers=[name for name, _ in model.named_buffers()],
+        rename=partial(rename_keys, model),
+    )
+    return open_checkpoint(path, shapes, layout, **kwargs)
 
 
 def saved(path: Path, tensors: dict, config: dict | None = None) -> Path:
@@ -91,9 +97,9 @@ class Family:
         base, *experts = self.open()
         return task_vectors(base, dict(zip(self.experts, experts, strict=True)), SHAPES, self.cache, **kwargs)
 
-    def check(self):
+    def check(self, allowed=()):
         base, *experts = self.open()
-        return check_family(base, dict(zip(self.experts, experts, strict=True)), SHAPES)
+        return check_family(base, dict(zip(self.experts, experts, strict=True)), SHAPES, allowed)
 
     def files(self):
         return sorted(self.cache.glob("*.safetensors"))

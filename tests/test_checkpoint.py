@@ -24,6 +24,7 @@ from transformers import (
 
 from evomerge.checkpoint import Checkpoint, check_base, open_checkpoint
 from evomerge.errors import CheckpointError
+from evomerge.matching import Layout
 from tests.models import BERT, GPT2, LLAMA, LLAMA_TIED, MIXTRAL, T5, TINY, opened, pico, rewritten, saved, to_bin
 from tests.vision import SIZES
 
@@ -120,17 +121,27 @@ def test_prefix_on_the_names_only_and_a_bare_head(tmp_path):
 
 
 def test_prefix_is_a_whole_token(tmp_path):
-    saved(tmp_path, {"model_a.weight": torch.ones(3), "model.b.weight": torch.ones(3), "b.weight": torch.zeros(3)})
-    checkpoint = open_checkpoint(tmp_path, {"a.weight": (3,), "b.weight": (3,)}, prefix="model")
-    assert checkpoint.keys == {"b.weight": "b.weight"}  # of equally many matches, names as they are
+    saved(tmp_path, {"model_a.weight": torch.ones(3), "model.b.weight": torch.ones(3)})
+    checkpoint = open_checkpoint(tmp_path, {"a.weight": (3,), "b.weight": (3,)}, Layout(prefix="model"))
+    assert checkpoint.keys == {"b.weight": "model.b.weight"}
     assert checkpoint.missing == ("a.weight",)
-    assert set(checkpoint.extra) == {"model_a.weight", "model.b.weight"}
+    assert checkpoint.extra == ("model_a.weight",)
+
+
+@pytest.mark.parametrize("other", [torch.ones(3), torch.zeros(3)], ids=["equal", "different"])
+def test_two_tensors_for_one_parameter(tmp_path, other):
+    saved(tmp_path, {"model.b.weight": torch.ones(3), "b.weight": other})
+    if other.any():
+        assert open_checkpoint(tmp_path, {"b.weight": (3,)}, Layout(prefix="model")).keys["b.weight"]
+        return
+    with pytest.raises(CheckpointError, match=r"b\.weight both stand for b\.weight and differ"):
+        open_checkpoint(tmp_path, {"b.weight": (3,)}, Layout(prefix="model"))
 
 
 def test_one_key_never_serves_two_parameters(tmp_path):
     saved(tmp_path, {"norm.weight": torch.ones(3), "layers.0.weight": torch.ones(3)})
     shapes = {"model.layers.0.weight": (3,), "model.norm.weight": (3,), "norm.weight": (3,)}
-    checkpoint = open_checkpoint(tmp_path, shapes, prefix="model")
+    checkpoint = open_checkpoint(tmp_path, shapes, Layout(prefix="model"))
     assert checkpoint.keys == {"model.layers.0.weight": "layers.0.weight", "model.norm.weight": "norm.weight"}
     assert checkpoint.missing == ("norm.weight",)
 
@@ -196,7 +207,7 @@ def test_untied_model_keeps_both(tmp_path):
 
 def test_live_model_that_lists_the_alias(tmp_path):
     saved(tmp_path, {"source": torch.ones(2)})
-    assert open_checkpoint(tmp_path, {"alias": (2,)}, tied={"alias": "source"}).keys == {"alias": "source"}
+    assert open_checkpoint(tmp_path, {"alias": (2,)}, Layout(tied={"alias": "source"})).keys == {"alias": "source"}
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

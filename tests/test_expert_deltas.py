@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evomerge.errors import CheckpointError
 from evomerge.expert_deltas import ExpertDelta, ExpertDeltas, cut
 from evomerge.groups import Span, make_groups
-from evomerge.live import load_model
 from evomerge.merger import PIECE, Merger
 from evomerge.methods import Linear, Ties, only_sums
+from evomerge.pretrained import load_model
 from evomerge.task_vectors import TaskVectors, task_vectors
 from evomerge.transforms.ties import TrimElect
 from tests.merging import CAUSAL, EXPERTS, opened, save_family

@@ -26,7 +26,8 @@ from evomerge.errors import CheckpointError
 from evomerge.finetune import save_model
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.heads import FrozenHead, OwnHead, pool
-from evomerge.live import load_live, load_model
+from evomerge.live import load_live
+from evomerge.pretrained import load_model
 from evomerge.suite import write_head
 from tests.classifiers import assemble_classifiers, save_classifiers
 

@@ -32,7 +32,7 @@ def test_the_error_is_that_of_float32(dtype: torch.dtype, size: int) -> None:
     deltas = [1e-3 * drawn(size, seed=k).abs() for k in (1, 2)]
     found = total(inner_products(gradient, deltas))
     torch.testing.assert_close(
-        found, expected(gradient, deltas), rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0
+        found, expected(gradient, deltas), rtol=1e-12 if dtype == torch.float64 else 5e-6, atol=0
     )
 
 
@@ -46,7 +46,7 @@ def test_deltas_below_each_other_are_taken_in_one_pass(dtype: torch.dtype, size:
     assert all(row.data_ptr() % ALIGNMENT == 0 for row in rows)
     found = total(inner_products(gradient, rows))
     torch.testing.assert_close(
-        found, expected(gradient, deltas), rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0
+        found, expected(gradient, deltas), rtol=1e-12 if dtype == torch.float64 else 5e-6, atol=0
     )
 
 

@@ -14,7 +14,8 @@ from evomerge.errors import ConfigError
 from evomerge.expert_deltas import ExpertDeltas, cut
 from evomerge.export.rebuild import Rebuild
 from evomerge.groups import Span
-from evomerge.live import load_skeleton, rename_keys
+from evomerge.live import load_skeleton
+from evomerge.pretrained import rename_keys
 from evomerge.task_vectors import task_vectors
 from tests.merging import METHODS, live_merge, make_recipe, opened, save_family
 from tests.models import LLAMA, pico

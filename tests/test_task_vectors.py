@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from evomerge.checkpoint import open_checkpoint
 from evomerge.errors import CheckpointError
+from evomerge.matching import Layout
 from evomerge.task_vectors import task_vectors
 from tests.models import SHAPES, Family, drawn, saved, tuned
 from tests.vectors import anonymous_memory
@@ -86,7 +87,7 @@ def test_deltas_by_live_name_whatever_the_files_call_them(tmp_path):
     base.save_pretrained(tmp_path / "base")
     expert.save_pretrained(tmp_path / "a")
     shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
-    opened = [open_checkpoint(tmp_path / name, shapes, "bert") for name in ("base", "a")]
+    opened = [open_checkpoint(tmp_path / name, shapes, Layout(prefix="bert")) for name in ("base", "a")]
     vectors = task_vectors(opened[0], {"a": opened[1]}, shapes, tmp_path / "cache")
     for name, parameter in base.named_parameters():
         delta = vectors.delta("a", name)

@@ -14,6 +14,7 @@ from evomerge.checkpoint import open_checkpoint
 from evomerge.errors import CheckpointError
 from evomerge.fitness.heads import OwnHead
 from evomerge.live import load_skeleton
+from evomerge.matching import Layout
 from evomerge.task_vectors import check_family, describe, task_vectors
 from evomerge.vocabulary import compare_tokens, row_notes, token_notes
 from tests.merging import tensors_of
@@ -144,8 +145,8 @@ def test_a_classifiers_own_head_runs_on_the_bases_tokens(tmp_path: Path) -> None
     pico(BertForSequenceClassification, longer, seed=1).save_pretrained(tmp_path / "longer")
     shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
     base.save_pretrained(tmp_path / "base")
-    ours = open_checkpoint(tmp_path / "base", shapes, "bert")
-    open_checkpoint(tmp_path / "longer", shapes, "bert", vocabulary="shared", base=ours)
+    ours = open_checkpoint(tmp_path / "base", shapes, Layout(prefix="bert"))
+    open_checkpoint(tmp_path / "longer", shapes, Layout(prefix="bert"), vocabulary="shared", base=ours)
     view = OwnHead(tmp_path / "longer", shapes).module(base)
     ids = torch.tensor([[2, V - 1, 3]])
     with torch.no_grad():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import BertModel, LlamaForCausalLM
 
 from evomerge.checkpoint import open_checkpoint
@@ -82,15 +83,86 @@ def test_missing_shard(sharded):
 def test_damaged_index(sharded):
     path, model = sharded
     index = path / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    first = next(iter(content["weight_map"].values()))
-    index.write_text(json.dumps({"weight_map": content["weight_map"] | {"ghost": first}}))
-    with pytest.raises(CheckpointError, match="do not hold: ghost in model-0"):
-        opened(path, model)
     for text in ("{}", '{"weight_map": {"a": 1}}', "no json"):
         index.write_text(text)
         with pytest.raises(CheckpointError, match=r"index\.json"):
             opened(path, model)
+
+
+def test_an_index_names_shards_and_not_what_is_in_them(sharded):
+    """transformers reads every tensor of a shard that the index names, and misses none that nobody needs."""
+    path, model = sharded
+    index = path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    forgotten, shard = next(iter(content["weight_map"].items()))
+    del content["weight_map"][forgotten]
+    content["weight_map"]["ghost"] = shard
+    index.write_text(json.dumps(content))
+    checkpoint = opened(path, model)
+    assert not checkpoint.missing
+    assert torch.equal(checkpoint.tensors[forgotten], BertModel.from_pretrained(path).state_dict()[forgotten])
+    assert checkpoint.notes == (
+        "lacks ghost, which model.safetensors.index.json lists",
+        f"holds {forgotten}, which model.safetensors.index.json does not list: read, as transformers does",
+    )
+
+
+def test_of_a_tensor_in_two_shards_the_last_one_counts(sharded):
+    path, model = sharded
+    first, *_, last = sorted(path.glob("model-*.safetensors"))
+    key = next(iter(load_file(first)))
+    save_file(load_file(last) | {key: torch.ones_like(load_file(first)[key])}, last)
+    checkpoint = opened(path, model)
+    assert torch.equal(checkpoint.tensors[key], BertModel.from_pretrained(path).state_dict()[key])
+    assert checkpoint.tensors[key].eq(1).all()
+    (note,) = checkpoint.notes
+    assert note.startswith(f"holds {key} in {first.name} and with other values in {last.name}, which counts")
+
+
+@pytest.mark.parametrize("other", ["pytorch_model.bin", "model.fp16.safetensors", "model.safetensors.index.json"])
+def test_a_second_set_of_weights_is_named(tmp_path, other):
+    model = pico(BertModel, BERT)
+    model.save_pretrained(tmp_path)
+    (tmp_path / other).write_text("anything")
+    checkpoint = opened(tmp_path, model)
+    assert torch.equal(checkpoint.tensors["pooler.dense.bias"], BertModel.from_pretrained(tmp_path).pooler.dense.bias)
+    assert checkpoint.notes == (f"also holds {other}: model.safetensors is read, as transformers does",)
+
+
+@pytest.mark.parametrize(
+    "name", ["training_args.bin", "optimizer.pt", "README.md", "vocab.txt", "modelling.safetensors"]
+)
+def test_other_files_are_nobodys_business(tmp_path, name):
+    model = pico(BertModel, BERT)
+    model.save_pretrained(tmp_path)
+    (tmp_path / name).write_text("anything")
+    assert opened(tmp_path, model).notes == ()
+
+
+def test_an_adapter_beside_whole_weights_is_refused(tmp_path):
+    model = pico(BertModel, BERT)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json beside them: .* Move adapter_config\.json"):
+        opened(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"is quantised \(gptq\), as quantization_config",
+        ),
+        ({"quantization_config": {"load_in_4bit": True}}, r"is quantised \(by a method it does not name\)"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, r"is quantised \(awq\)"),
+        ({"transformers_weights": "other.safetensors"}, r"in other\.safetensors \(transformers_weights\)"),
+    ],
+)
+def test_what_the_config_says_of_the_weights_is_read_first(tmp_path, setting, message):
+    saved(tmp_path, {"a": torch.ones(2)}, setting)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path, {"a": (2,)})
 
 
 class Evil:

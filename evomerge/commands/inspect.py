@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> None:
             options.density,
             reporter,
             model["vocabulary"],
+            allowed=model["allow_missing"] or (),
             pooled=not (sources.tasks and takes(settings["fitness"], "heads")),
         )
     needs = None

@@ -31,8 +31,9 @@ from evomerge.export.rebuild import Rebuild
 from evomerge.export.shards import Entry, Shards, bytes_of, check_size, plan_shards, write_shards
 from evomerge.family import family_notes
 from evomerge.files import write_atomically
-from evomerge.live import LiveModel, load_skeleton, tied_names
+from evomerge.live import LiveModel, load_skeleton
 from evomerge.names import unknown
+from evomerge.pretrained import tied_names
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.weights import read_json, read_tensors, weight_files
@@ -130,7 +131,7 @@ def _opened(
         }
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     own = {name: places[name] for name in experts}
-    for warning in family_notes(own, live, ours, experts, parameters):
+    for warning in family_notes(own, live, ours, experts, parameters, ["*"]):  # whoever searched with these meant it
         reporter.say(f"warning: {warning}")
     with reporter.working("looking at the task vectors"):
         return ours, Rebuild(recipe, ours, experts, parameters), parameters

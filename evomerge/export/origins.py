@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.hub import find_directory, is_name
 from evomerge.live import LiveModel
@@ -102,9 +102,7 @@ def open_origin(name: str, source: Source, path: Path, live: LiveModel, reporter
     Raises:
         CheckpointError: it has other weights, or cannot be read.
     """
-    opened = open_checkpoint(
-        path, live.parameters, live.prefix, live.tied, progress=reporter.steps, rename=live.rename, **fit
-    )
+    opened = live.open(path, progress=reporter.steps, **fit)
     if opened.sha256 != source.sha256:
         flag = f"--expert {name}=DIR" if name else "--base DIR"
         raise CheckpointError(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from evomerge.errors import CheckpointError
-from evomerge.live import load_model, takes_images
+from evomerge.pretrained import load_model, takes_images
 from evomerge.suite import POOLINGS
 
 

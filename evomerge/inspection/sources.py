@@ -8,7 +8,7 @@ vector is written: the weights are read from their files, block by block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from operator import add
@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.checkpoint import Checkpoint, check_base, open_checkpoint
+from evomerge.checkpoint import Checkpoint, check_base
 from evomerge.errors import CheckpointError, SpaceError
 from evomerge.expert_deltas import not_finite
 from evomerge.family import family_notes
 from evomerge.groups import Group, make_groups
 from evomerge.inspection.facts import Facts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
-from evomerge.live import LiveModel, load_model, load_skeleton
+from evomerge.live import LiveModel, load_skeleton
+from evomerge.pretrained import load_model
 from evomerge.progress import Reporter
 from evomerge.sources import Sources
 from evomerge.task_vectors import check_family
@@ -104,6 +105,7 @@ def inspect_sources(
     density: float,
     reporter: Reporter,
     vocabulary: str = REFUSE,
+    allowed: Collection[str] = (),
     pooled: bool = True,
 ) -> Inspection:
     """Compare base and experts.
@@ -115,6 +117,7 @@ def inspect_sources(
         density: see `geometry.measure`.
         reporter: shows progress.
         vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
+        allowed: tensors that may be missing or left over (`model.allow_missing`).
         pooled: whether what is scored may look at pooled outputs; heads do not.
 
     Raises:
@@ -125,22 +128,14 @@ def inspect_sources(
     with reporter.working("loading the base"):
         live = _load(sources.base, auto_class)
 
-    opened = partial(
-        open_checkpoint,
-        parameters=live.parameters,
-        prefix=live.prefix,
-        tied=live.tied,
-        cache=cache,
-        progress=reporter.steps,
-        rename=live.rename,
-    )
+    opened = partial(live.open, cache=cache, progress=reporter.steps)
     checkpoint = opened(sources.base)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in checkpoint.missing}
     if not parameters:  # there is nothing to compare
-        check_base(checkpoint)
+        check_base(checkpoint, allowed)
     fitted = partial(opened, vocabulary=vocabulary, base=checkpoint)
     experts = [_member(name, path, fitted) for name, path in sources.experts.items()]
-    error, experts = _check(checkpoint, experts, parameters)
+    error, experts = _check(checkpoint, experts, parameters, allowed)
     held = {member.name: member.checkpoint for member in experts if member.checkpoint}
     tensors = measure(checkpoint, list(held.values()), parameters, density, reporter.steps)
     if error is None and (broken := _not_finite(tensors, 0)):
@@ -155,7 +150,7 @@ def inspect_sources(
     if error is None:
         fit = {member.name: member.checkpoint for member in experts if member.checkpoint and not member.error}
         places = {name: sources.experts[name] for name in fit}
-        notes = family_notes(places, live, checkpoint, fit, parameters, pooled)
+        notes = family_notes(places, live, checkpoint, fit, parameters, allowed, pooled)
     base, name = Member("base", sources.base, facts, checkpoint, error), type(live.model).__name__
     return Inspection(auto_class, name, base, experts, list(held), parameters, tensors, groups, density, notes)
 
@@ -181,7 +176,10 @@ def _member(name: str, path: Path, opened: Callable[[Path], Checkpoint]) -> Memb
 
 
 def _check(
-    base: Checkpoint, experts: Sequence[Member], parameters: Mapping[str, tuple[int, ...]]
+    base: Checkpoint,
+    experts: Sequence[Member],
+    parameters: Mapping[str, tuple[int, ...]],
+    allowed: Collection[str],
 ) -> tuple[str | None, list[Member]]:
     """Put each refusal of `check_family` to whom it concerns.
 
@@ -189,14 +187,14 @@ def _check(
         What is wrong with the base, and the experts with their errors.
     """
     try:
-        check_base(base)
+        check_base(base, allowed)
     except CheckpointError as error:
         return str(error), list(experts)
     checked = []
     for member in experts:
         try:
             if member.checkpoint:
-                check_family(base, {member.name: member.checkpoint}, parameters)
+                check_family(base, {member.name: member.checkpoint}, parameters, allowed)
             checked.append(member)
         except CheckpointError as error:
             checked.append(replace(member, error=str(error)))

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, GPT2Config, LlamaConfig
 
-from evomerge.checkpoint import Checkpoint, open_checkpoint
+from evomerge.checkpoint import Checkpoint
 from evomerge.export.mergekit import to_mergekit
 from evomerge.files import write_atomically
 from evomerge.groups import make_groups
@@ -140,7 +140,7 @@ def write_case(case: Case, directory: Path) -> dict[str, str]:
     live = load_skeleton(directory / "base", family.auto_class)
 
     def opened(name: str) -> Checkpoint:
-        return open_checkpoint(directory / name, live.parameters, live.prefix, live.tied, rename=live.rename)
+        return live.open(directory / name)
 
     base, experts = opened("base"), {name: opened(name) for name in names}
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
