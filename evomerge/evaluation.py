@@ -9,7 +9,7 @@ names: what a search has scored is not scored again.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from evomerge.fitness.objectives import task_weights
 from evomerge.hub import find_directory, is_name
 from evomerge.identity import circumstances, contents
 from evomerge.judge import score_experts
+from evomerge.limits import AUTO, TimeLimit
 from evomerge.names import nearest, unknown
 from evomerge.progress import Reporter
 from evomerge.remember import remembered
@@ -105,11 +106,13 @@ def evaluate(
     task_weights(weights, ids)  # one for a task that is not there is refused now
     with reporter.bars():
         contenders = {name: _contender(model, assembly, settings, reporter) for name, model in models.items()}
-    score = scorer(assembly, assembly.items[split])
+    score, cache = scorer(assembly, assembly.items[split]), Path(settings["model"]["cache"])
+    limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
+    timed = partial(limit.first, share=subset.size / (settings["fitness"]["items"] or subset.size))
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
-            outcomes[name] = _outcome(contender, assembly, Path(settings["model"]["cache"]), score, ids, metric)
+            outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
     about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
     return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights)}
 
@@ -173,15 +176,21 @@ def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], re
 
 
 def _outcome(
-    contender: Contender, assembly: Assembly, cache: Path, score: Scorer, ids: Mapping[str, list[str]], metric: str
+    contender: Contender,
+    assembly: Assembly,
+    cache: Path,
+    score: Scorer,
+    ids: Mapping[str, list[str]],
+    metric: str,
+    timed: Callable[[Callable[[], Outcome]], Outcome],
 ) -> Outcome | str:
     """Return the outcome of a contender, under the name by which `judge.py` remembers it, or the reason why it has no
-    score, and put the base back.
+    score, and put the base back. It is computed within `timed`, which breaks off what takes too long.
     """
 
     def compute() -> Outcome:
         try:
-            return contender.score(score, ids)
+            return timed(lambda: contender.score(score, ids))
         finally:
             assembly.become(None)
 

@@ -29,6 +29,9 @@ from evomerge.files_beside import MODULES, TRAINING, module_folders, sort_files
 from evomerge.weights import weight_files
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+QUICK = 3.0
+"""Seconds in which the hub must say what lies beside a commit whose weights, settings and tokenizer are in the cache."""
 NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """What must be in the cache where the hub cannot be asked which files there are."""
 EARLIER = ("pytorch_model*.bin",)
@@ -99,26 +102,45 @@ def find_directory(text: str) -> Place:
 
 def _snapshot(repo: str, revision: str | None) -> Path:
     """Return the directory of a snapshot, whose name is its commit: downloaded, or else from the cache alone."""
+    held = _complete(repo, revision) if revision and COMMIT.fullmatch(revision) else None
     try:
-        return _get(repo, revision, [escape(name) for name in _wanted(repo, revision)])
+        return _get(repo, revision, [escape(name) for name in _wanted(repo, revision, QUICK if held else None)])
     except Exception as error:  # a proxy that refuses, a broken certificate, an answer that is none
+        if held:
+            return held
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
         try:
-            path = _get(repo, revision, NEEDED, ASIDE, local_files_only=True)
-            if not any(path.glob("*.safetensors")):
-                path = _get(repo, path.name, (*NEEDED, *EARLIER), ASIDE, local_files_only=True)
+            return _cached(repo, revision)
         except LocalEntryNotFoundError:
             raise error from None
-        return path
 
 
-def _wanted(repo: str, revision: str | None) -> list[str]:
+def _cached(repo: str, revision: str | None) -> Path:
+    """Return the directory of a snapshot in the cache, without asking the hub."""
+    path = _get(repo, revision, NEEDED, ASIDE, local_files_only=True)
+    if not any(path.glob("*.safetensors")):
+        path = _get(repo, path.name, (*NEEDED, *EARLIER), ASIDE, local_files_only=True)
+    return path
+
+
+def _complete(repo: str, commit: str) -> Path | None:
+    """Return a snapshot of the cache that holds a whole model, or None."""
+    try:
+        path = _cached(repo, commit)
+        weight_files(path)
+    except Exception:  # whatever it is, the hub is asked
+        return None
+    rest = ("*token*", "vocab*", "preprocessor_config.json", "processor_config.json")
+    return path if (path / "config.json").is_file() and any(next(path.glob(one), None) for one in rest) else None
+
+
+def _wanted(repo: str, revision: str | None, timeout: float | None = None) -> list[str]:
     """Ask the hub which files a model has, and return those that a merge of it needs or takes over.
 
     Of two forms of the weights, safetensors are taken, as transformers does.
     """
-    about = HfApi().model_info(repo, revision=revision or "main", files_metadata=True)  # asked once
+    about = HfApi().model_info(repo, revision=revision or "main", files_metadata=True, timeout=timeout)  # asked once
     sizes = {file.rfilename: file.size or 0 for file in about.siblings or ()}
     modules = module_folders(_get(repo, revision, [MODULES]) / MODULES) if MODULES in sizes else ()
     found = sort_files(sizes, modules)

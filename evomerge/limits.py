@@ -24,6 +24,8 @@ LEAST = 600.0
 """Seconds that an automatic limit leaves to the fastest candidate: a cold disk or a busy machine is no hang."""
 TIMES = 100.0
 """How many times as long as the base a candidate may take under an automatic limit."""
+FIRST = 7200.0
+"""Seconds that an automatic limit leaves to what is scored before the time of the base is known."""
 AGAIN = 1.0
 """Seconds until the alarm comes again, where what it raised was swallowed."""
 GRACE = 5
@@ -74,9 +76,32 @@ class TimeLimit:
         Raises:
             TimeoutError: it took longer.
         """
-        if self.seconds is None:
+        share = max(share, 1.0)
+        return compute() if self.seconds is None else self._within(self.seconds * share, compute, self._text(share))
+
+    def first(self, compute: Callable[[], T], share: float = 1.0) -> T:
+        """Return what `compute` returns, where nothing was scored before: it also pays for what is set up lazily.
+
+        It may take as long as a candidate, but never less than `LEAST`; under an automatic limit `FIRST`.
+
+        Args:
+            compute: what may take so long.
+            share: as in a call.
+
+        Raises:
+            TimeoutError: it took longer.
+        """
+        seconds = FIRST if self._automatic else self.seconds and max(self.seconds * max(share, 1.0), LEAST)
+        if not seconds:
             return compute()
-        alarm = _Alarm(self.seconds * max(share, 1.0))
+        text = (
+            f"took longer than the {seconds:g} s that time_limit={self._setting} leaves to it: write more, such as "
+            f"time_limit={2 * seconds:.0f}, or time_limit=null for no limit"
+        )
+        return self._within(seconds, compute, text)
+
+    def _within(self, seconds: float, compute: Callable[[], T], late: str) -> T:
+        alarm = _Alarm(seconds)
         try:
             result = alarm.run(compute)
         except (Exception, Overdue):
@@ -85,7 +110,7 @@ class TimeLimit:
         else:
             if not alarm.late:
                 return result
-        raise TimeoutError(self._text(max(share, 1.0)))  # out here: what it interrupted, and its tensors, is gone
+        raise TimeoutError(late)  # out here: what it interrupted, and its tensors, is gone
 
     def _text(self, share: float) -> str:
         """Say which limit was passed; an automatic one without its number, which is a clock's and not for the log."""

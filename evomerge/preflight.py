@@ -51,14 +51,14 @@ def preflight(
     """
     ids, what = subsets["search"](0), "fitness"
     try:
-        score(ids)  # the first call pays for what is set up lazily
+        limit.first(lambda: score(ids))  # pays for what is set up lazily
         started = time.perf_counter()
         outcome = limit(lambda: score(ids))
         check_finite(outcome)
         (value,), _ = objective(outcome)
         seconds = time.perf_counter() - started
         what = "loss"
-        step = gradients.measure() if gradients else None
+        step = limit.first(gradients.measure) if gradients else None
     except NotFinite as error:
         raise NotFinite(
             f"The base has no score, so no candidate would have one: {error}. Take another base. "

@@ -202,7 +202,7 @@ def make_evaluators(
         values of the objective or a loss and its gradient.
     """
     score, subset = scorers["search"], subsets["search"]
-    objective = make_objective(assembly, settings, score, subset)
+    objective = make_objective(assembly, settings, score, subset, limit)
     values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record, limit)
     gradients = learning and GradientEvaluator(assembly, learning, settings, record, limit)
 
@@ -238,7 +238,9 @@ def unfinished(log: TrialLog) -> dict[str, np.ndarray]:
     return {"unfinished": elite.points()["best"]} if elite.points() else {}
 
 
-def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset) -> Objective:
+def make_objective(
+    assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset, limit: TimeLimit | None = None
+) -> Objective:
     """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
     given, metric = settings["objective"], settings["fitness"]["metric"]
     ends = None
@@ -252,7 +254,10 @@ def make_objective(assembly: Assembly, settings: Mapping[str, Any], score: Score
         found = []
         for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(assembly, score, ids))):
             with named(f"Scores cannot be normalised: the {who}"):
-                found.append(outcome())
+                try:
+                    found.append((limit or TimeLimit()).first(outcome))
+                except TimeoutError as error:
+                    raise EvomergeError(f"Scores cannot be normalised: the {who} {error}.") from error
                 check_finite(found[-1], metric)
         base, best = (outcome.scores() for outcome in found)
         ends = {task: (base[task][metric], best[task][metric]) for task in ids}

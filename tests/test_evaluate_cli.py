@@ -160,7 +160,10 @@ def test_what_a_name_was_taken_for_is_said(capsys, place: Path, pico_suite: Suit
         (["runs/one", "fitnes.report_items=3"], r"There is no setting 'fitnes\.report_items'\. Did you mean"),
         (["runs/one", "--metric", "acuracy"], "this fitness gives accuracy, log_probability"),
         (["runs/one", "--items", "2"], r"fitness\.report_items is 2, less than one for each of 3 tasks"),
-        (["runs/one/mergekit.yaml", "runs/one"], r"mergekit\.yaml is no recipe of evomerge: Unknown key"),
+        (
+            ["runs/one/mergekit.yaml", "runs/one"],
+            r"mergekit\.yaml is no recipe of evomerge: this is a YAML for mergekit",
+        ),
         (["broken/recipe.yaml"], r"broken/config\.yaml cannot be read"),
         (["empty/recipe.yaml"], r"empty/config\.yaml holds no settings of a search"),
     ],

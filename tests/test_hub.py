@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,13 @@ def test_download(family: Path, tmp_path: Path) -> None:
         snapshot = tmp_path / "hub" / "models--lab--tiny" / "snapshots" / COMMIT
         assert gotten == names(snapshot)
         assert gotten == names(family / "base") | {"README.md", "modules.json", *beside}
+    # the network says nothing
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        began = time.monotonic()
+        silent = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        done = python(FIND.format([f"lab/tiny@{COMMIT}"]), tmp_path, silent)
+        assert done.stdout == f"lab/tiny@{COMMIT}\n", done.stderr
+        assert time.monotonic() - began < 60  # most of it for the process to start
     # the network is gone
     done = python(FIND.format(["lab/tiny", "lab/none"]), tmp_path, endpoint)
     assert done.stdout.startswith(f"lab/tiny@{COMMIT}\n"), done.stderr

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from evomerge import limits
 from evomerge.assembly import Assembly
-from evomerge.errors import ConfigError
+from evomerge.commands.evaluate import main as evaluate
+from evomerge.errors import ConfigError, EvomergeError
 from evomerge.journal import read_log
 from evomerge.limits import TimeLimit
 from evomerge.progress import Reporter
@@ -348,3 +349,47 @@ def test_the_command_itself_goes_on_after_a_hang(settings: list[str], tmp_path: 
     assert (summary["trials"], summary["failed"]) == (4, 1)
     assert failures(tmp_path / "run" / "trials.jsonl") == ["TimeoutError: took longer than time_limit=2 s"]
     assert "1 of 4 candidates failed; their errors stand in trials.jsonl" in (tmp_path / "said").read_text()
+
+
+HANGING = """
+import time
+def score(model, tokenizer, items):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "also"), [("auto", ()), ("0.1", ()), ("auto", ("objective.normalised=true",))], ids=str
+)
+def test_the_first_scoring_of_the_base_has_a_limit(
+    setting: str, also: tuple[str, ...], settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `auto` one of its own, before the time of the base is known; and what it advises is a longer one."""
+    monkeypatch.setattr(limits, "FIRST", 0.5)
+    monkeypatch.setattr(limits, "LEAST", 0.5)
+    (tmp_path / "slow.py").write_text(HANGING)
+    with pytest.raises(EvomergeError, match=rf"took longer than the 0\.5 s that time_limit={setting}") as caught:
+        run_search(compose(*settings, *also, f"time_limit={setting}"), tmp_path / "run", Reporter())
+    assert "time_limit=1, or time_limit=null" in str(caught.value)
+
+
+def test_the_first_scoring_may_take_longer_than_a_candidate() -> None:
+    limit = TimeLimit(0.05)
+    assert limit.first(lambda: time.sleep(0.1) or "done") == "done"
+    with pytest.raises(TimeoutError):
+        limit(lambda: time.sleep(0.1))
+    assert TimeLimit(None).first(lambda: "done") == "done"
+
+
+def test_evaluate_has_a_limit(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "LEAST", 0.3)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "slow.py").write_text(HANGING)
+    with pytest.raises(EvomergeError, match="2 of 2 models have no score"):
+        evaluate(["base", "constant:0.3", "--json", *settings, "time_limit=0.1"])
+    models = json.loads(capsys.readouterr().out)["models"]
+    for row in models.values():
+        assert row["mean"] is None
+        assert "took longer than the 0.3 s that time_limit=0.1 leaves to it" in row["error"]

@@ -173,6 +173,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     main(["runs/a", "runs/b"])
     assert capsys.readouterr().out.splitlines() == ["runs/a/report.html", "out/page.html", "runs/report.html"]
     assert (tmp_path / "out" / "page.html").is_file()
+    main(["runs/a", "-o", "out"])
+    main(["runs/a", "runs/b", "-o", str(tmp_path / "runs" / "a")])
+    assert capsys.readouterr().out.splitlines() == ["out/report.html", "runs/a/report.html"]
+    for runs in (["runs/a"], ["runs/a", "runs/b"]):
+        with pytest.raises(
+            ConfigError, match=r"elsewhere is no directory, and no name of a page: write elsewhere\.html"
+        ):
+            main([*runs, "-o", "elsewhere"])
+    main(["runs/a", "-o", "elsewhere.html"])
+    capsys.readouterr()
     with pytest.raises(ConfigError, match=r"runs is no run directory.*runs/a"):
         main(["runs"])
     with pytest.raises(SystemExit):

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="where the page goes: RUN/report.html, or report.html beside the runs",
+        help="where the page goes, a file or a directory: RUN/report.html, or report.html beside the runs if left out",
     )
     given = parser.parse_args(arguments)
     from evomerge.report import write_report, write_sweep  # matplotlib takes a second to import; `--help` needs it not

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from evomerge import __version__
+from evomerge.errors import ConfigError
 from evomerge.files import write_atomically
 from evomerge.report import bars, charts, pictures
 from evomerge.report.colours import ramp
@@ -57,7 +58,7 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
         LogError: its log is damaged.
     """
     facts = Facts(open_run(directory))
-    file = file or directory / "report.html"
+    file = _page(file, directory)
     found = grids(facts)
     _write(file, "run.html.j2", _context(facts, found))
     pictures.of_run(facts, found, file.with_suffix(""))
@@ -84,13 +85,24 @@ def write_sweep(directories: Sequence[Path], file: Path | None = None, again: bo
     if len({one.name for one in facts}) < len(facts):  # runs of several directories
         for one in facts:
             one.name = os.path.relpath(one.run.path)
-    file = file or directories[0].resolve().parent / "report.html"
+    file = _page(file, directories[0].resolve().parent)
     for directory in directories:
         if again or _is_older(directory / "report.html", directory):
             write_report(directory)
     context, best = sweep_context(facts, file)
     _write(file, "sweep.html.j2", context)
     pictures.of_sweep(facts, best, file.with_suffix(""))
+    return file
+
+
+def _page(file: Path | None, usual: Path) -> Path:
+    """Return where a page goes: into a directory as `report.html`; left out, into the usual one."""
+    if file is None or file.is_dir():
+        return (file or usual) / "report.html"
+    if file.suffix not in (".html", ".htm"):
+        raise ConfigError(
+            f"{file} is no directory, and no name of a page: write {file}.html, or make the directory first."
+        )
     return file
 
 
