@@ -31,7 +31,7 @@ from evomerge.weights import weight_files
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 QUICK = 3.0
-"""Seconds in which the hub must say what lies beside a commit whose weights, settings and tokenizer are in the cache."""
+"""Seconds in which the hub must answer about a commit whose weights, settings and tokenizer are in the cache."""
 NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """What must be in the cache where the hub cannot be asked which files there are."""
 EARLIER = ("pytorch_model*.bin",)
