@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, sparse
 
+from evomerge.entries import held_entries, tied_entries
 from evomerge.errors import SpaceError
 from evomerge.groups import Group, make_groups
-from evomerge.names import matching, unknown
+from evomerge.names import unknown
 
 SHARING = ("separate", "shared")
 ROUNDING = 1e-9
@@ -188,7 +189,7 @@ def make_space(
     dead = _dead(groups, experts, zero, sharing)
     basis, coordinates = _basis(groups, experts, granularity == "line", sharing, dead)
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
-    held, merged = _held(entries, variables, frozen or {}), _merged(entries, tied or ())
+    held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, tied or ())
     free = _free(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
     names = tuple(dict.fromkeys(free.values()))
     pairs = np.argwhere(dead)
@@ -278,42 +279,3 @@ def _bounded(variables: Sequence[Variable], bounds: Mapping[str, tuple[float, fl
             raise SpaceError(f"The bounds of {name} are [{v.low}, {v.high}]; write a lower and a higher finite number.")
         own[name] = replace(v, start=min(max(v.start, v.low), v.high))
     return list(own.values())
-
-
-def _held(
-    entries: Mapping[str, list[str]], variables: Sequence[Variable], patterns: Mapping[str, float]
-) -> dict[str, float]:
-    """Entry name -> the value at which a pattern holds it."""
-    held: dict[str, float] = {}
-    for pattern, value in patterns.items():
-        found = set(matching(pattern, [name for names in entries.values() for name in names], "frozen"))
-        for v in variables:
-            mine = [entry for entry in entries[v.name] if entry in found]
-            if mine and not v.low <= value <= v.high:
-                raise SpaceError(
-                    f"frozen: {pattern!r} holds {v.name} at {value}, outside its bounds [{v.low}, {v.high}]. "
-                    f"Write a value inside, or wider bounds for {v.name}."
-                )
-            for entry in mine:
-                if held.setdefault(entry, float(value)) != value:
-                    raise SpaceError(
-                        f"frozen: patterns hold {entry} at {held[entry]} and at {value}. Write one of them."
-                    )
-    return held
-
-
-def _merged(entries: Mapping[str, list[str]], patterns: Sequence[str]) -> dict[str, str]:
-    """Entry name -> the pattern that ties it to others."""
-    variable = {entry: name for name, names in entries.items() for entry in names}
-    merged: dict[str, str] = {}
-    for pattern in patterns:
-        found = matching(pattern, list(variable), "tied")
-        if len(owners := dict.fromkeys(variable[entry] for entry in found)) > 1:
-            raise SpaceError(
-                f"tied: {pattern!r} would give {' and '.join(owners)} one coordinate. "
-                f"Write one pattern per variable, beginning with {' or '.join(f'{owner}/' for owner in owners)}."
-            )
-        for entry in found:
-            if merged.setdefault(entry, pattern) != pattern:
-                raise SpaceError(f"tied: {entry} is in {merged[entry]!r} and in {pattern!r}. Let it be in one of them.")
-    return merged
