@@ -101,19 +101,6 @@ def frozen(model: Any) -> frozenset[str]:
     return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
-def tied_names(path: Path) -> dict[str, str]:
-    """Return what the class that a model directory was saved from ties: alias -> source, with the prefix of that class.
-
-    Its files may hold an alias once more where the live model, of another class, has no parameter of that name.
-    """
-    try:
-        config = read_config(path)
-        with _silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return dict(getattr(transformers, (config.architectures or [""])[0])(config).all_tied_weights_keys)
-    except Exception:  # a class that transformers does not have, or that is not made from a config alone
-        return {}
-
-
 def takes_images(model: Any) -> bool:
     """Whether a transformers model is run on pixels, and not on tokens."""
     return getattr(model, "main_input_name", None) == "pixel_values"

@@ -32,6 +32,7 @@ from tests.models import BERT, LLAMA, LLAMA_TIED, pico, rewritten, to_bin
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
+MASKED = "AutoModelForMaskedLM"
 POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
 
 
@@ -257,6 +258,42 @@ def test_a_tied_copy_in_a_head_does_not_untie_it(tmp_path):
     rewritten(tmp_path / "base", lambda held: {**held, alias: held[words] + 1})  # another head: it stays
     out = write(make_recipe(tmp_path / "base", experts), tmp_path, tmp_path / "other")
     assert torch.equal(tensors_of(out)[alias], tensors_of(tmp_path / "base")[alias])
+
+
+@pytest.mark.parametrize("architectures", [None, [], ["BertModel"], ["BertOfMyOwn"], ["BertForMaskedLM"]])
+def test_a_config_need_not_name_the_class_that_ties_the_head(tmp_path, architectures):
+    """Without the class's name, a stale copy of the base's words was the head of whoever loaded the merged model."""
+    experts = save_family(tmp_path, pico(BertForMaskedLM, BERT), frozen="nothing")
+    words, alias = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+    rewritten(tmp_path / "base", lambda held: {**held, alias: held[words].clone()})
+    config = json.loads((tmp_path / "base" / "config.json").read_text()) | {"architectures": architectures}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    model, missing, _ = loaded(write(make_recipe(tmp_path / "base", experts), tmp_path, tmp_path / "out"), MASKED)
+    assert missing == set()
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    assert not torch.equal(model.cls.predictions.decoder.weight, tensors_of(tmp_path / "base")[words])
+
+
+def test_a_tied_copy_of_another_dtype_is_one_where_transformers_loads_both_alike(tmp_path):
+    experts = save_family(tmp_path, pico(BertForMaskedLM, BERT).bfloat16(), frozen="nothing")
+    words, alias = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+    rewritten(tmp_path / "base", lambda held: {**held, alias: held[words].float()})
+    model, _, _ = loaded(write(make_recipe(tmp_path / "base", experts), tmp_path, tmp_path / "out"), MASKED)
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+
+
+def test_a_head_that_was_not_merged_is_named(tmp_path, capsys):
+    """An untied head that equals the words of the base is no copy: it stays, and people are told whose it is."""
+    experts = save_family(tmp_path, pico(LlamaForCausalLM, LLAMA), frozen="nothing")
+    words = "model.embed_tokens.weight"
+    rewritten(tmp_path / "base", lambda held: {**held, "lm_head.weight": held[words].clone()})
+    out = write(make_recipe(tmp_path / "base", experts), tmp_path, tmp_path / "out")
+    assert torch.equal(tensors_of(out)["lm_head.weight"], tensors_of(tmp_path / "base")[words])
+    note = "lm_head.weight: these tensors are the base's, since AutoModel, which was merged, has no such parameters."
+    assert f"note: {note}" in capsys.readouterr().err
+    assert f"- {note}" in (out / "README.md").read_text()
+    with_head = make_recipe(tmp_path / "base", experts, auto_class=CAUSAL)
+    assert "these tensors" not in (write(with_head, tmp_path, tmp_path / "all") / "README.md").read_text()
 
 
 # memory

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from evomerge.errors import ConfigError
-from evomerge.live import load_model, load_skeleton
+from evomerge.live import load_skeleton
+from evomerge.pretrained import load_model
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.run import run_search
@@ -151,9 +152,10 @@ def test_a_dtype_of_ones_own_is_said(tmp_path, capsys):
     recipe = with_dtype(make_recipe(tmp_path / "base", experts, auto_class=CAUSAL), tmp_path / "base")
     write(recipe, tmp_path, tmp_path / "same", dtype="float32")
     assert "scored in" not in capsys.readouterr().err
-    write(recipe, tmp_path, tmp_path / "other", dtype="bfloat16")
-    said = capsys.readouterr().err
-    assert "warning: written in bfloat16, and scored in float32: the numbers are rounded otherwise" in said
+    out = write(recipe, tmp_path, tmp_path / "other", dtype="bfloat16")
+    note = "written in bfloat16, and scored in float32: each weight is rounded otherwise"
+    assert f"note: {note}" in capsys.readouterr().err
+    assert f"- {note}" in (out / "README.md").read_text()
 
 
 def test_a_recipe_says_the_dtype():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,15 @@ from evomerge.errors import CheckpointError, ConfigError
 from evomerge.expert_deltas import PIECE
 from evomerge.export.beside import copy_file, look_beside, unmerged
 from evomerge.export.card import model_card
+from evomerge.export.copies import tied_copies
 from evomerge.export.dtypes import BY_NAME, name_of, parameter_dtypes, scored_dtype
 from evomerge.export.origins import find_heads, find_origins, open_origin
 from evomerge.export.rebuild import Rebuild
-from evomerge.export.shards import Entry, Shards, bytes_of, check_size, plan_shards, write_shards
+from evomerge.export.shards import Entry, bytes_of, check_size, plan_shards, write_shards
 from evomerge.family import family_notes
 from evomerge.files import write_atomically
 from evomerge.live import LiveModel, load_skeleton
 from evomerge.names import unknown
-from evomerge.pretrained import tied_names
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.weights import read_json, read_tensors, weight_files
@@ -42,6 +42,8 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 """What a config calls it now, and what it called it in earlier years."""
 RECORD = "merge.json"
 """In which a merged model tells which merge it is."""
+FORMAT = 2
+"""Of what is written: version 0.2 made another directory of the same recipe."""
 SPARE = 1 << 20  # bytes of all that is small
 
 
@@ -86,7 +88,7 @@ def write_model(
     if max_shard_size is not None:
         check_size(max_shard_size)
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
-    record = {"recipe": digest, "dtype": dtype, "max_shard_size": max_shard_size}
+    record = {"format": FORMAT, "recipe": digest, "dtype": dtype, "max_shard_size": max_shard_size}
     if _is_there(out, record):
         reporter.say(f"{out} is this very merge already: nothing to do.")
         return out
@@ -94,9 +96,11 @@ def write_model(
     heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
     ours, rebuild, parameters = _opened(recipe, places, live, reporter)
-    found, copies = look_beside(places[""], _experts(recipe, places)), _copies(ours)
-    shards, kind = _planned(recipe, ours, live, dtype, max_shard_size, copies, reporter)
-    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class)]
+    found, scored = look_beside(places[""], _experts(recipe, places)), scored_dtype(recipe, ours.path, live)
+    kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
+    dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
+    shards = plan_shards(ours, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies)
+    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class), *_rounded(kind, scored)]
     for note in notes:
         reporter.say(f"note: {note}")
     with whole_directory(out) as directory:
@@ -111,8 +115,17 @@ def write_model(
         card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes)
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
-        _write_config(ours, directory, kind)  # last: without it nothing loads
+        _write_config(ours, directory, name_of(kind))  # last: without it nothing loads
     return out
+
+
+def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
+    """Say so where the weights are not in the dtype in which they were scored."""
+    if kind != scored:
+        yield (
+            f"written in {name_of(kind)}, and scored in {name_of(scored)}: each weight is rounded otherwise, so the "
+            f"scores are not to the last digit those of this directory"
+        )
 
 
 def _opened(
@@ -141,24 +154,6 @@ def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:
     return {name: places[name] for name in recipe.experts}
 
 
-def _planned(
-    recipe: Recipe,
-    base: Checkpoint,
-    live: LiveModel,
-    dtype: str | None,
-    max_shard_size: str | None,
-    copies: Collection[str],
-    reporter: Reporter,
-) -> tuple[Shards, str]:
-    """Return what is written into which file, and the dtype in which the whole is loaded."""
-    scored = scored_dtype(recipe, base.path, live)
-    chosen = BY_NAME[dtype] if dtype else scored
-    if chosen != scored:
-        reporter.say(f"warning: written in {dtype}, and scored in {name_of(scored)}: the numbers are rounded otherwise")
-    dtypes = parameter_dtypes(base.path, recipe.auto_class, chosen)
-    return plan_shards(base, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies), name_of(chosen)
-
-
 def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
     """Whether a directory is this very merge.
 
@@ -177,19 +172,6 @@ def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
         return True
     what = "is a file" if out.is_file() else "holds another merge" if found else "holds other files"
     raise ConfigError(f"{out} {what}, and nothing is overwritten: name a new directory, or remove this one first.")
-
-
-def _copies(base: Checkpoint) -> list[str]:
-    """Return the keys of heads that the base's own class ties to a merged parameter: a copy of θ₀ would untie them."""
-    merged, tensors = set(base.keys.values()), base.tensors
-    return [
-        alias
-        for alias, source in tied_names(base.path).items()
-        if alias in base.extra
-        and source in merged
-        and tensors[alias].dtype == tensors[source].dtype
-        and torch.equal(tensors[alias], tensors[source])
-    ]
 
 
 def _check_room(directory: Path, needed: int) -> None:
