@@ -24,6 +24,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.exits import Exited, contained
 from evomerge.limits import AUTO
 from evomerge.names import unknown
 from evomerge.paths import at_home, with_paths
@@ -208,12 +209,14 @@ def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
     """
     arguments = _arguments(settings, group)
     try:
-        return hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})(**runtime)
-    except (HydraException, TypeError) as error:
+        make = hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})
+        return contained(lambda: make(**runtime))
+    except (HydraException, TypeError, Exited) as error:
         if isinstance(error.__cause__, EvomergeError):  # a nested object says itself what is wrong with its settings
             raise error.__cause__ from None
+        said = error if isinstance(error, Exited) else error.__cause__ or error
         raise ConfigError(
-            f"{group} cannot be made from {arguments['_target_']}: {str(error.__cause__ or error).splitlines()[0]}"
+            f"{group} cannot be made from {arguments['_target_']}: {str(said).splitlines()[0]}"
         ) from error
 
 
@@ -264,8 +267,9 @@ def _find_class(name: str, group: str) -> Any:
     try:
         if not module:
             raise ImportError("a class is written with its module, such as package.module.Class")
-        return getattr(importlib.import_module(module), attribute)  # Hydra would print an error of its own first
-    except (Exception, SystemExit) as error:  # whatever a module of the user's raises
+        found = contained(lambda: importlib.import_module(module))  # Hydra would print an error of its own first
+        return getattr(found, attribute)
+    except Exception as error:  # whatever a module of the user's raises
         raise ConfigError(
             f"{group}._target_={name} names no class that can be used: {type(error).__name__}: "
             f"{next(iter(str(error).splitlines()), '')}. Write {group}= and one of {', '.join(choices_of(group))}, or "

@@ -74,6 +74,7 @@ def test_answers_of_another_form_are_refused(tmp_path, body, message):
         ("{path}/none.py:score", r"none\.py' cannot be imported \(FileNotFoundError"),
         ("{path}/typo.py:score", r"typo\.py' cannot be imported \(SyntaxError: .*Give a file that runs by itself"),
         ("{path}/fails.py:score", r"fails\.py' cannot be imported \(ZeroDivisionError"),
+        ("{path}/exits.py:score", r"exits\.py' cannot be imported \(Exited: SystemExit was raised with status 0"),
         ("no.such.module:score", r"'no\.such\.module' cannot be imported \(ModuleNotFoundError"),
     ],
 )
@@ -81,8 +82,20 @@ def test_functions_that_cannot_be_found(tmp_path, name, message):
     (tmp_path / "mine.py").write_text("NUMBER = 3\ndef score(model, tokenizer, items): ...\n")
     (tmp_path / "typo.py").write_text("def score(:\n")
     (tmp_path / "fails.py").write_text("1 / 0\n")
+    (tmp_path / "exits.py").write_text("import sys\nif True:\n    sys.exit(0)\n")
     with pytest.raises(ConfigError, match=message):
         Custom(name.format(path=tmp_path))
+
+
+def test_an_array_that_the_function_uses_again(tmp_path):
+    """What it writes into it later is another model's."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nheld = np.zeros(8)\n"
+        "def score(model, tokenizer, items):\n    held[:] += 1\n    return {t: held for t in items}\n"
+    )
+    fitness = Custom(f"{tmp_path}/mine.py:score")
+    outcomes = [fitness(MODEL, fitness.prepare(TOKENIZER, ITEMS), IDS) for _ in range(2)]
+    assert [outcome.results["trees"]["score"][0] for outcome in outcomes] == [1, 2]
 
 
 def test_a_module_by_its_name():

@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 
 from evomerge.errors import ConfigError
+from evomerge.exits import contained
 from evomerge.fitness.base import Outcome
 from evomerge.items import Item
 
@@ -75,7 +76,7 @@ class Custom:
 
     def _numbers(self, scores: Any, task: str, n: int) -> np.ndarray:
         try:
-            values = np.asarray(scores[task], dtype=np.float64)
+            values = np.array(scores[task], dtype=np.float64)  # a copy: the function may use its array again
             got = f"an array of shape {values.shape}"
         except (KeyError, IndexError, TypeError, ValueError):
             values, got = None, f"no numbers for it, but {scores!r:.100}"
@@ -97,7 +98,9 @@ def load_function(name: str) -> Function:
     if not colon or not place or not attribute.isidentifier():
         raise ConfigError(f"'{name}' names no function: write module:function or path/to/file.py:function.")
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = contained(
+            lambda: _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
             f"'{place}' cannot be imported ({type(error).__name__}: {error}). Give a file that runs by itself "

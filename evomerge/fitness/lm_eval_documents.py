@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigError, SuiteError
+from evomerge.exits import contained
 from evomerge.fitness.lm_eval_loading import is_public, undisturbed
 from evomerge.items import SPLITS, Item, canonical, make_document_item, split_of
 from evomerge.names import nearest
@@ -190,7 +191,8 @@ def _docs(task: Any, split: str, setting: str) -> list[Any]:
     """Return the documents of a split of the data set, as the task processes them."""
     process = task.config.process_docs
     try:
-        return list(task.dataset[split] if process is None else process(task.dataset[split]))
+        docs = task.dataset[split]
+        return contained(lambda: list(docs if process is None else process(docs)))
     except Exception as error:  # whatever a function of the task may raise
         raise SuiteError(
             f"{setting}: the split '{split}' of {task.config.task} cannot be read: {type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from evomerge.errors import ConfigError, SuiteError
+from evomerge.exits import contained
 from evomerge.names import nearest
 
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -80,9 +81,9 @@ def load_tasks(spec: str, include: Sequence[Path], setting: str) -> list[Any]:
                 manager = TaskManager(
                     include_path=[path.parent, *include] if group else [*include], include_defaults=False
                 )
-                found = manager.load([group or _absolute(path)])
+                found = contained(lambda: manager.load([group or _absolute(path)]))
             else:
-                found = _by_name(spec, include, setting)
+                found = contained(lambda: _by_name(spec, include, setting))
     except (ConfigError, SuiteError):
         raise
     except ModuleNotFoundError as error:

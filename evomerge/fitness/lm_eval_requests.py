@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from evomerge.errors import ConfigError, SuiteError
+from evomerge.exits import contained
 from evomerge.fitness.likelihood import Request, clipped
 from evomerge.fitness.lm_eval_documents import Document
 from evomerge.fitness.lm_eval_loading import undisturbed
@@ -98,7 +99,7 @@ class Asker:
         task = document.task
         where = f"document {document.number} of {task.config.task}"
         try:
-            return self._query(document)
+            return contained(lambda: self._query(document))
         except (ConfigError, SuiteError) as error:
             raise SuiteError(f"{where}: {error}") from error
         except Exception as error:  # whatever a template or a function of the task may raise

@@ -1,0 +1,36 @@
+"""What a user's code may raise to end the whole program, as an error that ends only what it was called for.
+
+In: something to compute that calls code of a user: a fitness, a function of an lm-eval task, a file that is imported.
+Out: its result, or an ordinary error. `sys.exit()` raises SystemExit, which no `except Exception` catches: a search
+would end without a word, and with status 0 after `sys.exit(0)`. The same holds for GeneratorExit, for asyncio's
+CancelledError and whatever else is derived from BaseException. Ctrl-C and a time limit pass. `os._exit` ends the
+process at once, and nothing in Python can prevent that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from evomerge.limits import Overdue
+
+T = TypeVar("T")
+
+
+class Exited(RuntimeError):
+    """A user's code raised what would have ended the program."""
+
+
+def contained(compute: Callable[[], T]) -> T:
+    """Return what `compute` returns.
+
+    Raises:
+        Exited: it raised SystemExit, or what else is no `Exception`; the message names it.
+    """
+    try:
+        return compute()
+    except (Exception, KeyboardInterrupt, Overdue):
+        raise
+    except BaseException as error:
+        code = f" with status {error.code!r}" if isinstance(error, SystemExit) else f": {error}" if str(error) else ""
+        raise Exited(f"{type(error).__name__} was raised{code}; raise an Exception that says what is wrong") from error
