@@ -38,3 +38,7 @@ class LogError(EvomergeError):
 
 class ReplayMismatch(LogError):
     """The searcher asks for other points than those that the log holds."""
+
+
+class LiveModelError(EvomergeError):
+    """A user's code has changed the live model so that it cannot be put back: nothing more can be scored."""

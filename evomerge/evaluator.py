@@ -2,8 +2,9 @@
 
 In: a batch and the indices of its points that have no trial yet. Out: their trials, as they end. It owns merger,
 fitness and objective, and chooses the items of the generation, the same for all its candidates. A bad candidate costs
-one candidate: an exception, a NaN, a lack of memory that smaller batches cannot mend (`memory.py`) or a hang
-(`limits.py`) becomes a failed trial with its error, and the search goes on. Times go to a callback, never into a trial.
+one candidate: an exception, a NaN, a `sys.exit` (`exits.py`), a change of the live model (`guard.py`), a lack of
+memory that smaller batches cannot mend (`memory.py`) or a hang (`limits.py`) becomes a failed trial with its error, and
+the search goes on. Times go to a callback, never into a trial.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from evomerge.errors import NotFinite
+from evomerge.errors import ConfigError, EvomergeError, LiveModelError, NotFinite
+from evomerge.exits import contained
 from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.finite import watched
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.guard import Guard
+from evomerge.items import Item
 from evomerge.limits import TimeLimit
 from evomerge.memory import free, lacks_memory, with_smaller_batches
 from evomerge.merger import Merger
@@ -43,28 +47,77 @@ class Timing:
     total: float
 
 
-@dataclass(frozen=True)
 class Scorer:
     """A live model with what it takes to score it on the items of a split.
 
-    Attributes:
+    Args:
         model: the live model.
         fitness: scores it.
         prepared: what the fitness prepared for these items.
+        guard: of the model, such as its merger has; without one, a change of values cannot be undone.
     """
 
-    model: Any
-    fitness: Fitness
-    prepared: Any
+    def __init__(self, model: Any, fitness: Fitness, prepared: Any, guard: Guard | None = None) -> None:
+        self.model, self.fitness, self.prepared = model, fitness, prepared
+        self._guard = guard or Guard(model)
 
     def __call__(self, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model as it is now, in smaller batches where memory does not suffice.
 
         Raises:
             NotFinite: its logits are not.
+            ModelChanged: the fitness has changed the model, which is put back.
+            LiveModelError: the fitness has changed the model, which cannot be put back.
+            Exited: the fitness has called `sys.exit`.
+            TypeError: the fitness has returned no numbers.
+            ValueError: it has scored other items, or returned another number of results.
         """
-        with watched(self.model):
+
+        def score() -> Outcome:
             return with_smaller_batches(self.fitness, lambda: self.fitness(self.model, self.prepared, ids))
+
+        with watched(self.model), self._guard:
+            outcome = contained(score)
+        return _own(outcome, ids)
+
+
+def _own(outcome: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
+    """Return what a fitness has returned, its numbers copied: a fitness may write into its arrays again."""
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"the fitness returned {outcome!r:.100}, which is no Outcome")
+    if dict(outcome.items) != ids or outcome.results.keys() != ids.keys():
+        raise ValueError("the fitness scored other items than it was asked to")
+    results = {
+        task: {name: _numbers(values, name, task, len(ids[task])) for name, values in metrics.items()}
+        for task, metrics in outcome.results.items()
+    }
+    return replace(outcome, results=results)
+
+
+def _numbers(values: Any, name: str, task: str, n: int) -> np.ndarray:
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"the fitness returned no numbers as {name} of {task}, but {values!r:.100}") from error
+    if numbers.shape != (n,):
+        raise ValueError(
+            f"the fitness returned an array of shape {numbers.shape} as {name} of {task}, which has {n} items"
+        )
+    return numbers
+
+
+def prepare(fitness: Fitness, processor: Any, items: Mapping[str, Sequence[Item]], **more: Any) -> Any:
+    """Return what a fitness prepares for some items.
+
+    Raises:
+        ConfigError: it fails; the message says how.
+    """
+    try:
+        return contained(lambda: fitness.prepare(processor, items, **more))
+    except EvomergeError:
+        raise
+    except Exception as error:  # whatever a user's fitness may raise
+        raise ConfigError(f"The fitness cannot prepare its items: {type(error).__name__}: {error}") from error
 
 
 class SerialEvaluator:
@@ -104,12 +157,12 @@ class SerialEvaluator:
         started = time.perf_counter()
         try:
             outcome, merged, scored = self._limit(lambda: self._outcome(batch.points[index], ids))
-            if dict(outcome.items) != ids:
-                raise ValueError("the fitness scored other items than it was asked to")
             check_finite(outcome)
             values, violations = self._objective(outcome)
             if not np.isfinite(values).all():
                 raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
+        except LiveModelError:  # every later score would be one of another model
+            raise
         except Exception as error:  # whatever a model or a user's fitness may raise
             return failed(batch.index, index, ids, error)
         forward = scored - merged if outcome.forward_seconds is None else outcome.forward_seconds
@@ -122,7 +175,7 @@ class SerialEvaluator:
             scores=outcome.scores(),
             items=outcome.items,
             results={
-                task: {name: np.asarray(each).tolist() for name, each in metrics.items()}
+                task: {name: each.tolist() for name, each in metrics.items()}
                 for task, metrics in outcome.results.items()
             },
         )

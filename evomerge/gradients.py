@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from evomerge.assembly import Assembly
+from evomerge.errors import LiveModelError
 from evomerge.evaluator import Timing, failed
+from evomerge.exits import contained
 from evomerge.fitness.objectives import task_weights
 from evomerge.fitness.sampling import Subset
 from evomerge.learning import Learning
@@ -64,6 +66,7 @@ class GradientEvaluator:
     ) -> None:
         self._assembly, self._learning, self._record = assembly, learning, record
         self._limit = limit or TimeLimit()
+        self._guard = assembly.merger.guard
         self._share = task_weights(settings["objective"]["weights"], learning.items)
         items = {task: chosen for task, chosen in learning.items.items() if self._share[task] > 0}
         self._subset = Subset(items, learning.inputs * len(items), settings["seed"], rotate=True, setting="loss.inputs")
@@ -99,6 +102,8 @@ class GradientEvaluator:
             if not np.isfinite(gradients["weight"]).all():
                 raise ArithmeticError(f"the gradient of the {self._name} is not finite")
             gradient = -self._assembly.space.pullback(gradients)
+        except LiveModelError:  # every later loss would be one of another model
+            raise
         except Exception as error:  # whatever a model or a user's fitness may raise
             return failed(batch.index, index, ids, error)
         trial = Trial(
@@ -145,7 +150,8 @@ class GradientEvaluator:
             }
             return results, self._assembly.merger.gradient(self._losses(ids, results), self._wanted)
 
-        return with_smaller_batches(learning.fitness, walk, whole)
+        with self._guard:
+            return contained(lambda: with_smaller_batches(learning.fitness, walk, whole))
 
     def _losses(self, ids: Mapping[str, Sequence[str]], results: _Results) -> Iterator[Tensor]:
         """Yield each batch's part of the loss, and note the results of its items; the loss of an item with several
@@ -165,6 +171,7 @@ class GradientEvaluator:
                 predictions = answer.logits.argmax(-1).cpu().numpy()
                 results[task]["prediction"][answer.positions[::-1]] = predictions[::-1]
                 yield losses.sum() * (self._share[task] / len(chosen))
+            self._guard.check()  # or what a task leaves behind would be the next one's model
 
 
 class _Watch:

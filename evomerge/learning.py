@@ -27,6 +27,8 @@ from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.config import LEARNING, build, classes
 from evomerge.errors import CheckpointError, ConfigError
+from evomerge.evaluator import prepare
+from evomerge.exits import contained
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.classification import Answers
@@ -117,7 +119,7 @@ def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Rep
             f"more of them in one batch: write loss.inputs=16, or raise fitness.batch_size."
         )
     items = dict(assembly.items["search"]) if loss.labelled else _unlabeled(assembly)
-    prepared = fitness.prepare(assembly.live.processor, items, labelled=loss.labelled)
+    prepared = prepare(fitness, assembly.live.processor, items, labelled=loss.labelled)
     learning = Learning(loss, fitness, items, prepared, inputs, {})
     if not loss.taught:
         return learning
@@ -215,7 +217,8 @@ def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[
             found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
         return found
 
-    found = with_smaller_batches(learning.fitness, ask)
+    with assembly.merger.guard:
+        found = contained(lambda: with_smaller_batches(learning.fitness, ask))
     said = torch.stack([found[i] for i in range(len(ids))])
     if not said.isfinite().all():
         raise CheckpointError(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, LiveModelError
 
 AUTO = "auto"
 LEAST = 600.0
@@ -36,6 +36,12 @@ T = TypeVar("T")
 
 class Overdue(BaseException):
     """Ends a computation from within; outside of this module it is a TimeoutError."""
+
+
+class Shielded:
+    """A `with` that no alarm interrupts while it is entered or left, however often it comes: what it puts back must be
+    whole, or nothing after it can be trusted.
+    """
 
 
 class TimeLimit:
@@ -104,6 +110,8 @@ class TimeLimit:
         alarm = _Alarm(seconds)
         try:
             result = alarm.run(compute)
+        except LiveModelError:  # worse than being late
+            raise
         except (Exception, Overdue):
             if not alarm.rung:
                 raise
@@ -147,7 +155,7 @@ class _Alarm:
                 signal.setitimer(signal.ITIMER_REAL, max(left - taken, 1e-3), interval)
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
-        if not self._on:
+        if not self._on or _in_passing(frame, Shielded):
             return
         if self._grace and _in_passing(frame):
             self._grace -= 1
@@ -156,10 +164,10 @@ class _Alarm:
         raise Overdue
 
 
-def _in_passing(frame: FrameType | None) -> bool:
-    """Whether a `with` is being entered or left somewhere above a frame, within the computation."""
+def _in_passing(frame: FrameType | None, kind: type = object) -> bool:
+    """Whether a `with` (of a kind) is being entered or left somewhere above a frame, within the computation."""
     while frame is not None and frame.f_code is not _Alarm.run.__code__:
-        if frame.f_code.co_name in ("__enter__", "__exit__"):
+        if frame.f_code.co_name in ("__enter__", "__exit__") and isinstance(frame.f_locals.get("self"), kind):
             return True
         frame = frame.f_back
     return False

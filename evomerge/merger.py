@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.expert_deltas import ExpertDelta, cut
 from evomerge.groups import Group, Span
+from evomerge.guard import Guard
 from evomerge.memory import memory_limit
 from evomerge.methods import Linear, Method
 from evomerge.products import inner_products, stack
@@ -76,6 +77,7 @@ class Merger:
 
     def __init__(self, model: nn.Module, vectors: TaskVectors, groups: Sequence[Group], method: Method) -> None:
         self._method = method
+        self._model, self._vectors = model, vectors
         self._shape = (len(groups), len(vectors.experts))
         self._parameters = dict(model.named_parameters())
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
@@ -111,11 +113,22 @@ class Merger:
         if out is not live:
             live.copy_(out)
 
+    @cached_property
+    def guard(self) -> Guard:
+        """What puts the model back where scoring has changed it; the first use must come before any scoring."""
+        return Guard(self._model, self._put_base_back, self._vectors.parameters)
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put the base back, bit for bit."""
         for piece in self._pieces:
             piece.live.copy_(piece.base)
+
+    @torch.no_grad()
+    def _put_base_back(self) -> None:
+        """Write the base into all parameters that its files hold, whether or not candidates overwrite them."""
+        for name in self._vectors.parameters:
+            self._parameters[name].copy_(self._vectors.base.tensor(name))
 
     def gradient(self, losses: Iterable[Tensor], wanted: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the gradient of the sum of losses of the candidate that is in the model.

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from evomerge.assembly import Assembly, assemble, make_searcher
 from evomerge.config import SearchConfig, check, plain
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite
+from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite, prepare
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.base import measures
@@ -224,8 +224,8 @@ def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, S
 
 def scorer(assembly: Assembly, items: Mapping[str, Sequence[Item]]) -> Scorer:
     """Prepare the items of a split, once."""
-    prepared = assembly.fitness.prepare(assembly.live.processor, items)
-    return Scorer(assembly.live.model, assembly.fitness, prepared)
+    prepared = prepare(assembly.fitness, assembly.live.processor, items)
+    return Scorer(assembly.live.model, assembly.fitness, prepared, assembly.merger.guard)
 
 
 def unfinished(log: TrialLog) -> dict[str, np.ndarray]:

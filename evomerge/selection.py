@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, LiveModelError
 from evomerge.evaluator import check_finite
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective, can_normalise, task_weights
@@ -64,7 +64,7 @@ def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[st
     for name in candidates:
         try:
             value = score(name)
-        except Stopped:
+        except (Stopped, LiveModelError):
             raise
         except Exception as error:  # whatever a model or a user's fitness may raise: it costs this candidate
             logger.warning("%s could not be scored and is not chosen: %s: %s", name, type(error).__name__, error)
@@ -172,7 +172,7 @@ def _needed(what: str, split: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Stopped, TimeoutError):  # `run.py` explains these
+    except (Stopped, TimeoutError, LiveModelError):  # `run.py` explains these, or they do so themselves
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise
         raise EvomergeError(

@@ -112,7 +112,8 @@ def _assembled(overrides: Sequence[str]) -> tuple[dict[str, Any], Assembly]:
 def _scorer(assembly: Assembly, settings: dict[str, Any]) -> tuple[Scorer, Subset]:
     items = assembly.items["search"]
     prepared = assembly.fitness.prepare(assembly.live.processor, items)
-    return Scorer(assembly.live.model, assembly.fitness, prepared), Subset(items, settings["fitness"]["items"], 1)
+    score = Scorer(assembly.live.model, assembly.fitness, prepared, assembly.merger.guard)
+    return score, Subset(items, settings["fitness"]["items"], 1)
 
 
 def _interleave(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -153,12 +154,16 @@ def test_without_forward_seconds_the_fitness_counts_as_forward(make, batch):
         (fail(OSError("no file /home/me/data/a.bin")), "OSError: no file …/a.bin"),
         (fail(CheckpointError("x" * 1000)), "CheckpointError: " + "x" * 283),
         (fail(MemoryError()), "MemoryError: "),
+        (fail(SystemExit(0)), "Exited: SystemExit was raised with status 0; raise an Exception that says what is wr"),
+        (fail(SystemExit("no data")), "Exited: SystemExit was raised with status 'no data'; "),
+        (fail(GeneratorExit()), "Exited: GeneratorExit was raised; "),
+        (fail(asyncio.CancelledError("too slow")), "Exited: CancelledError was raised: too slow; "),
         (fail(torch.OutOfMemoryError(GONE)), "OutOfMemoryError"),
         (spoil("log_probability", math.nan), "NotFinite: log_probability of 1 of 4 items of trees is not a finite"),
         (spoil("log_probability", -math.inf), "NotFinite: log_probability of 1 of 4 items of trees is not a finite"),
         (spoil("accuracy", math.nan), "NotFinite: accuracy of 1 of 4 items of trees is not a finite number"),
         (lambda n, outcome: Outcome({}, {}) if n == 1 else outcome, "ValueError: the fitness scored other items"),
-        (lambda n, outcome: None if n == 1 else outcome, "AttributeError: "),
+        (lambda n, outcome: None if n == 1 else outcome, "TypeError: the fitness returned None, which is no Outcome"),
     ],
 )
 def test_a_bad_candidate_costs_one_candidate(make, batch, act, error, caplog, tmp_path):
@@ -230,10 +235,9 @@ def test_a_point_that_cannot_be_merged(make, batch, assembly):
     assert all(torch.isfinite(parameter).all() for parameter in assembly.live.model.parameters())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
-def test_interrupts_and_the_users_mistakes_pass(make, batch, error):
-    trials = make(act=fail(error))(batch, [0, 1, 2])
+def test_ctrl_c_passes(make, batch):
+    trials = make(act=fail(KeyboardInterrupt()))(batch, [0, 1, 2])
     assert next(trials).status == "ok"
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt):
         next(trials)
     assert next(make()(batch, [2])).status == "ok"

@@ -21,7 +21,7 @@ from evomerge.assembly import make_fitness, read_items
 from evomerge.checkpoint import Checkpoint
 from evomerge.config import build, needs_processor, takes
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer
+from evomerge.evaluator import Scorer, prepare
 from evomerge.expert_deltas import ExpertDeltas, is_narrow
 from evomerge.fitness.encoding import check_kind
 from evomerge.fitness.sampling import Subset
@@ -190,7 +190,7 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
     if takes(given, "heads"):
         check_kind(live.processor, items["search"])
     fitness = reader or make_fitness(sources, given, live.parameters)
-    score = Scorer(live.model, fitness, fitness.prepare(live.processor, items["search"]))
+    score = Scorer(live.model, fitness, prepare(fitness, live.processor, items["search"]))
     ids = subsets["search"](0)
     try:
         seconds = _seconds(lambda: score(ids))
