@@ -22,13 +22,14 @@ from evomerge.fitness.encoding import check_kind
 from evomerge.items import SPLITS, Item, check_disjoint
 from evomerge.leakage import leakage_notes, training_files
 from evomerge.live import LiveModel, load_live
+from evomerge.marks import task_notes
 from evomerge.merger import Merger
 from evomerge.methods import Method, only_sums
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.warm import WarmStart
-from evomerge.sources import Sources, few_items, find_sources, make_heads, read_split
+from evomerge.sources import Sources, find_sources, make_heads, read_split
 from evomerge.space import CoefficientSpace, make_space
 from evomerge.suite import Task
 from evomerge.task_vectors import TaskVectors, task_vectors
@@ -146,7 +147,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     pooled = not takes(settings["fitness"], "heads")
     warnings = [*(reader.warnings if reader else ())]
     warnings += family_notes(sources.experts, live, base, experts, parameters, allowed, pooled)
-    warnings += [*leaks, *few_items(items)]
+    warnings += [*leaks, *task_notes(sources, settings["fitness"], items)]
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(

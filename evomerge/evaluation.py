@@ -27,6 +27,7 @@ from evomerge.hub import find_directory, is_name
 from evomerge.identity import circumstances, contents
 from evomerge.judge import score_experts
 from evomerge.limits import AUTO, TimeLimit
+from evomerge.marks import marks_of
 from evomerge.names import nearest, unknown
 from evomerge.progress import Reporter
 from evomerge.remember import remembered
@@ -96,7 +97,8 @@ def evaluate(
         reporter: tells the user what goes on.
 
     Returns:
-        {"split", "metric", "measures", "items"} and what `compare` returns; `measures` is what the metric is, by task.
+        {"split", "metric", "measures", "items"}, what `compare` returns, and "marks", {name: sentences on what is
+        otherwise}; `measures` is what the metric is, by task.
 
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
@@ -114,7 +116,8 @@ def evaluate(
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
     about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
-    return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights)}
+    marks = {name: found for name, model in models.items() if (found := _marks(model, assembly, settings))}
+    return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights), "marks": marks}
 
 
 def compare(
@@ -173,6 +176,19 @@ def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], re
         named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
         return in_place(partial(assembly.merger.apply, coefficients), named, about)
     return in_place(partial(assembly.become, model.value), {"expert": model.value} if model.value else "base", about)
+
+
+def _marks(model: Model, assembly: Assembly, settings: Mapping[str, Any]) -> list[str]:
+    """Return what is otherwise in a row than its name says."""
+    marks = marks_of(assembly.sources, settings["fitness"])
+    match model.kind:
+        case "experts":
+            return marks.of_experts()
+        case "expert":
+            return marks.of_expert(model.value)
+        case "directory":
+            return marks.of_directory(model.value)
+    return marks.of_merge()
 
 
 def _outcome(

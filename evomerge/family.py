@@ -133,7 +133,7 @@ def _outside(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint
 
 def auto_class_of(architecture: str) -> str | None:
     """Return the AutoModel class that loads a class of transformers; None if there is none."""
-    for name in sorted(dir(transformers)):
+    for name in sorted(dir(transformers), key=lambda name: ("PreTraining" in name, name)):
         mapping = (
             getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModelFor") else None
         )
@@ -192,6 +192,7 @@ def _likenesses(
 ) -> list[str]:
     """Experts that are the base, or each other."""
     names, gram = list(experts), _products(base, list(experts.values()), parameters)
+    gram[~np.isfinite(gram)] = np.nan  # what is not finite is refused elsewhere, and is like nothing
     norms = np.sqrt(np.diag(gram))
     notes = [
         f"expert {name} equals the base in all that is merged: its task vector is zero, and it adds nothing"

@@ -7,8 +7,9 @@ the nearest ones.
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from evomerge.errors import SpaceError
 
@@ -60,3 +61,22 @@ def matching(pattern: str, names: Collection[str], setting: str) -> list[str]:
         near = ", ".join(nearest(pattern, names, n=3, cutoff=0.0))
         raise SpaceError(f"{setting}: {pattern!r} matches no entry of this space. The nearest are {near}.")
     return found
+
+
+def mark_lines(marks: Mapping[str, list[str]], labels: Mapping[str, str] | None = None) -> list[str]:
+    """Return the lines that stand below a table, each with the rows that it is about.
+
+    Args:
+        marks: the sentences of each row that has any.
+        labels: what rows are called, where not by their own names.
+    """
+    rows: dict[str, list[str]] = {}
+    for name, texts in marks.items():
+        for text in texts:
+            rows.setdefault(text, []).append((labels or {}).get(name, name))
+    return [f"* {', '.join(names)}: {text}" for text, names in rows.items()]
+
+
+def marked(name: str, marks: Mapping[str, Any], label: str | None = None) -> str:
+    """Return what a row is called, with a star if something stands below the table."""
+    return f"{label or name}{' *' if marks.get(name) else ''}"

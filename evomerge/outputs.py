@@ -25,6 +25,8 @@ from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.base import heading, title
 from evomerge.identity import digest
+from evomerge.marks import marks_of
+from evomerge.names import mark_lines, marked
 from evomerge.progress import Reporter
 from evomerge.runs import open_run, read_timings
 from evomerge.trials import finite
@@ -53,6 +55,8 @@ def write_outputs(
     Returns:
         The summary.
     """
+    if marks := _marks(assembly, settings):
+        result["marks"] = marks
     heads = keep_heads(assembly, directory)
     recipe = make_recipe(assembly, settings, result.pop("coefficients"), _scores(result), heads)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
@@ -83,7 +87,16 @@ def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
         "items": result["items"]["report"],
         "trials": result["trials"],
     }
-    return finite({**how, "finalist": result["select"]["winner"], **result["report"], **result["paired"]})
+    marks = {"marks": result["marks"]} if "marks" in result else {}
+    return finite({**how, "finalist": result["select"]["winner"], **result["report"], **result["paired"], **marks})
+
+
+def _marks(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what is otherwise in the rows of the report than their names say."""
+    marks = marks_of(assembly.sources, settings["fitness"])
+    merged = marks.of_merge()
+    rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": merged}
+    return {name: texts for name, texts in rows.items() if texts}
 
 
 def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -115,11 +128,11 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
 
 def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None:
     """Print the table of the report split, the paired difference, and where things are."""
-    report = result["report"]
+    report, marks = result["report"], result.get("marks", {})
     tasks = list(report["base"]["tasks"])
     rows = [
         [
-            LABELS[name],
+            marked(name, marks, LABELS[name]),
             "" if row["mean"] is None else f"{row['mean']:.4f} ± {_number(row['se'])}",
             *("" if (score := row["tasks"].get(task)) is None else f"{score:.3f}" for task in tasks),
         ]
@@ -129,7 +142,7 @@ def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None
     name = title(result["metric"], told)
     where = f"{result['items']['report']} report items that the search never saw"
     columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {where}; higher is better", columns, rows)
+    reporter.table(f"{name} on {where}; higher is better", columns, rows, mark_lines(marks, LABELS))
     difference = result["paired"]["winner_vs_best_constant"]
     diff = "unknown" if difference["diff"] is None else f"{difference['diff']:+.4f} ± {_number(difference['se'])}"
     reporter.say(f"winner - best constant ({result['select']['constant']}): {diff} (paired)")

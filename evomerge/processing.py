@@ -31,7 +31,7 @@ UNREAD = frozenset(
         *("name_or_path", "tokenizer_class", "backend", "is_local", "local_files_only", "processor_class", "auto_map"),
         *("chat_template", "vocab_file", "merges_file", "tokenizer_file", "vocab", "merges", "tokenizer_object"),
         *("special_tokens_map_file", "added_tokens_decoder", "trust_remote_code", "transformers_version", "is_fast"),
-        *("padding", "truncation", "max_length", "stride"),  # each call says them anew
+        *("padding", "truncation", "truncation_strategy", "max_length", "stride"),  # each call says them anew
         *("image_processor_type", "feature_extractor_type", "_processor_class", "return_tensors", "use_fast"),
         *("data_format", "input_data_format", "device", "extra_special_tokens"),
     )
@@ -149,7 +149,7 @@ def _tokenizer(base: Processing, other: Processing) -> list[str]:
     notes = token_notes(ours.get_vocab(), theirs.get_vocab())
     both = ours.get_vocab().keys() & theirs.get_vocab().keys()
     found = differences(_special(ours), _special(theirs)) + differences(_parts(ours, both), _parts(theirs, both))
-    found += [one for one in differences(ours.init_kwargs, theirs.init_kwargs) if not _is_known(one, found)]
+    found += [one for one in differences(_settings(ours), _settings(theirs)) if not _is_known(one, found)]
     if found:
         notes.append(f"has another tokenizer than the base, whose is used for all: {said(found)}")
     if not notes and not _backend(ours) and any(_differ(base, other, name) for name in base._read(VOCABULARIES)):
@@ -159,6 +159,16 @@ def _tokenizer(base: Processing, other: Processing) -> list[str]:
 
 def _differ(base: Processing, other: Processing, name: str) -> bool:
     return base.tokenizing.get(name) != other.tokenizing.get(name)
+
+
+def _settings(tokenizer: Any) -> dict[str, Any]:
+    """Return what else a tokenizer was made with; sides as they are, since defaults may be written out."""
+    return {
+        **tokenizer.init_kwargs,
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "model_max_length": tokenizer.model_max_length,
+    }
 
 
 def _special(tokenizer: Any) -> dict[str, Any]:

@@ -102,8 +102,12 @@ class Reporter:
         logger.info("%s", text)
         self.console.print(text, highlight=False, markup=False)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table on standard output, where results go; the first column is text, the others numbers."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
+    ) -> None:
+        """Print a table on standard output, where results go, and lines below it; the first column is text, the others
+        numbers.
+        """
         table = Table()
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
@@ -114,6 +118,8 @@ class Reporter:
             console.width = PIPE_WIDTH
         console.print(title, style="bold", highlight=False, soft_wrap=True)
         console.print(table)
+        for note in notes:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def searching(self, evaluate: Evaluator, past: Sequence[Mapping[str, Any]], budget: int) -> Iterator[Evaluator]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError
-from evomerge.fitness.heads import FrozenHead, Head, OwnHead
+from evomerge.fitness.heads import FrozenHead, Head, OwnHead, count_classes
 from evomerge.hub import find_directory, short_name
 from evomerge.items import Item, read_items
 from evomerge.names import nearest
@@ -190,19 +190,38 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
     if isinstance(classes, str):
         raise ConfigError(f"{setting}.classes is '{classes}'; write a list of names: '{setting}.classes=[no,yes]'.")
     own = _own_classes(experts[expert]) if expert is not None and not head else ()
-    if own and classes and own != tuple(map(str, classes)):
-        raise ConfigError(
-            f"{setting}.classes is [{','.join(map(str, classes))}], but the expert's own head has [{','.join(own)}] in "
-            f"its config.json: write them in that order, or correct id2label there."
-        )
+    if expert is not None and not head and classes:
+        _check_classes(setting, tuple(map(str, classes)), own, experts[expert])
     return Task(name, Path(items), Path(head) if head else None, expert, tuple(map(str, classes)), own)
 
 
+def _check_classes(setting: str, classes: tuple[str, ...], own: tuple[str, ...], expert: Path) -> None:
+    """Refuse class names that are not those of the expert's own head, by their number or by their order."""
+    rows = count_classes(expert)
+    if rows not in (None, len(classes)):
+        raise ConfigError(
+            f"{setting}.classes has {len(classes)} names, but the expert's own head has {rows} rows: write the names "
+            f"of all of them, in that order."
+        )
+    if own and own != classes:
+        raise ConfigError(
+            f"{setting}.classes is [{','.join(classes)}], but the expert's own head has [{','.join(own)}] in its "
+            f"config.json: write them in that order, or correct id2label there."
+        )
+
+
 def _own_classes(expert: Path) -> tuple[str, ...]:
-    """Return the class names that an expert's own head has in its config.json; none where they are only numbered."""
+    """Return the class names that an expert's own head has in its config.json; none where they are only numbered, or
+    those of an earlier head are left there.
+
+    Raises:
+        CheckpointError: the head has another number of rows than its config.json says.
+    """
     try:
         names = read_object(expert / "config.json")["id2label"]
         own = tuple(str(names[str(i)]) for i in range(len(names)))
     except (KeyError, TypeError):
         return ()  # whatever is wrong with the directory is said where it is opened
-    return () if all(name.startswith("LABEL_") for name in own) else own
+    if all(name.startswith("LABEL_") for name in own):
+        return ()
+    return own if count_classes(expert) in (None, len(own)) else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,12 +23,13 @@ from transformers import (
     RobertaModel,
 )
 
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, ConfigError
 from evomerge.finetune import save_model
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.heads import FrozenHead, OwnHead, pool
 from evomerge.live import load_live
 from evomerge.pretrained import load_model
+from evomerge.sources import find_sources
 from evomerge.suite import write_head
 from tests.classifiers import assemble_classifiers, save_classifiers
 
@@ -317,3 +319,47 @@ def test_more_classes_in_the_config_than_in_the_weights(copied, family):
     (copied / "trees" / "config.json").write_text(json.dumps(config | {"num_labels": 6}))
     with pytest.raises(CheckpointError, match=r"holds? classifier\.bias with the shape \(4,\).* asks for \(6,\)"):
         load_model(copied / "trees", "AutoModelForSequenceClassification")
+
+
+def relabelled(copied: Path, **changes) -> Path:
+    """The expert `trees`, whose head has four rows, with another config.json."""
+    file = copied / "trees" / "config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return copied / "trees"
+
+
+TWO = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
+
+
+def test_the_rows_of_a_head_decide_how_many_classes_it_has(copied, family):
+    assert OwnHead(copied / "trees", ()).classes == 4
+    assert OwnHead(copied / "base", ()).classes is None
+    assert OwnHead(relabelled(copied, num_labels=4, **TWO), ()).classes == 4  # two names of an earlier head are left
+    load_model(copied / "trees", "AutoModelForSequenceClassification")  # transformers takes the number, too
+    with pytest.raises(
+        CheckpointError, match=r"head has 4 classes, the rows of classifier\.\w+, and .* 2 names .*no, yes"
+    ):
+        _ = OwnHead(relabelled(copied, num_labels=None, **TWO), ()).classes
+
+
+def test_names_of_classes_are_held_against_the_rows(copied):
+    def tasks(*names: str):
+        given = {"trees": {"items": "trees.jsonl", "classes": list(names)}}
+        model = {
+            "name": "own",
+            "suite": None,
+            "base": str(copied / "base"),
+            "experts": {"trees": str(copied / "trees")},
+        }
+        return find_sources(model, given).tasks["trees"].classes
+
+    own = json.loads((copied / "trees" / "config.json").read_text())["id2label"]
+    assert tasks(*own.values()) == tuple(own.values())
+    relabelled(copied, num_labels=4, **TWO)
+    assert tasks("a", "b", "c", "d") == ("a", "b", "c", "d")
+    with pytest.raises(ConfigError, match=r"classes has 2 names, but the expert's own head has 4 rows"):
+        tasks("no", "yes")
+    relabelled(copied, num_labels=None, **TWO)
+    with pytest.raises(CheckpointError, match="Write 4 names into id2label"):
+        tasks("a", "b", "c", "d")

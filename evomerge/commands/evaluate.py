@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from evomerge.errors import ConfigError, EvomergeError
+from evomerge.names import mark_lines, marked
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.evaluation import Model
@@ -121,10 +122,11 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
 
     models, paired = result["models"], result["paired"]
     first, *_ = models
+    marks = result.get("marks", {})
     tasks = max((list(row["tasks"]) for row in models.values()), key=len)  # `experts` may lack some
     rows = [
         [
-            "experts, each on its own task" if name == "experts" else name,
+            marked(name, marks, "experts, each on its own task" if name == "experts" else None),
             "no score" if "error" in row else _plus_minus(row["mean"], row["se"], ".4f"),
             *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
         ]
@@ -133,7 +135,9 @@ def show(result: Mapping[str, Any], reporter: Reporter) -> None:
     told = result["measures"]
     name = title(result["metric"], told)
     columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {result['items']} {SAID[result['split']]}; higher is better", columns, rows)
+    reporter.table(
+        f"{name} on {result['items']} {SAID[result['split']]}; higher is better", columns, rows, mark_lines(marks)
+    )
     for name, row in models.items():
         if "error" in row:
             reporter.say(f"{name} has no score: {row['error']}")

@@ -16,8 +16,10 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from evomerge.errors import SpaceError
+from evomerge.family import directory_notes
 from evomerge.fitness.base import heading
 from evomerge.groups import Group, make_groups
+from evomerge.names import mark_lines, marked
 from evomerge.recipe import Recipe
 from evomerge.weights import listed, read_json
 
@@ -70,6 +72,7 @@ def model_card(
         f"parameters (`{recipe.granularity}`).",
         _use(recipe, base),
         _parents(recipe, base, experts, names),
+        *_differences(base, experts),
         *_scores(recipe.scores),
         *_coefficients(recipe, parameters),
         *_noted(notes),
@@ -152,6 +155,12 @@ def _parents(recipe: Recipe, base: Path, experts: Mapping[str, Path], names: Map
     return "## What was merged\n\n" + _table(["", "model", "hash of its weights"], rows, "---")
 
 
+def _differences(base: Path, experts: Mapping[str, Path]) -> Iterator[str]:
+    """Yield a list of what the experts have otherwise than the base, whose files the merged model has."""
+    if notes := directory_notes(base, {f"expert {name}": path for name, path in experts.items()}):
+        yield "## Where the experts differ from the base\n\n" + "\n".join(f"- {note}" for note in notes)
+
+
 def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of what the recipe says of scores; it may say nothing."""
     rows = {name: row for name, row in scores.items() if isinstance(row, Mapping) and "mean" in row}
@@ -159,10 +168,11 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
         return
     if "winner" in rows:
         rows["winner"] = rows.pop("winner")  # below what it is held against
+    marks = scores.get("marks") or {}
     tasks = list(dict.fromkeys(task for row in rows.values() for task in row.get("tasks") or {}))
     table = [
         [
-            name.replace("_", " "),
+            marked(name, marks, name.replace("_", " ")),
             _with_error(row["mean"], row.get("se")),
             *(_number((row.get("tasks") or {}).get(task)) for task in tasks),
         ]
@@ -171,6 +181,8 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
     how = [f"{what}: {scores[what]}" for what in ("metric", "split", "items", "trials") if what in scores]
     columns = ["", "mean ± standard error", *(heading(task, scores.get("measures") or {}) for task in tasks)]
     text = f"## Scores\n\n{'; '.join(how)}; higher is better.\n\n" + _table(columns, table)
+    for line in mark_lines(marks, {name: name.replace("_", " ") for name in rows}):
+        text += f"\n\n\\{line}"
     for name, row in scores.items():
         if isinstance(row, Mapping) and "diff" in row:
             one, _, other = name.replace("_", " ").partition(" vs ")

@@ -11,7 +11,6 @@ same module share its batches.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, EvomergeError
+from evomerge.live import load_skeleton
+from evomerge.names import listed
 from evomerge.pretrained import load_model, takes_images
 from evomerge.suite import POOLINGS
+from evomerge.weights import read_tensors, weight_files
 
 
 class Head(Protocol):
@@ -140,11 +142,12 @@ class OwnHead:
 
     @property
     def classes(self) -> int | None:
-        """The number of names in the expert's config.json, if it has them."""
-        try:
-            return len(json.loads((self._path / "config.json").read_text(encoding="utf-8"))["id2label"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        """The number of rows that the head has in the files, if it has one.
+
+        Raises:
+            CheckpointError: config.json asks for another number of rows.
+        """
+        return count_classes(self._path)
 
     def module(self, model: nn.Module) -> nn.Module:
         """Return the expert's classifier over the live model's parameters; the same one every time for the same model.
@@ -188,6 +191,40 @@ class OwnHead:
             owner, _, leaf = name.rpartition(".")
             setattr(view.base_model.get_submodule(owner), leaf, live[name])  # the same object: a merge is seen at once
         return view
+
+
+def count_classes(path: Path) -> int | None:
+    """Return how many classes the head of a classifier has: the rows of its weights. The names in config.json may be
+    left over from an earlier head.
+
+    Args:
+        path: its directory.
+
+    Returns:
+        The number; None where the directory has no head, or cannot be read, which is said where it is opened.
+
+    Raises:
+        CheckpointError: config.json asks for another number of rows, so that transformers cannot load the head.
+    """
+    for kind in ("Sequence", "Image"):
+        try:
+            skeleton = load_skeleton(path, f"AutoModelFor{kind}Classification")
+            tensors = read_tensors(weight_files(path))
+        except EvomergeError:
+            continue
+        labels, backbone = skeleton.model.config.id2label, f"{skeleton.model.base_model_prefix}."
+        for key, name in skeleton.rename(tensors).items():
+            shape = skeleton.parameters.get(name or "", ())
+            if str(name).startswith(backbone) or shape[:1] != (len(labels),) or tensors[key].shape[1:] != shape[1:]:
+                continue
+            if (rows := len(tensors[key])) != len(labels):
+                raise CheckpointError(
+                    f"{path} contradicts itself: its head has {rows} classes, the rows of {key}, and its config.json "
+                    f"has {len(labels)} names for them (id2label: {listed(list(map(str, labels.values())))}). Write "
+                    f"{rows} names into id2label and label2id there, in the order of the rows."
+                )
+            return rows
+    return None
 
 
 def _backbone(model: nn.Module) -> nn.Module:

@@ -30,11 +30,12 @@ from evomerge.inspection.sources import Inspection
 from evomerge.items import check_disjoint
 from evomerge.leakage import leakage_notes, training_files
 from evomerge.live import load_live
+from evomerge.marks import task_notes
 from evomerge.merger import Merger
 from evomerge.methods import Method, only_sums
 from evomerge.plan import judged
 from evomerge.progress import Reporter
-from evomerge.sources import Sources, few_items
+from evomerge.sources import Sources
 from evomerge.space import make_space
 from evomerge.task_vectors import TaskVectors
 
@@ -201,7 +202,7 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
         raise ConfigError(
             f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
-    warnings = [*(reader.warnings if reader else ()), *leaks, *few_items(items)]
+    warnings = [*(reader.warnings if reader else ()), *leaks, *task_notes(sources, given, items)]
     return seconds, {split: subset.size for split, subset in subsets.items()}, warnings
 
 

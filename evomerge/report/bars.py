@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evomerge.fitness.base import heading
+from evomerge.names import marked
 from evomerge.report.facts import MODELS, Facts
 from evomerge.report.scales import Axis, axis
 from evomerge.report.wording import metric, with_error
@@ -95,7 +96,11 @@ def means(facts: Facts) -> Bars | None:
     if facts.summary is None:
         return None
     rows = [(name, facts.summary["report"][name]) for name in MODELS if name in facts.summary["report"]]
-    values = [Value(MODELS[name], name, row["mean"], row["se"]) for name, row in rows if row["mean"] is not None]
+    values = [
+        Value(marked(name, facts.marks, MODELS[name]), name, row["mean"], row["se"])
+        for name, row in rows
+        if row["mean"] is not None
+    ]
     return bars([("Mean over tasks", values)], metric(facts.measured))
 
 
@@ -108,7 +113,12 @@ def tasks(facts: Facts) -> Bars | None:
         (
             heading(task, facts.measures),
             [
-                Value(MODELS[name], name, report[name]["tasks"][task], report[name].get("tasks_se", {}).get(task))
+                Value(
+                    marked(name, facts.marks, MODELS[name]),
+                    name,
+                    report[name]["tasks"][task],
+                    report[name].get("tasks_se", {}).get(task),
+                )
                 for name in MODELS
                 if report.get(name, {}).get("tasks", {}).get(task) is not None
             ],

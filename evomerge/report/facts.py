@@ -69,6 +69,11 @@ class Facts:
         return [(n, trial) for n, _, trial in self.numbered if not trial.values]
 
     @property
+    def marks(self) -> dict[str, list[str]]:
+        """What is otherwise in rows of the report than their names say."""
+        return (self.summary or {}).get("marks", {})
+
+    @property
     def done(self) -> int:
         """How many trials there are."""
         return len(self.numbered)

@@ -21,11 +21,12 @@ from markupsafe import Markup
 from evomerge import __version__
 from evomerge.errors import ConfigError
 from evomerge.files import write_atomically
+from evomerge.names import mark_lines
 from evomerge.report import bars, charts, pictures
 from evomerge.report.colours import ramp
 from evomerge.report.command import command, written
 from evomerge.report.concerns import concerns
-from evomerge.report.facts import Facts
+from evomerge.report.facts import MODELS, Facts
 from evomerge.report.grids import Grid, grids
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
@@ -155,6 +156,7 @@ def _context(facts: Facts, found: list[Grid]) -> dict[str, Any]:
         "headline": headline(facts),
         "closed": closed(facts),
         "means": bars.means(facts),
+        "marks": mark_lines(facts.marks, MODELS),
         "tasks": tasks,
         "has_errors": tasks is not None and any(bar.error for _, rows in tasks.sections for bar in rows),
         "gains": bars.gains(facts),
