@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+)
 
 from evomerge.errors import CheckpointError, ConfigError
 from tests.merging import (
@@ -32,6 +40,11 @@ from tests.models import BERT, LLAMA, LLAMA_TIED, pico, rewritten, to_bin
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
+MARIAN = MarianConfig(
+    **{"vocab_size": 50, "d_model": 16, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
+    **{f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("attention_heads", 2))},
+    **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32},
+)
 MASKED = "AutoModelForMaskedLM"
 POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
 
@@ -195,6 +208,27 @@ def test_a_source_that_is_not_finite(llamas, tmp_path):
 
 
 # what is no parameter of the live model
+
+
+@pytest.mark.parametrize("auto_class", ["AutoModelForSeq2SeqLM", "AutoModel"])
+def test_positions_that_are_computed(tmp_path, auto_class, capsys):
+    """No file of a MarianMT holds its positions; its bias of logits is a buffer, and its three embeddings are one."""
+    model = pico(MarianMTModel, MARIAN)
+    for part in (model.model.encoder, model.model.decoder):
+        part.embed_positions.weight.data.copy_(part.embed_positions.create_weight())
+    experts = save_family(tmp_path, model, frozen="embed_positions")
+    assert not any("embed_positions" in key for key in tensors_of(tmp_path / "base"))
+    recipe = make_recipe(tmp_path / "base", experts, auto_class=auto_class)
+    out = write(recipe, tmp_path, tmp_path / "out")
+    found, missing, _ = loaded(out, auto_class)
+    assert all("embed_positions" in name for name in missing)
+    assert same(found, live_merge(recipe, tmp_path / "base", experts, tmp_path / "cache"))
+    assert set(tensors_of(out)) == set(tensors_of(tmp_path / "base"))
+    whole = MarianMTModel.from_pretrained(out)
+    assert whole.lm_head.weight is whole.model.shared.weight
+    assert torch.equal(whole.model.encoder.embed_positions.weight, model.model.encoder.embed_positions.weight)
+    said = "final_logits_bias: these tensors are the base's" in (out / "README.md").read_text()
+    assert said == (auto_class == "AutoModel")  # of the other class it is a buffer
 
 
 def test_heads_and_buffers_stay_the_bases(tmp_path):

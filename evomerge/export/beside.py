@@ -67,7 +67,8 @@ def unmerged(base: Checkpoint, left: Sequence[str], auto_class: str) -> Iterator
         left: keys that are left out.
         auto_class: the class whose parameters were merged.
     """
-    kept = [key for key in base.extra if key not in left and base.tensors[key].is_floating_point()]
+    known = {*left, *base.buffers}
+    kept = [key for key in base.extra if key not in known and base.tensors[key].is_floating_point()]
     if kept:
         yield (
             f"{listed(kept)}: these tensors are the base's, since {auto_class}, which was merged, has no such "
