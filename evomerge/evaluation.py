@@ -21,7 +21,7 @@ from evomerge.assembly import Assembly
 from evomerge.contenders import Contender, in_place, of_directory, of_recipe
 from evomerge.errors import ConfigError, EvomergeError, NotFinite
 from evomerge.evaluator import Scorer, check_finite
-from evomerge.fitness.base import Outcome, measures
+from evomerge.fitness.base import Outcome, check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.hub import find_directory, is_name
 from evomerge.identity import circumstances, contents
@@ -111,6 +111,7 @@ def evaluate(
     score, cache = scorer(assembly, assembly.items[split]), Path(settings["model"]["cache"])
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
     timed = partial(limit.first, share=subset.size / (settings["fitness"]["items"] or subset.size))
+    check_items(assembly.fitness, assembly.live.model, score.prepared, ids, split)
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):

@@ -120,6 +120,8 @@ def read_items(
     classes: Sequence[str] | None = None,
     labelled: bool = True,
     known: Sequence[str] = (),
+    field: str = "text",
+    blank: bool = True,
 ) -> list[Item]:
     """Read the items of one split, in file order.
 
@@ -134,6 +136,8 @@ def read_items(
         classes: names of the classes; labels are checked against it.
         labelled: whether every item needs a label; unlabeled ones never do.
         known: names that labels may have where `classes` does not say, such as those in an expert's config.
+        field: of a line, the name of its text.
+        blank: whether a text may be empty, or nothing but blanks.
 
     Raises:
         SuiteError: the file is missing or empty, a line or its image cannot be read, or a label is no class.
@@ -145,7 +149,11 @@ def read_items(
     if one_file and split not in SPLITS:
         raise SuiteError(f"{path} is one file and has no split {split!r}: choose one of {', '.join(SPLITS)}")
     file = path if one_file else path / f"{split}.jsonl"
-    items = _distinct(_parse(file, classes, needed, known), file)
+    parsed = _parse(file, classes, needed, known, field)
+    if void := [number for number, item in parsed.items() if not (blank or item.image or item.text.strip())]:
+        more = f", and {len(void) - 1} more lines are" if len(void) > 1 else ""
+        raise SuiteError(f"{file}, line {void[0]}: the text is blank{more}, and says nothing of a model: take it out")
+    items = _distinct(parsed, file)
     if one_file:
         items = {number: item for number, item in items.items() if split_of(item.content) == split}
     if not items:
@@ -191,7 +199,7 @@ def check_disjoint(splits: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:
 
 
 def _parse(
-    file: Path, classes: Sequence[str] | None, labels_needed: bool, known: Sequence[str] = ()
+    file: Path, classes: Sequence[str] | None, labels_needed: bool, known: Sequence[str], field: str
 ) -> dict[int, Item]:
     """Return the items of a file by the numbers of their lines."""
     try:
@@ -209,7 +217,7 @@ def _parse(
     for number, line in enumerate(whole.split("\n"), 1):
         if line.strip():
             try:
-                items[number] = _item(json.loads(line), classes, labels_needed, file.parent, known)
+                items[number] = _item(json.loads(line), classes, labels_needed, file.parent, known, field)
             except SuiteError as error:
                 raise SuiteError(f"{file}, line {number}: {error}") from None
             except ValueError as error:
@@ -218,10 +226,12 @@ def _parse(
 
 
 def _item(
-    row: object, classes: Sequence[str] | None, label_needed: bool, folder: Path, known: Sequence[str] = ()
+    row: object, classes: Sequence[str] | None, label_needed: bool, folder: Path, known: Sequence[str], field: str
 ) -> Item:
     fields = row if isinstance(row, dict) else {}
-    text, image = fields.get("text"), fields.get("image")
+    text, image = fields.get(field), fields.get("image")
+    if field != "text" and not isinstance(text, str):
+        raise SuiteError(f"there is no string `{field}`; there is {', '.join(map(str, fields)) or 'nothing'}")
     if text is not None and image is not None:
         raise SuiteError("an item has a `text` or an `image`, not both; leave one out")
     if not isinstance(image if text is None else text, str):

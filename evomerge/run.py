@@ -22,7 +22,7 @@ from evomerge.errors import ConfigError, EvomergeError
 from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite, prepare
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
-from evomerge.fitness.base import measures
+from evomerge.fitness.base import Checking, check_items, measures
 from evomerge.fitness.finite import named
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -80,6 +80,7 @@ def run_search(
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
         return done
+    check_splits(assembly, scorers, subsets, learning, reporter)
     record = recorder(directory / "timings.jsonl")
     with interrupt or Interrupt() as interrupt:
         objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
@@ -220,6 +221,29 @@ def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, S
         "select": Subset(items["select"], fitness["select_items"], 0, setting="fitness.select_items"),
         "report": Subset(items["report"], fitness["report_items"], 0, setting="fitness.report_items"),
     }
+
+
+def check_splits(
+    assembly: Assembly,
+    scorers: Mapping[str, Scorer],
+    subsets: Mapping[str, Subset],
+    learning: Learning | None,
+    reporter: Reporter,
+) -> None:
+    """Refuse items of any split that cannot be scored: what judges at the end is looked at before the search.
+
+    Raises:
+        SuiteError: there are some.
+    """
+    if not isinstance(assembly.fitness, Checking):
+        return
+    found = [(split, scorers[split].prepared, subset.every()) for split, subset in subsets.items()]
+    if learning:
+        learned = {task: [item.id for item in items] for task, items in learning.items.items()}
+        found.append(("learned", learning.prepared, learned))
+    with reporter.working("preparing the items of all splits"):
+        for split, prepared, ids in found:
+            check_items(assembly.fitness, assembly.live.model, prepared, ids, split)
 
 
 def scorer(assembly: Assembly, items: Mapping[str, Sequence[Item]]) -> Scorer:

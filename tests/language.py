@@ -79,7 +79,8 @@ def documents(n: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]], parents: bool = False) -> Path:
+    path.parent.mkdir(parents=parents, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -90,3 +90,9 @@ def test_texts_and_images_do_not_mix():
 
 def test_room_is_for_thousands_of_large_images():
     assert encoding.ROOM // (4 * 3 * 224 * 224) > 1000
+
+
+def test_a_text_without_tokens_is_refused():
+    """Its features would be a mean over nothing."""
+    with pytest.raises(SuiteError, match=r"The text '' has no tokens, so a model says nothing of it: take it out\."):
+        Texts(Tokenizer(), max_length=9).encode([make_item("ab"), make_item("")])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.perplexity import Perplexity
-from evomerge.items import check_disjoint
+from evomerge.items import check_disjoint, make_item
 from evomerge.suite import Task
 from tests.language import documents, read, scored, write_jsonl, write_task
 
@@ -143,11 +143,74 @@ def test_a_data_set_is_divided_and_a_public_test_split_is_said(tmp_path, monkeyp
     fitness, splits = texts_of("org/data", {"split": "train", "subset": "small", "field": "body"})
     check_disjoint(splits)
     assert sum(len(items["mine"]) for items in splits.values()) == 40
-    assert fitness.warnings == []
+    assert fitness.warnings == ["1 of 42 texts of org/data are blank and left out"]
+    rows["body"] = TEXTS
     fitness, _ = texts_of("org/data", {"split": "test", "field": "body"}, public_test=True)
     assert fitness.warnings == [
         "coefficients were chosen by 'test' of org/data, a test split: scores on it are no results"
     ]
+    with pytest.raises(ConfigError, match=r"split=all is a test split"):  # all of its splits together
+        texts_of("org/data", {"split": "all", "field": "body"})
+    rows["body"] = [*TEXTS, None]
+    fitness, splits = texts_of("org/data", {"split": "train", "field": "body"})
+    assert "None" not in [item.text for items in splits.values() for item in items["mine"]]
+    assert fitness.warnings == ["1 of 41 texts of org/data are blank and left out"]
+
+
+def test_a_field_of_a_file_of_ones_own(tmp_path):
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"id": i, "body": text} for i, text in enumerate(TEXTS)])
+    _, splits = texts_of(path, {"field": "body"})
+    assert sorted(item.text for items in splits.values() for item in items["mine"]) == sorted(TEXTS)
+    for split in ("search", "select", "report"):
+        write_jsonl(tmp_path / "splits" / f"{split}.jsonl", [{"body": f"{split} {TEXTS[0]}"}], parents=True)
+    _, splits = texts_of(tmp_path / "splits", {"field": "body"})
+    assert [item.text for item in splits["select"]["mine"]] == [f"select {TEXTS[0]}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("mine.jsonl", {"field": "boby"}, r"mine\.jsonl, line 1: there is no string `boby`; there is body"),
+        ("mine.jsonl", {"field": "body", "split": "train"}, r"mine\.split is of data sets of a hub, and .* leave it"),
+        ("mine.jsonl", {"subset": "small"}, r"mine\.subset is of data sets of a hub"),
+        ("mine.txt", {"field": "body"}, r"mine\.field: .*mine\.txt is plain text, which has no fields: leave it out"),
+        ("mine.csv", {"field": "body"}, r"mine\.csv is neither a \.txt nor a \.jsonl: write its texts into"),
+    ],
+)
+def test_settings_that_a_file_of_ones_own_does_not_have(tmp_path, name, given, message):
+    write_jsonl(tmp_path / name, [{"body": text} for text in TEXTS])
+    with pytest.raises((ConfigError, SuiteError), match=message):
+        texts_of(tmp_path / name, given)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u2003\u00a0"])
+def test_a_text_of_blanks_is_not_perfect(tmp_path, tokenizer, blank):
+    rows = [{"text": text} for text in TEXTS]
+    path = write_jsonl(tmp_path / "mine.jsonl", [*rows[:3], {"text": blank}, *rows[3:]])
+    with pytest.raises(SuiteError, match=r"mine\.jsonl, line 4: the text is blank, and says nothing of a model"):
+        texts_of(path)
+    write_jsonl(path, rows)
+    texts_of(path)  # as it says
+    write_jsonl(path, [{"text": blank}, *rows, {"text": blank}])
+    with pytest.raises(SuiteError, match=r"line 1: the text is blank, and 1 more lines are, and says"):
+        texts_of(path)
+
+
+def test_a_text_that_the_tokenizer_drops_is_refused_before_anything_is_scored(tmp_path, tokenizer):
+    with pytest.raises(SuiteError, match=r"The text '\\t' of the task mine has no tokens, so it has no likelihood"):
+        Perplexity().prepare(tokenizer, {"mine": [make_item("w1"), make_item("\t")]})
+
+
+def test_a_folder_of_ones_own_is_no_public_test_split(tmp_path, monkeypatch):
+    for name in ("data/mine", "allenai/ai2_arc"):
+        write_jsonl(tmp_path / name / "test.jsonl", [{"body": text} for text in TEXTS], parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    fitness, splits = texts_of("data/mine", {"split": "test", "field": "body"})
+    assert sum(len(items["mine"]) for items in splits.values()) == 40
+    assert fitness.warnings == ["data/mine is taken from the folder of that name here, and not from a hub"]
+    with pytest.raises(ConfigError, match=r"split=test is a test split"):  # a copy of a benchmark
+        texts_of("allenai/ai2_arc", {"split": "test", "field": "body"})
 
 
 def test_bits_of_a_byte_are_minus_it_over_log_two(tmp_path, tokenizer, model):

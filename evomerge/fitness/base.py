@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, SuiteError
 from evomerge.items import Item
 
 
@@ -71,6 +71,39 @@ class Fitness(Protocol):
     def __call__(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model on the items with these ids, by task."""
         ...
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A fitness that finds only with the model at hand that items cannot be scored."""
+
+    def check(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> None:
+        """Make all that scoring these items needs.
+
+        Raises:
+            EvomergeError: some of them cannot be scored, on whichever model.
+        """
+        ...
+
+
+def check_items(fitness: Fitness, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]], split: str) -> None:
+    """Refuse items that cannot be scored, before anything is.
+
+    Args:
+        fitness: scores them.
+        model: the live model.
+        prepared: what the fitness prepared for them.
+        ids: all that may be asked for, by task.
+        split: what they are of, for the message.
+
+    Raises:
+        SuiteError: there are some.
+    """
+    if isinstance(fitness, Checking):
+        try:
+            fitness.check(model, prepared, ids)
+        except SuiteError as error:
+            raise SuiteError(f"Of the {split} items, {error}") from error
 
 
 @runtime_checkable

@@ -53,8 +53,17 @@ class Texts:
         self._padding = {"input_ids": tokenizer.pad_token_id or 0}
 
     def encode(self, items: Sequence[Item]) -> list[dict[str, Tensor]]:
-        """Return what the tokenizer gives for each text: token ids and masks, each (T,)."""
+        """Return what the tokenizer gives for each text: token ids and masks, each (T,).
+
+        Raises:
+            SuiteError: a text has no tokens.
+        """
         encoded = self._tokenizer([item.text for item in items], truncation=True, max_length=self._length)
+        for item, tokens in zip(items, encoded["input_ids"], strict=True):
+            if not tokens:
+                raise SuiteError(
+                    f"The text {item.text!r:.40} has no tokens, so a model says nothing of it: take it out."
+                )
         return [{name: torch.tensor(values[i]) for name, values in encoded.items()} for i in range(len(items))]
 
     def length(self, encoding: Mapping[str, Tensor]) -> int:

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.classification import Answers
 from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, make_batches, score, token_logits
 from evomerge.fitness.lm_eval_documents import Benchmark, digest, example_digest, read_benchmark
-from evomerge.fitness.lm_eval_loading import data_sets, load_tasks, undisturbed
+from evomerge.fitness.lm_eval_loading import data_sets, load_tasks, local_names, undisturbed
 from evomerge.fitness.lm_eval_measures import common_metrics, find_measure
 from evomerge.fitness.lm_eval_metrics import SMOOTH, among_choices, by_document, evened, own_metrics
 from evomerge.fitness.lm_eval_requests import Asker, Query, cap_answers
@@ -111,12 +111,13 @@ class LmEval:
             ConfigError: lm-eval is missing, or has no such task; a split or a metric is missing or not allowed.
             SuiteError: documents cannot be read.
         """
-        about, shortened = {}, []
+        about, shortened, taken = {}, [], []
         for name, task in tasks.items():
             given, setting = further.get(name, {}), f"fitness.tasks.{name}"
             include = given.get("include_path") or []
             include = [Path(str(path)) for path in ([include] if isinstance(include, str) else include)]
             loaded = load_tasks(str(task.items), include, setting)
+            taken += local_names(str(task.items), loaded, setting)
             shortened += cap_answers(loaded, self._longest)
             fewshot = given.get("fewshot", self._fewshot)
             if fewshot is not None and (not isinstance(fewshot, int) or fewshot < 0):
@@ -127,7 +128,8 @@ class LmEval:
             about[name] = [self._score[name], [digest(each) for each in loaded]]
             if any(held.examples for held in self._benchmarks[name].documents.values()):
                 about[name].append(example_digest(self._benchmarks[name]))
-        self.warnings = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings] + shortened
+        said = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings]
+        self.warnings = said + taken + shortened
         if len(set(self._score.values())) > 1:
             by = ", ".join(f"{name} {measure}" for name, measure in self._score.items())
             self.warnings.append(f"score is not the same in all tasks ({by}), so a mean over them has no unit")
@@ -161,6 +163,26 @@ class LmEval:
         if not hasattr(processor, "bos_token_id"):
             raise ConfigError("fitness=lm_eval needs a base with a tokenizer, and this one takes images.")
         return Prepared(processor)
+
+    def check(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> None:
+        """Build and tokenise what these items ask.
+
+        Raises:
+            SuiteError: documents cannot be asked; the message names the task, how many, and the first of them.
+        """
+        for task, chosen in ids.items():
+            wrong: list[str] = []
+            for item in chosen:
+                try:
+                    self._ask(model, prepared, {task: [item]})
+                except SuiteError as error:
+                    wrong.append(str(error).rstrip("."))
+            if wrong:
+                raise SuiteError(
+                    f"{len(wrong)} of {len(chosen)} of the task {task} cannot be asked: {'; '.join(wrong[:3])}"
+                    f"{' ...' if len(wrong) > 3 else ''}. Take them out of the data, or leave them out by process_docs "
+                    f"in the task's YAML."
+                )
 
     @torch.inference_mode()
     def __call__(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:

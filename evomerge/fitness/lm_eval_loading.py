@@ -11,8 +11,10 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ from evomerge.names import nearest
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 FILE_LOADERS = ("json", "csv", "parquet", "arrow", "text", "xml", "pandas")
 """Loaders of `datasets` that read files: documents of such a task are the user's own."""
+ADDRESSES = ("hf://", "http://", "https://")
+"""How files begin that `datasets` brings from elsewhere."""
+HUB_CACHE = "datasets--"
+"""How the cache of a hub calls the folders of data sets."""
 NETWORK = ("ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "DatasetNotFoundError", "ConnectError")
 """Errors by which `datasets` says that a hub was not reached, or does not have what was asked for."""
 
@@ -52,7 +58,8 @@ def load_tasks(spec: str, include: Sequence[Path], setting: str) -> list[Any]:
     """Return the tasks that a name or a YAML stands for: one, or those of a group or a tag.
 
     Args:
-        spec: the name, or the path; or the directory of a suite's task, beside which there is a YAML of its name.
+        spec: the name, or the path; or the path of the directory of a suite's task, beside which there is a YAML of its
+            name. A name alone stands for a task of lm-eval where there is one.
         include: directories of further YAMLs, looked into before lm-eval's own.
         setting: what the user calls it, for messages.
 
@@ -70,20 +77,27 @@ def load_tasks(spec: str, include: Sequence[Path], setting: str) -> list[Any]:
             f"pip install 'evomerge[lm]'"
         ) from error
     path = Path(spec).expanduser()
-    path = path.with_name(f"{path.name}.yaml") if path.is_dir() else path
+    beside = path.with_name(f"{path.name}.yaml")
+    path = beside if path.is_dir() and path.name != spec else path  # a name alone is first of all that of a task
     is_file = path.suffix in (".yaml", ".yml")
     if is_file and not path.is_file():
         raise ConfigError(f"{setting} names {spec}, which is no file: write the path of a YAML of lm-eval, or a name.")
     try:
         with undisturbed():
-            if is_file:
+            found = None
+            if not is_file:
+                try:
+                    found = contained(lambda: _by_name(spec, include, setting))
+                except ConfigError:
+                    if not (path.is_dir() and beside.is_file()):
+                        raise
+                    path = beside
+            if found is None:
                 group = load_yaml(path, resolve_func=False).get("group")  # its tasks are looked for beside it
                 manager = TaskManager(
                     include_path=[path.parent, *include] if group else [*include], include_defaults=False
                 )
                 found = contained(lambda: manager.load([group or _absolute(path)]))
-            else:
-                found = contained(lambda: _by_name(spec, include, setting))
     except (ConfigError, SuiteError):
         raise
     except ModuleNotFoundError as error:
@@ -100,9 +114,67 @@ def load_tasks(spec: str, include: Sequence[Path], setting: str) -> list[Any]:
 
 
 def is_public(task: Any) -> bool:
-    """Whether a task's documents come from a hub, and not from files or functions of the user's own."""
-    own = task.config.dataset_path in FILE_LOADERS or callable(task.config.custom_dataset)
-    return not own or "/lm_eval/tasks/" in str((task.config.metadata or {}).get("config_source", ""))
+    """Whether a task's documents are those of a benchmark: one of lm-eval's own tasks, or documents of a hub or of an
+    address, and not of files, folders or functions of the user's own.
+    """
+    config = task.config
+    if "/lm_eval/tasks/" in Path(str((config.metadata or {}).get("config_source", ""))).as_posix():
+        return True
+    if callable(config.custom_dataset):
+        return False
+    if config.dataset_path in FILE_LOADERS:
+        files = _strings((getattr(config, "dataset_kwargs", None) or {}).get("data_files"))
+        return any(file.startswith(ADDRESSES) or HUB_CACHE in file for file in files)
+    folder = Path(str(config.dataset_path)).expanduser()
+    return not folder.exists() or known_benchmark(folder)
+
+
+def known_benchmark(folder: Path | str) -> bool:
+    """Whether a folder bears the name of a data set that a task of lm-eval reads, as a copy from a hub does."""
+    path = Path(folder).expanduser().resolve()
+    return HUB_CACHE in str(path) or bool({path.name, f"{path.parent.name}/{path.name}"} & _benchmarks())
+
+
+@cache
+def _benchmarks() -> frozenset[str]:
+    """Return the names of all data sets that lm-eval's own tasks read; none where it is not installed."""
+    installed = find_spec("lm_eval")
+    if installed is None or installed.origin is None:
+        return frozenset()
+    line = re.compile(rb"^dataset_path:[ '\"]*([^\s'\"]+)", re.MULTILINE)
+    files = (Path(installed.origin).parent / "tasks").rglob("*.y*ml")
+    return frozenset(name.decode() for file in files for name in line.findall(file.read_bytes())) - {*FILE_LOADERS}
+
+
+def local_names(spec: str, tasks: Sequence[Any], setting: str) -> list[str]:
+    """Say where a name stands for something else as well, and what was taken.
+
+    Args:
+        spec: as `load_tasks` takes it.
+        tasks: what that returned.
+        setting: what the user calls it.
+    """
+    said = []
+    if Path(spec).name == spec and Path(spec).is_dir() and any(task.config.task == spec for task in tasks):
+        said.append(
+            f"{setting}: {spec} is taken as the task of that name, and the directory ./{spec} is not looked at; a YAML "
+            f"of your own is written with its ending, {spec}.yaml"
+        )
+    for name in dict.fromkeys(str(task.config.dataset_path) for task in tasks if is_public(task)):
+        if not Path(name).is_absolute() and Path(name).is_dir() and name not in FILE_LOADERS:
+            said.append(
+                f"{setting}: the documents of {spec} come from the folder ./{name}, which `datasets` takes before the "
+                f"data set of that name on the hub"
+            )
+    return said
+
+
+def _strings(value: Any) -> list[str]:
+    """Return all texts in nested lists and mappings."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [text for one in inner for text in _strings(one)]
 
 
 @contextmanager
@@ -141,12 +213,15 @@ def _by_name(name: str, include: Sequence[Path], setting: str) -> Any:
 
 
 def _absolute(path: Path) -> Any:
-    """Return what `TaskManager.load` takes of a YAML: its path; or its content, where it names files that lie beside
+    """Return what `TaskManager.load` takes of a YAML: its path; or its content, where it names files or a folder beside
     it, since lm-eval itself would look for them where the command runs.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(path)
+    folder = path.resolve().parent / str(config.get("dataset_path"))
+    if "task" in config and not Path(str(config.get("dataset_path"))).exists() and folder.is_dir():
+        return config | {"dataset_path": str(folder)}
     files = (config.get("dataset_kwargs") or {}).get("data_files")
     if "task" not in config or config.get("dataset_path") not in FILE_LOADERS or files is None:
         return str(path)

@@ -143,9 +143,13 @@ class Asker:
     def _tokens(self, instance: Any) -> list[Request]:
         """Let lm-eval tokenise an instance, and take what it would have scored."""
         self._taken.clear()
+        if instance.request_type == "loglikelihood_rolling" and not instance.args[-1].strip():
+            raise ConfigError(f"its text is {'blank' if instance.args[-1] else 'empty'}, which has no likelihood")
         if not instance.args[-1]:
             raise ConfigError("an answer is empty")
         getattr(self._lm, instance.request_type)([instance], disable_tqdm=True)
+        if not self._taken:
+            raise ConfigError(f"the text {instance.args[-1]!r:.40} has no tokens")
         if not all(answer for _, _, answer in self._taken):
             raise ConfigError(f"the answer {instance.args[-1]!r:.40} has no tokens of its own behind its context")
         return [clipped(context, answer, self._lm.max_length) for _, context, answer in self._taken]

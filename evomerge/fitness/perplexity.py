@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.classification import Answers
 from evomerge.fitness.likelihood import Batch, Request, can_share, make_batches, score, token_logits, windows
+from evomerge.fitness.lm_eval_loading import known_benchmark
 from evomerge.items import SPLITS, Item, make_item, read_items, split_of
 from evomerge.suite import Task
 
@@ -63,7 +65,8 @@ class Perplexity:
 
         Args:
             tasks: their `items` are files or directories, or the names of data sets of a hub.
-            further: of a data set, its `split`, `subset` and `field`; the last is `text` if it is not given.
+            further: of a data set, its `split` and `subset`; of that or of a .jsonl, the `field` that holds the text,
+                `text` if it is not given.
 
         Raises:
             ConfigError: something is missing, or the split is a public test split.
@@ -72,12 +75,16 @@ class Perplexity:
         items: dict[str, dict[str, list[Item]]] = {split: {} for split in SPLITS}
         for name, task in tasks.items():
             given = further.get(name, {})
-            if not given and (task.items.exists() or task.items.suffix in (".txt", ".jsonl")):
+            if _is_ours(task.items) or (task.items.exists() and not given):
+                field = _field(f"fitness.tasks.{name}", task.items, given)
                 for split in SPLITS:
-                    items[split][name] = read_items(task.items, split, labelled=False)
+                    items[split][name] = read_items(task.items, split, labelled=False, field=field, blank=False)
                 continue
             self.data_sets[name] = [str(known) for known in (task.items, given.get("subset")) if known]
-            texts = dict.fromkeys(text for text in self._load(name, str(task.items), given) if text.strip())
+            loaded = self._load(name, str(task.items), given)
+            texts = dict.fromkeys(text for text in loaded if text.strip())
+            if void := sum(not text.strip() for text in loaded):
+                self.warnings.append(f"{void} of {len(loaded)} texts of {task.items} are blank and left out")
             for split in SPLITS:
                 items[split][name] = [make_item(text) for text in texts if split_of(text) == split]
                 if not items[split][name]:
@@ -94,6 +101,7 @@ class Perplexity:
 
         Raises:
             ConfigError: the base has no tokenizer, or it has no token to begin a text with.
+            SuiteError: a text has no tokens.
         """
         if not hasattr(processor, "bos_token_id"):
             raise ConfigError("fitness=perplexity needs a base with a tokenizer, and this one takes images.")
@@ -108,6 +116,11 @@ class Perplexity:
         for task, chosen in items.items():
             encoded = processor([item.text for item in chosen], add_special_tokens=False, verbose=False)["input_ids"]
             for item, tokens in zip(chosen, encoded, strict=True):
+                if not tokens:
+                    raise SuiteError(
+                        f"The text {item.text!r:.40} of the task {task} has no tokens, so it has no likelihood: "
+                        f"take it out."
+                    )
                 texts[task, item.id] = windows(tokens, prefix, length), len(item.text.encode("utf-8", "surrogatepass"))
         return Prepared(texts)
 
@@ -155,14 +168,21 @@ class Perplexity:
             raise ConfigError(f"fitness.window={self._window}, but the model takes {most} tokens: write that or less.")
 
     def _load(self, name: str, path: str, given: Mapping[str, Any]) -> list[str]:
-        """Return the texts of a data set of a hub."""
+        """Return the texts of a data set, of a hub or of a folder."""
         setting, split = f"fitness.tasks.{name}", given.get("split")
+        if Path(path).is_file():
+            raise ConfigError(
+                f"{setting}: {path} is neither a .txt nor a .jsonl: write its texts into one of these, one a line as "
+                f'{{"text": ...}}.'
+            )
         if split is None:
             raise ConfigError(
                 f"{setting}: {path} is no file. Write the path of a .txt or .jsonl file, or, for a data set of a hub, "
                 f"its split as well: '{setting}={{items: {path}, split: train, field: text}}'."
             )
-        if "test" in str(split):
+        if Path(path).is_dir() and not Path(path).is_absolute():
+            self.warnings.append(f"{path} is taken from the folder of that name here, and not from a hub")
+        if ("test" in str(split) or split == "all") and (not Path(path).is_dir() or known_benchmark(path)):
             text = f"coefficients were chosen by '{split}' of {path}, a test split: scores on it are no results"
             if not self._public_test:
                 raise ConfigError(
@@ -174,7 +194,7 @@ class Perplexity:
             from datasets import load_dataset
 
             rows: Any = load_dataset(path, given.get("subset"), split=split)
-            return [str(text) for text in rows[given.get("field", "text")]]
+            return ["" if text is None else str(text) for text in rows[given.get("field", "text")]]
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"{setting}: a data set of a hub needs `datasets`, which is not installed: pip install 'evomerge[lm]'"
@@ -185,3 +205,23 @@ class Perplexity:
                 f"{(str(error) or 'no message').splitlines()[0][:300]}). Without a network, bring its cache (HF_HOME), "
                 f"or write the texts into a .jsonl file and name that."
             ) from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path is of a file, or of a directory of splits, that evomerge itself reads."""
+    return path.suffix in (".txt", ".jsonl") or any((path / f"{split}.jsonl").is_file() for split in SPLITS)
+
+
+def _field(setting: str, path: Path, given: Mapping[str, Any]) -> str:
+    """Return the name of the text in a line of a file of ours.
+
+    Raises:
+        ConfigError: a setting means nothing to such a file.
+    """
+    if strange := [name for name in ("split", "subset") if name in given]:
+        raise ConfigError(
+            f"{setting}.{strange[0]} is of data sets of a hub, and {path} is divided by evomerge: leave it out."
+        )
+    if "field" in given and path.suffix == ".txt":
+        raise ConfigError(f"{setting}.field: {path} is plain text, which has no fields: leave it out.")
+    return str(given.get("field", "text"))

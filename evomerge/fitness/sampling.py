@@ -57,6 +57,10 @@ class Subset:
         self._rotate = rotate
         self.size = sum(self._share.values())
 
+    def every(self) -> dict[str, list[str]]:
+        """Return the ids of all items that a generation may see, by task."""
+        return {task: [item.id for item in items] for task, items in self._items.items()} if self._rotate else self(0)
+
     def __call__(self, generation: int) -> dict[str, list[str]]:
         """Return the ids of a generation by task, in the order of the items."""
         chosen = {}
