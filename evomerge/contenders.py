@@ -29,7 +29,7 @@ from evomerge.merger import Merger
 from evomerge.methods import Method
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
-from evomerge.task_vectors import RELATED, TaskVectors, weight_cosine, zeros
+from evomerge.task_vectors import RELATED, TaskVectors, beside_parameters, rounding, weight_cosine, zeros
 from evomerge.transforms.store import transformed
 from evomerge.vocabulary import REFUSE, row_notes
 from evomerge.weights import listed
@@ -145,11 +145,9 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")
     if (cosine := weight_cosine(base, found, both)) < RELATED:
         notes.append(f"{path} was not tuned from this base: the cosine of their weights is {cosine:.3f}")
-    if finer := [name for name in both if torch.finfo(found.dtype(name)).eps < torch.finfo(base.dtype(name)).eps]:
+    if finer := [name for name in both if rounding(found.dtype(name)) < rounding(base.dtype(name))]:
         notes.append(f"{path} is scored in {str(base.dtype(finer[0])).removeprefix('torch.')}, as the base is")
-    extra = [key for key in found.extra if key in base.tensors and found.tensors[key].is_floating_point()]
-    if changed := [key for key in extra if not torch.equal(found.tensors[key], base.tensors[key])]:
-        notes.append(f"{path} differs from the base in {listed(changed)}, no parameters: the base's are used")
+    notes += [f"{path} {note}" for note in beside_parameters(base, found)]
     for note in notes:
         reporter.say(f"warning: {note}")
     named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}

@@ -200,7 +200,7 @@ def _likenesses(
         if norm == 0 and _equal(base, experts[name], parameters)
     ]
     for (j, one), (k, two) in combinations(enumerate(names), 2):
-        if norms[j] * norms[k] > 0 and (cosine := min(gram[j, k] / (norms[j] * norms[k]), 1.0)) > SAME:
+        if 0 < norms[j] * norms[k] < math.inf and (cosine := min(gram[j, k] / (norms[j] * norms[k]), 1.0)) > SAME:
             notes.append(
                 f"experts {one} and {two} have nearly the same task vectors (cosine {cosine:.4f}, norms "
                 f"{norms[j]:.4g} and {norms[k]:.4g}): a search can hardly tell their coefficients apart; leave one out"

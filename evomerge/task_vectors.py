@@ -179,28 +179,41 @@ def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> lis
     texts = [*expert.notes, *row_notes(expert.rows)]
     if lacking := [name for name in expert.missing if name in base.keys]:
         texts.append(f"lacks {listed(lacking)}: the task vector is zero there")
-    if lossy := [name for name in common if torch.finfo(expert.dtype(name)).eps > torch.finfo(base.dtype(name)).eps]:
+    if lossy := [name for name in common if rounding(expert.dtype(name)) > rounding(base.dtype(name))]:
         dtypes = f"{expert.dtype(lossy[0])} where the base has {base.dtype(lossy[0])}".replace("torch.", "")
         texts.append(
-            f"has {len(lossy)} tensors in {dtypes}: the rounding is part of its task vector, and it may be as large as"
-            " the tuning; take the expert in the base's dtype if there is one"
+            f"has {listed(lossy)} in {dtypes}: the rounding is part of its task vector, and it may be as large as the"
+            " tuning; take the expert in the base's dtype if there is one"
         )
-    aside = [name for name in base.missing if name in expert.keys]
-    ours = {base.names[key]: base.tensors[key] for key in base.extra}
-    changed = []
-    for key in expert.extra:
-        if (before := ours.get(expert.names[key])) is None:
-            aside += [key] if expert.tensors[key].is_floating_point() else []
-        elif before.is_floating_point() and not same(before, expert.tensors[key]):
-            changed.append(key)
-    held = {expert.names[key] for key in expert.buffers}
-    if unbuffered := [name for key in base.buffers if (name := base.names[key]) not in held]:
-        texts.append(f"lacks {listed(unbuffered)}, no parameters of the live model: the base's stay")
-    if aside:
+    if aside := [name for name in base.missing if name in expert.keys]:
         texts.append(f"has {listed(aside)} beyond the base: kept aside, not merged")
+    return texts + beside_parameters(base, expert)
+
+
+def beside_parameters(base: Checkpoint, other: Checkpoint) -> list[str]:
+    """In what the files of another model differ from the base's beside the parameters: heads and buffers, which stay
+    the base's. Sentences that lack whom they are about.
+    """
+    ours, texts = {base.names[key]: base.tensors[key] for key in base.extra}, []
+    beyond, changed = [], []
+    for key in other.extra:
+        if (before := ours.get(other.names[key])) is None:
+            beyond += [key] if other.tensors[key].is_floating_point() else []
+        elif before.is_floating_point() and not same(before, other.tensors[key]):
+            changed.append(key)
+    held = {other.names[key] for key in other.buffers}
+    if lacking := [name for key in base.buffers if (name := base.names[key]) not in held]:
+        texts.append(f"lacks {listed(lacking)}, no parameters of the live model: the base's stay")
+    if beyond:
+        texts.append(f"has {listed(beyond)} beyond the base: kept aside, not merged")
     if changed:
         texts.append(f"differs from the base in {listed(changed)}, no parameters of the live model: the base's stay")
     return texts
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative error of a dtype, or of float32 where that is larger: all arithmetic is in float32."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _common(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[str]:

@@ -250,9 +250,14 @@ def read_json(file: Path) -> dict:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+    content = read_json(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensors to files. Download or copy it again.")
+    if "metadata" not in content:
+        raise CheckpointError(
+            f'{index} has no metadata, and transformers does not read such an index: write "metadata": {{}} into it.'
+        )
     return weight_map
 
 
