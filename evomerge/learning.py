@@ -26,7 +26,7 @@ from torch import Tensor
 from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.config import LEARNING, build, classes
-from evomerge.errors import CheckpointError, ConfigError
+from evomerge.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.evaluator import prepare
 from evomerge.exits import contained
 from evomerge.fingerprint import fingerprint
@@ -208,6 +208,7 @@ def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[
 
     Raises:
         CheckpointError: it says what is no number.
+        ConfigError: it cannot be asked.
     """
     assembly.become(assembly.experts[task])
 
@@ -217,8 +218,16 @@ def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[
             found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
         return found
 
-    with assembly.merger.guard:
-        found = contained(lambda: with_smaller_batches(learning.fitness, ask))
+    try:
+        with assembly.merger.guard:
+            found = contained(lambda: with_smaller_batches(learning.fitness, ask))
+    except EvomergeError:
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise ConfigError(
+            f"The expert {assembly.experts[task]} cannot be asked about its task {task}: {type(error).__name__}: "
+            f"{error}. Another loss asks no expert (loss=entropy)."
+        ) from error
     said = torch.stack([found[i] for i in range(len(ids))])
     if not said.isfinite().all():
         raise CheckpointError(

@@ -282,6 +282,12 @@ def make_objective(
                     found.append((limit or TimeLimit()).first(outcome))
                 except TimeoutError as error:
                     raise EvomergeError(f"Scores cannot be normalised: the {who} {error}.") from error
+                except EvomergeError:
+                    raise
+                except Exception as error:  # whatever a model or a user's fitness may raise
+                    raise ConfigError(
+                        f"Scores cannot be normalised: the fitness fails on the {who}: {type(error).__name__}: {error}"
+                    ) from error
                 check_finite(found[-1], metric)
         base, best = (outcome.scores() for outcome in found)
         ends = {task: (base[task][metric], best[task][metric]) for task in ids}

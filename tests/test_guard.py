@@ -238,6 +238,8 @@ def test_a_generation_config_is_a_setting(language_family: Path) -> None:
 class Between:
     """A fitness that gives logits, and does something to the model after those of its first task."""
 
+    digest = ""
+
     def __init__(self, fitness: Any, harm: Callable[[Any], object]) -> None:
         self._fitness, self.harm = fitness, harm
         self.prepare, self.batch_size = fitness.prepare, fitness.batch_size
@@ -273,6 +275,14 @@ def test_between_two_tasks_of_a_step_of_the_gradient(assembly: Assembly, tmp_pat
     assert is_base(assembly)
 
 
+def test_an_expert_that_is_asked_what_a_gradient_learns_from(assembly: Assembly, tmp_path: Path) -> None:
+    settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss=jensen_shannon", "loss.inputs=4"))
+    fitness: Any = Between(assembly.fitness, lambda model: model.half())
+    with pytest.raises(ConfigError, match=r"animals cannot be asked .*ModelChanged: .* Another loss asks no expert"):
+        find_learning(replace(assembly, fitness=fitness), settings, Reporter())
+    assert is_base(assembly)
+
+
 CARELESS = """
 import torch
 calls = 0
@@ -290,6 +300,12 @@ def score(model, tokenizer, items):
 @pytest.mark.parametrize(
     ("first", "harm", "kind", "message"),
     [
+        (
+            0,
+            "raise SystemExit(0)",
+            ConfigError,
+            "normalised: the fitness fails on the base: Exited: SystemExit was rai",
+        ),
         (1, "model.half()", ConfigError, "fails on the base, so it would fail on every candidate: ModelChanged: the m"),
         (1, "raise SystemExit(0)", ConfigError, "fails on the base.* Exited: SystemExit was raised with status 0"),
         (5, "next(model.parameters()).data[0] = 0", LiveModelError, "changed: .* cannot put it back .OSError: no disk"),
@@ -315,7 +331,7 @@ def test_a_search_by_a_function_that_always_does_it(
         monkeypatch.setattr(Merger, "_put_base_back", fail)
     (tmp_path / "careless.py").write_text(CARELESS.format(first=first, harm=harm))
     own = ["fitness=custom", f"fitness.function={tmp_path / 'careless.py'}:score", "space=model", "searcher=random"]
-    given = [*sources_of(pico_suite, tmp_path), *own, "start=0.4", "budget=5"]
+    given = [*sources_of(pico_suite, tmp_path), *own, "start=0.4", "budget=5", f"objective.normalised={first == 0}"]
     with pytest.raises(kind, match=message):
         run_search(compose(*given), tmp_path / "run", Reporter())
 
