@@ -145,8 +145,8 @@ def _times(
     searching = sum(count * each for count, _, each in costs)
     judging = judged(settings, assembly.space, steps, size["select"], size["report"]) * seconds / size["search"]
     return (
-        f"about {prices}; {asked} take about {_span(searching)}, choosing the winner on {size['select']:,} select and "
-        f"{size['report']:,} report items about {_span(judging)}"
+        f"about {prices}; {asked} take{'s' * (candidates + steps == 1)} about {_span(searching)}, choosing the winner "
+        f"on {size['select']:,} select and {size['report']:,} report items about {_span(judging)}"
     )
 
 

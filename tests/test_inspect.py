@@ -58,6 +58,8 @@ def test_with_tasks_a_search_is_estimated(place, capsys):
     assert any(text.startswith("few search items") for text in result["warnings"])
     main(["base", "mood", "topic", tasks, "fitness.items=8"])
     assert "to score it on 8 items; 200 candidates take about" in capsys.readouterr().out
+    main(["base", "mood", "topic", tasks, "fitness.items=8", "budget=1"])
+    assert "1 candidate takes about" in capsys.readouterr().out
 
 
 def test_a_suite(pico_suite, tmp_path, capsys):

@@ -327,6 +327,7 @@ def test_the_limit_in_force_is_printed(settings: list[str], tmp_path: Path, caps
     for setting, said in (("auto", "longer than 600 s fails"), ("0.7", "longer than 0.7 s fails"), ("null", None)):
         run_search(compose(*settings, f"time_limit={setting}", "budget=1"), tmp_path / setting, Reporter())
         assert ("(time_limit)" in (err := capsys.readouterr().err)) == (said is not None)
+        assert "; 1 candidate takes about" in err
         assert (said or "") in err
 
 

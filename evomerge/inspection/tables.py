@@ -194,9 +194,10 @@ def _needs(needs: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     if needs["score"] is None:
         text += "; how long it takes to score one is measured where there are tasks: fitness.tasks=... or a suite"
     else:
+        asked = "1 candidate takes" if needs["budget"] == 1 else f"{needs['budget']} candidates take"
         text += (
-            f" and {duration(needs['score'])} to score it on {needs['items']} items; {needs['budget']} candidates "
-            f"take about {duration(needs['search'])}, choosing the winner {duration(needs['selection'])}"
+            f" and {duration(needs['score'])} to score it on {needs['items']} items; {asked} about "
+            f"{duration(needs['search'])}, choosing the winner {duration(needs['selection'])}"
         )
     yield "time", text
 

@@ -17,6 +17,7 @@ import warnings
 import numpy as np
 
 from evomerge.errors import ConfigError
+from evomerge.names import listed
 from evomerge.searchers.base import Elite, Needs, Turns, inside
 from evomerge.space import CoefficientSpace
 from evomerge.stopping import StopReason
@@ -69,9 +70,11 @@ class CmaEs:
         keep: int = 4,
     ) -> None:
         if space.dim < 2:
+            zero = [name for name, value in space.frozen.items() if value == 0]
+            why = f": {listed(zero)} stay 0, since there is no task vector, or you froze them" if zero else ""
             raise ConfigError(
-                "CMA-ES needs at least two free coefficients, and this space has one. Use searcher=grid or "
-                "searcher=tpe, or a finer space (space=layer)."
+                f"CMA-ES needs at least two free coefficients, and this space has one{why}. Write searcher=grid "
+                f"or searcher=tpe; or, if more than one tensor was tuned, more groups, such as space=tensor."
             )
         if not 0 < sigma <= 1:
             raise ConfigError(
