@@ -199,7 +199,7 @@ def _module(rest: str) -> str:
 
 
 def _chunks(size: int, n: int) -> list[tuple[int, int]]:
-    """Bounds of np.array_split(range(size), n), empty pieces left out (V36: 9 elements in 4 pieces are 3, 2, 2, 2)."""
+    """Bounds of np.array_split(range(size), n), empty pieces left out (9 elements in 4 pieces are 3, 2, 2, 2)."""
     quotient, larger = divmod(size, n)
     edges = [i * quotient + min(i, larger) for i in range(min(n, size) + 1)]
     return list(pairwise(edges))

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from evomerge.task_vectors import TaskVectors, zeros
 from tests.models import LLAMA, LLAMA_TIED, pico
-from tests.test_merger import Tiny, checkpoint
+from tests.tiny import Tiny, checkpoint
 
 EXPERTS = ("a", "b", "c")
 

@@ -1,5 +1,5 @@
-"""What several tests need: settings composed as the command composes them, spaces without a model, and small "
-"models for the loop."""
+"""What several tests need: settings composed as the command composes them, spaces without a model, and small
+models for the loop."""
 
 from __future__ import annotations
 

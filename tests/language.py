@@ -154,3 +154,32 @@ def scored(fitness: LmEval, model: Any, tokenizer: Any, items: Mapping[str, Sequ
     """The outcome of a model on these items."""
     prepared = fitness.prepare(tokenizer, items)
     return fitness(model, prepared, {task: [item.id for item in chosen] for task, chosen in items.items()})
+
+
+def simple_evaluate(directory: Path, paths: dict[str, Path], **settings: Any) -> dict[str, dict[tuple[int, str], Any]]:
+    """lm-eval's own verdict: task -> (document, filter) -> sample."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    found: Any = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(directory), "dtype": "float32"},
+        tasks=[str(path) for path in paths.values()],
+        task_manager=TaskManager(include_defaults=False),
+        device="cpu",
+        batch_size=7,
+        bootstrap_iters=0,
+        random_seed=None,  # pyright: ignore[reportArgumentType]
+        numpy_random_seed=None,  # pyright: ignore[reportArgumentType]
+        torch_random_seed=None,  # pyright: ignore[reportArgumentType]
+        **settings,
+    )
+    return {
+        name: {(sample["doc_id"], sample["filter"]): sample for sample in found["samples"][f"pico_{name}"]}
+        for name in paths
+    }
+
+
+def together(splits: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """The items of all splits, by task."""
+    return {task: [item for split in splits.values() for item in split[task]] for task in splits["search"]}

@@ -99,7 +99,7 @@ def test_real_packages_and_a_kill_between_experts(tmp_path):
         f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
         "from suite_builder import build, text_tasks\n"
         "small = text_tasks.SMALL\n"
-        "short = [dataclasses.replace(task, steps=steps) for task, steps in zip(small.tasks[::2], (2, 40))]\n"
+        "short = [dataclasses.replace(task, steps=steps) for task, steps in zip(small.tasks[::2], (2, 12))]\n"
         f"plan = dataclasses.replace(small, tasks=tuple(short), room_steps=2, sizes={SIZES!r})\n"
         f"build.build(plan, pathlib.Path({str(out)!r}), pathlib.Path({str(cache)!r}), Console())\n"
     )

@@ -21,7 +21,7 @@ from evomerge.task_vectors import TaskVectors, task_vectors
 from evomerge.transforms.ties import TrimElect
 from tests.merging import CAUSAL, EXPERTS, opened, save_family
 from tests.models import LLAMA, LLAMA_TIED, Family, pico, rewritten
-from tests.test_merger import checkpoint, state, weights
+from tests.tiny import checkpoint, state, weights
 from tests.vectors import anonymous_memory
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]])

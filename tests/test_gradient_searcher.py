@@ -23,7 +23,7 @@ from evomerge.searchers.warm import WarmStart
 from evomerge.stopping import StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box, sphere
-from tests.test_searchers import answer, drive, points
+from tests.searching import answer, drive, points
 
 GOAL, STIFF = np.array([0.9, 0.3, 0.71]), np.array([1.0, 25.0, 400.0])
 

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.fitness.lm_eval import LmEval
 from evomerge.fitness.lm_eval_requests import USUAL
-from tests.language import read, write_task
-from tests.test_lm_eval import simple_evaluate, together
+from tests.language import read, simple_evaluate, together, write_task
 
 
 @pytest.fixture(scope="module")

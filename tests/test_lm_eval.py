@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.errors import ConfigError, SuiteError
 from evomerge.fitness.lm_eval import LmEval
 from evomerge.fitness.sampling import Subset
-from tests.language import TASKS, documents, read, scored, write_jsonl, write_task
+from tests.language import TASKS, documents, read, scored, simple_evaluate, together, write_jsonl, write_task
 
 FEW = {"fewshot_config": {"samples": documents(6, seed=9)}}
 BEST = {
@@ -44,34 +44,6 @@ def model(language_family: Path) -> Any:
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tasks")
     return {name: write_task(folder, name, **({} if name == "rolling" else FEW)) for name in TASKS}
-
-
-def simple_evaluate(directory: Path, paths: dict[str, Path], **settings: Any) -> dict[str, dict[tuple[int, str], Any]]:
-    """lm-eval's own verdict: task -> (document, filter) -> sample."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    found: Any = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(directory), "dtype": "float32"},
-        tasks=[str(path) for path in paths.values()],
-        task_manager=TaskManager(include_defaults=False),
-        device="cpu",
-        batch_size=7,
-        bootstrap_iters=0,
-        random_seed=None,  # pyright: ignore[reportArgumentType]
-        numpy_random_seed=None,  # pyright: ignore[reportArgumentType]
-        torch_random_seed=None,  # pyright: ignore[reportArgumentType]
-        **settings,
-    )
-    return {
-        name: {(sample["doc_id"], sample["filter"]): sample for sample in found["samples"][f"pico_{name}"]}
-        for name in paths
-    }
-
-
-def together(splits: dict[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    return {task: [item for split in splits.values() for item in split[task]] for task in splits["search"]}
 
 
 @pytest.mark.parametrize(

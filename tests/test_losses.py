@@ -20,7 +20,7 @@ from evomerge.searchers.gradient import Gradient
 from evomerge.space import make_space
 from evomerge.task_vectors import TaskVectors
 from evomerge.trials import Trial
-from tests.test_merger import checkpoint
+from tests.tiny import checkpoint
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": CrossEntropy(),
@@ -42,7 +42,7 @@ def target(loss: Loss, logits: Tensor) -> Tensor:
 
 
 def test_numbers_of_the_entropy() -> None:
-    """V32."""
+    """By hand: −Σ p log p, and its gradient."""
     logits = torch.tensor([[2.0, 0, 0], [0, 0, 0]], dtype=torch.float64, requires_grad=True)
     losses = Entropy()(logits, NOTHING)
     assert losses.tolist() == pytest.approx([0.665573, math.log(3)], abs=1e-6)
@@ -53,14 +53,14 @@ def test_numbers_of_the_entropy() -> None:
 
 
 def test_numbers_of_the_divergence() -> None:
-    """V37."""
+    """By hand; it is symmetric, and no constant added to the logits matters."""
     p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.6, 0.3]])
     assert JensenShannon()(p.log(), q).item() == pytest.approx(0.205038, abs=1e-6)
     assert JensenShannon()(q.log() + 5, p).item() == pytest.approx(0.205038, abs=1e-6)
 
 
 def test_numbers_of_the_linear_toy_and_a_step_of_adam() -> None:
-    """V32: from (.3, .3) along the gradient of the entropy, through merger, pullback and searcher."""
+    """From (.3, .3) along the gradient of the entropy, through merger, pullback and searcher."""
     model = nn.Linear(2, 1, bias=False).double().requires_grad_(False)
     model.weight.copy_(torch.tensor([[0.2, -0.1]]))
     deltas = {"a": {"weight": torch.tensor([[1.0, 0.5]])}, "b": {"weight": torch.tensor([[-0.5, 1.0]])}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,32 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from evomerge.checkpoint import Checkpoint
 from evomerge.errors import CheckpointError
 from evomerge.groups import make_groups
 from evomerge.merger import Merger
 from evomerge.methods import DareTies, Linear, Method, Ties
 from evomerge.task_vectors import TaskVectors
-
-
-class Tiny(nn.Module):
-    """Two blocks between an embedding and a head that is tied to it."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.embed = nn.Embedding(7, 4)
-        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
-        self.head = nn.Linear(4, 7, bias=False)
-        self.head.weight = self.embed.weight
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator)
-        self.head.weight = self.embed.weight
-        self.to(dtype).requires_grad_(False)
-
-
-def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
-    return Checkpoint(Path("memory"), {}, "", {name: name for name in tensors}, (), (), tensors)
+from tests.tiny import Tiny, checkpoint, state, weights
 
 
 def vectors_of(model: nn.Module, experts: int = 3, zero: tuple[str, ...] = ()) -> TaskVectors:
@@ -51,14 +30,6 @@ def vectors_of(model: nn.Module, experts: int = 3, zero: tuple[str, ...] = ()) -
     shapes = {name: tuple(p.shape) for name, p in base.items()}
     frozen = frozenset((expert, name) for expert in names for name in zero)
     return TaskVectors(checkpoint(base), {name: checkpoint({}) for name in names}, shapes, frozen, deltas)
-
-
-def weights(groups: int, *values: float) -> dict[str, np.ndarray]:
-    return {"weight": np.tile(np.array(values), (groups, 1)), "density": np.full((groups, len(values)), 0.6)}
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.clone() for name, parameter in model.named_parameters()}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -139,7 +110,7 @@ def test_five_hundred_candidates_leave_no_trace() -> None:
 
 
 def test_bfloat16_is_accumulated_in_float32() -> None:
-    """1 + 4/512 is lost when it is added in bfloat16 step by step (V45)."""
+    """1 + 4/512 is lost when it is added in bfloat16 step by step."""
     model = nn.ParameterDict({"p": nn.Parameter(torch.ones(1, dtype=torch.bfloat16), requires_grad=False)})
     vectors = TaskVectors(
         checkpoint({"p": torch.ones(1, dtype=torch.bfloat16)}),

@@ -18,7 +18,7 @@ from evomerge.space import CoefficientSpace, make_space
 from evomerge.task_vectors import TaskVectors, zeros
 from evomerge.transforms.ties import TrimElect
 from tests.exact import EXPERTS, llama, vectors_of
-from tests.test_merger import checkpoint
+from tests.tiny import checkpoint
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]])
 SPACES = [name.replace(":n", ":2") for name in GRANULARITIES]

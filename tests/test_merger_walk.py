@@ -22,7 +22,7 @@ from evomerge.methods import Linear, Ties
 from evomerge.products import stack
 from evomerge.task_vectors import TaskVectors
 from tests.exact import EXPERTS, llama, tiny, vectors_of
-from tests.test_merger import checkpoint
+from tests.tiny import checkpoint
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]])
 

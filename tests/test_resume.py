@@ -31,6 +31,10 @@ from tests.processes.small_search import NAMES, attempt, play
 from tests.processes.waiting import PATIENCE, exit_code, forked, size, started, wait_until
 
 ROOT = Path(__file__).parents[1]
+KILLED = ("cmaes", "hybrid")
+"""One by value, and one by gradient and then by value: what a log of any searcher holds, test_trials.py has in one
+process, cut off anywhere.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def safe_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_at_random_moments(name: str, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     path, whole = tmp_path / "trials.jsonl", undisturbed[name]
     rng = random.Random(f"moments of {name}")
@@ -66,7 +70,7 @@ def test_killed_at_random_moments(name: str, undisturbed: dict[str, bytes], tmp_
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_in_the_middle_of_a_write(name: str, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     path, whole = tmp_path / "trials.jsonl", undisturbed[name]
     rng = random.Random(f"writes of {name}")
@@ -83,8 +87,7 @@ def test_killed_in_the_middle_of_a_write(name: str, undisturbed: dict[str, bytes
     assert "was cut off while it was being written" in path.with_suffix(".said").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "number"), [("cmaes", signal.SIGTERM), ("hybrid", signal.SIGUSR1)])
 def test_signals_of_schedulers_end_cleanly(
     name: str, number: signal.Signals, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -115,9 +118,9 @@ def test_a_second_process_is_refused(undisturbed: dict[str, bytes], tmp_path: Pa
     assert path.read_bytes() == undisturbed["random"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_limit_on_file_size(name: str, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_limit_on_file_size(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """What a full disk or a quota does, where mounting is not allowed: a write comes back short, then fails."""
+    name = "hybrid"
     path, whole = tmp_path / "trials.jsonl", undisturbed[name]
     limit = len(whole) * 2 // 3
     with forked(attempt, path, name, 0.0, None, limit) as process:
@@ -170,17 +173,26 @@ def other_cpu(kind: str) -> dict[str, str]:
     return variables["blas"] | variables["numpy"] if kind == "both" else variables[kind]
 
 
-@pytest.mark.parametrize(
-    "kind", ["both", pytest.param("blas", marks=pytest.mark.slow), pytest.param("numpy", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["blas", "numpy"])
+def test_a_fingerprint_knows_each_kernel_of_a_cpu(kind: str) -> None:
+    code = "import json; from evomerge.fingerprint import fingerprint; print(json.dumps(fingerprint()))"
+    environment = {**os.environ, **other_cpu(kind)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=PATIENCE, cwd=ROOT, env=environment
+    )
+    other, here = json.loads(done.stdout), fingerprint()
+    assert other.keys() == here.keys()
+    assert other != here
+
+
 def test_a_search_moves_to_another_kind_of_cpu_and_back(
-    kind: str, undisturbed: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    undisturbed: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in NAMES:  # half of each search is done here
         lines = undisturbed[name].splitlines(keepends=True)
         (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     command = [sys.executable, "-m", "tests.processes.small_search", str(tmp_path), *NAMES]
-    environment = {**os.environ, **other_cpu(kind)}
+    environment = {**os.environ, **other_cpu("both")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("This run goes on on another kind of machine") == len(NAMES)
@@ -207,17 +219,11 @@ def asked(records: list[dict[str, Any]]) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        [],
-        ["searcher=gradient", "space=tensor", "loss=jensen_shannon"],
-        ["searcher=hybrid", "searcher.first.steps=9"],
-    ],
-    ids=["cmaes", "gradient", "hybrid"],
-)
-def test_the_command_itself_is_killed_and_resumed(settings: list[str], pico_suite: Suite, tmp_path: Path) -> None:
+def test_the_command_itself_is_killed_and_resumed(pico_suite: Suite, tmp_path: Path) -> None:
+    """By constants, by gradient, and then by CMA-ES."""
+
     def command(directory: str) -> list[str]:
+        settings = ["searcher=hybrid", "searcher.first.steps=9", "space=tensor", "loss=jensen_shannon"]
         small = ["experiment=smoke", *settings, "budget=24", "fitness.items=12", "fitness.select_items=60"]
         where = [f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}"]
         program = str(Path(sys.executable).with_name("evomerge"))
@@ -229,7 +235,7 @@ def test_the_command_itself_is_killed_and_resumed(settings: list[str], pico_suit
     whole = (tmp_path / "whole" / "trials.jsonl").read_bytes()
     rng = random.Random("moments of the command")
 
-    for share in (0.0, 0.3, 0.99):
+    for share in (0.0, 0.99):
         goal = share * len(whole)
         with started(command("killed"), said, {**os.environ}) as process:
             wait_until(lambda: size(log) >= goal or process.poll() is not None, "the next trials", patience)  # noqa: B023

@@ -17,7 +17,7 @@ from evomerge.search import search
 from evomerge.stopping import HOPELESS, Budget, Interrupt, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box, sphere
-from tests.test_searchers import SEARCHERS
+from tests.searching import SEARCHERS
 
 HERE = {"cpu": "this"}
 Evaluate = Callable[[Batch, Sequence[int]], Iterator[Trial]]

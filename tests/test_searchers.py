@@ -1,4 +1,4 @@
-"""The conformance matrix: every searcher has every property. A new searcher adds one line to SEARCHERS."""
+"""The conformance matrix: every searcher has every property (those of tests/searching.py)."""
 
 from __future__ import annotations
 
@@ -22,34 +22,10 @@ from evomerge.searchers.hybrid import Hybrid
 from evomerge.searchers.random import Random
 from evomerge.searchers.tpe import Tpe
 from evomerge.searchers.warm import CONSTANTS, WarmStart
-from evomerge.space import CoefficientSpace
-from evomerge.trials import Batch, Trial
+from evomerge.trials import Batch
 from tests.helpers import box, sphere
+from tests.searching import BY_GRADIENT, OPTIONS, SEARCHERS, Make, answer, drive, points
 
-Make = Callable[[CoefficientSpace, int], Searcher]
-
-OPTIONS: dict[str, Any] = {"cmaes": {}, "cmaes-diagonal": {"diagonal_above": 0}, "cmaes-popsize": {"popsize": 5}}
-SEARCHERS: dict[str, Make] = {
-    "cmaes": lambda space, seed: CmaEs(space, space.start({}), seed),
-    "cmaes-diagonal": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-diagonal"]),
-    "cmaes-popsize": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-popsize"]),
-    "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
-    "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
-    "random": lambda space, seed: Random(space, space.start({}), seed),
-    "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
-    "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
-    "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
-    "gradient": lambda space, seed: Gradient(space, space.start({}), seed),
-    "gradient-cosine": lambda space, seed: Gradient(
-        space, space.start({}), seed, schedule="cosine", steps=700, every=3
-    ),
-    "warm-gradient": lambda space, seed: WarmStart(space, lambda start: Gradient(space, start, seed)),
-    "hybrid": lambda space, seed: Hybrid(space, space.start({}), seed, partial(Gradient, steps=12), CmaEs),
-    "warm-hybrid": lambda space, seed: WarmStart(
-        space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), CmaEs)
-    ),
-}
-BY_GRADIENT = tuple(name for name in SEARCHERS if "gradient" in name or "hybrid" in name)
 WITHOUT_SEED = ("grid", "gradient", "gradient-cosine", "warm-gradient")
 SOLVERS = {
     "cmaes": (400, 1e-3),
@@ -67,30 +43,6 @@ SOLVERS = {
 @pytest.fixture(params=SEARCHERS, ids=str)
 def make(request: pytest.FixtureRequest) -> Make:
     return SEARCHERS[request.param]
-
-
-def answer(batch: Batch, value: Callable[[np.ndarray], float | None]) -> Batch:
-    """Fill a batch; None is a failed point. Gradients, where they are asked for, are those of the sphere."""
-    for i, x in enumerate(batch.points):
-        v = value(x)
-        gradient = (-2 * (x - 0.7)).tolist() if batch.gradient and v is not None and np.isfinite(v) else None
-        values = None if v is None else (v,)
-        batch.trials[i] = Trial(batch.index, i, "failed" if v is None else "ok", values, gradient=gradient)
-    return batch
-
-
-def drive(searcher: Searcher, value: Callable[[np.ndarray], float | None], trials: int) -> list[Batch]:
-    """Ask and tell until so many points were scored, or the searcher stops."""
-    batches: list[Batch] = []
-    while searcher.stop() is None and sum(len(b.points) for b in batches) < trials:
-        batch = answer(searcher.ask(), value)
-        searcher.tell(batch)
-        batches.append(batch)
-    return batches
-
-
-def points(batches: list[Batch]) -> np.ndarray:
-    return np.concatenate([batch.points for batch in batches])
 
 
 @settings(max_examples=8, deadline=None)
@@ -120,10 +72,10 @@ def test_another_seed_another_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_replay_is_identical(make: Make, cut: int) -> None:
-    """Rebuilt and told what was logged, a searcher goes on as if it had never stopped."""
-    whole = drive(make(box(5), 3), sphere, 80)
-    again = make(box(5), 3)
+def test_replay_is_identical(cut: int) -> None:
+    """Rebuilt and told what was logged, a searcher goes on as if it had never stopped; test_search.py has them all."""
+    whole = drive(SEARCHERS["random"](box(5), 3), sphere, 80)
+    again = SEARCHERS["random"](box(5), 3)
     for batch in whole[:cut]:
         again.tell(Batch(batch.index, again.ask().points, list(batch.trials)))
     rest = drive(again, sphere, 80 - sum(len(b.points) for b in whole[:cut]))
@@ -161,38 +113,30 @@ def test_all_points_failed(make: Make) -> None:
 @pytest.mark.parametrize("name", [name for name in SEARCHERS if name != "grid"])
 def test_flat_and_quantised_fitness_do_not_end_the_run(name: str, value: Callable[[np.ndarray], float]) -> None:
     searcher = SEARCHERS[name](box(4), 1)
-    trials = 60 if name.startswith("tpe") else 600
+    trials = 60 if "tpe" in name else 600
     assert len(points(drive(searcher, value, trials))) >= trials
 
 
-def test_global_random_state_is_neither_read_nor_written(make: Make) -> None:
-    def reseeding(x: np.ndarray) -> float:
-        np.random.seed(1234)  # noqa: NPY002  (what an evaluator outside may do)
-        torch.manual_seed(1234)
-        random.seed(0)
-        return sphere(x)
+def test_global_random_state_is_neither_read_nor_written() -> None:
+    """Of the one that draws most; test_search.py has them all, with an evaluator that reseeds whatever it can."""
 
-    calm = points(drive(make(box(6), 5), sphere, 60))
-    state = np.random.get_state()[1].copy(), torch.random.get_rng_state(), random.getstate()  # noqa: NPY002
-    drive(make(box(6), 5), sphere, 60)
-    assert np.array_equal(state[0], np.random.get_state()[1])  # noqa: NPY002
-    assert torch.equal(state[1], torch.random.get_rng_state())
-    assert state[2] == random.getstate()
-    assert np.array_equal(calm, points(drive(make(box(6), 5), reseeding, 60)))
+    def states() -> tuple[Any, ...]:
+        return repr(np.random.get_state()), torch.get_rng_state().tolist(), random.getstate()  # noqa: NPY002
+
+    before = states()
+    calm = points(drive(SEARCHERS["random"](box(6), 5), sphere, 60))
+    assert states() == before
+    np.random.seed(1234)  # noqa: NPY002
+    torch.manual_seed(1234)
+    random.seed(1234)
+    assert np.array_equal(calm, points(drive(SEARCHERS["random"](box(6), 5), sphere, 60)))
 
 
-@pytest.mark.parametrize("reseed", [False, True], ids=["calm", "reseeded"])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_the_sphere_is_solved(name: str, reseed: bool) -> None:
+def test_the_sphere_is_solved(name: str) -> None:
     trials, error = SOLVERS[name]
-
-    def value(x: np.ndarray) -> float:
-        if reseed:
-            np.random.seed(1234)  # noqa: NPY002
-        return sphere(x)
-
     searcher = SEARCHERS[name](box(5), 2)
-    drive(searcher, value, trials)
+    drive(searcher, sphere, trials)
     assert -sphere(searcher.incumbents()["best"]) < error
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from evomerge.errors import EvomergeError
 from evomerge.fitness.base import Outcome
-from evomerge.selection import CONSTANTS, choose, paired, select, summary
+from evomerge.selection import choose, paired, select, summary
 from evomerge.stopping import Stopped
 
 
@@ -154,11 +154,6 @@ def test_what_is_no_number_is_never_chosen(bad):
     values = {"bad": bad, "low": -5.0, "high": -4.0}
     for names in (["bad", "low", "high"], ["low", "high", "bad"]):
         assert choose(names, lambda name: values[name])[0] == "high"
-
-
-def test_constants_are_those_that_people_try():
-    assert CONSTANTS[0] == 0.1
-    assert {0.3, 0.4, 1.0, 1.5} < set(CONSTANTS)
 
 
 class Bench:

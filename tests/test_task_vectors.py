@@ -208,7 +208,8 @@ def compute(path: Path, start, results) -> None:
 @pytest.mark.slow
 def test_two_processes_compute_once(tmp_path):
     family = Family(tmp_path, a={})
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     start, results = context.Barrier(2), context.Queue()
     processes = [context.Process(target=compute, args=(tmp_path, start, results)) for _ in range(2)]
     for process in processes:

@@ -51,7 +51,7 @@ def stacked(rows: Tensor) -> TaskVectors:
 
 
 def test_numbers_of_the_election() -> None:
-    """V2 of the checked numbers, without a trim: the frozen deltas and their disjoint sum."""
+    """Without a trim: the frozen deltas and their disjoint sum."""
     result = torch.stack([row["w"] for row in applied(stacked(T3), 1.0).values()])
     assert result.tolist() == [[3, -1, 2, 0, -4, 1], [0, -2, 0, 5, 0, 1], [2, 0, 0, 0, -3, 1]]
     assert result.sum(0).tolist() == [5, -3, 2, 5, -7, 3]
@@ -62,14 +62,14 @@ def test_a_sum_of_zero_is_plus() -> None:
 
 
 def test_reviewer_example() -> None:
-    """V1: density .4 keeps exactly two of five."""
+    """Density .4 keeps exactly two of five."""
     rows = torch.tensor([[0.5, 0.1, -0.2, -0.4, 0.05], [-0.1, -0.6, 0.3, 0.2, -0.02]])
     merged = sum(row["w"] for row in applied(stacked(rows), 0.4).values())
     torch.testing.assert_close(merged, torch.tensor([0.5, -0.6, 0.3, -0.4, 0.0]))
 
 
 def test_the_trim_is_global() -> None:
-    """V3: over both tensors, half of the elements are those of the first; per tensor it would be half of each."""
+    """Over both tensors, half of the elements are those of the first; per tensor it would be half of each."""
     deltas = {"a": torch.tensor([10.0, -9, 8, 7]), "b": torch.tensor([0.4, -0.3, 0.2, 0.1])}
     result = applied(vectors_of({"one": deltas}), 0.5)["one"]
     assert result["a"].tolist() == [10, -9, 8, 7]
@@ -77,7 +77,7 @@ def test_the_trim_is_global() -> None:
 
 
 def test_zeros_count_and_equal_elements_go_by_their_index() -> None:
-    """V3: |x| = [1, 1, 1, 1] keeps the first two; a parameter that no expert changed still counts."""
+    """|x| = [1, 1, 1, 1] keeps the first two; a parameter that no expert changed still counts."""
     deltas = {"none": torch.zeros(3), "a": torch.tensor([[1.0, -1], [1, 1]]), "b": torch.tensor([1.0])}
     (result,) = applied(vectors_of({"one": deltas}), 0.5).values()  # 4 of 8
     assert result["a"].tolist() == [[1, -1], [1, 1]]

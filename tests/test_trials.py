@@ -23,7 +23,7 @@ from evomerge.stopping import Budget
 from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box
 from tests.processes.small_search import NAMES, Evaluator, play
-from tests.test_searchers import SEARCHERS
+from tests.searching import SEARCHERS
 
 A, B = {"cpu": "A", "numpy": "2"}, {"cpu": "B", "numpy": "2"}
 IDENTITY = {"base": "sha", "seed": 3}

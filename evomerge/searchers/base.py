@@ -3,7 +3,7 @@
 A searcher proposes points of a coefficient space (`ask`) and is told their values (`tell`); it maximises. It is a
 pure function of its arguments and of what it was told: no global random state, no clock, no files. So the same asks
 come again when it is rebuilt and told the same values, which is how a search resumes. To add a searcher, write one
-file here, one YAML in conf/searcher, and one line in tests/test_searchers.py.
+file here, one YAML in conf/searcher, and one line in tests/searching.py.
 """
 
 from __future__ import annotations

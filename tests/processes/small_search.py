@@ -25,7 +25,7 @@ from evomerge.search import search
 from evomerge.stopping import Budget, Interrupt, StopReason
 from evomerge.trials import Batch, Trial, TrialLog
 from tests.helpers import box, sphere
-from tests.test_searchers import SEARCHERS
+from tests.searching import SEARCHERS
 
 NAMES = tuple(name for name in SEARCHERS if "-" not in name)
 """Every searcher once, without the variants of its settings."""
