@@ -16,10 +16,10 @@ from evomerge.catalog import make_method
 from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.export.model import write_model
 from evomerge.groups import make_groups
-from evomerge.live import load_skeleton
+from evomerge.live import load_live, load_skeleton
 from evomerge.matching import Layout
 from evomerge.merger import Merger
-from evomerge.pretrained import load_model, rename_keys
+from evomerge.pretrained import rename_keys
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe, Source
 from evomerge.task_vectors import task_vectors
@@ -104,9 +104,9 @@ def make_recipe(
 
 def live_merge(recipe: Recipe, base: Path, experts: Mapping[str, Path], cache: Path) -> dict[str, Tensor]:
     """The parameters of the live model with the recipe in it, as a search builds and scores it."""
-    model, _ = load_model(base, recipe.auto_class)
-    found = opened({"": base, **{name: experts[name] for name in recipe.experts}}, model, recipe.vocabulary)
-    ours = found.pop("")
+    live = load_live(base, recipe.auto_class, "cpu", needs_processor=False)
+    model, ours = live.model, live.open(base)
+    found = {name: live.open(experts[name], vocabulary=recipe.vocabulary, base=ours) for name in recipe.experts}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in ours.missing}
     vectors, method = task_vectors(ours, found, shapes, cache), make_method(recipe)
     vectors = transformed(vectors, method.transform, cache) if method.transform else vectors

@@ -308,6 +308,26 @@ def test_a_config_need_not_name_the_class_that_ties_the_head(tmp_path, architect
     assert not torch.equal(model.cls.predictions.decoder.weight, tensors_of(tmp_path / "base")[words])
 
 
+@pytest.mark.parametrize(("ties", "tied_expert"), [(True, False), (False, True), (None, False)])
+def test_ties_are_those_of_the_live_model(tmp_path, ties, tied_expert):
+    """Whether words and head are one is what transformers makes of config and files: two heads in spite of the config,
+    an untied base with a tied expert, a config that says nothing."""
+    experts = save_family(tmp_path, pico(LlamaForCausalLM, LLAMA), frozen="nothing")
+    for name in ("base", *experts):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        said = {} if ties is None else {"tie_word_embeddings": ties}
+        if tied_expert and name == "red":
+            said = {"tie_word_embeddings": True}
+            rewritten(tmp_path / name, lambda held: {key: t for key, t in held.items() if key != "lm_head.weight"})
+        del config["tie_word_embeddings"]
+        (tmp_path / name / "config.json").write_text(json.dumps(config | said))
+    recipe = make_recipe(tmp_path / "base", experts, auto_class=CAUSAL)
+    model, missing, _ = loaded(write(recipe, tmp_path, tmp_path / "out"), CAUSAL)
+    assert missing == set()
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert same(model, live_merge(recipe, tmp_path / "base", experts, tmp_path / "cache"))
+
+
 def test_a_tied_copy_of_another_dtype_is_one_where_transformers_loads_both_alike(tmp_path):
     experts = save_family(tmp_path, pico(BertForMaskedLM, BERT).bfloat16(), frozen="nothing")
     words, alias = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
