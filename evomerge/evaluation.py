@@ -19,7 +19,7 @@ import numpy as np
 
 from evomerge.assembly import Assembly
 from evomerge.contenders import Contender, in_place, of_directory, of_recipe
-from evomerge.errors import ConfigError, EvomergeError, NotFinite
+from evomerge.errors import ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.evaluator import Scorer, check_finite
 from evomerge.fitness.base import Outcome, check_items, measures
 from evomerge.fitness.objectives import task_weights
@@ -217,7 +217,7 @@ def _outcome(
         else:
             outcome = compute()
         check_finite(outcome, metric)
-    except NotFinite as error:
+    except (NotFinite, MergeError) as error:  # of this model alone
         return str(error)
     except EvomergeError:  # of items or settings: no model would have a score
         raise

@@ -19,7 +19,7 @@ from evomerge import evaluation
 from evomerge.assembly import Assembly
 from evomerge.config import plain
 from evomerge.contenders import Contender
-from evomerge.errors import EvomergeError, NotFinite
+from evomerge.errors import EvomergeError, MergeError, NotFinite
 from evomerge.evaluation import Model, evaluate
 from evomerge.evaluator import Scorer
 from evomerge.fitness.base import Outcome
@@ -305,3 +305,21 @@ def test_classes_without_a_number_are_no_right_answers(assembly: Assembly, tmp_p
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     row = evaluate(impure, given, {"it": Model("base")}, "select", Reporter())["models"]["it"]
     assert row["error"] == "accuracy of 1 of 2 items of a is not a finite number"
+
+
+def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(assembly: Assembly, tmp_path, monkeypatch):
+    """The weights of one recipe cancel; the others have their scores."""
+    whole = evaluation._contender
+
+    def contender(model: Model, *given: Any) -> Contender:
+        def fail(score: Any, ids: Any) -> Outcome:
+            raise MergeError("the weights cancel")
+
+        return Contender({"model": "broken"}, fail) if model.kind == "constant" else whole(model, *given)
+
+    monkeypatch.setattr(evaluation, "_contender", contender)
+    given = plain(compose("model=pico", f"model.cache={tmp_path}"))
+    models = {"it": Model("constant", 1.0), "base": Model("base")}
+    result = evaluate(assembly, given, models, "select", Reporter())["models"]
+    assert result["it"]["error"] == "the weights cancel"
+    assert 0 < result["base"]["mean"] < 1
