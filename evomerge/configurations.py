@@ -9,15 +9,13 @@ is named and not passed over.
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -25,6 +23,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from evomerge.errors import CheckpointError
+from evomerge.pretrained import first_line, read_config, silence
+from evomerge.vocabulary import read_object
 
 HARMLESS = re.compile(
     r"_.*|architectures|transformers_version|name_or_path|model_name|auto_map|tokenizer_class|unsloth_.*"
@@ -88,7 +88,7 @@ def compare_configurations(base: Path, other: Path) -> list[Difference]:
     found = []
     for one in differences(ours, theirs):
         name = one.setting.split("[")[0].split(".")[-1]
-        if not any(HARMLESS.fullmatch(part) for part in one.setting.split("[")[0].split(".")):
+        if not _is_harmless(one):
             forward = name != TIED and not (speaks and name in TOKENS)
             found.append(Difference(one.setting, one.base, one.other, forward))
     if other_kind := [one for one in found if one.setting == "model_type"]:  # then they have other settings altogether
@@ -121,12 +121,14 @@ def configuration_notes(base: Path, other: Path, who: str) -> list[str]:
         found = compare_configurations(base, other)
         generation = compare_generation(base, other)
     except CheckpointError as error:
-        return [f"{who} could not be compared with the base in its configuration: {error}"]
+        written = said(differences(*(read_object(path / "config.json") for path in (base, other))))
+        more = f" As the files are written, {written}" if written else ""
+        return [f"{who} could not be compared with the base in its configuration: {error}{'.' if more else ''}{more}"]
     notes = []
     if forward := [one for one in found if one.forward]:
         notes.append(
             f"{who} was made for another configuration than the base: {said(forward)}. It is merged and scored under "
-            f"the base's, where it gives other logits than by itself"
+            f"the base's, where it may give other logits than by itself"
         )
     if tied := [one for one in found if one.setting.split(".")[-1] == TIED]:
         notes.append(
@@ -194,18 +196,6 @@ def _written_out(config: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing advice while it reads settings."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(max(level, logging.ERROR))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _resolved(path: Path) -> Any:
     """Return a config as transformers makes it of a directory.
 
@@ -215,11 +205,9 @@ def _resolved(path: Path) -> Any:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json")
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return read_config(path)
     except Exception as error:  # of whatever kind the reader of its config raises
-        raise CheckpointError(f"transformers cannot read {path / 'config.json'}: {_first_line(error)}") from error
-    return config
+        raise CheckpointError(f"transformers cannot read {path / 'config.json'}: {first_line(error)}") from error
 
 
 def _generation(path: Path) -> dict[str, Any]:
@@ -229,15 +217,22 @@ def _generation(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot.
     """
     if not (path / "generation_config.json").is_file():
-        with quiet():
+        with silence():
             return GenerationConfig.from_model_config(_resolved(path)).to_dict()
     try:
-        with quiet():
+        with silence():
             return GenerationConfig.from_pretrained(path, local_files_only=True).to_dict()
     except Exception as error:  # of whatever kind its reader raises
         raise CheckpointError(
-            f"transformers cannot read {path / 'generation_config.json'}: {_first_line(error)}"
+            f"transformers cannot read {path / 'generation_config.json'}: {first_line(error)}"
         ) from error
+
+
+def _is_harmless(one: Difference) -> bool:
+    """Whether a setting changes nothing of the forward pass. With a dropout that is no rate, none loads."""
+    if "drop" in one.setting and any(isinstance(x, int | float) and not 0 <= x <= 1 for x in (one.base, one.other)):
+        return False
+    return any(HARMLESS.fullmatch(part) for part in one.setting.split("[")[0].split("."))
 
 
 def _only_says_what_comes_next(model_type: str) -> bool:
@@ -259,7 +254,3 @@ def _same_bytes(one: Path, other: Path, name: str) -> bool:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= LONG else f"{text[:LONG]}..."
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

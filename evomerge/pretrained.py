@@ -56,7 +56,7 @@ def load_with_computed(
         check_readable(path)
     try:
         # what the files lack is drawn at random; what is made in inference mode could never take part in a gradient
-        with _silence(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        with silence(), torch.random.fork_rng(devices=[]), torch.inference_mode(False):
             model, info = getattr(transformers, auto_class).from_pretrained(
                 path,
                 local_files_only=True,
@@ -84,13 +84,13 @@ def load_with_computed(
 
 def read_config(path: Path) -> Any:
     """Return the config of a model directory, as transformers resolves it."""
-    with _silence():
+    with silence():
         return transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def empty_model(auto_class: str, config: Any, dtype: torch.dtype | None = None) -> Any:
     """Make a model of a config without weights, on the meta device; in the config's dtype where none is given."""
-    with _silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         return getattr(transformers, auto_class).from_config(
             config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
         )
@@ -146,7 +146,7 @@ def load_tokenizer(path: Path) -> Any:
         CheckpointError: it has none.
     """
     try:
-        with _silence():
+        with silence():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         named = set(tokenizer.vocab_files_names.values())
         if named and not any((path / name).is_file() for name in named | VOCABULARIES):
@@ -171,7 +171,7 @@ def load_image_processor(path: Path) -> Any:
             f"{path} is a model of images, which need Pillow, and that is not installed: pip install 'evomerge[vision]'"
         )
     try:
-        with _silence():
+        with silence():
             return transformers.AutoImageProcessor.from_pretrained(
                 path,
                 local_files_only=True,
@@ -195,13 +195,13 @@ def check_directory(path: Path) -> None:
         raise CheckpointError(f"There is no directory {path}: name a model directory, as save_pretrained writes it.")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its class where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep transformers from printing reports, advice and bars while it loads, and put its settings back."""
     logger = logging.getLogger("transformers")
     level, active = logger.level, bars.is_progress_bar_enabled()

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer
-
-from evomerge.configurations import Difference, differences, quiet, said
+from evomerge.configurations import Difference, differences, said
+from evomerge.errors import CheckpointError, EvomergeError
 from evomerge.names import listed
+from evomerge.pretrained import first_line, load_image_processor, load_tokenizer
 from evomerge.vocabulary import read_object, read_vocabulary, token_notes
 
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "tekken.json", "*.tiktoken", "bpe.codes", "dict.txt")
@@ -63,10 +63,9 @@ class Processing:
     def tokenizer(self) -> Any:
         """Its tokenizer as transformers loads it; a text with the reason where it cannot."""
         try:
-            with quiet():
-                return AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # of whatever kind the reader of any of its files raises
-            return next(iter(str(error).splitlines()), type(error).__name__)
+            return load_tokenizer(self.path)
+        except CheckpointError as error:
+            return first_line(error.__cause__ or error)
 
     @cached_property
     def templates(self) -> dict[str, str]:
@@ -77,11 +76,8 @@ class Processing:
     def pixels(self) -> dict[str, Any] | None:
         """The settings of its image processor as transformers resolves them; None where it cannot."""
         try:
-            with quiet():
-                return AutoImageProcessor.from_pretrained(
-                    self.path, local_files_only=True, trust_remote_code=False, backend="pil"
-                ).to_dict()
-        except Exception:  # of whatever kind; that of the base is loaded, and explained, with the live model
+            return load_image_processor(self.path).to_dict()
+        except EvomergeError:  # that of the base is loaded, and explained, with the live model
             return None
 
     @cached_property

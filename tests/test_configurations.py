@@ -48,6 +48,7 @@ def pair(tmp_path: Path):
         (LLAMA, {"hidden_act": "gelu"}, 'hidden_act is "gelu" there and "silu"'),
         (LLAMA, {"num_attention_heads": 4, "num_key_value_heads": 4}, "num_attention_heads is 4 there and 2"),
         (LLAMA, {"attention_bias": True}, "attention_bias is true there and false"),
+        (LLAMA, {"attention_dropout": 10.0}, "attention_dropout is 10.0 there and 0.0"),  # with which nothing loads
         (LLAMA, {"a_setting_of_next_year": 3}, "a_setting_of_next_year is 3 there and null"),
         (LLAMA, {"model_type": "mistral"}, 'model_type is "mistral" there and "llama"'),
         (
@@ -154,6 +155,7 @@ def test_a_configuration_that_cannot_be_read_is_said(pair):
     assert note.startswith(
         "expert a could not be compared with the base in its configuration: transformers cannot read"
     )
+    assert note.endswith('As the files are written, model_type is "llama_of_next_year" there and "llama" in the base')
     shutil.rmtree(expert)
     with pytest.raises(CheckpointError, match=r"expert has no config\.json"):
         compare_configurations(base, expert)
