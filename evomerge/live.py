@@ -25,8 +25,8 @@ from evomerge.pretrained import (
     first_line,
     frozen,
     load_image_processor,
+    load_model,
     load_tokenizer,
-    load_with_computed,
     passed_over,
     read_config,
     rename_keys,
@@ -131,7 +131,7 @@ def load_live(
     _check_class(auto_class, "model.auto_class=AutoModel")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, _, computed = load_with_computed(path, auto_class, "auto")
+    model, _ = load_model(path, auto_class)
     try:
         processor = load_image_processor(path) if takes_images(model) else load_tokenizer(path)
     except EvomergeError as error:
@@ -144,6 +144,7 @@ def load_live(
         raise ConfigError(
             f"model.device={device} cannot be used here: {first_line(error)} Write model.device=cpu."
         ) from error
+    computed = frozen(empty_model(auto_class, model.config))  # a load makes all parameters alike
     return _described(model, processor, auto_class, computed)
 
 

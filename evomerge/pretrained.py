@@ -43,14 +43,6 @@ def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -
     Raises:
         CheckpointError: there is no such directory, or transformers cannot load it, or config and weights disagree.
     """
-    model, fresh, _ = load_with_computed(path, auto_class, dtype)
-    return model, fresh
-
-
-def load_with_computed(
-    path: Path, auto_class: str, dtype: torch.dtype | str = "auto"
-) -> tuple[Any, list[str], frozenset[str]]:
-    """Do what `load_model` says; and return the parameters as well that the model's class never trains."""
     check_directory(path)
     if (path / "config.json").is_file():
         check_readable(path)
@@ -78,8 +70,7 @@ def load_with_computed(
         )
     for parameter in model.parameters():  # a file may hold a matrix transposed, as TensorFlow has it
         parameter.data = parameter.data.contiguous()
-    computed = frozen(model)
-    return model.eval().requires_grad_(False), sorted(info["missing_keys"]), computed
+    return model.eval().requires_grad_(False), sorted(info["missing_keys"])
 
 
 def read_config(path: Path) -> Any:

@@ -154,7 +154,14 @@ def config_field(path: Path, rng: random.Random) -> tuple[str, ...]:
 
 def _other(name: str, value: Any, rng: random.Random) -> Any:
     """Another value of a setting; None where there is none to be made up."""
-    if name in ("model_type", "transformers_version", "dtype", "architectures") or value is None:
+    own = (
+        "model_type",
+        "transformers_version",
+        "dtype",
+        "architectures",
+        "return_dict",
+    )  # the last breaks GPT-2 itself
+    if name in own or value is None:
         return None
     if name.endswith("_act") or name == "activation_function":
         return "relu" if value != "relu" else "gelu"
