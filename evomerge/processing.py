@@ -160,7 +160,7 @@ def _differ(base: Processing, other: Processing, name: str) -> bool:
 def _settings(tokenizer: Any) -> dict[str, Any]:
     """Return what else a tokenizer was made with; sides as they are, since defaults may be written out."""
     return {
-        **tokenizer.init_kwargs,
+        **{name: value for name, value in tokenizer.init_kwargs.items() if not name.endswith("_token")},
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
         "model_max_length": tokenizer.model_max_length,

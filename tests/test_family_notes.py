@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from evomerge.assembly import assemble
 from evomerge.config import check, plain
@@ -17,6 +17,7 @@ from evomerge.errors import CheckpointError
 from evomerge.evaluation import Model, evaluate
 from evomerge.family import auto_class_of
 from evomerge.inspection.sources import inspect_sources
+from evomerge.processing import Processing, processing_notes
 from evomerge.progress import Reporter
 from evomerge.sources import Sources
 from tests.helpers import compose
@@ -249,6 +250,23 @@ def test_the_auto_class_of_a_class():
     assert auto_class_of("BertForMaskedLM") == "AutoModelForMaskedLM"
     assert auto_class_of("T5ForConditionalGeneration") == "AutoModelForSeq2SeqLM"
     assert auto_class_of("NoSuchModel") is None
+
+
+def test_a_vocabulary_in_a_file_of_earlier_years(tmp_path):
+    """A tokenizer is compared as transformers loads it, whichever files hold it."""
+    for name in ("base", "old"):
+        BertConfig().save_pretrained(tmp_path / name)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    (tmp_path / "old" / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    for cased, said in ((False, []), (True, ["normalizer.lowercase is false there and true in the base"])):
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": not cased}
+        (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps(settings))
+        if not cased:
+            AutoTokenizer.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "base")
+            assert not (tmp_path / "base" / "vocab.txt").exists()
+        notes = processing_notes(Processing(tmp_path / "base"), Processing(tmp_path / "old"), "expert a")
+        assert len(notes) == len(said)
+        assert all(text in note for text, note in zip(said, notes, strict=True))
 
 
 def test_a_tokenizer_of_other_files_and_the_same_words(family):
