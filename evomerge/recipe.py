@@ -66,8 +66,7 @@ class Recipe:
         scores: What the model reached, by split and task.
         heads: Task -> path of its head, relative to the recipe.
         vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
-        dtype: In which the model was scored, such as bfloat16; None in recipes up to 0.2, whose model was scored in the
-            dtype in which transformers loads the base.
+        dtype: In which the model was scored; None in recipes up to 0.2: that in which transformers loads the base.
         version: The evomerge that wrote it.
 
     Raises:
@@ -109,10 +108,8 @@ class Recipe:
         for source in (data["base"], *data["experts"].values()):
             if source["hub"] is None:
                 del source["hub"]
-        if self.vocabulary == REFUSE:
-            del data["vocabulary"]
-        if self.dtype is None:
-            del data["dtype"]
+        usual = {"vocabulary": REFUSE, "dtype": None}
+        data = {key: value for key, value in data.items() if key not in usual or value != usual[key]}
         return yaml.dump(
             {"format": FORMAT, **_plain(data, "")},
             Dumper=_Dumper,

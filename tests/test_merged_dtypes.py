@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,7 +21,8 @@ from transformers import (
 )
 
 from evomerge.errors import ConfigError
-from evomerge.live import load_skeleton
+from evomerge.export.handover import as_mergekit
+from evomerge.live import load_live, load_skeleton
 from evomerge.pretrained import load_model
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
@@ -27,6 +31,9 @@ from tests.helpers import compose
 from tests.language import documents, save_tokenizer, write_jsonl
 from tests.merging import CAUSAL, live_merge, make_recipe, same, save_family, tensors_of, write
 from tests.models import LLAMA, T5, pico, rewritten
+
+if TYPE_CHECKING:
+    from evomerge.assembly import Assembly
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -111,6 +118,19 @@ def test_parameters_that_transformers_keeps_in_float32(tmp_path, dtype):
         assert same(T5EncoderModel.from_pretrained(write(one, tmp_path, tmp_path / name)), expected)
     given = tensors_of(write(recipe, tmp_path, tmp_path / "given", dtype="float16"))
     assert given["encoder.block.0.layer.1.DenseReluDense.wo.weight"].dtype == F32  # else a second rounding at load
+
+
+def test_mergekit_writes_one_dtype_and_that_is_said(tmp_path):
+    experts = save_family(tmp_path, pico(T5EncoderModel, T5))
+    for dtype, said in ((F16, True), (F32, False)):
+        for name in ("base", *experts):
+            recast(tmp_path / name, dtype, {}, {"dtype": str(dtype).removeprefix("torch.")})
+        live = load_live(tmp_path / "base", "AutoModelForTextEncoding", "cpu", needs_processor=False)
+        vectors = SimpleNamespace(base=live.open(tmp_path / "base"), parameters=live.parameters)
+        recipe = make_recipe(tmp_path / "base", experts, auto_class="AutoModelForTextEncoding")
+        text = as_mergekit(cast("Assembly", SimpleNamespace(live=live, vectors=vectors)), recipe)
+        assert ("# Not bit-equal to the model that evomerge scored: transformers keeps encoder" in text) == said
+        assert yaml.safe_load(text)["out_dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_buffers_are_loaded_as_the_live_model_had_them(tmp_path):

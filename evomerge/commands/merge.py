@@ -17,7 +17,8 @@ examples:
 The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
 commit on the hub, if they came from there. Their weights must be those that the recipe was made from, by their hashes.
 DIR may be a name on the hub: owner/name or owner/name@revision. The merged directory is there as a whole or not at all;
-the same command again finds it done.
+the same command again finds it done. Files of the base that are neither weights nor code are taken over; what is left
+out or not merged is named here and on the card.
 """
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="evomerge merge",
-        description="Build the merged model of a recipe: weights, config, tokenizer, heads, recipe and model card.",
+        description="Build the merged model of a recipe: weights, what lies beside the base's, heads, recipe and card.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         "--max-shard-size", metavar="SIZE", help="such as 5GB or 500MB; as the base's files if left out"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as the base's files if left out"
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as they were scored if left out"
     )
     given = parser.parse_args(arguments)
     experts = _places(given.expert)
