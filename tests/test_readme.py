@@ -15,7 +15,8 @@ from tests.language import save_language_suite
 from tests.processes.command import evomerge
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -31,8 +32,9 @@ SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.re
 
 
 def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", *DOCS):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
 
 
 def test_the_tree_names_what_is_there() -> None:
