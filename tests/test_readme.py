@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand, in a small form."""
+"""The commands of the README and of docs/, run as they stand, in a small form."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from tests.language import save_language_suite
 from tests.processes.command import evomerge
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES[ROOT / "README.md"]
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    for page in PAGES.values()
+    for block in re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     for line in block.splitlines()
     if line.strip()
 ]
@@ -32,26 +33,33 @@ SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.re
 
 
 def test_every_link_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", *DOCS):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), target
+    for path, page in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    assert len(README.splitlines()) <= 120
+    for path in PAGES:
+        assert path.name == "README.md" or f"](docs/{path.name})" in README, path.name
 
 
 def test_the_tree_names_what_is_there() -> None:
-    """Every file of the package stands in the README's tree, and every name of the tree exists."""
-    tree = README[README.index("```\n.\n") :]
+    """Every file of the package stands in the tree, and every name of the tree exists."""
+    page = PAGES[ROOT / "docs" / "architecture.md"]
+    tree = page[page.index("```\n.\n") :]
     tree = tree[: tree.index("\n```", 5)]
     for path in (ROOT / "evomerge").iterdir():
         if path.suffix == ".py" and path.name not in ("__init__.py", "errors.py", "names.py"):
-            assert path.name in tree, f"{path.name} is not in the README's tree"
+            assert path.name in tree, f"{path.name} is not in the tree"
     for path in (ROOT / "evomerge").glob("[!_]*/"):
-        assert f"{path.name}/" in tree, f"{path.name}/ is not in the README's tree"
+        assert f"{path.name}/" in tree, f"{path.name}/ is not in the tree"
     for name in re.findall(r"[a-z_]+\.py", tree):
-        assert (ROOT / "evomerge" / name).exists(), f"{name} of the README's tree does not exist"
+        assert (ROOT / "evomerge" / name).exists(), f"{name} of the tree does not exist"
 
 
 def test_the_example_of_a_fitness_runs() -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```python\n(.*?)^```", "".join(PAGES.values()), re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {}
     exec(block, names)
     assert names["score"](None, None, {"a": [Item("", "one", 0), Item("", "three", 1)]}) == {"a": [3.0, 5.0]}
@@ -73,7 +81,7 @@ def place(pico_suite: Suite, own_classifiers: Path, tmp_path_factory: pytest.Tem
 
 
 def run(command: str, place: Path) -> str:
-    """Run a command of the README, a search with a budget for a test; return its standard output."""
+    """Run a command of a page, a search with a budget for a test; return its standard output."""
     program, *arguments = shlex.split(command)
     assert program == "evomerge"
     if arguments[0] == "search":
