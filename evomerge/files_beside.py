@@ -49,6 +49,22 @@ TRAINING = (
 TRAINING_FOLDERS = ("checkpoint-*", "global_step*", "runs", "logs", "wandb")
 WRITTEN = ("config.json", "README.md", "BASE_README.md", "recipe.yaml", "merge.json")
 """What a merged model has of its own."""
+DOCUMENTS = (
+    *(
+        "*.md",
+        "*.rst",
+        "*.pdf",
+        "*.bib",
+        "*.cff",
+        "licen[cs]e*",
+        "copying*",
+        "notice*",
+        "use_policy*",
+        "acceptable_use*",
+    ),
+    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4"),
+)
+"""What people read and no model: it makes no inputs."""
 REASONS = {
     "weights": "weights of another form, or of another model",
     "code": "code",
@@ -129,6 +145,17 @@ def sort_files(sizes: Mapping[str, int | None], modules: Collection[str] = ()) -
 def sort_directory(directory: Path) -> Sorting:
     """Sort the files of a model directory."""
     return sort_files(files_of(directory), module_folders(directory / MODULES))
+
+
+def inputs_of(directory: Path) -> list[str]:
+    """Return the files beside the weights that may make inputs of texts and images: vocabularies, merges, templates.
+
+    Documents do not; nor do the modules of sentence-transformers, which come after the model.
+    """
+    folders = module_folders(directory / MODULES)
+    return [
+        name for name in sort_directory(directory).taken if not fits(name, DOCUMENTS) and not _within(name, folders)
+    ]
 
 
 def files_of(directory: Path) -> dict[str, int | None]:

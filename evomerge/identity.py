@@ -16,6 +16,7 @@ from typing import Any
 from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.config import CHOOSING
+from evomerge.files_beside import inputs_of
 from evomerge.fingerprint import fingerprint
 from evomerge.items import Item
 
@@ -102,10 +103,15 @@ def digest_items(items: Iterable[Item]) -> str:
 
 
 def _files(directory: Path) -> str:
-    """Return a hash of a model directory's settings and tokenizer: every file of it that is no weight and no card."""
-    names = sorted(
+    """Return a hash of all in a model directory that decides what a model is given to read, and how it reads it.
+
+    At its top that is what settings and vocabularies usually end in, whatever it is; and everything else that
+    transformers may open beside weights, such as `source.spm`, `vocab.bpe` or a folder of chat templates.
+    """
+    usual = {
         path.name
         for path in directory.iterdir()
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name
-    )
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name and path.is_file()
+    }
+    names = sorted(usual | set(inputs_of(directory)))
     return digest([[name, hashlib.sha256((directory / name).read_bytes()).hexdigest()] for name in names])
