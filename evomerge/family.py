@@ -105,6 +105,13 @@ def read_licence(path: Path) -> str | None:
     return str(licence) if licence else None
 
 
+def loaded_in(checkpoint: Checkpoint) -> str:
+    """Return the dtype that transformers gives a model: its config's, or else that of the first floating tensor."""
+    text = checkpoint.config.get("text_config") or {}
+    stated = [config.get(name) for config in (checkpoint.config, text) for name in ("dtype", "torch_dtype")]
+    return next((str(one).removeprefix("torch.") for one in stated if one), None) or _stored(checkpoint)
+
+
 def _missing(base: Checkpoint) -> list[str]:
     if not (drawn := [name for name in base.missing if name not in base.computed]):
         return []
@@ -152,9 +159,9 @@ def _names(mapping: object) -> set[str]:
 
 def _dtypes(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
     """Experts that people load in another dtype than the base, whose logits are rounded otherwise."""
-    ours, notes = _loaded_in(base), []
+    ours, notes = loaded_in(base), []
     for name, expert in experts.items():
-        theirs = _loaded_in(expert)
+        theirs = loaded_in(expert)
         rounded = theirs == _stored(expert) and _coarser(theirs, _stored(base))  # `check_family` has told of it
         if theirs != ours and not rounded:
             notes.append(
@@ -162,13 +169,6 @@ def _dtypes(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]
                 f"the base is: its logits are rounded otherwise"
             )
     return notes
-
-
-def _loaded_in(checkpoint: Checkpoint) -> str:
-    """The dtype that transformers gives a model: its config's, or else that of the first floating tensor."""
-    text = checkpoint.config.get("text_config") or {}
-    stated = [config.get(name) for config in (checkpoint.config, text) for name in ("dtype", "torch_dtype")]
-    return next((str(one).removeprefix("torch.") for one in stated if one), None) or _stored(checkpoint)
 
 
 def _stored(checkpoint: Checkpoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from evomerge.assembly import Assembly, assemble
+from evomerge.contenders import of_directory
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.evaluation import Model, evaluate
 from evomerge.judge import Judge
@@ -177,7 +179,37 @@ def test_what_is_odd_about_a_model_directory_is_said(
     )
     said = stream.export_text()
     assert "other was not tuned from this base: the cosine" in said
-    assert "other is scored in float32, as the base is" in said
+    assert "other is scored in float32, as the base is; loaded by itself it is in float64 (its dtype)" in said
+
+
+@pytest.mark.parametrize(
+    ("stored", "stated", "noted"),
+    [
+        (torch.bfloat16, "float32", None),
+        (torch.float32, "bfloat16", "bfloat16"),
+        (torch.bfloat16, None, "bfloat16"),
+        (torch.float32, None, None),
+    ],
+)
+def test_a_directory_is_told_apart_by_the_dtype_that_people_load(
+    stored: torch.dtype,
+    stated: str | None,
+    noted: str | None,
+    sources: list[str],
+    assembly: Assembly,
+    pico_suite: Suite,
+    tmp_path: Path,
+) -> None:
+    """Its config decides, and not its files, as transformers has it."""
+    pico(BertModel, config(pico_suite)).to(stored).save_pretrained(tmp_path / "it")
+    written = json.loads((tmp_path / "it" / "config.json").read_text())
+    (tmp_path / "it" / "config.json").write_text(json.dumps({**written, "dtype": stated}))
+    assert BertModel.from_pretrained(tmp_path / "it").dtype == (getattr(torch, noted) if noted else torch.float32)
+    stream = Console(record=True, width=300)
+    of_directory(tmp_path / "it", assembly, settings_of(*sources), Reporter(stream))
+    said = [line for line in stream.export_text().splitlines() if "is scored in" in line]
+    assert len(said) == bool(noted)
+    assert all(f"float32, as the base is; loaded by itself it is in {noted}" in line for line in said)
 
 
 def test_experts_with_heads_of_their_own(own_classifiers: Path, tmp_path: Path) -> None:
