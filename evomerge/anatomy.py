@@ -5,7 +5,7 @@ and the same model put back, object for object, so that all who hold its tensors
 
 Two sorts of change are told apart. A finding changes what the model computes, or where it is kept. A setting is what
 a function may need for its own work: an entry of the config, a number on a module, requires_grad. Settings are put back
-without a word, and so are the buffers that a forward pass with dynamic rotary positions replaces by itself.
+without a word, and so is what the model's own forward pass changes: the positions of long texts, say.
 """
 
 from __future__ import annotations
@@ -98,7 +98,12 @@ class _Part:
         self._groups = {key: own[key] for key in (*REGISTERED, *HOOKS, "training")}
         self._methods = {key: value for key, value in own.items() if callable(value)}
         self._plain = {key: value for key, value in own.items() if isinstance(value, (bool, int, float, str, *CONFIGS))}
-        self._dynamic = "rope_type" in own  # its own forward pass may replace its buffers
+        ropes = _rope_types(own)
+        self.writes = "longrope" in ropes  # its own forward pass writes into its buffers
+        self._replaces = (  # its own forward pass may replace its buffers: for other lengths, as those of M2M100 do
+            self.writes or any("dynamic" in rope for rope in ropes) or hasattr(self._kind, "make_weights")
+        )
+        self._swaps = hasattr(self._kind, "set_attention_type")  # and BigBird its modules, where texts are short
 
     def findings(self) -> Iterator[Finding]:
         """Yield what would change its forward pass."""
@@ -108,17 +113,18 @@ class _Part:
         if self.module.training != self.own["training"]:
             yield "modules left in training mode" if self.module.training else "modules left in eval mode", name
         for group, what in REGISTERED.items():
-            if not (group == "_buffers" and self._dynamic):
+            if not (group == "_buffers" and self._replaces) and not (group == "_modules" and self._has_swapped(now)):
                 yield from self._changed(what, self.registered[group], now.get(group, {}))
         yield from self._changed("methods", self._methods, {k: v for k in self._methods if (v := now.get(k))})
         yield from ((f"attributes that hide {what}", self._named(key)) for key, what in self._hiding(now))
 
     def put_settings_back(self) -> None:
-        """Put back its numbers, flags and texts, and the buffers that its own forward pass replaces."""
+        """Put back its numbers, flags and texts, and the buffers and modules that its own forward pass replaces."""
         now = vars(self.module)
         now |= self._plain
-        if self._dynamic:
-            now["_buffers"].update(self.registered["_buffers"])
+        for group, own in (("_buffers", self._replaces), ("_modules", self._swaps)):
+            if own:
+                now[group].update(self.registered[group])
 
     def put_back(self) -> None:
         """Make the same module again, with the same objects in it."""
@@ -132,6 +138,15 @@ class _Part:
             now[group].clear()
             now[group].update(before)
         self.put_settings_back()
+
+    def _has_swapped(self, now: Mapping[str, Any]) -> bool:
+        """Whether all its modules are there, some of them as another kind of the same parameters."""
+        before, after = self.registered["_modules"], now["_modules"]
+        return (
+            self._swaps
+            and before.keys() == after.keys()
+            and all(_weights(before[key]) == _weights(after[key]) for key in before)
+        )
 
     def _changed(self, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
         if list(now) == list(before) and all(now[key] is value for key, value in before.items()):
@@ -164,12 +179,15 @@ class Anatomy:
     Attributes:
         parameters: those of the model, tied ones once.
         buffers: those of the model.
+        written: those of them into which the model's own forward pass writes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._parts = [_Part(name, module) for name, module in model.named_modules()]
         self.parameters = [Kept.of(name, parameter) for name, parameter in model.named_parameters()]
         self.buffers = [Kept.of(name, buffer) for name, buffer in model.named_buffers()]
+        written = {id(buffer) for part in self._parts if part.writes for buffer in part.own["_buffers"].values()}
+        self.written = [kept for kept in self.buffers if id(kept.tensor) in written]
         self._whole = _Whole(self._parts)
         self._configs = _configs(value for part in self._parts for value in part.own.values())
         self._places: list[tuple[str, dict[Any, Any]]] = [
@@ -246,6 +264,16 @@ class _Whole:
             [*map(len, self._registered)],
             [*map(type, self._modules)],
         )
+
+
+def _rope_types(own: Mapping[str, Any]) -> list[str]:
+    """Return what kinds of rotary positions a module makes: one, or one for each kind of layer."""
+    given = own.get("rope_type")
+    return [str(rope) for rope in (given.values() if isinstance(given, Mapping) else [given])]
+
+
+def _weights(module: nn.Module | None) -> set[int]:
+    return {id(parameter) for parameter in module.parameters()} if module is not None else set()
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -76,7 +76,12 @@ class Guard(Shielded):
         self._rewrite = rewrite
         own = [] if rewrite is None else [kept for kept in self._anatomy.parameters if kept.name not in names]
         self._copies = [(kept, kept.memory.clone()) for kept in (*own, *self._anatomy.buffers)]
-        self._tensors = [*self._anatomy.parameters, *self._anatomy.buffers]
+        written = {id(kept) for kept in self._anatomy.written}
+        self._own = [(kept, values) for kept, values in self._copies if id(kept) in written]
+        self._tensors = [
+            *self._anatomy.parameters,
+            *(kept for kept in self._anatomy.buffers if id(kept) not in written),
+        ]
         self._views: dict[Any, dict[str, Tensor]] = {}  # what can be looked at together: of one dtype, on one device
         for kept in self._tensors:
             if (view := _sample(kept.memory)) is not None:
@@ -165,7 +170,9 @@ class Guard(Shielded):
 
     def _samples(self) -> list[Tensor]:
         """Return copies of samples of all tensors, as bytes: NaN equals itself."""
-        if gone := [kept.name for kept in self._tensors if kept.gone]:  # to read there would end the process
+        if gone := [
+            kept.name for kept in (*self._tensors, *self._anatomy.written) if kept.gone
+        ]:  # to read there would end the process
             raise RuntimeError(f"the memory of {gone[0]} was given away")
         return [torch.cat(list(views.values())).view(torch.uint8) for views in self._views.values()]
 
@@ -183,6 +190,8 @@ class Guard(Shielded):
             raise RuntimeError("the values of its parameters are kept nowhere else")
 
     def _put_settings_back(self, seal: _Seal) -> None:
+        for kept, values in self._own:
+            kept.memory.copy_(values)
         for kept, learning in zip(self._anatomy.parameters, seal.learning, strict=True):
             parameter = kept.tensor
             if parameter.requires_grad != learning:

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BigBirdConfig,
+    BigBirdModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
+)
 
 from evomerge import limits
 from evomerge.assembly import Assembly
@@ -212,6 +220,45 @@ def test_rotary_positions_that_depend_on_what_was_run_before() -> None:
     with guard:
         model(long)
     assert not torch.equal(model(torch.arange(10)[None]).logits, grown)
+
+
+LONGROPE = {
+    **{"rope_type": "longrope", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 8},
+    **{"short_factor": [1.0] * 8, "long_factor": [3.0] * 8},
+}
+OF_THEIR_OWN: dict[str, tuple[Any, Any]] = {
+    "in place": (
+        LlamaForCausalLM,
+        LlamaConfig(**TINY, num_key_value_heads=2, max_position_embeddings=32, rope_parameters=LONGROPE),
+    ),
+    "buffers": (
+        XGLMForCausalLM,
+        XGLMConfig(vocab_size=64, d_model=16, ffn_dim=32, num_layers=1, attention_heads=2, max_position_embeddings=8),
+    ),
+    "modules": (BigBirdModel, BigBirdConfig(**TINY, block_size=1, num_random_blocks=1, attention_type="block_sparse")),
+}
+"""Architectures whose own forward pass changes the model, by the length of the text: how, and one of each."""
+
+
+@pytest.mark.parametrize("way", OF_THEIR_OWN)
+def test_what_a_forward_pass_changes_by_itself_is_no_damage_and_is_put_back(way: str) -> None:
+    cls, config = OF_THEIR_OWN[way]
+    model = pico(cls, copy.deepcopy(config)).eval().requires_grad_(False)
+    guard, short, long = Guard(model), torch.arange(4)[None], torch.arange(30)[None]
+    module = {name: kind for name, kind in model.named_modules()}
+    tensors = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    said = []
+    for text in (short, long, short, long):
+        with guard:
+            said.append(model(text)[0])
+    assert torch.equal(said[0], said[2])
+    assert torch.equal(said[1], said[3])
+    assert dict(model.named_modules()) == module
+    assert all(torch.equal(buffer, tensors[name]) for name, buffer in model.named_buffers())
+    with pytest.raises(ModelChanged, match="modules added"), guard:
+        model.more = nn.Linear(1, 1)
+    with pytest.raises(LiveModelError, match="values changed"), guard:  # by somebody else, and kept nowhere
+        next(model.parameters()).add_(1)
 
 
 def test_tied_parameters_and_their_aliases(language_family: Path) -> None:
