@@ -216,10 +216,11 @@ def _products(base: Checkpoint, experts: Sequence[Checkpoint], parameters: Mappi
     for name in parameters if experts else ():
         ours = base.tensor(name)
         step = max(1, min(len(ours), math.ceil(ours.numel() / SAMPLE))) if ours.dim() > 1 else 1
-        before = ours[::step].float()
+        chosen = slice(None, None, step) if ours.dim() else ...  # a number, as the temperature of CLIP, has no rows
+        before = ours[chosen].float()
         rows = torch.stack(
             [
-                (expert.tensor(name)[::step].float() - before).flatten()
+                (expert.tensor(name)[chosen].float() - before).flatten()
                 if name in expert.keys
                 else torch.zeros(before.numel())
                 for expert in experts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, CLIPConfig, CLIPModel
 
 from evomerge.assembly import assemble
 from evomerge.config import check, plain
@@ -22,7 +22,7 @@ from evomerge.progress import Reporter
 from evomerge.sources import Sources
 from tests.helpers import compose
 from tests.language import CHAT, VOCABULARY, documents, save_tokenizer, write_jsonl
-from tests.models import rewritten
+from tests.models import pico, rewritten
 
 CAUSAL = "AutoModelForCausalLM"
 
@@ -276,3 +276,22 @@ def test_a_tokenizer_of_other_files_and_the_same_words(family):
     file.write_text(json.dumps(json.loads(file.read_text()), indent=7))
     assert file.read_bytes() != (family / "base" / "tokenizer.json").read_bytes()
     assert inspected(family).warnings == []
+
+
+def test_a_parameter_that_is_a_single_number(tmp_path):
+    """The temperature of CLIP has no rows: likenesses are taken of it as it is."""
+    tower = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = CLIPConfig(
+        text_config=tower | {"vocab_size": 32, "max_position_embeddings": 16},
+        vision_config=tower | {"image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    for number, name in enumerate(("base", "left", "right", "twin")):
+        model = pico(CLIPModel, config)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number % 3))
+        model.save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name, VOCABULARY[:32])
+    sources = Sources(tmp_path / "base", {name: tmp_path / name for name in ("left", "right", "twin")}, {})
+    [warning] = inspect_sources(sources, "AutoModel", tmp_path / "cache", 0.2, Reporter()).warnings
+    assert warning.startswith("expert twin equals the base in all that is merged")
