@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from evomerge.checkpoint import Checkpoint
+from evomerge.checks import check_asked, check_metrics, first_fitness, reads_items
 from evomerge.config import build, classes, needs_processor, takes
 from evomerge.errors import ConfigError
 from evomerge.family import check_files, family_notes
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.encoding import check_kind
 from evomerge.items import SPLITS, Item, check_disjoint
 from evomerge.leakage import leakage_notes, training_files
 from evomerge.live import LiveModel, load_live
@@ -122,6 +122,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
         EvomergeError: whatever is wrong with the settings or the sources.
     """
     model, cache = settings["model"], Path(settings["model"]["cache"])
+    fitness = first_fitness(settings["fitness"])
     sources = find_sources(model, settings["fitness"]["tasks"])
     trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
@@ -132,14 +133,7 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     check_files([sources.base, *sources.experts.values()])
     with reporter.working("loading the base"):
         live = load_live(sources.base, model["auto_class"], model["device"], needs_processor(settings["fitness"]))
-    if reader and live.model.get_output_embeddings() is None:
-        raise ConfigError(
-            f"The fitness asks what a model says next, and a {type(live.model).__name__} has no language-modelling "
-            f"head: write model.auto_class=AutoModelForCausalLM."
-        )
-    if takes(settings["fitness"], "heads"):
-        for chosen in items.values():
-            check_kind(live.processor, chosen)
+    check_asked(settings["fitness"], live, items)
     choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
     allowed = model.get("allow_missing") or ()
     base, experts = open_sources(sources, live, cache, reporter, choice)
@@ -163,12 +157,8 @@ def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
     )
     with reporter.working("preparing the merge"):
         merger = Merger(live.model, merged, space.groups, method)
-    fitness = reader or make_fitness(sources, settings["fitness"], parameters)
-    for name in ("metric", "report_metric"):
-        if settings["fitness"][name] not in fitness.metrics:
-            raise ConfigError(
-                f"fitness.{name} is '{settings['fitness'][name]}'; this fitness gives {', '.join(fitness.metrics)}."
-            )
+    fitness = reader or fitness or make_fitness(sources, settings["fitness"], parameters)
+    check_metrics(settings["fitness"], fitness)
     return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
 
 
@@ -191,7 +181,7 @@ def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | 
                 f"fitness.tasks.{task}.{strange[0]} means nothing to the fitness {kind.__name__}: leave it out, or "
                 f"choose the fitness that it belongs to (fitness=lm_eval, fitness=perplexity)."
             )
-    if not hasattr(kind, "read"):
+    if not reads_items(settings):
         if asked := [name for name, task in sources.tasks.items() if task.items.suffix in (".yaml", ".yml")]:
             raise ConfigError(
                 f"The task {asked[0]} is a task of lm-eval ({sources.tasks[asked[0]].items}), which the fitness "

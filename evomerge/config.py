@@ -24,7 +24,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.exits import Exited, contained
+from evomerge.exits import Exited, contained, line_of
 from evomerge.limits import AUTO
 from evomerge.names import unknown
 from evomerge.paths import at_home, with_paths
@@ -271,7 +271,7 @@ def _find_class(name: str, group: str) -> Any:
         return getattr(found, attribute)
     except Exception as error:  # whatever a module of the user's raises
         raise ConfigError(
-            f"{group}._target_={name} names no class that can be used: {type(error).__name__}: "
+            f"{group}._target_={name} names no class that can be used: {type(error).__name__}{line_of(error)}: "
             f"{next(iter(str(error).splitlines()), '')}. Write {group}= and one of {', '.join(choices_of(group))}, or "
             f"the class with a module that Python finds from here."
         ) from error

@@ -9,7 +9,9 @@ process at once, and nothing in Python can prevent that.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from evomerge.limits import Overdue
@@ -34,3 +36,12 @@ def contained(compute: Callable[[], T]) -> T:
     except BaseException as error:
         code = f" with status {error.code!r}" if isinstance(error, SystemExit) else f": {error}" if str(error) else ""
         raise Exited(f"{type(error).__name__} was raised{code}; raise an Exception that says what is wrong") from error
+
+
+def line_of(error: BaseException) -> str:
+    """Return the line of a file at which its import failed, such as ` in score.py, line 3`; nothing where it never
+    began. What cannot be read as Python says its line itself.
+    """
+    cause = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
+    frames = (frame for frame in traceback.extract_tb(cause.__traceback__) if frame.name == "<module>")
+    return next((f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in frames), "")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+from evomerge.commands.inspect import main as inspect
+from evomerge.config import build
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.custom import Custom, load_function
@@ -73,18 +76,64 @@ def test_answers_of_another_form_are_refused(tmp_path, body, message):
         ("{path}/mine.py:NUMBER", r"mine\.py has no function NUMBER"),
         ("{path}/none.py:score", r"none\.py' cannot be imported \(FileNotFoundError"),
         ("{path}/typo.py:score", r"typo\.py' cannot be imported \(SyntaxError: .*Give a file that runs by itself"),
-        ("{path}/fails.py:score", r"fails\.py' cannot be imported \(ZeroDivisionError"),
-        ("{path}/exits.py:score", r"exits\.py' cannot be imported \(Exited: SystemExit was raised with status 0"),
+        ("{path}/fails.py:score", r"fails\.py' cannot be imported \(ZeroDivisionError in fails\.py, line 1: "),
+        (
+            "{path}/exits.py:score",
+            r"exits\.py' cannot be imported \(Exited in exits\.py, line 3: SystemExit was raised",
+        ),
+        ("{path}/deep.py:score", r"deep\.py' cannot be imported \(ModuleNotFoundError in deep\.py, line 4: No module"),
+        ("{path}/other.py:score", r"\(SyntaxError in other\.py, line 2: .*\(broken_helper\.py, line 1\)"),
+        ("broken_module:score", r"'broken_module' cannot be imported \(KeyError in broken_module\.py, line 2: "),
         ("no.such.module:score", r"'no\.such\.module' cannot be imported \(ModuleNotFoundError"),
     ],
 )
-def test_functions_that_cannot_be_found(tmp_path, name, message):
+def test_functions_that_cannot_be_found(tmp_path, monkeypatch, name, message):
+    """The message names the line of the user's file at which its import failed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deep.py").write_text("def needs():\n    import no_such_library\n\nneeds()\n")
+    (tmp_path / "other.py").write_text("import json\nimport broken_helper\n")
+    (tmp_path / "broken_helper.py").write_text("def score(:\n")
+    (tmp_path / "broken_module.py").write_text("import json\n{}['score']\n")
     (tmp_path / "mine.py").write_text("NUMBER = 3\ndef score(model, tokenizer, items): ...\n")
     (tmp_path / "typo.py").write_text("def score(:\n")
     (tmp_path / "fails.py").write_text("1 / 0\n")
     (tmp_path / "exits.py").write_text("import sys\nif True:\n    sys.exit(0)\n")
     with pytest.raises(ConfigError, match=message):
         Custom(name.format(path=tmp_path))
+
+
+def no_base(*args, **kwargs):
+    raise AssertionError("the base is loaded before the user's file was imported")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fitness.function={path}/fails.py:score", r"ZeroDivisionError in fails\.py, line 3"),
+        ("fitness.function={path}/fails.py", "names no function"),
+        ("fitness.metric=accuracy", "fitness.metric is 'accuracy'; this fitness gives score"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["search", "inspect"])
+def test_what_is_wrong_with_a_file_is_found_before_the_base_is_loaded(
+    untokenized, tmp_path, monkeypatch, verb, override, message
+):
+    (tmp_path / "mine.py").write_text("def score(model, tokenizer, items): ...\n")
+    (tmp_path / "fails.py").write_text("def score(model, tokenizer, items): ...\n\n1 / 0\n")
+    monkeypatch.setattr("evomerge.assembly.load_live", no_base)
+    monkeypatch.setattr("evomerge.inspection.sources.load_skeleton", no_base)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    given = [*untokenized, override.format(path=tmp_path)]
+    with pytest.raises(ConfigError, match=message):
+        run_search(compose(*given), tmp_path / "run", Reporter()) if verb == "search" else inspect(given)
+
+
+def test_the_line_of_a_class_that_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_searcher.py").write_text("import json\n\nraise OSError('no licence')\n")
+    message = r"names no class that can be used: OSError in own_searcher\.py, line 3: no licence"
+    with pytest.raises(ConfigError, match=message):
+        build({"_target_": "own_searcher.Searcher"}, "searcher")
 
 
 def test_an_array_that_the_function_uses_again(tmp_path):

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     if not 0 < options.density <= 1:
         raise ConfigError(f"--density={options.density}: write a number above 0, up to 1, such as 0.2 for 20 %.")
 
+    from evomerge.checks import first_fitness
     from evomerge.commands.settings import compose_settings
     from evomerge.config import check, plain, takes
     from evomerge.inspection.document import document
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     settings = plain(compose_settings(given))
     check(settings)
+    if settings["fitness"]["tasks"] or settings["model"]["suite"]:
+        first_fitness(settings["fitness"])
     sources = find_models(options.directories, settings)
     model, reporter = settings["model"], Reporter()
     with reporter.bars():

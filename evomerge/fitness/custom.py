@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 
 from evomerge.errors import ConfigError
-from evomerge.exits import contained
+from evomerge.exits import contained, line_of
 from evomerge.fitness.base import Outcome
 from evomerge.items import Item
 
@@ -103,8 +103,8 @@ def load_function(name: str) -> Function:
         )
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
-            f"'{place}' cannot be imported ({type(error).__name__}: {error}). Give a file that runs by itself "
-            f"(path/to/file.py:{attribute}), or a module that Python finds from here."
+            f"'{place}' cannot be imported ({type(error).__name__}{line_of(error)}: {error}). Give a file that runs by "
+            f"itself (path/to/file.py:{attribute}), or a module that Python finds from here."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
