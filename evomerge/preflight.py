@@ -7,7 +7,8 @@ work fails here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from evomerge.assembly import Assembly
@@ -49,27 +50,16 @@ def preflight(
     Raises:
         ConfigError: the fitness cannot score the base, or its loss has no gradient there.
     """
-    ids, what = subsets["search"](0), "fitness"
-    try:
+    ids = subsets["search"](0)
+    with failing_on_base("fitness"):
         limit.first(lambda: score(ids))  # pays for what is set up lazily
         started = time.perf_counter()
         outcome = limit(lambda: score(ids))
         check_finite(outcome)
         (value,), _ = objective(outcome)
         seconds = time.perf_counter() - started
-        what = "loss"
+    with failing_on_base("loss"):
         step = limit.first(gradients.measure) if gradients else None
-    except NotFinite as error:
-        raise NotFinite(
-            f"The base has no score, so no candidate would have one: {error}. Take another base. "
-            f"`evomerge inspect` names the weights that are not finite, if there are any."
-        ) from error
-    except EvomergeError:
-        raise
-    except Exception as error:  # whatever a model or a user's fitness may raise
-        raise ConfigError(
-            f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
-        ) from error
     limit.measured(max(seconds, step or 0.0))
     rows = _facts(assembly, settings, ids, gradients is not None)
     times = _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
@@ -86,6 +76,31 @@ def preflight(
         )
     for warning in [*assembly.warnings, *cautions(settings, assembly.space, gradients is not None)]:
         reporter.say(f"{'warning':>16}  {warning}")
+
+
+@contextmanager
+def failing_on_base(what: str) -> Iterator[None]:
+    """Say of whatever goes wrong while the base is scored that every candidate would end like it.
+
+    Args:
+        what: `fitness` or `loss`.
+
+    Raises:
+        EvomergeError: something did.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(
+            f"The base has no score, so no candidate would have one: {error}. Take another base. "
+            f"`evomerge inspect` names the weights that are not finite, if there are any."
+        ) from error
+    except EvomergeError:
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise ConfigError(
+            f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _facts(

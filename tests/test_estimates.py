@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from evomerge import limits
+from evomerge.assembly import assemble
 from evomerge.config import plain
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.evaluator import Scorer
 from evomerge.inspection.estimates import estimate, time_merge
 from evomerge.inspection.sources import inspect_sources
 from evomerge.methods import Linear, Ties
 from evomerge.progress import Reporter
+from evomerge.run import make_subsets, run_search, scorer
 from evomerge.sources import Sources, find_sources
 from tests.helpers import compose
 from tests.models import rewritten
@@ -76,6 +80,62 @@ def test_a_fitness_that_fails(settings, tmp_path):
     )
     with pytest.raises(ConfigError, match="fails on the base"):
         needs(plain(config), find_sources(settings["model"], None))
+
+
+def test_a_fitness_that_hangs_has_the_limit_of_a_search(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "LEAST", 0.5)
+    (tmp_path / "mine.py").write_text("import time\n\ndef score(model, tokenizer, items):\n    time.sleep(60)\n")
+    config = compose(
+        *("model=pico", "fitness=custom", f"fitness.function={tmp_path / 'mine.py'}:score", "time_limit=0.1"),
+        *(f"model.suite={settings['model']['suite']}", f"model.cache={settings['model']['cache']}"),
+    )
+    with pytest.raises(ConfigError, match=r"fails on the base.*took longer than the 0\.5 s that time_limit=0\.1"):
+        needs(plain(config), find_sources(settings["model"], None))
+
+
+def test_a_score_that_is_not_finite_is_refused_as_in_a_search(settings, tmp_path):
+    body = "return {task: [float('nan')] * len(chosen) for task, chosen in items.items()}"
+    (tmp_path / "mine.py").write_text(f"def score(model, tokenizer, items):\n    {body}\n")
+    config = compose(
+        *("model=pico", "fitness=custom", f"fitness.function={tmp_path / 'mine.py'}:score"),
+        *(f"model.suite={settings['model']['suite']}", f"model.cache={settings['model']['cache']}"),
+    )
+    said = []
+    for verb in (
+        lambda: needs(plain(config), find_sources(settings["model"], None)),
+        lambda: run_search(config, tmp_path / "run", Reporter()),
+    ):
+        with pytest.raises(EvomergeError) as caught:
+            verb()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_heads_are_given_what_is_merged(own_classifiers, tmp_path, monkeypatch):
+    """The pooler that the base lacks is drawn at random in the live model, and the expert's own runs in its head."""
+    base = shutil.copytree(own_classifiers / "base", tmp_path / "base")
+    rewritten(base, lambda tensors: {name: one for name, one in tensors.items() if "pooler" not in name})
+    given = plain(
+        compose(
+            *(f"model.base={base}", f"model.experts=[{own_classifiers / 'mood'}]", "model.device=cpu"),
+            *(f"model.cache={tmp_path / 'cache'}", f"fitness.tasks={{mood: {own_classifiers / 'mood.jsonl'}}}"),
+        )
+    )
+    seen, call = [], Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", lambda self, ids: seen.append(call(self, ids)) or seen[-1])
+    needs(given, find_sources(given["model"], given["fitness"]["tasks"]))
+    whole = assemble(given, Reporter())
+    whole.become(None)
+    scorer(whole, whole.items["search"])(make_subsets(whole, given)["search"](0))
+    inspected, searched = (outcome.results["mood"]["log_probability"] for outcome in (seen[0], seen[-1]))
+    assert inspected == pytest.approx(searched, abs=1e-6)
+
+
+def test_items_of_all_splits_are_looked_at_as_in_a_search(settings, tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr("evomerge.inspection.estimates.check_items", lambda *given: checked.append(given[-1]))
+    needs(settings, find_sources(settings["model"], None))
+    assert checked == ["search", "select", "report"]
 
 
 def test_experts_that_do_not_fit_need_nothing(settings, tmp_path, pico_suite):

@@ -19,21 +19,23 @@ from torch import nn
 
 from evomerge.assembly import make_fitness, read_items
 from evomerge.checkpoint import Checkpoint
-from evomerge.config import build, needs_processor, takes
-from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer, prepare
+from evomerge.checks import check_asked, check_metrics
+from evomerge.config import build, needs_processor
+from evomerge.evaluator import Scorer, check_finite, prepare
 from evomerge.expert_deltas import ExpertDeltas, is_narrow
-from evomerge.fitness.encoding import check_kind
+from evomerge.fitness.base import check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.groups import Group, Span
 from evomerge.inspection.sources import Inspection
 from evomerge.items import check_disjoint
 from evomerge.leakage import leakage_notes, training_files
+from evomerge.limits import TimeLimit
 from evomerge.live import load_live
 from evomerge.marks import task_notes
 from evomerge.merger import Merger
 from evomerge.methods import Method, only_sums
 from evomerge.plan import judged
+from evomerge.preflight import failing_on_base
 from evomerge.progress import Reporter
 from evomerge.sources import Sources
 from evomerge.space import make_space
@@ -119,7 +121,7 @@ def estimate(
     if not sources.tasks:
         return needs, []
     with reporter.working("scoring the base"):
-        score, sizes, warnings = time_scoring(sources, settings, device)
+        score, sizes, warnings = time_scoring(sources, settings, found.parameters, device)
     bounds = {name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()}
     space = make_space("model", found.parameters, found.compared, method.variables, frozenset(), bounds=bounds)
     work = judged(
@@ -168,17 +170,25 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
     return min(_seconds(merge) for _ in range(3)) / (n * (experts + 2))
 
 
-def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> tuple[float, dict[str, int], list[str]]:
-    """Score the base on the items of the first generation.
+def time_scoring(
+    sources: Sources, settings: Mapping[str, Any], parameters: Mapping[str, tuple[int, ...]], device: str
+) -> tuple[float, dict[str, int], list[str]]:
+    """Score the base on the items of the first generation, after the checks of a search and within its time limit.
+
+    Args:
+        sources: where base and tasks come from.
+        settings: of the search.
+        parameters: name -> shape of what is merged.
+        device: of the live model.
 
     Returns:
         Seconds; the number of items by split; warnings about the items.
 
     Raises:
-        EvomergeError: the items cannot be read.
+        EvomergeError: the items cannot be read or scored.
         ConfigError: the fitness fails on the base.
     """
-    given = settings["fitness"]
+    given, limit = settings["fitness"], TimeLimit(settings["time_limit"])
     trained_on = training_files(settings["model"]["trained_on"], sources.experts)
     reader, items = read_items(sources, given)
     leaks = leakage_notes(sources, items, reader.data_sets if reader else {}, trained_on)
@@ -188,20 +198,20 @@ def time_scoring(sources: Sources, settings: Mapping[str, Any], device: str) -> 
         for split, name in {"search": "items", "select": "select_items", "report": "report_items"}.items()
     }
     live = load_live(sources.base, settings["model"]["auto_class"], device, needs_processor(settings["fitness"]))
-    if takes(given, "heads"):
-        check_kind(live.processor, items["search"])
-    fitness = reader or make_fitness(sources, given, live.parameters)
-    score = Scorer(live.model, fitness, prepare(fitness, live.processor, items["search"]))
-    ids = subsets["search"](0)
-    try:
-        seconds = _seconds(lambda: score(ids))
-        seconds = _seconds(lambda: score(ids)) if seconds < BRIEF else seconds
-    except EvomergeError:
-        raise
-    except Exception as error:  # whatever a model or a user's fitness may raise
-        raise ConfigError(
-            f"The fitness fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
-        ) from error
+    check_asked(given, live, items)
+    fitness = reader or make_fitness(sources, given, parameters)
+    check_metrics(given, fitness)
+    prepared = {split: prepare(fitness, live.processor, chosen) for split, chosen in items.items()}
+    for split, subset in subsets.items():
+        check_items(fitness, live.model, prepared[split], subset.every(), split)
+    score, ids = Scorer(live.model, fitness, prepared["search"]), subsets["search"](0)
+
+    def once() -> None:
+        check_finite(score(ids))
+
+    with failing_on_base("fitness"):
+        seconds = limit.first(lambda: _seconds(once))
+        seconds = limit(lambda: _seconds(once)) if seconds < BRIEF else seconds
     warnings = [*(reader.warnings if reader else ()), *leaks, *task_notes(sources, given, items)]
     return seconds, {split: subset.size for split, subset in subsets.items()}, warnings
 
