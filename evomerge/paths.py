@@ -16,6 +16,8 @@ from typing import Any
 from evomerge.files import write_atomically
 
 RECORD = "started.json"
+OF_MODELS = ("suite", "base", "experts", "cache", "trained_on")
+"""Settings of models that are paths, or hold them."""
 OF_TASKS = ("items", "task", "head", "include_path")
 """Settings of a task that are paths, or may be."""
 
@@ -41,7 +43,7 @@ def with_paths(settings: Mapping[str, Any], change: Callable[[str], str]) -> dic
         return {name: each(value) if name in OF_TASKS else value for name, value in given.items()}
 
     model, fitness = dict(settings["model"]), settings["fitness"]
-    model |= {name: each(model[name]) for name in ("suite", "base", "experts", "cache") if name in model}
+    model |= {name: each(model[name]) for name in OF_MODELS if name in model}
     if isinstance(fitness, Mapping):
         fitness = dict(fitness)
         if isinstance(tasks := fitness.get("tasks"), Mapping):

@@ -185,6 +185,12 @@ def test_wrong_flags_end_with_the_usage(arguments: list[str], capsys) -> None:
     assert "usage: evomerge evaluate MODEL" in capsys.readouterr().err
 
 
+def test_a_setting_may_be_longer_than_the_name_of_a_file() -> None:
+    tasks = "fitness.tasks={" + ", ".join(f"task{i}: gone{i}.jsonl" for i in range(30)) + "}"
+    with pytest.raises(EvomergeError, match=r"gone0\.jsonl does not exist"):
+        main(["runs/one", tasks])
+
+
 def test_help_explains_splits_and_models(capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])

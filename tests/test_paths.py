@@ -12,7 +12,8 @@ from evomerge.paths import RECORD, from_its_start, record_start, started_in, wit
 from tests.processes.command import evomerge
 
 SETTINGS = {
-    "model": {"suite": None, "base": "base", "experts": {"a": "a", "b": "owner/name"}, "cache": ".cache"},
+    "model": {"suite": None, "base": "base", "experts": {"a": "a", "b": "owner/name"}, "cache": ".cache"}
+    | {"trained_on": {"a": ["x.jsonl", "gone.txt"]}},
     "fitness": {"tasks": {"x": "x.jsonl", "y": {"items": "y.jsonl", "expert": "a"}}, "function": "mine.py:score"},
     "start": "constants",
 }
@@ -38,6 +39,7 @@ def test_paths_that_are_there_are_found_and_other_names_stay(run: Path) -> None:
     settings = from_its_start(SETTINGS, run)
     assert settings["model"]["base"] == "../home/base"
     assert settings["model"]["experts"] == {"a": "../home/a", "b": "owner/name"}
+    assert settings["model"]["trained_on"] == {"a": ["../home/x.jsonl", "gone.txt"]}
     assert settings["fitness"]["tasks"] == {"x": "../home/x.jsonl", "y": {"items": "../home/y.jsonl", "expert": "a"}}
     assert settings["fitness"]["function"] == "../home/mine.py:score"
     assert settings["start"] == "constants"
@@ -72,7 +74,8 @@ def test_from_where_it_was_started_nothing_changes(run: Path, monkeypatch: pytes
 def test_only_paths_are_passed_on() -> None:
     seen: list[str] = []
     with_paths(SETTINGS, lambda text: seen.append(text) or text)
-    assert sorted(seen) == sorted(["base", "a", "owner/name", ".cache", "x.jsonl", "y.jsonl", "mine.py", "constants"])
+    of_models, of_tasks = ["base", "a", "owner/name", ".cache", "x.jsonl", "gone.txt"], ["x.jsonl", "y.jsonl"]
+    assert sorted(seen) == sorted([*of_models, *of_tasks, "mine.py", "constants"])
 
 
 @pytest.mark.slow

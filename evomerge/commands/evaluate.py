@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
         EvomergeError: a model is not there or does not fit, a setting is wrong; or, when all that have a score are
             shown, a model has none.
     """
-    given = [a for a in arguments if "=" in a and not a.startswith("-") and not Path(a).exists()]
+    given = [a for a in arguments if "=" in a and not a.startswith("-") and not os.path.exists(a)]
     options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
 
     from evomerge.assembly import assemble

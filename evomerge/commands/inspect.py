@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         EvomergeError: the base cannot be read, or a setting is wrong.
         SystemExit: with status 1, if something does not fit.
     """
-    given = [a for a in arguments if "=" in a and not a.startswith("-") and not Path(a).exists()]
+    given = [a for a in arguments if "=" in a and not a.startswith("-") and not os.path.exists(a)]
     options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
     if not 0 < options.density <= 1:
         raise ConfigError(f"--density={options.density}: write a number above 0, up to 1, such as 0.2 for 20 %.")
