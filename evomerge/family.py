@@ -40,6 +40,7 @@ def family_notes(
     parameters: Mapping[str, tuple[int, ...]],
     allowed: Collection[str] = (),
     pooled: bool = True,
+    written: bool = False,
 ) -> list[str]:
     """Return all that should be known of a family.
 
@@ -51,6 +52,7 @@ def family_notes(
         parameters: name -> shape of what is merged.
         allowed: names and patterns of tensors that may be missing or left over (`model.allow_missing`).
         pooled: whether what is scored may look at pooled outputs; heads do not.
+        written: whether the merge becomes a directory, of which is said elsewhere what stays the base's.
 
     Raises:
         CheckpointError: base or experts cannot be merged; see `check_family`.
@@ -58,7 +60,7 @@ def family_notes(
     return [
         *check_family(base, experts, parameters, allowed),
         *(_missing(base) if pooled else ()),
-        *_outside(live, base, experts),
+        *(() if written else _outside(live, base, experts)),
         *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
         *_dtypes(live, base, experts),
         *_licences(base.path, list(places.values())),

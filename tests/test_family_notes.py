@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, CLIPConfig, CLIPModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    CLIPConfig,
+    CLIPModel,
+    ResNetConfig,
+    ResNetModel,
+)
 
 from evomerge.assembly import assemble
 from evomerge.config import check, plain
@@ -22,6 +30,7 @@ from evomerge.progress import Reporter
 from evomerge.sources import Sources
 from tests.helpers import compose
 from tests.language import CHAT, VOCABULARY, documents, save_tokenizer, write_jsonl
+from tests.merging import make_recipe, save_family, write
 from tests.models import pico, rewritten
 
 CAUSAL = "AutoModelForCausalLM"
@@ -151,6 +160,36 @@ def test_what_inspect_says_a_search_says(family, odd):
     assert any(said in text for text in warnings), warnings
     told = assemble(settings_of(family), Reporter()).warnings
     assert [text for text in told if not text.startswith("few ")] == warnings
+
+
+@pytest.mark.parametrize("odd", ["rope", "dtype", "template", "twins", "the base again", "licences"])
+def test_what_merge_says_stands_on_the_card(family, odd, capsys):
+    change, said = ODD[odd]
+    change(family)
+    experts = {name: family / name for name in ("left", "right")}
+    out = write(make_recipe(family / "base", experts, auto_class=CAUSAL), family, family / "out")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert any(said in line for line in warnings)
+    assert listed_on_card(out) == [line.removeprefix("warning: ") for line in warnings]
+
+
+def test_buffers_that_differ_stand_on_the_card(tmp_path, capsys):
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    experts = save_family(tmp_path, pico(ResNetModel, config), experts=2, frozen="nothing")
+    rewritten(
+        tmp_path / "red",
+        lambda held: {key: held[key] + 1 if key.endswith("running_mean") else held[key] for key in held},
+    )
+    out = write(make_recipe(tmp_path / "base", experts), tmp_path, tmp_path / "out")
+    (note,) = [note for note in listed_on_card(out) if "running_mean" in note]
+    assert note.startswith("expert red differs from the base in")
+    assert f"warning: {note}" in capsys.readouterr().err
+
+
+def listed_on_card(directory: Path) -> list[str]:
+    """What a model card says of base and experts."""
+    section = (directory / "README.md").read_text().split("## What should be known of these models\n")[1]
+    return [line.removeprefix("- ") for line in section.split("\n## ")[0].splitlines() if line]
 
 
 REFUSED: dict[str, Callable[[Path], object]] = {

@@ -16,7 +16,6 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from evomerge.errors import SpaceError
-from evomerge.family import directory_notes
 from evomerge.fitness.base import heading
 from evomerge.groups import Group, make_groups
 from evomerge.names import mark_lines, marked
@@ -42,6 +41,7 @@ def model_card(
     parameters: Mapping[str, tuple[int, ...]],
     dtype: str | None = None,
     notes: Sequence[str] = (),
+    family: Sequence[str] = (),
 ) -> str:
     """Return the text of the card.
 
@@ -52,6 +52,7 @@ def model_card(
         parameters: name -> shape of those that the recipe's groups are made of.
         dtype: to which the weights were cast, if not that in which they were scored.
         notes: sentences about what is not merged, or left out.
+        family: what should be known of base and experts, as `family_notes` returns it.
     """
     sources = {base: recipe.base, **{path: recipe.experts[name] for name, path in experts.items()}}
     hub = {path: source.hub.partition("@")[0] for path, source in sources.items() if source.hub}
@@ -72,10 +73,10 @@ def model_card(
         f"parameters (`{recipe.granularity}`).",
         _use(recipe, base),
         _parents(recipe, base, experts, names),
-        *_differences(base, experts),
+        *_listed("What should be known of these models", family),
         *_scores(recipe.scores),
         *_coefficients(recipe, parameters),
-        *_noted(notes),
+        *_listed("What is not merged", notes),
         _again(recipe, dtype),
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
@@ -155,12 +156,6 @@ def _parents(recipe: Recipe, base: Path, experts: Mapping[str, Path], names: Map
     return "## What was merged\n\n" + _table(["", "model", "hash of its weights"], rows, "---")
 
 
-def _differences(base: Path, experts: Mapping[str, Path]) -> Iterator[str]:
-    """Yield a list of what the experts have otherwise than the base, whose files the merged model has."""
-    if notes := directory_notes(base, {f"expert {name}": path for name, path in experts.items()}):
-        yield "## Where the experts differ from the base\n\n" + "\n".join(f"- {note}" for note in notes)
-
-
 def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of what the recipe says of scores; it may say nothing."""
     rows = {name: row for name, row in scores.items() if isinstance(row, Mapping) and "mean" in row}
@@ -215,10 +210,10 @@ def _coarser(parameters: Mapping[str, tuple[int, ...]]) -> tuple[tuple[Group, ..
     return make_groups("model", parameters), "the whole model"
 
 
-def _noted(notes: Sequence[str]) -> Iterator[str]:
-    """Yield the list of what is not merged, or left out."""
+def _listed(title: str, notes: Sequence[str]) -> Iterator[str]:
+    """Yield a section that lists sentences, if there are any."""
     if notes:
-        yield "## What is not merged\n\n" + "\n".join(f"- {note}" for note in notes)
+        yield f"## {title}\n\n" + "\n".join(f"- {' '.join(note.split())}" for note in notes)
 
 
 def _again(recipe: Recipe, dtype: str | None) -> str:

@@ -95,7 +95,7 @@ def write_model(
     places = find_origins(recipe, beside, base, experts or {})
     heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
-    ours, rebuild, parameters = _opened(recipe, places, live, reporter)
+    ours, rebuild, parameters, family = _opened(recipe, places, live, reporter)
     found, scored = look_beside(places[""], _experts(recipe, places)), scored_dtype(recipe, ours.path, live)
     kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
     dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
@@ -112,7 +112,7 @@ def write_model(
         for task, file in heads.items():
             copy_file(file, directory / recipe.heads[task])
         write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes)
+        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family)
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
         _write_config(ours, directory, name_of(kind))  # last: without it nothing loads
@@ -130,8 +130,9 @@ def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
 
 def _opened(
     recipe: Recipe, places: Mapping[str, Path], live: LiveModel, reporter: Reporter
-) -> tuple[Checkpoint, Rebuild, dict[str, tuple[int, ...]]]:
-    """Return the base, what rebuilds the merge of it and the experts, and the parameters that are merged.
+) -> tuple[Checkpoint, Rebuild, dict[str, tuple[int, ...]], list[str]]:
+    """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, and what should
+    be known of the family, which is said.
 
     Raises:
         CheckpointError: a source is damaged or has other weights than the recipe says.
@@ -144,10 +145,12 @@ def _opened(
         }
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     own = {name: places[name] for name in experts}
-    for warning in family_notes(own, live, ours, experts, parameters, ["*"]):  # whoever searched with these meant it
-        reporter.say(f"warning: {warning}")
+    anything = ["*"]  # whoever searched with these meant it
+    family = family_notes(own, live, ours, experts, parameters, anything, written=True)
+    for note in family:
+        reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):
-        return ours, Rebuild(recipe, ours, experts, parameters), parameters
+        return ours, Rebuild(recipe, ours, experts, parameters), parameters, family
 
 
 def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:
