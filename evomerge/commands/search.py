@@ -76,7 +76,7 @@ def _refuse_marks(arguments: Sequence[str]) -> None:
     Raises:
         EvomergeError: there is one in a directory of the user's.
     """
-    given = " ".join(arguments).replace("=", " ").split()
+    given = [part for one in arguments for part in (one.split("=", 1) if one.startswith("-") else [one])]
     places = [Path(where) for flag, where in pairwise(given) if flag in OWN_CONFIGURATION]
     for file in (file for place in places if place.is_dir() for file in sorted(place.rglob("*.yaml"))):
         if file.read_bytes().startswith(b"\xef\xbb\xbf# @"):
