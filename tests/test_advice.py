@@ -264,6 +264,7 @@ def test_whoever_does_what_a_message_says_gets_further(name: str) -> None:
     assert refusal({**given, **right}) is None
 
 
+@pytest.mark.slow
 def test_names_that_hydra_cannot_read_work_in_the_file_that_is_advised(place: Path) -> None:
     said = refusal({**OWN, "model.experts": "{modèle: mood}"})
     assert said is not None
