@@ -168,7 +168,7 @@ def _other(name: str, value: Any, rng: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return rng.choice([value + 1, value * 2 or 3])
+        return rng.choice([value + 1, value * 2 or 4])  # 4: chunks of the feed-forward must divide the input
     if isinstance(value, float):
         return value * 3 + 0.01 if value < 0.3 or value > 1 else value / 2
     return None
