@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-import yaml
-from huggingface_hub import metadata_load
 
+from evomerge.cards import read_licence
 from evomerge.checkpoint import Checkpoint
 from evomerge.configurations import configuration_notes
 from evomerge.live import LiveModel
@@ -95,16 +94,6 @@ def check_files(places: Iterable[Path]) -> None:
     for path in places:
         weight_files(path)
         check_readable(path)
-
-
-def read_licence(path: Path) -> str | None:
-    """Return the licence in the header of a model card, if there is one."""
-    try:
-        header = metadata_load(path / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return None  # no card, or one whose header cannot be read
-    licence = header.get("license_name") if header.get("license") == "other" else header.get("license")
-    return str(licence) if licence else None
 
 
 def loaded_in(checkpoint: Checkpoint) -> str:

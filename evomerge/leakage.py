@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import metadata_load
-
+from evomerge.cards import data_sets_of
 from evomerge.errors import ConfigError, SuiteError
 from evomerge.items import Item
 from evomerge.names import unknown
@@ -105,7 +103,7 @@ def _of_task(sources: Sources, task: str, known: Iterable[str]) -> set[str]:
 
 def _named_by_cards(model: str, path: Path, tasks: Mapping[str, set[str]]) -> Iterator[str]:
     """Say which tasks are made of data sets that a model's card names."""
-    named = {plain: name for name in _data_sets_of_card(path) if (plain := _plain(name))}
+    named = {plain: name for name in data_sets_of(path) if (plain := _plain(name))}
     found = {task: sorted(plain & named.keys()) for task, plain in tasks.items() if plain & named.keys()}
     if found:
         pairs = ", ".join(f"{named[common[0]]} (task {task})" for task, common in found.items())
@@ -113,25 +111,6 @@ def _named_by_cards(model: str, path: Path, tasks: Mapping[str, set[str]]) -> It
             f"the model card of {model} names the data set of tasks, {pairs}: what it was trained on may be among the "
             f"items, and make its scores on them better than it is"
         )
-
-
-def _data_sets_of_card(path: Path) -> Iterator[str]:
-    """Yield the names of data sets in the header of a model card; none where it has no header that can be read."""
-    try:
-        header: Any = metadata_load(path / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    given = header.get("datasets")
-    yield from (str(name) for name in (given if isinstance(given, list) else [given]) if name)
-    for model in _dicts(header.get("model-index")):
-        for result in _dicts(model.get("results")):
-            for dataset in _dicts([result.get("dataset")]):
-                yield from (dataset[key] for key in ("type", "name", "config") if isinstance(dataset.get(key), str))
-
-
-def _dicts(values: Any) -> list[dict[str, Any]]:
-    """Return the mappings in a list; none where it is no list, as in a header that somebody wrote by hand."""
-    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _plain(name: str) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, ModelCardData, metadata_load
+from huggingface_hub import ModelCard, ModelCardData
 
+from evomerge.cards import read_card
 from evomerge.errors import SpaceError
 from evomerge.fitness.base import heading
 from evomerge.groups import Group, make_groups
@@ -103,24 +103,16 @@ def parent_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _mentioned(path: Path) -> Iterator[str]:
     """Yield the ids of models on the hub that a model's config and card mention."""
-    config, card = read_json(path / "config.json"), _metadata(path)
+    config, card = read_json(path / "config.json"), read_card(path)
     parents = card.get("base_model")
     for id in [config.get("_name_or_path"), *(parents if isinstance(parents, list) else [parents])]:
         if isinstance(id, str) and HUB_ID.fullmatch(id):
             yield id
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a model's card; empty where there is none that can be read."""
-    try:
-        return metadata_load(path / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
 def _licence(paths: Sequence[Path]) -> dict[str, Any]:
     """Return the licence, if all models state the same one."""
-    stated = [{key: card[key] for key in LICENCE if card.get(key)} for card in map(_metadata, paths)]
+    stated = [{key: card[key] for key in LICENCE if card.get(key)} for card in map(read_card, paths)]
     return stated[0] if "license" in stated[0] and all(other == stated[0] for other in stated) else {}
 
 

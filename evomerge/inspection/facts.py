@@ -14,7 +14,7 @@ from typing import Any
 
 import transformers
 
-from evomerge.family import read_licence
+from evomerge.cards import read_licence
 from evomerge.processing import Processing
 from evomerge.vocabulary import read_vocabulary
 from evomerge.weights import read_json, read_tensors, weight_files
