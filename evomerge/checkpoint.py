@@ -80,6 +80,11 @@ class Checkpoint:
     buffers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def spare(self) -> list[str]:
+        """The floating ones of `extra`."""
+        return [key for key in self.extra if self.tensors[key].is_floating_point()]
+
     def tensor(self, name: str) -> Tensor:
         """The tensor of a parameter, memory-mapped, in the dtype of the file. One that got rows of the base is in
         memory, in a dtype that holds those of both exactly.
@@ -173,10 +178,9 @@ def check_base(base: Checkpoint, allowed: Collection[str] = ()) -> None:
     """
     lost = [name for name in base.missing if name not in base.computed and not is_pooler(name)]
     if lost:
-        spare = [key for key in base.extra if base.tensors[key].is_floating_point()]
         raise CheckpointError(
             f"{base.path}: no file holds {listed(lost)} of the live model"
-            + (f", and no parameter of the live model takes {listed(spare)} of the files" if spare else "")
+            + (f", and no parameter of the live model takes {listed(base.spare)} of the files" if base.spare else "")
             + ". Where that is a head which the base lacks, load the base as its own class, or headless with"
             " model.auto_class=AutoModel; else the files are not whole: download or save them again."
         )
@@ -198,10 +202,9 @@ def check_expert(name: str, expert: Checkpoint, base: Checkpoint, allowed: Colle
     lost = [one for one in (*expert.missing, *expert.untied) if one in base.keys or one in expert.untied]
     lost = [one for one in lost if not is_pooler(one) and not allows(allowed, one)]
     if lost:
-        spare = [key for key in expert.extra if expert.tensors[key].is_floating_point()]
         raise CheckpointError(
             f"{name} ({expert.path}) lacks {listed(lost)}, which the base has"
-            + (f"; it holds {listed(spare)}, which no parameter takes" if spare else "")
+            + (f"; it holds {listed(expert.spare)}, which no parameter takes" if expert.spare else "")
             + ". It would be merged in part only. Take the whole model, in float32, bfloat16 or float16 and under the"
             f" names of its class. If you mean it, write {allowing(lost)}: the task vector is then zero there."
         )

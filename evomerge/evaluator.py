@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,6 +202,25 @@ def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) 
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log,
     text = re.sub(r"/(?:[^\s/'\"]+/)+", "…/", text)  # and no paths of this machine
     return Trial(batch, index, "failed", None, items=ids, error=text)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Say what cannot go on, where a model or a user's fitness raises an error of its own.
+
+    Args:
+        what: the beginning of the message.
+
+    Raises:
+        ConfigError: it raised one.
+        EvomergeError: an error of evomerge's own, as it is.
+    """
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except Exception as error:  # of whatever kind
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def check_finite(outcome: Outcome, metric: str | None = None) -> None:

@@ -117,10 +117,8 @@ def _outside(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint
     buffers = {name.rpartition(".")[2] for name, _ in live.model.named_buffers()}  # those of batch norm, positions
     spare = [
         key
-        for key in base.extra
-        if base.tensors[key].is_floating_point()
-        and key.rpartition(".")[2] not in buffers
-        and any(key in expert.extra for expert in experts.values())
+        for key in base.spare
+        if key.rpartition(".")[2] not in buffers and any(key in expert.extra for expert in experts.values())
     ]
     if not spare:
         return []

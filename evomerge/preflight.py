@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from evomerge.assembly import Assembly
-from evomerge.errors import ConfigError, EvomergeError, NotFinite
-from evomerge.evaluator import Scorer, check_finite
+from evomerge.errors import NotFinite
+from evomerge.evaluator import Scorer, check_finite, explained
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.gradients import GradientEvaluator
@@ -89,17 +89,12 @@ def failing_on_base(what: str) -> Iterator[None]:
         EvomergeError: something did.
     """
     try:
-        yield
+        with explained(f"The {what} fails on the base, so it would fail on every candidate"):
+            yield
     except NotFinite as error:
         raise NotFinite(
             f"The base has no score, so no candidate would have one: {error}. Take another base. "
             f"`evomerge inspect` names the weights that are not finite, if there are any."
-        ) from error
-    except EvomergeError:
-        raise
-    except Exception as error:  # whatever a model or a user's fitness may raise
-        raise ConfigError(
-            f"The {what} fails on the base, so it would fail on every candidate: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -24,7 +24,6 @@ VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "tekken.json", "*.tiktoke
 """Files that hold a vocabulary."""
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "normalizer.json")
 """Files that say the rest of a tokenizer."""
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
 PIXELS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 UNREAD = frozenset(
     (

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from evomerge.assembly import Assembly, assemble, make_searcher
 from evomerge.config import SearchConfig, check, plain
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite, prepare
+from evomerge.evaluator import Scorer, SerialEvaluator, Timing, check_finite, explained, prepare
 from evomerge.files import write_atomically
 from evomerge.fingerprint import fingerprint
 from evomerge.fitness.base import Checking, check_items, measures
@@ -277,17 +277,12 @@ def make_objective(
         ids = subset(0)
         found = []
         for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(assembly, score, ids))):
-            with named(f"Scores cannot be normalised: the {who}"):
+            why = "Scores cannot be normalised: the"
+            with named(f"{why} {who}"), explained(f"{why} fitness fails on the {who}"):
                 try:
                     found.append((limit or TimeLimit()).first(outcome))
                 except TimeoutError as error:
-                    raise EvomergeError(f"Scores cannot be normalised: the {who} {error}.") from error
-                except EvomergeError:
-                    raise
-                except Exception as error:  # whatever a model or a user's fitness may raise
-                    raise ConfigError(
-                        f"Scores cannot be normalised: the fitness fails on the {who}: {type(error).__name__}: {error}"
-                    ) from error
+                    raise EvomergeError(f"{why} {who} {error}.") from error
                 check_finite(found[-1], metric)
         base, best = (outcome.scores() for outcome in found)
         ends = {task: (base[task][metric], best[task][metric]) for task in ids}

@@ -68,7 +68,7 @@ def unmerged(base: Checkpoint, left: Sequence[str], auto_class: str) -> Iterator
         auto_class: the class whose parameters were merged.
     """
     known = {*left, *base.buffers}
-    kept = [key for key in base.extra if key not in known and base.tensors[key].is_floating_point()]
+    kept = [key for key in base.spare if key not in known]
     if kept:
         yield (
             f"{listed(kept)}: these tensors are the base's, since {auto_class}, which was merged, has no such "

@@ -32,7 +32,7 @@ def tied_copies(base: Checkpoint, dtype: torch.dtype) -> list[str]:
     """
     keys = set(base.keys.values())
     shapes = {base.tensors[key].shape for key in keys}
-    spare = {key for key in base.extra if base.tensors[key].is_floating_point() and base.tensors[key].shape in shapes}
+    spare = {key for key in base.spare if base.tensors[key].shape in shapes}
     if not spare:
         return []
     return sorted(

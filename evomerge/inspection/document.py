@@ -75,10 +75,9 @@ def _member(member: Member, found: Inspection) -> dict[str, Any]:
             "image_processor": _likeness(facts.pixels, base.facts.pixels),
         }
     if checkpoint is not None:
-        extra = [key for key in checkpoint.extra if checkpoint.tensors[key].is_floating_point()]
         missing = [name for name in checkpoint.missing if member is base or name in found.parameters]
         rows = {name: asdict(found) for name, found in checkpoint.rows.items()}
-        result |= {"sha256": checkpoint.sha256, "missing": missing, "extra": extra, "rows": rows}
+        result |= {"sha256": checkpoint.sha256, "missing": missing, "extra": checkpoint.spare, "rows": rows}
     return result
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 
 from evomerge.cards import read_licence
+from evomerge.pretrained import read_config
 from evomerge.processing import Processing
 from evomerge.vocabulary import read_vocabulary
 from evomerge.weights import read_json, read_tensors, weight_files
@@ -84,7 +85,7 @@ def _tied(path: Path, architecture: str | None) -> bool | None:
     if not getattr(getattr(transformers, architecture or "", None), "_tied_weights_keys", None):
         return None
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = read_config(path)
     except Exception:  # of whatever kind; what is wrong with the config is said where the model is loaded
         return None
     return bool(getattr(config, "tie_word_embeddings", False))
