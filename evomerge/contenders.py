@@ -25,7 +25,6 @@ from evomerge.evaluator import Scorer
 from evomerge.family import directory_notes, loaded_in
 from evomerge.fitness.base import Outcome
 from evomerge.identity import contents
-from evomerge.live import LiveModel
 from evomerge.merger import Merger
 from evomerge.methods import Method
 from evomerge.progress import Reporter
@@ -33,7 +32,7 @@ from evomerge.recipe import Recipe
 from evomerge.task_vectors import RELATED, TaskVectors, beside_parameters, weight_cosine, zeros
 from evomerge.transforms.store import transformed
 from evomerge.vocabulary import REFUSE, row_notes
-from evomerge.weights import listed
+from evomerge.weights import dtype_name, listed
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
             f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
-    live = _dtype(assembly.live)
+    live = dtype_name(assembly.live.model.config.dtype)
     if recipe.dtype not in (None, live):
         raise ConfigError(
             f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
@@ -146,7 +145,7 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")
     if (cosine := weight_cosine(base, found, both)) < RELATED:
         notes.append(f"{path} was not tuned from this base: the cosine of their weights is {cosine:.3f}")
-    if (theirs := loaded_in(found)) != (ours := _dtype(live)):
+    if (theirs := loaded_in(found)) != (ours := dtype_name(live.model.config.dtype)):
         notes.append(
             f"{path} is scored in {ours}, as the base is; loaded by itself it is in {theirs} (its dtype), and its "
             f"logits are rounded otherwise"
@@ -156,11 +155,6 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
         reporter.say(f"warning: {note}")
     named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
     return in_place(partial(_copy, found, both, assembly), named, contents(assembly, settings))
-
-
-def _dtype(live: LiveModel) -> str:
-    """Return the dtype in which every model is scored."""
-    return str(live.model.config.dtype).removeprefix("torch.")
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from evomerge.configurations import configuration_notes
 from evomerge.live import LiveModel
 from evomerge.names import listed
 from evomerge.processing import Processing, processing_notes
-from evomerge.task_vectors import check_family
-from evomerge.weights import check_readable, weight_files
+from evomerge.task_vectors import check_family, rounding
+from evomerge.weights import check_readable, dtype_name, first_dtype, loaded_dtype, weight_files
 
 SAME = 0.98
 """Cosine of two task vectors above which a search can hardly tell them apart."""
@@ -61,7 +61,7 @@ def family_notes(
         *(_missing(base) if pooled else ()),
         *(() if written else _outside(live, base, experts)),
         *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
-        *_dtypes(live, base, experts),
+        *_dtypes(base, experts),
         *_licences(base.path, list(places.values())),
         *_likenesses(base, experts, parameters),
     ]
@@ -97,10 +97,10 @@ def check_files(places: Iterable[Path]) -> None:
 
 
 def loaded_in(checkpoint: Checkpoint) -> str:
-    """Return the dtype that transformers gives a model: its config's, or else that of the first floating tensor."""
+    """Return the name of the dtype in which transformers loads a model."""
     text = checkpoint.config.get("text_config") or {}
     stated = [config.get(name) for config in (checkpoint.config, text) for name in ("dtype", "torch_dtype")]
-    return next((str(one).removeprefix("torch.") for one in stated if one), None) or _stored(checkpoint)
+    return loaded_dtype(checkpoint.path, checkpoint.tensors, next(filter(None, stated), None))
 
 
 def _missing(base: Checkpoint) -> list[str]:
@@ -146,27 +146,19 @@ def _names(mapping: object) -> set[str]:
     return found
 
 
-def _dtypes(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+def _dtypes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
     """Experts that people load in another dtype than the base, whose logits are rounded otherwise."""
     ours, notes = loaded_in(base), []
     for name, expert in experts.items():
-        theirs = loaded_in(expert)
-        rounded = theirs == _stored(expert) and _coarser(theirs, _stored(base))  # `check_family` has told of it
+        theirs, held = loaded_in(expert), first_dtype(expert.tensors)
+        coarser = rounding(held) > rounding(first_dtype(base.tensors))
+        rounded = coarser and theirs == dtype_name(held)  # `check_family` has told of it
         if theirs != ours and not rounded:
             notes.append(
                 f"expert {name} is loaded in {theirs} by itself (its dtype), and is merged and scored in {ours}, as "
                 f"the base is: its logits are rounded otherwise"
             )
     return notes
-
-
-def _stored(checkpoint: Checkpoint) -> str:
-    first = next((tensor for tensor in checkpoint.tensors.values() if tensor.is_floating_point()), torch.empty(0))
-    return str(first.dtype).removeprefix("torch.")
-
-
-def _coarser(one: str, other: str) -> bool:
-    return torch.finfo(getattr(torch, one)).eps > torch.finfo(getattr(torch, other)).eps
 
 
 def _licences(base: Path, experts: Sequence[Path]) -> list[str]:

@@ -20,7 +20,7 @@ from evomerge.errors import CheckpointError
 from evomerge.expert_deltas import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
 from evomerge.names import listed
 from evomerge.vocabulary import row_notes
-from evomerge.weights import Progress, same
+from evomerge.weights import Progress, dtype_name, same
 
 FORMAT = "evomerge task vector 2"
 RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
@@ -180,10 +180,10 @@ def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> lis
     if lacking := [name for name in expert.missing if name in base.keys]:
         texts.append(f"lacks {listed(lacking)}: the task vector is zero there")
     if lossy := [name for name in common if rounding(expert.dtype(name)) > rounding(base.dtype(name))]:
-        dtypes = f"{expert.dtype(lossy[0])} where the base has {base.dtype(lossy[0])}".replace("torch.", "")
+        theirs, ours = (dtype_name(one.dtype(lossy[0])) for one in (expert, base))
         texts.append(
-            f"has {listed(lossy)} in {dtypes}: the rounding is part of its task vector, and it may be as large as the"
-            " tuning; take the expert in the base's dtype if there is one"
+            f"has {listed(lossy)} in {theirs} where the base has {ours}: the rounding is part of its task vector, and"
+            " it may be as large as the tuning; take the expert in the base's dtype if there is one"
         )
     if aside := [name for name in base.missing if name in expert.keys]:
         texts.append(f"has {listed(aside)} beyond the base: kept aside, not merged")

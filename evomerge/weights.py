@@ -149,6 +149,30 @@ def same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.to(both), other.to(both))
 
 
+def dtype_name(dtype: object) -> str:
+    """The name of a dtype, as files and settings write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def first_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of the first floating tensor; float32 if there is none."""
+    return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+
+
+def loaded_dtype(path: Path, tensors: Mapping[str, Tensor], stated: object) -> str:
+    """The name of the dtype in which transformers loads a model with `auto`: that of its config, else that of its
+    index, else that of its first floating tensor.
+
+    Args:
+        path: of the model directory.
+        tensors: of its files, in their order.
+        stated: the dtype in its config, or None.
+    """
+    first, *shards = weight_files(path)
+    indexed = (read_json(first).get("metadata") or {}).get("dtype") if shards else None
+    return dtype_name(stated or indexed or first_dtype(tensors))
+
+
 def load_file(file: Path) -> dict[str, Tensor]:
     """The tensors of one file, memory-mapped (a `.bin` of the old format, before torch 1.6, is read into memory).
 

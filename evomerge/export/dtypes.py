@@ -9,43 +9,30 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from evomerge.checkpoint import Checkpoint
 from evomerge.live import LiveModel, load_skeleton
 from evomerge.recipe import DTYPES, Recipe
-from evomerge.weights import load_file, read_json, weight_files
+from evomerge.weights import loaded_dtype
 
 BY_NAME: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
-def name_of(dtype: Any) -> str:
-    """Return the name of a dtype without torch's prefix."""
-    return str(dtype).removeprefix("torch.")
-
-
-def scored_dtype(recipe: Recipe, base: Path, skeleton: LiveModel) -> torch.dtype:
+def scored_dtype(recipe: Recipe, base: Checkpoint, skeleton: LiveModel) -> torch.dtype:
     """Return the dtype in which the model of a recipe was scored.
 
-    A recipe up to 0.2 does not say it. Its model had the dtype in which transformers loads the base with `auto`: that
-    of the config, else of the index, else of the first floating tensor in the first file.
+    A recipe up to 0.2 does not say it. Its model had the dtype in which transformers loads the base with `auto`.
 
     Args:
         recipe: of the model.
-        base: the directory of its base.
+        base: θ₀.
         skeleton: of that base.
     """
     if recipe.dtype is not None:
         return BY_NAME[recipe.dtype]
-    if (said := skeleton.model.config.dtype) is not None:
-        return said
-    first, *shards = weight_files(base)
-    indexed = (read_json(first).get("metadata") or {}).get("dtype") if shards else None
-    if indexed in BY_NAME:
-        return BY_NAME[indexed]
-    held = load_file(shards[0] if shards else first).values()
-    return next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
+    return getattr(torch, loaded_dtype(base.path, base.tensors, skeleton.model.config.dtype))
 
 
 def parameter_dtypes(base: Path, auto_class: str, dtype: torch.dtype) -> dict[str, torch.dtype]:

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from evomerge import __version__
 from evomerge.assembly import Assembly
 from evomerge.errors import ConfigError
-from evomerge.export.dtypes import name_of
 from evomerge.export.mergekit import to_mergekit
 from evomerge.names import listed
 from evomerge.recipe import Recipe, Source
 from evomerge.task_vectors import TaskVectors
 from evomerge.vocabulary import REFUSE
+from evomerge.weights import dtype_name
 
 OTHER_DTYPES = """\
 # Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype
@@ -65,7 +65,7 @@ def make_recipe(
         heads=dict(heads),
         auto_class=settings["model"]["auto_class"],
         vocabulary=settings["model"].get("vocabulary", REFUSE),
-        dtype=name_of(assembly.live.model.config.dtype),
+        dtype=dtype_name(assembly.live.model.config.dtype),
         version=__version__,
     )
 
@@ -87,7 +87,7 @@ def as_mergekit(assembly: Assembly, recipe: Recipe) -> str:
     dtype = live.model.config.dtype
     text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
     kept = [name for name, parameter in live.model.named_parameters() if parameter.dtype != dtype]
-    return (OTHER_DTYPES.format(names=listed(kept), dtype=name_of(dtype)) if kept else "") + text
+    return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text
 
 
 def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from evomerge.errors import ConfigError
 from evomerge.groups import Span
 from evomerge.names import unknown
 from evomerge.recipe import Recipe, Source
+from evomerge.weights import dtype_name
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
@@ -85,7 +86,7 @@ def to_mergekit(
         "merge_method": _METHODS[method],
         "base_model": _reference(recipe.base),
         "dtype": "float32",
-        "out_dtype": dtype.removeprefix("torch."),
+        "out_dtype": dtype_name(dtype),
         "parameters": shared,
         "models": models,
     }
@@ -111,7 +112,7 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
         )
     if method not in _METHODS:
         raise ConfigError(f"mergekit export: {unknown('method', method, _METHODS)}")
-    if dtype.removeprefix("torch.") not in _DTYPES:
+    if dtype_name(dtype) not in _DTYPES:
         raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
     variables = ["weight"] if method == "linear" else ["weight", "density"]
     for variable in variables:

@@ -26,7 +26,7 @@ from evomerge.expert_deltas import PIECE
 from evomerge.export.beside import copy_file, look_beside, unmerged
 from evomerge.export.card import model_card
 from evomerge.export.copies import tied_copies
-from evomerge.export.dtypes import BY_NAME, name_of, parameter_dtypes, scored_dtype
+from evomerge.export.dtypes import BY_NAME, parameter_dtypes, scored_dtype
 from evomerge.export.origins import find_heads, find_origins, open_origin
 from evomerge.export.rebuild import Rebuild
 from evomerge.export.shards import Entry, bytes_of, check_size, plan_shards, write_shards
@@ -36,7 +36,7 @@ from evomerge.live import LiveModel, load_skeleton
 from evomerge.names import unknown
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
-from evomerge.weights import read_json, read_tensors, weight_files
+from evomerge.weights import dtype_name, read_json, read_tensors, weight_files
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """What a config calls it now, and what it called it in earlier years."""
@@ -96,7 +96,7 @@ def write_model(
     heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
     ours, rebuild, parameters, family = _opened(recipe, places, live, reporter)
-    found, scored = look_beside(places[""], _experts(recipe, places)), scored_dtype(recipe, ours.path, live)
+    found, scored = look_beside(places[""], _experts(recipe, places)), scored_dtype(recipe, ours, live)
     kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
     dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
     shards = plan_shards(ours, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies)
@@ -115,7 +115,7 @@ def write_model(
         card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family)
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
-        _write_config(ours, directory, name_of(kind))  # last: without it nothing loads
+        _write_config(ours, directory, dtype_name(kind))  # last: without it nothing loads
     return out
 
 
@@ -123,8 +123,8 @@ def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
     """Say so where the weights are not in the dtype in which they were scored."""
     if kind != scored:
         yield (
-            f"written in {name_of(kind)}, and scored in {name_of(scored)}: each weight is rounded otherwise, so the "
-            f"scores are not to the last digit those of this directory"
+            f"written in {dtype_name(kind)}, and scored in {dtype_name(scored)}: each weight is rounded otherwise, so "
+            f"the scores are not to the last digit those of this directory"
         )
 
 
@@ -199,7 +199,7 @@ def _fill(rebuild: Rebuild, base: Checkpoint, entry: Entry, out: Tensor) -> None
     for part, before in zip(out.split(PIECE), whole.split(PIECE), strict=True):
         lost = ~torch.isfinite(part)
         if torch.any(lost if entry.parameter else lost & torch.isfinite(before)):
-            kind = str(out.dtype).removeprefix("torch.")
+            kind = dtype_name(out.dtype)
             hint = " float16 ends at 65504: write --dtype bfloat16 or float32." if kind == "float16" else ""
             raise CheckpointError(
                 f"{entry.key} of the merged model is not finite in {kind}: a coefficient of the recipe is too large, "

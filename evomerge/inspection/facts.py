@@ -18,7 +18,7 @@ from evomerge.cards import read_licence
 from evomerge.pretrained import read_config
 from evomerge.processing import Processing
 from evomerge.vocabulary import read_vocabulary
-from evomerge.weights import read_json, read_tensors, weight_files
+from evomerge.weights import dtype_name, read_json, read_tensors, weight_files
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_facts(path: Path) -> Facts:
     dtypes: Counter[str] = Counter()
     for tensor in read_tensors(files).values():
         if tensor.is_floating_point():
-            dtypes[str(tensor.dtype).removeprefix("torch.")] += math.prod(tensor.shape)
+            dtypes[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None
     processing = Processing(path)
