@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ UNUSED = re.compile(r"_.*|transformers_version|use_cache|output_.*|return_dict_i
 """Settings of a generation config that change no text."""
 WIDTHS = (("hidden_size", "n_embd"), ("num_attention_heads", "n_head"))
 """What defaults are computed of, under either of two names."""
+FILES = ("config.json", "generation_config.json")
 FEW = 4
 """Lists of so many elements are shown as a whole."""
 LONG = 60
@@ -75,15 +77,72 @@ class Difference:
         return f"{self.setting} is {theirs} there and {ours} in the base"
 
 
-def compare_configurations(base: Path, other: Path) -> list[Difference]:
+@dataclass(frozen=True)
+class Configuration:
+    """The configuration of a model directory, read when it is asked for.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """Its files."""
+        return {name: (self.path / name).read_bytes() for name in FILES if (self.path / name).is_file()}
+
+    @cached_property
+    def resolved(self) -> Any:
+        """Its config.json, as transformers resolves it.
+
+        Raises:
+            CheckpointError: transformers cannot read it.
+        """
+        if not (self.path / "config.json").is_file():
+            raise CheckpointError(f"{self.path} has no config.json")
+        try:
+            return read_config(self.path)
+        except Exception as error:  # of whatever kind the reader of its config raises
+            raise CheckpointError(
+                f"transformers cannot read {self.path / 'config.json'}: {first_line(error)}"
+            ) from error
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Its config.json with those defaults that a model computes.
+
+        Raises:
+            CheckpointError: transformers cannot read it.
+        """
+        return _written_out(self.resolved.to_dict())
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """How it generates text: by generation_config.json, or else by config.json.
+
+        Raises:
+            CheckpointError: transformers cannot read it.
+        """
+        file = self.path / "generation_config.json"
+        with silence():
+            if not file.is_file():
+                return GenerationConfig.from_model_config(self.resolved).to_dict()
+            try:
+                return GenerationConfig.from_pretrained(self.path, local_files_only=True).to_dict()
+            except Exception as error:  # of whatever kind its reader raises
+                raise CheckpointError(f"transformers cannot read {file}: {first_line(error)}") from error
+
+
+def compare_configurations(base: Configuration, other: Configuration) -> list[Difference]:
     """Return in what the config.json of a directory differs from the base's, what changes the forward pass first.
 
     Raises:
         CheckpointError: transformers cannot read one of them.
     """
-    if _same_bytes(base, other, "config.json"):
+    if base.files.get("config.json") == other.files.get("config.json"):
         return []
-    ours, theirs = (_written_out(_resolved(path).to_dict()) for path in (base, other))
+    ours, theirs = base.settings, other.settings
     speaks = _only_says_what_comes_next(str(ours.get("model_type")))
     found = []
     for one in differences(ours, theirs):
@@ -97,31 +156,32 @@ def compare_configurations(base: Path, other: Path) -> list[Difference]:
     return sorted(found, key=lambda one: not one.forward)
 
 
-def compare_generation(base: Path, other: Path) -> list[Difference]:
-    """Return in what text is generated otherwise: by generation_config.json, or else by what config.json says.
+def compare_generation(base: Configuration, other: Configuration) -> list[Difference]:
+    """Return in what text is generated otherwise.
 
     Raises:
         CheckpointError: transformers cannot read one of them.
     """
-    if all(_same_bytes(base, other, name) for name in ("config.json", "generation_config.json")):
+    if base.files == other.files:
         return []
-    ours, theirs = (_generation(path) for path in (base, other))
-    return [one for one in differences(ours, theirs) if not UNUSED.fullmatch(one.setting.split(".")[0])]
+    return [
+        one for one in differences(base.generation, other.generation) if not UNUSED.fullmatch(one.setting.split(".")[0])
+    ]
 
 
-def configuration_notes(base: Path, other: Path, who: str) -> list[str]:
+def configuration_notes(base: Configuration, other: Configuration, who: str) -> list[str]:
     """Return in what a directory is configured otherwise than the base, as sentences.
 
     Args:
-        base: the directory of the base.
-        other: the other one.
+        base: that of the base.
+        other: that of the other directory.
         who: what it is called there.
     """
     try:
         found = compare_configurations(base, other)
         generation = compare_generation(base, other)
     except CheckpointError as error:
-        written = said(differences(*(read_object(path / "config.json") for path in (base, other))))
+        written = said(differences(*(read_object(one.path / "config.json") for one in (base, other))))
         more = f" As the files are written, {written}" if written else ""
         return [f"{who} could not be compared with the base in its configuration: {error}{'.' if more else ''}{more}"]
     notes = []
@@ -196,38 +256,6 @@ def _written_out(config: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _resolved(path: Path) -> Any:
-    """Return a config as transformers makes it of a directory.
-
-    Raises:
-        CheckpointError: it cannot.
-    """
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json")
-    try:
-        return read_config(path)
-    except Exception as error:  # of whatever kind the reader of its config raises
-        raise CheckpointError(f"transformers cannot read {path / 'config.json'}: {first_line(error)}") from error
-
-
-def _generation(path: Path) -> dict[str, Any]:
-    """Return a generation config as transformers makes it of a directory.
-
-    Raises:
-        CheckpointError: it cannot.
-    """
-    if not (path / "generation_config.json").is_file():
-        with silence():
-            return GenerationConfig.from_model_config(_resolved(path)).to_dict()
-    try:
-        with silence():
-            return GenerationConfig.from_pretrained(path, local_files_only=True).to_dict()
-    except Exception as error:  # of whatever kind its reader raises
-        raise CheckpointError(
-            f"transformers cannot read {path / 'generation_config.json'}: {first_line(error)}"
-        ) from error
-
-
 def _is_harmless(one: Difference) -> bool:
     """Whether a setting changes nothing of the forward pass. With a dropout that is no rate, none loads."""
     if "drop" in one.setting and any(isinstance(x, int | float) and not 0 <= x <= 1 for x in (one.base, one.other)):
@@ -241,14 +269,6 @@ def _only_says_what_comes_next(model_type: str) -> bool:
     """
     others = (MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(model_type in names for names in others)
-
-
-def _same_bytes(one: Path, other: Path, name: str) -> bool:
-    """Whether two directories have the same file of a name, or both have none."""
-    try:
-        return (one / name).read_bytes() == (other / name).read_bytes()
-    except OSError:
-        return not (one / name).is_file() and not (other / name).is_file()
 
 
 def _shown(value: Any) -> str:

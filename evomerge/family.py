@@ -18,7 +18,7 @@ import transformers
 
 from evomerge.cards import read_licence
 from evomerge.checkpoint import Checkpoint
-from evomerge.configurations import configuration_notes
+from evomerge.configurations import Configuration, configuration_notes
 from evomerge.live import LiveModel
 from evomerge.names import listed
 from evomerge.processing import Processing, processing_notes
@@ -74,12 +74,12 @@ def directory_notes(base: Path, others: Mapping[str, Path]) -> list[str]:
         base: the directory of the base.
         others: the other ones, by what they are called in the sentences.
     """
-    processing = Processing(base)
+    configuration, processing = Configuration(base), Processing(base)
     return [
         note
         for who, path in others.items()
         for note in (
-            *configuration_notes(base, path, who),
+            *configuration_notes(configuration, Configuration(path), who),
             *processing_notes(processing, Processing(path), who),
         )
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.config import takes
-from evomerge.configurations import compare_configurations, said
+from evomerge.configurations import Configuration, compare_configurations, said
 from evomerge.errors import CheckpointError
 from evomerge.items import Item
 from evomerge.names import listed
@@ -29,7 +29,7 @@ class Marks:
     """
 
     def __init__(self, sources: Sources, by_head: bool) -> None:
-        self._sources = sources
+        self._sources, self._base = sources, Configuration(sources.base)
         self._own = {
             name: task.expert for name, task in sources.tasks.items() if by_head and task.expert and not task.head
         }
@@ -74,7 +74,7 @@ class Marks:
     def _compare(self, path: Path) -> str:
         """Say in what the forward pass of a directory is another; nothing where it is the base's."""
         try:
-            return said(one for one in compare_configurations(self._sources.base, path) if one.forward)
+            return said(one for one in compare_configurations(self._base, Configuration(path)) if one.forward)
         except CheckpointError as error:
             return f"the two could not be compared ({error})"
 

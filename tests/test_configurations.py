@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config, RobertaConfig
 
-from evomerge.configurations import compare_configurations, configuration_notes
+from evomerge.configurations import Configuration, compare_configurations, configuration_notes
 from evomerge.errors import CheckpointError
 from tests.models import TINY
 
@@ -28,6 +28,10 @@ def pair(tmp_path: Path):
         return tmp_path / "base", tmp_path / "expert"
 
     return write
+
+
+def notes_of(base: Path, expert: Path) -> list[str]:
+    return configuration_notes(Configuration(base), Configuration(expert), "expert a")
 
 
 @pytest.mark.parametrize(
@@ -62,17 +66,17 @@ def pair(tmp_path: Path):
     ],
 )
 def test_what_changes_the_forward_pass_is_named_with_both_values(pair, config, changes, said):
-    notes = configuration_notes(*pair(config, **changes), "expert a")
+    notes = notes_of(*pair(config, **changes))
     assert len(notes) == 1 or "eos_token_id" not in notes[0]
     assert notes[0].startswith("expert a was made for another configuration than the base: ")
     assert f"{said} in the base" in notes[0] or said in notes[0]
-    assert all(one.forward for one in compare_configurations(*pair(config, **changes)))
+    assert all(one.forward for one in compare_configurations(*map(Configuration, pair(config, **changes))))
 
 
 def test_nested_settings(pair):
     config = AutoConfig.for_model("llava")
     changed = config.to_dict()["vision_config"] | {"layer_norm_eps": 0.1}
-    (note,) = configuration_notes(*pair(config, vision_config=changed), "expert a")
+    (note,) = notes_of(*pair(config, vision_config=changed))
     assert "vision_config.layer_norm_eps is 0.1 there and 1e-05 in the base" in note
 
 
@@ -106,7 +110,7 @@ def test_what_changes_nothing_is_not_said(pair, config, changes):
     written = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({key: v for key, v in written.items() if key not in changes}))
     assert (base / "config.json").read_bytes() != (expert / "config.json").read_bytes()
-    assert configuration_notes(base, expert, "expert a") == []
+    assert notes_of(base, expert) == []
 
 
 def test_every_setting_that_is_written_out_as_it_is_by_default(pair):
@@ -115,13 +119,13 @@ def test_every_setting_that_is_written_out_as_it_is_by_default(pair):
         (base / "config.json").write_text(config.to_json_string(use_diff=True))
         (expert / "config.json").write_text(config.to_json_string(use_diff=False))
         assert (base / "config.json").read_bytes() != (expert / "config.json").read_bytes()
-        assert configuration_notes(base, expert, "expert a") == []
+        assert notes_of(base, expert) == []
 
 
 def test_ties_and_tokens_are_said_by_themselves(pair):
-    (note,) = configuration_notes(*pair(LLAMA, tie_word_embeddings=True), "expert a")
+    (note,) = notes_of(*pair(LLAMA, tie_word_embeddings=True))
     assert "tie_word_embeddings is true there and false in the base" in note
-    (note,) = configuration_notes(*pair(LLAMA, eos_token_id=[2, 7], pad_token_id=0), "expert a")
+    (note,) = notes_of(*pair(LLAMA, eos_token_id=[2, 7], pad_token_id=0))
     assert note.startswith("expert a names other tokens in its config.json: ")
     assert "eos_token_id is [2, 7] there and 2 in the base" in note
     assert "pad_token_id is 0 there and null in the base" in note
@@ -134,7 +138,7 @@ def test_how_text_is_generated(pair):
         (expert, {"eos_token_id": [2, 5], "temperature": 0.6, "do_sample": True}),
     ):
         (path / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, **settings}))
-    (note,) = configuration_notes(base, expert, "expert a")
+    (note,) = notes_of(base, expert)
     assert note.startswith("expert a generates text in another way (generation_config.json): ")
     for said in (
         "eos_token_id is [2, 5] there and 2",
@@ -143,19 +147,19 @@ def test_how_text_is_generated(pair):
     ):
         assert said in note
     (expert / "generation_config.json").unlink()  # then config.json says it, and it says the same as the base's file
-    assert configuration_notes(base, expert, "expert a") == []
+    assert notes_of(base, expert) == []
     (expert / "generation_config.json").write_text('{"eos_token_id": "x')
-    (note,) = configuration_notes(base, expert, "expert a")
+    (note,) = notes_of(base, expert)
     assert re.search(r"could not be compared .*transformers cannot read .*generation_config\.json", note)
 
 
 def test_a_configuration_that_cannot_be_read_is_said(pair):
     base, expert = pair(LLAMA, model_type="llama_of_next_year")
-    (note,) = configuration_notes(base, expert, "expert a")
+    (note,) = notes_of(base, expert)
     assert note.startswith(
         "expert a could not be compared with the base in its configuration: transformers cannot read"
     )
     assert note.endswith('As the files are written, model_type is "llama_of_next_year" there and "llama" in the base')
     shutil.rmtree(expert)
     with pytest.raises(CheckpointError, match=r"expert has no config\.json"):
-        compare_configurations(base, expert)
+        compare_configurations(Configuration(base), Configuration(expert))
