@@ -20,6 +20,7 @@ from evomerge.checkpoint import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.matching import Layout, match
 from evomerge.pretrained import (
+    can_tie,
     check_directory,
     empty_model,
     first_line,
@@ -73,7 +74,7 @@ class LiveModel:
         config, own = None, None
         try:
             config = read_config(path)
-            own = dict(empty_model(self.auto_class, config).all_tied_weights_keys)
+            own = dict(empty_model(self.auto_class, config).all_tied_weights_keys) if can_tie(self.model) else {}
         except Exception:  # of another architecture, or damaged: whoever opens its files says what does not fit
             pass
         text = config and config.get_text_config()

@@ -92,6 +92,11 @@ def frozen(model: Any) -> frozenset[str]:
     return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
+def can_tie(model: Any) -> bool:
+    """Whether the class of a model, or of a part of it, ties any of its parameters under some setting."""
+    return any(getattr(module, "_tied_weights_keys", None) for module in model.modules())
+
+
 def takes_images(model: Any) -> bool:
     """Whether a transformers model is run on pixels, and not on tokens."""
     return getattr(model, "main_input_name", None) == "pixel_values"
