@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import transformers
 
 from evomerge.cards import read_licence
 from evomerge.checkpoint import Checkpoint
-from evomerge.configurations import Configuration, configuration_notes
+from evomerge.configurations import Configuration, configuration_notes, differences, said
 from evomerge.live import LiveModel
 from evomerge.names import listed
 from evomerge.processing import Processing, processing_notes
@@ -62,6 +63,7 @@ def family_notes(
         *(() if written else _outside(live, base, experts)),
         *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
         *_dtypes(base, experts),
+        *_labels(live, base, experts),
         *_licences(base.path, list(places.values())),
         *_likenesses(base, experts, parameters),
     ]
@@ -159,6 +161,26 @@ def _dtypes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
                 f"the base is: its logits are rounded otherwise"
             )
     return notes
+
+
+def _labels(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """Experts whose rows of a head that is merged stand for other classes than the base's."""
+    if not live.auto_class.endswith("Classification"):
+        return []
+    ours = _class_names(base)
+    return [
+        f"expert {name} has other classes in its head than the base ({said(found)}), and the heads are merged row by "
+        f"row: where the classes only stand in another order, put the rows of its head into the base's and save it anew"
+        for name, expert in experts.items()
+        if (theirs := _class_names(expert)) and ours and (found := differences(ours, theirs))
+    ]
+
+
+def _class_names(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What id2label says, without the names that only count."""
+    given = checkpoint.config.get("id2label")
+    named = given.items() if isinstance(given, dict) else ()
+    return {f"id2label[{i}]": name for i, name in named if not str(name).startswith("LABEL_")}
 
 
 def _licences(base: Path, experts: Sequence[Path]) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
+    BertForSequenceClassification,
     CLIPConfig,
     CLIPModel,
     ResNetConfig,
@@ -31,7 +32,7 @@ from evomerge.sources import Sources
 from tests.helpers import compose
 from tests.language import CHAT, VOCABULARY, documents, save_tokenizer, write_jsonl
 from tests.merging import make_recipe, save_family, write
-from tests.models import pico, rewritten
+from tests.models import TINY, pico, rewritten
 
 CAUSAL = "AutoModelForCausalLM"
 
@@ -334,3 +335,20 @@ def test_a_parameter_that_is_a_single_number(tmp_path):
     sources = Sources(tmp_path / "base", {name: tmp_path / name for name in ("left", "right", "twin")}, {})
     [warning] = inspect_sources(sources, "AutoModel", tmp_path / "cache", 0.2, Reporter()).warnings
     assert warning.startswith("expert twin equals the base in all that is merged")
+
+
+def test_classes_in_another_order_are_named_where_heads_are_merged(tmp_path):
+    config = BertConfig(**TINY, max_position_embeddings=16)
+    for number, (name, classes) in enumerate({"base": "no yes", "left": "yes no", "right": "no yes"}.items()):
+        config.id2label = dict(enumerate(classes.split()))
+        model = pico(BertForSequenceClassification, config)
+        for parameter in model.parameters() if number else ():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+        model.save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name)
+    sources = Sources(tmp_path / "base", {name: tmp_path / name for name in ("left", "right")}, {})
+    kind, cache = "AutoModelForSequenceClassification", tmp_path / "cache"
+    [warning] = inspect_sources(sources, kind, cache, 0.2, Reporter()).warnings
+    assert warning.startswith('expert left has other classes in its head than the base (id2label[0] is "yes" there')
+    headless = inspect_sources(sources, "AutoModel", cache, 0.2, Reporter()).warnings
+    assert not any("classes" in text for text in headless)
