@@ -183,7 +183,8 @@ class Guard(Shielded):
         if left := self._anatomy.findings():
             raise RuntimeError(f"it still differs: {_told(left)}")
         for kept, values in self._copies:
-            kept.memory.copy_(values)
+            if not torch.equal(kept.memory, values):  # one that was expanded cannot be written to
+                kept.memory.copy_(values)
         if self._rewrite is not None:
             self._rewrite()
         elif written:

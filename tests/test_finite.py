@@ -101,6 +101,17 @@ def fail_after(model: Any) -> None:
     raise ValueError("what is told")
 
 
+@pytest.mark.parametrize(
+    "output", [(torch.zeros(2, 3, 4), torch.zeros(2, 3, 0)), (torch.zeros(4, 3, 5), torch.zeros(2, 3))]
+)
+def test_empty_outputs_and_masks_of_something_else_are_no_error(output):
+    model = Says()
+    with watched(model):
+        model(output, attention_mask=torch.ones(2, 3))
+    with pytest.raises(NotFinite), watched(model):
+        model((*output, torch.full((2, 3), NAN)), attention_mask=torch.ones(2, 3))
+
+
 def test_a_model_without_its_head_is_watched_too(language_family):
     model = AutoModelForCausalLM.from_pretrained(language_family / "base")
     model.model.norm.weight.data[0] = NAN

@@ -261,6 +261,18 @@ def test_what_a_forward_pass_changes_by_itself_is_no_damage_and_is_put_back(way:
         next(model.parameters()).add_(1)
 
 
+def test_a_buffer_that_was_expanded_is_left_alone() -> None:
+    """Nobody can write to it, the guard included."""
+    model = nn.Linear(3, 3).requires_grad_(False)
+    model.register_buffer("mask", torch.ones(1, 1).expand(4, 4))
+    before = model.weight.clone()
+    guard = Guard(model, lambda: [p.copy_(before) for p in [model.weight]].clear(), ["weight"])
+    for _ in range(2):
+        with pytest.raises(ModelChanged, match="values changed: weight"), guard:
+            model.weight.add_(1)
+        assert torch.equal(model.weight, before)
+
+
 def test_tied_parameters_and_their_aliases(language_family: Path) -> None:
     config = copy.deepcopy(LLAMA)
     config.tie_word_embeddings = True

@@ -71,10 +71,15 @@ class _Watch:
         mask = kwargs.get("decoder_attention_mask" if decodes else "attention_mask")
         for said in _tensors(output):
             fine = said.amax(-1).isfinite()  # the largest is NaN where one is
-            if isinstance(mask, Tensor) and mask.dim() == fine.dim() == 2 and mask.shape[1] >= fine.shape[1]:
+            if isinstance(mask, Tensor) and mask.dim() == fine.dim() == 2 and _covers(mask, fine):
                 fine = fine | (mask[:, -fine.shape[1] :] == 0).to(fine.device)
             bad = ~fine.all()
             self._bad[bad.device] = bad | self._bad.get(bad.device, bad)
+
+
+def _covers(mask: Tensor, positions: Tensor) -> bool:
+    """Whether a mask says of all positions whether they are padding: of images beside texts it does not."""
+    return len(mask) in (1, len(positions)) and mask.shape[1] >= positions.shape[1]
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -83,5 +88,5 @@ def _tensors(output: Any) -> list[Tensor]:
     return [
         each
         for each in values
-        if isinstance(each, Tensor) and each.is_floating_point() and each.dim() > 1 and len(each)
+        if isinstance(each, Tensor) and each.is_floating_point() and each.dim() > 1 and each.numel()
     ]
