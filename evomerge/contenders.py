@@ -29,7 +29,7 @@ from evomerge.merger import Merger
 from evomerge.methods import Method
 from evomerge.progress import Reporter
 from evomerge.recipe import Recipe
-from evomerge.task_vectors import RELATED, TaskVectors, beside_parameters, weight_cosine, zeros
+from evomerge.task_vectors import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine, zeros
 from evomerge.transforms.store import transformed
 from evomerge.vocabulary import REFUSE, row_notes
 from evomerge.weights import dtype_name, listed
@@ -42,10 +42,12 @@ class Contender:
     Attributes:
         about: all that its outcome depends on beside items and machine, as plain data.
         score: scores it on items; it overwrites the live model, and leaves it so.
+        marks: what stands beside its row, since it is not all that is scored.
     """
 
     about: dict[str, Any]
     score: Callable[[Scorer, Mapping[str, list[str]]], Outcome]
+    marks: tuple[str, ...] = ()
 
 
 def in_place(put: Callable[[], None], model: Any, about: Mapping[str, Any]) -> Contender:
@@ -154,7 +156,8 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
     for note in notes:
         reporter.say(f"warning: {note}")
     named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
-    return in_place(partial(_copy, found, both, assembly), named, contents(assembly, settings))
+    placed = in_place(partial(_copy, found, both, assembly), named, contents(assembly, settings))
+    return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
 
 
 @torch.no_grad()

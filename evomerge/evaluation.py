@@ -117,7 +117,8 @@ def evaluate(
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
     about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
-    marks = {name: found for name, model in models.items() if (found := _marks(model, assembly, settings))}
+    marks = {name: [*_marks(model, assembly, settings), *contenders[name].marks] for name, model in models.items()}
+    marks = {name: texts for name, texts in marks.items() if texts}
     return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights), "marks": marks}
 
 
@@ -181,7 +182,7 @@ def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], re
 
 def _marks(model: Model, assembly: Assembly, settings: Mapping[str, Any]) -> list[str]:
     """Return what is otherwise in a row than its name says."""
-    marks = marks_of(assembly.sources, settings["fitness"])
+    marks = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
     match model.kind:
         case "experts":
             return marks.of_experts()

@@ -1,8 +1,9 @@
 """Rows of a table that are not the model of their name, since it runs under another configuration here.
 
-In: the sources, and whether tasks are scored with heads. Out: for a row, sentences that stand beside it. Two things can
-be otherwise: an expert, or a model directory, runs under the base's configuration; and a task that is scored with its
-expert's own head runs under the expert's, whichever model is merged into it.
+In: the sources, and whether tasks are scored with heads. Out: for a row, sentences that stand beside it. Three things
+can be otherwise: an expert, or a model directory, runs under the base's configuration, or with tensors of the base in
+place of its own; and a task that is scored with its expert's own head runs under the expert's configuration, whichever
+model is merged into it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from evomerge.errors import CheckpointError
 from evomerge.items import Item
 from evomerge.names import listed
 from evomerge.sources import Sources, few_items
+from evomerge.task_vectors import TaskVectors, unlike
 
 
 class Marks:
@@ -26,9 +28,11 @@ class Marks:
     Args:
         sources: base, experts and tasks.
         by_head: whether tasks without a head of their own are scored with their expert's.
+        tensors: by expert, with which tensors that are not its own it is scored (`task_vectors.unlike`).
     """
 
-    def __init__(self, sources: Sources, by_head: bool) -> None:
+    def __init__(self, sources: Sources, by_head: bool, tensors: Mapping[str, str] | None = None) -> None:
+        self._tensors = tensors or {}
         self._sources, self._base = sources, Configuration(sources.base)
         self._own = {
             name: task.expert for name, task in sources.tasks.items() if by_head and task.expert and not task.head
@@ -67,9 +71,12 @@ class Marks:
         }
 
     def _under_base(self, expert: str, tasks: list[str]) -> list[str]:
-        if not (text := self._differences(self._sources.experts[expert])):
-            return []
-        return [f"expert {expert} is scored under the base's configuration on {listed(tasks)}: {text}"]
+        texts = []
+        if text := self._differences(self._sources.experts[expert]):
+            texts.append(f"expert {expert} is scored under the base's configuration on {listed(tasks)}: {text}")
+        if text := self._tensors.get(expert):
+            texts.append(f"expert {expert} is scored on {listed(tasks)} with {text}")
+        return texts
 
     def _compare(self, path: Path) -> str:
         """Say in what the forward pass of a directory is another; nothing where it is the base's."""
@@ -92,6 +99,9 @@ def task_notes(
     return [*few_items(items), *marks_of(sources, fitness).of_merge()]
 
 
-def marks_of(sources: Sources, fitness: Mapping[str, Any]) -> Marks:
-    """Return what says of rows what is not as their names say, under these settings `fitness`."""
-    return Marks(sources, takes(fitness, "heads"))
+def marks_of(sources: Sources, fitness: Mapping[str, Any], vectors: TaskVectors | None = None) -> Marks:
+    """Return what says of rows what is not as their names say, under these settings `fitness`; with the tensors of
+    experts, if their task vectors are there.
+    """
+    tensors = {name: unlike(vectors.base, expert) for name, expert in vectors.experts.items()} if vectors else None
+    return Marks(sources, takes(fitness, "heads"), tensors)

@@ -93,7 +93,7 @@ def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _marks(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what is otherwise in the rows of the report than their names say."""
-    marks = marks_of(assembly.sources, settings["fitness"])
+    marks = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
     merged = marks.of_merge()
     rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": merged}
     return {name: texts for name, texts in rows.items() if texts}

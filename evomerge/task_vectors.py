@@ -18,6 +18,7 @@ from evomerge.checkpoint import Checkpoint, check_base, check_expert
 from evomerge.delta_files import cached
 from evomerge.errors import CheckpointError
 from evomerge.expert_deltas import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
+from evomerge.matching import is_pooler
 from evomerge.names import listed
 from evomerge.vocabulary import row_notes
 from evomerge.weights import Progress, dtype_name, same
@@ -209,6 +210,21 @@ def beside_parameters(base: Checkpoint, other: Checkpoint) -> list[str]:
     if changed:
         texts.append(f"differs from the base in {listed(changed)}, no parameters of the live model: the base's stay")
     return texts
+
+
+def unlike(base: Checkpoint, other: Checkpoint) -> str:
+    """With which tensors that are not its own a model is scored here; nothing where all are, poolers aside.
+
+    Args:
+        base: θ₀, whose tensors stay where the other has none, and whose buffers always stay.
+        other: an expert, or another model of the architecture.
+    """
+    ours = {base.names[key]: base.tensors[key] for key in base.buffers}
+    held = {other.names[key]: other.tensors[key] for key in other.buffers}
+    taken = [name for name in other.missing if name in base.keys and not is_pooler(name)]
+    taken += [name for name in {**ours, **held} if not (name in ours and name in held and same(ours[name], held[name]))]
+    texts = [f"the base's {listed(taken)} in place of its own"] if taken else []
+    return " and ".join([*texts, *([f"without its {listed(other.stray)}"] if other.stray else [])])
 
 
 def rounding(dtype: torch.dtype) -> float:

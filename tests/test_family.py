@@ -3,7 +3,8 @@ import torch
 
 from evomerge.checkpoint import open_checkpoint
 from evomerge.errors import CheckpointError
-from evomerge.task_vectors import weight_cosine
+from evomerge.matching import Layout
+from evomerge.task_vectors import unlike, weight_cosine
 from tests.models import SHAPES, Family, drawn, saved, tuned
 
 
@@ -73,3 +74,23 @@ def test_cosine_of_a_sample_is_near_that_of_all(tmp_path, rows):
     exact = torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0).item()
     assert weight_cosine(one, two, list(shapes)) == pytest.approx(exact, abs=1e-12 if rows < 1000 else 5e-3)
     assert weight_cosine(one, two, ["b"]) == 1
+
+
+def test_tensors_of_the_base_in_place_of_an_experts_own(tmp_path):
+    """Buffers that differ or are lacking, lacking parameters, and what is left out; a pooler does not count."""
+    base = drawn(0) | {"pooler.weight": torch.ones(2)}
+    shapes = SHAPES | {"pooler.weight": (2,)}
+    layout = Layout(buffers=["norm.running_mean", "norm.running_var"])
+
+    def opened(name, tensors):
+        return open_checkpoint(saved(tmp_path / name, tensors), shapes, layout)
+
+    ours = opened("base", base | {"norm.running_mean": torch.zeros(8), "norm.running_var": torch.ones(8)})
+    kept = {"norm.running_mean": torch.zeros(8), "norm.running_var": torch.ones(8)}
+    assert unlike(ours, opened("same", tuned(drawn(0), 1) | kept)) == ""
+    other = tuned(drawn(0), 1) | {"norm.running_mean": torch.ones(8), "layers.7.weight": torch.ones(3)}
+    del other["layers.0.bias"]
+    assert unlike(ours, opened("other", other)) == (
+        "the base's layers.0.bias, norm.running_mean, norm.running_var in place of its own and without its "
+        "layers.7.weight"
+    )

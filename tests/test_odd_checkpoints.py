@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Mar
 
 from evomerge.assembly import assemble
 from evomerge.errors import CheckpointError
+from evomerge.evaluation import Model, evaluate
 from evomerge.export.handover import make_recipe
 from evomerge.export.model import write_model
 from evomerge.inspection.sources import inspect_sources
@@ -289,3 +290,21 @@ def test_buffers_are_compared_under_either_name(root, family):
     _, said, _ = outcome(settings_of(root), path, "AutoModel")
     assert "expert one differs from the base in head.running_mean" in said
     assert "expert two differs" not in said
+
+
+def test_rows_that_are_scored_without_tensors_of_their_own_are_marked(root, family, tmp_path):
+    """An expert by name and its directory, where the user has allowed that it lacks something; others are not."""
+    path, settings = family("llama"), settings_of(root)
+    (tmp_path / "ones.py").write_text(
+        "def score(model, processor, items):\n    return {task: [1.0] * len(items[task]) for task in items}\n"
+    )
+    REFUSED["a norm that is not there"][0](path / "one")
+    experts = {name: str(path / name) for name in ("one", "two")}
+    settings["model"] |= {"base": str(path / "base"), "experts": experts, "auto_class": CAUSAL}
+    settings["model"] |= {"allow_missing": ["model.norm.weight"]}
+    settings["fitness"] |= {"function": f"{tmp_path}/ones.py:score"}
+    assembly = assemble(settings, Reporter())
+    models = {name: Model("expert", name) for name in experts} | {"dir": Model("directory", path / "one")}
+    marks = evaluate(assembly, settings, models, "select", Reporter())["marks"]
+    said = "scored{} with the base's model.norm.weight in place of its own"
+    assert marks == {"one": [f"expert one is {said.format(' on t')}"], "dir": [f"it is {said.format('')}"]}
