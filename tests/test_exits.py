@@ -68,7 +68,10 @@ def test_a_class_whose_module_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "exits_when_made.py").write_text(EXIT)
     settings: dict[str, Any] = plain(compose("model=pico"))
     settings["fitness"] |= {"_target_": "exits_on_import.Mine"}
-    with pytest.raises(ConfigError, match=r"exits_on_import\.Mine names no class .* Exited: SystemExit was raised"):
+    with pytest.raises(
+        ConfigError,
+        match=r"exits_on_import\.Mine names no class .* Exited in exits_on_import\.py, line 2: SystemExit was raised",
+    ):
         check(settings)
     with pytest.raises(ConfigError, match=r"cannot be made from exits_when_made\.leave: SystemExit was raised"):
         build({"_target_": "exits_when_made.leave"}, "fitness")
