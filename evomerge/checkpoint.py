@@ -2,8 +2,8 @@
 
 In: a Hugging Face directory, the names and shapes of the live model's parameters, and what names mean (`matching.py`).
 Out: a `Checkpoint`, in which every parameter has the live model's shape and a floating dtype. What does not fit is
-refused: at once where it could not be read, by `check_whole` where something is lacking or left over. An expert with
-another number of tokens is made to fit, if the user has chosen how (`vocabulary.py`).
+refused: at once where it cannot be read, by `check_base` and `check_expert` where something is lacking or left over. An
+expert with another number of tokens is made to fit, if the user has chosen how (`vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def open_checkpoint(
     rows: dict[str, Rows] = {}
     for name, keys in found.held.items():
         chosen = vocabulary if base is not None and name in base.keys else REFUSE
-        _check_tensors(path, tensors, keys, name, found, tuple(parameters[name]))
+        _check_tensors(path, tensors, keys, name, found)
         if other := [key for key in keys if tuple(tensors[key].shape) != tuple(parameters[name])]:
             rows[name] = _other_rows(path, tokens, other[0], tensors[other[0]], name, parameters[name], chosen)
     kept = {name: keys[0] for name, keys in found.held.items() if name not in rows or rows[name].merged}
@@ -228,9 +228,7 @@ def allowing(names: Sequence[str]) -> str:
     )
 
 
-def _check_tensors(
-    path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str], name: str, found: Match, shape: tuple[int, ...]
-) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str], name: str, found: Match) -> None:
     """Refuses tensors that cannot stand for a parameter.
 
     Args:
@@ -239,7 +237,6 @@ def _check_tensors(
         keys: of the tensors that hold the parameter: several where it is tied.
         name: of the parameter.
         found: what the keys are.
-        shape: the live model's.
 
     Raises:
         CheckpointError: one is no floating tensor, or two differ.

@@ -27,7 +27,7 @@ from evomerge.hub import find_directory, is_name
 from evomerge.identity import circumstances, contents
 from evomerge.judge import score_experts
 from evomerge.limits import AUTO, TimeLimit
-from evomerge.marks import marks_of
+from evomerge.marks import Marks, marks_of
 from evomerge.names import nearest, unknown
 from evomerge.progress import Reporter
 from evomerge.remember import remembered
@@ -117,7 +117,8 @@ def evaluate(
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
     about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
-    marks = {name: [*_marks(model, assembly, settings), *contenders[name].marks] for name, model in models.items()}
+    known = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
+    marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     marks = {name: texts for name, texts in marks.items() if texts}
     return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights), "marks": marks}
 
@@ -180,9 +181,8 @@ def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], re
     return in_place(partial(assembly.become, model.value), {"expert": model.value} if model.value else "base", about)
 
 
-def _marks(model: Model, assembly: Assembly, settings: Mapping[str, Any]) -> list[str]:
+def _marks(model: Model, marks: Marks) -> list[str]:
     """Return what is otherwise in a row than its name says."""
-    marks = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
     match model.kind:
         case "experts":
             return marks.of_experts()

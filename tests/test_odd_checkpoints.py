@@ -263,9 +263,9 @@ MARIAN = MarianConfig(
 def test_positions_that_are_computed_need_not_be_in_the_files(root, tmp_path):
     """Every MarianMT: its sinusoidal positions are parameters, and no file holds them."""
     save_family(tmp_path, MarianMTModel, MARIAN)
-    keys = load_file(tmp_path / "base" / "model.safetensors")
     for name in ("base", "one", "two"):
         rewritten(tmp_path / name, lambda t: {key: tensor for key, tensor in t.items() if "embed_positions" not in key})
+        assert not [key for key in load_file(tmp_path / name / "model.safetensors") if "embed_positions" in key]
     sources = Sources(tmp_path / "base", {"one": tmp_path / "one", "two": tmp_path / "two"}, {})
     found = inspect_sources(sources, "AutoModelForSeq2SeqLM", tmp_path / "cache", 0.2, Reporter())
     assert not found.refused
@@ -278,7 +278,6 @@ def test_positions_that_are_computed_need_not_be_in_the_files(root, tmp_path):
     expected = MarianMTModel.from_pretrained(tmp_path / "one")
     for name, parameter in assembly.live.model.named_parameters():
         torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=0, atol=1e-6)
-    assert keys.keys() >= set()
 
 
 def test_buffers_are_compared_under_either_name(root, family):
