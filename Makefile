@@ -1,5 +1,5 @@
 # make demo   a search on real experts, from nothing to a table        make test   the whole test suite
-# make lint   lint, format, types                                      make fast   the tests that take seconds
+# make lint   lint, format, imports, types                             make fast   the tests that take seconds
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -38,6 +38,7 @@ fast: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:

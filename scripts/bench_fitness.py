@@ -26,19 +26,21 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from evomerge.assembly import Assembly, assemble, make_searcher
-from evomerge.config import CONF, plain, register
-from evomerge.errors import EvomergeError
-from evomerge.evaluator import Scorer, SerialEvaluator
-from evomerge.fingerprint import fingerprint
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import EvomergeError
+from evomerge.common.machine import fingerprint
 from evomerge.fitness.likelihood import forward
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.identity import describe
-from evomerge.progress import Reporter
-from evomerge.search import search
-from evomerge.stopping import Budget
-from evomerge.trials import Batch, Trial, TrialLog
+from evomerge.problem import Assembly
+from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.config import CONF, plain, register
+from evomerge.runs.identity import describe
+from evomerge.search.evaluators.serial import Scorer, SerialEvaluator
+from evomerge.search.log import TrialLog
+from evomerge.search.loop import search
+from evomerge.search.stopping import Budget
+from evomerge.trials import Batch, Trial
 
 WARM = 3
 """Candidates that are not counted."""
@@ -172,7 +174,7 @@ def _simple_evaluate(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from evomerge.fitness.lm_eval_loading import load_tasks, undisturbed
+    from evomerge.fitness.lm_eval.loading import load_tasks, undisturbed
 
     tasks, samples = [], {}
     for name, chosen in ids.items():

@@ -47,20 +47,21 @@ from gradient_ways import LiveBytes, Plain, Textbook, Work, one_by_one, tensordo
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from evomerge.assembly import assemble, make_searcher
-from evomerge.config import CONF, plain, register
-from evomerge.errors import ConfigError, EvomergeError
-from evomerge.fingerprint import fingerprint
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.machine import fingerprint
 from evomerge.fitness.objectives import task_weights
-from evomerge.gradients import GradientEvaluator
-from evomerge.identity import describe
-from evomerge.learning import find_learning
-from evomerge.progress import Reporter
-from evomerge.search import search
-from evomerge.sources import make_heads
-from evomerge.stopping import Budget
-from evomerge.suite import load_suite
-from evomerge.trials import Batch, Trial, TrialLog
+from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.config import CONF, plain, register
+from evomerge.runs.identity import describe
+from evomerge.runs.learning import find_learning
+from evomerge.runs.sources import make_heads
+from evomerge.runs.suite import load_suite
+from evomerge.search.evaluators.gradient import GradientEvaluator
+from evomerge.search.log import TrialLog
+from evomerge.search.loop import search
+from evomerge.search.stopping import Budget
+from evomerge.trials import Batch, Trial
 
 WARM = 3
 """Steps before the first pair: in all of them gradients are compared, in the last bytes are counted."""

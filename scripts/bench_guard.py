@@ -1,9 +1,9 @@
 """What the guard of the live model costs: `python scripts/bench_guard.py [--suite suites/text] [--calls 100] [--json]`.
 
-The check is what happens around every call of a fitness (`evomerge/guard.py`): the model is noted before and looked at
-after. It is timed alone, many times; so is a candidate, a forward pass of 64 items of 48 tokens. What is printed is the
-median of each, and their ratio; one ratio is taken of neighbours in time, since a shared machine is now faster, now
-slower. The model is the base of the suite `text` where it is built, else a random BERT of MiniLM's size.
+The check is what happens around every call of a fitness (`evomerge/models/guard.py`): the model is noted before and
+looked at after. It is timed alone, many times; so is a candidate, a forward pass of 64 items of 48 tokens. What is
+printed is the median of each, and their ratio; one ratio is taken of neighbours in time, since a shared machine is now
+faster, now slower. The model is the base of the suite `text` where it is built, else a random BERT of MiniLM's size.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertModel
 
-from evomerge.guard import Guard
-from evomerge.live import load_live
+from evomerge.models.guard import Guard
+from evomerge.models.live import load_live
 
 ITEMS, TOKENS, BATCH = 64, 48, 32
 MINI = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from evomerge.groups import make_groups
-from evomerge.live import LiveModel, load_live
-from evomerge.merger import Merger
-from evomerge.methods import Linear
-from evomerge.task_vectors import TaskVectors, task_vectors
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import Linear
+from evomerge.models.live import LiveModel, load_live
+from evomerge.space.groups import make_groups
+from evomerge.task_vectors.store import TaskVectors, task_vectors
 
 CLASS = "AutoModelForCausalLM"
 FORMS = {"kept": True, "cached": False}

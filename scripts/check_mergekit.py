@@ -81,8 +81,8 @@ def _tell(name: str, verdict: Verdict, as_json: bool) -> bool:
 
 def run_winner(run: Path, environment: Path) -> Verdict:
     """Merge the winner of a run twice and compare; its paths are seen from here, as they were when it was searched."""
-    from evomerge.live import load_skeleton
-    from evomerge.recipe import Recipe
+    from evomerge.models.live import load_skeleton
+    from evomerge.recipes.recipe import Recipe
 
     recipe = Recipe.from_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
     live = load_skeleton(Path(recipe.base.path), recipe.auto_class)
@@ -124,8 +124,8 @@ def merge_twice(
     from mergekit_parity.compare import Verdict, compare
     from mergekit_parity.peer import PeerError, run_mergekit, run_mergekit_pytorch
 
-    from evomerge.cli import main as evomerge
-    from evomerge.weights import read_tensors, weight_files
+    from evomerge.cli.main import main as evomerge
+    from evomerge.models.weights import read_tensors, weight_files
 
     merge_as_they_do = run_mergekit_pytorch if raw else run_mergekit
     said = io.StringIO()

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from evomerge.assembly import Assembly
+from evomerge.problem import Assembly
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.errors import ConfigError, EvomergeError
-from evomerge.names import unknown
-from evomerge.recipe import Recipe
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.names import unknown
+from evomerge.recipes.recipe import Recipe
 from evomerge.report.places import OUTSIDE, Place, places_of
 
 if TYPE_CHECKING:

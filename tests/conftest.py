@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pico_suite(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
     """The pico suite; under xdist one worker builds it (build_pico takes a lock) and the others open it."""
-    from evomerge.pico import build_pico
+    from evomerge.demo.pico import build_pico
 
     root = tmp_path_factory.getbasetemp()
     if worker_id != "master":
@@ -35,10 +35,10 @@ def pico_suite(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
 @pytest.fixture(scope="session")
 def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
     """Everything that a search on the pico suite is made of. Tests that merge must restore."""
-    from evomerge.assembly import assemble
-    from evomerge.config import plain
-    from evomerge.progress import Reporter
-    from tests.helpers import compose
+    from evomerge.cli.progress import Reporter
+    from evomerge.runs.assembly import assemble
+    from evomerge.runs.config import plain
+    from tests.kit.helpers import compose
 
     overrides = [
         "model=pico",
@@ -51,9 +51,9 @@ def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def vision_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pico DINOv2, two experts with heads of their own, and images: as `tests.vision.save_family` writes them, the
-    base as transformers saves it (under names of earlier years), one expert so and one under the live model's names."""
-    from tests.vision import save_family
+    """A pico DINOv2, two experts with heads of their own, and images, as `tests.kit.vision.save_family` writes them:
+    the base as transformers saves it (under names of earlier years), one expert so, one under the live names."""
+    from tests.kit.vision import save_family
 
     path = tmp_path_factory.mktemp("vision")
     save_family(path, {"base": True, "digits": False, "letters": True})
@@ -62,16 +62,16 @@ def vision_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def language_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pico language model and two experts, as `tests.language.save_language_family` writes them."""
-    from tests.language import save_language_family
+    """A pico language model and two experts, as `tests.kit.language.save_language_family` writes them."""
+    from tests.kit.language import save_language_family
 
     return save_language_family(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="session")
 def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Language models with more and fewer tokens than their base, as `tests.vocabularies.save_families` writes them."""
-    from tests.vocabularies import save_families
+    """Language models with more and fewer tokens than their base, as `tests.kit.vocabularies` writes them."""
+    from tests.kit.vocabularies import save_families
 
     return save_families(tmp_path_factory.mktemp("vocabularies"))
 
@@ -81,7 +81,7 @@ def own_classifiers(pico_suite, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """What a user has: a base without a head, two classifiers tuned from it with heads of their own, and data."""
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-    from evomerge.items import Item, item_id, write_items
+    from evomerge.fitness.items import Item, item_id, write_items
 
     path = tmp_path_factory.mktemp("own")
     base = BertModel.from_pretrained(pico_suite.base)

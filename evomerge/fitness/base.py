@@ -14,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from evomerge.errors import ConfigError, SuiteError
-from evomerge.items import Item
+from evomerge.common.errors import ConfigError, SuiteError
+from evomerge.fitness.items import Item
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.encoding import ROOM, Encoder, check_kind, make_encoder
 from evomerge.fitness.heads import Head, OwnHead
-from evomerge.items import Item
+from evomerge.fitness.items import Item
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 
 It is called for every candidate with the live model, whose weights have just been overwritten; so it must cache nothing
 that depends on them. The processor is the base's tokenizer, or its image processor if it takes images; a base without
-one serves a function that does not use it. An image is the bytes of its file, which `evomerge.images.decode_image`
-opens.
+one serves a function that does not use it. An image is the bytes of its file:
+`evomerge.fitness.images.decode_image` opens them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from evomerge.errors import ConfigError
-from evomerge.exits import contained, line_of
+from evomerge.common.errors import ConfigError
+from evomerge.common.exits import contained, line_of
 from evomerge.fitness.base import Outcome
-from evomerge.items import Item
+from evomerge.fitness.items import Item
 
 Function = Callable[[Any, Any, Mapping[str, Sequence[Item]]], Mapping[str, Sequence[float]]]
 

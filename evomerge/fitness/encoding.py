@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.image_processing_base import ImageProcessingMixin
 
-from evomerge.errors import ConfigError, SuiteError
-from evomerge.images import decode_image
-from evomerge.items import Item
+from evomerge.common.errors import ConfigError, SuiteError
+from evomerge.fitness.images import decode_image
+from evomerge.fitness.items import Item
 
 ROOM = 2**30
 """Bytes of pixels that are kept of a split; beyond, images are encoded whenever they are used."""

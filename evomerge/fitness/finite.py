@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.errors import NotFinite
+from evomerge.common.errors import NotFinite
 
 WHAT = "its logits are not finite (NaN, or a row without a finite largest value), and no number made of them is a score"
 """What is wrong with a model that is refused here."""

@@ -19,12 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from evomerge.errors import CheckpointError, EvomergeError
-from evomerge.live import load_skeleton
-from evomerge.names import listed
-from evomerge.pretrained import load_model, takes_images
-from evomerge.suite import POOLINGS
-from evomerge.weights import read_tensors, weight_files
+from evomerge.common.errors import CheckpointError, EvomergeError
+from evomerge.common.names import listed
+from evomerge.models.live import load_skeleton
+from evomerge.models.pretrained import load_model, takes_images
+from evomerge.models.weights import read_tensors, weight_files
+
+SCALE = 20.0  # of the cosines: logits of a head
+POOLINGS = ("mean", "cls_mean")
+"""What a head makes of the last hidden states of an item: their mean; or the first, and the mean of the others, one
+after the other (the linear probes of DINOv2, Oquab et al. 2023)."""
 
 
 class Head(Protocol):
@@ -72,7 +76,7 @@ class FrozenHead:
             raise CheckpointError(
                 f"{path} is no frozen head ({error}): it must be a safetensors file with a tensor `weight` (classes, "
                 f"width), perhaps `bias` (classes,), and the metadata pooling=mean and scale, as "
-                f"evomerge.suite.write_head writes it."
+                f"evomerge.runs.suite.write_head writes it."
             ) from error
         if self._pooling not in POOLINGS:
             raise CheckpointError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
 
 Target = tuple[int, int, int, int]
 """A token to be scored: the row and the column of the input whose logits speak of it, the token, its request."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
 
 
 class Loss(Protocol):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import nearest
 from evomerge.fitness.base import Outcome
-from evomerge.names import nearest
 
 AGGREGATES = ("mean", "worst")
 LEAST_GAIN = 1e-3

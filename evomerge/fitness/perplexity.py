@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import ConfigError, SuiteError
+from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.classification import Answers
+from evomerge.fitness.items import SPLITS, Item, Task, make_item, read_items, split_of
 from evomerge.fitness.likelihood import Batch, Request, can_share, make_batches, score, token_logits, windows
-from evomerge.fitness.lm_eval_loading import known_benchmark
-from evomerge.items import SPLITS, Item, make_item, read_items, split_of
-from evomerge.suite import Task
+from evomerge.fitness.lm_eval.loading import known_benchmark
 
 
 @dataclass

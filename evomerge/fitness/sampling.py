@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evomerge.errors import ConfigError
-from evomerge.items import Item
+from evomerge.common.errors import ConfigError
+from evomerge.fitness.items import Item
 
 
 class Subset:

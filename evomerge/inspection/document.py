@@ -17,7 +17,7 @@ from evomerge.inspection.estimates import Needs
 from evomerge.inspection.facts import Facts
 from evomerge.inspection.geometry import Geometry, Signs
 from evomerge.inspection.sources import Inspection, Member
-from evomerge.vocabulary import compare_tokens
+from evomerge.models.vocabulary import compare_tokens
 
 
 def document(found: Inspection, needs: Needs | None, budget: int) -> dict[str, Any]:

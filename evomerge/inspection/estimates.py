@@ -17,29 +17,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from evomerge.assembly import make_fitness, read_items
-from evomerge.checkpoint import Checkpoint
-from evomerge.checks import check_asked, check_metrics
-from evomerge.config import build, needs_processor
-from evomerge.evaluator import Scorer, check_finite, prepare
-from evomerge.expert_deltas import ExpertDeltas, is_narrow
+from evomerge.cli.progress import Reporter
+from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import check_items
+from evomerge.fitness.items import check_disjoint
 from evomerge.fitness.sampling import Subset
-from evomerge.groups import Group, Span
 from evomerge.inspection.sources import Inspection
-from evomerge.items import check_disjoint
-from evomerge.leakage import leakage_notes, training_files
-from evomerge.limits import TimeLimit
-from evomerge.live import load_live
-from evomerge.marks import task_notes
-from evomerge.merger import Merger
-from evomerge.methods import Method, only_sums
-from evomerge.plan import judged
-from evomerge.preflight import failing_on_base
-from evomerge.progress import Reporter
-from evomerge.sources import Sources
-from evomerge.space import make_space
-from evomerge.task_vectors import TaskVectors
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import Method, only_sums
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.live import load_live
+from evomerge.problem import Sources
+from evomerge.runs.assembly import make_fitness, read_items
+from evomerge.runs.checks import check_asked, check_metrics
+from evomerge.runs.config import build, needs_processor
+from evomerge.runs.leakage import leakage_notes, training_files
+from evomerge.runs.plan import judged
+from evomerge.runs.preflight import failing_on_base
+from evomerge.search.evaluators.serial import Scorer, check_finite, prepare
+from evomerge.selection.marks import task_notes
+from evomerge.space.coefficients import make_space
+from evomerge.space.groups import Group
+from evomerge.task_vectors.expert import ExpertDeltas, is_narrow
+from evomerge.task_vectors.spans import Span
+from evomerge.task_vectors.store import TaskVectors
 
 SAMPLE = 1 << 24  # elements of task vectors, 64 MiB in all, that are merged to measure how long a merge takes
 BRIEF = 5.0  # seconds; what takes less is timed once more, since the first call pays for what is set up lazily

@@ -14,11 +14,11 @@ from typing import Any
 
 import transformers
 
-from evomerge.cards import read_licence
-from evomerge.pretrained import read_config
-from evomerge.processing import Processing
-from evomerge.vocabulary import read_vocabulary
-from evomerge.weights import dtype_name, read_json, read_tensors, weight_files
+from evomerge.models.cards import read_licence
+from evomerge.models.pretrained import read_config
+from evomerge.models.processing import Processing
+from evomerge.models.vocabulary import read_vocabulary
+from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.checkpoint import Checkpoint, check_base
-from evomerge.errors import CheckpointError, SpaceError
-from evomerge.expert_deltas import not_finite
-from evomerge.family import family_notes
-from evomerge.groups import Group, make_groups
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import CheckpointError, SpaceError
 from evomerge.inspection.facts import Facts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
-from evomerge.live import LiveModel, load_skeleton
-from evomerge.pretrained import load_model
-from evomerge.progress import Reporter
-from evomerge.sources import Sources
-from evomerge.task_vectors import check_family
-from evomerge.vocabulary import REFUSE
+from evomerge.models.checkpoint import Checkpoint, check_base
+from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.pretrained import load_model
+from evomerge.models.vocabulary import REFUSE
+from evomerge.problem import Sources
+from evomerge.space.groups import Group, make_groups
+from evomerge.task_vectors.expert import not_finite
+from evomerge.task_vectors.family import family_notes
+from evomerge.task_vectors.store import check_family
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from evomerge.progress import PIPE_WIDTH, Reporter
+from evomerge.cli.progress import PIPE_WIDTH, Reporter
 
 SHORT = 8  # letters; where an expert has a longer name, numbers stand for all of them at the head of columns
 ALIKE = {

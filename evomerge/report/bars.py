@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from evomerge.common.names import marked
 from evomerge.fitness.base import heading
-from evomerge.names import marked
 from evomerge.report.facts import MODELS, Facts
 from evomerge.report.scales import Axis, axis
 from evomerge.report.wording import metric, with_error

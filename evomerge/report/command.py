@@ -17,7 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from evomerge.config import CONF, SearchConfig, plain, register
+from evomerge.runs.config import CONF, SearchConfig, plain, register
 
 GROUPS = ("model", "method", "space", "searcher", "fitness", "loss")
 MISSING = object()

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.doubts import of_search, of_selection
-from evomerge.names import commonest
+from evomerge.common.names import commonest
 from evomerge.report.facts import Facts
 from evomerge.report.grids import Grid
 from evomerge.report.wording import metric, number, verdict, with_error
-from evomerge.stopping import HOPELESS
+from evomerge.search.stopping import HOPELESS
+from evomerge.selection.doubts import of_search, of_selection
 
 FEW_SEARCH, FEW_JUDGED = 10, 100
 """Items of a task below which scores are thin: those of a candidate, and those of the select and report split."""

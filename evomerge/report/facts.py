@@ -18,7 +18,7 @@ import numpy as np
 from evomerge.fitness.base import title
 from evomerge.fitness.objectives import task_weights
 from evomerge.report.records import Dot, Finalist, Splits
-from evomerge.runs import Run
+from evomerge.runs.directory import Run
 from evomerge.trials import Batch, Trial
 
 MODELS = {"base": "base", "best_constant": "best constant", "winner": "winner", "experts": "experts"}

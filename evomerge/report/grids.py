@@ -13,7 +13,7 @@ from itertools import groupby
 
 import numpy as np
 
-from evomerge.recipe import Recipe
+from evomerge.recipes.recipe import Recipe
 from evomerge.report.facts import Facts
 from evomerge.report.places import OUTSIDE, Place, places_of
 

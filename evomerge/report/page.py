@@ -19,9 +19,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from evomerge import __version__
-from evomerge.errors import ConfigError
-from evomerge.files import write_atomically
-from evomerge.names import mark_lines
+from evomerge.common.errors import ConfigError
+from evomerge.common.files import write_atomically
+from evomerge.common.names import mark_lines
 from evomerge.report import bars, charts, pictures
 from evomerge.report.colours import ramp
 from evomerge.report.command import command, written
@@ -32,7 +32,7 @@ from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
 from evomerge.report.wording import closed, headline, metric, number, signed, what
-from evomerge.runs import Run, open_run
+from evomerge.runs.directory import Run, open_run
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from evomerge.errors import SpaceError
-from evomerge.groups import make_groups
+from evomerge.common.errors import SpaceError
+from evomerge.space.groups import make_groups
 
 OUTSIDE = {"embeddings": "emb", "head": "head"}
 """What `make_groups` calls what lies outside the blocks, and the label of each."""

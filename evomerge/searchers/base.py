@@ -14,10 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from evomerge.errors import ConfigError
-from evomerge.space import ROUNDING, CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.common.errors import ConfigError
+from evomerge.space.coefficients import ROUNDING, CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 
 @dataclass(frozen=True)

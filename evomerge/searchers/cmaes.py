@@ -16,12 +16,11 @@ import warnings
 
 import numpy as np
 
-from evomerge.errors import ConfigError
-from evomerge.names import listed
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import listed
 from evomerge.searchers.base import Elite, Needs, Turns, inside
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*matplotlib.*")  # pycma warns when its optional plots cannot be drawn

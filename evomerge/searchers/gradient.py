@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import ConfigError
-from evomerge.names import unknown
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
 from evomerge.searchers.base import Needs, Turns, inside
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 EPSILON = 1e-8  # of Adam
 SCHEDULES = ("constant", "linear", "cosine")

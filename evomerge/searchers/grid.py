@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.errors import ConfigError
-from evomerge.names import nearest
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import nearest
 from evomerge.searchers.base import Elite, Needs, Turns, inside
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 
 class Grid:

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
 from evomerge.searchers.base import Needs, Searcher, Turns
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 Make = Callable[..., Searcher]
 """`(space, start, seed) -> searcher`: a searcher's YAML with `_partial_: true`."""

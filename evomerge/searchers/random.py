@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
 from evomerge.searchers.base import Elite, Needs, Turns, inside
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 
 class Random:

@@ -13,11 +13,10 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
-from evomerge.errors import ConfigError
+from evomerge.common.errors import ConfigError
 from evomerge.searchers.base import Elite, Needs, Turns, inside
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 
 class Tpe:

@@ -14,9 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from evomerge.searchers.base import Elite, Searcher, Turns
-from evomerge.space import CoefficientSpace
-from evomerge.stopping import StopReason
-from evomerge.trials import Batch
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason
 
 CONSTANTS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from evomerge.task_vectors import TaskVectors
+from evomerge.task_vectors.store import TaskVectors
 
 
 class Transform(Protocol):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.delta_files import cached
-from evomerge.task_vectors import TaskVectors, describe, zeros
+from evomerge.models.weights import Progress
+from evomerge.task_vectors.dense import cached
+from evomerge.task_vectors.store import TaskVectors, describe, zeros
 from evomerge.transforms.base import Transform
-from evomerge.weights import Progress
 
 FORMAT = "evomerge transformed task vector 2"
 

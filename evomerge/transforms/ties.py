@@ -16,8 +16,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from evomerge.errors import ConfigError
-from evomerge.task_vectors import TaskVectors
+from evomerge.common.errors import ConfigError
+from evomerge.task_vectors.store import TaskVectors
 
 CHUNK = 1 << 18  # elements that are looked at together: what a pass holds in memory, small enough for a cache
 HALF = 1 << 16

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, GPT2Config, LlamaConfig
 
-from evomerge.checkpoint import Checkpoint
-from evomerge.export.mergekit import to_mergekit
-from evomerge.files import write_atomically
-from evomerge.groups import make_groups
-from evomerge.live import load_skeleton
-from evomerge.recipe import Coefficients, Recipe, Source
+from evomerge.common.files import write_atomically
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.live import load_skeleton
+from evomerge.recipes.mergekit import to_mergekit
+from evomerge.recipes.recipe import Coefficients, Recipe, Source
+from evomerge.space.groups import make_groups
 
 EXPERTS = ("a", "b", "c", "d", "e")
 LLAMA: dict[str, Any] = {

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from evomerge.errors import SuiteError
-from evomerge.files import write_atomically
-from evomerge.items import read_items, write_items
-from evomerge.suite import load_suite, read_manifest, write_manifest
+from evomerge.common.errors import SuiteError
+from evomerge.common.files import write_atomically
+from evomerge.fitness.items import read_items, write_items
+from evomerge.runs.suite import load_suite, read_manifest, write_manifest
 from suite_builder import packages, room
 from suite_builder.show import progress
 from suite_builder.splits import make_splits

@@ -15,8 +15,8 @@ import torch
 from onnx import numpy_helper
 from transformers import Dinov2Config, Dinov2Model
 
-from evomerge.errors import SuiteError
-from evomerge.pretrained import rename_keys
+from evomerge.common.errors import SuiteError
+from evomerge.models.pretrained import rename_keys
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 12, "image_size": 518, "patch_size": 14}
 PREFIX = "backbone."

@@ -2,8 +2,9 @@
 
     suite.json   base/   experts/<name>/   tasks/<task>.yaml   tasks/<task>/{train,search,select,report}.jsonl
 
-In: a `Plan`, the directory of the suite, the cache of packages. Out: the suite, in the format of `evomerge/suite.py`,
-whose items are a YAML of lm-eval and which has no heads; and a table of what its experts can do.
+In: a `Plan`, the directory of the suite, the cache of packages. Out: the suite, in the format of
+`evomerge/runs/suite.py`, whose items are a YAML of lm-eval and which has no heads; and a table of what its experts can
+do.
 """
 
 import hashlib
@@ -14,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from evomerge.errors import SuiteError
-from evomerge.files import write_atomically
-from evomerge.suite import FORMAT, read_manifest
+from evomerge.common.errors import SuiteError
+from evomerge.common.files import write_atomically
+from evomerge.runs.suite import FORMAT, read_manifest
 from suite_builder import lm_room, packages
 from suite_builder.lm import NAME, Plan, Task, load, save
 from suite_builder.lm_documents import encode, read_documents, split, task_yaml, write_documents

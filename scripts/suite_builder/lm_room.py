@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from evomerge.files import write_atomically
+from evomerge.common.files import write_atomically
 from evomerge.fitness.likelihood import Request, make_batches, score
 from suite_builder.lm import Task, load
 from suite_builder.lm_documents import Asked, encode, read_documents

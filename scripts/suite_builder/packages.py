@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
-from evomerge.errors import SuiteError
+from evomerge.common.errors import SuiteError
 
 
 @dataclass(frozen=True)

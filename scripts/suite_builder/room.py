@@ -20,22 +20,25 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from evomerge.assembly import Assembly, assemble, make_searcher
-from evomerge.config import CONF, plain, register
-from evomerge.errors import LogError, SuiteError
-from evomerge.files import write_atomically
-from evomerge.fingerprint import fingerprint
-from evomerge.identity import describe
-from evomerge.judge import Judge
-from evomerge.learning import find_learning
-from evomerge.progress import Reporter
-from evomerge.run import make_evaluators, make_subsets, scorer
-from evomerge.search import search
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import LogError, SuiteError
+from evomerge.common.files import write_atomically
+from evomerge.common.machine import fingerprint
+from evomerge.problem import Assembly
+from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.config import CONF, plain, register
+from evomerge.runs.identity import describe
+from evomerge.runs.learning import find_learning
+from evomerge.runs.run import make_evaluators
+from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.scorers import make_subsets, scorer
+from evomerge.search.log import TrialLog
+from evomerge.search.loop import search
+from evomerge.search.stopping import Budget, Interrupt
 from evomerge.searchers.warm import CONSTANTS as FIRST
-from evomerge.selection import CONSTANTS, choose, paired, summary
-from evomerge.stopping import Budget, Interrupt
-from evomerge.suite import Suite
-from evomerge.trials import TrialLog
+from evomerge.selection.choosing import CONSTANTS, choose
+from evomerge.selection.judge import Judge
+from evomerge.selection.statistics import paired, summary
 from suite_builder.show import progress
 
 FORMAT = 2

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evomerge.items import UNLABELED, Item
+from evomerge.fitness.items import UNLABELED, Item
 
 
 class Row(NamedTuple):

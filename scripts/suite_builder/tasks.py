@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from evomerge.items import Item
+from evomerge.fitness.items import Item
 from suite_builder.packages import Package
 from suite_builder.splits import Row
 

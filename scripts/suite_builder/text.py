@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel
 
-from evomerge.finetune import embed, fine_tune, save_model
-from evomerge.items import Item, make_item
-from evomerge.suite import write_head
+from evomerge.demo.finetune import embed, fine_tune, save_model
+from evomerge.fitness.items import Item, make_item
+from evomerge.runs.suite import write_head
 from suite_builder.packages import Package
 from suite_builder.tasks import BATCH, Task
 

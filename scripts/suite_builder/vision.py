@@ -17,11 +17,11 @@ from PIL import Image
 from scipy.special import log_softmax
 from transformers import BitImageProcessorPil
 
-from evomerge.finetune import encode_images, fine_tune_images, image_features, save_model
+from evomerge.demo.finetune import encode_images, fine_tune_images, image_features, save_model
 from evomerge.fitness.heads import FrozenHead
-from evomerge.items import Item, make_image_item
-from evomerge.live import load_live
-from evomerge.suite import write_head
+from evomerge.fitness.items import Item, make_image_item
+from evomerge.models.live import load_live
+from evomerge.runs.suite import write_head
 from suite_builder.dinov2 import read_dinov2
 from suite_builder.packages import Package
 from suite_builder.tasks import BATCH, Task

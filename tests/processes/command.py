@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from evomerge.cli import VERBS, main
+from evomerge.cli.main import VERBS, main
 from tests.processes.waiting import forked
 
 for verb in VERBS:  # what they need is loaded before the fork
-    import_module(f"evomerge.commands.{verb}")
-import_module("evomerge.run")
+    import_module(f"evomerge.cli.{verb}")
+import_module("evomerge.runs.run")
 
 
 def evomerge(

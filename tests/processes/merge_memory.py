@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from evomerge.export.model import write_model
-from evomerge.live import load_skeleton
-from evomerge.progress import Reporter
-from evomerge.recipe import Recipe
-from tests.vectors import anonymous_memory
+from evomerge.cli.progress import Reporter
+from evomerge.models.live import load_skeleton
+from evomerge.recipes.model import write_model
+from evomerge.recipes.recipe import Recipe
+from tests.kit.vectors import anonymous_memory
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

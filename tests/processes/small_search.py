@@ -19,13 +19,14 @@ from typing import Any
 import optuna
 import torch
 
-from evomerge.errors import EvomergeError
-from evomerge.fingerprint import fingerprint
-from evomerge.search import search
-from evomerge.stopping import Budget, Interrupt, StopReason
-from evomerge.trials import Batch, Trial, TrialLog
-from tests.helpers import box, sphere
-from tests.searching import SEARCHERS
+from evomerge.common.errors import EvomergeError
+from evomerge.common.machine import fingerprint
+from evomerge.search.log import TrialLog
+from evomerge.search.loop import search
+from evomerge.search.stopping import Budget, Interrupt
+from evomerge.trials import Batch, StopReason, Trial
+from tests.kit.helpers import box, sphere
+from tests.kit.searching import SEARCHERS
 
 NAMES = tuple(name for name in SEARCHERS if "-" not in name)
 """Every searcher once, without the variants of its settings."""

@@ -1,0 +1,115 @@
+"""What Hydra calls at the beginning and at the end of a search or a sweep.
+
+Before: the place for run directories, refused in a sentence where it cannot be written. After a sweep: a table with one
+row for each run, best first; a page that compares them; and the runs that were refused or failed, each with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from evomerge.cli.common import explained
+from evomerge.cli.progress import Reporter
+from evomerge.runs.config import run_name
+
+REASON = "error.txt"
+"""In the directory of a run of a sweep that was refused or failed: why."""
+
+
+class RunDirectory(Callback):
+    """Refuses a place for run directories that cannot be written, before Hydra fails there in words of its own."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the run directory, and try it."""
+        _try(Path(config.hydra.run.dir), "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the directory of all runs, and try it."""
+        _try(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+
+
+def _try(directory: Path, setting: str) -> None:
+    with explained(f"Run directories are made there: write {setting}= and a directory that you may write."):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+
+
+class SweepTable(Callback):
+    """Prints the runs of a sweep, from their summaries, writes their report, and names those that failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Find the directory of every run from the sweep's settings, whatever launched it; print the table and say
+        where the report is, and which runs are not complete and why.
+
+        Raises:
+            SystemExit: with status 1, if a run is not complete.
+        """
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+        jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
+        runs = [Path(config.hydra.sweep.dir) / run_name(choices, job) for job in jobs]
+        failed = {run: why for run in runs if (why := _why_not(run))}
+        complete = [run for run in runs if run not in failed]
+        summaries = [
+            {"name": run.name, **json.loads((run / "summary.json").read_text(encoding="utf-8"))} for run in complete
+        ]
+        summaries.sort(key=lambda summary: -_selected(summary))  # by the report split it would be choosing on it
+        rows = []
+        for summary in summaries:
+            name, winner, difference = (
+                summary["name"],
+                summary["report"]["winner"],
+                summary["paired"]["winner_vs_best_constant"],
+            )
+            rows.append(
+                [
+                    name,
+                    f"{_selected(summary):.4f}",
+                    f"{winner['mean']:.4f} ± {winner['se']:.4f}",
+                    f"{difference['diff']:+.4f} ± {difference['se']:.4f}",
+                    f"{summary['report']['best_constant']['mean']:.4f}",
+                    str(summary["trials"]),
+                ]
+            )
+        title = f"{len(rows)} of {len(jobs)} runs are complete; best on the select split first, then the report split"
+        columns = ["run", "on select", "winner ± se", "- best constant ± se", "best constant", "trials"]
+        reporter = Reporter()
+        reporter.table(title, columns, rows)
+        _report([run for run in runs if (run / "trials.jsonl").is_file()], reporter)
+        for run, why in failed.items():
+            reporter.say(f"not complete: {os.path.relpath(run)}: {why}")
+        if failed:
+            raise SystemExit(1)
+
+
+def _why_not(run: Path) -> str | None:
+    """Return why a run is not complete; None if it is."""
+    if (run / REASON).is_file():
+        return (run / REASON).read_text(encoding="utf-8").strip()
+    return None if (run / "summary.json").is_file() else f"it ended without a word; see {os.path.relpath(run)}"
+
+
+def _report(runs: list[Path], reporter: Reporter) -> None:
+    """Write the page of the sweep beside its runs, and say where; what goes wrong there costs nothing else."""
+    if not runs:
+        return
+    from evomerge.report import attempt, write_sweep
+
+    page = attempt(lambda: write_sweep(runs, runs[0].parent / "report.html", again=False))
+    if page is not None:
+        reporter.say(f"report of the sweep: {os.path.relpath(page)}")
+
+
+def _selected(summary: dict[str, Any]) -> float:
+    """Return what the winner reached on the select split."""
+    return summary["select"]["finalists"][summary["select"]["winner"]]

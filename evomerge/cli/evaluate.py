@@ -1,0 +1,281 @@
+"""`evomerge evaluate`: scores models side by side on one split of the items, as a table or as JSON.
+
+In: names of models, and settings in the grammar of `evomerge search`; where these name no sources, those of the first
+run (or recipe) among the models are taken. `evaluation.py` does the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.names import mark_lines, marked
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
+    from evomerge.cli.progress import Reporter
+    from evomerge.selection.evaluation import Model
+
+SIZES = {"search": "items", "select": "select_items", "report": "report_items"}
+"""Split -> the setting that says how many of its items are used."""
+SOURCES = ("model", "model.base", "model.suite", "model.experts", "experiment")
+"""Settings that say which models are meant, so that those of a run are not taken."""
+SAID = {
+    "search": "search items, which guided the search: what it found looks better here than it is",
+    "select": "select items, those that choose a winner",
+    "report": "report items, those that neither guided nor chose",
+}
+DESCRIPTION = """\
+Score models side by side, all on the same items of one split, and compare each with the first.
+
+MODEL is one of
+  base                the base
+  experts             each task with its own expert
+  NAME                the expert of that name, on all tasks
+  constant:0.4        the merge with the same weight everywhere, by the method of the settings
+  RUN                 a run directory: its winner
+  RECIPE.yaml         a recipe; its groups and its method may be others than those of the settings
+  DIRECTORY           a model directory, such as `evomerge merge` writes, of the base's architecture
+A name stands for the first of these that fits; what lies at a path of the same name is written ./NAME.
+A task is scored with the head that the settings give it, whichever model it is.
+
+setting=value is as for `evomerge search`: model=text, 'fitness.tasks={a: a.jsonl}', fitness.batch_size=64 ...
+Where no setting says which models are meant, those of the first run or recipe among the MODELs are.
+"""
+SPLITS = """\
+Which split? search items guide a search, select items choose among its finalists, report items say at the end what
+the chosen one is worth. Whoever scores many models on the report items and takes the best has a number that is too
+high. So the report split is the default for one merge, alone or beside base and experts; two merges or more are
+compared on the select split, and --split report is for those that you report whatever comes out.
+
+Items are those on which a search judges, so `evomerge evaluate runs/x base experts` repeats the numbers of its
+summary; on the search split, those of its first generation. Whatever a search has scored is not scored again. A model
+that takes longer than time_limit has no score: auto allows 2 hours, a number of seconds is for fitness.items items.
+
+  evomerge evaluate runs/x base experts                             what a run's winner is worth
+  evomerge evaluate constant:0.8 runs/x runs/y                      which of these, on the select split
+  evomerge evaluate merged/ base model=text --split report --json   a model directory on the suite `text`
+  evomerge evaluate runs/x base 'fitness.tasks={new: {items: new.jsonl, expert: a}}'     on another task
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Score the models, and print a table or JSON on standard output.
+
+    Args:
+        arguments: names of models, flags and settings.
+
+    Raises:
+        EvomergeError: a model is not there or does not fit, a setting is wrong; or, when all that have a score are
+            shown, a model has none.
+    """
+    given = [a for a in arguments if "=" in a and not a.startswith("-") and not os.path.exists(a)]
+    options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
+
+    from evomerge.cli.progress import Reporter
+    from evomerge.runs.assembly import assemble
+    from evomerge.runs.config import check
+    from evomerge.runs.sources import find_sources
+    from evomerge.selection.evaluation import evaluate, find_model
+    from evomerge.trials import finite
+
+    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
+    reporter = Reporter()
+    names = list(dict.fromkeys(options.models))
+    for name in names:
+        if "/" in name or name.endswith((".yaml", ".yml")):  # no name of an expert, so it is refused before all else
+            find_model(name, ())
+    settings = _settings(given, names, reporter)
+    if options.metric:
+        settings["fitness"]["report_metric"] = options.metric
+    check(settings)
+    experts = find_sources(settings["model"], settings["fitness"]["tasks"]).experts
+    models = {name: find_model(name, experts) for name in names}
+    _say_ambiguous(models, experts, reporter)
+    split = options.split or ("select" if sum(model.choosable for model in models.values()) > 1 else "report")
+    if options.items is not None:
+        settings["fitness"][SIZES[split]] = options.items
+    with reporter.bars():
+        assembly = assemble(settings, reporter)
+    for warning in assembly.warnings:
+        reporter.say(f"warning: {warning}")
+    result = evaluate(assembly, settings, models, split, reporter)
+    _caution(models, options.split, split, reporter)
+    if options.json:
+        print(json.dumps(finite(result), indent=1, allow_nan=False))
+    else:
+        show(result, reporter)
+    if without := [name for name, row in result["models"].items() if "error" in row]:
+        raise EvomergeError(f"{len(without)} of {len(names)} models have no score: {', '.join(without)}.")
+
+
+def show(result: Mapping[str, Any], reporter: Reporter) -> None:
+    """Print what `evaluation.evaluate` returned as one table, or two."""
+    from evomerge.fitness.base import heading, title
+
+    models, paired = result["models"], result["paired"]
+    first, *_ = models
+    marks = result.get("marks", {})
+    tasks = max((list(row["tasks"]) for row in models.values()), key=len)  # `experts` may lack some
+    rows = [
+        [
+            marked(name, marks, "experts, each on its own task" if name == "experts" else None),
+            "no score" if "error" in row else _plus_minus(row["mean"], row["se"], ".4f"),
+            *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
+        ]
+        for name, row in models.items()
+    ]
+    told = result["measures"]
+    name = title(result["metric"], told)
+    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
+    reporter.table(
+        f"{name} on {result['items']} {SAID[result['split']]}; higher is better", columns, rows, mark_lines(marks)
+    )
+    for name, row in models.items():
+        if "error" in row:
+            reporter.say(f"{name} has no score: {row['error']}")
+    if paired:
+        differences = [
+            [name, _plus_minus(one["diff"], one["se"], "+.4f"), _ratio(one["diff"], one["se"])]
+            for name, one in paired.items()
+        ]
+        reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences)
+
+
+def _plus_minus(value: float | None, error: float | None, form: str) -> str:
+    if value is None or error is None:
+        return ""
+    return f"{value:{form}} ± {error:.4f}" if error == error else f"{value:{form}} ± unknown"  # NaN: of a single item
+
+
+def _ratio(value: float | None, error: float | None) -> str:
+    return f"{value / error:+.1f}" if value is not None and error is not None and error > 0 else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evomerge evaluate",
+        usage="evomerge evaluate MODEL [MODEL ...] [--split search|select|report] [--items N] [--metric NAME] [--json] "
+        "[setting=value ...]",
+        description=DESCRIPTION,
+        epilog=SPLITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="what to score; see above")
+    parser.add_argument("--split", choices=list(SIZES), help="whose items; left out: see below")
+    parser.add_argument("--items", type=int, metavar="N", help="how many items in all; left out: as the settings say")
+    parser.add_argument("--metric", metavar="NAME", help="of the fitness; left out: its fitness.report_metric")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
+    return parser
+
+
+def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) -> dict[str, Any]:
+    """Return the settings that were given; where they name no sources, on top of those of a run, or of a recipe."""
+    from evomerge.cli.settings import compose_settings, spelled_out
+    from evomerge.common.paths import from_its_start
+    from evomerge.runs.config import plain
+    from evomerge.selection.contenders import read_recipe
+
+    composed = plain(compose_settings(given))
+    keys = [part.split("=")[0].lstrip("+~") for argument in given for part in spelled_out(argument)]
+    if any(key in SOURCES or key.startswith("model.experts.") for key in keys):
+        return composed
+    paths = [Path(name).expanduser() for name in names]
+    for path in paths:
+        file = (path if path.is_dir() else path.parent) / "config.yaml"
+        if file.is_file() and (path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()):
+            reporter.say(f"settings: those of {file}")
+            return _overlaid(from_its_start(_read(file), file.parent), composed, keys)
+    for path in paths:
+        if path.is_file() and path.suffix in (".yaml", ".yml"):
+            reporter.say(f"models: those of {path}")
+            recipe = read_recipe(path)
+            experts = {name: source.place for name, source in recipe.experts.items()}
+            own = {"base": recipe.base.place, "experts": experts, "auto_class": recipe.auto_class}
+            own["vocabulary"] = recipe.vocabulary
+            return {**composed, "model": composed["model"] | own}
+    _refuse_without_sources(composed, names)
+    return composed
+
+
+def _refuse_without_sources(settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse names where neither a setting nor one of them says which models are meant.
+
+    Raises:
+        ConfigError: that is so; where a name stands for nothing at all, it is named.
+    """
+    from evomerge.selection.evaluation import find_model
+
+    if any(settings["model"][name] for name in ("suite", "base", "experts")):
+        return
+    for name in names:
+        if name not in ("base", "experts"):
+            find_model(name, ())
+    raise ConfigError(
+        "Nothing says which base and experts are meant: name a run directory or a recipe among the MODELs, or write "
+        "model=text, or model.base=path/to/base 'model.experts=[path/to/a,path/to/b]'."
+    )
+
+
+def _overlaid(run: dict[str, Any], composed: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a run, with those that were given in their place: whole groups first, then single ones."""
+    settings = {**composed, **run}
+    for key in sorted(keys, key=lambda key: "." in key):
+        *groups, last = key.split(".")
+        place, value = settings, composed
+        for group in groups:
+            place[group] = dict(place.get(group) or {})
+            place, value = place[group], value[group]
+        if key == "fitness":  # another one for the same tasks, unless those are given too
+            place[last] = {**value[last], "tasks": place[last]["tasks"]}
+        elif last in value:
+            place[last] = value[last]
+        else:  # ~setting takes one away
+            place.pop(last, None)
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error}): run the search's own command again to write it."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file} holds no settings of a search: write the sources, model=... or model.base=...")
+    return settings
+
+
+def _say_ambiguous(models: Mapping[str, Model], experts: Mapping[str, Path], reporter: Reporter) -> None:
+    """Say what a name was taken for that could be something else as well."""
+    for name, model in models.items():
+        if model.kind in ("base", "experts") and name in experts:
+            reporter.say(f"{name} is taken as the {name} of the search; the expert of that name is {experts[name]}")
+        if model.kind in ("base", "experts", "expert") and Path(name).exists():
+            what = f"the expert {name}" if model.kind == "expert" else f"the {name} of the search"
+            reporter.say(f"{name} is taken as {what}; what lies at that path is ./{name}")
+
+
+def _caution(models: Mapping[str, Model], asked: str | None, split: str, reporter: Reporter) -> None:
+    """Say where a comparison of several merges runs, and what must not be done with it."""
+    several = [name for name, model in models.items() if model.choosable]
+    if len(several) < 2:
+        return
+    if asked is None:
+        reporter.say(
+            f"{len(several)} models to choose from are compared on the {split} split; report the chosen one with "
+            f"--split report."
+        )
+    elif split == "report":
+        reporter.say(
+            "Do not choose among these by their report scores: the best of several looks better than it is. Choose "
+            "with --split select."
+        )

@@ -1,0 +1,162 @@
+"""`evomerge inspect`: looks at base and experts before a search, and prints tables or one JSON document.
+
+In: directories, or settings in the grammar of `evomerge search`. the package `inspection` does the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.common.errors import ConfigError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
+    from evomerge.problem import Sources
+
+DESCRIPTION = """\
+Look at a base and its experts before a search: what fits, what differs, how large the task vectors are, how they lie
+to each other, and what a search would need. Nothing is merged, and no task vector is written.
+
+BASE and EXPERT are model directories. setting=value is as for `evomerge search`, instead of directories (model=text,
+model.base=... 'model.experts=[...]') or beside them (model.auto_class=AutoModelForCausalLM, method=ties). Tasks are
+not needed; where there are some, the base is scored on them, to say how long a search takes.
+"""
+EXAMPLES = """\
+What does not fit is said of each expert, the others are compared all the same, and the exit status is 1.
+
+  evomerge inspect path/to/base path/to/a path/to/b
+  evomerge inspect model=text
+  evomerge inspect base a b model.auto_class=AutoModelForCausalLM --json > inspection.json
+"""
+UNREAD = {"-": "-"}
+"""Stands for the tasks where there are none; its items are not read."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Inspect the models, and print tables or JSON on standard output.
+
+    Args:
+        arguments: directories, flags and settings.
+
+    Raises:
+        EvomergeError: the base cannot be read, or a setting is wrong.
+        SystemExit: with status 1, if something does not fit.
+    """
+    given = [a for a in arguments if "=" in a and not a.startswith("-") and not os.path.exists(a)]
+    options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
+    if not 0 < options.density <= 1:
+        raise ConfigError(f"--density={options.density}: write a number above 0, up to 1, such as 0.2 for 20 %.")
+
+    from evomerge.cli.progress import Reporter
+    from evomerge.cli.settings import compose_settings
+    from evomerge.inspection.document import document
+    from evomerge.inspection.estimates import estimate
+    from evomerge.inspection.sources import inspect_sources
+    from evomerge.inspection.tables import show
+    from evomerge.runs.checks import first_fitness
+    from evomerge.runs.config import check, plain, takes
+    from evomerge.trials import finite
+
+    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
+    settings = plain(compose_settings(given))
+    check(settings)
+    if settings["fitness"]["tasks"] or settings["model"]["suite"]:
+        first_fitness(settings["fitness"])
+    sources = find_models(options.directories, settings)
+    model, reporter = settings["model"], Reporter()
+    with reporter.bars():
+        found = inspect_sources(
+            sources,
+            model["auto_class"],
+            Path(model["cache"]),
+            options.density,
+            reporter,
+            model["vocabulary"],
+            allowed=model["allow_missing"] or (),
+            pooled=not (sources.tasks and takes(settings["fitness"], "heads")),
+        )
+    needs = None
+    if found.base.error is None and len(found.refused) < len(found.experts):
+        needs, warnings = estimate(found, sources, settings, reporter)
+        found.warnings.extend(warnings)
+    result = document(found, needs, settings["budget"])
+    if options.json:
+        print(json.dumps(finite(result), indent=1, allow_nan=False))
+    else:
+        show(result, reporter)
+    if found.refused:
+        raise SystemExit(1)
+
+
+def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sources:
+    """Return base, experts and tasks, if there are any.
+
+    Args:
+        directories: of the base, then of the experts; or none, where the settings name them.
+        settings: of a search.
+
+    Raises:
+        ConfigError: nothing to inspect is named, or it is named twice.
+    """
+    from evomerge.runs.sources import find_sources
+
+    model, tasks = settings["model"], settings["fitness"]["tasks"]
+    if directories and (model["suite"] or model["base"] or model["experts"]):
+        raise ConfigError("Base and experts are named twice, by directories and by settings: leave one of them out.")
+    if len(directories) == 1:
+        raise ConfigError(f"{directories[0]} is the base; name its experts behind it: evomerge inspect BASE EXPERT ...")
+    if not (directories or model["suite"] or model["base"] or model["experts"]):
+        raise ConfigError(
+            "Nothing to inspect is named: write evomerge inspect BASE EXPERT ..., or the settings of a search, such as "
+            "model=text."
+        )
+    if directories:
+        base, *experts = directories
+        model = {**model, "base": base, "experts": name_directories(experts)}
+    if tasks is None and not model["suite"]:
+        return replace(find_sources(model, UNREAD), tasks={})
+    return find_sources(model, tasks)
+
+
+def name_directories(paths: Sequence[str]) -> dict[str, str]:
+    """Name directories by as many of their last parts as tell them apart: `a/checkpoint-9` and `b/checkpoint-9`.
+
+    Raises:
+        ConfigError: one is named twice.
+    """
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    for path in whole:
+        if whole.count(path) > 1:
+            raise ConfigError(f"{path} is named twice: name each expert once.")
+    parts = 1
+    while len(names := {"/".join(path.parts[-parts:]): given for path, given in zip(whole, paths, strict=True)}) < len(
+        paths
+    ):
+        parts += 1
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evomerge inspect",
+        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--json] [setting=value ...]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directories", nargs="*", metavar="DIRECTORY", help="the base, then its experts")
+    parser.add_argument(
+        "--density",
+        type=float,
+        default=0.2,
+        metavar="D",
+        help="signs are compared among the largest elements of each task vector, this share of them (0.2, as in TIES)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document with everything")
+    return parser

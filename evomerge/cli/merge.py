@@ -1,0 +1,91 @@
+"""`evomerge merge`: the merged model of a recipe, as a directory that transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.common.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  evomerge merge runs/<name>/recipe.yaml merged/
+  evomerge merge recipe.yaml merged/ --base models/base --expert mood=models/mood --expert topic=models/topic
+  evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
+
+The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
+commit on the hub, if they came from there. Their weights must be those that the recipe was made from, by their hashes.
+DIR may be a name on the hub: owner/name or owner/name@revision. The merged directory is there as a whole or not at all;
+the same command again finds it done. Files of the base that are neither weights nor code are taken over; what is left
+out or not merged is named here and on the card.
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Build a merged model.
+
+    Args:
+        arguments: those after the verb.
+    """
+    parser = argparse.ArgumentParser(
+        prog="evomerge merge",
+        description="Build the merged model of a recipe: weights, what lies beside the base's, heads, recipe and card.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", type=Path, help="a recipe.yaml, with its heads/ beside it")
+    parser.add_argument("out", type=Path, help="the directory to make")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="where the base is, if not where the recipe says")
+    parser.add_argument(
+        "--expert", action="append", default=[], metavar="NAME=DIR", help="where an expert is; once for each"
+    )
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", help="such as 5GB or 500MB; as the base's files if left out"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as they were scored if left out"
+    )
+    given = parser.parse_args(arguments)
+    experts = _places(given.expert)
+
+    from evomerge.cli.progress import Reporter
+    from evomerge.recipes.model import write_model
+
+    recipe = _read(given.recipe)
+    out = write_model(
+        recipe,
+        given.recipe.parent,
+        given.out,
+        base=given.base,
+        experts=experts,
+        max_shard_size=given.max_shard_size,
+        dtype=given.dtype,
+        reporter=Reporter(),
+    )
+    print(f"merged model: {out}")
+    print(f'load it with: transformers.{recipe.auto_class}.from_pretrained("{out}")')
+
+
+def _places(given: Sequence[str]) -> dict[str, Path]:
+    """Return the directories that `--expert` names."""
+    places = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--expert {text} does not say which expert is where: write --expert NAME=DIR.")
+        places[name] = Path(path)
+    return places
+
+
+def _read(path: Path):
+    from evomerge.recipes.recipe import Recipe
+
+    if not path.is_file():
+        inside = path / "recipe.yaml"
+        hint = f"write {inside}" if inside.is_file() else "a search writes one at its end, runs/<name>/recipe.yaml"
+        raise ConfigError(f"There is no recipe {path}: {hint}.")
+    try:
+        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,99 @@
+"""`evomerge search`: Hydra composes the settings and names the run directory; `run.py` does the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from evomerge.cli.callbacks import REASON
+from evomerge.cli.common import SIGNALLED, explained
+from evomerge.cli.settings import check_settings, spelled_out, sweeps
+from evomerge.common.errors import EvomergeError
+from evomerge.common.files import write_atomically
+from evomerge.runs.config import CONF, SearchConfig, register
+from evomerge.search.stopping import Interrupt
+
+OWN_CONFIGURATION = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+"""Flags of Hydra that add settings files of the user's."""
+SAFE = "Nothing of the search is lost: run the same command again to go on."
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one search or a sweep over searches.
+
+    Args:
+        arguments: settings and Hydra's own flags.
+    """
+    given = [part for argument in arguments for part in spelled_out(argument, sweeps(arguments))]
+    register()
+    if not any(argument.split("=")[0] in OWN_CONFIGURATION for argument in given):  # else Hydra knows more names
+        check_settings(given)
+    else:
+        _refuse_marks(given)
+    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
+    sys.argv = ["evomerge search", *given]
+    _application()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
+def _application(config: SearchConfig) -> None:
+    from evomerge.cli.progress import Reporter
+    from evomerge.runs.run import run_search
+
+    logging.captureWarnings(True)  # so that the log file has them too
+    directory, interrupt = Path(HydraConfig.get().runtime.output_dir), Interrupt()
+    (directory / REASON).unlink(missing_ok=True)
+    with explained(SAFE):  # in here, since Hydra has a way of its own with exceptions
+        try:
+            if run_search(config, directory, Reporter(), interrupt) is None:
+                raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run
+        except EvomergeError as error:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                _leave_no_trace(directory)
+                raise
+            print(f"evomerge: {error}", file=sys.stderr)
+            _remember(directory, str(error))
+        except Exception as error:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                raise
+            logger.exception("This run failed; the sweep goes on.")
+            _remember(directory, f"{type(error).__name__}: {error}")
+
+
+def _refuse_marks(arguments: Sequence[str]) -> None:
+    """Refuse a settings file whose first line Hydra would pass over, since a byte order mark stands before it.
+
+    Raises:
+        EvomergeError: there is one in a directory of the user's.
+    """
+    given = [part for one in arguments for part in (one.split("=", 1) if one.startswith("-") else [one])]
+    places = [Path(where) for flag, where in pairwise(given) if flag in OWN_CONFIGURATION]
+    for file in (file for place in places if place.is_dir() for file in sorted(place.rglob("*.yaml"))):
+        if file.read_bytes().startswith(b"\xef\xbb\xbf# @"):
+            raise EvomergeError(
+                f"{file} begins with a byte order mark, behind which Hydra does not see its first line (# @package "
+                f"...): save it as UTF-8 without one."
+            )
+
+
+def _remember(directory: Path, why: str) -> None:
+    """Write why a run of a sweep is not complete: it costs this run alone, and the end of the sweep names it."""
+    write_atomically(directory / REASON, f"{why}\n")
+
+
+def _leave_no_trace(directory: Path) -> None:
+    """Remove a run directory in which nothing has happened: Hydra made it before the settings were found wrong."""
+    if not (directory / "trials.jsonl").exists():
+        (directory / "evomerge.log").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else
+            directory.rmdir()

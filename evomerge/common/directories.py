@@ -1,0 +1,66 @@
+"""Directories that are there as a whole or not at all.
+
+In: a path that is free, or an empty directory. Out: a hidden directory beside it to write into, which takes that place
+in one step when everything in it has reached the disk. What a kill leaves behind is hidden, and the next one who writes
+to the same path removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from evomerge.common.errors import ConfigError
+
+
+@contextmanager
+def whole_directory(out: Path) -> Iterator[Path]:
+    """Give a directory to write into, which becomes `out` when the context ends well; if not, nothing is left.
+
+    Raises:
+        ConfigError: another process is writing to the same path.
+        OSError: it cannot be written; or something has been put into `out` meanwhile.
+    """
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.parent / f".{out.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"Another process is writing to {out}: wait until it has ended, or name another directory."
+        ) from None
+    try:
+        for left in out.parent.iterdir():
+            if left.name.startswith(f".{out.name}.partial-"):
+                shutil.rmtree(left)
+        partial = out.parent / f".{out.name}.partial-{secrets.token_hex(4)}"
+        partial.mkdir()
+        try:
+            yield partial
+            for path in [*partial.rglob("*"), partial]:
+                _sync(path)
+            if out.is_dir():
+                out.rmdir()  # only an empty one
+            os.rename(partial, out)
+            _sync(out.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # before it is released: who waits for it sees that it is gone
+        lock.release()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or the names in a directory are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Benchmarks of lm-eval as a fitness."""

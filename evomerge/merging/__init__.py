@@ -1,0 +1,1 @@
+"""Methods, and the merger that builds a candidate in place."""

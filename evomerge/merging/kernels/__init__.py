@@ -1,0 +1,1 @@
+"""The sums and products of a merge."""

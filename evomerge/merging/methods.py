@@ -1,0 +1,251 @@
+"""Methods: how one candidate is built from its coefficients, per span of a parameter.
+
+In: the base and the deltas of a span, float32, and the coefficients of its group. Out: the merged span, θ₀ plus a
+combination of the λ_k and τ_k. A method names the variables that each (group, expert) has. These are the plain
+references; elections and masks are recomputed per candidate (`coupling: per_candidate` of mergekit), with density as a
+second variable that is searched like the weight. What is done to the task vectors once, before the search, is a
+transform (`transforms/`), which a method carries along.
+
+    linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023); of transformed task vectors too, such as TIES'
+    ties        trim by magnitude, elect signs, sum those that agree (Yadav et al. 2023), weighted before the election
+    dare_ties   drop at random and rescale, then elect and sum (Yu et al. 2024), with masks nested in the density
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.common.errors import MergeError
+from evomerge.space.coefficients import Variable
+from evomerge.task_vectors.spans import Span
+from evomerge.transforms.base import Transform
+
+WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
+DENSITY = Variable("density", 0.0, 1.0, 0.5)
+BLOCK = 16
+"""Rows that `torch.sum` adds up before it begins a new partial sum."""
+VECTOR = 64
+"""A multiple of the elements that its vector loop takes at a time, whatever the processor."""
+CANCELLED = 1e-3
+"""The share of their magnitudes to which weights may cancel in a sum that divides."""
+INTERLEAVED = 4
+"""Rows up to which its order behind that loop is the given one as well."""
+
+
+class Method(Protocol):
+    """Builds a span of a candidate; see the module's docstring.
+
+    Attributes:
+        name: what recipes call it.
+        variables: which coefficients each (group, expert) has.
+        transform: what is done to the task vectors before the search; None leaves them as they are.
+    """
+
+    name: str
+    variables: tuple[Variable, ...]
+    transform: Transform | None
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> Any:
+        """Return what `merge` needs of a delta, float32 (n,): the delta itself, and what can be computed once for all
+        candidates.
+        """
+        ...
+
+    def merge(self, base: Tensor, prepared: Sequence[Any], coefficients: Mapping[str, np.ndarray], out: Tensor) -> None:
+        """Write the merged span into `out`, float32 (n,).
+
+        Args:
+            base: θ₀ of the span, float32 (n,).
+            prepared: what `prepare` returned, for each expert whose delta is not zero here.
+            coefficients: {variable: (number of those experts,)}.
+            out: where to write.
+        """
+        ...
+
+
+class Linear:
+    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2).
+
+    Args:
+        transform: of the task vectors, before the search: θ = θ₀ + Σ_k λ_k T_k.
+    """
+
+    name = "linear"
+    variables = (WEIGHT,)
+
+    def __init__(self, transform: Transform | None = None) -> None:
+        self.transform = transform
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> Tensor:
+        """Return the delta: nothing can be computed once."""
+        return delta
+
+    def merge(
+        self, base: Tensor, prepared: Sequence[Tensor], coefficients: Mapping[str, np.ndarray], out: Tensor
+    ) -> None:
+        """Write θ₀ + Σ λ_k τ_k in float32: the sum first, then θ₀, as mergekit adds them.
+
+        On CPUs both merge to the same bits (of up to 255 experts, none of them without a delta here), so every product
+        is rounded before it is added, and the sum goes in the order of `torch.sum` over stacked tensors. A weight of 0
+        adds nothing, so λ = 0 is the base bit for bit.
+        """
+        weights = coefficients["weight"].tolist()
+        if not any(weights):
+            out.copy_(base)
+            return
+        sum_weighted(prepared, weights, out)
+        out.add_(base)
+
+
+class Ties:
+    """Trim, elect, merge (Yadav et al. 2023, section 3), with weights and densities per candidate as mergekit has them.
+
+    Trimming keeps exactly floor(density · n) elements of the span by magnitude (the lower index wins a tie). The
+    weighted, trimmed deltas elect the sign of each element by their sum (0 counts as plus), and those that agree are
+    summed; with `normalize` the sum is divided by the weights that agree, which makes the overall scale of the
+    weights meaningless, so it is off by default.
+    """
+
+    name = "ties"
+    variables = (WEIGHT, DENSITY)
+    transform: Transform | None = None
+
+    def __init__(self, normalize: bool = False) -> None:
+        self.normalize = normalize
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the delta and the rank of each element by magnitude, largest first, int32 (n,): any density is then
+        one comparison.
+        """
+        order = torch.argsort(delta.abs(), descending=True, stable=True)
+        ranks = torch.empty(len(order), dtype=torch.int32, device=delta.device)
+        ranks[order] = torch.arange(len(order), dtype=torch.int32, device=delta.device)
+        return delta, ranks
+
+    def merge(
+        self,
+        base: Tensor,
+        prepared: Sequence[tuple[Tensor, Tensor]],
+        coefficients: Mapping[str, np.ndarray],
+        out: Tensor,
+    ) -> None:
+        """Write base + the elected sum."""
+        trimmed = []
+        for (delta, ranks), density in zip(prepared, coefficients["density"].tolist(), strict=True):
+            keep = math.floor(density * delta.numel() + 1e-9)  # 0.29 * 100 is 28.999999999999996
+            trimmed.append(torch.where(ranks < keep, delta, 0.0))
+        torch.add(base, elect(trimmed, coefficients["weight"], self.normalize), out=out)
+
+
+class DareTies:
+    """Drop and rescale (Yu et al. 2024), then the election and sum of TIES without a trim.
+
+    An element is kept where its uniform draw u < density and divided by the density, so the expectation of the delta
+    stays. The draws depend on the seed, the expert and the parameter alone: masks are nested in the density, the
+    fitness is the same for the same coefficients, and no global random state is touched.
+    """
+
+    name = "dare_ties"
+    variables = (WEIGHT, DENSITY)
+    transform: Transform | None = None
+
+    def __init__(self, seed: int = 0, normalize: bool = False) -> None:
+        self.seed = seed
+        self.normalize = normalize
+
+    def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the delta and one uniform draw per element, float32 (n,)."""
+        key = hashlib.sha256(f"{self.seed}/{expert}/{span.parameter}/{span.start}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+        return delta, torch.rand(delta.numel(), generator=generator).to(delta.device)
+
+    def merge(
+        self,
+        base: Tensor,
+        prepared: Sequence[tuple[Tensor, Tensor]],
+        coefficients: Mapping[str, np.ndarray],
+        out: Tensor,
+    ) -> None:
+        """Write base + the elected sum of what was kept."""
+        kept = []
+        for (delta, draws), density in zip(prepared, coefficients["density"].tolist(), strict=True):
+            kept.append(torch.where(draws < density, delta / density, 0.0))
+        torch.add(base, elect(kept, coefficients["weight"], self.normalize), out=out)
+
+
+def only_sums(method: Method) -> bool:
+    """Whether a method asks for nothing but sums of task vectors as they are: it can be given them in any form, and a
+    span in pieces.
+    """
+    return isinstance(method, Linear) and method.transform is None
+
+
+def sum_weighted(deltas: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    """Write Σ w_k δ_k, in the order in which `torch.sum` adds K stacked tensors on a CPU, without stacking them.
+
+    That order is the given one in blocks of 16 (pairwise summation of up to 255), but for the elements after the last
+    multiple of a vector's length, where it is interleaved, and for a single element, where it is yet another. So the
+    end is stacked and summed as it is, with a whole vector before it, or it could be a single element.
+
+    Args:
+        deltas: K tensors (n,).
+        weights: K numbers.
+        out: where to write, (n,).
+    """
+    one = torch.ones((), device=out.device)
+    for start in range(0, len(deltas), BLOCK):
+        total = torch.empty_like(out) if start else out
+        torch.mul(deltas[start], weights[start], out=total)
+        for delta, weight in zip(deltas[start + 1 : start + BLOCK], weights[start + 1 : start + BLOCK], strict=True):
+            if weight != 0:
+                # a division by one stands between product and sum, or the processor would fuse them; that takes a
+                # tenth more time than fused sums
+                torch.addcdiv(total, delta, one, value=weight, out=total)
+        if start:
+            out.add_(total)
+    if len(out) % VECTOR and len(deltas) > INTERLEAVED:
+        tail = min(len(out), VECTOR + len(out) % VECTOR)
+        pairs = zip(deltas, weights, strict=True)
+        torch.sum(torch.stack([delta[-tail:] * weight for delta, weight in pairs]), 0, out=out[-tail:])
+
+
+def elect(deltas: Sequence[Tensor], weights: np.ndarray, normalize: bool) -> Tensor:
+    """Sum the weighted deltas whose sign agrees with the sign of their sum (Yadav et al. 2023, steps 2 and 3).
+
+    Args:
+        deltas: K tensors (n,).
+        weights: (K,).
+        normalize: divide by the sum of the weights that agree (1 where none does), as mergekit does by default.
+
+    Returns:
+        The elected sum, (n,).
+
+    Raises:
+        MergeError: weights of both signs agree in an element and cancel to less than `CANCELLED` of their magnitudes:
+            the division would make weights of thousands and more of them.
+    """
+    weighted = torch.stack([delta * weight for delta, weight in zip(deltas, weights.tolist(), strict=True)])
+    sign = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
+    agrees = weighted * sign > 0
+    merged = torch.where(agrees, weighted, 0.0).sum(0)
+    if not normalize:
+        return merged
+    column = torch.as_tensor(weights, dtype=torch.float32, device=merged.device)[:, None]
+    total = (agrees * column).sum(0)
+    if weights.min() < 0 < weights.max():
+        cancelled = total.abs() < CANCELLED * (agrees * column.abs()).sum(0)
+        if cancelled.any():
+            given = ", ".join(f"{weight:.4g}" for weight in weights.tolist())
+            raise MergeError(
+                f"The weights {given} cancel in {int(cancelled.sum())} elements of a tensor, and method.normalize=true "
+                f"divides by their sum: write method.normalize=false, or bounds without negative weights in "
+                f"space.bounds."
+            )
+    return merged / torch.where(total == 0, 1.0, total)

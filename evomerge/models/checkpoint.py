@@ -1,0 +1,295 @@
+"""Opens a model directory: parameter name of the live model <-> file key, and lazy, memory-mapped tensors behind them.
+
+In: a Hugging Face directory, the names and shapes of the live model's parameters, and what names mean (`matching.py`).
+Out: a `Checkpoint`, in which every parameter has the live model's shape and a floating dtype. What does not fit is
+refused: at once where it cannot be read, by `check_base` and `check_expert` where something is lacking or left over. An
+expert with another number of tokens is made to fit, if the user has chosen how (`vocabulary.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.common.errors import CheckpointError
+from evomerge.common.names import listed
+from evomerge.models.matching import Layout, Match, allows, is_pooler, match
+from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
+from evomerge.models.weights import (
+    Progress,
+    check_readable,
+    file_stamps,
+    read_json,
+    read_weights,
+    remembered_hash,
+    weight_files,
+)
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+UNTIE = (
+    "Give the base a head of its own: load it with its AutoModel class, set model.config.tie_word_embeddings = False, "
+    "head = model.get_output_embeddings() and head.weight = torch.nn.Parameter(head.weight.detach().clone()), call "
+    "model.save_pretrained(DIR), save the tokenizer there too, and name DIR as the base."
+)
+"""How a base that ties becomes one that does not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The weights of one model directory, by the parameters of a live model. Its tensors are for reading only.
+
+    Attributes:
+        path: the directory.
+        config: its config.json.
+        sha256: hash of all tensors in the files: key, dtype, shape and bytes, in the order of the keys.
+        keys: parameter name of the live model -> file key, in the order of the live model.
+        extra: file keys that are no parameter of the live model: heads, buffers, position_ids.
+        missing: parameters of the live model that no file holds.
+        tensors: every tensor in the files by file key, memory-mapped.
+        rows: the parameters in which it has another number of rows than the base. Those of which no row is merged are
+            in the files, but not in `keys`.
+        fitted: those of them that are in `keys`, in the live model's shape: rows that the files lack are the base's.
+        computed: those of `missing` that transformers computes, so that no file need hold them.
+        stray: those of `extra` that belong to the live model's own modules and are unknown to it.
+        untied: names that the live model ties, and the directory's own model neither ties nor holds.
+        names: file key -> its name in the live model, as transformers gives it.
+        buffers: those of `extra` that are buffers of the live model.
+        notes: what else is to be known of the files, as sentences that lack whom they are about.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    sha256: str
+    keys: dict[str, str]
+    extra: tuple[str, ...]
+    missing: tuple[str, ...]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    fitted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    computed: tuple[str, ...] = ()
+    stray: tuple[str, ...] = ()
+    untied: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    buffers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spare(self) -> list[str]:
+        """The floating ones of `extra`."""
+        return [key for key in self.extra if self.tensors[key].is_floating_point()]
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of a parameter, memory-mapped, in the dtype of the file. One that got rows of the base is in
+        memory, in a dtype that holds those of both exactly.
+        """
+        return self.fitted[name] if name in self.fitted else self.tensors[self.keys[name]]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype in which the file holds a parameter."""
+        return self.tensors[self.keys[name]].dtype
+
+
+def open_checkpoint(
+    path: str | Path,
+    parameters: Mapping[str, tuple[int, ...]],
+    layout: Layout | None = None,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    vocabulary: str = REFUSE,
+    base: Checkpoint | None = None,
+) -> Checkpoint:
+    """Opens a model directory and finds the file key of every parameter; `LiveModel.open` knows the layout.
+
+    Args:
+        path: a Hugging Face directory.
+        parameters: name -> shape of the live model's `named_parameters()`.
+        layout: what names in the directory mean; None: files have the names of the live model.
+        cache: directory that remembers content hashes; None: hash anew.
+        progress: told of the hashing, in bytes.
+        vocabulary: what becomes of an expert with another number of tokens than the base: one of `vocabulary.CHOICES`.
+        base: θ₀, where an expert is opened; its own rows stay whatever the expert has.
+
+    Raises:
+        CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, the weights are
+            quantised, a shape or dtype does not fit the live model, two tensors that stand for one parameter differ, or
+            transformers fuses, splits or permutes its tensors at load.
+    """
+    path, layout = Path(path).expanduser(), layout or Layout()
+    files = weight_files(path)
+    check_readable(path)
+    config = read_json(path / "config.json")
+    stamps = file_stamps(files)  # before the first byte is read: a file that changes from here on will not match them
+    tensors, notes = read_weights(files)
+    found = match(tensors, parameters, layout)
+    if found.converted and len(found.held) < len(parameters):
+        raise CheckpointError(
+            f"{path}: transformers fuses, splits or permutes {listed(found.converted)} at load (as for mixtures of"
+            " experts), so that no parameter of the live model is what the file holds. This is not supported yet."
+        )
+    tokens = layout.tokens or {**(config.get("text_config") or {}), **config}.get("vocab_size")
+    rows: dict[str, Rows] = {}
+    for name, keys in found.held.items():
+        chosen = vocabulary if base is not None and name in base.keys else REFUSE
+        _check_tensors(path, tensors, keys, name, found)
+        if other := [key for key in keys if tuple(tensors[key].shape) != tuple(parameters[name])]:
+            rows[name] = _other_rows(path, tokens, other[0], tensors[other[0]], name, parameters[name], chosen)
+    kept = {name: keys[0] for name, keys in found.held.items() if name not in rows or rows[name].merged}
+    fitted = {name: _fit(tensors[kept[name]], rows[name], base, name) for name in rows if base and name in kept}
+    missing = tuple(name for name in parameters if name not in found.held)
+    return Checkpoint(
+        path=path,
+        config=config,
+        sha256=remembered_hash(path, stamps, tensors, cache, progress),
+        keys=kept,
+        extra=tuple(found.extra),
+        missing=missing,
+        tensors=tensors,
+        rows=rows,
+        fitted=fitted,
+        computed=tuple(name for name in missing if name in layout.computed),
+        stray=tuple(key for key in found.stray if tensors[key].is_floating_point()),
+        untied=tuple(found.untied),
+        names=found.names,
+        buffers=tuple(key for key in found.extra if found.names[key] in layout.buffers),
+        notes=tuple(notes),
+    )
+
+
+def check_base(base: Checkpoint, allowed: Collection[str] = ()) -> None:
+    """Refuses a base whose files lack parameters of the live model or hold others; only a pooler may be missing.
+
+    A parameter that no file holds was made up at load: transformers initialises heads that a checkpoint lacks, and θ₀
+    would not be what the files say.
+
+    Args:
+        base: θ₀.
+        allowed: names and patterns of tensors that may be left over (`model.allow_missing`).
+
+    Raises:
+        CheckpointError: parameters other than a pooler's are missing, or a tensor is unknown.
+    """
+    lost = [name for name in base.missing if name not in base.computed and not is_pooler(name)]
+    if lost:
+        raise CheckpointError(
+            f"{base.path}: no file holds {listed(lost)} of the live model"
+            + (f", and no parameter of the live model takes {listed(base.spare)} of the files" if base.spare else "")
+            + ". Where that is a head which the base lacks, load the base as its own class, or headless with"
+            " model.auto_class=AutoModel; else the files are not whole: download or save them again."
+        )
+    _check_known(base, "the base", allowed)
+
+
+def check_expert(name: str, expert: Checkpoint, base: Checkpoint, allowed: Collection[str] = ()) -> None:
+    """Refuses an expert that lacks parameters which the base has, or holds others; only a pooler may be missing.
+
+    Args:
+        name: who it is, for the message.
+        expert: θ_k.
+        base: θ₀.
+        allowed: names and patterns of parameters that may be missing, and of tensors that may be left over.
+
+    Raises:
+        CheckpointError: a parameter other than a pooler's is missing, or a tensor is unknown.
+    """
+    lost = [one for one in (*expert.missing, *expert.untied) if one in base.keys or one in expert.untied]
+    lost = [one for one in lost if not is_pooler(one) and not allows(allowed, one)]
+    if lost:
+        raise CheckpointError(
+            f"{name} ({expert.path}) lacks {listed(lost)}, which the base has"
+            + (f"; it holds {listed(expert.spare)}, which no parameter takes" if expert.spare else "")
+            + ". It would be merged in part only. Take the whole model, in float32, bfloat16 or float16 and under the"
+            f" names of its class. If you mean it, write {allowing(lost)}: the task vector is then zero there."
+        )
+    _check_known(expert, name, allowed)
+
+
+def _check_known(checkpoint: Checkpoint, who: str, allowed: Collection[str]) -> None:
+    if stray := [key for key in checkpoint.stray if not allows(allowed, key)]:
+        raise CheckpointError(
+            f"{who} ({checkpoint.path}) holds {listed(stray)}, which the live model does not have: its config.json is"
+            " of another model than its files (more layers, quantised matrices), or it is of another architecture than"
+            f" the base. Without these tensors it is not the model that was trained. If you mean it, write"
+            f" {allowing(stray)}: they are then left out."
+        )
+
+
+def allowing(names: Sequence[str]) -> str:
+    """The setting that lets tensors be missing or left over, as the command line takes it."""
+    return (
+        "'model.allow_missing=[" + ",".join(f'"{name}"' for name in names[:3]) + ("]'" if len(names) < 4 else ",...]'")
+    )
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str], name: str, found: Match) -> None:
+    """Refuses tensors that cannot stand for a parameter.
+
+    Args:
+        path: of the model directory, for messages.
+        tensors: by file key.
+        keys: of the tensors that hold the parameter: several where it is tied.
+        name: of the parameter.
+        found: what the keys are.
+
+    Raises:
+        CheckpointError: one is no floating tensor, or two differ.
+    """
+    for key in keys:
+        if tensors[key].dtype not in FLOATS:
+            raise CheckpointError(
+                f"{path}: {key} is {tensors[key].dtype}; the weights are quantised, and a difference of codes is no"
+                " task vector. Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and"
+                " save it anew)."
+            )
+    other = next((key for key in keys[1:] if not torch.equal(tensors[keys[0]], tensors[key])), None)
+    if other and found.names[other] == found.names[keys[0]]:
+        raise CheckpointError(
+            f"{path}: {keys[0]} and {other} both stand for {name} and differ, so nobody can say which of them counts."
+            " Save the model anew with save_pretrained."
+        )
+    if other:
+        raise CheckpointError(
+            f"{path}: {keys[0]} and {other} differ, but the base ties them into one parameter ({name}), so one of them"
+            f" would be lost. {UNTIE}"
+        )
+
+
+def _other_rows(
+    path: Path, tokens: int | None, key: str, tensor: Tensor, name: str, shape: tuple[int, ...], vocabulary: str
+) -> Rows:
+    """What becomes of a tensor of another shape than the live model's, whose rows stand for tokens.
+
+    Raises:
+        CheckpointError: they do not, or nobody has said what to do with it.
+    """
+    held = tuple(tensor.shape)
+    where = f"{path}: {key} has shape {held}, but the live model's {name} has {shape}"
+    if not held or held[1:] != shape[1:] or tokens != held[0]:
+        raise CheckpointError(
+            f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"
+            " headless with AutoModel."
+        )
+    if vocabulary not in (BASE, SHARED):
+        raise CheckpointError(
+            f"{where}: the vocabularies differ ({held[0]} tokens and {shape[0]}), so rows do not stand for the same"
+            " tokens. If tokens or padding were only added at the end, write model.vocabulary=shared, which merges the"
+            f" first {min(held[0], shape[0])} rows; model.vocabulary=base keeps all rows of the base; otherwise take a"
+            " model with the base's tokenizer."
+        )
+    return Rows(held[0], shape[0], min(held[0], shape[0]) if vocabulary == SHARED else 0)
+
+
+def _fit(tensor: Tensor, rows: Rows, base: Checkpoint, name: str) -> Tensor:
+    """The rows that are merged, and behind them the base's own: their difference to the base is exactly zero."""
+    if rows.merged == rows.base:
+        return tensor[: rows.merged]
+    ours = base.tensor(name)
+    both = torch.promote_types(tensor.dtype, ours.dtype)
+    return torch.cat([tensor[: rows.merged].to(both), ours[rows.merged :].to(both)])

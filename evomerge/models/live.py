@@ -1,0 +1,206 @@
+"""The live model: the base, loaded once by transformers, whose parameters every candidate overwrites.
+
+In: a model directory and the transformers class to load it with. Out: the model in eval mode without gradients, its
+tokenizer or image processor, and what is needed to open checkpoints by its parameters: shapes (tied parameters once),
+tied names, what names in files mean. `load_skeleton` gives names and shapes alone, where nothing is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.matching import Layout, match
+from evomerge.models.pretrained import (
+    can_tie,
+    check_directory,
+    empty_model,
+    first_line,
+    frozen,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    passed_over,
+    read_config,
+    rename_keys,
+    takes_images,
+)
+from evomerge.models.weights import check_readable, read_tensors, same, weight_files
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A loaded base.
+
+    Attributes:
+        model: in eval mode, parameters without gradients; without weights, on the meta device, in a skeleton.
+        processor: of the base: its tokenizer, or its image processor if it takes pixels (`takes_images`); None in a
+            skeleton.
+        parameters: name -> shape, in the model's order; tied parameters under their first name only.
+        tied: alias -> the name it is tied to.
+        auto_class: the transformers class that it was loaded with.
+        computed: the parameters that its class never trains, so that files may leave them out.
+    """
+
+    model: Any
+    processor: Any
+    parameters: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    auto_class: str
+    computed: frozenset[str] = frozenset()
+
+    def open(self, path: str | Path, **options: Any) -> Checkpoint:
+        """Open a model directory by the parameters of this model.
+
+        Args:
+            path: of the base, of an expert, or of another model of the architecture.
+            options: those of `open_checkpoint`.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        return open_checkpoint(path, self.parameters, self.layout(Path(path).expanduser()), **options)
+
+    def layout(self, path: Path) -> Layout:
+        """Return what names in a model directory mean: those of this model, by what its own config ties."""
+        config, own = None, None
+        try:
+            config = read_config(path)
+            own = dict(empty_model(self.auto_class, config).all_tied_weights_keys) if can_tie(self.model) else {}
+        except Exception:  # of another architecture, or damaged: whoever opens its files says what does not fit
+            pass
+        text = config and config.get_text_config()
+        return Layout(
+            prefix=self.model.base_model_prefix,
+            tied=self.tied,
+            own=own,
+            buffers=frozenset(name for name, _ in self.model.named_buffers()),
+            computed=self.computed,
+            spare=passed_over(self.model),
+            rename=self.rename,
+            tokens=getattr(text, "vocab_size", None),
+        )
+
+    def rename(self, keys: Iterable[str]) -> dict[str, str | None]:
+        """Return the names that transformers gives to the keys of a file of this model; see `rename_keys`."""
+        return rename_keys(self.model, keys)
+
+
+class Unavailable:
+    """Stands for a processor that cannot be loaded, where it may be that nobody needs it: any use raises the reason.
+
+    Args:
+        error: the reason.
+    """
+
+    def __init__(self, error: EvomergeError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself asks of any object
+            raise AttributeError(name)
+        raise self._error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise the reason."""
+        raise self._error
+
+
+def load_live(
+    path: Path, auto_class: str = "AutoModel", device: str = "auto", needs_processor: bool = True
+) -> LiveModel:
+    """Load a base from a directory, offline, with no code of its own and without touching the global random state.
+
+    Args:
+        path: a Hugging Face model directory.
+        auto_class: the transformers class to load it with: AutoModel (no head), AutoModelForCausalLM ...
+        device: a torch device, or `auto` for the first CUDA device, else the CPU.
+        needs_processor: whether its tokenizer (image processor) must be there; else it may be `Unavailable`.
+
+    Raises:
+        ConfigError: no such class or device; or the model takes images, and Pillow is not installed.
+        CheckpointError: transformers cannot load the directory, or it has no tokenizer (image processor).
+    """
+    _check_class(auto_class, "model.auto_class=AutoModel")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, _ = load_model(path, auto_class)
+    try:
+        processor = load_image_processor(path) if takes_images(model) else load_tokenizer(path)
+    except EvomergeError as error:
+        if needs_processor:
+            raise
+        processor = Unavailable(error)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.device={device} cannot be used here: {first_line(error)} Write model.device=cpu."
+        ) from error
+    computed = frozen(empty_model(auto_class, model.config))  # a load makes all parameters alike
+    return _described(model, processor, auto_class, computed)
+
+
+def load_skeleton(path: Path, auto_class: str, dtype: torch.dtype | None = None) -> LiveModel:
+    """Make what `load_live` would load without its weights: names and shapes, from config.json alone, offline, with no
+    code of its own and without touching the global random state. What the files hold decides only whether two tensors
+    that the config ties are one: transformers does not tie them where they differ.
+
+    Args:
+        path: a Hugging Face model directory.
+        auto_class: the transformers class to load it with.
+        dtype: of its parameters; None for what its config says.
+
+    Raises:
+        ConfigError: no such class.
+        CheckpointError: there is no such directory, its weights are quantised, or transformers cannot make a model of
+            its config.
+    """
+    _check_class(auto_class, "auto_class: AutoModel")
+    check_directory(path)
+    check_readable(path)
+    try:
+        model = empty_model(auto_class, read_config(path), dtype)
+    except Exception as error:  # of whatever kind the reader of its config raises
+        raise CheckpointError(
+            f"transformers cannot make the {auto_class} of {path}: {first_line(error)} "
+            f"It must be a directory with config.json and weights, as save_pretrained writes it."
+        ) from error
+    computed = frozen(model)
+    _untie(model, path)
+    return _described(model.eval().requires_grad_(False), None, auto_class, computed)
+
+
+def _check_class(auto_class: str, example: str) -> None:
+    if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
+        raise ConfigError(
+            f"transformers has no class {auto_class}: write {example}, AutoModelForCausalLM or another AutoModel class."
+        )
+
+
+def _described(model: Any, processor: Any, auto_class: str, computed: frozenset[str]) -> LiveModel:
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return LiveModel(model, processor, parameters, dict(model.all_tied_weights_keys), auto_class, computed)
+
+
+def _untie(model: Any, path: Path) -> None:
+    """Take apart what the files hold as two different tensors, as transformers does at load."""
+    tied = model.all_tied_weights_keys
+    if not tied:
+        return
+    tensors = read_tensors(weight_files(path))
+    layout = Layout(prefix=model.base_model_prefix, rename=lambda keys: rename_keys(model, keys))
+    held = match(tensors, {*tied.keys(), *tied.values()}, layout).held
+    for alias, source in list(tied.items()):
+        if alias in held and source in held and not same(tensors[held[alias][0]], tensors[held[source][0]]):
+            owner, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(model.get_parameter(source))))
+            del tied[alias]

@@ -1,0 +1,240 @@
+"""The model card of a merged model: README.md with the metadata that the hub reads.
+
+In: a recipe and the directories of its sources. Out: a card by huggingface_hub's own classes: parents, relation, tags,
+the licence if all parents state the same one; and what was merged, what it is worth, with which coefficients, and how
+to build it again, for a person.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from evomerge.common.errors import SpaceError
+from evomerge.common.names import mark_lines, marked
+from evomerge.fitness.base import heading
+from evomerge.models.cards import read_card
+from evomerge.models.weights import listed, read_json
+from evomerge.recipes.recipe import Recipe
+from evomerge.space.groups import Group, make_groups
+
+ROWS = 40
+"""A table of coefficients that would be longer is drawn up for larger groups."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LICENCE = ("license", "license_name", "license_link")
+TAGS = {"linear": "task-arithmetic", "ties": "ties", "dare_ties": "dare-ties"}
+METHODS = {
+    "linear": "the base plus the weighted sum of the experts' differences to it (task arithmetic)",
+    "ties": "TIES: differences to the base trimmed by magnitude, signs elected, those that agree summed",
+    "dare_ties": "DARE with the election of TIES: differences dropped at random and rescaled, signs elected, summed",
+}
+
+
+def model_card(
+    recipe: Recipe,
+    base: Path,
+    experts: Mapping[str, Path],
+    parameters: Mapping[str, tuple[int, ...]],
+    dtype: str | None = None,
+    notes: Sequence[str] = (),
+    family: Sequence[str] = (),
+) -> str:
+    """Return the text of the card.
+
+    Args:
+        recipe: what was built.
+        base: the directory of the base.
+        experts: those of the experts by name.
+        parameters: name -> shape of those that the recipe's groups are made of.
+        dtype: to which the weights were cast, if not that in which they were scored.
+        notes: sentences about what is not merged, or left out.
+        family: what should be known of base and experts, as `family_notes` returns it.
+    """
+    sources = {base: recipe.base, **{path: recipe.experts[name] for name, path in experts.items()}}
+    hub = {path: source.hub.partition("@")[0] for path, source in sources.items() if source.hub}
+    names = parent_names([base, *experts.values()]) | hub
+    method = str(recipe.method["name"])
+    data = ModelCardData(
+        base_model=list(dict.fromkeys(names.values())),
+        base_model_relation="merge",
+        library_name="transformers",
+        tags=["merge", "evomerge", TAGS.get(method, method)],
+        **_licence([base, *experts.values()]),
+    )
+    title = f"Merge of {', '.join(map(_cell, experts))}"
+    parts = [
+        f"# {title if len(title) < 80 else f'Merge of {len(experts)} experts'}",
+        f"{len(experts)} models that were fine-tuned from one base, merged into one by evomerge {recipe.version}. "
+        f"Method: {METHODS.get(method, method)}{_transform(recipe)}; one coefficient for each expert and each group of "
+        f"parameters (`{recipe.granularity}`).",
+        _use(recipe, base),
+        _parents(recipe, base, experts, names),
+        *_listed("What should be known of these models", family),
+        *_scores(recipe.scores),
+        *_coefficients(recipe, parameters),
+        *_listed("What is not merged", notes),
+        _again(recipe, dtype),
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def parent_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return what the hub calls these models where that is known, else the names of their directories.
+
+    A config or card says what a model was made from, seldom what it is called itself. So an id that any of them
+    mentions is taken for the directory that has its name, and the hub's own cache says it by its path.
+    """
+    mentioned = {id.split("/")[1].lower(): id for path in paths for id in _mentioned(path)}
+    names = {}
+    for path in paths:
+        whole = path.resolve()
+        cached = next((part for part in whole.parts if part.startswith("models--")), None)
+        names[path] = (
+            cached.removeprefix("models--").replace("--", "/")
+            if cached
+            else mentioned.get(whole.name.lower(), whole.name)
+        )
+    return names
+
+
+def _mentioned(path: Path) -> Iterator[str]:
+    """Yield the ids of models on the hub that a model's config and card mention."""
+    config, card = read_json(path / "config.json"), read_card(path)
+    parents = card.get("base_model")
+    for id in [config.get("_name_or_path"), *(parents if isinstance(parents, list) else [parents])]:
+        if isinstance(id, str) and HUB_ID.fullmatch(id):
+            yield id
+
+
+def _licence(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the licence, if all models state the same one."""
+    stated = [{key: card[key] for key in LICENCE if card.get(key)} for card in map(read_card, paths)]
+    return stated[0] if "license" in stated[0] and all(other == stated[0] for other in stated) else {}
+
+
+def _transform(recipe: Recipe) -> str:
+    transform = recipe.method.get("transform")
+    if not transform:
+        return ""
+    settings = ", ".join(f"{name} {value}" for name, value in transform.items() if name != "name")
+    return f", after {transform['name']} of the differences over the whole model ({settings})"
+
+
+def _use(recipe: Recipe, base: Path) -> str:
+    images = (base / "preprocessor_config.json").is_file()
+    text = (base / "tokenizer_config.json").is_file() or (base / "tokenizer.json").is_file()
+    reader = "AutoProcessor" if images and text else "AutoImageProcessor" if images else "AutoTokenizer"
+    variable = "tokenizer" if reader == "AutoTokenizer" else "processor"
+    code = [
+        f"from transformers import {recipe.auto_class}, {reader}",
+        "",
+        f'model = {recipe.auto_class}.from_pretrained("path/to/this/directory")',
+        f'{variable} = {reader}.from_pretrained("path/to/this/directory")',
+    ]
+    heads = ""
+    if recipe.heads:
+        files = [f"`{path}`" for path in recipe.heads.values()]
+        heads = f"\n\nHeads of the tasks are no part of the merge; they lie beside it: {listed(files)}."
+    return "## How to use it\n\n```python\n" + "\n".join(code) + "\n```" + heads
+
+
+def _parents(recipe: Recipe, base: Path, experts: Mapping[str, Path], names: Mapping[Path, str]) -> str:
+    rows = [["base", names[base], recipe.base.sha256[:12]]]
+    rows += [[expert, names[path], recipe.experts[expert].sha256[:12]] for expert, path in experts.items()]
+    return "## What was merged\n\n" + _table(["", "model", "hash of its weights"], rows, "---")
+
+
+def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables of what the recipe says of scores; it may say nothing."""
+    rows = {name: row for name, row in scores.items() if isinstance(row, Mapping) and "mean" in row}
+    if not rows:
+        return
+    if "winner" in rows:
+        rows["winner"] = rows.pop("winner")  # below what it is held against
+    marks = scores.get("marks") or {}
+    tasks = list(dict.fromkeys(task for row in rows.values() for task in row.get("tasks") or {}))
+    table = [
+        [
+            marked(name, marks, name.replace("_", " ")),
+            _with_error(row["mean"], row.get("se")),
+            *(_number((row.get("tasks") or {}).get(task)) for task in tasks),
+        ]
+        for name, row in rows.items()
+    ]
+    how = [f"{what}: {scores[what]}" for what in ("metric", "split", "items", "trials") if what in scores]
+    columns = ["", "mean ± standard error", *(heading(task, scores.get("measures") or {}) for task in tasks)]
+    text = f"## Scores\n\n{'; '.join(how)}; higher is better.\n\n" + _table(columns, table)
+    for line in mark_lines(marks, {name: name.replace("_", " ") for name in rows}):
+        text += f"\n\n\\{line}"
+    for name, row in scores.items():
+        if isinstance(row, Mapping) and "diff" in row:
+            one, _, other = name.replace("_", " ").partition(" vs ")
+            text += f"\n\n{one} − {other}: {_with_error(row['diff'], row.get('se'), '+')} (paired)"
+    yield text
+
+
+def _coefficients(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield a table for each variable, of the recipe's own groups or of larger ones."""
+    experts, own = list(recipe.experts), recipe.groups(parameters)
+    groups, where = own, ""
+    if len(own) > ROWS:
+        groups, where = _coarser(parameters)
+        where = f"\n\nMeans over {where}; `recipe.yaml` has all {len(own)} groups."
+    yield f"## Coefficients{where}"
+    for variable, values in recipe.on_groups(groups, experts, parameters).items():
+        rows = [[group.name, *map(_number, row)] for group, row in zip(groups, values.tolist(), strict=True)]
+        yield _table([variable, *experts], rows)
+
+
+def _coarser(parameters: Mapping[str, tuple[int, ...]]) -> tuple[tuple[Group, ...], str]:
+    """Return the groups of a table that is short enough, and what they are."""
+    for granularity in ("layer", "blocks:12"):
+        try:
+            groups = make_groups(granularity, parameters)
+        except SpaceError:  # no blocks in the names, or fewer than twelve
+            continue
+        if len(groups) <= ROWS:
+            return groups, f"`{granularity}`"
+    return make_groups("model", parameters), "the whole model"
+
+
+def _listed(title: str, notes: Sequence[str]) -> Iterator[str]:
+    """Yield a section that lists sentences, if there are any."""
+    if notes:
+        yield f"## {title}\n\n" + "\n".join(f"- {' '.join(note.split())}" for note in notes)
+
+
+def _again(recipe: Recipe, dtype: str | None) -> str:
+    flags = [] if recipe.base.hub else ["--base path/to/base"]
+    flags += [f"--expert {name}=path/to/{name}" for name, source in recipe.experts.items() if not source.hub]
+    command = " \\\n    ".join(["evomerge merge recipe.yaml merged/", *([f"--dtype {dtype}"] if dtype else []), *flags])
+    return (
+        f"## How to build it again\n\n```bash\n{command}\n```\n\n`recipe.yaml` has every coefficient, and the hashes "
+        f"of the weights that they belong to."
+        + (" The flags say where those are, if not where the recipe says." if flags else "")
+        + (" What came from the hub is found there." if len(flags) <= len(recipe.experts) else "")
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], others: str = "---:") -> str:
+    """Return a table in Markdown; the first column is text, the others are numbers, if not said otherwise."""
+    lines = [columns, ["---", *[others] * (len(columns) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else ""
+
+
+def _with_error(value: Any, error: Any, sign: str = "") -> str:
+    if not isinstance(value, int | float):
+        return ""
+    return f"{value:{sign}.4f} ± {error:.4f}" if isinstance(error, int | float) else f"{value:{sign}.4f}"

@@ -1,0 +1,169 @@
+"""What others need to build a model that was found here: the recipe, its form for mergekit, and the heads.
+
+In: the parts of a search and coefficients, of its winner or of any other point. Out: a `Recipe`, mergekit's YAML of a
+recipe, and the heads of the tasks as files beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from evomerge import __version__
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import listed
+from evomerge.models.vocabulary import REFUSE
+from evomerge.models.weights import dtype_name
+from evomerge.problem import Assembly
+from evomerge.recipes.mergekit import to_mergekit
+from evomerge.recipes.recipe import Recipe, Source
+from evomerge.task_vectors.store import TaskVectors
+
+OTHER_DTYPES = """\
+# Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype
+# than {dtype}, in which mergekit writes every tensor. `evomerge merge` keeps them.
+"""
+
+
+def make_recipe(
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    coefficients: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    heads: Mapping[str, str],
+) -> Recipe:
+    """Return the recipe of a candidate.
+
+    Args:
+        assembly: the parts of its search.
+        settings: of the search.
+        coefficients: {variable: (G, K)} as `CoefficientSpace.decode` gives them, or lists of lists.
+        scores: what the model is worth.
+        heads: task -> path of its head, relative to where the recipe will be.
+    """
+    sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
+    return Recipe(
+        base=Source(str(sources.base), vectors.base.sha256, sources.hub.get("")),
+        experts={
+            name: Source(str(path), vectors.experts[name].sha256, sources.hub.get(name))
+            for name, path in sources.experts.items()
+        },
+        method=_method(assembly, settings["method"]),
+        granularity=settings["space"]["granularity"],
+        coefficients={
+            variable: {
+                group.name: dict(zip(space.experts, map(float, row), strict=True))
+                for group, row in zip(space.groups, rows, strict=True)
+            }
+            for variable, rows in coefficients.items()
+        },
+        scores=dict(scores),
+        heads=dict(heads),
+        auto_class=settings["model"]["auto_class"],
+        vocabulary=settings["model"].get("vocabulary", REFUSE),
+        dtype=dtype_name(assembly.live.model.config.dtype),
+        version=__version__,
+    )
+
+
+def mergekit_yaml(assembly: Assembly, recipe: Recipe) -> str:
+    """Return a recipe of these sources as mergekit's YAML.
+
+    Raises:
+        ConfigError: mergekit cannot express it, or could not run it on these files; the message says the way out.
+    """
+    _check_names(assembly.vectors)
+    _check_rows(assembly.vectors)
+    return as_mergekit(assembly, recipe)
+
+
+def as_mergekit(assembly: Assembly, recipe: Recipe) -> str:
+    """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
+    vectors, live = assembly.vectors, assembly.live
+    dtype = live.model.config.dtype
+    text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
+    kept = [name for name, parameter in live.model.named_parameters() if parameter.dtype != dtype]
+    return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text
+
+
+def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
+    """Write the head of every task to `heads/` in a directory, and return their paths relative to it.
+
+    A frozen head is copied. Of an expert's own head, all float tensors are written that the merge does not have.
+    """
+    base, heads = assembly.vectors.base, {}
+    for name, task in assembly.sources.tasks.items():
+        target = directory / "heads" / f"{name}.safetensors"
+        if task.head is not None:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(task.head, target)
+        elif task.expert is not None:
+            expert = assembly.vectors.experts[task.expert]
+            keys = [*expert.extra, *(expert.keys[parameter] for parameter in base.missing if parameter in expert.keys)]
+            tensors = {key: expert.tensors[key].contiguous() for key in keys if expert.tensors[key].is_floating_point()}
+            if not tensors:
+                continue
+            target.parent.mkdir(exist_ok=True)
+            save_file(tensors, target, metadata={"expert": task.expert})
+        else:
+            continue
+        heads[name] = str(target.relative_to(directory))
+    return heads
+
+
+def copy_heads(heads: Mapping[str, str], source: Path, directory: Path) -> None:
+    """Copy the heads of a recipe to where another recipe will be.
+
+    Args:
+        heads: task -> path, relative to `source` and to `directory`.
+        source: where they are.
+        directory: where they shall be.
+
+    Raises:
+        ConfigError: there are other heads of these names.
+    """
+    for name in heads.values():
+        content, target = (source / name).read_bytes(), directory / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        elif target.read_bytes() != content:
+            raise ConfigError(
+                f"{target} is there already, and it is another head than that of this recipe: name a file in another "
+                f"directory."
+            )
+
+
+def _method(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method as plain data: names instead of classes, its settings, and those of its transform."""
+    own = {name: value for name, value in settings.items() if name not in ("_target_", "transform")}
+    transform = assembly.method.transform
+    given = {"transform": {"name": transform.name, **transform.settings}} if transform else {}
+    return {"name": assembly.method.name, **own, **given}
+
+
+def _check_names(vectors: TaskVectors) -> None:
+    """Refuse a mergekit.yaml that mergekit could not run: it looks for the base's tensor names in every expert."""
+    for name, expert in vectors.experts.items():
+        for parameter, key in expert.keys.items():
+            if vectors.base.keys.get(parameter, key) != key:
+                raise ConfigError(
+                    f"mergekit needs the same tensor names in all files, and the expert {name} has {key} where the "
+                    f"base has {vectors.base.keys[parameter]}. Save the experts' backbones alone, as the base is "
+                    f"saved, or let `evomerge export RUN --materialise DIR` write them so."
+                )
+
+
+def _check_rows(vectors: TaskVectors) -> None:
+    """Refuse a mergekit.yaml that mergekit could not run: it wants tensors of the same size in all files."""
+    for name, expert in vectors.experts.items():
+        for parameter, rows in expert.rows.items():
+            raise ConfigError(
+                f"mergekit needs tensors of the same size in all files, and the expert {name} has {rows.held} rows in "
+                f"{parameter} where the base has {rows.base}. Let `evomerge export RUN --materialise DIR` write the "
+                f"experts with the base's number of rows."
+            )

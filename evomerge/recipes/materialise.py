@@ -1,0 +1,99 @@
+"""The way out where mergekit cannot express a recipe: models in which the hard part is done, and a plain merge of them.
+
+In: a recipe. Out: a directory with a model for each expert, base + what the method makes of its task vector before
+experts meet, and a YAML in which mergekit does the rest. The hard part is a transform that looked at the whole model
+(the rest is a weighted sum, mergekit's `task_arithmetic`), random masks (the rest is the election and sum of `ties`, of
+all elements), and weights of parts of tensors, which go into the models (the rest has weight 1).
+
+A model holds θ₀ + T, and mergekit takes θ₀ away again, so T comes back as exactly as the sum could be written: the
+models are float32, whatever the base's dtype, since in bfloat16 a sum keeps 8 bits, and few of them are those of T.
+Where a task vector was only trimmed, the sum is the expert's own value; where it was scaled, the sum is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError
+from evomerge.common.files import write_atomically
+from evomerge.problem import Assembly
+from evomerge.recipes.handover import as_mergekit
+from evomerge.recipes.model import write_model
+from evomerge.recipes.recipe import Coefficients, Recipe, Source
+
+NOTE = """\
+# The models beside this file hold the base + what is left of each expert's task vector after {done}.
+# They are float32: in bfloat16 the difference to the base would lose most of its bits.
+"""
+
+
+def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: Reporter) -> Path:
+    """Write a model for each expert, and the YAML with which mergekit merges them to what the recipe stands for.
+
+    Args:
+        assembly: the parts of the search that the recipe belongs to.
+        recipe: what to write.
+        directory: where to; new or empty.
+        reporter: tells the user what goes on.
+
+    Returns:
+        The YAML, `mergekit.yaml` in the directory.
+
+    Raises:
+        ConfigError: the directory is not empty, or even so mergekit cannot express the recipe.
+    """
+    parameters = assembly.vectors.parameters
+    parts = has_parts(recipe, parameters)
+    if parts and recipe.method.get("normalize"):
+        raise ConfigError(
+            "mergekit export: with normalize, the weights of the experts are divided by their sum, element by element, "
+            "so those of parts of tensors cannot go into the models. Merge with `evomerge merge`, or search another "
+            "granularity."
+        )
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} is there already, and not empty: name a new directory.")
+    rest = _rest(recipe, directory, parts)
+    yaml = as_mergekit(assembly, rest)  # what even this cannot express is said before anything is written
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in recipe.experts:
+        alone = replace(recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32")
+        write_model(alone, directory, directory / name, dtype="float32", reporter=reporter)
+    done = recipe.method.get("transform", recipe.method)["name"] + (" and the weights" if parts else "")
+    write_atomically(directory / "mergekit.yaml", NOTE.format(done=done) + yaml)
+    return directory / "mergekit.yaml"
+
+
+def has_parts(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether some group of a recipe is a part of a tensor."""
+    spans = (span for group in recipe.groups(parameters) for span in group.spans)
+    return any(span.stop - span.start < math.prod(parameters[span.parameter]) for span in spans)
+
+
+def _alone(recipe: Recipe, name: str, parts: bool) -> Coefficients:
+    """The coefficients with which the method leaves one expert's share: weight 1, or its own, and 0 for all others."""
+    weights = {
+        group: {expert: (value if parts else 1.0) if expert == name else 0.0 for expert, value in row.items()}
+        for group, row in recipe.coefficients["weight"].items()
+    }
+    return {**recipe.coefficients, "weight": weights}
+
+
+def _rest(recipe: Recipe, directory: Path, parts: bool) -> Recipe:
+    """What is left to do with the models: a weighted sum, after an election where the method has one."""
+    elects = recipe.method["name"] != "linear"
+    granularity, weights = recipe.granularity, recipe.coefficients["weight"]
+    if parts:
+        granularity, weights = "model", {"model": dict.fromkeys(recipe.experts, 1.0)}
+    density = {group: dict.fromkeys(row, 1.0) for group, row in weights.items()}
+    method = {"name": "ties", "normalize": recipe.method.get("normalize", False)} if elects else {"name": "linear"}
+    return replace(
+        recipe,
+        experts={name: Source((directory / name).as_posix(), "") for name in recipe.experts},
+        method=method,
+        granularity=granularity,
+        coefficients={"weight": weights, **({"density": density} if elects else {})},
+    )

@@ -1,0 +1,209 @@
+"""A recipe as the merge YAML of mergekit, so that other people can build the model without evomerge.
+
+In: a recipe and the file keys of the base. Out: YAML in which every tensor gets exactly our coefficient: accumulated in
+float32, with explicit filters for embeddings, norms, head and everything else. mergekit tests a filter as a plain
+substring of a tensor's name, the first match wins, and its names are those of the files or those of the live model, as
+its architecture tables have them. So the writer plays that resolution through for every name of every tensor, and
+refuses to write what would resolve to anything else.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+import yaml
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
+from evomerge.models.weights import dtype_name
+from evomerge.recipes.recipe import Recipe, Source
+from evomerge.task_vectors.spans import Span
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
+_HEADER = """\
+# Written by evomerge {version} for mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
+# (without a network: --no-write-model-card, since for the card it asks the hub whether it knows the models).
+# Where mergekit-yaml does not know the architecture or fails on it (BertModel in 0.1.5), mergekit-pytorch takes this
+# file, with the weight files (.../model.safetensors) in place of the directories.
+"""
+_CAVEATS = {
+    "ties": """\
+# Where elements of a task vector are equal in magnitude and some of them are trimmed, mergekit keeps any of them (its
+# sort is not stable) and evomerge the first. `evomerge export RUN --materialise DIR` keeps those of evomerge.
+""",
+    "dare_ties": """\
+# Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
+# task vector where evomerge divides by the density. `evomerge export RUN --materialise DIR` keeps those of evomerge.
+""",
+}
+"""What mergekit does otherwise, by the recipe's method."""
+
+
+def to_mergekit(
+    recipe: Recipe,
+    keys: Mapping[str, str],
+    parameters: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    extra: Collection[str] = (),
+    tied: Mapping[str, str] | None = None,
+) -> str:
+    """Write a recipe as mergekit's YAML (for mergekit 0.1.5).
+
+    Args:
+        recipe: What to write; its sources are named as on the hub if they came from there, else by path as it stands.
+        keys: Parameter name of the live model -> file key of the base; parameters that no file holds are left out.
+        parameters: name -> shape, in the order of the live model.
+        dtype: In which the merged model is saved: the base's, such as bfloat16.
+        extra: File keys that are no parameter of the live model; they stay the base's.
+        tied: alias -> parameter, for names under which a file may hold a tied parameter once more.
+
+    Raises:
+        ConfigError: mergekit cannot express this recipe; the message says what to do instead.
+    """
+    method, variables = _check(recipe, parameters, dtype)
+    names = {
+        name: list(dict.fromkeys([name, keys[name]]))
+        for name, shape in parameters.items()
+        if name in keys and math.prod(shape)
+    }
+    for alias, source in (tied or {}).items():
+        if source in names and alias not in names[source]:
+            names[source].append(alias)
+    shared = {"normalize": bool(recipe.method.get("normalize", False)), "lambda": 1.0, "int8_mask": False}
+    if method == "dare_ties":
+        shared["rescale"] = True
+    values = recipe.per_parameter(parameters)
+    if method == "ties":
+        values["density"] = {
+            expert: {name: _density(density, math.prod(parameters[name])) for name, density in row.items()}
+            for expert, row in values["density"].items()
+        }
+    models = []
+    for expert, source in recipe.experts.items():
+        settings = {v: _conditions(values[v][expert], names, extra, f"{v} of {expert}") for v in variables}
+        models.append({"model": _reference(source), "parameters": settings})
+    document = {
+        "merge_method": _METHODS[method],
+        "base_model": _reference(recipe.base),
+        "dtype": "float32",
+        "out_dtype": dtype_name(dtype),
+        "parameters": shared,
+        "models": models,
+    }
+    text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=math.inf)
+    return _HEADER.format(version=recipe.version) + caveat(recipe) + text
+
+
+def caveat(recipe: Recipe) -> str:
+    """Return what mergekit does otherwise with a recipe that it can express, as comments; empty if all is alike."""
+    densities = recipe.coefficients.get("density", {})
+    thinned = any(density < 1 for row in densities.values() for density in row.values())
+    return _CAVEATS.get(str(recipe.method["name"]), "") if thinned else ""
+
+
+def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, list[str]]:
+    """The method and its variables, if mergekit has what the recipe needs."""
+    method = str(recipe.method["name"])
+    if transform := recipe.method.get("transform"):
+        raise ConfigError(
+            f"mergekit export: this recipe's task vectors were transformed before the search ({transform}), over the "
+            "whole model, and mergekit works tensor by tensor. Write each expert out as base + transformed task vector "
+            "and merge those by task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
+        )
+    if method not in _METHODS:
+        raise ConfigError(f"mergekit export: {unknown('method', method, _METHODS)}")
+    if dtype_name(dtype) not in _DTYPES:
+        raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
+    variables = ["weight"] if method == "linear" else ["weight", "density"]
+    for variable in variables:
+        if variable not in recipe.coefficients:
+            raise ConfigError(f"mergekit export: the method {method} needs a {variable}, and the recipe has none.")
+    paths = [recipe.base.path, *(source.path for source in recipe.experts.values())]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(
+            "mergekit export: two of the models have the same path, and mergekit tells models apart by their paths. "
+            "Give each of them a directory of its own."
+        )
+    for group in recipe.groups(parameters):
+        for span in group.spans:
+            if span != Span(span.parameter, 0, math.prod(parameters[span.parameter])):
+                raise ConfigError(
+                    f"mergekit export: {group.name} is a part of a tensor, and mergekit has one coefficient a tensor. "
+                    "Search another granularity, or write each expert out with its coefficients inside (base + lambda "
+                    "* task vector) and merge those by task_arithmetic with weight 1: `evomerge export RUN "
+                    "--materialise DIR`."
+                )
+    return method, variables
+
+
+def _density(density: float, size: int) -> float:
+    """The density for which mergekit, too, keeps floor(density * size + 1e-9) elements, as `Ties` does.
+
+    mergekit keeps int(density * size), at least one unless the density is 0: one too many in a small tensor, and one
+    too few where the product falls just short of a whole number (0.29 * 100 is 28.999999999999996).
+    """
+    keep = math.floor(density * size + 1e-9)
+    return density if keep == max(1, int(density * size)) else (keep + 0.5) / size if keep else 0.0
+
+
+def _reference(source: Source) -> str | dict[str, dict[str, str]]:
+    """A model as mergekit names it: owner/name@commit where it came from the hub, else by its path; in a plain string
+    it would take + for an adapter and @ for a revision.
+    """
+    path = source.path
+    return source.hub or ({"model": {"path": path}} if "+" in path or "@" in path else path)
+
+
+def _conditions(
+    values: Mapping[str, float], names: Mapping[str, Collection[str]], extra: Iterable[str], what: str
+) -> list[dict[str, str | float]]:
+    """The list of {filter, value} of one setting, proved on every name; what nobody named gets 0.
+
+    Args:
+        values: parameter -> value.
+        names: parameter -> every name that mergekit may know it by.
+        extra: names that get 0.
+        what: For the message: which setting this is.
+
+    Raises:
+        ConfigError: no list of substring filters gives every name its value.
+    """
+    wanted, leaves = dict.fromkeys(extra, 0.0), dict.fromkeys(extra, 0.0)
+    for parameter, spellings in names.items():
+        for name in spellings:
+            if wanted.setdefault(name, values[parameter]) != values[parameter]:
+                raise ConfigError(f"mergekit export: {name} stands for two tensors with different values ({what}).")
+            if not any(name.endswith(f".{other}") for other in spellings):  # the shorter matches both
+                leaves[name] = values[parameter]
+    for filters in (_prefixes(leaves), leaves):
+        # longest first, and stable: in the model's order within a length
+        ordered = sorted(filters.items(), key=lambda item: -len(item[0]))
+        wrong = [name for name, value in wanted.items() if _resolve(name, ordered) != value]
+        if not wrong:
+            return [*({"filter": text, "value": value} for text, value in ordered), {"value": 0.0}]
+    raise ConfigError(
+        f"mergekit export: no list of filters gives {wrong[0]} its own {what}, since mergekit matches any part of a "
+        "name. Search another granularity, or merge with evomerge."
+    )
+
+
+def _prefixes(leaves: Mapping[str, float], prefix: str = "") -> dict[str, float]:
+    """The shortest dotted prefixes (with the dot, or whole names) below which all leaves have one value."""
+    branches: dict[str, dict[str, float]] = {}
+    for name, value in leaves.items():
+        token, dot, _ = name[len(prefix) :].partition(".")
+        branches.setdefault(prefix + token + dot, {})[name] = value
+    found: dict[str, float] = {}
+    for branch, inside in branches.items():
+        if len(inside) == 1:
+            found |= inside
+        elif len(set(inside.values())) == 1:
+            found[branch] = next(iter(inside.values()))
+        else:
+            found |= _prefixes(inside, branch)
+    return found
+
+
+def _resolve(name: str, filters: Iterable[tuple[str, float]]) -> float:
+    """What mergekit takes for a name: the first filter that occurs in it, else the last entry's 0."""
+    return next((value for text, value in filters if text in name), 0.0)

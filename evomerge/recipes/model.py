@@ -1,0 +1,226 @@
+"""The merged model of a recipe as a directory that transformers loads, made anywhere, one shard in memory at a time.
+
+In: a recipe, and the directories of base and experts with exactly the weights that it names by their hashes. Out: a
+directory with weights, config, tokenizer, the heads of the tasks, the recipe and a model card. It is there as a whole
+or not at all; a killed merge leaves nothing that loads. Nothing is run and nothing is cached: names come from the
+config, weights from the files (`rebuild.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.directories import whole_directory
+from evomerge.common.errors import CheckpointError, ConfigError
+from evomerge.common.files import write_atomically
+from evomerge.common.names import unknown
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
+from evomerge.recipes.beside import copy_file, look_beside, unmerged
+from evomerge.recipes.card import model_card
+from evomerge.recipes.copies import tied_copies
+from evomerge.recipes.dtypes import BY_NAME, parameter_dtypes, scored_dtype
+from evomerge.recipes.origins import find_heads, find_origins, open_origin
+from evomerge.recipes.rebuild import Rebuild
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.shards import Entry, bytes_of, check_size, plan_shards, write_shards
+from evomerge.task_vectors.expert import PIECE
+from evomerge.task_vectors.family import family_notes
+
+DTYPE_KEYS = ("dtype", "torch_dtype")
+"""What a config calls it now, and what it called it in earlier years."""
+RECORD = "merge.json"
+"""In which a merged model tells which merge it is."""
+FORMAT = 2
+"""Of what is written: version 0.2 made another directory of the same recipe."""
+SPARE = 1 << 20  # bytes of all that is small
+
+
+def write_model(
+    recipe: Recipe,
+    beside: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    experts: Mapping[str, Path] | None = None,
+    max_shard_size: str | None = None,
+    dtype: str | None = None,
+    reporter: Reporter,
+) -> Path:
+    """Build the merged model of a recipe as a directory.
+
+    The weights are bit for bit those of the live model that was scored, if that was on a CPU. Memory beyond what is
+    mapped from files: the largest shard and about 20 MiB. A method that looks at whole parameters (`ties`, `dare_ties`)
+    takes about eight times the largest of them in float32 for each expert, and a transform as it needs. Of an expert
+    with fewer tokens than the base, whose rows are merged, embedding and head are held in memory.
+
+    Args:
+        recipe: what to build.
+        beside: the directory of the recipe: its heads are there, and its sources if they are not where it says.
+        out: the directory to make; missing, empty, or this very merge, which is then left as it is.
+        base: where the base is, if not where the recipe says.
+        experts: where experts are, by name, if not where the recipe says.
+        max_shard_size: such as 5GB; None for the files that the base has.
+        dtype: to cast to, such as bfloat16; None for that in which the model was scored.
+        reporter: is told what goes on.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: `out` holds something else, a source or a head is not found, or a setting is wrong.
+        CheckpointError: a source is damaged or has other weights than the recipe says, there is no room on the disk,
+            or the result is not finite.
+    """
+    if dtype is not None and dtype not in BY_NAME:
+        raise ConfigError(f"--dtype: {unknown('dtype', dtype, BY_NAME)}")
+    if max_shard_size is not None:
+        check_size(max_shard_size)
+    digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
+    record = {"format": FORMAT, "recipe": digest, "dtype": dtype, "max_shard_size": max_shard_size}
+    if _is_there(out, record):
+        reporter.say(f"{out} is this very merge already: nothing to do.")
+        return out
+    places = find_origins(recipe, beside, base, experts or {})
+    heads = find_heads(recipe, beside)
+    live = load_skeleton(places[""], recipe.auto_class)
+    ours, rebuild, parameters, family = _opened(recipe, places, live, reporter)
+    found, scored = look_beside(places[""], _experts(recipe, places)), scored_dtype(recipe, ours, live)
+    kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
+    dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
+    shards = plan_shards(ours, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies)
+    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class), *_rounded(kind, scored)]
+    for note in notes:
+        reporter.say(f"note: {note}")
+    with whole_directory(out) as directory:
+        _check_room(directory, bytes_of(shards) + found.nbytes + SPARE)
+        with reporter.bars(), reporter.working("merging"):
+            fill = partial(_fill, rebuild, ours)
+            write_shards(shards, fill, directory, reporter.steps)
+        found.copy(directory)
+        for task, file in heads.items():
+            copy_file(file, directory / recipe.heads[task])
+        write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family)
+        write_atomically(directory / "README.md", card)
+        write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
+        _write_config(ours, directory, dtype_name(kind))  # last: without it nothing loads
+    return out
+
+
+def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
+    """Say so where the weights are not in the dtype in which they were scored."""
+    if kind != scored:
+        yield (
+            f"written in {dtype_name(kind)}, and scored in {dtype_name(scored)}: each weight is rounded otherwise, so "
+            f"the scores are not to the last digit those of this directory"
+        )
+
+
+def _opened(
+    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, reporter: Reporter
+) -> tuple[Checkpoint, Rebuild, dict[str, tuple[int, ...]], list[str]]:
+    """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, and what should
+    be known of the family, which is said.
+
+    Raises:
+        CheckpointError: a source is damaged or has other weights than the recipe says.
+    """
+    with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
+        ours = open_origin("", recipe.base, places[""], live, reporter)
+        fit = {"vocabulary": recipe.vocabulary, "base": ours}
+        experts = {
+            name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
+        }
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
+    own = {name: places[name] for name in experts}
+    anything = ["*"]  # whoever searched with these meant it
+    family = family_notes(own, live, ours, experts, parameters, anything, written=True)
+    for note in family:
+        reporter.say(f"warning: {note}")
+    with reporter.working("looking at the task vectors"):
+        return ours, Rebuild(recipe, ours, experts, parameters), parameters, family
+
+
+def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: places[name] for name in recipe.experts}
+
+
+def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a directory is this very merge.
+
+    Raises:
+        ConfigError: it is something else, which is left alone.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = read_json(out / RECORD)
+        read_json(out / "config.json")
+        read_tensors(weight_files(out))  # all that the index names; their headers alone are read
+    except (CheckpointError, OSError):
+        found = None
+    if found == record:
+        return True
+    what = "is a file" if out.is_file() else "holds another merge" if found else "holds other files"
+    raise ConfigError(f"{out} {what}, and nothing is overwritten: name a new directory, or remove this one first.")
+
+
+def _check_room(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise CheckpointError(
+            f"The merged model needs {needed / 2**30:.2f} GiB, and {directory.parent} has {free / 2**30:.2f} GiB left: "
+            f"make room, or write to another disk."
+        )
+
+
+@torch.no_grad()
+def _fill(rebuild: Rebuild, base: Checkpoint, entry: Entry, out: Tensor) -> None:
+    """Write the values of a tensor: merged where it is a parameter, else the base's."""
+    whole = base.tensors[entry.key].reshape(-1)
+    if entry.parameter is None:
+        out.copy_(whole)
+    else:
+        rebuild.write(entry.parameter, out)
+    if entry.parameter is None and out.dtype == whole.dtype:
+        return  # masks of earlier years hold -inf
+    for part, before in zip(out.split(PIECE), whole.split(PIECE), strict=True):
+        lost = ~torch.isfinite(part)
+        if torch.any(lost if entry.parameter else lost & torch.isfinite(before)):
+            kind = dtype_name(out.dtype)
+            hint = " float16 ends at 65504: write --dtype bfloat16 or float32." if kind == "float16" else ""
+            raise CheckpointError(
+                f"{entry.key} of the merged model is not finite in {kind}: a coefficient of the recipe is too large, "
+                f"or a source holds inf or NaN.{hint}"
+            )
+
+
+def _write_config(base: Checkpoint, directory: Path, dtype: str) -> None:
+    """Write the base's config.json, with the dtype in which the weights are loaded as they were scored."""
+
+    def changed(config: Mapping[str, Any], says: bool) -> dict[str, Any]:
+        own = {
+            name: changed(value, name == "text_config")
+            if name.endswith("_config") and isinstance(value, dict)
+            else value
+            for name, value in config.items()
+        }
+        said = [name for name in DTYPE_KEYS if own.get(name) is not None]
+        return {**own, **dict.fromkeys(said or (["dtype"] if says else []), dtype)}
+
+    target, config = directory / "config.json", changed(base.config, says=True)
+    if config == base.config:
+        return copy_file(base.path / "config.json", target)
+    return write_atomically(target, json.dumps(config, indent=2) + "\n")

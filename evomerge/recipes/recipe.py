@@ -1,0 +1,308 @@
+"""The recipe: everything needed to rebuild a merged model, as one small YAML file that people can read and edit.
+
+In: a winner's coefficients by variable, group and expert, with the sources that they belong to. Out: YAML and back,
+every float exactly as it was; and the same coefficients on other groups, from which a search of another granularity can
+start. A recipe never instantiates anything; what it does not know it refuses, by name.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import sparse
+
+from evomerge import __version__
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
+from evomerge.models.vocabulary import CHOICES, REFUSE
+from evomerge.space.groups import Group, make_groups
+
+FORMAT = 1
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+Coefficients = dict[str, dict[str, dict[str, float]]]
+"""variable -> group -> expert -> value"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model directory and the hash of its weights.
+
+    Attributes:
+        path: the directory.
+        sha256: of its weights.
+        hub: `owner/name@commit`, where it came from the hub.
+    """
+
+    path: str
+    sha256: str
+    hub: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The directory if it is there, else the name on the hub, if it has one."""
+        return self.hub if self.hub and not Path(self.path).exists() else self.path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a merged model is built.
+
+    Attributes:
+        base: Where θ₀ is.
+        experts: Name -> where the expert is, in the order of the coefficients.
+        method: `name` and the method's settings.
+        auto_class: The transformers class whose parameters the groups are made of: AutoModel, AutoModelForCausalLM ...
+        granularity: Which groups there are: `layer`, `blocks:4`, ... (see `make_groups`).
+        coefficients: Variable -> group -> expert -> value, for every group and every expert.
+        scores: What the model reached, by split and task.
+        heads: Task -> path of its head, relative to the recipe.
+        vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
+        dtype: In which the model was scored; None in recipes up to 0.2: that in which transformers loads the base.
+        version: The evomerge that wrote it.
+
+    Raises:
+        ConfigError: something is missing, of the wrong kind, or not finite.
+    """
+
+    base: Source
+    experts: dict[str, Source]
+    method: dict[str, Any]
+    granularity: str
+    coefficients: Coefficients
+    scores: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
+    auto_class: str = "AutoModel"
+    vocabulary: str = REFUSE
+    dtype: str | None = None
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        if self.vocabulary not in CHOICES:
+            raise ConfigError(f"recipe: {unknown('vocabulary', self.vocabulary, CHOICES)}")
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"recipe: {unknown('dtype', self.dtype, DTYPES)}")
+        if not isinstance(self.method.get("name"), str):
+            raise ConfigError("recipe: method needs a name, such as {name: linear}.")
+        if not self.experts or not self.coefficients:
+            raise ConfigError("recipe: it needs at least one expert and the coefficients of at least one variable.")
+        groups = next(iter(self.coefficients.values()))
+        for variable, rows in self.coefficients.items():
+            _same_keys(rows, groups, f"coefficients.{variable}", "group")
+            for group, row in rows.items():
+                _same_keys(row, self.experts, f"coefficients.{variable}.{group}", "expert")
+                for expert, value in row.items():
+                    _number(value, f"coefficients.{variable}.{group}.{expert}")
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, one line per group, in the order in which it was made; what is as usual is left out."""
+        data = dataclasses.asdict(self)
+        for source in (data["base"], *data["experts"].values()):
+            if source["hub"] is None:
+                del source["hub"]
+        usual = {"vocabulary": REFUSE, "dtype": None}
+        data = {key: value for key, value in data.items() if key not in usual or value != usual[key]}
+        return yaml.dump(
+            {"format": FORMAT, **_plain(data, "")},
+            Dumper=_Dumper,
+            sort_keys=False,
+            default_flow_style=None,
+            width=math.inf,
+        )
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "Recipe":
+        """Read a recipe.
+
+        Raises:
+            ConfigError: not YAML, a key that is unknown, missing or written twice, or a value of the wrong kind; the
+                message names the key.
+        """
+        try:
+            data = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
+        if isinstance(data, dict) and "merge_method" in data:
+            raise ConfigError(
+                "recipe: this is a YAML for mergekit, which `mergekit-yaml` runs: name a recipe.yaml instead, as "
+                "`evomerge search` and `evomerge export` write it; to search what a mergekit YAML merges, write its "
+                "base_model as model.base and its models as model.experts."
+            )
+        known = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
+        known |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str, "vocabulary": str}
+        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+            raise ConfigError(
+                f"recipe: this is format {data['format']}, and evomerge {__version__} reads format {FORMAT}. "
+                f"It was written by evomerge {data.get('version')}: install that one."
+            )
+        if isinstance(data, dict):
+            data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
+            known |= {"dtype": str} if "dtype" in data else {}
+        data = _mapping(data, known, "")
+        experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
+        return cls(
+            base=_source(data["base"], "base"),
+            experts=experts,
+            coefficients=_coefficients(data["coefficients"]),
+            heads=_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
+            dtype=data.get("dtype"),
+            **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},
+        )
+
+    def on_groups(
+        self, groups: Sequence[Group], experts: Sequence[str], parameters: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, np.ndarray]:
+        """The coefficients on other groups, each the mean over its elements; its own ones on the recipe's own groups.
+
+        Args:
+            groups: G groups over the same parameters.
+            experts: K names, all of them in the recipe.
+            parameters: name -> shape, in the order of the live model.
+
+        Returns:
+            {variable: float64 (G, K)}, what `CoefficientSpace.start` takes.
+
+        Raises:
+            ConfigError: the recipe belongs to another model or has no such expert.
+        """
+        for expert in experts:
+            if expert not in self.experts:
+                raise ConfigError(f"recipe: {unknown('expert', expert, self.experts)}")
+        own = self.groups(parameters)
+        pieces: dict[str, list[tuple[int, int, int]]] = {}
+        for row, group in enumerate(own):
+            for span in group.spans:
+                pieces.setdefault(span.parameter, []).append((span.start, span.stop, row))
+        common: Counter[tuple[int, int]] = Counter()  # (group, own group) -> elements in both
+        for place, group in enumerate(groups):
+            for span in group.spans:
+                for start, stop, row in pieces[span.parameter]:
+                    if (overlap := min(stop, span.stop) - max(start, span.start)) > 0:
+                        common[place, row] += overlap
+        sizes = [sum(span.stop - span.start for span in group.spans) for group in groups]
+        shares = sparse.csr_array(
+            ([overlap / sizes[place] for (place, _), overlap in common.items()], tuple(np.array(list(common)).T)),
+            shape=(len(groups), len(own)),
+        )
+        return {
+            variable: shares @ np.array([[rows[group.name][expert] for expert in experts] for group in own])
+            for variable, rows in self.coefficients.items()
+        }
+
+    def per_parameter(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
+        """The coefficients by variable, expert and parameter, each the mean over the parameter's elements."""
+        groups, experts = make_groups("tensor", parameters), list(self.experts)
+        return {
+            variable: {
+                expert: {group.name: float(values[g, k]) for g, group in enumerate(groups)}
+                for k, expert in enumerate(experts)
+            }
+            for variable, values in self.on_groups(groups, experts, parameters).items()
+        }
+
+    def groups(self, parameters: Mapping[str, tuple[int, ...]]) -> tuple[Group, ...]:
+        """The groups that the recipe's coefficients are for.
+
+        Raises:
+            ConfigError: a model with these parameters has other groups.
+        """
+        groups = make_groups(self.granularity, parameters)
+        wanted = dict.fromkeys(group.name for group in groups)
+        for variable, rows in self.coefficients.items():
+            _same_keys(rows, wanted, f"coefficients.{variable}", "group")
+        return groups
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every mapping out, also one that occurs twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.items():
+            if count > 1:
+                line = node.start_mark.line + 1
+                raise ConfigError(f"recipe: {key!r} stands {count} times in the mapping that begins in line {line}.")
+        return super().construct_mapping(node, deep)
+
+
+def _source(data: Any, where: str) -> Source:
+    hub = {"hub": str} if isinstance(data, dict) and "hub" in data else {}
+    return Source(**_mapping(data, {"path": str, "sha256": str, **hub}, where))
+
+
+def _mapping(data: Any, kinds: Mapping[str, type], where: str) -> dict[str, Any]:
+    """The same mapping, if it has exactly these keys with values of these kinds."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe: {where or 'the file'} must be a mapping, not {data!r}.")
+    _same_keys(data, kinds, where, "key")
+    for key, kind in kinds.items():
+        if not isinstance(data[key], kind):
+            raise ConfigError(f"recipe: {_join(where, key)} must be of type {kind.__name__}, not {data[key]!r}.")
+    return data
+
+
+def _same_keys(given: Mapping[str, Any], wanted: Mapping[str, Any], where: str, kind: str) -> None:
+    inside = f" in {where}" if where else ""
+    for key in given:
+        if key not in wanted:
+            raise ConfigError(f"recipe{inside}: {unknown(kind, str(key), wanted)}")
+    if lacking := [key for key in wanted if key not in given]:
+        raise ConfigError(f"recipe{inside}: the {kind} {lacking[0]!r} is missing.")
+
+
+def _coefficients(data: dict[str, Any]) -> Coefficients:
+    """The same numbers as floats (a person may write 0 for 0.0)."""
+    found: Coefficients = {}
+    for variable, rows in data.items():
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+            raise ConfigError(f"recipe: coefficients.{variable} must map groups to mappings of experts to numbers.")
+        found[variable] = {
+            group: {
+                expert: _number(value, f"coefficients.{variable}.{group}.{expert}") for expert, value in row.items()
+            }
+            for group, row in rows.items()
+        }
+    return found
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        hint = ""
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+            hint = f"; YAML reads it as a word, write {yaml.safe_dump(float(value)).split()[0]}"
+        raise ConfigError(f"recipe: {where} must be a finite number, not {value!r}{hint}.")
+    return float(value)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in types that YAML has; numpy's numbers become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, _join(where, str(key))) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner, where) for inner in value]
+    if value is None or isinstance(value, (str, bool, np.bool_)):
+        return bool(value) if isinstance(value, np.bool_) else value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise ConfigError(f"recipe: {where} cannot be written to YAML: it is a {type(value).__name__}.")
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

@@ -1,0 +1,1 @@
+"""From settings to a problem, and the run directory."""

@@ -1,0 +1,201 @@
+"""From settings to the parts of a search: sources, live model, task vectors, space, merger, tasks and fitness.
+
+In: a typed configuration. Out: an `Assembly`, complete and checked, before anything expensive has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError
+from evomerge.fitness.base import Fitness
+from evomerge.fitness.items import SPLITS, Item, Task, check_disjoint
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import Method, only_sums
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.live import LiveModel, load_live
+from evomerge.models.vocabulary import REFUSE
+from evomerge.problem import Assembly, Sources
+from evomerge.recipes.recipe import Recipe
+from evomerge.runs.checks import check_asked, check_metrics, first_fitness, reads_items
+from evomerge.runs.config import build, classes, needs_processor, takes
+from evomerge.runs.leakage import leakage_notes, training_files
+from evomerge.runs.sources import find_sources, make_heads, read_split
+from evomerge.searchers.base import Searcher
+from evomerge.searchers.warm import WarmStart
+from evomerge.selection.marks import task_notes
+from evomerge.space.coefficients import CoefficientSpace, make_space
+from evomerge.task_vectors.family import check_files, family_notes
+from evomerge.task_vectors.store import task_vectors
+from evomerge.transforms.store import transformed
+
+
+class Reader(Fitness, Protocol):
+    """A fitness that reads items by itself, since no file of labelled texts holds them.
+
+    Attributes:
+        task_settings: what it understands below fitness.tasks.<task>, beside what every task has.
+        warnings: what the user should know of the items that were read.
+        data_sets: by task, the names of the data sets that its items are of, as far as they are known.
+    """
+
+    task_settings: tuple[str, ...]
+    warnings: list[str]
+    data_sets: dict[str, list[str]]
+
+    def read(
+        self, tasks: Mapping[str, Task], further: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, list[Item]]]:
+        """Return the items of each split by task, of tasks and their further settings."""
+        ...
+
+
+def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
+    """Read the sources and build every part.
+
+    Args:
+        settings: of the search, as `config.plain` gives them.
+        reporter: tells the user what goes on.
+
+    Raises:
+        EvomergeError: whatever is wrong with the settings or the sources.
+    """
+    model, cache = settings["model"], Path(settings["model"]["cache"])
+    fitness = first_fitness(settings["fitness"])
+    sources = find_sources(model, settings["fitness"]["tasks"])
+    trained_on = training_files(model.get("trained_on"), sources.experts)
+    with reporter.working("reading the items"):
+        reader, items = read_items(sources, settings["fitness"])
+        leaks = leakage_notes(sources, items, reader.data_sets if reader else {}, trained_on)
+    check_disjoint(items)
+    method: Method = build(settings["method"], "method")
+    check_files([sources.base, *sources.experts.values()])
+    with reporter.working("loading the base"):
+        live = load_live(sources.base, model["auto_class"], model["device"], needs_processor(settings["fitness"]))
+    check_asked(settings["fitness"], live, items)
+    choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
+    allowed = model.get("allow_missing") or ()
+    base, experts = open_sources(sources, live, cache, reporter, choice)
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
+    pooled = not takes(settings["fitness"], "heads")
+    warnings = [*(reader.warnings if reader else ())]
+    warnings += family_notes(sources.experts, live, base, experts, parameters, allowed, pooled)
+    warnings += [*leaks, *task_notes(sources, settings["fitness"], items)]
+    vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
+    merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
+    space = make_space(
+        settings["space"]["granularity"],
+        parameters,
+        list(experts),
+        method.variables,
+        merged.zero,
+        sharing=settings["space"]["sharing"],
+        frozen=settings["space"]["frozen"],
+        tied=settings["space"]["tied"],
+        bounds={name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()},
+    )
+    with reporter.working("preparing the merge"):
+        merger = Merger(live.model, merged, space.groups, method)
+    fitness = reader or fitness or make_fitness(sources, settings["fitness"], parameters)
+    check_metrics(settings["fitness"], fitness)
+    return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
+
+
+def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | None, dict[str, dict[str, list[Item]]]]:
+    """Return the items of each split by task; and the fitness, where it is one that reads them by itself.
+
+    Args:
+        sources: where tasks come from.
+        settings: the settings `fitness`.
+
+    Raises:
+        ConfigError: a task has a setting that this fitness does not know, or what the fitness needs is missing.
+        SuiteError: items cannot be read.
+    """
+    kind = next(classes(settings))
+    known = getattr(kind, "task_settings", ())
+    for task, given in sources.further.items():
+        if strange := sorted(set(given) - set(known)):
+            raise ConfigError(
+                f"fitness.tasks.{task}.{strange[0]} means nothing to the fitness {kind.__name__}: leave it out, or "
+                f"choose the fitness that it belongs to (fitness=lm_eval, fitness=perplexity)."
+            )
+    if not reads_items(settings):
+        if asked := [name for name, task in sources.tasks.items() if task.items.suffix in (".yaml", ".yml")]:
+            raise ConfigError(
+                f"The task {asked[0]} is a task of lm-eval ({sources.tasks[asked[0]].items}), which the fitness "
+                f"{kind.__name__} cannot read: write fitness=lm_eval."
+            )
+        return None, {split: read_split(sources.tasks, split, takes(settings, "heads")) for split in SPLITS}
+    reader: Reader = build(settings, "fitness")
+    return reader, reader.read(sources.tasks, sources.further)
+
+
+def make_fitness(sources: Sources, settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> Fitness:
+    """Return a fitness that does not read items by itself.
+
+    Args:
+        sources: where heads come from.
+        settings: the settings `fitness`.
+        parameters: those of the live model that are merged.
+    """
+    heads = {"heads": make_heads(sources, parameters)} if takes(settings, "heads") else {}
+    return build(settings, "fitness", **heads)
+
+
+def open_sources(
+    sources: Sources, live: LiveModel, cache: Path, reporter: Reporter, vocabulary: str = REFUSE
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """Open the files of base and experts, seen through the live model's parameters.
+
+    Args:
+        sources: where they are.
+        live: the base as it is loaded, or its skeleton.
+        cache: directory that remembers content hashes.
+        reporter: shows progress.
+        vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
+    """
+    common: dict[str, Any] = {"cache": cache, "progress": reporter.steps}
+    base = live.open(sources.base, **common)
+    common |= {"vocabulary": vocabulary, "base": base}
+    return base, {name: live.open(path, **common) for name, path in sources.experts.items()}
+
+
+def make_searcher(
+    settings: Mapping[str, Any], space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]
+) -> Searcher:
+    """Return the searcher, with the warm start that `start` asks for.
+
+    Args:
+        settings: of the search; `start` is `constants`, a number, the text `1/K`, or the path of a recipe.
+        space: where it searches.
+        parameters: name -> shape, to carry a recipe over to other groups.
+
+    Raises:
+        ConfigError: `start` is none of these, or the searcher's settings do not fit the space.
+    """
+
+    def make(start: np.ndarray) -> Searcher:
+        return build(settings["searcher"], "searcher", space=space, start=start, seed=settings["seed"])
+
+    start = settings["start"]
+    if start == "constants":
+        return make(space.start({})) if space.dim == 1 else WarmStart(space, make)
+    if start == "1/K":
+        return make(space.start({"weight": 1 / len(space.experts)}))
+    if isinstance(start, int | float) and not isinstance(start, bool):
+        return make(space.start({"weight": float(start)}))
+    if not isinstance(start, str) or not Path(start).is_file():
+        raise ConfigError(
+            f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, "
+            f"start=1/K or start=runs/<name>/recipe.yaml."
+        )
+    known = Recipe.from_yaml(Path(start).read_text(encoding="utf-8")).on_groups(space.groups, space.experts, parameters)
+    return make(
+        space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
+    )

@@ -1,0 +1,304 @@
+"""The settings of a search: their schema, and the one place where `_target_` becomes an object.
+
+In: YAML of conf/ and overrides of the command line, composed by Hydra. Out: a typed `SearchConfig`, and objects by
+`build`. Hydra checks names and types against the schema; what depends on several settings, or on the models, is
+checked where it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.exits import Exited, contained, line_of
+from evomerge.common.limits import AUTO
+from evomerge.common.names import unknown
+from evomerge.common.paths import at_home, with_paths
+from evomerge.models.vocabulary import CHOICES, REFUSE
+
+CONF = Path(__file__).parents[1] / "conf"  # installed
+if not CONF.is_dir():
+    CONF = Path(__file__).parents[2] / "conf"  # source tree
+
+CHOOSING = {
+    "metric": ("str",),
+    "report_metric": ("str",),
+    "tasks": (),
+    "items": ("int", "None"),
+    "rotate": ("bool",),
+    "select_items": ("int", "None"),
+    "report_items": ("int", "None"),
+}
+"""Settings of a fitness that are not arguments of its class: they choose items and numbers, and change no per-item
+result.
+"""
+LEARNING = {"inputs": ("int",)}
+"""Settings of a loss that are not arguments of its class."""
+KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
+UNNAMED = (
+    *("budget", "budget_items", "time_limit", "model.device", "model.cache", "model.allow_missing", "model.trained_on"),
+    *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
+)
+"""Settings that do not make another search, so that they stay out of a run's name."""
+
+
+@dataclass
+class ModelConfig:
+    """The sources: a suite, or a base and its experts."""
+
+    name: str = MISSING
+    suite: str | None = None
+    base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
+    experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
+    vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base or shared
+    allow_missing: Any = None  # [name or pattern, ...] of tensors that experts may lack, and that may be left over
+    trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
+    auto_class: str = "AutoModel"
+    device: str = "auto"
+    cache: str = ".cache/evomerge"
+
+
+@dataclass
+class SpaceConfig:
+    """Which coefficients exist."""
+
+    granularity: str = MISSING
+    n: int | None = None
+    sharing: str = "separate"
+    bounds: Any = None  # {variable: [low, high]}
+    frozen: Any = None  # {name pattern: value}
+    tied: Any = None  # [name pattern, ...]
+
+
+@dataclass
+class ObjectiveConfig:
+    """How scores of tasks become one number."""
+
+    aggregate: str = "mean"
+    normalised: bool = False
+    weights: Any = None  # {task: weight}
+
+
+@dataclass
+class SearchConfig:
+    """One search."""
+
+    seed: int = 1
+    budget: int = 200
+    budget_items: int | None = None
+    time_limit: Any = "auto"  # seconds, or null
+    start: Any = "constants"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Any = None
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    searcher: Any = None
+    fitness: Any = None
+    loss: Any = None
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+def register() -> None:
+    """Make the schema and the `run_name` resolver known to Hydra; called by the command, not at import."""
+    ConfigStore.instance().store(name="schema", node=SearchConfig)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a composed configuration as plain containers, with home directories spelled out.
+
+    Raises:
+        ConfigError: a setting that must be given is missing.
+    """
+    try:
+        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}: it must be given on the command line.") from error
+    return with_paths(settings, at_home)
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Check what the schema cannot, before models are loaded.
+
+    Raises:
+        ConfigError: a class cannot be found, or a setting has the wrong type or form.
+    """
+    for group in ("method", "searcher", "fitness", "loss"):
+        if settings[group] is None:
+            choices = ", ".join(choices_of(group))
+            raise ConfigError(f"{group}=null leaves the search without one: write {group}= and one of {choices}.")
+        _arguments(settings[group], group)
+    for group, choosing in OUTSIDE.items():
+        for name, kinds in choosing.items():
+            _check_type(f"{group}.{name}", settings[group][name], kinds)
+    if settings["loss"]["inputs"] < 1:
+        raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
+    if settings["seed"] < 0:
+        raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
+    allowed = settings["model"].get("allow_missing")
+    if allowed is not None and not (isinstance(allowed, list) and all(isinstance(one, str) for one in allowed)):
+        raise ConfigError(
+            f"model.allow_missing is {allowed}; write a list of tensor names or patterns: "
+            f"'model.allow_missing=[\"lm_head.*\"]'."
+        )
+    if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
+        raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
+    limit = settings["time_limit"]
+    if not (limit in (None, AUTO) or (_is(limit, "float") and 0 < limit < math.inf)):
+        raise ConfigError(
+            f"time_limit={limit} is no time: write the seconds that a candidate may take, such as time_limit=900, null "
+            f"for no limit, or auto."
+        )
+    space, objective = settings["space"], settings["objective"]
+    _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
+    _check_numbers("objective.weights", objective["weights"], "{task: 2}")
+    for variable, pair in _mapping("space.bounds", space["bounds"], "{weight: [0, 1.5]}").items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(_is(value, "float") for value in pair):
+            raise ConfigError(f"space.bounds.{variable} is {pair}; write 'space.bounds={{weight: [0, 1.5]}}'.")
+    if not isinstance(space["tied"] or [], list):
+        raise ConfigError(f"space.tied is {space['tied']}; write a list of name patterns: 'space.tied=[weight/*/r8]'.")
+    if objective["normalised"] and settings["fitness"]["rotate"]:
+        raise ConfigError(
+            "objective.normalised needs base and experts on the items of a candidate, and with fitness.rotate=true "
+            "those change: use one or the other."
+        )
+
+
+def takes(settings: Mapping[str, Any], parameter: str) -> bool:
+    """Return whether the class of a group has a constructor parameter of this name."""
+    return parameter in inspect.signature(hydra.utils.get_object(settings["_target_"])).parameters
+
+
+def classes(settings: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the class of a group, then those of the objects nested in it."""
+    yield hydra.utils.get_object(settings["_target_"])
+    for value in settings.values():
+        if isinstance(value, dict) and "_target_" in value:
+            yield from classes(value)
+
+
+def needs_processor(settings: Mapping[str, Any]) -> bool:
+    """Return whether the fitness of these settings cannot do without the base's tokenizer or image processor."""
+    return getattr(next(classes(settings)), "needs_processor", True)
+
+
+def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
+    """Make the object that `_target_` of a group names: the only place that does.
+
+    Args:
+        settings: the group's settings, as plain containers.
+        group: `method`, `searcher`, `fitness` or `loss`.
+        runtime: further arguments, which only the program can give.
+
+    Raises:
+        ConfigError: the class cannot be found, or a setting has the wrong type.
+    """
+    arguments = _arguments(settings, group)
+    try:
+        make = hydra.utils.instantiate({**arguments, "_partial_": True, "_convert_": "object"})
+        return contained(lambda: make(**runtime))
+    except (HydraException, TypeError, Exited) as error:
+        if isinstance(error.__cause__, EvomergeError):  # a nested object says itself what is wrong with its settings
+            raise error.__cause__ from None
+        said = error if isinstance(error, Exited) else error.__cause__ or error
+        raise ConfigError(
+            f"{group} cannot be made from {arguments['_target_']}: {str(said).splitlines()[0]}"
+        ) from error
+
+
+def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
+    """Return the name of a run: readable, and the same for the same search, so that the same command finds its log
+    again.
+
+    It is made of the chosen groups and of every override, but for those that do not make another search (`UNNAMED`).
+    Sources and tasks, and values with slashes, spaces or other odd characters, go into a short hash.
+    """
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    groups = {
+        name: given.pop(name, choices.get(name))
+        for name in ("experiment", "model", "method", "space", "searcher", "fitness", "loss")
+    }
+    usual = {("fitness", "classification"), ("loss", "cross_entropy")}
+    parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]
+    odd = [override for override in overrides if "=" not in override]  # ~setting takes one away
+    for key, value in sorted(given.items()):
+        if key in UNNAMED or key.startswith(("hydra.", "hydra/", "model.trained_on.")):
+            continue
+        if key.startswith(("model.", "fitness.tasks")) or not re.fullmatch(r"[\w.-]{1,20}", value):
+            odd.append(f"{key}={value}")
+        else:
+            parts.append(f"s{value}" if key == "seed" else f"{key}-{value}")
+    if odd:
+        parts.append(hashlib.sha256("\n".join(sorted(odd)).encode()).hexdigest()[:8])
+    return "-".join(parts)
+
+
+def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the arguments of a group's class, held against the plain annotations of its constructor."""
+    arguments = {name: value for name, value in settings.items() if name not in OUTSIDE.get(group, ())}
+    target = _find_class(str(arguments.get("_target_")), group)
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name in arguments:
+            kinds = tuple(part.strip() for part in str(parameter.annotation).split("|"))
+            _check_type(f"{group}.{name}", arguments[name], kinds if set(kinds) <= set(KINDS) else ())
+    for name, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _arguments(value, f"{group}.{name}")
+    return arguments
+
+
+def _find_class(name: str, group: str) -> Any:
+    """Return the class that `_target_` names."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        if not module:
+            raise ImportError("a class is written with its module, such as package.module.Class")
+        found = contained(lambda: importlib.import_module(module))  # Hydra would print an error of its own first
+        return getattr(found, attribute)
+    except Exception as error:  # whatever a module of the user's raises
+        raise ConfigError(
+            f"{group}._target_={name} names no class that can be used: {type(error).__name__}{line_of(error)}: "
+            f"{next(iter(str(error).splitlines()), '')}. Write {group}= and one of {', '.join(choices_of(group))}, or "
+            f"the class with a module that Python finds from here."
+        ) from error
+
+
+def choices_of(group: str) -> list[str]:
+    """Return the choices that a group of settings has."""
+    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
+
+
+def _check_type(setting: str, value: Any, kinds: Sequence[str]) -> None:
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        wanted = " or ".join("null" if kind == "None" else kind for kind in kinds)
+        raise ConfigError(f"{setting}={value} is no {wanted}: write a value of that type.")
+
+
+def _check_numbers(setting: str, value: Any, example: str) -> None:
+    for name, number in _mapping(setting, value, example).items():
+        if not _is(number, "float"):
+            raise ConfigError(f"{setting} has {number} for {name}, which is no number: write '{setting}={example}'.")
+
+
+def _mapping(setting: str, value: Any, example: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{setting} is {value}: write '{setting}={example}'.")
+    return value or {}
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))

@@ -1,0 +1,238 @@
+"""What a gradient searcher learns from: a loss, and the inputs on which it is taken.
+
+In: the settings `loss`, the tasks and their search items. Out: a `Learning`. A loss with labels learns from the search
+items, one without from the tasks' unlabeled items; a task that has none lends its search items, whose labels are not
+looked at. Never the select or the report items: AdaMerging as published learns from the inputs that it is tested on.
+
+What the experts say of these inputs, for a loss that learns from them, is computed once and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evomerge import __version__
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.common.exits import contained
+from evomerge.common.machine import fingerprint
+from evomerge.fitness.base import Fitness
+from evomerge.fitness.classification import Answers
+from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
+from evomerge.fitness.losses import CrossEntropy, Loss
+from evomerge.merging.merger import check_gradient
+from evomerge.problem import Assembly
+from evomerge.runs.config import LEARNING, build, classes
+from evomerge.runs.identity import contents
+from evomerge.runs.plan import warm_up
+from evomerge.search.evaluators.serial import prepare
+from evomerge.search.memory import with_smaller_batches
+from evomerge.searchers.base import Needs
+from evomerge.space.coefficients import CoefficientSpace
+
+logger = logging.getLogger(__name__)
+
+
+class Differentiable(Fitness, Protocol):
+    """A fitness that can also give class logits with a graph, and prepare items without labels."""
+
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Any:
+        """Return all that these items need beside the weights."""
+        ...
+
+    def logits(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Iterator[Mapping[str, Answers]]:
+        """Yield the logits of each batch by task."""
+        ...
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a gradient searcher learns from.
+
+    Attributes:
+        loss: one number for each item.
+        fitness: gives the logits.
+        items: the inputs by task.
+        prepared: the same as the fitness prepared them.
+        inputs: how many of each task a step takes.
+        teachers: task -> item id -> probabilities (C,) by the task's expert, for a loss that is taught.
+    """
+
+    loss: Loss
+    fitness: Differentiable
+    items: dict[str, list[Item]]
+    prepared: Any
+    inputs: int
+    teachers: dict[str, dict[str, Tensor]]
+
+
+def check_learning(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that have no gradient where the searcher asks for one, before models are loaded.
+
+    Raises:
+        ConfigError: the method or the fitness has none.
+    """
+    if not any(getattr(searcher, "needs", Needs()).gradient for searcher in classes(settings["searcher"])):
+        return
+    check_gradient(next(classes(settings["method"])))
+    if not hasattr(next(classes(settings["fitness"])), "logits"):
+        raise ConfigError(
+            f"A gradient needs logits, and the fitness {settings['fitness']['_target_']} gives none: write "
+            f"fitness=classification, or a searcher by values such as searcher=cmaes."
+        )
+    if next(classes(settings["loss"])).taught and hasattr(next(classes(settings["fitness"])), "read"):
+        raise ConfigError(
+            "This loss compares classes, which language models have none of that are the same for all items: write "
+            "loss=cross_entropy or loss=entropy."
+        )
+
+
+def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Learning:
+    """Build the loss, read its inputs and ask the experts about them, if the loss needs that.
+
+    Args:
+        assembly: the parts of the search.
+        settings: of the search.
+        reporter: tells the user what goes on.
+
+    Raises:
+        ConfigError: the loss needs experts that a task does not have, or more items in a batch than there are.
+        SuiteError: unlabeled items also occur on the select or the report split.
+    """
+    inputs, fitness = settings["loss"]["inputs"], cast(Differentiable, assembly.fitness)
+    loss: Loss = build({name: value for name, value in settings["loss"].items() if name not in LEARNING}, "loss")
+    if loss.joint and not 1 < inputs <= settings["fitness"].get("batch_size", inputs):
+        raise ConfigError(
+            f"loss.inputs={inputs}, but loss.marginal compares the inputs of a step with each other, and so needs 2 or "
+            f"more of them in one batch: write loss.inputs=16, or raise fitness.batch_size."
+        )
+    items = dict(assembly.items["search"]) if loss.labelled else _unlabeled(assembly)
+    prepared = prepare(fitness, assembly.live.processor, items, labelled=loss.labelled)
+    learning = Learning(loss, fitness, items, prepared, inputs, {})
+    if not loss.taught:
+        return learning
+    with reporter.working("asking the experts about the inputs"):
+        return replace(learning, teachers=_ask_experts(assembly, settings, learning))
+
+
+def cautions(settings: Mapping[str, Any], space: CoefficientSpace, gradient: bool) -> list[str]:
+    """Return what is allowed but often a mistake: a loss that nothing learns from, steps that the budget cuts short.
+
+    Args:
+        settings: of the search.
+        space: the coefficient space.
+        gradient: whether the searcher asks for gradients.
+    """
+    if not gradient:
+        loss = settings["loss"]["_target_"].rpartition(".")[-1]
+        unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
+        return [] if loss == CrossEntropy.__name__ else [unused]
+    searcher = settings["searcher"]
+    first = searcher.get("first", searcher)
+    warm = warm_up(settings, space)
+    steps, left = first.get("steps", 0), settings["budget"] - warm
+    if "second" in searcher and (steps is None or steps >= left):
+        raising = "write searcher.first.steps=60" if steps is None else f"raise it above {steps + warm}"
+        return [f"the budget of {settings['budget']} ends within the first part: {raising}"]
+    if steps and steps > left and first.get("schedule") != "constant":
+        return [
+            f"searcher.steps={steps}, but the budget leaves {max(left, 0)}, so the step length does not fall to zero: "
+            f"lower the one or raise the other"
+        ]
+    return []
+
+
+def _unlabeled(assembly: Assembly) -> dict[str, list[Item]]:
+    """Return the unlabeled items of each task, or else its search items; labels that they have are taken away, so that
+    nothing can look at them.
+    """
+    items = dict(assembly.items["search"])
+    for name, task in assembly.sources.tasks.items():
+        if (task.items / "unlabeled.jsonl").is_file():
+            items[name] = read_items(task.items, "unlabeled", task.classes or None, known=task.known)
+    check_disjoint({"unlabeled": items, **{split: assembly.items[split] for split in ("select", "report")}})
+    return {task: [replace(item, label=UNLABELED) for item in chosen] for task, chosen in items.items()}
+
+
+def _ask_experts(assembly: Assembly, settings: Mapping[str, Any], learning: Learning) -> dict[str, dict[str, Tensor]]:
+    """Return what each task's own expert says of its inputs, from the cache if it is there."""
+    if missing := [task for task in learning.items if task not in assembly.experts]:
+        raise ConfigError(
+            f"This loss learns from what the expert of each task says, and {missing[0]} has none: write "
+            f"fitness.tasks.{missing[0]}.expert=..., or another loss (loss=entropy)."
+        )
+    ids = {task: [item.id for item in chosen] for task, chosen in learning.items.items()}
+    device = str(next(assembly.live.model.parameters()).device)
+    surroundings = {**contents(assembly, settings), "evomerge": __version__, "device": device, **fingerprint()}
+    key = hashlib.sha256(json.dumps([surroundings, ids], sort_keys=True).encode()).hexdigest()
+    file = Path(settings["model"]["cache"]) / "teachers" / f"{key}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # a second run waits, and reads what the first has written
+        held = _read(file)
+        if held is None:
+            try:
+                said = {task: _probabilities(assembly, learning, task, chosen) for task, chosen in ids.items()}
+            finally:
+                assembly.become(None)
+            save_file(said, file)  # atomic: it renames
+            held = said
+    return {task: dict(zip(chosen, held[task], strict=True)) for task, chosen in ids.items()}
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    """Return what the experts said, or None where there is no file or a damaged one."""
+    try:
+        return {task: said.clone() for task, said in load_file(file).items()}  # not mapped: the cache may change
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError):
+        logger.warning("%s is damaged: the experts are asked again", file)
+        return None
+
+
+@torch.no_grad()
+def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[str]) -> Tensor:
+    """Return what a task's expert says of its items, (n, C).
+
+    Raises:
+        CheckpointError: it says what is no number.
+        ConfigError: it cannot be asked.
+    """
+    assembly.become(assembly.experts[task])
+
+    def ask() -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for answers in learning.fitness.logits(assembly.live.model, learning.prepared, {task: ids}):
+            found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
+        return found
+
+    try:
+        with assembly.merger.guard:
+            found = contained(lambda: with_smaller_batches(learning.fitness, ask))
+    except EvomergeError:
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise ConfigError(
+            f"The expert {assembly.experts[task]} cannot be asked about its task {task}: {type(error).__name__}: "
+            f"{error}. Another loss asks no expert (loss=entropy)."
+        ) from error
+    said = torch.stack([found[i] for i in range(len(ids))])
+    if not said.isfinite().all():
+        raise CheckpointError(
+            f"The expert {assembly.experts[task]} gives no number on {int((~said.isfinite()).any(-1).sum())} of "
+            f"{len(ids)} inputs of its task {task}, so nothing can be learned from it: take another checkpoint of it, "
+            f"or another loss (loss=entropy)."
+        )
+    return said

@@ -1,0 +1,217 @@
+"""Any point of a run, of a search that is complete, was stopped, or goes on: by the name of its trial or as a finalist.
+
+In: a `Run`, and for coefficients the parts of its search, since only its own space can decode a point. Out: a `Point`,
+and its recipe. The finalists are those of the searcher, which is rebuilt and told what the log holds, as a resumed
+search does; nothing is scored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.names import unknown
+from evomerge.common.paths import from_its_start
+from evomerge.problem import Assembly
+from evomerge.recipes.handover import make_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.directory import Run
+from evomerge.runs.identity import digest
+from evomerge.search.log import TOLERANCE
+from evomerge.searchers.base import Elite
+from evomerge.trials import Trial, finite
+
+CONSTANT = "constant "
+"""How the selection names a constant coefficient among its finalists: `constant 0.4`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A point of a run's space.
+
+    Attributes:
+        name: `trial 3.1`, `finalist best`.
+        x: float64 (dim,).
+        value: what it reached, on items that `about` names; None where nobody knows.
+        about: the same and more as plain data, for the scores of a recipe.
+    """
+
+    name: str
+    x: np.ndarray
+    value: float | None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def open_assembly(run: Run, reporter: Reporter) -> Assembly:
+    """Build the parts of a run's search anew, on the CPU, and check that they are those that were searched.
+
+    Raises:
+        EvomergeError: sources are gone, or are not what they were.
+    """
+    settings = from_its_start(run.settings, run.path)
+    settings["model"] = {**settings["model"], "device": "cpu"}
+    try:
+        with reporter.bars():
+            assembly = assemble(settings, reporter)
+    except EvomergeError as error:
+        least = "" if run.recipe is None else f" Its winner stands in {run.path / 'recipe.yaml'}."
+        raise ConfigError(
+            f"The sources of the run {run.path} are not there as they were, and without them its points are only "
+            f"numbers. Paths in its config.yaml are those of the directory in which it was started: go there, or put "
+            f"the sources back.{least} What was found: {error}"
+        ) from error
+    vectors, space = assembly.vectors, assembly.space
+    now = {
+        "the base": vectors.base.sha256,
+        **{f"the expert {name}": expert.sha256 for name, expert in vectors.experts.items()},
+        "the coefficient space": [list(space.names), digest([space.low.tolist(), space.high.tolist()])],
+    }
+    before = {
+        "the base": run.identity["base"],
+        **{f"the expert {name}": sha256 for name, sha256 in run.identity["experts"]},
+        "the coefficient space": [run.coordinates, run.identity["space"]["box"]],
+    }
+    if changed := [what for what in {**before, **now} if before.get(what) != now.get(what)]:
+        raise ConfigError(
+            f"{' and '.join(changed)} of the run {run.path} changed since it was searched, so its points do not stand "
+            f"for the same models any more. Put back what its config.yaml names."
+        )
+    return assembly
+
+
+def find_trial(run: Run, name: str) -> Point:
+    """Return a trial by its name; all of them count from 0.
+
+    Args:
+        run: its run.
+        name: `3.1`, point 1 of batch 3; `17`, point 17 of all; or `step_40`, the point of that step along a gradient.
+
+    Raises:
+        ConfigError: there is no such trial, or it has no result yet.
+    """
+    places = [(batch.index, i) for batch in run.batches for i in range(len(batch.points))]
+    steps = [(batch.index, 0) for batch in run.batches if batch.gradient]
+    names = {
+        **{f"step_{number}": place for number, place in enumerate(steps)},
+        **{str(number): place for number, place in enumerate(places)},
+        **{f"{batch}.{index}": (batch, index) for batch, index in places},
+    }
+    if name not in names:
+        last = "{}.{}".format(*places[-1]) if places else "none"
+        raise ConfigError(
+            f"The run {run.path} has no trial '{name}': write BATCH.INDEX, such as 3.1, or a number, such as 17, or "
+            f"step_40 in a search by gradient. It has {len(places)} trials, counted from 0, the last is {last}, and "
+            f"{len(steps)} of them are steps."
+        )
+    batch, index = names[name]
+    trial = run.batches[batch].trials[index]
+    if trial is None:
+        raise ConfigError(f"Trial {batch}.{index} of the run {run.path} has no result yet: wait for it.")
+    return _point(run, trial)
+
+
+def best_trial(run: Run) -> Point:
+    """Return the trial with the highest value on the search items; of equals the first.
+
+    Raises:
+        ConfigError: nothing was scored yet, or all trials are steps of a gradient.
+    """
+    scored = [t for b in run.batches if not b.gradient for t in b.trials if t is not None and t.values]
+    if not scored:
+        if any(batch.gradient for batch in run.batches):
+            raise ConfigError(
+                f"The trials of {run.path} are steps along a gradient, each with the loss on other inputs, so none of "
+                f"them is the best. Name a step (--trial step_40), or one of the points that the selection compares "
+                f"(--finalist step_40)."
+            )
+        raise ConfigError(f"No candidate of {run.path} has a score yet: wait for one, or look at its trials.jsonl.")
+    return _point(run, max(scored, key=lambda trial: trial.values[0] if trial.values else -math.inf))
+
+
+def find_finalist(run: Run, assembly: Assembly, name: str) -> Point:
+    """Return one of the points among which the selection chooses, or would choose now: the searcher's incumbents, and a
+    constant.
+
+    Args:
+        run: the run.
+        assembly: its parts.
+        name: as summary.json has it: `best`, `mean`, `step_40`, `constant 0.4`.
+
+    Raises:
+        ConfigError: there is none of that name.
+        EvomergeError: the searcher does not ask for the points that the log holds.
+    """
+    finalists = _incumbents(run, assembly)
+    summary = run.summary if is_current(run) else None
+    selected = summary["select"]["finalists"] if summary else {}
+    if name.startswith(CONSTANT) and name in selected:
+        finalists[name] = assembly.space.start({"weight": float(name.removeprefix(CONSTANT))})
+    if name not in finalists:
+        raise ConfigError(f"{run.path}: {unknown('finalist', name, {**finalists, **selected})}")
+    about: dict[str, Any] = {"note": "chosen by name; never scored on the report split"}
+    if summary and name in selected:
+        about |= {"split": "select", "items": summary["items"]["select"], "metric": summary["metric"]}
+    value = selected.get(name)
+    return Point(f"finalist {name}", finalists[name], value, {"point": f"finalist {name}", **about, "value": value})
+
+
+def is_current(run: Run) -> bool:
+    """Whether the run has a summary, and no trial is younger than it."""
+    return run.summary is not None and run.summary["trials"] == sum(1 for _ in run.trials())
+
+
+def recipe_of(run: Run, assembly: Assembly, point: Point) -> Recipe:
+    """Return the recipe of a point, without heads.
+
+    Args:
+        run: its run.
+        assembly: the parts of the run.
+        point: the point.
+    """
+    return make_recipe(assembly, run.settings, assembly.space.decode(point.x), finite(point.about), {})
+
+
+def _point(run: Run, trial: Trial) -> Point:
+    batch = run.batches[trial.batch]
+    name = f"trial {trial.batch}.{trial.index}"
+    objective = run.identity["objective"]
+    losses = [metric for scores in trial.scores.values() for metric in scores]  # of a step: one and the same
+    metric = (losses or ["loss"])[0] if batch.gradient else objective["metric"]
+    about = {
+        "point": name,
+        "note": "chosen by its name, not on the select split; never scored on the report split",
+        "split": "the inputs of this step" if batch.gradient else "search",
+        "items": trial.spent,
+        "metric": metric,
+        "objective": "minus the loss" if batch.gradient else objective["aggregate"],
+        "value": trial.values[0] if trial.values else None,
+        "tasks": {task: scores.get(metric) for task, scores in trial.scores.items()},
+    }
+    if trial.error:
+        about["error"] = trial.error
+    return Point(name, batch.points[trial.index], about["value"], about)
+
+
+def _incumbents(run: Run, assembly: Assembly) -> dict[str, np.ndarray]:
+    """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
+    searcher = make_searcher(run.settings, assembly.space, assembly.vectors.parameters)
+    unfinished = Elite(1)
+    for batch in run.batches:
+        asked = searcher.ask()
+        if asked.points.shape != batch.points.shape or not np.allclose(asked.points, batch.points, 0, TOLERANCE):
+            raise EvomergeError(
+                f"The searcher asks for other points than generation {batch.index} of {run.path} holds: its settings "
+                f"or libraries are not those of the run. Name a trial instead: --trial {batch.index}.0."
+            )
+        if not batch.complete:
+            unfinished.update(batch)
+            break
+        searcher.tell(batch)
+    left = unfinished.points()
+    return searcher.incumbents() | ({"unfinished": left["best"]} if left else {})

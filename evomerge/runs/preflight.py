@@ -1,0 +1,166 @@
+"""Preflight: what is about to run, what it needs and how long it takes, before anything expensive starts.
+
+The base is scored on the items of the first generation: that measures a candidate's time, and a fitness that does not
+work fails here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import NotFinite
+from evomerge.common.limits import TimeLimit
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.problem import Assembly
+from evomerge.runs.learning import cautions
+from evomerge.runs.plan import affordable, judged, plan
+from evomerge.search.evaluators.gradient import GradientEvaluator
+from evomerge.search.evaluators.serial import Scorer, check_finite, explained
+
+GIB = 2**30
+
+
+def preflight(
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    subsets: Mapping[str, Subset],
+    score: Scorer,
+    objective: Objective,
+    gradients: GradientEvaluator | None,
+    limit: TimeLimit,
+    reporter: Reporter,
+) -> None:
+    """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
+
+    Args:
+        assembly: the parts of the search.
+        settings: its settings.
+        subsets: choose the items of each split.
+        score: scores the live model on search items.
+        objective: makes a value of an outcome.
+        gradients: takes the steps of a gradient, if the searcher asks for any.
+        limit: of the time of a candidate; it is told what the base takes.
+        reporter: prints.
+
+    Raises:
+        ConfigError: the fitness cannot score the base, or its loss has no gradient there.
+    """
+    ids = subsets["search"](0)
+    with failing_on_base("fitness"):
+        limit.first(lambda: score(ids))  # pays for what is set up lazily
+        started = time.perf_counter()
+        outcome = limit(lambda: score(ids))
+        check_finite(outcome)
+        (value,), _ = objective(outcome)
+        seconds = time.perf_counter() - started
+    with failing_on_base("loss"):
+        step = limit.first(gradients.measure) if gradients else None
+    limit.measured(max(seconds, step or 0.0))
+    rows = _facts(assembly, settings, ids, gradients is not None)
+    times = _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
+    limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
+    rows.append(["time", times + limited])
+    rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
+    for name, text in rows:
+        reporter.say(f"{name:>16}  {text}")
+    zero = [name for name, held in assembly.space.frozen.items() if held == 0]
+    if zero:
+        reporter.say(
+            f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
+            f"task vector there, or as you asked"
+        )
+    for warning in [*assembly.warnings, *cautions(settings, assembly.space, gradients is not None)]:
+        reporter.say(f"{'warning':>16}  {warning}")
+
+
+@contextmanager
+def failing_on_base(what: str) -> Iterator[None]:
+    """Say of whatever goes wrong while the base is scored that every candidate would end like it.
+
+    Args:
+        what: `fitness` or `loss`.
+
+    Raises:
+        EvomergeError: something did.
+    """
+    try:
+        with explained(f"The {what} fails on the base, so it would fail on every candidate"):
+            yield
+    except NotFinite as error:
+        raise NotFinite(
+            f"The base has no score, so no candidate would have one: {error}. Take another base. "
+            f"`evomerge inspect` names the weights that are not finite, if there are any."
+        ) from error
+
+
+def _facts(
+    assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], learns: bool
+) -> list[list[str]]:
+    """Return what is printed of sources, space and memory, as names and texts."""
+    space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
+    model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
+    return [
+        ["base", str(assembly.sources.base)],
+        *(["expert " + name, str(path)] for name, path in assembly.sources.experts.items()),
+        [
+            "tasks",
+            ", ".join(
+                f"{task} ({len(ids[task])} of {len(items)} search items)"
+                for task, items in assembly.items["search"].items()
+            ),
+        ],
+        ["method", assembly.method.name + (f", of task vectors after {transform.name}" if transform else "")],
+        [
+            "space",
+            f"{settings['space']['granularity']}: {len(space.groups)} groups, {space.dim} free coefficients, "
+            f"{len(space.frozen)} frozen",
+        ],
+        [
+            "memory",
+            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {vectors.nbytes / GIB:.2f} GiB "
+            f"({'float32 in memory, experts kept as they are mapped' if learns else 'memory-mapped'})",
+        ],
+    ]
+
+
+def _times(
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    subsets: Mapping[str, Subset],
+    seconds: float,
+    step: tuple[float, int] | None,
+) -> str:
+    """Return how long search and selection will take, as a sentence.
+
+    Args:
+        assembly: the parts of the search.
+        settings: its settings.
+        subsets: choose the items of each split.
+        seconds: that a candidate takes.
+        step: the seconds that a step of the gradient takes, and the number of its inputs; None without a gradient.
+    """
+    size = {split: subset.size for split, subset in subsets.items()}
+    step_seconds, inputs = step or (0.0, 1)
+    parts = plan(settings, assembly.space, step is not None)
+    candidates, steps = affordable(parts, settings["budget_items"], size["search"], inputs)
+    costs = [(candidates, "candidate", seconds), (steps, "step", step_seconds)]
+    costs = [cost for cost in costs if cost[0]]
+    prices = " and ".join(f"{each:.2f} s a {kind}" for _, kind, each in costs)
+    asked = " and ".join(f"{count:,} {kind}{'s' * (count > 1)}" for count, kind, _ in costs)
+    searching = sum(count * each for count, _, each in costs)
+    judging = judged(settings, assembly.space, steps, size["select"], size["report"]) * seconds / size["search"]
+    return (
+        f"about {prices}; {asked} take{'s' * (candidates + steps == 1)} about {_span(searching)}, choosing the winner "
+        f"on {size['select']:,} select and {size['report']:,} report items about {_span(judging)}"
+    )
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

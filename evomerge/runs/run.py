@@ -1,0 +1,247 @@
+"""One search from its settings to its run directory.
+
+In: a typed configuration and a directory. Out, in that directory: `trials.jsonl` (the checkpoint), `timings.jsonl`,
+`config.yaml`, `recipe.yaml`, `mergekit.yaml`, `heads/`, `summary.json` and `report.html`. Run again it replays the log
+and goes on; a finished run is only shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.files import write_atomically
+from evomerge.common.limits import TimeLimit
+from evomerge.common.machine import fingerprint
+from evomerge.common.names import commonest
+from evomerge.common.paths import record_start
+from evomerge.fitness.base import Checking, check_items, measures
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.problem import Assembly
+from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.config import SearchConfig, check, plain
+from evomerge.runs.identity import describe
+from evomerge.runs.learning import Learning, check_learning, find_learning
+from evomerge.runs.outputs import finished, recorder, run_digest, show, write_outputs
+from evomerge.runs.plan import Part, plan
+from evomerge.runs.preflight import preflight
+from evomerge.search.evaluators.gradient import GradientEvaluator
+from evomerge.search.evaluators.scorers import make_objective, make_subsets, scorer
+from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
+from evomerge.search.log import TrialLog
+from evomerge.search.loop import Evaluator, search
+from evomerge.search.stopping import Budget, Interrupt, Stopped
+from evomerge.searchers.base import Elite, Searcher
+from evomerge.selection.choosing import select, work
+from evomerge.selection.judge import Judge
+from evomerge.trials import Batch, StopReason, Trial
+
+logger = logging.getLogger(__name__)
+
+
+def run_search(
+    config: SearchConfig, directory: Path, reporter: Reporter, interrupt: Interrupt | None = None
+) -> dict[str, Any] | None:
+    """Run one search, or go on with it.
+
+    Args:
+        config: its settings.
+        directory: its run directory.
+        reporter: tells the user what goes on.
+        interrupt: says afterwards which signal asked it to stop.
+
+    Returns:
+        The summary, or None when it was asked to stop before the end.
+
+    Raises:
+        EvomergeError: something is wrong with settings, sources or log; nothing of the run is lost.
+    """
+    settings = plain(config)
+    check(settings)
+    check_learning(settings)
+    limit = TimeLimit(settings["time_limit"])
+    with reporter.bars():
+        assembly = assemble(settings, reporter)
+    searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
+    scorers = {split: scorer(assembly, items) for split, items in assembly.items.items()}  # bad items are refused now
+    subsets = make_subsets(assembly, settings)
+    learning = find_learning(assembly, settings, reporter) if searcher.needs.gradient else None
+    identity = describe(assembly, settings, learning and learning.items)
+    judged = [subsets[split](0) for split in ("select", "report")]
+    if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
+        reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
+        show(done, directory, reporter)
+        return done
+    check_splits(assembly, scorers, subsets, learning, reporter)
+    record = recorder(directory / "timings.jsonl")
+    with interrupt or Interrupt() as interrupt:
+        objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
+        parts = plan(settings, assembly.space, gradients is not None)
+        budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
+        preflight(assembly, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
+        with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
+            write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+            record_start(directory)
+            asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
+            with reporter.searching(interrupt.wrap(evaluate), log.logged, asked) as watched:
+                reason = search(searcher, watched, log, budget)
+            reporter.say(reason.value)
+            if reason is StopReason.INTERRUPTED:
+                return None
+            judge = Judge(assembly, settings, scorers, subsets, interrupt, limit)
+            if (result := _choose(judge, settings, searcher, log, reporter)) is None:
+                return None
+            result["items"] = {split: subset.size for split, subset in subsets.items()}
+            result["measures"] = measures(assembly.fitness, result["metric"], assembly.items["report"])
+            result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": len(log.errors)}
+            result["run"] = run_digest(directory, identity, settings, judged)
+            summary = write_outputs(directory, assembly, settings, result, reporter)
+    show(summary, directory, reporter)
+    _draw(directory, reporter)
+    return summary
+
+
+def _choose(
+    judge: Judge, settings: Mapping[str, Any], searcher: Searcher, log: TrialLog, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Return what the selection says of the searcher's incumbents, or None when it was asked to stop before the end.
+
+    Raises:
+        EvomergeError: there are none, or none of them could be scored.
+    """
+    incumbents = searcher.incumbents() | unfinished(log)
+    if not incumbents:
+        (error, times), *_ = commonest(log.errors)
+        raise EvomergeError(
+            f"All {log.trials} candidates failed, so there is no winner. Most often ({times} times): "
+            f"{error.rstrip('.')}. Mend the reason, then search in another run directory "
+            f"(hydra.run.dir=runs/another): what failed stays in the log of this one, {log.path}."
+        )
+    try:
+        what = "choosing the winner on the select split, scoring it on the report split"
+        with reporter.counting(what, work(judge, settings, incumbents)) as judge.scored:
+            return select(judge, settings, incumbents)
+    except Stopped:
+        reporter.say(StopReason.INTERRUPTED.value)
+        return None
+    except TimeoutError as error:
+        raise EvomergeError(
+            f"A model of the report {error}: raise time_limit and run the same command again; what was scored before "
+            f"is remembered."
+        ) from error
+
+
+def _draw(directory: Path, reporter: Reporter) -> None:
+    """Write the report; it never costs a run, which is on the disk by now."""
+    try:
+        from evomerge.report import write_report
+
+        with reporter.working("drawing the report"):
+            page = write_report(directory)
+    except Exception as error:  # whatever goes wrong in drawing
+        logger.warning("The report could not be written: %s: %s", type(error).__name__, error)
+    else:
+        reporter.say(f"report: {os.path.relpath(page)}")
+
+
+def make_budget(
+    settings: Mapping[str, Any], parts: Sequence[Part], size: int, step: int | None, interrupt: Interrupt
+) -> Budget:
+    """Return the budget of a search, which must buy one of each that will be asked for.
+
+    Args:
+        settings: of the search.
+        parts: what will be asked for.
+        size: the items of a candidate.
+        step: the inputs of a step of the gradient, if there is one.
+        interrupt: a request to stop.
+
+    Raises:
+        ConfigError: it is less than that, or not positive.
+    """
+    prices = {part.gradient: step if part.gradient and step else size for part in parts}
+    dearest = max(prices, key=lambda gradient: prices[gradient], default=False)
+    items, price = settings["budget_items"], prices.get(dearest, size)
+    if items is not None and items < price:
+        what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
+        raise ConfigError(
+            f"budget_items={items} is less than one {what} costs, {price} items: raise it, or lower {setting}."
+        )
+    return Budget(settings["budget"], items, size, step, interrupt)
+
+
+def make_evaluators(
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    scorers: Mapping[str, Scorer],
+    subsets: Mapping[str, Subset],
+    learning: Learning | None,
+    record: Callable[[Timing], None] = lambda timing: None,
+    limit: TimeLimit | None = None,
+) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
+    """Put together what scores the batches of a search.
+
+    Args:
+        assembly: the parts of the search.
+        settings: its settings.
+        scorers: score the live model on the items of a split; here, `search`.
+        subsets: choose the items of a split; here, `search`.
+        learning: what a gradient learns from; None for a searcher by values.
+        record: is told where the time of each candidate and step went.
+        limit: of the time of each.
+
+    Returns:
+        The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
+        values of the objective or a loss and its gradient.
+    """
+    score, subset = scorers["search"], subsets["search"]
+    objective = make_objective(assembly, settings, score, subset, limit)
+    values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record, limit)
+    gradients = learning and GradientEvaluator(assembly, learning, settings, record, limit)
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
+        return (gradients if batch.gradient and gradients else values)(batch, missing)
+
+    return objective, gradients, evaluate
+
+
+def check_splits(
+    assembly: Assembly,
+    scorers: Mapping[str, Scorer],
+    subsets: Mapping[str, Subset],
+    learning: Learning | None,
+    reporter: Reporter,
+) -> None:
+    """Refuse items of any split that cannot be scored: what judges at the end is looked at before the search.
+
+    Raises:
+        SuiteError: there are some.
+    """
+    if not isinstance(assembly.fitness, Checking):
+        return
+    found = [(split, scorers[split].prepared, subset.every()) for split, subset in subsets.items()]
+    if learning:
+        learned = {task: [item.id for item in items] for task, items in learning.items.items()}
+        found.append(("learned", learning.prepared, learned))
+    with reporter.working("preparing the items of all splits"):
+        for split, prepared, ids in found:
+            check_items(assembly.fitness, assembly.live.model, prepared, ids, split)
+
+
+def unfinished(log: TrialLog) -> dict[str, np.ndarray]:
+    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it
+    was paid for.
+    """
+    elite = Elite(1)
+    if log.batch is not None and not log.batch.complete:
+        elite.update(log.batch)
+    return {"unfinished": elite.points()["best"]} if elite.points() else {}

@@ -1,0 +1,192 @@
+"""Where models and tasks come from: a suite, or the user's own directories and files, or the hub, or all of these.
+
+In: the settings `model` and `fitness.tasks`. Out: the directories of base and experts, and the tasks with their items
+and heads. Paths are read here and nowhere later, and names on the hub become directories here (`hub.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import nearest
+from evomerge.demo.pico import build_pico
+from evomerge.fitness.heads import FrozenHead, Head, OwnHead, count_classes
+from evomerge.fitness.items import Item, Task, read_items
+from evomerge.models.hub import find_directory, short_name
+from evomerge.models.vocabulary import read_object
+from evomerge.problem import Sources
+from evomerge.runs.suite import Suite, load_suite
+
+TASK_SETTINGS = ("items", "head", "expert", "classes")
+FURTHER = ("task", "split", "splits", "fewshot", "metric", "include_path", "subset", "field")
+"""Settings of a task that only some fitnesses have; `task` is another word for `items`."""
+
+
+def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
+    """Return the directories of base and experts and the tasks, from a suite, the user's own settings, or both.
+
+    Args:
+        model: the settings `model`: name, suite, base and experts.
+        tasks: the settings `fitness.tasks`, or None for those of the suite.
+
+    Raises:
+        ConfigError: something is missing, or a name is unknown.
+        CheckpointError: neither the hub nor its cache has a model of a name that is no directory.
+        SuiteError: the suite is missing or damaged.
+    """
+    suite, experts = _open_suite(model), model["experts"]
+    experts = experts if experts is None or isinstance(experts, list | dict) else [experts]
+    if suite is not None and experts != []:
+        chosen = list(suite.experts) if experts is None else _known(experts, suite.experts, "model.experts")
+        found = {name: suite.experts[name] for name in chosen}
+        own = {name: task for name, task in suite.tasks.items() if task.expert is None or task.expert in found}
+        named, further = (own, {}) if tasks is None else _tasks(tasks, found)
+        places, hub = _locate({"": model["base"] or suite.base})
+        return Sources(places[""], found, named, further, hub)
+    if not model["base"] or not experts:
+        raise ConfigError(
+            "There is nothing to merge yet. Write model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' for "
+            "your own models (or owner/name, as on the hub), or model=text for the suite of scripts/build_suite.py, "
+            "or experiment=smoke for a first look."
+        )
+    if tasks is None:
+        raise ConfigError(
+            "There are no tasks to score candidates on. Write for example "
+            "'fitness.tasks={a: {items: a.jsonl, classes: [no, yes]}, b: {items: b.jsonl}}': each line of a file is "
+            '{"text": ..., "label": ...}, or {"image": path, "label": ...}.'
+        )
+    named = experts if isinstance(experts, dict) else {short_name(str(path)): path for path in experts}
+    if len(named) < len(experts):
+        raise ConfigError(
+            "Two experts have the same directory name. Name them: 'model.experts={first: path/a, second: other/a}'."
+        )
+    places, hub = _locate({"": model["base"], **named})
+    base = places.pop("")
+    return Sources(base, places, *_tasks(tasks, places), hub)
+
+
+def _locate(models: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the directories of models, and what those that come from the hub are called there, both by name."""
+    places = {str(name): find_directory(str(given)) for name, given in models.items()}
+    hub = {name: place.hub for name, place in places.items() if place.hub}
+    return {name: place.path for name, place in places.items()}, hub
+
+
+def read_split(tasks: Mapping[str, Task], split: str, labelled: bool = True) -> dict[str, list[Item]]:
+    """Return the items of a split by task, each of which needs a label or not."""
+    return {
+        name: read_items(task.items, split, task.classes or None, labelled, task.known) for name, task in tasks.items()
+    }
+
+
+def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Head]:
+    """Return the head of each task: the frozen one that it names, or else its expert's own."""
+    heads: dict[str, Head] = {}
+    for name, task in sources.tasks.items():
+        if task.head is not None:
+            heads[name] = FrozenHead(task.head)
+        elif task.expert:
+            heads[name] = OwnHead(sources.experts[task.expert], parameters)
+        else:
+            raise ConfigError(
+                f"The task {name} has no head. Name the expert whose head it uses (fitness.tasks.{name}.expert=one of "
+                f"{', '.join(sources.experts)}) or a file with frozen class embeddings "
+                f"(fitness.tasks.{name}.head=path.safetensors)."
+            )
+    return heads
+
+
+def _open_suite(model: Mapping[str, Any]) -> Suite | None:
+    if not model["suite"]:
+        return None
+    return build_pico(Path(model["suite"])) if model["name"] == "pico" else load_suite(model["suite"])
+
+
+def _known(names: Any, known: Mapping[str, Any], setting: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            near = nearest(str(name), known, cutoff=0.0)
+            raise ConfigError(
+                f"{setting} names '{name}', which is not there. Did you mean '{near[0]}'? There is {', '.join(known)}."
+            )
+    return list(names)
+
+
+def _tasks(tasks: Any, experts: Mapping[str, Path]) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
+    """Return the tasks, and those settings of each that only some fitnesses have."""
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise ConfigError(f"fitness.tasks is {tasks}; write 'fitness.tasks={{name: items.jsonl, ...}}'.")
+    further = {
+        str(name): {key: value for key, value in given.items() if key in FURTHER and key != "task"}
+        for name, given in tasks.items()
+        if isinstance(given, Mapping)
+    }
+    return {str(name): _task(str(name), given, experts) for name, given in tasks.items()}, further
+
+
+def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
+    setting = f"fitness.tasks.{name}"
+    if not name or "/" in name or name.startswith("."):
+        raise ConfigError(f"'{name}' cannot name a task, since its head becomes a file of that name: use letters.")
+    given = {"items": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{setting} is {given}; write the path of its items, or {{items: ..., expert: ...}}.")
+    known = (*TASK_SETTINGS, *FURTHER)
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        near = nearest(unknown[0], known, cutoff=0.0)
+        raise ConfigError(
+            f"{setting} has the setting '{unknown[0]}'. Did you mean '{near[0]}'? There are {', '.join(known)}."
+        )
+    for part in ("items", "task", "head"):
+        if not isinstance(given.get(part), str | None):
+            raise ConfigError(f"{setting}.{part} is {given[part]}; write a path.")
+    if given.get("items") and given.get("task"):
+        raise ConfigError(f"{setting} has `items` and `task`, two words for one thing: leave one of them out.")
+    items = given.get("items") or given.get("task")
+    if not items:
+        raise ConfigError(f"{setting} has no items: write {setting}.items=path/to/items.jsonl.")
+    expert = given.get("expert", name if name in experts else None)
+    if expert is not None:
+        _known([expert], experts, f"{setting}.expert")
+    head, classes = given.get("head"), given.get("classes") or ()
+    if isinstance(classes, str):
+        raise ConfigError(f"{setting}.classes is '{classes}'; write a list of names: '{setting}.classes=[no,yes]'.")
+    own = _own_classes(experts[expert]) if expert is not None and not head else ()
+    if expert is not None and not head and classes:
+        _check_classes(setting, tuple(map(str, classes)), own, experts[expert])
+    return Task(name, Path(items), Path(head) if head else None, expert, tuple(map(str, classes)), own)
+
+
+def _check_classes(setting: str, classes: tuple[str, ...], own: tuple[str, ...], expert: Path) -> None:
+    """Refuse class names that are not those of the expert's own head, by their number or by their order."""
+    rows = count_classes(expert)
+    if rows not in (None, len(classes)):
+        raise ConfigError(
+            f"{setting}.classes has {len(classes)} names, but the expert's own head has {rows} rows: write the names "
+            f"of all of them, in that order."
+        )
+    if own and own != classes:
+        raise ConfigError(
+            f"{setting}.classes is [{','.join(classes)}], but the expert's own head has [{','.join(own)}] in its "
+            f"config.json: write them in that order, or correct id2label there."
+        )
+
+
+def _own_classes(expert: Path) -> tuple[str, ...]:
+    """Return the class names that an expert's own head has in its config.json; none where they are only numbered, or
+    those of an earlier head are left there.
+
+    Raises:
+        CheckpointError: the head has another number of rows than its config.json says.
+    """
+    try:
+        names = read_object(expert / "config.json")["id2label"]
+        own = tuple(str(names[str(i)]) for i in range(len(names)))
+    except (KeyError, TypeError):
+        return ()  # whatever is wrong with the directory is said where it is opened
+    if all(name.startswith("LABEL_") for name in own):
+        return ()
+    return own if count_classes(expert) in (None, len(own)) else ()

@@ -1,0 +1,1 @@
+"""The loop, its log, and when it stops."""

@@ -1,0 +1,1 @@
+"""Evaluators make trials of the points of a batch."""

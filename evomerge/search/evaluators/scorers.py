@@ -1,0 +1,84 @@
+"""What scores the splits of a problem: the items of each, a scorer of each, and the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.limits import TimeLimit
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.finite import named
+from evomerge.fitness.items import Item
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.problem import Assembly
+from evomerge.search.evaluators.serial import Scorer, check_finite, explained, prepare
+
+
+def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Subset]:
+    """Return what chooses the items of each split; select and report are sampled alike for every seed."""
+    fitness, items = settings["fitness"], assembly.items
+    return {
+        "search": Subset(items["search"], fitness["items"], settings["seed"], fitness["rotate"], "fitness.items"),
+        "select": Subset(items["select"], fitness["select_items"], 0, setting="fitness.select_items"),
+        "report": Subset(items["report"], fitness["report_items"], 0, setting="fitness.report_items"),
+    }
+
+
+def scorer(assembly: Assembly, items: Mapping[str, Sequence[Item]]) -> Scorer:
+    """Prepare the items of a split, once."""
+    prepared = prepare(assembly.fitness, assembly.live.processor, items)
+    return Scorer(assembly.live.model, assembly.fitness, prepared, assembly.merger.guard)
+
+
+def make_objective(
+    assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset, limit: TimeLimit | None = None
+) -> Objective:
+    """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
+    given, metric = settings["objective"], settings["fitness"]["metric"]
+    ends = None
+    if given["normalised"]:
+        if missing := [task for task in assembly.sources.tasks if task not in assembly.experts]:
+            raise ConfigError(
+                f"objective.normalised needs the expert of every task; {missing[0]} has none: write "
+                f"fitness.tasks.{missing[0]}.expert=..."
+            )
+        ids = subset(0)
+        found = []
+        for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(assembly, score, ids))):
+            why = "Scores cannot be normalised: the"
+            with named(f"{why} {who}"), explained(f"{why} fitness fails on the {who}"):
+                try:
+                    found.append((limit or TimeLimit()).first(outcome))
+                except TimeoutError as error:
+                    raise EvomergeError(f"{why} {who} {error}.") from error
+                check_finite(found[-1], metric)
+        base, best = (outcome.scores() for outcome in found)
+        ends = {task: (base[task][metric], best[task][metric]) for task in ids}
+    return Objective(metric, given["aggregate"], given["weights"], ends)
+
+
+def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+    """Score each task's items with its own expert, and put the base back; tasks without an expert are left out.
+
+    Raises:
+        NotFinite: what an expert says is not; the message names it.
+    """
+    items: dict[str, list[str]] = {}
+    results: dict[str, Mapping[str, np.ndarray]] = {}
+    try:
+        for expert in assembly.space.experts:
+            mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
+            if mine:
+                assembly.become(expert)
+                with named(f"the expert {expert}"):
+                    outcome = score(mine)
+                items |= outcome.items
+                results |= outcome.results
+    finally:
+        assembly.become(None)
+    known = [task for task in ids if task in items]
+    return Outcome({task: items[task] for task in known}, {task: results[task] for task in known})

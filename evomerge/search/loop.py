@@ -1,0 +1,63 @@
+"""The loop of evomerge: ask -> merge -> evaluate -> tell.
+
+In: a searcher that proposes points of a coefficient space, an evaluator that turns points into scored trials (it merges
+the model in place and runs the fitness), the run's trial log, and a budget. Out: the reason why the search ended;
+everything that was found stands in the log, and in the searcher's incumbents, among which `selection.py` picks the
+winner.
+
+The log is the checkpoint. Called again with the same arguments the loop asks the same questions, finds the answers in
+the log, and goes on where it was cut off; it is the same code path, so there is nothing else to get right. See
+`trials.py` for what the log holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from evomerge.search.log import TrialLog
+from evomerge.search.stopping import HOPELESS, Budget
+from evomerge.searchers.base import Searcher
+from evomerge.trials import Batch, StopReason, Trial
+
+Evaluator = Callable[[Batch, Sequence[int]], Iterable[Trial]]
+"""`(batch, missing) -> trials`, as they end, in any order.
+
+It sees the whole generation; wrappers may sample, race, pool or interrupt.
+"""
+
+
+def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budget) -> StopReason:
+    """Run a search to its end, or go on with one that was cut off.
+
+    Args:
+        searcher: proposes points and is told their values; rebuilt from nothing at every start.
+        evaluate: scores the missing points of a batch; a bad candidate becomes a failed trial, never an exception.
+        log: the run's open trial log.
+        budget: how many trials may be scored in all, those already in the log included. Exact: a last batch may stay
+            incomplete and is never told.
+
+    Returns:
+        Why the search ended.
+
+    Raises:
+        ReplayMismatch: the log was written by a search that asked for other points.
+    """
+    while (reason := _end(searcher, log, budget)) is None:
+        batch = log.begin(searcher.ask())  # a new ask is written; a logged one is verified, its trials filled in
+        for trial in evaluate(batch, batch.missing[: budget.left(log, batch.gradient)]):
+            log.append(trial)
+        if not batch.complete:  # a signal or the budget has cut it short
+            return StopReason.INTERRUPTED if budget.interrupt.requested else StopReason.BUDGET
+        log.tell(batch)
+        searcher.tell(batch)
+    return reason
+
+
+def _end(searcher: Searcher, log: TrialLog, budget: Budget) -> StopReason | None:
+    """Return why the search must not ask again, or None.
+
+    That all candidates failed is decided by the log alone, at its end, so that a replay decides alike.
+    """
+    if log.trials >= HOPELESS and len(log.errors) == log.trials and not log.logged:
+        return StopReason.FAILED
+    return searcher.stop() or budget.stop(log)

@@ -1,0 +1,116 @@
+"""Why and when a search ends: stop reasons, the budget, and the signals of a scheduler.
+
+A budget counts what the loop has seen, replayed trials included, so raising it and running the same command again
+continues the search. SIGTERM, SIGUSR1 (what Slurm sends before a time limit) and Ctrl-C end a search cleanly after the
+trial that is running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from evomerge.common.errors import ConfigError
+from evomerge.trials import StopReason
+
+HOPELESS = 10
+"""After so many candidates of which none could be scored, a search ends with its generation."""
+
+
+class Counts(Protocol):
+    """What a budget looks at: the trials and item evaluations that the loop has seen."""
+
+    trials: int
+    items: int
+
+
+class Stopped(Exception):
+    """The run was asked to stop between two models."""
+
+
+class Interrupt:
+    """A request to stop, set by a signal. As a context manager it installs the handlers and puts the old ones back.
+
+    The first signal asks for a clean end after the running trial; a second Ctrl-C stops at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.by: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.by = number
+        os.write(2, b"\nStopping after what runs now; Ctrl-C once more stops at once.\n")
+
+    def wrap(self, evaluate: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
+        """Return an evaluator that ends after the current trial once a stop was requested."""
+
+        def interruptible(batch: Any, missing: Sequence[int]) -> Iterator[Any]:
+            for trial in evaluate(batch, missing):
+                yield trial
+                if self.requested:
+                    return
+
+        return interruptible
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a search may spend in all.
+
+    Args:
+        trials: the number of candidates.
+        items: the number of item evaluations (a candidate on 64 items spends 64), or None for no limit.
+        items_per_trial: what one candidate spends; needed with `items`, so that the limit is never passed.
+        items_per_step: what a gradient spends, where it is another number.
+        interrupt: a request to stop that ends the search as well.
+
+    Raises:
+        ConfigError: for a number that is not positive.
+    """
+
+    trials: int
+    items: int | None = None
+    items_per_trial: int = 1
+    items_per_step: int | None = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "items", "items_per_trial", "items_per_step"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"The budget of {name} is {value}, but it must be at least 1: write for example budget=200."
+                )
+
+    def left(self, counts: Counts, gradient: bool = False) -> int:
+        """Return how many more trials may be scored, or gradients taken, never negative."""
+        left = self.trials - counts.trials
+        cost = (gradient and self.items_per_step) or self.items_per_trial
+        if self.items is not None:
+            left = min(left, (self.items - counts.items) // cost)
+        return max(left, 0)
+
+    def stop(self, counts: Counts) -> StopReason | None:
+        """Return why the search must end now, or None."""
+        if self.interrupt.requested:
+            return StopReason.INTERRUPTED
+        return None if self.left(counts) or self.left(counts, gradient=True) else StopReason.BUDGET

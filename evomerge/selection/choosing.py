@@ -1,0 +1,179 @@
+"""Selection and honest numbers: which incumbent wins, and what it is worth on items that nothing has looked at.
+
+In: per-item outcomes of models on the select and the report split. Out: scores with standard errors, and paired
+differences on the same items. The loop never picks its own winner: the finalists (the searcher's incumbents) are scored
+on the select split, the best of them is the winner, and it is scored once on the report split beside the best constant
+(itself chosen on select), the experts and the base.
+
+Standard errors: of a task's mean, s/√n over its items; of the weighted mean over tasks, √Σ w² se²; of a difference, the
+same on per-item differences.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.errors import EvomergeError, LiveModelError
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.objectives import Objective, can_normalise
+from evomerge.search.evaluators.serial import check_finite
+from evomerge.search.stopping import Stopped
+from evomerge.selection.judge import Judge
+from evomerge.selection.statistics import paired, summary
+
+logger = logging.getLogger(__name__)
+
+CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
+"""The constants among which the best one is chosen, those within the bounds of the weight."""
+
+
+def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[str, dict[str, float]]:
+    """Return the name of the best candidate and the value of each; the first of equals wins.
+
+    Args:
+        candidates: their names.
+        score: the value of the one with that name. One that fails, or whose value is no finite number, is never chosen.
+
+    Raises:
+        EvomergeError: none of them could be scored.
+    """
+    values = {}
+    for name in candidates:
+        try:
+            value = score(name)
+        except (Stopped, LiveModelError):
+            raise
+        except Exception as error:  # whatever a model or a user's fitness may raise: it costs this candidate
+            logger.warning("%s could not be scored and is not chosen: %s: %s", name, type(error).__name__, error)
+            value = math.nan
+        values[name] = value if math.isfinite(value) else -math.inf
+    best = max(values, key=lambda name: values[name])
+    if values[best] == -math.inf:
+        raise EvomergeError(f"None of {', '.join(values)} could be scored on the select split; the warnings say why.")
+    return best, values
+
+
+def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Choose the winner on the select split and score it once on the report split, beside what it must beat.
+
+    What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task. The best
+    constant, as far as the space allows it, is a finalist as well: nobody should be handed less.
+
+    Args:
+        judge: scores models on the two splits.
+        settings: of the search.
+        incumbents: the searcher's finalists, points by name.
+
+    Returns:
+        The summary's `report`, `paired`, `metric`, `select` and `alike` (the models that have the winner's result on
+        every report item), and the winner's `coefficients`.
+
+    Raises:
+        EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
+        Stopped: the run was asked to stop; what was scored is remembered.
+    """
+    metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
+    decide = _decision(judge, settings)
+    finalists = {name: judge.decode(x) for name, x in incumbents.items()}
+    constants = {str(constant): judge.constant(constant) for constant in _constants(judge)}
+    constant, constant_values = choose(constants, lambda name: decide(judge.merged(constants[name], "select")))
+    finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
+    winner, finalist_values = choose(finalists, lambda name: decide(judge.merged(finalists[name], "select")))
+    models: dict[str, tuple[str, Callable[[], Outcome]]] = {
+        "base": ("the base", lambda: judge.base("report")),
+        "experts": ("the experts", lambda: judge.experts("report")),
+        "best_constant": (f"the best constant ({constant})", lambda: judge.merged(constants[constant], "report")),
+        "winner": (f"the winner ({winner})", lambda: judge.merged(finalists[winner], "report")),
+    }
+    outcomes = {}
+    for name, (what, score) in models.items():
+        with _needed(what, "report"):
+            outcomes[name] = score()
+            check_finite(outcomes[name], metric)
+    report = {name: summary(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
+    if set(outcomes["experts"].results) != set(outcomes["base"].results) and "experts" in report:
+        report["experts"] |= {"mean": None, "se": None}  # a mean over fewer tasks would stand beside means over all
+    return {
+        "report": report,
+        "paired": {"winner_vs_best_constant": paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
+        "alike": [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
+        "metric": metric,
+        "select": {
+            "winner": winner,
+            "finalists": finalist_values,
+            "constant": constant,
+            "constants": constant_values,
+        },
+        "coefficients": {name: values.tolist() for name, values in finalists[winner].items()},
+    }
+
+
+def work(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> int:
+    """Return on how many items `select` scores models, in all."""
+    models = len(_constants(judge)) + len(incumbents) + 1 + 2 * bool(settings["objective"]["normalised"])
+    return models * judge.sizes["select"] + 4 * judge.sizes["report"]
+
+
+def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], float]:
+    """Return what decides on the select split: the objective of the search, on the metric of the report."""
+    given, metric = settings["objective"], settings["fitness"]["report_metric"]
+    ends = None
+    if given["normalised"]:
+        with _needed("the base, or an expert,", "select"):
+            outcomes = judge.base("select"), judge.experts("select")
+            for outcome in outcomes:
+                check_finite(outcome, metric)
+        base, experts = (outcome.scores() for outcome in outcomes)
+        gains = {task: (base[task][metric], experts[task][metric]) for task in experts}
+        if flat := [task for task, (low, high) in gains.items() if not can_normalise(low, high)]:
+            logger.warning(
+                "The winner is chosen by scores that are not normalised: on the select items the expert of %s is "
+                "hardly better than the base.",
+                ", ".join(flat),
+            )
+        ends = None if flat else gains
+    objective = Objective(metric, given["aggregate"], given["weights"], ends)
+    return lambda outcome: objective(outcome)[0][0]
+
+
+@contextmanager
+def _needed(what: str, split: str) -> Iterator[None]:
+    """Say which model failed where the result cannot do without it, and what is left to do.
+
+    Args:
+        what: the model.
+        split: whose items it is scored on.
+
+    Raises:
+        EvomergeError: it failed.
+    """
+    try:
+        yield
+    except (Stopped, TimeoutError, LiveModelError):  # `run.py` explains these, or they do so themselves
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        raise EvomergeError(
+            f"There is no result, since {what} cannot be scored on the {split} split: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}. The trial log is whole: if the reason lies outside of the fitness, mend it and "
+            f"run the same command again, which goes on from here. A fitness with other code is another search: give "
+            f"it another hydra.run.dir; `evomerge export RUN --best` writes what this one has found."
+        ) from error
+
+
+def _constants(judge: Judge) -> list[float]:
+    """Return the constants to try: those that people try, within the bounds; else some within the bounds."""
+    low, high = judge.bounds
+    return [c for c in CONSTANTS if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
+
+
+def _alike(one: Outcome, other: Outcome, metric: str) -> bool:
+    """Return whether two models have the same result on every item."""
+    if one.results.keys() != other.results.keys():
+        return False
+    return all(np.array_equal(one.results[task][metric], other.results[task][metric]) for task in one.results)

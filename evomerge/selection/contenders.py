@@ -1,0 +1,212 @@
+"""What can be put into the live model to be scored, beside points of a search: a recipe's merge, a model directory.
+
+In: a path, and the assembled parts of a search. Out: a `Contender`: how to score it, and all that its outcome depends
+on. A recipe may have other groups and another method than the search of the settings, and fewer experts; its base and
+its experts must be those that are assembled, by the hashes of their weights. It is named as a search over its own
+groups would name it, so what that search has scored is not scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.fitness.base import Outcome
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import Method
+from evomerge.models.checkpoint import Checkpoint, check_expert
+from evomerge.models.vocabulary import REFUSE, row_notes
+from evomerge.models.weights import dtype_name, listed
+from evomerge.problem import Assembly
+from evomerge.recipes.catalog import make_method
+from evomerge.recipes.recipe import Recipe
+from evomerge.runs.identity import contents
+from evomerge.search.evaluators.serial import Scorer
+from evomerge.task_vectors.family import directory_notes, loaded_in
+from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine, zeros
+from evomerge.transforms.store import transformed
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model that is ready to be scored.
+
+    Attributes:
+        about: all that its outcome depends on beside items and machine, as plain data.
+        score: scores it on items; it overwrites the live model, and leaves it so.
+        marks: what stands beside its row, since it is not all that is scored.
+    """
+
+    about: dict[str, Any]
+    score: Callable[[Scorer, Mapping[str, list[str]]], Outcome]
+    marks: tuple[str, ...] = ()
+
+
+def in_place(put: Callable[[], None], model: Any, about: Mapping[str, Any]) -> Contender:
+    """Return a contender that is scored once something has put it into the live model.
+
+    Args:
+        put: overwrites the live model.
+        model: its name, or what else tells it from all others of the same base and experts, as plain data.
+        about: what `identity.contents` says of these.
+    """
+
+    def placed(score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+        put()
+        return score(ids)
+
+    return Contender({"model": model, **about}, placed)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the recipe of a file.
+
+    Raises:
+        ConfigError: it is none; the message names the file.
+    """
+    try:
+        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no recipe of evomerge: {str(error).removeprefix('recipe: ')}") from error
+
+
+def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Contender:
+    """Return the merge that a recipe describes.
+
+    Raises:
+        ConfigError: it is no recipe, belongs to other models, or contradicts itself.
+    """
+    recipe = read_recipe(path)
+    if recipe.auto_class != settings["model"]["auto_class"]:
+        raise ConfigError(
+            f"{path} is of parameters of the class {recipe.auto_class}, and the base is loaded as "
+            f"{settings['model']['auto_class']}: write model.auto_class={recipe.auto_class}."
+        )
+    vectors = _its_vectors(path, recipe, assembly.vectors)
+    vocabulary = settings["model"].get("vocabulary", REFUSE)
+    if recipe.vocabulary != vocabulary and any(expert.rows for expert in vectors.experts.values()):
+        raise ConfigError(
+            f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
+            f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
+        )
+    live = dtype_name(assembly.live.model.config.dtype)
+    if recipe.dtype not in (None, live):
+        raise ConfigError(
+            f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
+            f'changed since. Write "dtype": "{recipe.dtype}" in {assembly.sources.base / "config.json"}.'
+        )
+    try:
+        method, groups = make_method(recipe), recipe.groups(vectors.parameters)
+    except EvomergeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    rows = {
+        variable: {group.name: [values[group.name][expert] for expert in recipe.experts] for group in groups}
+        for variable, values in recipe.coefficients.items()
+    }
+    coefficients = {variable: np.array(list(values.values())) for variable, values in rows.items()}
+    chosen = _method_settings(recipe, method)
+    own = vectors is assembly.vectors and groups == assembly.space.groups and chosen == settings["method"]
+
+    def put() -> None:
+        merger = assembly.merger if own else _merger(assembly, vectors, groups, method, settings)
+        merger.apply(coefficients)
+
+    return in_place(put, rows, contents(replace(assembly, vectors=vectors), {**settings, "method": chosen}))
+
+
+def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Contender:
+    """Return a model as it lies in a directory, seen through the live model's parameters; whatever else it has, such
+    as heads of its own, has no part in its scores.
+
+    Args:
+        path: the directory.
+        assembly: the parts of a search.
+        settings: of that search.
+        reporter: is told what of the model is not what one may think.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no model of the base's architecture.
+    """
+    live, base, cache = assembly.live, assembly.vectors.base, Path(settings["model"]["cache"])
+    vocabulary = settings["model"].get("vocabulary", REFUSE)
+    found = live.open(path, cache=cache, progress=reporter.steps, vocabulary=vocabulary, base=base)
+    check_expert("the model", found, base, settings["model"].get("allow_missing") or ())
+    lost = [name for name in assembly.vectors.parameters if name not in found.keys and name not in found.rows]
+    both = [name for name in assembly.vectors.parameters if name in found.keys]
+    notes = directory_notes(base.path, {str(path): path})
+    notes += [f"{path} {note}" for note in (*found.notes, *row_notes(found.rows))]
+    if lost:
+        notes.append(f"{path} lacks {listed(lost)}: the base's stays")
+    if (cosine := weight_cosine(base, found, both)) < RELATED:
+        notes.append(f"{path} was not tuned from this base: the cosine of their weights is {cosine:.3f}")
+    if (theirs := loaded_in(found)) != (ours := dtype_name(live.model.config.dtype)):
+        notes.append(
+            f"{path} is scored in {ours}, as the base is; loaded by itself it is in {theirs} (its dtype), and its "
+            f"logits are rounded otherwise"
+        )
+    notes += [f"{path} {note}" for note in beside_parameters(base, found)]
+    for note in notes:
+        reporter.say(f"warning: {note}")
+    named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
+    placed = in_place(partial(_copy, found, both, assembly), named, contents(assembly, settings))
+    return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
+
+
+@torch.no_grad()
+def _copy(checkpoint: Checkpoint, names: Sequence[str], assembly: Assembly) -> None:
+    live = dict(assembly.live.model.named_parameters())
+    for name in names:
+        live[name].copy_(checkpoint.tensor(name))
+
+
+def _merger(
+    assembly: Assembly, vectors: TaskVectors, groups: Sequence[Any], method: Method, settings: Mapping[str, Any]
+) -> Merger:
+    cache = Path(settings["model"]["cache"])
+    merged = transformed(vectors, method.transform, cache) if method.transform else vectors
+    return Merger(assembly.live.model, merged, groups, method)
+
+
+def _method_settings(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """Return the method of a recipe as the settings of its search have it, which is how outcomes are remembered."""
+    own = {name: value for name, value in recipe.method.items() if name not in ("name", "transform")}
+    transform = method.transform
+    nested = {"transform": {"_target_": _qualified(transform), **transform.settings}} if transform else {}
+    return {"_target_": _qualified(method), **own, **nested}
+
+
+def _qualified(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _its_vectors(path: Path, recipe: Recipe, vectors: TaskVectors) -> TaskVectors:
+    """Return the task vectors of a recipe's own experts, in its order and under its names, found by their hashes."""
+    if recipe.base.sha256 != vectors.base.sha256:
+        raise ConfigError(_others(path, "base", recipe.base.path, str(vectors.base.path)))
+    found = {}
+    for name, source in recipe.experts.items():
+        equal = [own for own, expert in vectors.experts.items() if expert.sha256 == source.sha256]
+        if not equal:
+            here = ", ".join(str(expert.path) for expert in vectors.experts.values())
+            raise ConfigError(_others(path, f"expert {name}", source.path, here))
+        found[name] = name if name in equal else equal[0]
+    if list(found) == list(vectors.experts) == list(found.values()):
+        return vectors
+    deltas = {name: vectors.deltas[own] for name, own in found.items()}
+    experts = {name: vectors.experts[own] for name, own in found.items()}
+    return TaskVectors(vectors.base, experts, vectors.parameters, zeros(deltas, vectors.parameters), deltas)
+
+
+def _others(path: Path, who: str, its: str, here: str) -> str:
+    return (
+        f"{path} belongs to other models: no weights here have the hash of its {who} ({its}); here is {here}. Name the "
+        f"models that it was made from (model=..., or model.base=... and model.experts=...)."
+    )

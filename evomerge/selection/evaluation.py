@@ -1,0 +1,256 @@
+"""Models scored side by side: recipes, model directories, constants, the base, experts, on the items of one split.
+
+In: the assembled parts of a search, and models by the names that people give them. Out: the mean score of each with its
+standard error, and the paired difference of each to the first; of a model that has no score, the reason. All are scored
+on the same items, those on which a search judges its finalists (`judge.py`), and outcomes are remembered under the same
+names: what a search has scored is not scored again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFinite
+from evomerge.common.limits import AUTO, TimeLimit
+from evomerge.common.names import nearest, unknown
+from evomerge.fitness.base import Outcome, check_items, measures
+from evomerge.fitness.objectives import task_weights
+from evomerge.models.hub import find_directory, is_name
+from evomerge.problem import Assembly
+from evomerge.runs.identity import circumstances, contents
+from evomerge.search.evaluators.scorers import make_subsets, score_experts, scorer
+from evomerge.search.evaluators.serial import Scorer, check_finite
+from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe
+from evomerge.selection.marks import Marks, marks_of
+from evomerge.selection.remember import remembered
+from evomerge.selection.statistics import paired, summary
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a person names it.
+
+    Attributes:
+        kind: what it is; `experts` is each task with its own expert, `expert` one of them on all tasks.
+        value: the expert's name, the constant, or the path of the recipe or of the model directory.
+    """
+
+    kind: Literal["base", "experts", "expert", "constant", "recipe", "directory"]
+    value: Any = None
+
+    @property
+    def choosable(self) -> bool:
+        """Whether it is one of those among which people choose, and not what they hold them against."""
+        return self.kind in ("constant", "recipe", "directory")
+
+
+def find_model(text: str, experts: Collection[str]) -> Model:
+    """Return the model that a text stands for: base, experts, an expert, a constant, or else what lies at a path.
+
+    Args:
+        text: as it was written.
+        experts: the names of the experts.
+
+    Raises:
+        ConfigError: there is no such model; the message says what is near.
+        CheckpointError: it looks like a name on the hub, and is none.
+    """
+    if text in ("base", "experts"):
+        return Model(text)
+    if text in experts:
+        return Model("expert", text)
+    if text.startswith("constant:"):
+        return Model("constant", _constant(text))
+    path = Path(text).expanduser()
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return Model("recipe", path)
+    if (path / "config.json").is_file():
+        return Model("directory", path)
+    if (path / "recipe.yaml").is_file():
+        return Model("recipe", path / "recipe.yaml")
+    if is_name(text) and not path.parent.is_dir():  # what lies in a directory of ours is a slip of the pen
+        return Model("directory", find_directory(text).path)
+    raise ConfigError(_nothing_there(text, path, experts))
+
+
+def evaluate(
+    assembly: Assembly, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Score models on the items of a split and compare each with the first.
+
+    Every model is found and checked before the first is scored; the base is in the live model afterwards.
+
+    Args:
+        assembly: the parts of a search; the live model must hold the base.
+        settings: of that search; the metric is its `fitness.report_metric`, and the number of items that of the split.
+        models: by the names that they shall have.
+        split: `search`, `select` or `report`.
+        reporter: tells the user what goes on.
+
+    Returns:
+        {"split", "metric", "measures", "items"}, what `compare` returns, and "marks", {name: sentences on what is
+        otherwise}; `measures` is what the metric is, by task.
+
+    Raises:
+        EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
+    """
+    subset = make_subsets(assembly, settings)[split]
+    ids, metric, weights = subset(0), settings["fitness"]["report_metric"], settings["objective"]["weights"]
+    task_weights(weights, ids)  # one for a task that is not there is refused now
+    with reporter.bars():
+        contenders = {name: _contender(model, assembly, settings, reporter) for name, model in models.items()}
+    score, cache = scorer(assembly, assembly.items[split]), Path(settings["model"]["cache"])
+    limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
+    timed = partial(limit.first, share=subset.size / (settings["fitness"]["items"] or subset.size))
+    check_items(assembly.fitness, assembly.live.model, score.prepared, ids, split)
+    outcomes: dict[str, Outcome | str] = {}
+    for number, (name, contender) in enumerate(contenders.items(), 1):
+        with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
+            outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
+    about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
+    known = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
+    marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
+    marks = {name: texts for name, texts in marks.items() if texts}
+    return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights), "marks": marks}
+
+
+def compare(
+    outcomes: Mapping[str, Outcome | str], tasks: Collection[str], metric: str, weights: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Return scores with standard errors, and the paired difference of each model to the first.
+
+    Args:
+        outcomes: of each model, on the same items; or the reason why it has no score.
+        tasks: all tasks; a model that lacks one has no mean and no difference, since it would be one over fewer tasks.
+        metric: which of the fitness.
+        weights: of the tasks in the mean; None for equal ones.
+
+    Returns:
+        {"models": {name: what `summary` returns}, "paired": {name: what `paired` returns, for all but the first}}; a
+        model without a score has `None` for numbers, no tasks, and the reason as its `error`.
+    """
+    scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
+    whole = {name for name, outcome in scored.items() if set(outcome.results) == set(tasks)}
+    models = {
+        name: {"mean": None, "se": None, "tasks": {}, "tasks_se": {}, "error": outcome}
+        if isinstance(outcome, str)
+        else summary(outcome, metric, weights)
+        for name, outcome in outcomes.items()
+    }
+    for name in scored.keys() - whole:
+        models[name] |= {"mean": None, "se": None}
+    first, *others = outcomes
+    return {
+        "models": models,
+        "paired": {
+            name: paired(scored[name], scored[first], metric, weights)
+            if {name, first} <= whole
+            else {"diff": None, "se": None, "tasks": {}, "tasks_se": {}}
+            for name in others
+        },
+    }
+
+
+def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Contender:
+    if model.kind == "recipe":
+        return of_recipe(model.value, assembly, settings)
+    if model.kind == "directory":
+        return of_directory(model.value, assembly, settings, reporter)
+    about = contents(assembly, settings)
+    if model.kind == "experts":
+        if not assembly.experts:
+            raise ConfigError(
+                "No task has an expert, so `experts` has no score: write fitness.tasks.<task>.expert=..., or name an "
+                "expert, which is then scored on all tasks."
+            )
+        return Contender({"model": {"experts": assembly.experts}, **about}, partial(score_experts, assembly))
+    if model.kind == "constant":
+        coefficients = assembly.coefficients(np.full(len(assembly.space.experts), model.value))
+        groups = [group.name for group in assembly.space.groups]
+        named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
+        return in_place(partial(assembly.merger.apply, coefficients), named, about)
+    return in_place(partial(assembly.become, model.value), {"expert": model.value} if model.value else "base", about)
+
+
+def _marks(model: Model, marks: Marks) -> list[str]:
+    """Return what is otherwise in a row than its name says."""
+    match model.kind:
+        case "experts":
+            return marks.of_experts()
+        case "expert":
+            return marks.of_expert(model.value)
+        case "directory":
+            return marks.of_directory(model.value)
+    return marks.of_merge()
+
+
+def _outcome(
+    contender: Contender,
+    assembly: Assembly,
+    cache: Path,
+    score: Scorer,
+    ids: Mapping[str, list[str]],
+    metric: str,
+    timed: Callable[[Callable[[], Outcome]], Outcome],
+) -> Outcome | str:
+    """Return the outcome of a contender, under the name by which `judge.py` remembers it, or the reason why it has no
+    score, and put the base back. It is computed within `timed`, which breaks off what takes too long.
+    """
+
+    def compute() -> Outcome:
+        try:
+            return timed(lambda: contender.score(score, ids))
+        finally:
+            assembly.become(None)
+
+    try:
+        if assembly.fitness.pure:
+            outcome = remembered(cache, {**contender.about, "items": ids, **circumstances(assembly)}, compute)
+        else:
+            outcome = compute()
+        check_finite(outcome, metric)
+    except (NotFinite, MergeError) as error:  # of this model alone
+        return str(error)
+    except EvomergeError:  # of items or settings: no model would have a score
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        return f"{type(error).__name__}: {error}"
+    return outcome
+
+
+def _constant(text: str) -> float:
+    try:
+        value = float(text.removeprefix("constant:"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"'{text}' is no constant: write a number after the colon, such as constant:0.4.")
+    return value
+
+
+def _nothing_there(text: str, path: Path, experts: Collection[str]) -> str:
+    """Say why a text names no model, and what may be meant."""
+    if (path / "trials.jsonl").is_file():
+        return (
+            f"{path} has no winner yet, since its search has not ended: run the search to its end, or write one of "
+            f"its trials as a recipe with `evomerge export`."
+        )
+    if path.is_file():
+        return f"{path} is no recipe (.yaml): name a recipe, or the directory of a model."
+    if path.is_dir():
+        runs = sorted(str(run.parent) for run in path.glob("*/recipe.yaml"))
+        hint = f" There is {', '.join(runs[:4])}{' ...' if len(runs) > 4 else ''}." if runs else ""
+        return f"{path} is no model directory (it has no config.json) and no run directory (no recipe.yaml).{hint}"
+    if path.parent != Path(".") and path.parent.is_dir():
+        near = nearest(path.name, [other.name for other in path.parent.iterdir()])
+        return f"There is no {path}." + (f" Did you mean {path.parent / near[0]}?" if near else "")
+    what = unknown("model", text, ["base", "experts", "constant:0.4", *experts])
+    return f"{what} Recipes, runs and model directories are named by their paths."

@@ -1,0 +1,115 @@
+"""The judge: scores finished models on the select and the report split, each of them once.
+
+In: coefficients, or the base, or the experts, and a split. Out: outcomes. What is scored is remembered on disk under
+all that it depends on (`identity.py`, coefficients, items, kind of machine), so a selection that was cut off goes on
+where it was, and the runs of a sweep share what is the same for all of them. Both splits are sampled alike for every
+seed, so that runs can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.limits import TimeLimit
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.sampling import Subset
+from evomerge.problem import Assembly
+from evomerge.runs.identity import circumstances, contents
+from evomerge.search.evaluators.scorers import score_experts
+from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.stopping import Interrupt, Stopped
+from evomerge.selection.remember import remembered
+
+
+class Judge:
+    """Scores models on the select and the report split.
+
+    Args:
+        assembly: the parts of the search.
+        settings: of the search.
+        scorers: score the live model on the items of a split.
+        subsets: choose the items of a split.
+        interrupt: a request to stop, looked at before every model.
+        limit: of the time of a candidate; a model may take longer by as much as there are more items.
+
+    Attributes:
+        sizes: the number of items of each split.
+        scored: is told of each model that has been scored, or was remembered, on how many items.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        settings: Mapping[str, Any],
+        scorers: Mapping[str, Scorer],
+        subsets: Mapping[str, Subset],
+        interrupt: Interrupt,
+        limit: TimeLimit | None = None,
+    ) -> None:
+        self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
+        self._ids = {split: subsets[split](0) for split in ("select", "report")}
+        self._limit = limit or TimeLimit()
+        self.sizes = {split: subsets[split].size for split in self._ids}
+        self.scored: Callable[[int], object] = lambda items: None
+        self._share = {split: size / subsets["search"].size for split, size in self.sizes.items()}
+        self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
+        self._surroundings = {**contents(assembly, settings), **circumstances(assembly)}
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The bounds that the search has for weights."""
+        weight = next(variable for variable in self._assembly.space.variables if variable.name == "weight")
+        return weight.low, weight.high
+
+    def decode(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the coefficients of a point."""
+        return self._assembly.space.decode(x)
+
+    def constant(self, weight: float) -> dict[str, np.ndarray]:
+        """Return coefficients with the same weight everywhere."""
+        return self._assembly.coefficients(np.full(len(self._assembly.space.experts), weight))
+
+    def within(self, weight: float) -> dict[str, np.ndarray]:
+        """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
+        return self.decode(self._assembly.space.start({"weight": weight}))
+
+    def merged(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
+        """Score a merge; see the class for what is remembered."""
+        groups = [group.name for group in self._assembly.space.groups]
+        named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
+        return self._once(named, split, lambda: self._merge(coefficients, split))
+
+    def base(self, split: str) -> Outcome:
+        """Score the base."""
+        return self._once("base", split, lambda: self._restored(split))
+
+    def experts(self, split: str) -> Outcome:
+        """Score each task with its own expert; tasks without an expert are left out."""
+        return self._once(
+            {"experts": self._assembly.experts},
+            split,
+            lambda: score_experts(self._assembly, self._scorers[split], self._ids[split]),
+        )
+
+    def _merge(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
+        self._assembly.merger.apply(coefficients)
+        return self._scorers[split](self._ids[split])
+
+    def _restored(self, split: str) -> Outcome:
+        self._assembly.merger.restore()
+        return self._scorers[split](self._ids[split])
+
+    def _once(self, model: Any, split: str, compute: Callable[[], Outcome]) -> Outcome:
+        if self._interrupt.requested:
+            raise Stopped
+        if self._cache is None:
+            outcome = self._limit(compute, self._share[split])
+        else:
+            description = {"model": model, "items": self._ids[split], **self._surroundings}
+            outcome = remembered(self._cache, description, lambda: self._limit(compute, self._share[split]))
+        self.scored(self.sizes[split])
+        return outcome

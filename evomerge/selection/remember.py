@@ -1,0 +1,46 @@
+"""Outcomes remembered on disk: base, experts and constants are the same for every run of a sweep, and are scored once.
+
+In: a description of all that an outcome depends on (contents of sources, heads and items, settings, versions, kind of
+machine) and a way to compute it. Out: the outcome, from `cache/outcomes/<hash>.json` where it is there. The cache may
+be deleted at any time; a damaged entry is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.files import write_atomically
+from evomerge.fitness.base import Outcome
+
+
+def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[], Outcome]) -> Outcome:
+    """Return the outcome that the description stands for, computed only when it is not remembered.
+
+    Args:
+        cache: the directory of the cache.
+        description: JSON-serialisable; everything that the outcome depends on.
+        compute: scores the model.
+    """
+    key = json.dumps(description, sort_keys=True)
+    file = cache / "outcomes" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["description"] == json.loads(key):
+            results = {
+                task: {name: np.array(v) for name, v in metrics.items()} for task, metrics in content["results"].items()
+            }
+            return Outcome(content["items"], results)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not there, or damaged
+    outcome = compute()
+    results = {task: {name: v.tolist() for name, v in metrics.items()} for task, metrics in outcome.results.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"description": json.loads(key), "items": dict(outcome.items), "results": results}
+    write_atomically(file, json.dumps(content))
+    return outcome

@@ -1,0 +1,1 @@
+"""Groups and coefficients: which exist, their bounds, and the way between points and coefficients."""

@@ -1,0 +1,281 @@
+"""Which coefficients are searched: groups x experts x variables in, a box of named coordinates out.
+
+A point x, shape (dim,), is decoded into coefficients by one affine map per variable, A x + b with A of shape
+(G * K, dim). Frozen entries are empty rows of A, tied entries share a column, experts that share their coefficient have
+one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two columns per expert: all of them are the
+same code, and a gradient comes back through A transposed.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize, sparse
+
+from evomerge.common.errors import SpaceError
+from evomerge.common.names import unknown
+from evomerge.space.entries import held_entries, tied_entries
+from evomerge.space.groups import Group, make_groups
+
+SHARING = ("separate", "shared")
+ROUNDING = 1e-9
+"""How far beyond a bound a coefficient may lie and still be taken for the bound itself."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A number that a method has for each (group, expert), such as weight or density, with its box and start value."""
+
+    name: str
+    low: float
+    high: float
+    start: float
+
+
+@dataclass(frozen=True, eq=False)
+class CoefficientSpace:
+    """A box of named coordinates and the affine map from its points to coefficients; `make_space` builds it.
+
+    G groups, K experts; the coefficients of every variable have shape (G, K), in the order of `groups` and `experts`.
+
+    Attributes:
+        names: One per coordinate: `weight/encoder.layer.0/r8`; `weight/encoder.layer.0/*` where experts share it;
+            `weight/shallow/r8` and `weight/deep/r8` for `line`; the pattern itself for entries that are tied by it.
+        low: Lower bounds, float64 (dim,).
+        high: Upper bounds, float64 (dim,).
+        frozen: Entry name -> the value at which it is held; also those whose task vector is zero.
+        matrices: Variable -> A, sparse (G * K, dim).
+        offsets: Variable -> b, float64 (G * K,).
+    """
+
+    groups: tuple[Group, ...]
+    experts: tuple[str, ...]
+    variables: tuple[Variable, ...]
+    names: tuple[str, ...]
+    low: np.ndarray
+    high: np.ndarray
+    frozen: dict[str, float]
+    matrices: dict[str, sparse.csr_array]
+    offsets: dict[str, np.ndarray]
+
+    @property
+    def dim(self) -> int:
+        """Number of free coordinates."""
+        return len(self.names)
+
+    def decode(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Coefficients of a point: x (dim,) -> {variable: float64 (G, K)}, in the bounds (to a rounding) if x is."""
+        x = np.asarray(x, dtype=np.float64)
+        if x.shape != (self.dim,):
+            raise SpaceError(f"A point of this space has shape ({self.dim},), not {x.shape}.")
+        return {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
+
+    def moves(self, variable: str) -> np.ndarray:
+        """Boolean (G, K): which coefficients of a variable depend on the point at all."""
+        return (np.diff(self.matrices[variable].indptr) > 0).reshape(self._shape)
+
+    def pullback(self, gradients: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Gradient with respect to x, (dim,), from those with respect to the coefficients, {variable: (G, K)}."""
+        total = np.zeros(self.dim)
+        for name, gradient in self._checked(gradients).items():
+            total += self.matrices[name].T @ gradient.ravel()
+        return total
+
+    def start(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
+        """The point (dim,) whose coefficients are nearest to the given ones (least squares), all within the bounds.
+
+        Args:
+            values: Variable -> a constant or an array (G, K); a variable that is missing starts at its `start`.
+
+        Raises:
+            SpaceError: a variable that the space does not have, a wrong shape, a value that is not finite, or one
+                outside the bounds, for a coefficient that the search can move.
+        """
+        self._refuse_outside(self._checked(values))
+        return self.nearest(values)
+
+    def nearest(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
+        """As `start`, for values that may lie outside the bounds: then the nearest bound stands for them."""
+        x = np.zeros(self.dim)
+        wanted = self._checked({**{variable.name: variable.start for variable in self.variables}, **values})
+        for name, a in self.matrices.items():
+            target = wanted[name].ravel() - self.offsets[name]
+            columns = np.flatnonzero(np.bincount(a.indices, minlength=self.dim))
+            if len(columns) == 0:
+                continue
+            low, high = self.low[columns], self.high[columns]
+            if np.diff(a.indptr).max() <= 1:  # no row has two columns: each column has its own closed solution
+                x[columns] = np.clip(
+                    (a.T @ target)[columns] / (a.power(2).T @ np.ones(len(target)))[columns], low, high
+                )
+            else:
+                x[columns] = optimize.lsq_linear(a[:, columns].toarray(), target, (low, high), method="bvls").x
+        return x
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return len(self.groups), len(self.experts)
+
+    def _refuse_outside(self, wanted: Mapping[str, np.ndarray]) -> None:
+        """Refuse values, {variable: (G, K)}, that no point has: taken to the nearest bound, they would be others."""
+        for variable in (variable for variable in self.variables if variable.name in wanted):
+            values = np.where(self.moves(variable.name), wanted[variable.name], variable.low)
+            outside = (values < variable.low - ROUNDING) | (values > variable.high + ROUNDING)
+            if outside.any():
+                g, k = (int(place[0]) for place in np.nonzero(outside))
+                box = [min(variable.low, values.min()), max(variable.high, values.max())]
+                raise SpaceError(
+                    f"The search would start at {values[g, k]:g} for {variable.name}/{self.groups[g].name}/"
+                    f"{self.experts[k]}, which is outside of the bounds of {variable.name}, [{variable.low:g}, "
+                    f"{variable.high:g}]. Write a start inside, or wider bounds: "
+                    f"'space.bounds={{{variable.name}: [{box[0]!s}, {box[1]!s}]}}'."
+                )
+
+    def _checked(self, values: Mapping[str, float | np.ndarray]) -> dict[str, np.ndarray]:
+        """The same values as finite float64 arrays of shape (G, K)."""
+        arrays = {}
+        for name, value in values.items():
+            if name not in self.matrices:
+                raise SpaceError(unknown("variable", name, self.matrices))
+            array = np.asarray(value, dtype=np.float64)
+            if array.shape not in ((), self._shape):
+                raise SpaceError(f"{name} needs one number or an array of shape {self._shape}, not {array.shape}.")
+            if not np.isfinite(array).all():
+                raise SpaceError(f"{name} has values that are not finite.")
+            arrays[name] = np.broadcast_to(array, self._shape)
+        return arrays
+
+
+def make_space(
+    granularity: str,
+    parameters: Mapping[str, tuple[int, ...]],
+    experts: Sequence[str],
+    variables: Sequence[Variable],
+    zero: Collection[tuple[str, str]] = frozenset(),
+    sharing: str = "separate",
+    frozen: Mapping[str, float] | None = None,
+    tied: Sequence[str] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> CoefficientSpace:
+    """Build the coefficient space of a search.
+
+    Patterns (shell globs, or a name as it stands) are held against the coordinate names as they would be without any
+    pattern: `variable/group/expert`, `variable/group/*` if experts share, `variable/shallow/expert` and
+    `variable/deep/expert` for `line`. What is frozen is not tied.
+
+    For `line`, the coefficient of a block is (1 - d) * shallow + d * deep, with d from 0 (first block) to 1 (last) and
+    0 outside the blocks: LiNeS' alpha is shallow, its alpha + beta is deep, and the box on both ends bounds every
+    coefficient in between.
+
+    Args:
+        granularity: See `make_groups`.
+        parameters: name -> shape, in the order of the live model.
+        experts: Their names, K of them.
+        variables: What the method has for each (group, expert).
+        zero: (expert, parameter) pairs whose task vector is zero. A (group, expert) that is zero everywhere is frozen:
+            weight at 0, other variables at their start; with shared experts only if it is zero for all of them.
+        sharing: `separate`, or `shared` for one coefficient for all experts of a group.
+        frozen: pattern -> value at which its entries are held.
+        tied: patterns, each of which makes one coordinate of its entries.
+        bounds: variable -> (low, high), instead of the variable's own.
+
+    Raises:
+        SpaceError: any of the above does not exist, contradicts another, or leaves nothing to search.
+    """
+    groups = make_groups(granularity, parameters)
+    experts, variables = _distinct(experts, "expert"), _bounded(variables, bounds or {})
+    if sharing not in SHARING:
+        raise SpaceError(unknown("sharing", sharing, SHARING))
+    dead = _dead(groups, experts, zero, sharing)
+    basis, coordinates = _basis(groups, experts, granularity == "line", sharing, dead)
+    entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
+    held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, tied or ())
+    free = _free(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
+    names = tuple(dict.fromkeys(free.values()))
+    pairs = np.argwhere(dead)
+    low, high, matrices, offsets, known = np.empty(len(names)), np.empty(len(names)), {}, {}, dict(held)
+    for v in variables:
+        choice, constant = _choice(entries[v.name], free, names, held)
+        rest = 0.0 if v.name == "weight" else v.start
+        matrices[v.name], offsets[v.name] = sparse.csr_array(basis @ choice), basis @ constant + rest * dead.ravel()
+        low[choice.indices], high[choice.indices] = v.low, v.high
+        known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else experts[k]}": rest for g, k in pairs}
+    return CoefficientSpace(groups, tuple(experts), tuple(variables), names, low, high, known, matrices, offsets)
+
+
+def _basis(
+    groups: Sequence[Group], experts: Sequence[str], line: bool, sharing: str, dead: np.ndarray
+) -> tuple[sparse.csr_array, list[str]]:
+    """The affine map of one variable before any pattern, (G * K, coordinates), and the names of its coordinates."""
+    places, place_shares = [group.name for group in groups], sparse.eye_array(len(groups))
+    if line:
+        depths = np.array([group.depth or 0.0 for group in groups])
+        places, place_shares = ["shallow", "deep"], np.stack([1.0 - depths, depths], axis=1)
+    owners, owner_shares = (
+        (["*"], np.ones((len(experts), 1))) if sharing == "shared" else (experts, np.eye(len(experts)))
+    )
+    basis = sparse.csr_array(sparse.kron(sparse.csr_array(place_shares), owner_shares))
+    basis = sparse.csr_array(sparse.diags_array((~dead).ravel().astype(np.float64)) @ basis)
+    basis.eliminate_zeros()
+    return basis, [f"{place}/{owner}" for place in places for owner in owners]
+
+
+def _free(
+    entries: Mapping[str, list[str]], alive: np.ndarray, held: Mapping[str, float], merged: Mapping[str, str]
+) -> dict[str, str]:
+    """Entry name -> the coordinate of the space that moves it, for those that nothing holds; `alive`, (entries,), says
+    which of a variable's entries have a task vector to multiply.
+    """
+    free = {
+        entry: merged.get(entry, entry)
+        for names in entries.values()
+        for entry, touches in zip(names, alive, strict=True)
+        if touches and entry not in held
+    }
+    if not free:
+        raise SpaceError(
+            "Nothing is left to search: every coefficient is frozen, by a pattern or because its task vector is zero. "
+            "Freeze fewer entries, or check that the experts are not copies of the base."
+        )
+    return free
+
+
+def _choice(
+    entries: Sequence[str], free: Mapping[str, str], names: Sequence[str], held: Mapping[str, float]
+) -> tuple[sparse.csr_array, np.ndarray]:
+    """Which coordinate of the space moves each entry of a variable, (entries, dim), and at what the others are held."""
+    column = {name: i for i, name in enumerate(names)}
+    rows = [i for i, entry in enumerate(entries) if entry in free]
+    columns = [column[free[entries[i]]] for i in rows]
+    choice = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(entries), len(names)))
+    return choice, np.array([held.get(entry, 0.0) for entry in entries])
+
+
+def _dead(
+    groups: Sequence[Group], experts: Sequence[str], zero: Collection[tuple[str, str]], sharing: str
+) -> np.ndarray:
+    """Boolean (G, K): which entries have no task vector to multiply."""
+    dead = np.array([[all((k, span.parameter) in zero for span in g.spans) for k in experts] for g in groups])
+    return np.broadcast_to(dead.all(axis=1, keepdims=True), dead.shape) if sharing == "shared" else dead
+
+
+def _distinct(names: Sequence[str], kind: str) -> list[str]:
+    if not names:
+        raise SpaceError(f"A coefficient space needs at least one {kind}.")
+    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+        raise SpaceError(f"Every {kind} needs a name of its own, but {', '.join(twice)} occurs more than once.")
+    return list(names)
+
+
+def _bounded(variables: Sequence[Variable], bounds: Mapping[str, tuple[float, float]]) -> list[Variable]:
+    """The variables with the user's bounds in place of their own, the start moved inside."""
+    own = {name: v for name, v in zip(_distinct([v.name for v in variables], "variable"), variables, strict=True)}
+    for name, (low, high) in bounds.items():
+        if name not in own:
+            raise SpaceError(unknown("variable", name, own))
+        own[name] = replace(own[name], low=float(low), high=float(high))
+    for name, v in own.items():
+        if not (np.isfinite([v.low, v.high]).all() and v.low < v.high):
+            raise SpaceError(f"The bounds of {name} are [{v.low}, {v.high}]; write a lower and a higher finite number.")
+        own[name] = replace(v, start=min(max(v.start, v.low), v.high))
+    return list(own.values())

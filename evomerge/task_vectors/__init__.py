@@ -1,0 +1,1 @@
+"""Task vectors: what a delta is, one file for each kind, and the store that holds them."""

@@ -1,0 +1,239 @@
+"""What should be known of a base and its experts before they are merged: one list for all verbs.
+
+In: their directories and `Checkpoint`s. Out: sentences, each beginning with whom it concerns. `search`, `evaluate`,
+`merge` and `inspect` say the same of the same models, since `family_notes` is the only place where it is said. What
+cannot be merged at all is refused here as well, in the same words for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from evomerge.common.names import listed
+from evomerge.models.cards import read_licence
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.configurations import Configuration, configuration_notes, differences, said
+from evomerge.models.live import LiveModel
+from evomerge.models.processing import Processing, processing_notes
+from evomerge.models.weights import check_readable, dtype_name, first_dtype, loaded_dtype, weight_files
+from evomerge.task_vectors.store import check_family, rounding
+
+SAME = 0.98
+"""Cosine of two task vectors above which a search can hardly tell them apart."""
+SAMPLE = 1 << 15
+"""Elements of a tensor that likenesses look at."""
+
+
+def family_notes(
+    places: Mapping[str, Path],
+    live: LiveModel,
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    allowed: Collection[str] = (),
+    pooled: bool = True,
+    written: bool = False,
+) -> list[str]:
+    """Return all that should be known of a family.
+
+    Args:
+        places: the directories of the experts, by name.
+        live: the base as it is loaded, or its skeleton.
+        base: θ₀.
+        experts: θ_k by name.
+        parameters: name -> shape of what is merged.
+        allowed: names and patterns of tensors that may be missing or left over (`model.allow_missing`).
+        pooled: whether what is scored may look at pooled outputs; heads do not.
+        written: whether the merge becomes a directory, of which is said elsewhere what stays the base's.
+
+    Raises:
+        CheckpointError: base or experts cannot be merged; see `check_family`.
+    """
+    return [
+        *check_family(base, experts, parameters, allowed),
+        *(_missing(base) if pooled else ()),
+        *(() if written else _outside(live, base, experts)),
+        *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
+        *_dtypes(base, experts),
+        *_labels(live, base, experts),
+        *_licences(base.path, list(places.values())),
+        *_likenesses(base, experts, parameters),
+    ]
+
+
+def directory_notes(base: Path, others: Mapping[str, Path]) -> list[str]:
+    """Return in what directories are configured otherwise than the base, and make other inputs of texts and images.
+
+    Args:
+        base: the directory of the base.
+        others: the other ones, by what they are called in the sentences.
+    """
+    configuration, processing = Configuration(base), Processing(base)
+    return [
+        note
+        for who, path in others.items()
+        for note in (
+            *configuration_notes(configuration, Configuration(path), who),
+            *processing_notes(processing, Processing(path), who),
+        )
+    ]
+
+
+def check_files(places: Iterable[Path]) -> None:
+    """Refuse directories whose weights or config.json are not there or cannot be read, before any is loaded.
+
+    Raises:
+        CheckpointError: one does not.
+    """
+    for path in places:
+        weight_files(path)
+        check_readable(path)
+
+
+def loaded_in(checkpoint: Checkpoint) -> str:
+    """Return the name of the dtype in which transformers loads a model."""
+    text = checkpoint.config.get("text_config") or {}
+    stated = [config.get(name) for config in (checkpoint.config, text) for name in ("dtype", "torch_dtype")]
+    return loaded_dtype(checkpoint.path, checkpoint.tensors, next(filter(None, stated), None))
+
+
+def _missing(base: Checkpoint) -> list[str]:
+    if not (drawn := [name for name in base.missing if name not in base.computed]):
+        return []
+    return [
+        f"the base holds no {listed(drawn)}: random in the live model, and not merged; nothing that is scored "
+        f"may depend on it"
+    ]
+
+
+def _outside(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """What is in the files of all, and yet takes no part in a merge."""
+    buffers = {name.rpartition(".")[2] for name, _ in live.model.named_buffers()}  # those of batch norm, positions
+    spare = [
+        key
+        for key in base.spare
+        if key.rpartition(".")[2] not in buffers and any(key in expert.extra for expert in experts.values())
+    ]
+    if not spare:
+        return []
+    kind = auto_class_of(next((name for name in base.config.get("architectures") or () if isinstance(name, str)), ""))
+    hint = f"; model.auto_class={kind} has it" if kind else ""
+    return [f"the base holds {listed(spare)}, no part of {type(live.model).__name__} and not merged{hint}"]
+
+
+def auto_class_of(architecture: str) -> str | None:
+    """Return the AutoModel class that loads a class of transformers; None if there is none."""
+    for name in sorted(dir(transformers), key=lambda name: ("PreTraining" in name, name)):
+        mapping = (
+            getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModelFor") else None
+        )
+        if mapping is not None and architecture in _names(mapping):
+            return name
+    return None
+
+
+def _names(mapping: object) -> set[str]:
+    """The names of all classes in one of transformers' mappings, none of which is loaded for it."""
+    found: set[str] = set()
+    for held in getattr(mapping, "_model_mapping", {}).values():
+        found |= set(held if isinstance(held, tuple | list) else [held])
+    return found
+
+
+def _dtypes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """Experts that people load in another dtype than the base, whose logits are rounded otherwise."""
+    ours, notes = loaded_in(base), []
+    for name, expert in experts.items():
+        theirs, held = loaded_in(expert), first_dtype(expert.tensors)
+        coarser = rounding(held) > rounding(first_dtype(base.tensors))
+        rounded = coarser and theirs == dtype_name(held)  # `check_family` has told of it
+        if theirs != ours and not rounded:
+            notes.append(
+                f"expert {name} is loaded in {theirs} by itself (its dtype), and is merged and scored in {ours}, as "
+                f"the base is: its logits are rounded otherwise"
+            )
+    return notes
+
+
+def _labels(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """Experts whose rows of a head that is merged stand for other classes than the base's."""
+    if not live.auto_class.endswith("Classification"):
+        return []
+    ours = _class_names(base)
+    return [
+        f"expert {name} has other classes in its head than the base ({said(found)}), and the heads are merged row by "
+        f"row: where the classes only stand in another order, put the rows of its head into the base's and save it anew"
+        for name, expert in experts.items()
+        if (theirs := _class_names(expert)) and ours and (found := differences(ours, theirs))
+    ]
+
+
+def _class_names(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What id2label says, without the names that only count."""
+    given = checkpoint.config.get("id2label")
+    named = given.items() if isinstance(given, dict) else ()
+    return {f"id2label[{i}]": name for i, name in named if not str(name).startswith("LABEL_")}
+
+
+def _licences(base: Path, experts: Sequence[Path]) -> list[str]:
+    stated = sorted({licence for path in (base, *experts) if (licence := read_licence(path))})
+    if len(stated) < 2:
+        return []
+    return [f"base and experts have other licences ({', '.join(stated)}): a merge has to respect all of them"]
+
+
+def _likenesses(
+    base: Checkpoint, experts: Mapping[str, Checkpoint], parameters: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Experts that are the base, or each other."""
+    names, gram = list(experts), _products(base, list(experts.values()), parameters)
+    gram[~np.isfinite(gram)] = np.nan  # what is not finite is refused elsewhere, and is like nothing
+    norms = np.sqrt(np.diag(gram))
+    notes = [
+        f"expert {name} equals the base in all that is merged: its task vector is zero, and it adds nothing"
+        for name, norm in zip(names, norms, strict=True)
+        if norm == 0 and _equal(base, experts[name], parameters)
+    ]
+    for (j, one), (k, two) in combinations(enumerate(names), 2):
+        if 0 < norms[j] * norms[k] < math.inf and (cosine := min(gram[j, k] / (norms[j] * norms[k]), 1.0)) > SAME:
+            notes.append(
+                f"experts {one} and {two} have nearly the same task vectors (cosine {cosine:.4f}, norms "
+                f"{norms[j]:.4g} and {norms[k]:.4g}): a search can hardly tell their coefficients apart; leave one out"
+            )
+    return notes
+
+
+def _products(base: Checkpoint, experts: Sequence[Checkpoint], parameters: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Return the inner products of the task vectors, float64 (K, K). Of a large tensor, evenly spaced rows stand for
+    all, so that the answer takes a second for any size of model.
+    """
+    gram = np.zeros((len(experts), len(experts)))
+    for name in parameters if experts else ():
+        ours = base.tensor(name)
+        step = max(1, min(len(ours), math.ceil(ours.numel() / SAMPLE))) if ours.dim() > 1 else 1
+        chosen = slice(None, None, step) if ours.dim() else ...  # a number, as the temperature of CLIP, has no rows
+        before = ours[chosen].float()
+        rows = torch.stack(
+            [
+                (expert.tensor(name)[chosen].float() - before).flatten()
+                if name in expert.keys
+                else torch.zeros(before.numel())
+                for expert in experts
+            ]
+        )
+        gram += step * (rows @ rows.T).numpy()
+    return gram
+
+
+def _equal(base: Checkpoint, expert: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> bool:
+    return expert.sha256 == base.sha256 or all(
+        bool((base.tensor(name) == expert.tensor(name)).all()) for name in parameters if name in expert.keys
+    )

@@ -1,0 +1,261 @@
+"""Task vectors τ_k = θ_k − θ_0 (Ilharco et al. 2023, arXiv 2212.04089), computed once and kept on disk.
+
+In: the base and the experts as `Checkpoint`s. Out: `TaskVectors`, float32 deltas by expert and parameter, memory-mapped
+from a file per expert (`delta_files.py`); or, of an expert of 16 bits, the expert itself, of which they are made where
+they are needed (`expert_deltas.py`). Both sides are cast to float32 before they are subtracted.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.common.errors import CheckpointError
+from evomerge.common.names import listed
+from evomerge.models.checkpoint import Checkpoint, check_base, check_expert
+from evomerge.models.matching import is_pooler
+from evomerge.models.vocabulary import row_notes
+from evomerge.models.weights import Progress, dtype_name, same
+from evomerge.task_vectors.dense import cached
+from evomerge.task_vectors.expert import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
+
+FORMAT = "evomerge task vector 2"
+RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
+SAMPLE = 1 << 18  # elements per tensor that the cosine looks at
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVectors:
+    """The task vectors of all experts. Deltas are for reading only.
+
+    Attributes:
+        base: θ_0.
+        experts: θ_k by expert.
+        parameters: name -> shape, in the order of the live model.
+        zero: (expert, parameter) whose task vector is exactly zero, or for which base or expert hold nothing.
+        deltas: expert -> parameter -> float32 tensor; those in `zero` are left out.
+    """
+
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+    parameters: dict[str, tuple[int, ...]]
+    zero: frozenset[tuple[str, str]]
+    deltas: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+
+    def delta(self, expert: str, parameter: str) -> Tensor | None:
+        """The task vector of one parameter: float32, of the parameter's shape; None where it is zero. It is
+        memory-mapped, or computed by this call of an expert that is kept as it is.
+        """
+        return self.deltas[expert].get(parameter)
+
+    def kept(self, expert: str, parameter: str) -> Tensor | ExpertDelta | None:
+        """The same, flat, in the form in which it is kept: nothing is computed."""
+        deltas = self.deltas[expert]
+        if isinstance(deltas, ExpertDeltas):
+            return deltas.kept(parameter) if parameter in deltas else None
+        return None if (delta := deltas.get(parameter)) is None else delta.reshape(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all task vectors in the form in which they are kept."""
+        return sum(
+            deltas.nbytes if isinstance(deltas, ExpertDeltas) else sum(delta.nbytes for delta in deltas.values())
+            for deltas in self.deltas.values()
+        )
+
+
+def task_vectors(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    cache: Path,
+    progress: Progress | None = None,
+    keep: bool = False,
+) -> TaskVectors:
+    """Reads the task vectors from the cache and computes those that it lacks, with one expert in memory at a time.
+
+    Args:
+        base: θ_0.
+        experts: θ_k by expert.
+        parameters: name -> shape of the live model.
+        cache: directory of the task vectors; it may be deleted at any time.
+        progress: told what is done, in elements or bytes.
+        keep: keep experts of 16 bits as they are: half the bytes, and the same numbers, where they are only summed up.
+
+    Raises:
+        CheckpointError: a weight is not finite.
+    """
+
+    def one(name: str, expert: Checkpoint) -> Mapping[str, Tensor]:
+        contents, common = describe(base, expert, parameters), _common(base, expert, parameters)
+        if keep and is_narrow(expert, common):
+            changed = find_changed(contents, base, expert, name, common, cache, progress)
+            return ExpertDeltas(base, expert, parameters, changed)
+        return cached(contents, lambda: _subtract(base, expert, name, parameters, progress), name, cache, progress)
+
+    deltas = {name: one(name, expert) for name, expert in experts.items()}
+    shapes = {name: tuple(shape) for name, shape in parameters.items()}
+    return TaskVectors(base, dict(experts), shapes, zeros(deltas, parameters), deltas)
+
+
+def zeros(deltas: Mapping[str, Mapping[str, Tensor]], parameters: Collection[str]) -> frozenset[tuple[str, str]]:
+    """(expert, parameter) of all deltas that are not there, which is how a zero is kept."""
+    return frozenset(
+        (name, parameter) for name, held in deltas.items() for parameter in parameters if parameter not in held
+    )
+
+
+def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[Any]:
+    """All that the task vector of an expert depends on, as plain data."""
+    keys = [
+        [parameter, base.keys[parameter], expert.keys[parameter]] for parameter in _common(base, expert, parameters)
+    ]
+    rows = {parameter: expert.rows[parameter].merged for parameter in parameters if parameter in expert.rows}
+    return [FORMAT, base.sha256, expert.sha256, keys, *([["rows", rows]] if rows else [])]
+
+
+def check_family(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    parameters: Mapping[str, tuple[int, ...]],
+    allowed: Collection[str] = (),
+) -> list[str]:
+    """Refuses what cannot be merged, before anything expensive starts (shapes were compared at opening).
+
+    Args:
+        base: θ₀.
+        experts: θ_k by expert.
+        parameters: name -> shape of what is merged.
+        allowed: names and patterns of tensors that experts may lack and that may be left over (`model.allow_missing`).
+
+    Returns:
+        Warnings, each a sentence that begins with whom it concerns.
+
+    Raises:
+        CheckpointError: the base or an expert lacks parameters or holds unknown ones, or an expert was not tuned from
+            the base.
+    """
+    check_base(base, allowed)
+    warnings = [f"base {note}" for note in base.notes]
+    for name, expert in experts.items():
+        common = _common(base, expert, parameters)
+        if not common:
+            raise CheckpointError(
+                f"expert {name} ({expert.path}) holds none of the live model's parameters; its tensors are"
+                f" {listed(expert.extra)}. Its architecture is not the base's: take experts tuned from this base."
+            )
+        check_expert(f"expert {name}", expert, base, allowed)
+        if (cosine := weight_cosine(base, expert, common)) < RELATED:
+            raise CheckpointError(
+                f"expert {name} ({expert.path}) was not tuned from base {base.path}: the cosine of their weights is"
+                f" {cosine:.3f}, and fine-tuning leaves it near 1. A task vector is the difference to the base that an"
+                " expert was tuned from: name that one."
+            )
+        warnings += [f"expert {name} {text}" for text in _differences(base, expert, common)]
+    return warnings
+
+
+def weight_cosine(base: Checkpoint, expert: Checkpoint, common: list[str]) -> float:
+    """Cosine of the concatenated matrices of two checkpoints, in float64; 1 if they have none.
+
+    Of a large tensor, evenly spaced rows stand for all of them, so that the answer takes seconds for any size of model.
+    """
+    dot = square = other = 0.0
+    for name in common:
+        a, b = base.tensor(name), expert.tensor(name)
+        if a.dim() < 2:
+            continue
+        step = min(len(a), max(1, a.numel() // SAMPLE))
+        a, b = a[::step].flatten().double(), b[::step].flatten().double()
+        dot, square, other = dot + step * float(a @ b), square + step * float(a @ a), other + step * float(b @ b)
+    return dot / math.sqrt(square * other) if square and other else float(square == other)
+
+
+def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> list[str]:
+    """What a user should know about an expert beside its task vector."""
+    texts = [*expert.notes, *row_notes(expert.rows)]
+    if lacking := [name for name in expert.missing if name in base.keys]:
+        texts.append(f"lacks {listed(lacking)}: the task vector is zero there")
+    if lossy := [name for name in common if rounding(expert.dtype(name)) > rounding(base.dtype(name))]:
+        theirs, ours = (dtype_name(one.dtype(lossy[0])) for one in (expert, base))
+        texts.append(
+            f"has {listed(lossy)} in {theirs} where the base has {ours}: the rounding is part of its task vector, and"
+            " it may be as large as the tuning; take the expert in the base's dtype if there is one"
+        )
+    if aside := [name for name in base.missing if name in expert.keys]:
+        texts.append(f"has {listed(aside)} beyond the base: kept aside, not merged")
+    return texts + beside_parameters(base, expert)
+
+
+def beside_parameters(base: Checkpoint, other: Checkpoint) -> list[str]:
+    """In what the files of another model differ from the base's beside the parameters: heads and buffers, which stay
+    the base's. Sentences that lack whom they are about.
+    """
+    ours, texts = {base.names[key]: base.tensors[key] for key in base.extra}, []
+    beyond, changed = [], []
+    for key in other.extra:
+        if (before := ours.get(other.names[key])) is None:
+            beyond += [key] if other.tensors[key].is_floating_point() else []
+        elif before.is_floating_point() and not same(before, other.tensors[key]):
+            changed.append(key)
+    held = {other.names[key] for key in other.buffers}
+    if lacking := [name for key in base.buffers if (name := base.names[key]) not in held]:
+        texts.append(f"lacks {listed(lacking)}, no parameters of the live model: the base's stay")
+    if beyond:
+        texts.append(f"has {listed(beyond)} beyond the base: kept aside, not merged")
+    if changed:
+        texts.append(f"differs from the base in {listed(changed)}, no parameters of the live model: the base's stay")
+    return texts
+
+
+def unlike(base: Checkpoint, other: Checkpoint) -> str:
+    """With which tensors that are not its own a model is scored here; nothing where all are, poolers aside.
+
+    Args:
+        base: θ₀, whose tensors stay where the other has none, and whose buffers always stay.
+        other: an expert, or another model of the architecture.
+    """
+    ours = {base.names[key]: base.tensors[key] for key in base.buffers}
+    held = {other.names[key]: other.tensors[key] for key in other.buffers}
+    taken = [name for name in other.missing if name in base.keys and not is_pooler(name)]
+    taken += [name for name in {**ours, **held} if not (name in ours and name in held and same(ours[name], held[name]))]
+    texts = [f"the base's {listed(taken)} in place of its own"] if taken else []
+    return " and ".join([*texts, *([f"without its {listed(other.stray)}"] if other.stray else [])])
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative error of a dtype, or of float32 where that is larger: all arithmetic is in float32."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
+def _common(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[str]:
+    """The parameters that both hold."""
+    return [parameter for parameter in parameters if parameter in base.keys and parameter in expert.keys]
+
+
+def _subtract(
+    base: Checkpoint, expert: Checkpoint, name: str, parameters: Iterable[str], progress: Progress | None
+) -> dict[str, Tensor]:
+    """τ_k in float32, without the tensors in which it is zero."""
+    common = _common(base, expert, parameters)
+    sizes = [base.tensor(parameter).numel() for parameter in common]
+    # Two blocks instead of a tensor or two for each parameter: those leave holes in the heap that glibc before 2.38
+    # does not use again (torch asks for aligned memory), which came to the size of an expert for every expert.
+    block, scratch = (torch.empty(size, dtype=torch.float32) for size in (sum(sizes), max(sizes, default=0)))
+    deltas, done = {}, 0
+    for parameter, part in zip(common, block.split(sizes), strict=True):
+        shape = base.tensor(parameter).shape
+        before = scratch[: len(part)].view(shape).copy_(base.tensor(parameter))
+        delta = part.view(shape).copy_(expert.tensor(parameter)).sub_(before)
+        largest = float(torch.linalg.vector_norm(delta, math.inf)) if len(part) else 0.0
+        check_finite(largest, before, parameter, name, base, expert)
+        if largest > 0:
+            deltas[parameter] = delta
+        done += delta.numel()
+        if progress:
+            progress(f"task vector of {name}", done, len(block))
+    return deltas

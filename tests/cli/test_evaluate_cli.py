@@ -1,0 +1,214 @@
+"""`evomerge evaluate` as people use it: what it takes for settings and models, which split, what it prints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.cli.evaluate import main
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import EvomergeError
+from evomerge.runs.run import run_search
+from evomerge.runs.suite import Suite
+from tests.kit.helpers import compose
+from tests.processes.command import evomerge
+
+
+@pytest.fixture(scope="module")
+def place(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of a user with a complete run, `runs/one`, and its recipe in a file of its own."""
+    path = tmp_path_factory.mktemp("user")
+    sources = ["model=pico", f"model.suite={pico_suite.path}", f"model.cache={path / 'cache'}", "model.device=cpu"]
+    small = ["fitness.items=30", "fitness.select_items=60", "fitness.report_items=90", "budget=5", "searcher=random"]
+    assert run_search(compose(*sources, *small), path / "runs" / "one", Reporter()) is not None
+    shutil.copyfile(path / "runs" / "one" / "recipe.yaml", path / "winner.yaml")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def summary(place: Path) -> dict[str, Any]:
+    return json.loads((place / "runs/one/summary.json").read_text())
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON of a command, and what it said beside."""
+    main([*arguments, "--json"])
+    captured = capsys.readouterr()
+    return json.loads(captured.out), captured.err
+
+
+def test_a_run_with_nothing_else_repeats_its_summary(capsys, summary) -> None:
+    result, said = evaluated(capsys, "runs/one", "base", "experts")
+    assert (result["split"], result["metric"], result["items"]) == ("report", "accuracy", 90)
+    assert list(result["models"]) == ["runs/one", "base", "experts"]
+    assert result["models"]["runs/one"] == summary["report"]["winner"]
+    assert result["models"]["experts"] == summary["report"]["experts"]
+    assert list(result["paired"]) == ["base", "experts"]
+    assert "settings: those of runs/one/config.yaml" in said
+    assert "scoring base on 90 report items (2 of 3)" in said
+
+
+def test_the_table(capsys) -> None:
+    main(["base", "runs/one", "experts"])
+    out = capsys.readouterr().out
+    assert out.startswith("accuracy on 90 report items, those that neither guided nor chose; higher is better\n")
+    for text in ("mean ± se", "animals", "metals", "runs/one", "experts, each on its own task"):
+        assert text in out
+    assert "minus base, paired on the same items" in out
+
+
+def test_one_model_alone_is_one_table(capsys) -> None:
+    main(["runs/one"])
+    assert "minus" not in capsys.readouterr().out
+
+
+def test_an_item_a_task_has_no_standard_error(capsys) -> None:
+    result, _ = evaluated(capsys, "runs/one", "base", "--items", "3")
+    assert result["models"]["base"]["se"] is result["paired"]["base"]["se"] is None
+    main(["runs/one", "base", "--items", "3"])
+    assert capsys.readouterr().out.count("± unknown") == 3
+
+
+def test_tasks_without_an_expert_are_blank_in_its_row(capsys, pico_suite: Suite) -> None:
+    tasks = ", ".join(
+        f"{name}: {{items: {task.items}, head: {task.head}, expert: {'null' if name == 'trees' else name}}}"
+        for name, task in pico_suite.tasks.items()
+    )
+    main(["experts", "base", "runs/one", f"fitness.tasks={{{tasks}}}"])
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2:] for line in capsys.readouterr().out.splitlines() if "│" in line
+    }
+    mean, animals, trees, metals, _ = (cell.strip() for cell in rows["experts, each on its own task"])
+    assert mean == trees == ""
+    assert float(animals) > 0.5 < float(metals)
+    assert [cell.strip() for cell in rows["base"]][:2] == ["", ""]  # of the second table, which is minus `experts`
+
+
+def test_several_merges_are_compared_on_the_select_split(capsys) -> None:
+    result, said = evaluated(capsys, "runs/one", "constant:0.4", "base")
+    assert (result["split"], result["items"]) == ("select", 60)
+    assert "2 models to choose from are compared on the select split" in said
+    result, said = evaluated(capsys, "runs/one", "constant:0.4", "--split", "report")
+    assert result["split"] == "report"
+    assert "Do not choose among these by their report scores" in said
+
+
+def test_settings_of_a_run_with_others_in_their_place(capsys, place: Path, pico_suite: Suite) -> None:
+    assert evaluated(capsys, "runs/one", "fitness.report_items=30")[0]["items"] == 30
+    assert evaluated(capsys, "runs/one", "--items", "12", "--split", "search")[0]["items"] == 12
+    result, _ = evaluated(capsys, "runs/one", "--metric", "log_probability", "objective.weights.trees=0")
+    row = result["models"]["runs/one"]
+    assert row["mean"] == pytest.approx((row["tasks"]["animals"] + row["tasks"]["metals"]) / 2)
+    assert row["mean"] < 0
+    trees = pico_suite.tasks["trees"]
+    result, _ = evaluated(capsys, "runs/one", f"fitness.tasks={{new: {{items: {trees.items}, head: {trees.head}}}}}")
+    assert list(result["models"]["runs/one"]["tasks"]) == ["new"]
+    (place / "mine.py").write_text(
+        "def score(model, tokenizer, items): return {t: [1.5] * len(i) for t, i in items.items()}"
+    )
+    result, _ = evaluated(capsys, "runs/one", "fitness=custom", "fitness.function=mine.py:score")
+    assert (result["metric"], result["models"]["runs/one"]["mean"]) == ("score", 1.5)
+    assert list(result["models"]["runs/one"]["tasks"]) == ["animals", "trees", "metals"]
+
+
+def test_a_recipe_brings_its_models_and_only_lacks_tasks(capsys, pico_suite: Suite, summary) -> None:
+    task = pico_suite.tasks["trees"]
+    tasks = f"fitness.tasks={{trees: {{items: {task.items}, head: {task.head}, expert: trees}}}}"
+    result, said = evaluated(capsys, "winner.yaml", tasks, "model.cache=cache")
+    assert "models: those of winner.yaml" in said
+    assert result["models"]["winner.yaml"]["tasks"].keys() == {"trees"}
+    with pytest.raises(EvomergeError, match="There are no tasks"):
+        main(["winner.yaml"])
+
+
+def test_settings_that_name_models_hold(capsys, pico_suite: Suite) -> None:
+    given = ["model=pico", f"model.suite={pico_suite.path}", "model.cache=cache", "model.device=cpu"]
+    result, said = evaluated(capsys, "winner.yaml", "runs/one", "trees", *given, "fitness.select_items=30")
+    assert "those of" not in said
+    assert result["models"]["winner.yaml"] == result["models"]["runs/one"]
+    assert result["items"] == 30
+
+
+def test_what_a_name_was_taken_for_is_said(capsys, place: Path, pico_suite: Suite) -> None:
+    (place / "trees").symlink_to(pico_suite.base)
+    try:
+        result, said = evaluated(capsys, "trees", "./trees", "base", "runs/one", "--split", "report")
+        assert "trees is taken as the expert trees; what lies at that path is ./trees" in said
+        assert result["models"]["./trees"] == result["models"]["base"] != result["models"]["trees"]
+    finally:
+        (place / "trees").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/one", "tres"], "Unknown model 'tres': did you mean 'trees'"),
+        (["runs/on"], "Did you mean runs/one"),
+        (["base"], "Nothing says which base and experts are meant"),
+        (["nonexist"], "Unknown model .nonexist."),
+        (["runs/one", "fitnes.report_items=3"], r"There is no setting 'fitnes\.report_items'\. Did you mean"),
+        (["runs/one", "--metric", "acuracy"], "this fitness gives accuracy, log_probability"),
+        (["runs/one", "--items", "2"], r"fitness\.report_items is 2, less than one for each of 3 tasks"),
+        (
+            ["runs/one/mergekit.yaml", "runs/one"],
+            r"mergekit\.yaml is no recipe of evomerge: this is a YAML for mergekit",
+        ),
+        (["broken/recipe.yaml"], r"broken/config\.yaml cannot be read"),
+        (["empty/recipe.yaml"], r"empty/config\.yaml holds no settings of a search"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, place: Path) -> None:
+    for name, text in {"broken": "a: [", "empty": ""}.items():
+        (place / name).mkdir(exist_ok=True)
+        (place / name / "config.yaml").write_text(text)
+        shutil.copyfile(place / "winner.yaml", place / name / "recipe.yaml")
+    with pytest.raises(EvomergeError, match=message):
+        main(arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["base", "--split", "reports"], ["base", "--items", "many"], ["--json"]])
+def test_wrong_flags_end_with_the_usage(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: evomerge evaluate MODEL" in capsys.readouterr().err
+
+
+def test_a_setting_may_be_longer_than_the_name_of_a_file() -> None:
+    tasks = "fitness.tasks={" + ", ".join(f"task{i}: gone{i}.jsonl" for i in range(30)) + "}"
+    with pytest.raises(EvomergeError, match=r"gone0\.jsonl does not exist"):
+        main(["runs/one", tasks])
+
+
+def test_help_explains_splits_and_models(capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "constant:0.4" in out
+    assert "the report split is the default for one merge" in out
+
+
+@pytest.mark.slow
+def test_as_a_process(place: Path, summary) -> None:
+    """Results on standard output and nothing else, progress on standard error, mistakes in one line."""
+    done = evomerge("evaluate", "runs/one", "base", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["models"]["base"]["tasks"] == summary["report"]["base"]["tasks"]
+    wrong = evomerge("evaluate", "runs/one", "bse", cwd=place)
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert "Unknown model 'bse': did you mean 'base'?" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

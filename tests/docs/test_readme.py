@@ -1,0 +1,125 @@
+"""The commands of the README and of docs/, run as they stand, in a small form."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.fitness.items import Item
+from evomerge.runs.suite import Suite
+from tests.kit.language import save_language_suite
+from tests.processes.command import evomerge
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES[ROOT / "README.md"]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for page in PAGES.values()
+    for block in re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+    if line.strip()
+]
+ELSEWHERE = ("make ", "pip install", "python scripts/build_suite.py")
+"""Commands that .ci/run and tests/scripts/test_build_suite.py run."""
+RUN = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
+OWN = [command for command in RUN if re.search(r"path/to|merged|runs/mine", command)]
+"""About one's own models: each needs what those before it made."""
+SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.report_items=60")
+
+
+def test_every_link_leads_somewhere() -> None:
+    for path, page in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    assert len(README.splitlines()) <= 120
+    for path in PAGES:
+        assert path.name == "README.md" or f"](docs/{path.name})" in README, path.name
+
+
+def test_the_tree_names_what_is_there() -> None:
+    """Every room and every module beside the rooms stands in the tree, and every one of the tree exists."""
+    page = PAGES[ROOT / "docs" / "architecture.md"]
+    tree = page[page.index("```\n.\n") :]
+    tree = tree[: tree.index("\n```", 5)]
+    package = tree[tree.index("evomerge/") : tree.index("experiments/")]
+    known = {path.name for path in (ROOT / "evomerge").glob("*.py")} | {
+        f"{path.parent.name}/" for path in (ROOT / "evomerge").glob("*/__init__.py")
+    }
+    for name in known:
+        assert re.search(rf"[ ─]{re.escape(name)}", package), f"{name} is not in the tree"
+    for name in re.findall(r"─ ([a-z_]+(?:/|\.py))", package):
+        assert name in known, f"{name} of the tree does not exist"
+
+
+def test_the_example_of_a_fitness_runs() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", "".join(PAGES.values()), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["score"](None, None, {"a": [Item("", "one", 0), Item("", "three", 1)]}) == {"a": [3.0, 5.0]}
+
+
+@pytest.fixture(scope="module")
+def place(pico_suite: Suite, own_classifiers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's directory: the pico suite for the text suite, small models and files for one's own."""
+    path = tmp_path_factory.mktemp("user")
+    (path / "suites").mkdir()
+    (path / "suites" / "text").symlink_to(pico_suite.path)
+    (path / "suites" / "pico").symlink_to(pico_suite.path)
+    (path / "path").mkdir()
+    (path / "path" / "to").symlink_to(own_classifiers)
+    save_language_suite(path / "suites" / "lm")
+    for name in ("mood.jsonl", "topic.jsonl"):
+        (path / name).symlink_to(own_classifiers / name)
+    return path
+
+
+def run(command: str, place: Path) -> str:
+    """Run a command of a page, a search with a budget for a test; return its standard output."""
+    program, *arguments = shlex.split(command)
+    assert program == "evomerge"
+    if arguments[0] == "search":
+        arguments = [*(argument for argument in arguments if not argument.startswith("budget=")), *SMALL]
+    done = evomerge(*arguments, cwd=place)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in RUN if c not in OWN])
+def test_commands_run(command: str, place: Path) -> None:
+    """Each by itself, in any order."""
+    assert "winner" in run(command, place)
+    assert list((place / "runs").glob("*/recipe.yaml"))
+
+
+@pytest.mark.slow
+def test_from_ones_own_models_to_a_merged_one(place: Path) -> None:
+    """The commands about one's own models, in their order."""
+    printed = {command: run(command, place) for command in OWN}
+    assert {command.split()[1] for command in OWN} == {"inspect", "search", "merge", "evaluate", "export", "report"}
+    assert (place / "runs" / "mine" / "report.html").is_file()
+    assert (place / "merged" / "config.json").is_file()
+    assert "mood" in printed[OWN[0]]
+    assert "winner" in next(text for command, text in printed.items() if command.split()[1] == "search")
+
+
+def test_each_difference_has_its_test() -> None:
+    """What the README says against mergekit-evolve names a test, and that test is there."""
+    start = README.index("## How it differs from mergekit-evolve")
+    lines = re.findall(
+        r"^- \*\*.*?(?=^- |^\n|\Z)", README[start : README.index("\n## ", start + 5)] + "\n", re.S | re.M
+    )
+    assert len(lines) == 5
+    for line in lines:
+        name, file = re.search(r"`(test_\w+)`", line), re.search(r"\((tests/\w+\.py)\)", line)
+        assert name, line
+        assert file, line
+        assert f"def {name[1]}(" in (ROOT / file[1]).read_text()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from evomerge.common.errors import ConfigError
+from evomerge.fitness.items import Item
+from evomerge.fitness.sampling import Subset
+
+LABELS = {"even": [0, 1] * 30, "rare": [0] * 50 + [1] * 3 + [2] * 17}
+
+
+def task(labels) -> list[Item]:
+    return [Item(f"i{i:03}", f"text {i}", label) for i, label in enumerate(labels)]
+
+
+ITEMS = {name: task(labels) for name, labels in LABELS.items()}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    labels=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=60), min_size=1, max_size=4),
+    size=st.integers(1, 150),
+    seed=st.integers(0, 2**32),
+)
+def test_sizes_order_and_shares_of_the_classes(labels, size, seed):
+    items = {f"task{i}": task(each) for i, each in enumerate(labels)}
+    size = max(size, len(items))
+    subset = Subset(items, size, seed)
+    chosen = subset(0)
+    assert list(chosen) == list(items)
+    assert sum(map(len, chosen.values())) == subset.size
+    for i, (name, ids) in enumerate(chosen.items()):
+        everything = [item.id for item in items[name]]
+        assert len(ids) == min(len(everything), size // len(items) + (i < size % len(items)))
+        assert len(set(ids)) == len(ids)
+        assert ids == [one for one in everything if one in set(ids)]
+        counts = Counter(item.label for item in items[name])
+        drawn = Counter(item.label for item in items[name] if item.id in set(ids))
+        for label, count in counts.items():
+            assert abs(drawn[label] - len(ids) * count / len(everything)) < 1
+
+
+def test_every_item_is_equally_likely():
+    n, draws = 14, 3000
+    counts = Counter(one for seed in range(draws) for one in Subset({"rare": ITEMS["rare"]}, n, seed)(0)["rare"])
+    observed = np.array([counts[item.id] for item in ITEMS["rare"]])
+    assert observed.sum() == n * draws
+    # items of a draw exclude each other, which makes the counts less spread than the test takes them to be
+    assert stats.chisquare(observed).pvalue > 1e-3
+
+
+def test_items_are_drawn_independently_of_their_order_in_the_file():
+    """Every fifth item of a class in the order of the file would never pair neighbours."""
+    pairs = Counter()
+    for seed in range(500):
+        ids = Subset({"even": ITEMS["even"]}, 12, seed)(0)["even"]
+        pairs[ITEMS["even"][0].id in ids and ITEMS["even"][2].id in ids] += 1
+    assert 3 < pairs[True] < 60  # 500 * 6/30 * 5/29 = 17
+
+
+def test_the_same_seed_and_generation_give_the_same_items():
+    for rotate in (False, True):
+        one, other = (Subset(ITEMS, 20, 7, rotate) for _ in range(2))
+        assert one(5) == other(5)
+        assert one(0) == Subset(ITEMS, 20, 7)(0)
+        assert (one(0) == one(1)) == (not rotate)
+    assert Subset(ITEMS, 20, 8)(0) != Subset(ITEMS, 20, 7)(0)
+
+
+def test_rotation_reaches_every_item():
+    subset = Subset(ITEMS, 20, 1, rotate=True)
+    seen = {one for generation in range(100) for one in subset(generation)["even"]}
+    assert seen == {item.id for item in ITEMS["even"]}
+
+
+def test_all_items():
+    everything = {name: [item.id for item in items] for name, items in ITEMS.items()}
+    for size in (None, 130, 10**6):
+        subset = Subset(ITEMS, size, 3)
+        assert subset.size == (130 if size != 130 else 125)  # 65 for each task, of which one has 60
+        assert subset(0)["even"] == everything["even"]
+    assert Subset(ITEMS, None, 3, rotate=True)(9) == everything
+
+
+def test_global_random_state_is_not_read(monkeypatch):
+    expected = Subset(ITEMS, 20, 7)(0)
+    np.random.seed(99)  # noqa: NPY002
+    assert Subset(ITEMS, 20, 7)(0) == expected
+
+
+def test_fewer_items_than_tasks():
+    with pytest.raises(ConfigError, match=r"fitness\.items is 1, less than one for each of 2 tasks: write at least 2"):
+        Subset(ITEMS, 1, 0)

@@ -1,0 +1,1 @@
+"""Small models, suites and helpers that tests of several rooms use."""

@@ -1,0 +1,45 @@
+"""What the tests of models side by side share: settings of the pico suite, recipes, and what the cache remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.problem import Assembly
+from evomerge.recipes.handover import make_recipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.runs.config import plain
+from evomerge.runs.suite import Suite
+from tests.kit.helpers import compose
+
+
+def sources_of(suite: Suite, cache: Path) -> list[str]:
+    """Settings of a search on few items of a pico suite."""
+    small = ["fitness.items=30", "fitness.select_items=60", "fitness.report_items=90"]
+    return ["model=pico", f"model.suite={suite.path}", f"model.cache={cache}", "model.device=cpu", *small]
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    return plain(compose(*overrides))
+
+
+def elsewhere(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The same settings with a cache of their own."""
+    return {**settings, "model": {**settings["model"], "cache": str(path / "cache")}}
+
+
+def remembered(settings: dict[str, Any]) -> set[str]:
+    """The outcomes in the cache."""
+    return {file.name for file in (Path(settings["model"]["cache"]) / "outcomes").glob("*")}
+
+
+def is_base(assembly: Assembly) -> bool:
+    """Whether the live model holds the base, bit for bit."""
+    base = assembly.vectors.base
+    return all(p.equal(base.tensor(name)) for name, p in assembly.live.model.named_parameters() if name in base.keys)
+
+
+def recipe_of(assembly: Assembly, settings: dict[str, Any], coefficients: dict[str, np.ndarray]) -> Recipe:
+    return make_recipe(assembly, settings, coefficients, {}, {})

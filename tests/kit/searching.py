@@ -1,0 +1,69 @@
+"""Every searcher, as the matrices of tests take them, and a conversation with one. A new searcher adds one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evomerge.searchers.base import Searcher
+from evomerge.searchers.cmaes import CmaEs
+from evomerge.searchers.gradient import Gradient
+from evomerge.searchers.grid import Grid
+from evomerge.searchers.hybrid import Hybrid
+from evomerge.searchers.random import Random
+from evomerge.searchers.tpe import Tpe
+from evomerge.searchers.warm import WarmStart
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, Trial
+
+Make = Callable[[CoefficientSpace, int], Searcher]
+
+OPTIONS: dict[str, Any] = {"cmaes": {}, "cmaes-diagonal": {"diagonal_above": 0}, "cmaes-popsize": {"popsize": 5}}
+SEARCHERS: dict[str, Make] = {
+    "cmaes": lambda space, seed: CmaEs(space, space.start({}), seed),
+    "cmaes-diagonal": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-diagonal"]),
+    "cmaes-popsize": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-popsize"]),
+    "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
+    "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
+    "random": lambda space, seed: Random(space, space.start({}), seed),
+    "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
+    "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
+    "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
+    "gradient": lambda space, seed: Gradient(space, space.start({}), seed),
+    "gradient-cosine": lambda space, seed: Gradient(
+        space, space.start({}), seed, schedule="cosine", steps=700, every=3
+    ),
+    "warm-gradient": lambda space, seed: WarmStart(space, lambda start: Gradient(space, start, seed)),
+    "hybrid": lambda space, seed: Hybrid(space, space.start({}), seed, partial(Gradient, steps=12), CmaEs),
+    "warm-hybrid": lambda space, seed: WarmStart(
+        space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), CmaEs)
+    ),
+}
+BY_GRADIENT = tuple(name for name in SEARCHERS if "gradient" in name or "hybrid" in name)
+
+
+def answer(batch: Batch, value: Callable[[np.ndarray], float | None]) -> Batch:
+    """Fill a batch; None is a failed point. Gradients, where they are asked for, are those of the sphere."""
+    for i, x in enumerate(batch.points):
+        v = value(x)
+        gradient = (-2 * (x - 0.7)).tolist() if batch.gradient and v is not None and np.isfinite(v) else None
+        values = None if v is None else (v,)
+        batch.trials[i] = Trial(batch.index, i, "failed" if v is None else "ok", values, gradient=gradient)
+    return batch
+
+
+def drive(searcher: Searcher, value: Callable[[np.ndarray], float | None], trials: int) -> list[Batch]:
+    """Ask and tell until so many points were scored, or the searcher stops."""
+    batches: list[Batch] = []
+    while searcher.stop() is None and sum(len(b.points) for b in batches) < trials:
+        batch = answer(searcher.ask(), value)
+        searcher.tell(batch)
+        batches.append(batch)
+    return batches
+
+
+def points(batches: list[Batch]) -> np.ndarray:
+    return np.concatenate([batch.points for batch in batches])

@@ -1,0 +1,101 @@
+"""The way out of what mergekit cannot express: materialised experts, merged as mergekit's arithmetic has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError
+from evomerge.merging.methods import elect
+from evomerge.models.weights import read_tensors, weight_files
+from evomerge.problem import Assembly
+from evomerge.recipes.handover import make_recipe
+from evomerge.recipes.materialise import materialise
+from evomerge.recipes.model import write_model
+from evomerge.recipes.recipe import Recipe
+from evomerge.runs.config import plain
+from evomerge.space.groups import make_groups
+from tests.kit.helpers import compose
+
+
+def recipe_on(assembly: Assembly, granularity: str, method: dict[str, Any], seed: int = 0) -> Recipe:
+    """A recipe of the pico suite with coefficients that are all different."""
+    rng = np.random.default_rng(seed)
+    start = plain(compose("model=pico"))
+    recipe = make_recipe(assembly, start, assembly.coefficients(np.full(3, 0.4)), {}, {})
+    variables = ("weight",) if method["name"] == "linear" else ("weight", "density")
+    coefficients = {
+        variable: {
+            group.name: {expert: float(rng.uniform(0.1, 0.9)) for expert in recipe.experts}
+            for group in make_groups(granularity, assembly.vectors.parameters)
+        }
+        for variable in variables
+    }
+    return replace(recipe, method=method, granularity=granularity, coefficients=coefficients)
+
+
+def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
+    """What mergekit makes of a YAML, by its arithmetic (generalized_task_arithmetic.py), for a density of 1."""
+    document = yaml.safe_load(config.read_text())
+    base = read_tensors(weight_files(Path(document["base_model"])))
+    models = [(row["parameters"], read_tensors(weight_files(Path(row["model"])))) for row in document["models"]]
+    merged = {}
+    for key, tensor in base.items():
+
+        def of(settings: dict[str, Any], name: str, key: str = key) -> float:
+            return next(entry["value"] for entry in settings[name] if entry.get("filter", "") in key)
+
+        deltas = [tensors[key] - tensor for _, tensors in models]
+        weights = np.array([of(settings, "weight") for settings, _ in models])
+        if document["merge_method"] == "ties":
+            assert all(of(settings, "density") == 1 or not of(settings, "weight") for settings, _ in models)
+            flat = elect([delta.flatten() for delta in deltas], weights, document["parameters"]["normalize"])
+            merged[key] = tensor + flat.view(tensor.shape)
+        else:
+            merged[key] = tensor + sum(weight * delta for weight, delta in zip(weights, deltas, strict=True))
+    return merged
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method", "rest"),
+    [
+        ("layer", {"name": "linear", "transform": {"name": "ties", "density": 0.2}}, "task_arithmetic"),
+        ("chunk:3", {"name": "linear"}, "task_arithmetic"),
+        ("module", {"name": "dare_ties", "seed": 3, "normalize": True}, "ties"),
+        ("chunk:2", {"name": "dare_ties", "seed": 3, "normalize": False}, "ties"),
+        ("chunk:2", {"name": "ties", "normalize": False}, "ties"),
+    ],
+    ids=["global trim", "parts", "masks", "masks and parts", "trimmed parts"],
+)
+def test_materialised_experts_merge_to_the_recipe(
+    assembly: Assembly, tmp_path: Path, granularity: str, method: dict[str, Any], rest: str
+) -> None:
+    recipe = recipe_on(assembly, granularity, method)
+    config = materialise(assembly, recipe, tmp_path / "experts", Reporter())
+    document = yaml.safe_load(config.read_text())
+    assert document["merge_method"] == rest
+    assert "float32" in config.read_text().splitlines()[1]
+    theirs = merged_by_mergekit(config)
+    ours = read_tensors(weight_files(write_model(recipe, tmp_path, tmp_path / "ours", reporter=Reporter())))
+    assert set(ours) == set(theirs)
+    for key, tensor in ours.items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(theirs[key], tensor, atol=1e-6, rtol=0)
+
+
+def test_what_cannot_be_materialised_is_refused_before_anything_is_written(assembly: Assembly, tmp_path: Path) -> None:
+    target = tmp_path / "experts"
+    with pytest.raises(ConfigError, match=r"weights of the experts are divided by their sum.*evomerge merge"):
+        materialise(assembly, recipe_on(assembly, "chunk:2", {"name": "ties", "normalize": True}), target, Reporter())
+    assert not target.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        materialise(assembly, recipe_on(assembly, "chunk:2", {"name": "linear"}), tmp_path, Reporter())

@@ -1,0 +1,193 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.common.errors import ConfigError
+from evomerge.recipes.mergekit import caveat, to_mergekit
+from evomerge.recipes.recipe import Recipe, Source
+from evomerge.space.groups import make_groups
+
+GOLDEN = Path(__file__).parents[1] / "data" / "mergekit.yaml"
+BLOCK = (
+    *(f"attention.self.{part}.weight" for part in ("query", "key", "value")),
+    "attention.output.dense.weight",
+    "attention.output.LayerNorm.weight",
+    "intermediate.dense.weight",
+    "output.dense.weight",
+    "output.LayerNorm.weight",
+)
+BERT = {
+    "embeddings.word_embeddings.weight": (9, 4),
+    "embeddings.LayerNorm.weight": (4,),
+    **{f"encoder.layer.{i}.{part}": (4, 4) for i in range(12) for part in BLOCK},
+    "pooler.dense.weight": (4, 4),
+}
+PREFIXED = {name: f"bert.{name}" for name in BERT}
+SAME = {name: name for name in BERT}
+
+
+def recipe_on(granularity, parameters, method="linear", seed=0, paths=("base", "experts/a", "experts/b"), **options):
+    rng = np.random.default_rng(seed)
+    experts = dict(zip("ab", (Source(path, "cd" * 32) for path in paths[1:]), strict=True))
+    coefficients = {
+        variable: {
+            group.name: {expert: float(rng.integers(1, 100) / 100) for expert in experts}
+            for group in make_groups(granularity, parameters)
+        }
+        for variable in (("weight",) if method == "linear" else ("weight", "density"))
+    }
+    return Recipe(Source(paths[0], "ab" * 32), experts, {"name": method, **options}, granularity, coefficients)
+
+
+def resolver(text, variable="weight"):
+    """name -> what mergekit takes for it, per model: the first filter that is a part of the name (its config.py)."""
+    settings = [model["parameters"][variable] for model in yaml.safe_load(text)["models"]]
+    return lambda name: [next(entry["value"] for entry in s if entry.get("filter", "") in name) for s in settings]
+
+
+def test_golden_file():
+    shapes = {name: shape for name, shape in BERT.items() if ".layer." not in name or ".layer.1" in name}
+    recipe = replace(recipe_on("layer", shapes), version="0.1.0")
+    text = to_mergekit(recipe, {name: f"bert.{name}" for name in shapes}, shapes, "bfloat16")
+    assert text == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize("granularity", ["model", "blocks:5", "layer", "module", "tensor", "line"])
+@pytest.mark.parametrize(
+    "keys", [SAME, PREFIXED, {name: name.replace("LayerNorm.weight", "LayerNorm.gamma") for name in BERT}]
+)
+def test_every_tensor_resolves_to_our_coefficient_under_both_of_its_names(granularity, keys):
+    recipe = recipe_on(granularity, BERT)
+    text = to_mergekit(recipe, keys, BERT, "float32", extra=("cls.weight",))
+    values, resolve = recipe.per_parameter(BERT)["weight"], resolver(text)
+    for name, key in keys.items():
+        assert resolve(name) == resolve(key) == [values["a"][name], values["b"][name]]
+    assert resolve("cls.weight") == resolve("something.else") == [0.0, 0.0]
+
+
+def test_filters_are_as_short_as_they_can_be():
+    text = to_mergekit(recipe_on("layer", BERT), PREFIXED, BERT, "float32")
+    filters = [entry.get("filter") for entry in yaml.safe_load(text)["models"][0]["parameters"]["weight"]]
+    assert set(filters) == {"embeddings.", "pooler.dense.weight", *(f"encoder.layer.{i}." for i in range(12)), None}
+    assert filters[-1] is None
+
+
+@given(
+    st.dictionaries(
+        st.lists(st.sampled_from(["a", "b", "ab", "a1", "1", "h.1", "h.11"]), min_size=1, max_size=4).map(".".join),
+        st.integers(1, 3),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sets(st.sampled_from(["a.b", "b", "ab.1", "a.a.a", "h.1.x"])),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_the_names_the_writer_never_lies(sizes, extra):
+    """Names that are parts of each other: the text resolves to our values, or there is no text."""
+    shapes = {name: (size,) for name, size in sizes.items()}
+    extra -= set(shapes)
+    recipe = recipe_on("tensor", shapes)
+    text = to_mergekit(recipe, {name: name for name in shapes}, shapes, "float32", extra=extra)
+    resolve = resolver(text)
+    for name in shapes:
+        assert resolve(name) == list(recipe.coefficients["weight"][name].values())
+    for name in extra:
+        assert resolve(name) == [0.0, 0.0]
+
+
+def test_names_that_cannot_be_told_apart_are_refused():
+    """The file has w2's tensor under the live name of w1: one name, two values."""
+    shapes = {"w1": (2,), "w2": (2,)}
+    with pytest.raises(ConfigError, match="stands for two tensors"):
+        to_mergekit(recipe_on("tensor", shapes), {"w1": "x", "w2": "w1"}, shapes, "float32")
+
+
+def test_tied_names_follow_their_source_and_missing_parameters_are_left_out():
+    shapes = {
+        "model.embed_tokens.weight": (8, 2),
+        "model.layers.0.w": (2, 2),
+        "model.norm.weight": (2,),
+        "pooler.w": (2,),
+    }
+    recipe = recipe_on("layer", shapes)
+    keys = {name: name for name in shapes if name != "pooler.w"}
+    tied = {"lm_head.weight": "model.embed_tokens.weight"}
+    text = to_mergekit(recipe, keys, shapes, "float32", tied=tied)
+    assert resolver(text)("lm_head.weight") == list(recipe.coefficients["weight"]["embeddings"].values())
+    assert resolver(text)("pooler.w") == [0.0, 0.0]
+
+
+def test_document():
+    document = yaml.safe_load(to_mergekit(recipe_on("layer", BERT), SAME, BERT, "torch.bfloat16"))
+    assert list(document) == ["merge_method", "base_model", "dtype", "out_dtype", "parameters", "models"]
+    assert document["merge_method"] == "task_arithmetic"
+    assert (document["base_model"], document["dtype"], document["out_dtype"]) == ("base", "float32", "bfloat16")
+    assert document["parameters"] == {"normalize": False, "lambda": 1.0, "int8_mask": False}
+    assert [model["model"] for model in document["models"]] == ["experts/a", "experts/b"]
+
+
+def test_paths_with_signs_of_mergekit_are_not_taken_for_adapters_or_revisions():
+    recipe = recipe_on("model", BERT, paths=("base@1", "a+b", "c"))
+    document = yaml.safe_load(to_mergekit(recipe, SAME, BERT, "float32"))
+    assert document["base_model"] == {"model": {"path": "base@1"}}
+    assert [model["model"] for model in document["models"]] == [{"model": {"path": "a+b"}}, "c"]
+
+
+def test_ties_keeps_as_many_elements_as_ours():
+    """mergekit keeps max(1, int(density * n)) elements (its sparsify.py), evomerge floor(density * n + 1e-9)."""
+    shapes = {"h.0.w": (100,), "h.1.w": (8,), "h.1.v": (50, 50), "ln_f.weight": (3,)}
+    recipe = recipe_on("layer", shapes, method="ties", normalize=True)
+    for group, density in {"h.0": 0.29, "h.1": 0.1, "head": 0.57}.items():
+        recipe.coefficients["density"][group]["a"] = density
+    text = to_mergekit(recipe, {name: name for name in shapes}, shapes, "float32")
+    document = yaml.safe_load(text)
+    assert document["merge_method"] == "ties"
+    assert document["parameters"]["normalize"] is True
+    kept = {}
+    for name, shape in shapes.items():
+        density, n = resolver(text, "density")(name)[0], int(np.prod(shape))
+        kept[name] = 0 if density <= 0 else max(1, int(density * n))
+    assert kept == {"h.0.w": 29, "h.1.w": 0, "h.1.v": 250, "ln_f.weight": 1}
+    assert resolver(text, "density")("h.1.v")[0] == 0.1
+
+
+def test_dare_ties_says_that_the_masks_differ():
+    text = to_mergekit(recipe_on("layer", BERT, method="dare_ties", seed=3), SAME, BERT, "float32")
+    assert yaml.safe_load(text)["parameters"]["rescale"] is True
+    assert "Not bit-equal" in text
+
+
+def test_ties_says_what_happens_among_equal_magnitudes_only_where_something_is_trimmed():
+    recipe = recipe_on("layer", BERT, method="ties")
+    assert "any of them" in to_mergekit(recipe, SAME, BERT, "float32")
+    assert "any of them" in caveat(recipe)
+    whole = {group: dict.fromkeys(row, 1.0) for group, row in recipe.coefficients["density"].items()}
+    whole = replace(recipe, coefficients={**recipe.coefficients, "density": whole})
+    assert "any of them" not in to_mergekit(whole, SAME, BERT, "float32")
+    assert caveat(recipe_on("layer", BERT)) == ""
+
+
+def test_what_mergekit_cannot_express_is_refused_with_a_way_out():
+    def refused(message, recipe, dtype="float32"):
+        with pytest.raises(ConfigError, match=message):
+            to_mergekit(recipe, SAME, BERT, dtype)
+
+    refused(
+        "part of a tensor.*task_arithmetic with weight 1: .evomerge export RUN --materialise DIR",
+        recipe_on("chunk:2", BERT),
+    )
+    refused("Unknown method 'slerp'.*linear, ties", recipe_on("layer", BERT, method="slerp"))
+    refused("did you mean 'float16'", recipe_on("layer", BERT), dtype="flaot16")
+    refused("same path", recipe_on("layer", BERT, paths=("base", "a", "a")))
+    refused("recipe in coefficients.weight", recipe_on("layer", {"h.0.w": (2,)}))
+    refused(
+        "'name': 'ties', 'density': 0.2.*base \\+ transformed task vector.*--materialise DIR",
+        recipe_on("layer", BERT, transform={"name": "ties", "density": 0.2}),
+    )
+    linear = recipe_on("layer", BERT)
+    refused("ties needs a density", Recipe(linear.base, linear.experts, {"name": "ties"}, "layer", linear.coefficients))

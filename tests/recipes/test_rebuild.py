@@ -1,0 +1,139 @@
+"""Parameters rebuilt one at a time from files: the merger's own numbers, bit for bit, in pieces of any size."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from evomerge.common.errors import ConfigError
+from evomerge.models.live import load_skeleton
+from evomerge.models.pretrained import rename_keys
+from evomerge.recipes.rebuild import Rebuild
+from evomerge.task_vectors import expert as expert_deltas
+from evomerge.task_vectors.expert import ExpertDeltas, cut
+from evomerge.task_vectors.spans import Span
+from evomerge.task_vectors.store import task_vectors
+from tests.kit.merging import METHODS, live_merge, make_recipe, opened, save_family
+from tests.kit.models import LLAMA, pico
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    path = tmp_path_factory.mktemp("family")
+    experts = save_family(path, pico(LlamaForCausalLM, LLAMA))
+    return path, experts
+
+
+def rebuilt(recipe, base: Path, experts, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    skeleton = load_skeleton(base, recipe.auto_class)
+    found = opened({"": base, **experts}, skeleton.model)
+    ours = found.pop("")
+    result, build = {}, Rebuild(recipe, ours, found, skeleton.parameters)
+    for name, shape in skeleton.parameters.items():
+        out = torch.full((ours.tensor(name).numel(),), float("nan"), dtype=dtype)
+        build.write(name, out)
+        result[name] = out.view(shape)
+    return result
+
+
+@pytest.mark.parametrize("piece", [1 << 18, 320])
+@pytest.mark.parametrize("granularity", ["model", "tensor", "chunk:3", "line", "module"])
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_what_the_merger_builds(family, tmp_path, monkeypatch, method, granularity, piece):
+    path, experts = family
+    monkeypatch.setattr(expert_deltas, "PIECE", piece)  # a multiple of 64, as the module says
+    recipe = make_recipe(path / "base", experts, method, granularity, "AutoModelForCausalLM")
+    expected = live_merge(recipe, path / "base", experts, tmp_path)
+    found = rebuilt(recipe, path / "base", experts)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    base = opened({"": path / "base"}, load_skeleton(path / "base", "AutoModelForCausalLM").model)[""]
+    assert torch.equal(found["model.embed_tokens.weight"], base.tensor("model.embed_tokens.weight"))  # nobody tuned it
+    assert not torch.equal(found["lm_head.weight"], base.tensor("lm_head.weight"))
+
+
+def test_sums_of_many_experts_do_not_depend_on_the_pieces(family, tmp_path, monkeypatch):
+    """A sum over many tensors goes in blocks and by vectors, whose order depends on where a span ends."""
+    path, experts = family
+    many = {f"{name}{i}": place for i in range(7) for name, place in experts.items()}
+    recipe = make_recipe(path / "base", many, "linear", "chunk:5", "AutoModelForCausalLM")
+    expected = live_merge(recipe, path / "base", many, tmp_path)
+    monkeypatch.setattr(expert_deltas, "PIECE", 64)
+    found = rebuilt(recipe, path / "base", many)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_it_casts_once(family, tmp_path):
+    path, experts = family
+    recipe = make_recipe(path / "base", experts, auto_class="AutoModelForCausalLM")
+    exact = rebuilt(recipe, path / "base", experts)
+    for name, tensor in rebuilt(recipe, path / "base", experts, torch.bfloat16).items():
+        assert torch.equal(tensor, exact[name].bfloat16())
+
+
+def test_deltas_are_those_of_the_task_vectors(family, tmp_path):
+    path, experts = family
+    model = pico(LlamaForCausalLM, LLAMA)
+    found = opened({"": path / "base", **experts}, model)
+    base = found.pop("")
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    kept = task_vectors(base, found, shapes, tmp_path)
+    for name, expert in found.items():
+        deltas = ExpertDeltas(base, expert, shapes)
+        assert set(deltas) == set(kept.deltas[name])
+        assert list(deltas) == [parameter for parameter in shapes if parameter in deltas]
+        assert len(deltas) == len(shapes) - 1
+        assert deltas.get("model.embed_tokens.weight") is None
+        assert all(torch.equal(delta, kept.deltas[name][parameter]) for parameter, delta in deltas.items())
+        assert all(delta.shape == shapes[parameter] for parameter, delta in deltas.items())
+
+
+def test_files_that_hold_a_tensor_in_strides(family, tmp_path):
+    """A `.bin` may: it keeps what torch had in memory."""
+    path, experts = family
+    model = pico(LlamaForCausalLM, LLAMA)
+    moved = {}
+    for name, place in {"base": path / "base", **experts}.items():
+        tensors = {key: t.clone() for key, t in opened({"": place}, model)[""].tensors.items()}
+        key = "model.layers.0.mlp.up_proj.weight"
+        tensors[key] = tensors[key].T.contiguous().T
+        assert not tensors[key].is_contiguous()
+        moved[name] = tmp_path / name
+        moved[name].mkdir()
+        torch.save(tensors, moved[name] / "pytorch_model.bin")
+        (moved[name] / "config.json").write_text((place / "config.json").read_text())
+    recipe = make_recipe(path / "base", experts, auto_class="AutoModelForCausalLM")
+    base = moved.pop("base")
+    expected = rebuilt(recipe, path / "base", experts)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in rebuilt(recipe, base, moved).items())
+
+
+def test_a_span_is_cut_without_gaps(monkeypatch):
+    monkeypatch.setattr(expert_deltas, "PIECE", 4)
+    assert list(cut(Span("p", 3, 12))) == [Span("p", 3, 7), Span("p", 7, 12)]  # no single one
+    assert list(cut(Span("p", 3, 13))) == [Span("p", 3, 7), Span("p", 7, 11), Span("p", 11, 13)]
+    assert list(cut(Span("p", 3, 4))) == [Span("p", 3, 4)]
+    assert list(cut(Span("p", 3, 3))) == []
+
+
+def test_a_recipe_of_another_model_is_refused(family):
+    path, experts = family
+    recipe = make_recipe(path / "base", experts, auto_class="AutoModelForCausalLM")
+    skeleton = load_skeleton(path / "base", "AutoModel")
+    found = opened({"": path / "base", **experts}, skeleton.model)
+    with pytest.raises(ConfigError, match=r"recipe in coefficients\.weight: Unknown group 'model\.embed_tokens"):
+        Rebuild(recipe, found.pop(""), found, skeleton.parameters)
+
+
+def test_skeletons_have_the_names_of_the_loaded_model(family):
+    path, _ = family
+    skeleton = load_skeleton(path / "base", "AutoModelForCausalLM")
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    model = LlamaForCausalLM.from_pretrained(path / "base")
+    assert list(skeleton.parameters.items()) == [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    keys = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
+    assert skeleton.rename(keys) == partial(rename_keys, model)(keys)

@@ -1,0 +1,297 @@
+"""The numbers of a run, its coefficients and its warnings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.merging.methods import DENSITY, WEIGHT
+from evomerge.recipes.recipe import Recipe
+from evomerge.report import concerns as warnings
+from evomerge.report.concerns import concerns
+from evomerge.report.facts import Facts
+from evomerge.report.grids import ALL, grids
+from evomerge.report.wording import closed, headline, number, signed, verdict, with_error
+from evomerge.runs.directory import open_run
+from tests.kit.reports import coordinates_of, finish, write_run
+
+
+def facts_of(path: Path) -> Facts:
+    return Facts(open_run(path))
+
+
+def edit(path: Path, **changes: Any) -> Facts:
+    """Facts of a run whose summary has other entries: `report__winner__mean=0.5`."""
+    file = path / "summary.json"
+    summary = json.loads(file.read_text())
+    for name, value in changes.items():
+        *outer, last = name.split("__")
+        node = summary
+        for part in outer:
+            node = node[part]
+        node[last] = value
+    file.write_text(json.dumps(summary))
+    return facts_of(path)
+
+
+def said(facts: Facts) -> str:
+    return "\n".join(concerns(facts, grids(facts)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return finish(write_run(tmp_path / "run", errors={6: "ValueError: 6 of 20 items", 7: "ValueError: 7 of 20 items"}))
+
+
+def test_trials_are_numbered_in_the_order_of_their_points(run: Path) -> None:
+    facts = facts_of(run)
+    assert facts.done == facts.last == 12
+    assert [n for n, _ in facts.failed] == [6, 7]
+    assert [dot.number for dot in facts.scored] == [1, 2, 3, 4, 5, 8, 9, 10, 11, 12]
+    values = [dot.value for dot in facts.scored]
+    assert [value for _, value in facts.best_so_far] == sorted(value for _, value in facts.best_so_far)
+    assert facts.best_so_far[-1] == (12, max(values))
+    assert facts.means[1] == (5, 8, pytest.approx(np.mean(values[4:6])))
+    assert facts.losses == []
+    assert facts.by_value
+
+
+def test_steps_of_a_gradient_are_no_values(tmp_path: Path) -> None:
+    facts = facts_of(write_run(tmp_path / "run", "searcher=gradient", batches=1, steps=12))
+    assert (len(facts.scored), len(facts.losses)) == (4, 12)
+    assert facts.loss == "cross entropy"
+    assert not facts.by_value
+    assert facts.smooth_losses[-1] == (16, pytest.approx(np.mean([2.0 / n for n in range(7, 17)])))
+    of, point = facts.standing() or ("", np.array([]))
+    assert of == "step 16"
+    assert np.array_equal(point, facts.run.batches[-1].points[0])
+
+
+def test_finalists_are_the_trials_that_found_them(run: Path) -> None:
+    facts = edit(run, select__finalists={"best": 0.6, "best_2": 0.5, "mean": 0.4, "constant": 0.3, "constant 0.4": 0.2})
+    found = {finalist.name: finalist for finalist in facts.finalists}
+    later = sorted((dot for dot in facts.scored if dot.trial.batch > 0), key=lambda dot: -dot.value)
+    warm = max((dot for dot in facts.scored if dot.trial.batch == 0), key=lambda dot: dot.value)
+    assert found["best"].number == later[0].number
+    assert found["best_2"].number == later[1].number
+    assert found["constant"].number == warm.number
+    assert found["mean"].number is found["constant 0.4"].number is None
+    assert [finalist.name for finalist in facts.finalists if finalist.winner] == ["best"]
+    accuracy = np.mean([row["accuracy"] for row in later[0].trial.scores.values()])
+    assert found["best"].search == pytest.approx(accuracy)
+
+
+def test_finalists_of_a_search_that_has_gone_on_are_those_of_then(run: Path) -> None:
+    facts = edit(run, trials=10, select__finalists={"best": 0.6, "unfinished": 0.5})
+    found = {finalist.name: finalist.number for finalist in facts.finalists}
+    early = {batch: [d for d in facts.scored if d.trial.batch == batch and d.number <= 10] for batch in (1, 2)}
+    assert found["best"] == max(early[1], key=lambda dot: dot.value).number
+    assert found["unfinished"] == max(early[2], key=lambda dot: dot.value).number
+    assert "has gone on after its winner was scored" in said(facts)
+
+
+def test_steps_among_the_finalists(tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run", batches=1, steps=6))
+    facts = edit(run, select__winner="step_6", select__finalists={"step_3": 0.5, "step_6": 0.6})
+    assert [(f.name, f.number, f.search) for f in facts.finalists] == [("step_3", 8, None), ("step_6", None, None)]
+
+
+def test_optimism_is_what_is_lost_from_select_to_report(run: Path) -> None:
+    facts = facts_of(run)
+    assert facts.optimism["winner"].select == 0.64
+    assert facts.optimism["winner"].report == pytest.approx(0.63)
+    assert facts.optimism["winner"].optimism == pytest.approx(0.01)
+    assert facts.optimism["gain"].select == pytest.approx(0.03)
+    assert facts.optimism["gain"].report == pytest.approx(0.03)
+    constant = next(dot for dot in facts.scored if np.allclose(facts.run.batches[0].points[dot.trial.index], 0.4))
+    assert facts.optimism["best constant"].search == facts.on_report_metric(constant.trial)
+
+
+def test_the_worst_task_and_weights_decide_here_as_they_did_there(tmp_path: Path) -> None:
+    scores = {"reviews": 0.9, "news": 0.5}
+    worst = facts_of(write_run(tmp_path / "worst", "objective.aggregate=worst"))
+    assert worst.together(scores) == 0.5
+    weighted = facts_of(write_run(tmp_path / "weighted", "++objective.weights.news=3"))
+    assert weighted.together(scores) == pytest.approx(0.6)
+    normalised = facts_of(write_run(tmp_path / "normalised", "objective.normalised=true"))
+    assert normalised.together(scores) is None
+    assert worst.together({**scores, "other": None}) is None
+
+
+def test_time(run: Path) -> None:
+    facts = facts_of(run)
+    assert facts.seconds == {"merge": pytest.approx(0.4), "forward": pytest.approx(3.2), "other": pytest.approx(0.4)}
+    assert facts.pace == pytest.approx(60)
+
+
+def test_numbers_in_words() -> None:
+    assert number(-0.12345) == "−0.1235"
+    assert number(-0.00001) == "0.0000"
+    assert number(None) == number(float("nan")) == "–"
+    assert signed(0.5, 1) == "+0.5"
+    assert signed(None) == "–"
+    assert with_error(0.5, None, 1) == "0.5"
+    assert verdict({"diff": 0.02, "se": 0.01}) == "better"
+    assert verdict({"diff": 0.019, "se": 0.01}) == "same"
+    assert verdict({"diff": -0.03, "se": 0.01}) == "worse"
+    assert verdict({"diff": 0.0, "se": 0.0}) == "same"
+    assert verdict({"diff": 0.03, "se": None}) == "same"
+
+
+@pytest.mark.parametrize(
+    ("diff", "words"),
+    [
+        (0.03, ("is better than the best constant", "0.0300 ± 0.0100 above that of the best constant, 0.4")),
+        (-0.03, ("is worse than", "below that of the best constant")),
+        (0.0, ("cannot be told from", "no different (± 0.0100) from that of")),
+    ],
+)
+def test_the_headline(diff: float, words: tuple[str, str], tmp_path: Path) -> None:
+    short, sentence = headline(facts_of(finish(write_run(tmp_path / "run"), diff=diff)))
+    assert words[0] in short
+    assert words[1] in sentence.replace("\xa0", " ")
+    assert "600 report items" in sentence
+
+
+# coefficients
+
+
+def test_the_winner_by_depth_and_what_was_held(run: Path) -> None:
+    (grid,) = grids(facts_of(run))
+    assert [row.label for row in grid.rows] == ["embeddings", "layer 0", "layer 1"]
+    assert [[cell.frozen for cell in row.cells] for row in grid.rows] == [[True, True], [False, False], [False, False]]
+    assert grid.rows[2].cells[1].value == pytest.approx(0.7)
+    assert grid.centre == 0.4
+    assert next(row.label for row, _ in grid.downwards) == "layer 1"
+
+
+def test_the_best_so_far_while_there_is_no_winner(tmp_path: Path) -> None:
+    names = [name for name in coordinates_of() if name != "weight/encoder.layer.1/news"]
+    facts = facts_of(write_run(tmp_path / "run", coordinates=[*names, "density/encoder.layer.0/news"]))
+    best = max(facts.scored, key=lambda dot: dot.value)
+    weight, density = grids(facts)
+    assert weight.of == f"candidate {best.number}, the best so far"
+    assert weight.columns == density.columns == ("reviews", "news")
+    point = dict(zip(facts.run.coordinates, facts.run.batches[best.trial.batch].points[best.trial.index], strict=True))
+    assert weight.rows[0].cells[1].value == point["weight/encoder.layer.0/news"]
+    assert weight.rows[1].cells[1] == grids(facts)[1].rows[0].cells[0]  # held, at what the log does not tell
+    assert weight.rows[1].cells[1].frozen
+    assert weight.rows[1].cells[1].value is None
+    assert weight.centre is None
+
+
+def test_coordinates_that_are_no_groups(tmp_path: Path) -> None:
+    line = [f"weight/{end}/{expert}" for end in ("shallow", "deep") for expert in ("reviews", "news")]
+    (grid,) = grids(facts_of(write_run(tmp_path / "line", "space=line", coordinates=line)))
+    assert [row.label for row in grid.rows] == ["shallow", "deep"]
+    shared = ["weight/encoder.layer.0/*", "weight/encoder.layer.1/*"]
+    run = write_run(tmp_path / "shared", "space.sharing=shared", coordinates=shared)
+    (grid,) = grids(facts_of(run))
+    assert grid.columns == (ALL,)
+    (grid,) = grids(facts_of(finish(run)))
+    assert (grid.columns, [row.cells[0].frozen for row in grid.rows]) == ((ALL,), [True, False, False])
+    tied = ["weight/*/news", "weight/encoder.layer.0/reviews", "weight/encoder.layer.1/reviews"]
+    run = write_run(tmp_path / "tied", "space.tied=[weight/*/news]", coordinates=tied)
+    (grid,) = grids(facts_of(run))
+    assert grid.rows[0].label == "*"
+    (grid,) = grids(facts_of(finish(run)))
+    assert [[cell.frozen for cell in row.cells] for row in grid.rows] == [[True, False], [False, False], [False, False]]
+
+
+def test_tensors_stand_in_their_blocks_and_held_ones_together(tmp_path: Path) -> None:
+    parts = ("attention.weight", "attention.bias", "mlp.weight")
+    groups = [f"embeddings.{i}" for i in range(3)] + [f"encoder.layers.{i}.{part}" for i in range(2) for part in parts]
+    run = finish(
+        write_run(tmp_path / "run", "space=tensor", coordinates=coordinates_of([g for g in groups if "emb" not in g]))
+    )
+    recipe = Recipe.from_yaml((run / "recipe.yaml").read_text())
+    rows = {g: {"reviews": 0.0, "news": 0.0} if "emb" in g else {"reviews": 0.1, "news": 0.9} for g in groups}
+    changed = Recipe(recipe.base, recipe.experts, recipe.method, "tensor", {"weight": rows})
+    (run / "recipe.yaml").write_text(changed.to_yaml())
+    (grid,) = grids(facts_of(run))
+    assert [(row.block, row.label) for row in grid.rows] == [
+        ("embeddings", "3 groups, held at 0"),
+        *[(f"layers {i}", part) for i in range(2) for part in parts],
+    ]
+    assert [span for _, span in grid.downwards] == [3, 0, 0, 3, 0, 0, 1]
+
+
+# warnings
+
+
+@pytest.mark.parametrize(
+    ("winner", "experts", "words"),
+    [
+        (0.75, 0.8, "That is 50% of the way from the best constant to the experts"),
+        (0.85, 0.8, "That is more than the experts reach"),
+        (0.69, 0.8, None),
+        (0.85, None, None),
+    ],
+)
+def test_how_far_it_is_to_the_experts(winner: float, experts: float | None, words: str | None, tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run"))
+    means = {"best_constant": 0.7, "winner": winner, "experts": experts}
+    found = closed(edit(run, **{f"report__{name}__mean": mean for name, mean in means.items()}))
+    assert (found is None) if words is None else (found or "").startswith(words)
+
+
+def test_a_good_run_has_no_warnings(tmp_path: Path) -> None:
+    assert said(facts_of(finish(write_run(tmp_path / "run")))) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"paired__winner_vs_best_constant__diff": 0.005}, "not better than the best constant by two standard errors"),
+        ({"paired__winner_vs_best_constant__diff": -0.05}, "worse than the best constant"),
+        ({"select__winner": "constant"}, "itself a constant"),
+        ({"select__constant": "0.6"}, "at the end of those that were tried (0.2 to 0.6)"),
+        ({"select__finalists__best": 0.75}, "but 0.0300 on the report items: believe the latter"),
+        ({"report__experts__tasks": {"reviews": 0.3, "news": 0.9}}, "expert of reviews is no better than the base"),
+        ({"report__winner__tasks": {"reviews": 0.1, "news": 0.9}}, "On reviews the winner is below the base"),
+        (
+            {"report__best_constant__tasks": {"reviews": 0.9, "news": 0.6}},
+            "On reviews the best constant is better than",
+        ),
+        ({"items": {"search": 40, "select": 60, "report": 600}}, "select split has about 30 items of a task"),
+        ({"select__finalists__best_2": None}, "best_2 could not be scored"),
+    ],
+)
+def test_warnings_of_the_selection(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert words in said(edit(finish(write_run(tmp_path / "run")), **changes))
+
+
+def test_failures_that_differ_in_numbers_are_one_reason(run: Path) -> None:
+    assert "2 of 12 candidates failed" in said(facts_of(run))
+    assert "“ValueError: 6 of 20 items” (2 times)" in said(facts_of(run))
+
+
+def test_a_winner_that_fitted_its_search_items(tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run", items=200))
+    low = {"report__winner__mean": 0.2, "report__winner__tasks": {"reviews": 0.2, "news": 0.2}}
+    assert "it has fitted the few items that it was found on" in said(edit(run, **low))
+
+
+def test_thin_items(tmp_path: Path) -> None:
+    text = said(facts_of(write_run(tmp_path / "run", items=6)))
+    assert "Few search items of a task, so candidates are ranked by luck: reviews (6), news (6)" in text
+
+
+def test_coefficients_at_their_bounds(tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run", "++space.bounds.weight=[0.3,0.6]"))
+    assert "75% of the weights lie at their bounds [0.3, 0.6]" in said(facts_of(run))
+    assert {v.name: (v.low, v.high) for v in (WEIGHT, DENSITY)} == warnings.BOUNDS
+
+
+def test_warnings_of_the_log_are_quoted_once(tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run"))
+    head = "[2026-01-01 00:00:00,000][evomerge.x]"
+    lines = [f"{head}[WARNING] {text}" for text in ("it is 7", "it is 8", "Candidate 1 of generation 0 failed: no")]
+    lines += [f"{head}[INFO] all is well", "Traceback", f"{head}[ERROR] [odd] one"]
+    (run / "evomerge.log").write_text("\n".join(lines))
+    text = said(facts_of(run))
+    assert text.splitlines() == ["From evomerge.log, 2 such lines: it is 7", "From evomerge.log: [odd] one"]

@@ -1,0 +1,83 @@
+"""What searches and outcomes depend on: every file that makes inputs changes it, nothing that people read does."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.cli.progress import Reporter
+from evomerge.problem import Assembly
+from evomerge.runs.identity import contents, digest
+from evomerge.runs.suite import Suite
+from evomerge.selection.evaluation import Model, evaluate
+from tests.kit.evaluations import elsewhere, remembered, settings_of, sources_of
+
+USUAL = (".json", ".txt", ".model", ".jinja")
+"""What an earlier version looked at."""
+
+
+@pytest.fixture
+def base(pico_suite: Suite, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pico_suite.base, tmp_path / "base"))
+
+
+@pytest.fixture
+def known(assembly: Assembly, pico_suite: Suite, base: Path, tmp_path: Path) -> Callable[[], Any]:
+    """Says what an outcome depends on, as far as the base's files go."""
+    settings = settings_of(*sources_of(pico_suite, tmp_path / "cache"))
+    moved = replace(assembly, sources=replace(assembly.sources, base=base))
+    return lambda: contents(moved, settings)["files"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("source.spm", "vocab.bpe", "bpe.codes", "qwen.tiktoken", "additional_chat_templates/tool_use.jinja"),
+        *("vocabulary.vocab", "dict.index.txt", "sentencepiece.bpe", "subwords/merges.bin.txt"),
+    ],
+)
+def test_whatever_makes_inputs_belongs_to_it(name: str, base: Path, known: Callable[[], Any]) -> None:
+    seen = {known()}
+    (base / name).parent.mkdir(exist_ok=True)
+    for text in ("a b", "a c"):
+        (base / name).write_text(text)
+        seen.add(known())
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "LICENSE", "NOTICE.md", "figures/loss.png", ".gitattributes", "run.sh", "model.onnx"]
+)
+def test_what_makes_no_inputs_does_not(name: str, base: Path, known: Callable[[], Any]) -> None:
+    before = known()
+    (base / name).parent.mkdir(exist_ok=True)
+    (base / name).write_text("anything")
+    assert known() == before
+
+
+def test_directories_of_usual_files_are_hashed_as_ever(base: Path, known: Callable[[], Any]) -> None:
+    """So runs of an earlier version go on."""
+    (base / "trainer_state.json").write_text("{}")
+    (base / "model.safetensors.index.json").write_text("{}")
+    (base / "modules.json").write_text('[{"path": "1_Pooling", "type": "Pooling"}]')
+    (base / "1_Pooling").mkdir()
+    (base / "1_Pooling" / "config.json").write_text("{}")
+    names = sorted(path.name for path in base.iterdir() if path.suffix in USUAL and "index" not in path.name)
+    assert known() == digest([[name, hashlib.sha256((base / name).read_bytes()).hexdigest()] for name in names])
+
+
+def test_an_outcome_is_not_remembered_for_another_vocabulary(
+    assembly: Assembly, pico_suite: Suite, base: Path, tmp_path: Path
+) -> None:
+    settings = elsewhere(settings_of(*sources_of(pico_suite, tmp_path)), tmp_path)
+    moved = replace(assembly, sources=replace(assembly.sources, base=base))
+    for k, text in enumerate(("a b", "a b", "a c")):
+        (base / "source.spm").write_text(text)
+        evaluate(moved, settings, {"base": Model("base")}, "report", Reporter())
+        assert len(remembered(settings)) == (1, 1, 2)[k]

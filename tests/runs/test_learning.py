@@ -1,0 +1,237 @@
+"""What a gradient learns from: which items, what the experts say of them, and settings that make no sense."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import CheckpointError, ConfigError, SuiteError
+from evomerge.fitness.items import UNLABELED, make_item, read_items
+from evomerge.problem import Assembly
+from evomerge.runs.assembly import assemble
+from evomerge.runs.config import plain
+from evomerge.runs.learning import cautions, check_learning, find_learning
+from tests.kit.helpers import compose
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    return plain(compose("model=pico", *overrides))
+
+
+@pytest.fixture
+def clean(assembly: Assembly) -> Iterator[Assembly]:
+    yield assembly
+    assembly.become(None)
+
+
+def state(assembly: Assembly) -> dict[str, torch.Tensor]:
+    return {name: parameter.clone() for name, parameter in assembly.live.model.named_parameters()}
+
+
+def ids(items: dict[str, Any]) -> set[str]:
+    return {item.id for chosen in items.values() for item in chosen}
+
+
+def contents(items: dict[str, Any]) -> set[str]:
+    return {item.content for chosen in items.values() for item in chosen}
+
+
+@pytest.mark.parametrize("loss", ["entropy", "entropy_normalised", "entropy_marginal", "jensen_shannon"])
+def test_losses_without_labels_learn_from_unlabeled_items(clean: Assembly, tmp_path: Path, loss: str) -> None:
+    learning = find_learning(clean, settings_of(f"loss={loss}", f"model.cache={tmp_path}"), Reporter())
+    for name, task in clean.sources.tasks.items():
+        assert [item.id for item in learning.items[name]] == [i.id for i in read_items(task.items, "unlabeled")]
+    for split in ("search", "select", "report"):
+        assert not contents(learning.items) & contents(clean.items[split])
+    assert bool(learning.teachers) == (loss == "jensen_shannon")
+
+
+def test_cross_entropy_learns_from_search_items(clean: Assembly) -> None:
+    learning = find_learning(clean, settings_of(), Reporter())
+    assert learning.items == clean.items["search"]
+    assert learning.inputs == 16
+
+
+@pytest.fixture
+def own(own_classifiers: Path, tmp_path: Path) -> list[str]:
+    """Settings of a user with two classifiers and a directory of items for one of them, a file for the other."""
+    mood = tmp_path / "items"
+    mood.mkdir()
+    for split in ("search", "select", "report"):
+        rows = [{"text": i.text, "label": i.label} for i in read_items(own_classifiers / "mood.jsonl", split)]
+        (mood / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    experts = ",".join(str(own_classifiers / name) for name in ("mood", "topic"))
+    return [
+        "model=directories",
+        f"model.base={own_classifiers / 'base'}",
+        f"model.experts=[{experts}]",
+        f"model.cache={tmp_path / 'cache'}",
+        "model.device=cpu",
+        f"fitness.tasks={{mood: {{items: {mood}, classes: [bad, good]}}, topic: {own_classifiers / 'topic.jsonl'}}}",
+        "loss=entropy",
+    ]
+
+
+def unlabeled(own: list[str], *rows: dict[str, Any]) -> None:
+    path = Path(own[5].split("items: ")[1].split(",")[0]) / "unlabeled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_tasks_without_unlabeled_items_lend_their_search_items(own: list[str]) -> None:
+    settings = plain(compose(*own))
+    assembly = assemble(settings, Reporter())
+    learning = find_learning(assembly, settings, Reporter())
+    assert ids(learning.items) == ids(assembly.items["search"])
+    assert {item.label for chosen in learning.items.values() for item in chosen} == {UNLABELED}
+    assert {item.label for chosen in assembly.items["search"].values() for item in chosen} == {0, 1, 2}
+
+
+def test_unlabeled_items_of_one_task_only_and_their_labels(own: list[str]) -> None:
+    """Labels that such a file has are neither needed nor looked at, be they names or numbers."""
+    unlabeled(own, {"text": "ba ke", "label": "good"}, {"text": "do su", "label": 0}, {"text": "mi ra"})
+    settings = plain(compose(*own))
+    assembly = assemble(settings, Reporter())
+    learning = find_learning(assembly, settings, Reporter())
+    assert [(item.text, item.label) for item in learning.items["mood"]] == [("ba ke", -1), ("do su", -1), ("mi ra", -1)]
+    assert ids({"topic": learning.items["topic"]}) == ids({"topic": assembly.items["search"]["topic"]})
+
+
+def test_unlabeled_items_of_the_select_split_are_refused(own: list[str]) -> None:
+    settings = plain(compose(*own))
+    assembly = assemble(settings, Reporter())
+    known = assembly.items["select"]["mood"][0]
+    unlabeled(own, {"text": "ba ke"}, {"text": known.text})
+    with pytest.raises(
+        SuiteError, match="unlabeled items of task 'mood' and select items of task 'mood' share 1 texts"
+    ):
+        find_learning(assembly, settings, Reporter())
+
+
+def test_experts_are_asked_once(clean: Assembly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, before = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), state(clean)
+    learning = find_learning(clean, settings, Reporter())
+    assert all(torch.equal(before[name], now) for name, now in state(clean).items())  # the base is back
+    for task, said in learning.teachers.items():
+        clean.become(task)  # the expert has the name of its task here
+        chosen = [item.id for item in learning.items[task]]
+        with torch.no_grad():
+            for answers in learning.fitness.logits(clean.live.model, learning.prepared, {task: chosen}):
+                for place, row in zip(answers[task].positions, answers[task].logits.softmax(-1), strict=True):
+                    torch.testing.assert_close(said[chosen[place]], row)
+        assert said.keys() == set(chosen)
+
+    def never(*_: object) -> None:
+        raise AssertionError("an expert was asked again")
+
+    monkeypatch.setattr(Assembly, "become", never)
+    again = find_learning(clean, settings, Reporter()).teachers
+    assert all(torch.equal(again[task][i], row) for task, said in learning.teachers.items() for i, row in said.items())
+    shorter = settings | {"fitness": settings["fitness"] | {"max_length": 5}}
+    with pytest.raises(AssertionError, match="asked again"):  # they are, where the inputs are cut
+        find_learning(clean, shorter, Reporter())
+
+
+def test_a_damaged_file_of_answers_is_made_again(clean: Assembly, tmp_path: Path, caplog) -> None:
+    settings = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}")
+    first = find_learning(clean, settings, Reporter()).teachers
+    (file,) = (tmp_path / "teachers").glob("*.safetensors")
+    whole = file.read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+        file.write_bytes(damage)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            again = find_learning(clean, settings, Reporter()).teachers
+        assert "is damaged: the experts are asked again" in caplog.text
+        assert file.read_bytes() == whole
+        assert all(torch.equal(again[task][i], row) for task, said in first.items() for i, row in said.items())
+
+
+def test_an_expert_that_gives_no_numbers(clean: Assembly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, before = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), state(clean)
+    become = Assembly.become
+
+    def broken(self: Assembly, expert: str | None) -> None:
+        become(self, expert)
+        if expert == "trees":
+            next(iter(self.live.model.parameters())).fill_(torch.nan)
+
+    monkeypatch.setattr(Assembly, "become", broken)
+    with pytest.raises(CheckpointError, match="The expert trees gives no number on 60 of 60 inputs"):
+        find_learning(clean, settings, Reporter())
+    assert all(torch.equal(before[name], now) for name, now in state(clean).items())
+    assert not list((tmp_path / "teachers").glob("*.safetensors"))
+
+
+def test_a_task_without_an_expert_has_no_teacher(clean: Assembly, tmp_path: Path) -> None:
+    tasks = {
+        name: replace(task, expert=None if name == "trees" else name) for name, task in clean.sources.tasks.items()
+    }
+    orphan = replace(clean, sources=replace(clean.sources, tasks=tasks))
+    with pytest.raises(ConfigError, match=r"trees has none: write fitness\.tasks\.trees\.expert="):
+        find_learning(orphan, settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), Reporter())
+
+
+@pytest.mark.parametrize("overrides", [["loss.inputs=1"], ["loss.inputs=33"], ["fitness.batch_size=8"]])
+def test_a_joint_loss_needs_its_inputs_in_one_batch(clean: Assembly, overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.inputs=\d+, but loss\.marginal compares the inputs"):
+        find_learning(clean, settings_of("loss=entropy_marginal", *overrides), Reporter())
+    find_learning(clean, settings_of("loss=entropy", *overrides), Reporter())
+
+
+def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Assembly) -> None:
+    items = {**clean.items, "search": {**clean.items["search"], "trees": [make_item("ba ke")]}}
+    with pytest.raises(ConfigError, match="trees has an item without a label"):
+        find_learning(replace(clean, items=items), settings_of(), Reporter())
+
+
+@pytest.mark.parametrize("searcher", ["gradient", "hybrid"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=ties", r"The method ties elects signs anew.*method=ties_frozen"),
+        ("method=dare_ties", r"The method dare_ties elects signs anew"),
+        ("fitness=custom", r"gives none: write fitness=classification, or a searcher by values"),
+    ],
+)
+def test_what_has_no_gradient_is_refused_before_models_are_loaded(searcher: str, override: str, message: str) -> None:
+    more = ["fitness.function=tests.kit.user_fitness:score"] if override == "fitness=custom" else []
+    with pytest.raises(ConfigError, match=message):
+        check_learning(settings_of(f"searcher={searcher}", override, *more))
+    check_learning(settings_of("searcher=cmaes", override, *more))
+    check_learning(settings_of(f"searcher={searcher}", "method=ties_frozen"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["searcher=cmaes"], None),
+        (["searcher=cmaes", "loss=entropy"], "the loss Entropy is not used"),
+        (["searcher=tpe", "loss=jensen_shannon"], "the loss JensenShannon is not used"),
+        (["searcher=gradient", "loss=entropy"], None),
+        (["searcher=gradient", "budget=66", "searcher.steps=60"], None),
+        (["searcher=gradient", "budget=65", "searcher.steps=60"], "searcher.steps=60, but the budget leaves 59"),
+        (["searcher=gradient", "budget=60", "searcher.steps=60", "start=0.3"], None),
+        (["searcher=gradient", "budget=4", "searcher.steps=60"], "but the budget leaves 0,"),
+        (["searcher=gradient", "budget=9", "searcher.schedule=constant"], None),
+        (["searcher=gradient", "searcher.schedule=constant", "searcher.steps=null"], None),
+        (["searcher=hybrid", "searcher.first.steps=20", "budget=26"], "within the first part: raise it above 26"),
+        (["searcher=hybrid", "searcher.first.steps=20", "budget=27"], None),
+        (
+            ["searcher=hybrid", "searcher.first.steps=null", "searcher.first.schedule=constant"],
+            "within the first part: write searcher.first.steps=60",
+        ),
+    ],
+)
+def test_cautions(assembly: Assembly, overrides: list[str], expected: str | None) -> None:
+    gradient = overrides[0] in ("searcher=gradient", "searcher=hybrid")
+    said = cautions(settings_of(*overrides), assembly.space, gradient)
+    assert [expected in text for text in said if expected] == [True] * (expected is not None)
+    assert len(said) == (expected is not None)

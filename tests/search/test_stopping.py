@@ -1,0 +1,115 @@
+"""Budgets, and signals that ask a search to end."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.common.errors import ConfigError
+from evomerge.search.stopping import Budget, Interrupt
+from evomerge.trials import StopReason
+
+
+@dataclass
+class Seen:
+    trials: int = 0
+    items: int = 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    trials=st.integers(1, 50),
+    items=st.none() | st.integers(1, 500),
+    each=st.integers(1, 30),
+    batch=st.integers(1, 9),
+)
+def test_a_budget_is_spent_to_the_last_trial_and_never_passed(
+    trials: int, items: int | None, each: int, batch: int
+) -> None:
+    """Whatever the size of the batches, as the loop spends it."""
+    seen, budget = Seen(), Budget(trials, items, each)
+    while budget.stop(seen) is None:
+        now = min(batch, budget.left(seen))
+        assert now > 0
+        seen.trials += now
+        seen.items += now * each
+    assert seen.trials == min(trials, trials if items is None else items // each)
+    assert items is None or seen.items <= items
+    assert budget.stop(seen) is StopReason.BUDGET
+
+
+def test_a_lowered_budget_has_nothing_left() -> None:
+    assert Budget(5).left(Seen(trials=8)) == 0
+    assert Budget(5, 10, 2).left(Seen(trials=2, items=16)) == 0
+
+
+def test_a_gradient_may_cost_another_number_of_items() -> None:
+    budget = Budget(100, items=50, items_per_trial=12, items_per_step=5)
+    seen = Seen(trials=3, items=36)
+    assert (budget.left(seen), budget.left(seen, gradient=True)) == (1, 2)
+    assert budget.stop(Seen(trials=4, items=44)) is None  # enough for a gradient
+    assert budget.stop(Seen(trials=4, items=46)) is StopReason.BUDGET
+    assert Budget(9, 50, 12).left(seen, gradient=True) == 1
+    assert Budget(5).stop(Seen(trials=8)) is StopReason.BUDGET
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [((0,), "trials"), ((-3,), "trials"), ((1, 0), "items"), ((1, 1, 0), "items_per_trial")]
+)
+def test_a_budget_that_is_not_positive_is_refused(arguments: tuple[Any, ...], name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"budget of {name} is -?\d, but it must be at least 1: write"):
+        Budget(*arguments)
+
+
+@pytest.mark.parametrize("number", Interrupt.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_is_a_request_and_the_old_handlers_come_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(number) for number in Interrupt.SIGNALS]
+    with Interrupt() as interrupt:
+        budget = Budget(10, interrupt=interrupt)
+        assert not interrupt.requested
+        assert budget.stop(Seen()) is None
+        signal.raise_signal(number)
+        assert interrupt.requested
+        assert budget.stop(Seen()) is StopReason.INTERRUPTED
+        if number != signal.SIGINT:
+            signal.raise_signal(number)  # schedulers repeat themselves
+    assert [signal.getsignal(number) for number in Interrupt.SIGNALS] == before
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+
+
+def test_handlers_come_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), Interrupt():
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_wrapped_evaluator_ends_after_the_current_trial() -> None:
+    interrupt, started, taken = Interrupt(), [], []
+
+    def evaluate(batch: str, missing: list[int]):
+        for index in missing:
+            started.append(index)
+            if index == 2:
+                interrupt.requested = True  # a signal comes while this candidate runs
+            yield index
+
+    for trial in interrupt.wrap(evaluate)("batch", [0, 1, 2, 3, 4]):
+        taken.append(trial)
+    assert started == taken == [0, 1, 2]
+
+
+def test_every_reason_is_a_sentence() -> None:
+    assert all(reason.value[0].isupper() and reason.value.endswith(".") for reason in StopReason)

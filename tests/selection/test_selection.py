@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from evomerge.common.errors import EvomergeError
+from evomerge.fitness.base import Outcome
+from evomerge.search.stopping import Stopped
+from evomerge.selection.choosing import choose, select
+from evomerge.selection.statistics import paired, summary
+
+
+def outcome(**results) -> Outcome:
+    return Outcome(
+        {task: [str(i) for i in range(len(values))] for task, values in results.items()},
+        {task: {"m": np.array(values, dtype=float)} for task, values in results.items()},
+    )
+
+
+def drawn(seed: int) -> tuple[Outcome, Outcome]:
+    """Two models on the same items of unequal tasks: most items go alike, as with two merges."""
+    rng = np.random.default_rng(seed)
+    one = {"a": rng.random(80) < 0.7, "b": rng.random(300) < 0.5, "c": rng.random(150) < 0.9}
+    other = {task: np.where(rng.random(len(v)) < 0.85, v, rng.random(len(v)) < 0.5) for task, v in one.items()}
+    return outcome(**one), outcome(**other)
+
+
+def resampled(values: dict[str, np.ndarray], weights: dict[str, float], seed: int = 0) -> float:
+    """The standard error of the weighted mean by the bootstrap, items drawn anew within each task."""
+    rng = np.random.default_rng(seed)
+    total = sum(weights.values())
+    means = sum(weights[t] / total * rng.choice(v, (4000, len(v))).mean(1) for t, v in values.items())
+    return float(np.std(means))
+
+
+def test_by_hand():
+    result = summary(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m")
+    assert result["tasks"] == {"a": 0.75, "b": 0.5}
+    assert result["mean"] == 0.625
+    assert result["tasks_se"] == pytest.approx({"a": math.sqrt(1 / 16), "b": math.sqrt(1 / 4)})
+    # s² of a: 3/16 * 4/3 = 1/4, over 4 items; s² of b: 1/2, over 2; each weighs 1/2
+    assert result["se"] == pytest.approx(0.5 * math.sqrt(1 / 16 + 1 / 4))
+    assert summary(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m", {"b": 3})["mean"] == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
+
+
+def test_paired_by_hand():
+    one, other = outcome(a=[1, 0, 1, 1], b=[0, 1]), outcome(a=[1, 1, 0, 0], b=[0, 0])
+    result = paired(one, other, "m")
+    # differences of a: 0 -1 1 1, s² = 11/12, over 4 items; of b: 0 1, s² = 1/2, over 2
+    assert result["diff"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.5)
+    assert result["se"] == pytest.approx(0.5 * math.sqrt(11 / 48 + 1 / 4))
+    assert result["tasks"] == {"a": 0.25, "b": 0.5}
+    assert result["tasks_se"] == pytest.approx({"a": math.sqrt(11 / 48), "b": 0.5})
+
+
+def test_against_scipy():
+    one, other = drawn(0)
+    for task in one.results:
+        x, y = one.results[task]["m"], other.results[task]["m"]
+        alone = [Outcome({task: o.items[task]}, {task: o.results[task]}) for o in (one, other)]
+        assert summary(alone[0], "m")["se"] == pytest.approx(stats.sem(x))
+        difference = paired(*alone, "m")
+        assert difference["diff"] / difference["se"] == pytest.approx(stats.ttest_rel(x, y).statistic)
+
+
+@pytest.mark.parametrize("weights", [None, {"a": 5, "b": 1, "c": 2}, {"a": 0}])
+def test_against_the_bootstrap(weights):
+    one, other = drawn(1)
+    full = {task: (weights or {}).get(task, 1.0) for task in one.results}
+    values = {task: metrics["m"] for task, metrics in one.results.items()}
+    differences = {task: values[task] - metrics["m"] for task, metrics in other.results.items()}
+    assert summary(one, "m", weights)["se"] == pytest.approx(resampled(values, full), rel=0.06)
+    assert paired(one, other, "m", weights)["se"] == pytest.approx(resampled(differences, full), rel=0.06)
+
+
+def test_nineteen_of_twenty_intervals_cover_the_truth():
+    covered = 0
+    for seed in range(400):
+        one, _ = drawn(seed)
+        result = summary(one, "m")
+        covered += abs(result["mean"] - 0.7) < 1.96 * result["se"]  # (0.7 + 0.5 + 0.9) / 3
+    assert 0.92 < covered / 400 < 0.98
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_pairing_is_antisymmetric_and_agrees_with_the_means(seed):
+    one, other = drawn(seed)
+    forth, back = paired(one, other, "m"), paired(other, one, "m")
+    assert forth["diff"] == pytest.approx(-back["diff"])
+    assert forth["se"] == pytest.approx(back["se"])
+    assert forth["diff"] == pytest.approx(summary(one, "m")["mean"] - summary(other, "m")["mean"])
+    nothing = dict.fromkeys(one.results, 0.0)
+    assert paired(one, one, "m") == {"diff": 0.0, "se": 0.0, "tasks": nothing, "tasks_se": nothing}
+
+
+def test_pairing_pays_where_models_agree():
+    one, other = drawn(2)
+    apart = math.hypot(summary(one, "m")["se"], summary(other, "m")["se"])
+    assert paired(one, other, "m")["se"] < 0.7 * apart
+
+
+@pytest.mark.parametrize(
+    "items", [{"a": ["0", "2", "1"]}, {"a": ["0", "1"]}, {"b": ["0", "1", "2"]}, {"a": ["0", "1", "2"], "b": []}]
+)
+def test_different_items_are_not_paired(items):
+    one = outcome(a=[1, 0, 1])
+    other = Outcome(items, {task: {"m": np.ones(len(ids))} for task, ids in items.items()})
+    with pytest.raises(ValueError, match="the same items in the same order"):
+        paired(one, other, "m")
+
+
+def test_one_item_has_no_standard_error():
+    result = summary(outcome(a=[1], b=[0, 1]), "m")
+    assert result["mean"] == 0.75
+    assert math.isnan(result["se"])
+    assert math.isnan(result["tasks_se"]["a"])
+    assert result["tasks_se"]["b"] == pytest.approx(0.5)
+
+
+def test_the_best_is_chosen_and_each_is_scored_once():
+    values, scored = {"low": 0.1, "high": 0.9, "middle": 0.4}, []
+
+    def score(name):
+        scored.append(name)
+        return values[name]
+
+    assert choose(values, score) == ("high", values)
+    assert scored == ["low", "high", "middle"]
+    assert choose(["low", "high"], lambda name: 0.5)[0] == "low"  # the first of equals
+
+
+def test_one_that_fails_costs_itself_alone_and_a_stop_stops():
+    def score(name):
+        if name == "broken":
+            raise RuntimeError("no")
+        if name == "stop":
+            raise Stopped
+        return 0.1
+
+    assert choose(["broken", "fine"], score)[0] == "fine"
+    with pytest.raises(EvomergeError, match="None of broken could be scored"):
+        choose(["broken"], score)
+    with pytest.raises(Stopped):
+        choose(["fine", "stop"], score)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_never_chosen(bad):
+    values = {"bad": bad, "low": -5.0, "high": -4.0}
+    for names in (["bad", "low", "high"], ["low", "high", "bad"]):
+        assert choose(names, lambda name: values[name])[0] == "high"
+
+
+class Bench:
+    """A judge of two models without a model: what `act` makes of a name and a split is what an item is worth."""
+
+    bounds = (0.0, 0.35)
+
+    def __init__(self, act):
+        self._act = act
+
+    def decode(self, x):
+        return {"weight": np.array(x)}
+
+    constant = within = decode
+
+    def merged(self, coefficients, split):
+        return outcome(a=[1.0, self._act(f"merge {coefficients['weight']}", split)])
+
+    def base(self, split):
+        return outcome(a=[1.0, self._act("base", split)])
+
+    def experts(self, split):
+        return outcome(a=[1.0, self._act("experts", split)])
+
+
+def chosen(act, normalised=False):
+    objective = {"aggregate": "mean", "weights": None, "normalised": normalised}
+    settings = {"fitness": {"report_metric": "m"}, "objective": objective}
+    return select(Bench(act), settings, {"best": np.array(9.0)})
+
+
+def raising(name, split):
+    def act(model, on):
+        if (model, on) == (name, split):
+            raise ZeroDivisionError("of my own")
+        return 2.0 if model == "merge 9.0" else 0.5
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "said"),
+    [
+        ("base", "report", "the base cannot be scored on the report split"),
+        ("experts", "report", "the experts cannot be scored on the report split"),
+        ("merge 0.1", "report", r"the best constant \(0\.1\) cannot be scored on the report split"),
+        ("merge 9.0", "report", r"the winner \(best\) cannot be scored on the report split"),
+        ("base", "select", "the base, or an expert, cannot be scored on the select split"),
+    ],
+)
+def test_a_model_that_fails_where_it_is_needed_is_named(name, split, said):
+    with pytest.raises(EvomergeError, match=rf"{said}: ZeroDivisionError: of my own\. The trial log is whole: "):
+        chosen(raising(name, split), normalised=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_is_not_reported(bad):
+    with pytest.raises(EvomergeError, match=r"the base cannot .*m of 1 of 2 items of a is not a finite number"):
+        chosen(lambda model, split: bad if (model, split) == ("base", "report") else 0.5)
+
+
+def test_a_stop_and_a_limit_are_no_failures():
+    for error in (Stopped, TimeoutError):
+
+        def act(model, split, error=error):
+            if split == "report":
+                raise error
+            return 0.5
+
+        with pytest.raises(error):
+            chosen(act)

@@ -1,0 +1,109 @@
+"""Transformed task vectors on disk: what names their files, when they are computed, how much memory that takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.store import transformed
+from evomerge.transforms.ties import TrimElect
+from tests.kit.models import SHAPES, Family, drawn
+from tests.kit.vectors import anonymous_memory, dense, vectors_of, whole
+
+
+class Counted:
+    """Writes down what is asked of a transform."""
+
+    name = "ties"
+
+    def __init__(self, density: float) -> None:
+        self.inner, self.asked = TrimElect(density), []
+        self.settings = self.inner.settings
+
+    def prepare(self, vectors: TaskVectors) -> Any:
+        self.asked.append("prepare")
+        return self.inner.prepare(vectors)
+
+    def apply(self, parameter: str, deltas: Mapping[str, Tensor], state: Any) -> Mapping[str, Tensor]:
+        self.asked.append(parameter)
+        return self.inner.apply(parameter, deltas, state)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    """Two experts that differ, of which one leaves a parameter alone and has another that a trim sets to zero."""
+    base = drawn(0)
+    other = {name: base[name] + delta for name, delta in drawn(2, 0.1).items()}
+    small = {"norm.weight": base["norm.weight"], "layers.0.bias": base["layers.0.bias"] + 1e-4}
+    return Family(tmp_path, a=small, b=other)
+
+
+def test_transformed_vectors_are_kept_and_read_back(family: Family) -> None:
+    vectors, transform = family.vectors(), Counted(0.3)
+    first = transformed(vectors, transform, family.cache)
+    assert transform.asked == ["prepare", *SHAPES, *SHAPES]
+    assert len(family.files()) == 4
+    assert torch.equal(whole(first), dense(whole(vectors), 0.3))
+    assert (first.base, first.experts, first.parameters) == (vectors.base, vectors.experts, vectors.parameters)
+    assert first.zero == {("a", "norm.weight"), ("a", "layers.0.bias")}
+    assert first.delta("a", "layers.0.bias") is None
+    maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(family.cache) in line]
+    spans = [[int(end, 16) for end in span.split("-")] for span in maps]
+    assert any(low <= first.deltas["b"]["embed.weight"].data_ptr() < high for low, high in spans)
+
+    again = transformed(family.vectors(), transform, family.cache)
+    assert len(transform.asked) == 1 + 2 * len(SHAPES)  # nothing is computed
+    assert again.zero == first.zero
+    assert torch.equal(whole(again), whole(first))
+
+
+def test_a_damaged_file_alone_is_computed_again(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    vectors, transform = family.vectors(), Counted(0.3)
+    plain_files = family.files()
+    transformed(vectors, transform, family.cache)
+    file = next(file for file in family.files() if file not in plain_files)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    transform.asked.clear()
+    with caplog.at_level(logging.WARNING):
+        transformed(vectors, transform, family.cache)
+    assert f"{file} is damaged: it is computed again" in caplog.text
+    assert transform.asked == ["prepare", *SHAPES]
+    assert file.read_bytes() == whole
+
+
+def test_files_are_named_by_all_that_they_depend_on(tmp_path: Path) -> None:
+    """Settings, every expert (each elects the signs of all), their order, and the parameters, of which k is a share."""
+    deltas = {"a": drawn(1), "b": drawn(2)}
+
+    def names(vectors: TaskVectors, density: float = 0.3) -> set[str]:
+        before = set(tmp_path.glob("*.safetensors"))
+        transformed(vectors, TrimElect(density), tmp_path)
+        return {file.name for file in set(tmp_path.glob("*.safetensors")) - before}
+
+    vectors = vectors_of(deltas)
+    assert len(names(vectors)) == 2
+    assert len(names(vectors)) == 0
+    assert len(names(vectors, 0.4)) == 2
+    assert len(names(vectors_of(dict(reversed(deltas.items()))))) == 2
+    assert len(names(replace(vectors, base=replace(vectors.base, sha256="other")))) == 2
+    assert len(names(replace(vectors, experts=vectors.experts | {"b": replace(vectors.base, sha256="c")}))) == 2
+    assert len(names(vectors_of({name: row | {"more": torch.zeros(99)} for name, row in deltas.items()}))) == 2
+
+
+def test_one_result_in_memory_at_a_time(tmp_path: Path) -> None:
+    shapes = {f"layers.{i}.weight": (1024, 1024) for i in range(5)}
+    vectors = vectors_of({f"e{k}": drawn(k, shapes=shapes) for k in range(5)})
+    size, seen, before = 5 << 22, [], anonymous_memory()
+    result = transformed(vectors, TrimElect(0.2), tmp_path, lambda *_: seen.append(anonymous_memory()))
+    assert len(result.deltas) == 5
+    # one result, five experts' deltas of one parameter, and what the allocator keeps; not five results
+    assert max(seen) - before < 3.5 * size
