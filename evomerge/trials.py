@@ -42,6 +42,13 @@ class Trial:
     error: str | None = None
     gradient: Sequence[float] | None = None
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Trial:
+        """Return the trial of a line of the log: a replay, a reader and the first run see the very same."""
+        fields = {name: value for name, value in record.items() if name != "kind"}
+        values = None if fields["values"] is None else tuple(fields["values"])
+        return cls(**{**fields, "values": values, "violations": tuple(fields["violations"])})
+
     @property
     def spent(self) -> int:
         """The number of item evaluations that it cost."""

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from evomerge.cli.common import explained
+from evomerge.cli.pages import draw_sweep
 from evomerge.cli.progress import Reporter
 from evomerge.runs.config import run_name
 
@@ -85,7 +86,7 @@ class SweepTable(Callback):
         columns = ["run", "on select", "winner ± se", "- best constant ± se", "best constant", "trials"]
         reporter = Reporter()
         reporter.table(title, columns, rows)
-        _report([run for run in runs if (run / "trials.jsonl").is_file()], reporter)
+        draw_sweep([run for run in runs if (run / "trials.jsonl").is_file()], reporter)
         for run, why in failed.items():
             reporter.say(f"not complete: {os.path.relpath(run)}: {why}")
         if failed:
@@ -97,17 +98,6 @@ def _why_not(run: Path) -> str | None:
     if (run / REASON).is_file():
         return (run / REASON).read_text(encoding="utf-8").strip()
     return None if (run / "summary.json").is_file() else f"it ended without a word; see {os.path.relpath(run)}"
-
-
-def _report(runs: list[Path], reporter: Reporter) -> None:
-    """Write the page of the sweep beside its runs, and say where; what goes wrong there costs nothing else."""
-    if not runs:
-        return
-    from evomerge.report import attempt, write_sweep
-
-    page = attempt(lambda: write_sweep(runs, runs[0].parent / "report.html", again=False))
-    if page is not None:
-        reporter.say(f"report of the sweep: {os.path.relpath(page)}")
 
 
 def _selected(summary: dict[str, Any]) -> float:

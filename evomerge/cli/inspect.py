@@ -55,10 +55,10 @@ def main(arguments: Sequence[str]) -> None:
 
     from evomerge.cli.progress import Reporter
     from evomerge.cli.settings import compose_settings
+    from evomerge.cli.tables import show
     from evomerge.inspection.document import document
     from evomerge.inspection.estimates import estimate
     from evomerge.inspection.sources import inspect_sources
-    from evomerge.inspection.tables import show
     from evomerge.runs.checks import first_fitness
     from evomerge.runs.config import check, plain, takes
     from evomerge.trials import finite

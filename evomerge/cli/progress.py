@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from evomerge.search.loop import Evaluator
-from evomerge.trials import Batch, Trial
+from evomerge.trials import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ PIPE_WIDTH = 160
 
 
 class Reporter:
-    """Tells a person what is going on.
+    """Tells a person at a terminal, or behind a pipe, what goes on: the `Progress` of the command.
 
     Args:
         console: where to; standard error when left out.
@@ -122,15 +120,17 @@ class Reporter:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def searching(self, evaluate: Evaluator, past: Sequence[Mapping[str, Any]], budget: int) -> Iterator[Evaluator]:
-        """Wrap an evaluator so that every trial moves a bar with best, mean, candidates per minute and the time left.
+    def searching(self, past: Sequence[Trial], budget: int) -> Iterator[Callable[[Trial], None]]:
+        """Show a bar with best, mean, candidates per minute and the time left.
 
         Args:
-            evaluate: the evaluator.
-            past: the trial lines that the log holds already.
+            past: the trials that the log holds already.
             budget: trials in all, as far as is known.
+
+        Yields:
+            What is to be told of each new trial.
         """
-        values = [line["values"][0] for line in past if line["values"] and "gradient" not in line]
+        values = [trial.values[0] for trial in past if trial.values and trial.gradient is None]
         state = _State(len(past), values, budget)
         columns = (
             TextColumn("search"),
@@ -142,15 +142,13 @@ class Reporter:
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
             task = bar.add_task("search", total=budget, completed=len(past), state=str(state))
 
-            def watched(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-                for trial in evaluate(batch, missing):
-                    state.update(trial)
-                    bar.update(task, completed=state.done, state=str(state))
-                    if not self.console.is_terminal and state.due():
-                        self.say(f"{state.done}/{budget}  {state}  {state.left()}")
-                    yield trial
+            def scored(trial: Trial) -> None:
+                state.update(trial)
+                bar.update(task, completed=state.done, state=str(state))
+                if not self.console.is_terminal and state.due():
+                    self.say(f"{state.done}/{budget}  {state}  {state.left()}")
 
-            yield watched
+            yield scored
 
 
 class _State:

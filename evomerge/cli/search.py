@@ -16,6 +16,8 @@ from hydra.types import RunMode
 
 from evomerge.cli.callbacks import REASON
 from evomerge.cli.common import SIGNALLED, explained
+from evomerge.cli.pages import draw_run
+from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import check_settings, spelled_out, sweeps
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
@@ -47,7 +49,6 @@ def main(arguments: Sequence[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
 def _application(config: SearchConfig) -> None:
-    from evomerge.cli.progress import Reporter
     from evomerge.runs.run import run_search
 
     logging.captureWarnings(True)  # so that the log file has them too
@@ -55,8 +56,10 @@ def _application(config: SearchConfig) -> None:
     (directory / REASON).unlink(missing_ok=True)
     with explained(SAFE):  # in here, since Hydra has a way of its own with exceptions
         try:
-            if run_search(config, directory, Reporter(), interrupt) is None:
+            reporter = Reporter()
+            if run_search(config, directory, reporter, interrupt) is None:
                 raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run
+            draw_run(directory, reporter)
         except EvomergeError as error:
             if HydraConfig.get().mode is not RunMode.MULTIRUN:
                 _leave_no_trace(directory)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.limits import TimeLimit
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import check_items
 from evomerge.fitness.items import check_disjoint
 from evomerge.fitness.sampling import Subset
@@ -72,7 +72,7 @@ class Needs:
 
 
 def estimate(
-    found: Inspection, sources: Sources, settings: Mapping[str, Any], reporter: Reporter
+    found: Inspection, sources: Sources, settings: Mapping[str, Any], reporter: Progress
 ) -> tuple[Needs, list[str]]:
     """Measure what a search of these models needs; those that do not fit are left out.
 

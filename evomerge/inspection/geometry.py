@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.weights import Progress
 
 BLOCK = 1 << 15  # elements of a parameter that are looked at together: a few experts' fit into a processor's cache
 BINS = 1 << 15  # of magnitudes: the upper 16 bits of a float32 without its sign
@@ -114,7 +114,7 @@ def measure(
     experts: Sequence[Checkpoint],
     parameters: Mapping[str, tuple[int, ...]],
     density: float = 0.2,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> dict[str, Geometry]:
     """Read all weights twice, once for the magnitudes and once for everything else.
 

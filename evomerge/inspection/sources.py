@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, SpaceError
+from evomerge.common.progress import Progress
 from evomerge.inspection.facts import Facts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
 from evomerge.models.checkpoint import Checkpoint, check_base
@@ -103,7 +103,7 @@ def inspect_sources(
     auto_class: str,
     cache: Path,
     density: float,
-    reporter: Reporter,
+    reporter: Progress,
     vocabulary: str = REFUSE,
     allowed: Collection[str] = (),
     pooled: bool = True,

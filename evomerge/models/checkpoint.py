@@ -18,10 +18,10 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
+from evomerge.common.progress import Steps
 from evomerge.models.matching import Layout, Match, allows, is_pooler, match
 from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
 from evomerge.models.weights import (
-    Progress,
     check_readable,
     file_stamps,
     read_json,
@@ -102,7 +102,7 @@ def open_checkpoint(
     layout: Layout | None = None,
     *,
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
     vocabulary: str = REFUSE,
     base: Checkpoint | None = None,
 ) -> Checkpoint:

@@ -13,7 +13,7 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import listed
+from evomerge.common.progress import Steps
 
-Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, how much there is)
 Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of the last change; in ns
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
@@ -209,7 +209,7 @@ def load_file(file: Path) -> dict[str, Tensor]:
     return {str(key): value.detach() for key, value in tensors.items()}
 
 
-def content_hash(tensors: Mapping[str, Tensor], what: str = "", progress: Progress | None = None) -> str:
+def content_hash(tensors: Mapping[str, Tensor], what: str = "", progress: Steps | None = None) -> str:
     """Sha256 (hex) over key, dtype, shape and bytes of all tensors, in the order of their keys."""
     digest, done, total = hashlib.sha256(), 0, sum(tensor.nbytes for tensor in tensors.values())
     for key in sorted(tensors):
@@ -226,7 +226,7 @@ def content_hash(tensors: Mapping[str, Tensor], what: str = "", progress: Progre
 
 
 def remembered_hash(
-    path: Path, stamps: list[Stamp], tensors: Mapping[str, Tensor], cache: Path | None, progress: Progress | None = None
+    path: Path, stamps: list[Stamp], tensors: Mapping[str, Tensor], cache: Path | None, progress: Steps | None = None
 ) -> str:
     """The content hash of the tensors under a path; from `cache/hashes.json` if the stamps are the remembered ones."""
     where, what = str(path.resolve()), f"hashing {path.name}"

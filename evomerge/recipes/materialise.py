@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
+from evomerge.common.progress import Progress
 from evomerge.problem import Assembly
 from evomerge.recipes.handover import as_mergekit
 from evomerge.recipes.model import write_model
@@ -31,7 +31,7 @@ NOTE = """\
 """
 
 
-def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: Reporter) -> Path:
+def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: Progress) -> Path:
     """Write a model for each expert, and the YAML with which mergekit merges them to what the recipe stands for.
 
     Args:

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.directories import whole_directory
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import unknown
+from evomerge.common.progress import Progress
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
@@ -56,7 +56,7 @@ def write_model(
     experts: Mapping[str, Path] | None = None,
     max_shard_size: str | None = None,
     dtype: str | None = None,
-    reporter: Reporter,
+    reporter: Progress,
 ) -> Path:
     """Build the merged model of a recipe as a directory.
 
@@ -129,7 +129,7 @@ def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
 
 
 def _opened(
-    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, reporter: Reporter
+    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, reporter: Progress
 ) -> tuple[Checkpoint, Rebuild, dict[str, tuple[int, ...]], list[str]]:
     """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, and what should
     be known of the family, which is said.

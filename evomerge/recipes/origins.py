@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.names import unknown
 from evomerge.common.paths import started_in
+from evomerge.common.progress import Progress
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.hub import find_directory, is_name
 from evomerge.models.live import LiveModel
@@ -88,7 +88,7 @@ def find_heads(recipe: Recipe, beside: Path) -> dict[str, Path]:
     return found
 
 
-def open_origin(name: str, source: Source, path: Path, live: LiveModel, reporter: Reporter, **fit: Any) -> Checkpoint:
+def open_origin(name: str, source: Source, path: Path, live: LiveModel, reporter: Progress, **fit: Any) -> Checkpoint:
     """Open a source, if its weights are those that the recipe was made from.
 
     Args:

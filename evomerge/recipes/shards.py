@@ -22,8 +22,9 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.files import write_atomically
+from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.weights import Progress, load_file, read_json, weight_files
+from evomerge.models.weights import load_file, read_json, weight_files
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"
@@ -107,7 +108,7 @@ def write_shards(
     shards: Shards,
     fill: Callable[[Entry, Tensor], None],
     directory: Path,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> None:
     """Write the weight files, and the index if there are several.
 

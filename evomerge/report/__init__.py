@@ -5,6 +5,6 @@ In: run directories, also of searches that still go on. Out: `report.html` and `
 writes them. Everything here is derived: it can be deleted and made again.
 """
 
-from evomerge.report.page import attempt, write_report, write_sweep
+from evomerge.report.page import write_report, write_sweep
 
-__all__ = ["attempt", "write_report", "write_sweep"]
+__all__ = ["write_report", "write_sweep"]

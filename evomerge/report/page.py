@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -110,19 +110,6 @@ def _page(file: Path | None, usual: Path) -> Path:
 def _is_older(page: Path, directory: Path) -> bool:
     sources = [path for name in ("trials.jsonl", "summary.json") if (path := directory / name).is_file()]
     return not page.is_file() or page.stat().st_mtime < max(path.stat().st_mtime for path in sources)
-
-
-def attempt(write: Callable[[], Path]) -> Path | None:
-    """Return what `write` has written, or None: a report that fails is a warning, and never costs a run.
-
-    Args:
-        write: such as `lambda: write_report(directory)`.
-    """
-    try:
-        return write()
-    except Exception as error:  # whatever goes wrong in drawing: the search is done, and all of it is on the disk
-        logger.warning("The report could not be written: %s: %s", type(error).__name__, error)
-        return None
 
 
 @cache

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import SPLITS, Item, Task, check_disjoint
 from evomerge.merging.merger import Merger
@@ -55,7 +55,7 @@ class Reader(Fitness, Protocol):
         ...
 
 
-def assemble(settings: Mapping[str, Any], reporter: Reporter) -> Assembly:
+def assemble(settings: Mapping[str, Any], reporter: Progress) -> Assembly:
     """Read the sources and build every part.
 
     Args:
@@ -149,7 +149,7 @@ def make_fitness(sources: Sources, settings: Mapping[str, Any], parameters: Mapp
 
 
 def open_sources(
-    sources: Sources, live: LiveModel, cache: Path, reporter: Reporter, vocabulary: str = REFUSE
+    sources: Sources, live: LiveModel, cache: Path, reporter: Progress, vocabulary: str = REFUSE
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """Open the files of base and experts, seen through the live model's parameters.
 

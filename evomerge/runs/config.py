@@ -63,6 +63,7 @@ class ModelConfig:
 
     name: str = MISSING
     suite: str | None = None
+    builder: str | None = None  # a function that builds the suite where it is missing, with its module
     base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
     vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base or shared

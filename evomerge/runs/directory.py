@@ -76,8 +76,7 @@ def open_run(path: Path) -> Run:
         elif kind == "ask":
             batches.append(Batch(line["batch"], line["points"], gradient=line.get("gradient", False)))
         elif kind == "trial":
-            values = None if line["values"] is None else tuple(line["values"])
-            batches[-1].trials[line["index"]] = Trial(**{**line, "values": values})
+            batches[-1].trials[line["index"]] = Trial.from_record(line)
     if not identity:
         raise LogError(f"{log} is empty: the search has not begun. Run it, then try again.")
     summary, recipe = path / "summary.json", path / "recipe.yaml"

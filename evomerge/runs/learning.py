@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evomerge import __version__
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.common.exits import contained
 from evomerge.common.machine import fingerprint
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.classification import Answers
 from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
@@ -99,7 +99,7 @@ def check_learning(settings: Mapping[str, Any]) -> None:
         )
 
 
-def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Learning:
+def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Learning:
     """Build the loss, read its inputs and ask the experts about them, if the loss needs that.
 
     Args:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import __version__
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.common.names import mark_lines, marked
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import heading, title
 from evomerge.problem import Assembly
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
@@ -41,7 +41,7 @@ VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 
 
 def write_outputs(
-    directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Reporter
+    directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Progress
 ) -> dict[str, Any]:
     """Write the recipe, its mergekit form, the heads and the summary.
 
@@ -126,7 +126,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 
-def show(result: Mapping[str, Any], directory: Path, reporter: Reporter) -> None:
+def show(result: Mapping[str, Any], directory: Path, reporter: Progress) -> None:
     """Print the table of the report split, the paired difference, and where things are."""
     report, marks = result["report"], result.get("marks", {})
     tasks = list(report["base"]["tasks"])

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.names import unknown
 from evomerge.common.paths import from_its_start
+from evomerge.common.progress import Progress
 from evomerge.problem import Assembly
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
@@ -48,7 +48,7 @@ class Point:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def open_assembly(run: Run, reporter: Reporter) -> Assembly:
+def open_assembly(run: Run, reporter: Progress) -> Assembly:
     """Build the parts of a run's search anew, on the CPU, and check that they are those that were searched.
 
     Raises:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import NotFinite
 from evomerge.common.limits import TimeLimit
+from evomerge.common.progress import Progress
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Assembly
@@ -33,7 +33,7 @@ def preflight(
     objective: Objective,
     gradients: GradientEvaluator | None,
     limit: TimeLimit,
-    reporter: Reporter,
+    reporter: Progress,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
 

@@ -1,8 +1,8 @@
 """One search from its settings to its run directory.
 
 In: a typed configuration and a directory. Out, in that directory: `trials.jsonl` (the checkpoint), `timings.jsonl`,
-`config.yaml`, `recipe.yaml`, `mergekit.yaml`, `heads/`, `summary.json` and `report.html`. Run again it replays the log
-and goes on; a finished run is only shown.
+`config.yaml`, `recipe.yaml`, `mergekit.yaml`, `heads/` and `summary.json`. Run again it replays the log and goes on; a
+finished run is only shown.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.common.limits import TimeLimit
 from evomerge.common.machine import fingerprint
 from evomerge.common.names import commonest
 from evomerge.common.paths import record_start
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import Checking, check_items, measures
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -38,7 +38,7 @@ from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.scorers import make_objective, make_subsets, scorer
 from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
 from evomerge.search.log import TrialLog
-from evomerge.search.loop import Evaluator, search
+from evomerge.search.loop import Evaluator, search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
 from evomerge.searchers.base import Elite, Searcher
 from evomerge.selection.choosing import select, work
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_search(
-    config: SearchConfig, directory: Path, reporter: Reporter, interrupt: Interrupt | None = None
+    config: SearchConfig, directory: Path, reporter: Progress, interrupt: Interrupt | None = None
 ) -> dict[str, Any] | None:
     """Run one search, or go on with it.
 
@@ -92,8 +92,8 @@ def run_search(
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
             record_start(directory)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
-            with reporter.searching(interrupt.wrap(evaluate), log.logged, asked) as watched:
-                reason = search(searcher, watched, log, budget)
+            with reporter.searching(log.logged, asked) as told:
+                reason = search(searcher, interrupt.wrap(watching(evaluate, told)), log, budget)
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
@@ -106,12 +106,11 @@ def run_search(
             result["run"] = run_digest(directory, identity, settings, judged)
             summary = write_outputs(directory, assembly, settings, result, reporter)
     show(summary, directory, reporter)
-    _draw(directory, reporter)
     return summary
 
 
 def _choose(
-    judge: Judge, settings: Mapping[str, Any], searcher: Searcher, log: TrialLog, reporter: Reporter
+    judge: Judge, settings: Mapping[str, Any], searcher: Searcher, log: TrialLog, reporter: Progress
 ) -> dict[str, Any] | None:
     """Return what the selection says of the searcher's incumbents, or None when it was asked to stop before the end.
 
@@ -138,19 +137,6 @@ def _choose(
             f"A model of the report {error}: raise time_limit and run the same command again; what was scored before "
             f"is remembered."
         ) from error
-
-
-def _draw(directory: Path, reporter: Reporter) -> None:
-    """Write the report; it never costs a run, which is on the disk by now."""
-    try:
-        from evomerge.report import write_report
-
-        with reporter.working("drawing the report"):
-            page = write_report(directory)
-    except Exception as error:  # whatever goes wrong in drawing
-        logger.warning("The report could not be written: %s: %s", type(error).__name__, error)
-    else:
-        reporter.say(f"report: {os.path.relpath(page)}")
 
 
 def make_budget(
@@ -219,7 +205,7 @@ def check_splits(
     scorers: Mapping[str, Scorer],
     subsets: Mapping[str, Subset],
     learning: Learning | None,
-    reporter: Reporter,
+    reporter: Progress,
 ) -> None:
     """Refuse items of any split that cannot be scored: what judges at the end is looked at before the search.
 

@@ -6,13 +6,13 @@ and heads. Paths are read here and nowhere later, and names on the hub become di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest
-from evomerge.demo.pico import build_pico
 from evomerge.fitness.heads import FrozenHead, Head, OwnHead, count_classes
 from evomerge.fitness.items import Item, Task, read_items
 from evomerge.models.hub import find_directory, short_name
@@ -102,7 +102,20 @@ def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Hea
 def _open_suite(model: Mapping[str, Any]) -> Suite | None:
     if not model["suite"]:
         return None
-    return build_pico(Path(model["suite"])) if model["name"] == "pico" else load_suite(model["suite"])
+    build_suite = _builder(model["builder"]) if model.get("builder") else load_suite  # earlier versions have none
+    return build_suite(Path(model["suite"]))
+
+
+def _builder(name: str) -> Callable[[Path], Suite]:
+    """Return the function that builds a suite where it is missing, by its name with its module."""
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"model.builder={name} is no function that builds a suite: {error}. Write model.builder=null to open the "
+            f"suite as it is."
+        ) from error
 
 
 def _known(names: Any, known: Mapping[str, Any], setting: str) -> list[str]:

@@ -81,9 +81,9 @@ class TrialLog:
         self._journal.close()
 
     @property
-    def logged(self) -> list[dict[str, Any]]:
-        """The lines of those trials that stand in the log and that the loop has not reached yet."""
-        return [line for line in self._pending if line["kind"] == "trial"]
+    def logged(self) -> list[Trial]:
+        """Those trials that stand in the log and that the loop has not reached yet."""
+        return [Trial.from_record(line) for line in self._pending if line["kind"] == "trial"]
 
     def begin(self, batch: Batch) -> Batch:
         """Write a new ask, or verify one that the log holds and fill in its trials.
@@ -198,10 +198,8 @@ class TrialLog:
             logger.warning(text, asked.index, difference.max())
 
     def _take(self, batch: Batch, record: Mapping[str, Any]) -> None:
-        """Put a trial, as the log holds it, into its batch: a replay and the first run see the very same."""
-        fields = {name: value for name, value in record.items() if name != "kind"}
-        values = None if fields["values"] is None else tuple(fields["values"])
-        trial = Trial(**{**fields, "values": values, "violations": tuple(fields["violations"])})
+        """Put a trial, as the log holds it, into its batch."""
+        trial = Trial.from_record(record)
         batch.trials[trial.index] = trial
         self.trials += 1
         self.errors += [trial.error or "no error was recorded"] if trial.values is None else []

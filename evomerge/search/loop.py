@@ -61,3 +61,14 @@ def _end(searcher: Searcher, log: TrialLog, budget: Budget) -> StopReason | None
     if log.trials >= HOPELESS and len(log.errors) == log.trials and not log.logged:
         return StopReason.FAILED
     return searcher.stop() or budget.stop(log)
+
+
+def watching(evaluate: Evaluator, told: Callable[[Trial], None]) -> Evaluator:
+    """Return an evaluator that tells of every trial as it ends."""
+
+    def watched(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
+        for trial in evaluate(batch, missing):
+            told(trial)
+            yield trial
+
+    return watched

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
@@ -122,7 +122,7 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
     return in_place(put, rows, contents(replace(assembly, vectors=vectors), {**settings, "method": chosen}))
 
 
-def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Contender:
+def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Contender:
     """Return a model as it lies in a directory, seen through the live model's parameters; whatever else it has, such
     as heads of its own, has no part in its scores.
 

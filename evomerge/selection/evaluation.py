@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import AUTO, TimeLimit
 from evomerge.common.names import nearest, unknown
+from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome, check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.models.hub import find_directory, is_name
@@ -82,7 +82,7 @@ def find_model(text: str, experts: Collection[str]) -> Model:
 
 
 def evaluate(
-    assembly: Assembly, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Reporter
+    assembly: Assembly, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Progress
 ) -> dict[str, Any]:
     """Score models on the items of a split and compare each with the first.
 
@@ -159,7 +159,7 @@ def compare(
     }
 
 
-def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], reporter: Reporter) -> Contender:
+def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Contender:
     if model.kind == "recipe":
         return of_recipe(model.value, assembly, settings)
     if model.kind == "directory":

@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
-from evomerge.models.weights import Progress, content_hash, file_stamps, load_file, remembered_hash
+from evomerge.common.progress import Steps
+from evomerge.models.weights import content_hash, file_stamps, load_file, remembered_hash
 
 ALIGNMENT = 64  # bytes: a line of the processor's cache, and the widest register
 FILLER = "__filler__"  # what the name of a tensor begins with that only fills a hole
@@ -38,7 +39,7 @@ def cached(
     compute: Callable[[], dict[str, Tensor]],
     name: str,
     cache: Path,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> dict[str, Tensor]:
     """The deltas of one expert from their file, which is written first where there is none or a damaged one.
 
@@ -108,7 +109,7 @@ def _write(file: Path, deltas: dict[str, Tensor], name: str) -> None:
         ) from error
 
 
-def _read(file: Path, cache: Path, progress: Progress | None) -> dict[str, Tensor] | None:
+def _read(file: Path, cache: Path, progress: Steps | None) -> dict[str, Tensor] | None:
     """The deltas of a file, memory-mapped; None where there is no file, or not the content that was written."""
     if not file.exists():
         return None

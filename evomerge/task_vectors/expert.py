@@ -20,8 +20,8 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
+from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.weights import Progress
 from evomerge.task_vectors.spans import Span
 
 PIECE = 1 << 18
@@ -133,7 +133,7 @@ def find_changed(
     name: str,
     parameters: Collection[str],
     cache: Path,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> frozenset[str]:
     """Return the parameters in which a task vector is not zero; read from the cache where they were found before.
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
+from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint, check_base, check_expert
 from evomerge.models.matching import is_pooler
 from evomerge.models.vocabulary import row_notes
-from evomerge.models.weights import Progress, dtype_name, same
+from evomerge.models.weights import dtype_name, same
 from evomerge.task_vectors.dense import cached
 from evomerge.task_vectors.expert import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
 
@@ -73,7 +74,7 @@ def task_vectors(
     experts: Mapping[str, Checkpoint],
     parameters: Mapping[str, tuple[int, ...]],
     cache: Path,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
     keep: bool = False,
 ) -> TaskVectors:
     """Reads the task vectors from the cache and computes those that it lacks, with one expert in memory at a time.
@@ -238,7 +239,7 @@ def _common(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> 
 
 
 def _subtract(
-    base: Checkpoint, expert: Checkpoint, name: str, parameters: Iterable[str], progress: Progress | None
+    base: Checkpoint, expert: Checkpoint, name: str, parameters: Iterable[str], progress: Steps | None
 ) -> dict[str, Tensor]:
     """τ_k in float32, without the tensors in which it is zero."""
     common = _common(base, expert, parameters)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.models.weights import Progress
+from evomerge.common.progress import Steps
 from evomerge.task_vectors.dense import cached
 from evomerge.task_vectors.store import TaskVectors, describe, zeros
 from evomerge.transforms.base import Transform
@@ -23,9 +23,7 @@ from evomerge.transforms.base import Transform
 FORMAT = "evomerge transformed task vector 2"
 
 
-def transformed(
-    vectors: TaskVectors, transform: Transform, cache: Path, progress: Progress | None = None
-) -> TaskVectors:
+def transformed(vectors: TaskVectors, transform: Transform, cache: Path, progress: Steps | None = None) -> TaskVectors:
     """Read the transformed task vectors from the cache, and compute those that it lacks.
 
     In memory there are one expert's result and the deltas of one parameter at a time.
@@ -58,7 +56,7 @@ def transformed(
 
 
 def _apply(
-    vectors: TaskVectors, transform: Transform, state: Any, expert: str, progress: Progress | None
+    vectors: TaskVectors, transform: Transform, state: Any, expert: str, progress: Steps | None
 ) -> dict[str, Tensor]:
     """Return the transformed deltas of one expert, without those that are zero."""
     sizes = [math.prod(shape) for shape in vectors.parameters.values()]

@@ -33,7 +33,7 @@ from evomerge.runs.run import make_evaluators
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.scorers import make_subsets, scorer
 from evomerge.search.log import TrialLog
-from evomerge.search.loop import search
+from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt
 from evomerge.searchers.warm import CONSTANTS as FIRST
 from evomerge.selection.choosing import CONSTANTS, choose
@@ -173,9 +173,9 @@ def _search(assembly: Assembly, settings: dict[str, Any], log: Path, reporter: R
     log.parent.mkdir(exist_ok=True)
     with (
         TrialLog(log, describe(assembly, settings, learning.items), fingerprint()) as opened,
-        reporter.searching(evaluate, opened.logged, settings["budget"]) as watched,
+        reporter.searching(opened.logged, settings["budget"]) as told,
     ):
-        search(searcher, watched, opened, Budget(settings["budget"]))
+        search(searcher, watching(evaluate, told), opened, Budget(settings["budget"]))
     last = f"step_{settings['searcher']['steps']}"
     if last not in (incumbents := searcher.incumbents()):
         raise SuiteError(f"the room cannot be measured: steps of the gradient failed, as the warnings and {log} say")

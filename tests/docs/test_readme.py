@@ -119,7 +119,7 @@ def test_each_difference_has_its_test() -> None:
     )
     assert len(lines) == 5
     for line in lines:
-        name, file = re.search(r"`(test_\w+)`", line), re.search(r"\((tests/\w+\.py)\)", line)
+        name, file = re.search(r"`(test_\w+)`", line), re.search(r"\((tests/[\w/]+\.py)\)", line)
         assert name, line
         assert file, line
         assert f"def {name[1]}(" in (ROOT / file[1]).read_text()

@@ -11,6 +11,7 @@ import pytest
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
+from evomerge.report import write_report
 from evomerge.runs.assembly import assemble
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
@@ -54,7 +55,7 @@ def test_a_search_by_every_kind_of_task(family, tmp_path, capsys):
     measures = {"choice": "acc", "answer": "minus_log_perplexity", "rolling": "minus_log_word_perplexity"}
     assert summary["measures"] == measures | {"generated": "exact_match"}
     assert any(text.startswith("score is not the same in all tasks (choice acc, ") for text in summary["warnings"])
-    page, printed = (tmp_path / "run" / "report.html").read_text(), capsys.readouterr().out
+    page, printed = write_report(tmp_path / "run").read_text(), capsys.readouterr().out
     assert "score on 36 report items that the search never saw; higher is better" in printed
     for text in ("choice (acc)", "rolling (minus_log_word_perplexity)", "generated (exact_match)"):
         assert text in page

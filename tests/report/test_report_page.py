@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from evomerge.cli.progress import Reporter
 from evomerge.cli.report import main
 from evomerge.common.errors import ConfigError
-from evomerge.report import attempt, write_report, write_sweep
+from evomerge.report import write_report, write_sweep
 from evomerge.report.facts import Facts
 from evomerge.report.pictures import gains, tasks
 from evomerge.report.sweep import ranked
@@ -188,14 +187,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "examples:" in capsys.readouterr().out
-
-
-def test_a_report_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert attempt(lambda: write_report(tmp_path / "nowhere")) is None
-    assert "The report could not be written: ConfigError" in caplog.text
-    run = write_run(tmp_path / "run")
-    assert attempt(lambda: write_report(run)) == run / "report.html"
 
 
 def test_a_run_whose_report_has_no_numbers_is_drawn(tmp_path: Path) -> None:

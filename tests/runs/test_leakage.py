@@ -15,6 +15,7 @@ from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.fitness.items import Item, Task, make_document_item, make_image_item, make_item
 from evomerge.fitness.perplexity import Perplexity
 from evomerge.problem import Sources
+from evomerge.report import write_report
 from evomerge.runs.config import run_name
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.run import run_search
@@ -196,7 +197,7 @@ def test_a_search_says_it_and_is_the_same_search(pico_suite: Any, tmp_path: Path
     assert note.startswith("expert metals was trained on 120 of 360 search items (such as ")
     assert " 200 of 600 report items (such as" in note
     assert note in " ".join("".join(capfd.readouterr()).split())
-    assert note in read(run / "report.html").text
+    assert note in read(write_report(run)).text
     inspect([*base[:4], leak, "--json"])
     assert note in json.loads(capfd.readouterr().out)["warnings"]
 

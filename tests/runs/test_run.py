@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -52,31 +51,6 @@ def test_summary_and_recipe_agree(finished: Path) -> None:
     assert all((finished / path).is_file() for path in recipe.heads.values())
     selected = summary["select"]
     assert selected["finalists"][selected["winner"]] >= max(selected["constants"].values())
-
-
-def test_the_report_stands_beside_it(finished: Path) -> None:
-    assert "<html" in (finished / "report.html").read_text()
-
-
-@pytest.mark.parametrize("missing", [True, False])
-def test_a_report_that_fails_costs_nothing(
-    settings: list[str],
-    missing: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def broken(directory: Path) -> Path:
-        raise RuntimeError("no ink")
-
-    if missing:
-        monkeypatch.setitem(sys.modules, "evomerge.report", None)  # as without the libraries that draw
-    else:
-        monkeypatch.setattr("evomerge.report.write_report", broken)
-    summary = run_search(compose(*settings, "budget=2", "start=0.4", "searcher=random"), tmp_path, Reporter())
-    assert summary == json.loads((tmp_path / "summary.json").read_text())
-    assert ("evomerge.report" if missing else "RuntimeError: no ink") in caplog.text
-    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_lower_budget_takes_nothing_back(finished: Path, settings: list[str]) -> None:
