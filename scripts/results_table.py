@@ -6,10 +6,11 @@ difference from the best constant with its standard error.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
-from typing import Any
+
+from evomerge.runs.directory import read_summary
+from evomerge.selection.statistics import Score
 
 
 def main() -> None:
@@ -17,30 +18,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     runs = sorted(parser.parse_args().runs)
-    if open_runs := [str(run) for run in runs if not (run / "summary.json").is_file()]:
+    summaries = {run.name: summary for run in runs if (summary := read_summary(run)) is not None}
+    if open_runs := [str(run) for run in runs if run.name not in summaries]:
         parser.error(f"no summary.json in {', '.join(open_runs)}: name run directories of searches that have ended")
-    summaries = {run.name: json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs}
     first = next(iter(summaries.values()))
-    tasks = list(first["report"]["base"]["tasks"])
+    tasks = list(first.base.tasks)
     print(f"| | {' | '.join(tasks)} | mean ± se | winner − best constant ± paired se |")
     print(f"|---|{'---|' * len(tasks)}---|---|")
     for name in ("base", "experts", "best_constant"):
-        rows = {json.dumps(summary["report"][name]) for summary in summaries.values()}
-        for row in sorted(rows):  # one, unless the runs were not scored on the same items
-            constant = f" ({first['select']['constant']})" if name == "best_constant" else ""
-            print(_row(name.replace("_", " ") + constant, json.loads(row), tasks, ""))
+        constant = f" ({first.select.constant})" if name == "best_constant" else ""
+        label = name.replace("_", " ") + constant
+        rows = {
+            _row(label, summary.report[name], tasks, "") for summary in summaries.values() if name in summary.report
+        }
+        print("\n".join(sorted(rows)))  # one, unless the runs were not scored on the same items
     for name, summary in summaries.items():
         search, _, seed = re.fullmatch(r"(.*?)(-s(\d+))?", name).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        difference = summary["paired"]["winner_vs_best_constant"]
-        ratio = difference["diff"] / difference["se"] if difference["se"] else float("nan")
-        label = f"{search}, seed {seed or 1}"
-        text = f"{difference['diff']:+.4f} ± {difference['se']:.4f} ({ratio:+.1f} se)"
-        print(_row(label, summary["report"]["winner"], tasks, text))
+        gain = summary.gain
+        ratio = gain.diff / gain.se if gain.diff is not None and gain.se else float("nan")
+        text = f"{_number(gain.diff, '+.4f')} ± {_number(gain.se)} ({ratio:+.1f} se)"
+        print(_row(f"{search}, seed {seed or 1}", summary.winner, tasks, text))
 
 
-def _row(name: str, row: dict[str, Any], tasks: list[str], difference: str) -> str:
-    scores = " | ".join(f"{row['tasks'][task]:.3f}" for task in tasks)
-    return f"| {name} | {scores} | {row['mean']:.4f} ± {row['se']:.4f} | {difference} |"
+def _row(name: str, row: Score, tasks: list[str], difference: str) -> str:
+    scores = " | ".join(_number(row.tasks.get(task), ".3f") for task in tasks)
+    return f"| {name} | {scores} | {_number(row.mean)} ± {_number(row.se)} | {difference} |"
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "unknown" if value is None else f"{value:{form}}"
 
 
 if __name__ == "__main__":

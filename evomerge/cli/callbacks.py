@@ -6,7 +6,6 @@ row for each run, best first; a page that compares them; and the runs that were 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +20,8 @@ from evomerge.cli.common import explained
 from evomerge.cli.pages import draw_sweep
 from evomerge.cli.progress import Reporter
 from evomerge.runs.config import run_name
+from evomerge.runs.directory import read_summary
+from evomerge.selection.statistics import plus_minus
 
 REASON = "error.txt"
 """In the directory of a run of a sweep that was refused or failed: why."""
@@ -61,27 +62,19 @@ class SweepTable(Callback):
         runs = [Path(config.hydra.sweep.dir) / run_name(choices, job) for job in jobs]
         failed = {run: why for run in runs if (why := _why_not(run))}
         complete = [run for run in runs if run not in failed]
-        summaries = [
-            {"name": run.name, **json.loads((run / "summary.json").read_text(encoding="utf-8"))} for run in complete
+        summaries = [(run.name, summary) for run in complete if (summary := read_summary(run))]
+        summaries.sort(key=lambda pair: -pair[1].select.value)  # by the report split it would be choosing on it
+        rows = [
+            [
+                name,
+                f"{summary.select.value:.4f}",
+                plus_minus(summary.winner.mean, summary.winner.se),
+                plus_minus(summary.gain.diff, summary.gain.se, "+"),
+                "" if (constant := summary.best_constant.mean) is None else f"{constant:.4f}",
+                str(summary.trials),
+            ]
+            for name, summary in summaries
         ]
-        summaries.sort(key=lambda summary: -_selected(summary))  # by the report split it would be choosing on it
-        rows = []
-        for summary in summaries:
-            name, winner, difference = (
-                summary["name"],
-                summary["report"]["winner"],
-                summary["paired"]["winner_vs_best_constant"],
-            )
-            rows.append(
-                [
-                    name,
-                    f"{_selected(summary):.4f}",
-                    f"{winner['mean']:.4f} ± {winner['se']:.4f}",
-                    f"{difference['diff']:+.4f} ± {difference['se']:.4f}",
-                    f"{summary['report']['best_constant']['mean']:.4f}",
-                    str(summary["trials"]),
-                ]
-            )
         title = f"{len(rows)} of {len(jobs)} runs are complete; best on the select split first, then the report split"
         columns = ["run", "on select", "winner ± se", "- best constant ± se", "best constant", "trials"]
         reporter = Reporter()
@@ -98,8 +91,3 @@ def _why_not(run: Path) -> str | None:
     if (run / REASON).is_file():
         return (run / REASON).read_text(encoding="utf-8").strip()
     return None if (run / "summary.json").is_file() else f"it ended without a word; see {os.path.relpath(run)}"
-
-
-def _selected(summary: dict[str, Any]) -> float:
-    """Return what the winner reached on the select split."""
-    return summary["select"]["finalists"][summary["select"]["winner"]]

@@ -7,7 +7,6 @@ run (or recipe) among the models are taken. `evaluation.py` does the rest.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from evomerge.common.names import mark_lines, marked
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
-    from evomerge.selection.evaluation import Model
+    from evomerge.selection.evaluation import Comparison, Model
 
 SIZES = {"search": "items", "select": "select_items", "report": "report_items"}
 """Split -> the setting that says how many of its items are used."""
@@ -84,7 +83,6 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
     from evomerge.selection.evaluation import evaluate, find_model
-    from evomerge.trials import finite
 
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     reporter = Reporter()
@@ -109,50 +107,39 @@ def main(arguments: Sequence[str]) -> None:
     result = evaluate(assembly, settings, models, split, reporter)
     _caution(models, options.split, split, reporter)
     if options.json:
-        print(json.dumps(finite(result), indent=1, allow_nan=False))
+        print(result.to_json())
     else:
         show(result, reporter)
-    if without := [name for name, row in result["models"].items() if "error" in row]:
-        raise EvomergeError(f"{len(without)} of {len(names)} models have no score: {', '.join(without)}.")
+    if result.errors:
+        raise EvomergeError(f"{len(result.errors)} of {len(names)} models have no score: {', '.join(result.errors)}.")
 
 
-def show(result: Mapping[str, Any], reporter: Reporter) -> None:
-    """Print what `evaluation.evaluate` returned as one table, or two."""
+def show(result: Comparison, reporter: Reporter) -> None:
+    """Print models side by side as one table, or two."""
     from evomerge.fitness.base import heading, title
+    from evomerge.selection.statistics import plus_minus
 
-    models, paired = result["models"], result["paired"]
-    first, *_ = models
-    marks = result.get("marks", {})
-    tasks = max((list(row["tasks"]) for row in models.values()), key=len)  # `experts` may lack some
+    first, *_ = result.models
+    marks, told = result.marks, result.measures
+    tasks = max((list(row.tasks) for row in result.models.values()), key=len)  # `experts` may lack some
     rows = [
         [
             marked(name, marks, "experts, each on its own task" if name == "experts" else None),
-            "no score" if "error" in row else _plus_minus(row["mean"], row["se"], ".4f"),
-            *(f"{row['tasks'][task]:.3f}" if task in row["tasks"] else "" for task in tasks),
+            "no score" if name in result.errors else plus_minus(row.mean, row.se),
+            *(f"{row.tasks[task]:.3f}" if task in row.tasks else "" for task in tasks),
         ]
-        for name, row in models.items()
+        for name, row in result.models.items()
     ]
-    told = result["measures"]
-    name = title(result["metric"], told)
+    name = title(result.metric, told)
     columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(
-        f"{name} on {result['items']} {SAID[result['split']]}; higher is better", columns, rows, mark_lines(marks)
-    )
-    for name, row in models.items():
-        if "error" in row:
-            reporter.say(f"{name} has no score: {row['error']}")
-    if paired:
+    reporter.table(f"{name} on {result.items} {SAID[result.split]}; higher is better", columns, rows, mark_lines(marks))
+    for name, error in result.errors.items():
+        reporter.say(f"{name} has no score: {error}")
+    if result.paired:
         differences = [
-            [name, _plus_minus(one["diff"], one["se"], "+.4f"), _ratio(one["diff"], one["se"])]
-            for name, one in paired.items()
+            [name, plus_minus(one.diff, one.se, "+"), _ratio(one.diff, one.se)] for name, one in result.paired.items()
         ]
         reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences)
-
-
-def _plus_minus(value: float | None, error: float | None, form: str) -> str:
-    if value is None or error is None:
-        return ""
-    return f"{value:{form}} ± {error:.4f}" if error == error else f"{value:{form}} ± unknown"  # NaN: of a single item
 
 
 def _ratio(value: float | None, error: float | None) -> str:

@@ -139,7 +139,7 @@ def _text(run: Run, recipe: Recipe, options: argparse.Namespace, parts: Parts, r
             reporter.say(f"warning: {comments.removeprefix('# ').replace(chr(10) + '# ', ' ').strip()}")
         return text
     if options.form == "json":
-        winner = run.summary and run.summary["select"]["finalists"][run.summary["select"]["winner"]]
+        winner = run.summary and run.summary.select.value
         scores = {"point": "winner", "value": winner, **recipe.scores}
         about = {"run": str(run.path), "point": scores["point"], "value": scores["value"], "scores": recipe.scores}
         return json.dumps({**about, "coefficients": recipe.coefficients}, indent=1, allow_nan=False) + "\n"

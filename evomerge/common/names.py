@@ -63,7 +63,7 @@ def matching(pattern: str, names: Collection[str], setting: str) -> list[str]:
     return found
 
 
-def mark_lines(marks: Mapping[str, list[str]], labels: Mapping[str, str] | None = None) -> list[str]:
+def mark_lines(marks: Mapping[str, Sequence[str]], labels: Mapping[str, str] | None = None) -> list[str]:
     """Return the lines that stand below a table, each with the rows that it is about.
 
     Args:

@@ -95,11 +95,11 @@ def means(facts: Facts) -> Bars | None:
     """The four models on the report split, the mean over tasks."""
     if facts.summary is None:
         return None
-    rows = [(name, facts.summary["report"][name]) for name in MODELS if name in facts.summary["report"]]
+    report = facts.summary.report
     values = [
-        Value(marked(name, facts.marks, MODELS[name]), name, row["mean"], row["se"])
-        for name, row in rows
-        if row["mean"] is not None
+        Value(marked(name, facts.marks, MODELS[name]), name, mean, report[name].se)
+        for name in MODELS
+        if name in report and (mean := report[name].mean) is not None
     ]
     return bars([("Mean over tasks", values)], metric(facts.measured))
 
@@ -108,22 +108,17 @@ def tasks(facts: Facts) -> Bars | None:
     """The four models on the report split, task by task."""
     if facts.summary is None:
         return None
-    report = facts.summary["report"]
+    report = facts.summary.report
     sections = [
         (
             heading(task, facts.measures),
             [
-                Value(
-                    marked(name, facts.marks, MODELS[name]),
-                    name,
-                    report[name]["tasks"][task],
-                    report[name].get("tasks_se", {}).get(task),
-                )
+                Value(marked(name, facts.marks, MODELS[name]), name, score, report[name].tasks_se.get(task))
                 for name in MODELS
-                if report.get(name, {}).get("tasks", {}).get(task) is not None
+                if name in report and (score := report[name].tasks.get(task)) is not None
             ],
         )
-        for task in report["base"]["tasks"]
+        for task in facts.summary.base.tasks
     ]
     return bars(sections, metric(facts.measured), digits=3)
 
@@ -132,11 +127,9 @@ def gains(facts: Facts) -> Bars | None:
     """The winner minus the best constant, task by task on the same items; nothing for runs that did not keep it."""
     if facts.summary is None:
         return None
-    found = facts.summary["paired"]["winner_vs_best_constant"]
+    found = facts.summary.gain
     values = [
-        Value(task, "run", diff, found["tasks_se"].get(task))
-        for task, diff in found.get("tasks", {}).items()
-        if diff is not None
+        Value(task, "run", diff, found.tasks_se.get(task)) for task, diff in found.tasks.items() if diff is not None
     ]
     title, label = "Winner − best constant", f"difference in {metric(facts.measured)}"
     return bars([(title, values)], label, sign=True) if values else None

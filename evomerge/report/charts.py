@@ -104,7 +104,7 @@ def finalists(facts: Facts) -> Chart | None:
     found = [finalist for finalist in facts.finalists if finalist.select is not None]
     if not found or facts.summary is None:
         return None
-    split, level = facts.summary["select"], facts.best_constant_on_select or 0.0
+    split, level = facts.summary.select, facts.best_constant_on_select or 0.0
     x = counting(facts.last, "candidate that found it")
     y = axis([finalist.select or 0.0 for finalist in found] + [level], _deciding(facts))
     marks = [
@@ -117,11 +117,9 @@ def finalists(facts: Facts) -> Chart | None:
         for finalist in sorted(found, key=lambda f: f.winner)
         if not finalist.name.startswith("constant ")
     ]
-    words = f"{len(found)} finalists on the select items; {split['winner']} won with " + number(
-        split["finalists"][split["winner"]]
-    )
+    words = f"{len(found)} finalists on the select items; {split.winner} won with {number(split.value)}"
     legend = [("winner", "the winner"), ("finalist", "another finalist")]
-    rules = [Rule(_up(y, level), "constant", f"best constant, {split['constant']}: {number(level)}")]
+    rules = [Rule(_up(y, level), "constant", f"best constant, {split.constant}: {number(level)}")]
     return Chart(x, y, words, marks, [], rules, legend, height=200)
 
 
@@ -129,12 +127,12 @@ def constants(facts: Facts) -> Chart | None:
     """What each constant reached on the select split, and where the winner stands."""
     if facts.summary is None:
         return None
-    split = facts.summary["select"]
-    curve = sorted((float(c), value) for c, value in split["constants"].items() if value is not None)
-    won = split["finalists"][split["winner"]]
+    split = facts.summary.select
+    curve = sorted((float(c), value) for c, value in split.constants.items() if value is not None)
+    won = split.value
     x = axis([c for c, _ in curve], "constant", pad=0.04)
     y = axis([value for _, value in curve] + [won], _deciding(facts))
-    best = split["constant"]
+    best = split.constant
     marks = [
         Mark(x.at(c), _up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}")
         for c, v in curve

@@ -38,12 +38,12 @@ def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
         *_state(facts),
         *_failures(facts),
         *of_search(facts.run.batches),
-        *(of_selection(facts.summary) if facts.summary else ()),
+        *(of_selection(facts.summary.select, facts.summary.alike) if facts.summary else ()),
         *_verdict(facts),
         *_optimism(facts),
         *_tasks(facts),
         *_items(facts),
-        *(facts.summary or {}).get("warnings", []),
+        *(facts.summary.warnings if facts.summary else ()),
         *_bounds(facts, grids),
         *_log(facts.run.path / "evomerge.log"),
     ]
@@ -66,7 +66,7 @@ def _state(facts: Facts) -> Iterator[str]:
     if facts.summary is not None:
         yield (
             f"The search has gone on after its winner was scored ({stand}): the scores below are those of its first "
-            f"{facts.summary['trials']:,} candidates, until its own command has run to the end again."
+            f"{facts.summary.trials:,} candidates, until its own command has run to the end again."
         )
     elif facts.done >= HOPELESS and len(facts.failed) == facts.done:
         yield (
@@ -97,28 +97,28 @@ def _failures(facts: Facts) -> Iterator[str]:
 def _verdict(facts: Facts) -> Iterator[str]:
     if facts.summary is None:
         return
-    difference, chosen = facts.summary["paired"]["winner_vs_best_constant"], facts.summary["select"]
-    if difference["diff"] is None:
+    difference, chosen = facts.summary.gain, facts.summary.select
+    if difference.diff is None:
         yield "The winner or the best constant has no score on the report items: its results are no finite numbers."
-    elif difference["se"] is None:
+    elif difference.se is None:
         yield "There are too few report items to say how sure the difference from the best constant is."
     elif verdict(difference) == "same":
         yield (
             f"The winner is not better than the best constant by two standard errors "
-            f"({with_error(difference['diff'], difference['se'], sign=True)}): merging with {chosen['constant']} "
+            f"({with_error(difference.diff, difference.se, sign=True)}): merging with {chosen.constant} "
             f"everywhere may do as well. More search items or another space may find more."
         )
     elif verdict(difference) == "worse":
         yield (
-            f"The winner is worse than the best constant on the report items: merge with {chosen['constant']} "
+            f"The winner is worse than the best constant on the report items: merge with {chosen.constant} "
             f"everywhere instead. The search has fitted the items that it looked at; give it more of them."
         )
-    if chosen["winner"].startswith("constant"):
-        yield f"The winner is itself a constant ({chosen['winner']}): nothing that was found is better on select."
-    tried = sorted(float(constant) for constant, value in chosen["constants"].items() if value is not None)
-    if len(tried) > 1 and float(chosen["constant"]) in (tried[0], tried[-1]):
+    if chosen.winner.startswith("constant"):
+        yield f"The winner is itself a constant ({chosen.winner}): nothing that was found is better on select."
+    tried = sorted(float(constant) for constant, value in chosen.constants.items() if value is not None)
+    if len(tried) > 1 and float(chosen.constant) in (tried[0], tried[-1]):
         yield (
-            f"The best constant, {chosen['constant']}, is at the end of those that were tried ({tried[0]:g} to "
+            f"The best constant, {chosen.constant}, is at the end of those that were tried ({tried[0]:g} to "
             f"{tried[-1]:g}): a better one may lie beyond, so the gain over it may be smaller."
         )
     lost = [finalist.name for finalist in facts.finalists if finalist.select is None]
@@ -129,15 +129,15 @@ def _verdict(facts: Facts) -> Iterator[str]:
 def _optimism(facts: Facts) -> Iterator[str]:
     if facts.summary is None:
         return
-    gain, difference = facts.optimism["gain"], facts.summary["paired"]["winner_vs_best_constant"]
-    lost, se = gain.optimism, difference["se"]
+    gain = facts.optimism["gain"]
+    lost, se = gain.optimism, facts.summary.gain.se
     if lost is not None and se is not None and lost > max(2 * se, 0.005):
         yield (
             f"The gain over the best constant is {number(gain.select)} on the select items, on which the winner was "
             f"chosen, but {number(gain.report)} on the report items: believe the latter."
         )
     winner = facts.optimism["winner"]
-    report_se = facts.summary["report"]["winner"]["se"]
+    report_se = facts.summary.winner.se
     won = next((finalist for finalist in facts.finalists if finalist.winner), None)
     if winner.search is None or winner.report is None or report_se is None or won is None or facts.aggregate == "worst":
         return
@@ -163,10 +163,10 @@ def _search_error(facts: Facts, found: int | None) -> float:
 def _tasks(facts: Facts) -> Iterator[str]:
     if facts.summary is None:
         return
-    report = facts.summary["report"]
+    summary = facts.summary
     base, constant, winner, experts = (
-        {task: math.nan if score is None else score for task, score in report.get(name, {}).get("tasks", {}).items()}
-        for name in ("base", "best_constant", "winner", "experts")
+        {task: math.nan if score is None else score for task, score in (row.tasks if row else {}).items()}
+        for row in (summary.base, summary.best_constant, summary.winner, summary.experts)
     )  # what is not known is neither above nor below
     if poor := [task for task, score in experts.items() if score <= base[task]]:
         yield (
@@ -187,9 +187,9 @@ def _items(facts: Facts) -> Iterator[str]:
         yield f"Few search items of a task, so candidates are ranked by luck: {', '.join(thin)}. Raise fitness.items."
     if facts.summary is None:
         return
-    tasks = len(facts.summary["report"]["base"]["tasks"])
+    tasks = len(facts.summary.base.tasks)
     for split in ("select", "report"):
-        if (each := facts.summary["items"][split] / tasks) < FEW_JUDGED:
+        if (each := facts.summary.items[split] / tasks) < FEW_JUDGED:
             yield f"The {split} split has about {each:.0f} items of a task: scores on it are coarse."
 
 

@@ -8,10 +8,9 @@ asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
@@ -37,8 +36,8 @@ class Facts:
         self.name = run.path.resolve().name
         self.settings, self.summary = run.settings, run.summary
         self.metric: str = run.settings["fitness"]["metric"]
-        self.report_metric: str = (run.summary or {}).get("metric") or run.settings["fitness"]["report_metric"]
-        self.measures: dict[str, str] = (run.summary or {}).get("measures", {})
+        self.report_metric: str = run.summary.metric if run.summary else run.settings["fitness"]["report_metric"]
+        self.measures: Mapping[str, str] = run.summary.measures if run.summary else {}
         self.measured: str = title(self.report_metric, self.measures)
         self.aggregate: str = run.settings["objective"]["aggregate"]
         self.normalised: bool = run.settings["objective"]["normalised"]
@@ -69,9 +68,9 @@ class Facts:
         return [(n, trial) for n, _, trial in self.numbered if not trial.values]
 
     @property
-    def marks(self) -> dict[str, list[str]]:
+    def marks(self) -> Mapping[str, Sequence[str]]:
         """What is otherwise in rows of the report than their names say."""
-        return (self.summary or {}).get("marks", {})
+        return self.summary.marks if self.summary else {}
 
     @property
     def done(self) -> int:
@@ -126,7 +125,7 @@ class Facts:
     @property
     def complete(self) -> bool:
         """Whether the search has ended and its winner was scored, and nothing was added since."""
-        return self.summary is not None and self.summary["trials"] >= self.done
+        return self.summary is not None and self.summary.trials >= self.done
 
     @property
     def warm(self) -> bool:
@@ -136,21 +135,19 @@ class Facts:
     @property
     def best_constant_on_select(self) -> float | None:
         """What the best constant reached on the select split."""
-        return (
-            _finite(self.summary["select"]["constants"][self.summary["select"]["constant"]]) if self.summary else None
-        )
+        return self.summary.select.constants[self.summary.select.constant] if self.summary else None
 
     @cached_property
     def finalists(self) -> list[Finalist]:
         """Those of the final selection; none before it."""
         if self.summary is None:
             return []
-        chosen = self.summary["select"]
+        chosen = self.summary.select
         found = []
-        for name, value in chosen["finalists"].items():
+        for name, value in chosen.finalists.items():
             dot = self._found_by(name)
             search = self.on_report_metric(dot.trial) if dot else None
-            found.append(Finalist(name, _finite(value), dot and dot.number, search, name == chosen["winner"]))
+            found.append(Finalist(name, value, dot and dot.number, search, name == chosen.winner))
         return found
 
     def on_report_metric(self, trial: Trial) -> float | None:
@@ -175,20 +172,18 @@ class Facts:
         """The winner, the best constant and their difference on each split; empty before the search is complete."""
         if self.summary is None:
             return {}
-        chosen, report = self.summary["select"], self.summary["report"]
+        chosen = self.summary.select
         won = next((f for f in self.finalists if f.winner), None)
-        constant = next(
-            (d for d in self.scored if d.trial.batch == 0 and self._is_constant(d, chosen["constant"])), None
-        )
+        constant = next((d for d in self.scored if d.trial.batch == 0 and self._is_constant(d, chosen.constant)), None)
         winner = Splits(
             won and won.search,
-            _finite(chosen["finalists"][chosen["winner"]]),
-            self.together(report["winner"]["tasks"]),
+            chosen.value,
+            self.together(self.summary.winner.tasks),
         )
         best = Splits(
             self.on_report_metric(constant.trial) if constant else None,
-            _finite(chosen["constants"][chosen["constant"]]),
-            self.together(report["best_constant"]["tasks"]),
+            chosen.constants[chosen.constant],
+            self.together(self.summary.best_constant.tasks),
         )
         return {"winner": winner, "best constant": best, "gain": winner.less(best)}
 
@@ -232,7 +227,7 @@ class Facts:
 
     def _found_by(self, name: str) -> Dot | None:
         """Return the trial behind the name of an incumbent (see the searchers' `incumbents`), if there is one."""
-        judged = self.summary["trials"] if self.summary else self.done  # it may have gone on since
+        judged = self.summary.trials if self.summary else self.done  # it may have gone on since
         early = [dot for dot in self.scored if dot.number <= judged]
         later = [dot for dot in early if not (self.warm and dot.trial.batch == 0)]
         told = [dot for dot in later if self._ends[dot.trial.batch] <= judged]
@@ -262,7 +257,3 @@ class Facts:
 
 def _top(dots: Iterator[Dot]) -> Dot | None:
     return max(dots, key=lambda dot: dot.value, default=None)
-
-
-def _finite(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None

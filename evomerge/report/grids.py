@@ -108,7 +108,7 @@ def _of_recipe(facts: Facts, recipe: Recipe, variable: str) -> Grid:
     frozen = _frozen(facts, variable, rows)
     shown = experts[:1] if shared else experts
     cells = {g: tuple(Cell(row[e], (g, e) in frozen) for e in shown) for g, row in rows.items()}
-    constant = float(facts.summary["select"]["constant"]) if facts.summary and variable == "weight" else None
+    constant = float(facts.summary.select.constant) if facts.summary and variable == "weight" else None
     return _grid(variable, "the winner", (ALL,) if shared else tuple(experts), cells, constant)
 
 

@@ -165,7 +165,7 @@ def _context(facts: Facts, found: list[Grid]) -> dict[str, Any]:
         "pace": _pace(facts),
         "shares": _shares(facts),
         "command": command(facts.settings, written(run.path)),
-        "versions": ", ".join(f"{name} {v}" for name, v in (facts.summary or {}).get("versions", {}).items()),
+        "versions": ", ".join(f"{name} {v}" for name, v in (facts.summary.versions if facts.summary else {}).items()),
         "sources": _sources(run),
         "settings": yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True).rstrip(),
     }
@@ -195,7 +195,7 @@ def _progress(facts: Facts) -> str:
     parts.append(f"{len(facts.failed):,} failed" if facts.failed else "none failed")
     items = ", ".join(f"{task} {n}" for task, n in facts.items.get("search", {}).items())
     on = f" A candidate is scored on search items: {items}." if items else ""
-    end = f" {STOPS.get(facts.summary['stop'], '')}" if facts.summary and facts.complete else ""
+    end = f" {STOPS.get(facts.summary.stop, '')}" if facts.summary and facts.complete else ""
     return f"{', '.join(parts)}.{end}{on}"
 
 

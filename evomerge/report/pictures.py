@@ -138,13 +138,13 @@ def coefficients(panels: Sequence[tuple[str, Grid]]) -> Figure:
 def tasks(facts: Facts) -> Figure:
     """Base, best constant, winner and experts on the report split, with standard errors where they are known."""
     assert facts.summary is not None
-    report = facts.summary["report"]
-    groups = ["mean", *report["base"]["tasks"]]
+    report = facts.summary.report
+    groups = ["mean", *facts.summary.base.tasks]
     figure, (axes,) = _panels(1, width=max(6.5, 1.1 * len(groups)))
     for i, name in enumerate(row for row in NAMES if row in report):
         row = report[name]
-        scores = [row["mean"], *(row["tasks"].get(task) for task in groups[1:])]
-        errors = [row["se"], *(row.get("tasks_se", {}).get(task) for task in groups[1:])]
+        scores = [row.mean, *(row.tasks.get(task) for task in groups[1:])]
+        errors = [row.se, *(row.tasks_se.get(task) for task in groups[1:])]
         places = np.arange(len(groups)) + 0.2 * (i - 1.5)
         axes.bar(places, [np.nan if v is None else v for v in scores], 0.18, color=MODELS[name], label=NAMES[name])
         axes.errorbar(
@@ -167,10 +167,10 @@ def gains(order: Sequence[Facts], names: dict[str, str]) -> Figure:
     axes = figure.subplots()
     for i, one in enumerate(reversed(order)):
         assert one.summary is not None
-        difference = one.summary["paired"]["winner_vs_best_constant"]
-        error = None if difference["se"] is None else 2 * difference["se"]
+        diff, se = one.summary.gain.diff, one.summary.gain.se
+        error = None if se is None else 2 * se
         axes.errorbar(
-            np.nan if difference["diff"] is None else difference["diff"],
+            np.nan if diff is None else diff,
             i,
             xerr=error,
             fmt="o",

@@ -36,7 +36,7 @@ def ranked(facts: Sequence[Facts]) -> list[Facts]:
 def selected(facts: Facts) -> float:
     """What the winner of a run reached on the select split."""
     assert facts.summary is not None
-    return facts.summary["select"]["finalists"][facts.summary["select"]["winner"]]
+    return facts.summary.select.value
 
 
 def short_names(facts: Sequence[Facts]) -> dict[str, str]:
@@ -88,17 +88,16 @@ def _headline(order: Sequence[Facts], count: int, names: dict[str, str]) -> tupl
         return "No search has ended yet.", "There is nothing to compare before the first winner is scored."
     first = order[0].summary
     assert first is not None
-    difference = first["paired"]["winner_vs_best_constant"]
-    words = [verdict(one.summary["paired"]["winner_vs_best_constant"]) for one in order if one.summary]
+    words = [verdict(one.summary.gain) for one in order if one.summary]
     tally = f"{words.count('better')} of {len(words)} searches found a merge that beats its best constant"
     if worse := words.count("worse"):
         tally += f", {worse} a worse one"
-    diff = difference["diff"]
-    gap = f"{with_error(abs(diff), difference['se'])} {'above' if diff >= 0 else 'below'}" if diff is not None else ""
+    diff = first.gain.diff
+    gap = f"{with_error(abs(diff), first.gain.se)} {'above' if diff >= 0 else 'below'}" if diff is not None else ""
     return f"{tally}.", (
         f"That is by two standard errors or more on the report items. Best on the select split is "
-        f"{names[order[0].name]}: its {metric(order[0].measured)} on {first['items']['report']:,} report items is "
-        f"{with_error(first['report']['winner']['mean'], first['report']['winner']['se'])}, "
+        f"{names[order[0].name]}: its {metric(order[0].measured)} on {first.items['report']:,} report items is "
+        f"{with_error(first.winner.mean, first.winner.se)}, "
         f"{gap or 'which cannot be held against'} that of the best constant on the same items."
     )
 
@@ -108,7 +107,7 @@ def _concerns(facts: Sequence[Facts], order: Sequence[Facts]) -> list[str]:
     if waiting := [one.name for one in facts if one.summary is None]:
         found.append(f"{len(waiting)} of {len(facts)} runs have no winner yet: {', '.join(waiting)}.")
     judged = {
-        json.dumps([one.report_metric, one.summary["items"]["report"], one.summary["report"]["base"]["tasks"]])
+        json.dumps([one.report_metric, one.summary.items["report"], dict(one.summary.base.tasks)])
         for one in order
         if one.summary
     }
@@ -132,20 +131,15 @@ def _link(facts: Facts, file: Path) -> str:
 def _row(facts: Facts, names: dict[str, str], file: Path) -> dict[str, str]:
     summary = facts.summary
     assert summary is not None
-    difference, winner, constant = (
-        summary["paired"]["winner_vs_best_constant"],
-        summary["report"]["winner"],
-        summary["report"]["best_constant"],
-    )
     return {
         "name": names[facts.name],
         "link": _link(facts, file),
         "select": number(selected(facts)),
-        "winner": with_error(winner["mean"], winner["se"]),
-        "difference": with_error(difference["diff"], difference["se"], sign=True),
-        "verdict": verdict(difference),
-        "constant": f"{number(constant['mean'])} ({summary['select']['constant']})",
-        "trials": f"{summary['trials']:,}" + (f", {summary['failed']:,} failed" if summary["failed"] else ""),
+        "winner": with_error(summary.winner.mean, summary.winner.se),
+        "difference": with_error(summary.gain.diff, summary.gain.se, sign=True),
+        "verdict": verdict(summary.gain),
+        "constant": f"{number(summary.best_constant.mean)} ({summary.select.constant})",
+        "trials": f"{summary.trials:,}" + (f", {summary.failed:,} failed" if summary.failed else ""),
     }
 
 
@@ -153,9 +147,8 @@ def _forest(order: Sequence[Facts], names: dict[str, str]) -> Any:
     values = []
     for one in order:
         assert one.summary is not None
-        difference = one.summary["paired"]["winner_vs_best_constant"]
-        if difference["diff"] is not None:
-            values.append(Value(names[one.name], "run", difference["diff"], difference["se"]))
+        if one.summary.gain.diff is not None:
+            values.append(Value(names[one.name], "run", one.summary.gain.diff, one.summary.gain.se))
     return bars([("Winner − best constant", values)], "difference", sign=True) if values else None
 
 

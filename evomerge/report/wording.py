@@ -6,11 +6,10 @@ In: `Facts`. Out: plain text, to be escaped where it is shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from evomerge.report.facts import Facts
 from evomerge.report.scales import LONG
+from evomerge.selection.statistics import Paired
 
 MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
@@ -37,18 +36,18 @@ def with_error(value: float | None, se: float | None, digits: int = 4, sign: boo
     return text if value is None or se is None or not math.isfinite(se) else f"{text}{PLUS_MINUS}{number(se, digits)}"
 
 
-def errors_of(difference: Mapping[str, Any]) -> float | None:
+def errors_of(difference: Paired) -> float | None:
     """How many standard errors a paired difference is from zero; None if that is not known."""
-    diff, se = difference["diff"], difference["se"]
+    diff, se = difference.diff, difference.se
     return diff / se if diff is not None and se else None
 
 
-def verdict(difference: Mapping[str, Any]) -> str:
+def verdict(difference: Paired) -> str:
     """`better`, `worse` or `same`: what two standard errors allow to say."""
     distance = errors_of(difference)
     if distance is None:
-        diff = difference["diff"] or 0.0
-        return "same" if diff == 0 or difference["se"] is None else "better" if diff > 0 else "worse"
+        diff = difference.diff or 0.0
+        return "same" if diff == 0 or difference.se is None else "better" if diff > 0 else "worse"
     return "same" if abs(distance) < 2 else "better" if distance > 0 else "worse"
 
 
@@ -62,28 +61,28 @@ def headline(facts: Facts) -> tuple[str, str]:
     if facts.summary is None:
         return _unfinished(facts)
     summary = facts.summary
-    difference, report = summary["paired"]["winner_vs_best_constant"], summary["report"]
-    constant, items = summary["select"]["constant"], summary["items"]["report"]
-    if difference["diff"] is None:
+    difference, winner = summary.gain, summary.winner
+    constant, items = summary.select.constant, summary.items["report"]
+    if difference.diff is None:
         return "What the merge that was found is worth is not known.", (
             f"The winner or the best constant, {constant}, has no score on the {items:,} report items."
         )
-    n = len(report["winner"]["tasks"])
+    n = len(winner.tasks)
     over = f" as the mean over {n} tasks" if n > 1 else ""
     short = {
         "better": "The merge that was found is better than the best constant.",
         "same": "The merge that was found cannot be told from the best constant.",
         "worse": "The merge that was found is worse than the best constant.",
     }[verdict(difference)]
-    gap = with_error(abs(difference["diff"]), difference["se"])
-    gap += " above" if difference["diff"] > 0 else " below"
-    if difference["diff"] == 0:
-        gap = f"no different (±\N{NO-BREAK SPACE}{number(difference['se'])}) from"
+    gap = with_error(abs(difference.diff), difference.se)
+    gap += " above" if difference.diff > 0 else " below"
+    if difference.diff == 0:
+        gap = f"no different (±\N{NO-BREAK SPACE}{number(difference.se)}) from"
     distance = errors_of(difference)
     errors = f", {number(abs(distance), 1)} standard errors of the paired difference" if distance else ""
     return short, (
         f"On {items:,} report items that the search never saw, the winner’s {metric(facts.measured)} is "
-        f"{number(report['winner']['mean'])}{over}: {gap} that of the best constant, {constant} for every "
+        f"{number(winner.mean)}{over}: {gap} that of the best constant, {constant} for every "
         f"coefficient{errors}."
     )
 
@@ -92,10 +91,9 @@ def closed(facts: Facts) -> str | None:
     """Say how much of the way from the best constant to the experts the winner goes, where that makes sense."""
     if facts.summary is None:
         return None
-    report = facts.summary["report"]
-    constant, winner = report["best_constant"]["mean"], report["winner"]["mean"]
-    experts = report.get("experts", {}).get("mean")
-    if None in (constant, winner, experts) or not experts > constant or winner <= constant:
+    constant, winner = facts.summary.best_constant.mean, facts.summary.winner.mean
+    experts = facts.summary.experts.mean if facts.summary.experts else None
+    if constant is None or winner is None or experts is None or experts <= constant or winner <= constant:
         return None
     share = (winner - constant) / (experts - constant)
     if share > 1:

@@ -17,6 +17,7 @@ import yaml
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.journal import read_log
+from evomerge.selection.summary import Summary
 from evomerge.trials import Batch, Trial
 
 
@@ -39,7 +40,7 @@ class Run:
     identity: dict[str, Any]
     batches: list[Batch]
     timings: list[dict[str, Any]]
-    summary: dict[str, Any] | None
+    summary: Summary | None
     recipe: Recipe | None
 
     @property
@@ -58,7 +59,7 @@ def open_run(path: Path) -> Run:
 
     Raises:
         ConfigError: it is no run directory.
-        LogError: its log is damaged.
+        LogError: its log, or its summary, is damaged.
     """
     log = path / "trials.jsonl"
     if not log.is_file():
@@ -79,16 +80,33 @@ def open_run(path: Path) -> Run:
             batches[-1].trials[line["index"]] = Trial.from_record(line)
     if not identity:
         raise LogError(f"{log} is empty: the search has not begun. Run it, then try again.")
-    summary, recipe = path / "summary.json", path / "recipe.yaml"
+    recipe = path / "recipe.yaml"
     return Run(
         path,
         _settings(path / "config.yaml"),
         identity,
         batches,
         read_timings(path / "timings.jsonl"),
-        json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
+        read_summary(path),
         Recipe.from_yaml(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
     )
+
+
+def read_summary(path: Path) -> Summary | None:
+    """Return the summary of a run directory, or None where its search has not ended.
+
+    Raises:
+        LogError: it is damaged.
+    """
+    file = path / "summary.json"
+    try:
+        return Summary.from_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise LogError(
+            f"{file} cannot be read ({error}): delete it, and run the search's own command again to write it."
+        ) from error
 
 
 def read_timings(path: Path) -> list[dict[str, Any]]:

@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evomerge import __version__
-from evomerge.common.errors import EvomergeError
+from evomerge.common.errors import EvomergeError, LogError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.common.names import mark_lines, marked
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import heading, title
+from evomerge.fitness.base import heading, measures, title
 from evomerge.problem import Assembly
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
-from evomerge.runs.directory import open_run, read_timings
+from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.identity import digest
 from evomerge.search.evaluators.serial import Timing
+from evomerge.search.log import TrialLog
+from evomerge.selection.choosing import Selection
 from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.marks import marks_of
-from evomerge.trials import finite
+from evomerge.selection.statistics import plus_minus
+from evomerge.selection.summary import Summary
+from evomerge.trials import StopReason, finite
 
 LABELS = {
     "base": "base",
@@ -40,55 +45,91 @@ LABELS = {
 VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 
 
+def summarise(
+    directory: Path,
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    found: Selection,
+    log: TrialLog,
+    reason: StopReason,
+    sizes: Mapping[str, int],
+    run: str | None,
+) -> Summary:
+    """Return what is known of a search at its end.
+
+    Args:
+        directory: the run directory.
+        assembly: the parts of the search.
+        settings: of the search.
+        found: what the selection found.
+        log: the trial log.
+        reason: why the search ended.
+        sizes: how many items of each split were used.
+        run: what `run_digest` says of the run.
+    """
+    machine = fingerprint()
+    return Summary(
+        report=found.report,
+        paired=found.paired,
+        alike=found.alike,
+        metric=found.metric,
+        select=found.select,
+        items=sizes,
+        measures=measures(assembly.fitness, found.metric, assembly.items["report"]),
+        stop=reason.name.lower(),
+        trials=log.trials,
+        failed=len(log.errors),
+        run=run,
+        marks=_marks(assembly, settings),
+        warnings=assembly.warnings,
+        doubts=[*of_search(open_run(directory).batches), *of_selection(found.select, found.alike)],
+        seconds=_seconds(directory / "timings.jsonl"),
+        versions={"evomerge": __version__, **{name: str(machine[name]) for name in VERSIONS}},
+    )
+
+
 def write_outputs(
-    directory: Path, assembly: Assembly, settings: Mapping[str, Any], result: dict[str, Any], reporter: Progress
-) -> dict[str, Any]:
+    directory: Path,
+    assembly: Assembly,
+    settings: Mapping[str, Any],
+    coefficients: Mapping[str, np.ndarray],
+    summary: Summary,
+    reporter: Progress,
+) -> None:
     """Write the recipe, its mergekit form, the heads and the summary.
 
     Args:
         directory: the run directory.
         assembly: the parts of the search.
         settings: of the search.
-        result: what `select` returned, and more for the summary.
+        coefficients: of the winner, variable -> float64 (G, K).
+        summary: what is known of the search.
         reporter: is told where mergekit cannot express the recipe.
-
-    Returns:
-        The summary.
     """
-    if marks := _marks(assembly, settings):
-        result["marks"] = marks
     heads = keep_heads(assembly, directory)
-    recipe = make_recipe(assembly, settings, result.pop("coefficients"), _scores(result), heads)
+    recipe = make_recipe(assembly, settings, coefficients, _scores(summary), heads)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
     try:
         write_atomically(directory / "mergekit.yaml", mergekit_yaml(assembly, recipe))
     except EvomergeError as error:
         (directory / "mergekit.yaml").unlink(missing_ok=True)
         reporter.say(f"No mergekit.yaml: {error}")
-    machine = fingerprint()
-    doubts = [*of_search(open_run(directory).batches), *of_selection(result)]
-    summary = {
-        **result,
-        "warnings": assembly.warnings,
-        "doubts": doubts,
-        "seconds": _seconds(directory / "timings.jsonl"),
-        "versions": {"evomerge": __version__, **{name: machine[name] for name in VERSIONS}},
-    }
-    write_atomically(directory / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
-    return summary
+    write_atomically(directory / "summary.json", summary.to_json())
 
 
-def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(summary: Summary) -> dict[str, Any]:
     """Return what the recipe says of its worth: which metric, on which items, and how the winner was found."""
+    told = dict(summary.measures)
     how = {
-        "metric": title(result["metric"], told := result["measures"]),
+        "metric": title(summary.metric, told),
         **({"measures": told} if len(set(told.values())) > 1 else {}),
         "split": "report",
-        "items": result["items"]["report"],
-        "trials": result["trials"],
+        "items": summary.items["report"],
+        "trials": summary.trials,
+        "finalist": summary.select.winner,
     }
-    marks = {"marks": result["marks"]} if "marks" in result else {}
-    return finite({**how, "finalist": result["select"]["winner"], **result["report"], **result["paired"], **marks})
+    rows = {name: asdict(row) for name, row in {**summary.report, **summary.paired}.items()}
+    return finite({**how, **rows, **({"marks": summary.marks} if summary.marks else {})})
 
 
 def _marks(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -99,7 +140,7 @@ def _marks(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, list[st
     return {name: texts for name, texts in rows.items() if texts}
 
 
-def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> Summary | None:
     """Return the summary of a run that has nothing left to do under these settings, or None.
 
     Args:
@@ -108,11 +149,13 @@ def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> d
         settings: of the search; a budget that is lower than what was spent takes nothing back.
     """
     try:
-        result = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        spent = result["stop"] != "budget" or result["trials"] >= settings["budget"] or settings["budget_items"]
-        return result if run is not None and result["run"] == run and spent else None
-    except (FileNotFoundError, ValueError, KeyError):
+        summary = read_summary(directory)
+    except LogError:  # it is written again
         return None
+    if summary is None or run is None or summary.run != run:
+        return None
+    spent = summary.stop != "budget" or summary.trials >= settings["budget"] or settings["budget_items"]
+    return summary if spent else None
 
 
 def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], ids: Any) -> str | None:
@@ -126,35 +169,28 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 
-def show(result: Mapping[str, Any], directory: Path, reporter: Progress) -> None:
+def show(summary: Summary, directory: Path, reporter: Progress) -> None:
     """Print the table of the report split, the paired difference, and where things are."""
-    report, marks = result["report"], result.get("marks", {})
-    tasks = list(report["base"]["tasks"])
+    tasks, told, gain = list(summary.base.tasks), summary.measures, summary.gain
     rows = [
         [
-            marked(name, marks, LABELS[name]),
-            "" if row["mean"] is None else f"{row['mean']:.4f} ± {_number(row['se'])}",
-            *("" if (score := row["tasks"].get(task)) is None else f"{score:.3f}" for task in tasks),
+            marked(name, summary.marks, LABELS[name]),
+            plus_minus(row.mean, row.se),
+            *("" if (score := row.tasks.get(task)) is None else f"{score:.3f}" for task in tasks),
         ]
-        for name, row in report.items()
+        for name, row in summary.report.items()
     ]
-    told = result.get("measures", {})  # runs of earlier versions did not keep them
-    name = title(result["metric"], told)
-    where = f"{result['items']['report']} report items that the search never saw"
+    name = title(summary.metric, told)
+    where = f"{summary.items['report']} report items that the search never saw"
     columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {where}; higher is better", columns, rows, mark_lines(marks, LABELS))
-    difference = result["paired"]["winner_vs_best_constant"]
-    diff = "unknown" if difference["diff"] is None else f"{difference['diff']:+.4f} ± {_number(difference['se'])}"
-    reporter.say(f"winner - best constant ({result['select']['constant']}): {diff} (paired)")
-    if result["failed"]:
-        reporter.say(f"{result['failed']} of {result['trials']} candidates failed; their errors stand in trials.jsonl")
-    for doubt in result.get("doubts", ()):  # summaries of earlier versions have none
+    reporter.table(f"{name} on {where}; higher is better", columns, rows, mark_lines(summary.marks, LABELS))
+    difference = plus_minus(gain.diff, gain.se, "+") or "unknown"
+    reporter.say(f"winner - best constant ({summary.select.constant}): {difference} (paired)")
+    if summary.failed:
+        reporter.say(f"{summary.failed} of {summary.trials} candidates failed; their errors stand in trials.jsonl")
+    for doubt in summary.doubts:
         reporter.say(f"note: {doubt}")
     reporter.say(f"recipe, scores and all trials: {os.path.relpath(directory)}")
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def recorder(path: Path) -> Callable[[Timing], None]:

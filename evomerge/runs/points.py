@@ -149,21 +149,21 @@ def find_finalist(run: Run, assembly: Assembly, name: str) -> Point:
     """
     finalists = _incumbents(run, assembly)
     summary = run.summary if is_current(run) else None
-    selected = summary["select"]["finalists"] if summary else {}
+    selected = summary.select.finalists if summary else {}
     if name.startswith(CONSTANT) and name in selected:
         finalists[name] = assembly.space.start({"weight": float(name.removeprefix(CONSTANT))})
     if name not in finalists:
         raise ConfigError(f"{run.path}: {unknown('finalist', name, {**finalists, **selected})}")
     about: dict[str, Any] = {"note": "chosen by name; never scored on the report split"}
     if summary and name in selected:
-        about |= {"split": "select", "items": summary["items"]["select"], "metric": summary["metric"]}
+        about |= {"split": "select", "items": summary.items["select"], "metric": summary.metric}
     value = selected.get(name)
     return Point(f"finalist {name}", finalists[name], value, {"point": f"finalist {name}", **about, "value": value})
 
 
 def is_current(run: Run) -> bool:
     """Whether the run has a summary, and no trial is younger than it."""
-    return run.summary is not None and run.summary["trials"] == sum(1 for _ in run.trials())
+    return run.summary is not None and run.summary.trials == sum(1 for _ in run.trials())
 
 
 def recipe_of(run: Run, assembly: Assembly, point: Point) -> Recipe:

@@ -23,7 +23,7 @@ from evomerge.common.machine import fingerprint
 from evomerge.common.names import commonest
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import Checking, check_items, measures
+from evomerge.fitness.base import Checking, check_items
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Assembly
@@ -31,7 +31,7 @@ from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import Learning, check_learning, find_learning
-from evomerge.runs.outputs import finished, recorder, run_digest, show, write_outputs
+from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.plan import Part, plan
 from evomerge.runs.preflight import preflight
 from evomerge.search.evaluators.gradient import GradientEvaluator
@@ -41,8 +41,9 @@ from evomerge.search.log import TrialLog
 from evomerge.search.loop import Evaluator, search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
 from evomerge.searchers.base import Elite, Searcher
-from evomerge.selection.choosing import select, work
+from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
+from evomerge.selection.summary import Summary
 from evomerge.trials import Batch, StopReason, Trial
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 def run_search(
     config: SearchConfig, directory: Path, reporter: Progress, interrupt: Interrupt | None = None
-) -> dict[str, Any] | None:
+) -> Summary | None:
     """Run one search, or go on with it.
 
     Args:
@@ -98,20 +99,19 @@ def run_search(
             if reason is StopReason.INTERRUPTED:
                 return None
             judge = Judge(assembly, settings, scorers, subsets, interrupt, limit)
-            if (result := _choose(judge, settings, searcher, log, reporter)) is None:
+            if (found := _choose(judge, settings, searcher, log, reporter)) is None:
                 return None
-            result["items"] = {split: subset.size for split, subset in subsets.items()}
-            result["measures"] = measures(assembly.fitness, result["metric"], assembly.items["report"])
-            result |= {"stop": reason.name.lower(), "trials": log.trials, "failed": len(log.errors)}
-            result["run"] = run_digest(directory, identity, settings, judged)
-            summary = write_outputs(directory, assembly, settings, result, reporter)
+            sizes = {split: subset.size for split, subset in subsets.items()}
+            digest = run_digest(directory, identity, settings, judged)
+            summary = summarise(directory, assembly, settings, found, log, reason, sizes, digest)
+            write_outputs(directory, assembly, settings, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary
 
 
 def _choose(
     judge: Judge, settings: Mapping[str, Any], searcher: Searcher, log: TrialLog, reporter: Progress
-) -> dict[str, Any] | None:
+) -> Selection | None:
     """Return what the selection says of the searcher's incumbents, or None when it was asked to stop before the end.
 
     Raises:

@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,29 @@ from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.judge import Judge
-from evomerge.selection.statistics import paired, summary
+from evomerge.selection.statistics import Paired, Score, paired, score_of
+from evomerge.selection.summary import GAIN, Choice
 
 logger = logging.getLogger(__name__)
 
 CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
 """The constants among which the best one is chosen, those within the bounds of the weight."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selection found: the entries of a `Summary` that have the same names, and the winner's coefficients.
+
+    Attributes:
+        coefficients: variable -> float64 (G, K).
+    """
+
+    report: dict[str, Score]
+    paired: dict[str, Paired]
+    alike: list[str]
+    metric: str
+    select: Choice
+    coefficients: Mapping[str, np.ndarray]
 
 
 def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[str, dict[str, float]]:
@@ -59,7 +77,7 @@ def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[st
     return best, values
 
 
-def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> Selection:
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
     What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task. The best
@@ -69,10 +87,6 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         judge: scores models on the two splits.
         settings: of the search.
         incumbents: the searcher's finalists, points by name.
-
-    Returns:
-        The summary's `report`, `paired`, `metric`, `select` and `alike` (the models that have the winner's result on
-        every report item), and the winner's `coefficients`.
 
     Raises:
         EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
@@ -96,22 +110,18 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         with _needed(what, "report"):
             outcomes[name] = score()
             check_finite(outcomes[name], metric)
-    report = {name: summary(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
+    report = {name: score_of(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
     if set(outcomes["experts"].results) != set(outcomes["base"].results) and "experts" in report:
-        report["experts"] |= {"mean": None, "se": None}  # a mean over fewer tasks would stand beside means over all
-    return {
-        "report": report,
-        "paired": {"winner_vs_best_constant": paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
-        "alike": [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
-        "metric": metric,
-        "select": {
-            "winner": winner,
-            "finalists": finalist_values,
-            "constant": constant,
-            "constants": constant_values,
-        },
-        "coefficients": {name: values.tolist() for name, values in finalists[winner].items()},
-    }
+        # a mean over fewer tasks would stand beside means over all
+        report["experts"] = replace(report["experts"], mean=None, se=None)
+    return Selection(
+        report,
+        {GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
+        [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
+        metric,
+        Choice(winner, finalist_values, constant, constant_values),
+        finalists[winner],
+    )
 
 
 def work(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> int:

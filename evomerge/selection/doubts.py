@@ -7,9 +7,9 @@ its report. Only what is certain is said: every value is the same, to the last b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from evomerge.common.names import commonest
+from evomerge.selection.summary import Choice
 from evomerge.trials import Batch, Trial
 
 MODELS = {"base": "the base", "best_constant": "the best constant", "experts": "the experts, each on its own task"}
@@ -21,27 +21,26 @@ def of_search(batches: Sequence[Batch]) -> list[str]:
     return [*_flat(batches), *_no_slope(batches), *_one_kind_failed(batches)]
 
 
-def of_selection(summary: Mapping[str, Any]) -> list[str]:
+def of_selection(chosen: Choice, alike: Sequence[str]) -> list[str]:
     """Return what is wrong with the choice of a winner.
 
     Args:
-        summary: of the search, as far as it is known: `select`, `alike` (the models that have the winner's result on
-            every report item).
+        chosen: what was compared on the select split.
+        alike: the models that have the winner's result on every report item.
     """
-    chosen, found = summary["select"], []
-    if (value := _only(chosen["finalists"])) is not None:
+    found = []
+    if (value := _only(chosen.finalists)) is not None:
         found.append(
-            f"All {len(chosen['finalists'])} finalists scored {value:.6g} on the select items, so the winner, "
-            f"{chosen['winner']}, is only the first of them. More select items (fitness.select_items) may tell them "
-            f"apart."
+            f"All {len(chosen.finalists)} finalists scored {value:.6g} on the select items, so the winner, "
+            f"{chosen.winner}, is only the first of them. More select items (fitness.select_items) may tell them apart."
         )
-    if (value := _only(chosen["constants"])) is not None:
+    if (value := _only(chosen.constants)) is not None:
         found.append(
-            f"All {len(chosen['constants'])} constants scored {value:.6g} on the select items, so the best one, "
-            f"{chosen['constant']}, is only the first of them."
+            f"All {len(chosen.constants)} constants scored {value:.6g} on the select items, so the best one, "
+            f"{chosen.constant}, is only the first of them."
         )
-    itself = chosen["winner"].startswith("constant")
-    if same := [MODELS[name] for name in summary.get("alike", ()) if not (itself and name == "best_constant")]:
+    itself = chosen.winner.startswith("constant")
+    if same := [MODELS[name] for name in alike if not (itself and name == "best_constant")]:
         found.append(f"On every single report item the winner has the same result as {', and as '.join(same)}.")
     return found
 

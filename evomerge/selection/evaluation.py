@@ -8,9 +8,10 @@ names: what a search has scored is not scored again.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,8 @@ from evomerge.search.evaluators.serial import Scorer, check_finite
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe
 from evomerge.selection.marks import Marks, marks_of
 from evomerge.selection.remember import remembered
-from evomerge.selection.statistics import paired, summary
+from evomerge.selection.statistics import Paired, Score, paired, score_of
+from evomerge.trials import finite
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,38 @@ class Model:
     def choosable(self) -> bool:
         """Whether it is one of those among which people choose, and not what they hold them against."""
         return self.kind in ("constant", "recipe", "directory")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models side by side on the items of one split.
+
+    Attributes:
+        split: `search`, `select` or `report`.
+        metric: of the scores.
+        measures: what the metric is, by task.
+        items: how many items there were.
+        models: scores by name; without any number for a model that has none.
+        paired: each but the first minus the first.
+        marks: by name, sentences on what is otherwise than the name says.
+        errors: by name, why a model has no score.
+    """
+
+    split: str
+    metric: str
+    measures: Mapping[str, str]
+    items: int
+    models: Mapping[str, Score]
+    paired: Mapping[str, Paired]
+    marks: Mapping[str, Sequence[str]]
+    errors: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """Return it as text; an error stands in the row of its model."""
+        content = asdict(self)
+        for name, error in content.pop("errors").items():
+            content["models"][name]["error"] = error
+        return json.dumps(finite(content), indent=1, allow_nan=False)
 
 
 def find_model(text: str, experts: Collection[str]) -> Model:
@@ -83,7 +117,7 @@ def find_model(text: str, experts: Collection[str]) -> Model:
 
 def evaluate(
     assembly: Assembly, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Progress
-) -> dict[str, Any]:
+) -> Comparison:
     """Score models on the items of a split and compare each with the first.
 
     Every model is found and checked before the first is scored; the base is in the live model afterwards.
@@ -94,10 +128,6 @@ def evaluate(
         models: by the names that they shall have.
         split: `search`, `select` or `report`.
         reporter: tells the user what goes on.
-
-    Returns:
-        {"split", "metric", "measures", "items"}, what `compare` returns, and "marks", {name: sentences on what is
-        otherwise}; `measures` is what the metric is, by task.
 
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
@@ -115,48 +145,42 @@ def evaluate(
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
-    about = {"split": split, "metric": metric, "measures": measures(assembly.fitness, metric, ids)}
     known = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
-    marks = {name: texts for name, texts in marks.items() if texts}
-    return {**about, "items": subset.size, **compare(outcomes, ids, metric, weights), "marks": marks}
+    return Comparison(
+        split,
+        metric,
+        measures(assembly.fitness, metric, ids),
+        subset.size,
+        *compare(outcomes, ids, metric, weights),
+        {name: texts for name, texts in marks.items() if texts},
+        {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
+    )
 
 
 def compare(
     outcomes: Mapping[str, Outcome | str], tasks: Collection[str], metric: str, weights: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """Return scores with standard errors, and the paired difference of each model to the first.
+) -> tuple[dict[str, Score], dict[str, Paired]]:
+    """Return the score of each model, and of all but the first the paired difference to the first.
 
     Args:
         outcomes: of each model, on the same items; or the reason why it has no score.
         tasks: all tasks; a model that lacks one has no mean and no difference, since it would be one over fewer tasks.
         metric: which of the fitness.
         weights: of the tasks in the mean; None for equal ones.
-
-    Returns:
-        {"models": {name: what `summary` returns}, "paired": {name: what `paired` returns, for all but the first}}; a
-        model without a score has `None` for numbers, no tasks, and the reason as its `error`.
     """
     scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
-    whole = {name for name, outcome in scored.items() if set(outcome.results) == set(tasks)}
-    models = {
-        name: {"mean": None, "se": None, "tasks": {}, "tasks_se": {}, "error": outcome}
-        if isinstance(outcome, str)
-        else summary(outcome, metric, weights)
-        for name, outcome in outcomes.items()
-    }
-    for name in scored.keys() - whole:
-        models[name] |= {"mean": None, "se": None}
+    whole = {name: outcome for name, outcome in scored.items() if set(outcome.results) == set(tasks)}
+    scores = {name: score_of(outcome, metric, weights) for name, outcome in scored.items()}
+    scores |= {name: replace(score, mean=None, se=None) for name, score in scores.items() if name not in whole}
     first, *others = outcomes
-    return {
-        "models": models,
-        "paired": {
-            name: paired(scored[name], scored[first], metric, weights)
-            if {name, first} <= whole
-            else {"diff": None, "se": None, "tasks": {}, "tasks_se": {}}
-            for name in others
-        },
+    both = {
+        name: paired(whole[name], whole[first], metric, weights) for name in others if {name, first} <= whole.keys()
     }
+    return (
+        {name: scores.get(name, Score(None, None)) for name in outcomes},
+        {name: both.get(name, Paired(None, None)) for name in others},
+    )
 
 
 def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Contender:

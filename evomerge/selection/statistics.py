@@ -8,21 +8,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import task_weights
 
-
-def summary(outcome: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Return `{"mean", "se", "tasks": {task: score}, "tasks_se": {task: its standard error}}` of one model."""
-    return _weighted({task: metrics[metric] for task, metrics in outcome.results.items()}, weights)
+Numbers = Mapping[str, float | None]
+"""By name; None where there is no finite number, as JSON has none."""
 
 
-def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Return `{"diff", "se", "tasks", "tasks_se"}` of one model minus another on the same items.
+@dataclass(frozen=True)
+class Score:
+    """What a model is worth on the items of a split.
+
+    Attributes:
+        mean: over tasks; None where some of them are missing.
+        se: its standard error; NaN or None where it is not known.
+        tasks: the mean over the items of each task.
+        tasks_se: the standard error of each of these.
+    """
+
+    mean: float | None
+    se: float | None
+    tasks: Numbers = field(default_factory=dict)
+    tasks_se: Numbers = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much one model is better than another on the same items.
+
+    Attributes:
+        diff: the mean over tasks; None where some of them are missing.
+        se: its standard error; NaN or None where it is not known.
+        tasks: the mean over the items of each task.
+        tasks_se: the standard error of each of these.
+    """
+
+    diff: float | None
+    se: float | None
+    tasks: Numbers = field(default_factory=dict)
+    tasks_se: Numbers = field(default_factory=dict)
+
+
+def score_of(outcome: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> Score:
+    """Return the score of one model."""
+    return Score(*_weighted({task: metrics[metric] for task, metrics in outcome.results.items()}, weights))
+
+
+def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, float] | None = None) -> Paired:
+    """Return one model minus another on the same items.
 
     Raises:
         ValueError: the outcomes are not of the same items.
@@ -30,20 +67,31 @@ def paired(one: Outcome, other: Outcome, metric: str, weights: Mapping[str, floa
     if {task: list(ids) for task, ids in one.items.items()} != {task: list(ids) for task, ids in other.items.items()}:
         raise ValueError("paired statistics need outcomes on the same items in the same order")
     differences = {task: one.results[task][metric] - other.results[task][metric] for task in one.results}
-    result = _weighted(differences, weights)
-    return {"diff": result.pop("mean"), **result}
+    return Paired(*_weighted(differences, weights))
 
 
-def _weighted(values: Mapping[str, np.ndarray], weights: Mapping[str, float] | None) -> dict[str, Any]:
+def _weighted(
+    values: Mapping[str, np.ndarray], weights: Mapping[str, float] | None
+) -> tuple[float, float, dict[str, float], dict[str, float]]:
+    """Return the mean over tasks, its standard error, and both by task."""
     given = {task: weight for task, weight in (weights or {}).items() if task in values}
     share = task_weights(given if any(given.values()) or len(given) < len(values) else None, values)
     means = {task: float(np.mean(v)) for task, v in values.items()}
     with np.errstate(invalid="ignore", over="ignore"):  # infinite results have no variance, huge ones an infinite one
         variances = {task: float(np.var(v, ddof=1)) / len(v) if len(v) > 1 else math.nan for task, v in values.items()}
     mean = sum(share[task] * means[task] for task in values)
-    return {
-        "mean": mean,
-        "se": math.sqrt(sum(share[task] ** 2 * variances[task] for task in values)),
-        "tasks": means,
-        "tasks_se": {task: math.sqrt(variance) for task, variance in variances.items()},
-    }
+    se = math.sqrt(sum(share[task] ** 2 * variances[task] for task in values))
+    return mean, se, means, {task: math.sqrt(variance) for task, variance in variances.items()}
+
+
+def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
+    """Return `0.7227 ± 0.0074` for a table; nothing for a value that is not there.
+
+    Args:
+        value: a mean or a difference.
+        se: its standard error; None or NaN where it is not known.
+        sign: `+` for a difference, which is written with its sign.
+    """
+    if value is None:
+        return ""
+    return f"{value:{sign}.4f} ± {'unknown' if se is None or math.isnan(se) else f'{se:.4f}'}"

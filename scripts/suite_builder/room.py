@@ -13,6 +13,8 @@ beside the suite, outcomes in the cache of the search, the result in `room.json`
 
 import hashlib
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from evomerge.search.stopping import Budget, Interrupt
 from evomerge.searchers.warm import CONSTANTS as FIRST
 from evomerge.selection.choosing import CONSTANTS, choose
 from evomerge.selection.judge import Judge
-from evomerge.selection.statistics import paired, summary
+from evomerge.selection.statistics import paired, score_of
 from suite_builder.show import progress
 
 FORMAT = 2
@@ -134,9 +136,9 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
     with progress(console, "scoring constants and experts on select items", len(constants) + 3) as advance:
 
         def score(name: str) -> float:
-            value = summary(judge.merged(constants[name], "select"), METRIC)["mean"]
+            value = score_of(judge.merged(constants[name], "select"), METRIC).mean
             advance()
-            return value
+            return math.nan if value is None else value
 
         best, _ = choose(constants, score)
         outcomes = {"base": judge.base("select")}
@@ -148,8 +150,8 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
     return {
         "constant": float(best),
         "items": sum(len(ids) for ids in outcomes["base"].items.values()),
-        "scores": {model: summary(outcome, METRIC)["tasks"] for model, outcome in outcomes.items()},
-        **{model: paired(outcomes[model], outcomes["constant"], METRIC) for model in ("experts", "tensor")},
+        "scores": {model: dict(score_of(outcome, METRIC).tasks) for model, outcome in outcomes.items()},
+        **{model: asdict(paired(outcomes[model], outcomes["constant"], METRIC)) for model in ("experts", "tensor")},
     }
 
 

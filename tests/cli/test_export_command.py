@@ -130,11 +130,11 @@ def test_the_finalists_are_those_of_the_selection(finished: Path) -> None:
     opened = open_assembly(run, Reporter())
     assert run.summary is not None
     assert run.recipe is not None
-    selected = run.summary["select"]
-    for name, value in selected["finalists"].items():
+    selected = run.summary.select
+    for name, value in selected.finalists.items():
         point = find_finalist(run, opened, name)
         assert (point.value, point.about["split"]) == (value, "select")
-        if name == selected["winner"]:
+        if name == selected.winner:
             np.testing.assert_array_equal(opened.space.decode(point.x)["weight"], values_of(run.recipe))
     with pytest.raises(ConfigError, match="Unknown finalist 'bets': did you mean 'best'"):
         find_finalist(run, opened, "bets")

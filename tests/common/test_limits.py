@@ -305,10 +305,10 @@ def test_a_search_over_a_candidate_that_hangs_and_its_log_after_kills(
     settings = [*settings, "time_limit=0.7"]
     summary = run_search(compose(*settings), tmp_path / "whole", Reporter())
     assert summary is not None
-    assert (summary["trials"], summary["failed"]) == (4, 1)
+    assert (summary.trials, summary.failed) == (4, 1)
     assert failures(tmp_path / "whole" / "trials.jsonl") == ["TimeoutError: took longer than time_limit=0.7 s"]
     assert "1.0 could not be scored and is not chosen: TimeoutError: took longer than time_limit=0.7 s" in caplog.text
-    assert summary["select"]["constant"] == "0.6"
+    assert summary.select.constant == "0.6"
     log = (tmp_path / "whole" / "trials.jsonl").read_bytes()
     killed = tmp_path / "killed" / "trials.jsonl"
     killed.parent.mkdir()

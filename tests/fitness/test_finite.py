@@ -252,11 +252,11 @@ def test_a_function_that_does_not_notice_costs_the_candidate_and_the_constant(fa
     errors = [trial["error"] for trial in trials if trial["status"] == "failed"]
     assert 0 < len(errors) < len(trials)
     assert all(error.startswith("NotFinite: its logits are not finite") for error in errors)
-    constants = result["select"]["constants"]
+    constants = result.select.constants
     scoreless = {name for name, value in constants.items() if value == -INF}
     assert {"1.5"} <= scoreless
     assert {"0.1"} <= constants.keys() - scoreless
-    assert result["select"]["constant"] == max(constants.keys() - scoreless, key=float)
+    assert result.select.constant == max(constants.keys() - scoreless, key=float)
 
 
 def test_a_base_without_a_score_ends_a_search_before_it_begins(family, tmp_path):
@@ -300,10 +300,10 @@ def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp
     with pytest.raises(NotFinite, match="Scores cannot be normalised: the experts: the expert trees: its logits"):
         make_objective(silent, given, score, subset)
     models = {"base": Model("base"), "experts": Model("experts"), "trees": Model("expert", "trees")}
-    result = evaluate(silent, given, models, "report", Reporter())["models"]
-    assert result["experts"]["error"].startswith("the expert trees: its logits")
-    assert result["trees"]["error"].startswith("its logits are not finite")
-    assert 0 < result["base"]["mean"] < 1
+    result = evaluate(silent, given, models, "report", Reporter())
+    assert result.errors["experts"].startswith("the expert trees: its logits")
+    assert result.errors["trees"].startswith("its logits are not finite")
+    assert 0 < (result.models["base"].mean or 0) < 1
 
 
 def test_classes_without_a_number_are_no_right_answers(assembly: Assembly, tmp_path, monkeypatch):
@@ -314,8 +314,8 @@ def test_classes_without_a_number_are_no_right_answers(assembly: Assembly, tmp_p
     monkeypatch.setattr(evaluation, "_contender", lambda *given: contender)
     monkeypatch.setattr(evaluation, "scorer", lambda *given: score)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
-    row = evaluate(impure, given, {"it": Model("base")}, "select", Reporter())["models"]["it"]
-    assert row["error"] == "accuracy of 1 of 2 items of a is not a finite number"
+    result = evaluate(impure, given, {"it": Model("base")}, "select", Reporter())
+    assert result.errors["it"] == "accuracy of 1 of 2 items of a is not a finite number"
 
 
 def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(assembly: Assembly, tmp_path, monkeypatch):
@@ -331,6 +331,6 @@ def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(assembly: Assembl
     monkeypatch.setattr(evaluation, "_contender", contender)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     models = {"it": Model("constant", 1.0), "base": Model("base")}
-    result = evaluate(assembly, given, models, "select", Reporter())["models"]
-    assert result["it"]["error"] == "the weights cancel"
-    assert 0 < result["base"]["mean"] < 1
+    result = evaluate(assembly, given, models, "select", Reporter())
+    assert result.errors["it"] == "the weights cancel"
+    assert 0 < (result.models["base"].mean or 0) < 1

@@ -89,7 +89,7 @@ def test_a_search_by_gradient(family, tmp_path):
     )
     summary = run_search(config, tmp_path, Reporter())
     assert summary is not None
-    assert summary["failed"] == 0
+    assert summary.failed == 0
 
 
 def test_losses_that_compare_classes_are_refused(family):

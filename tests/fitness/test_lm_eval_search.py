@@ -50,17 +50,17 @@ def test_a_search_by_every_kind_of_task(family, tmp_path, capsys):
     given = settings(family, tasks(family, *TASKS), "fitness.items=16", "budget=8", "objective.weights={choice: 2}")
     summary = run_search(compose(*given), tmp_path / "run", Reporter())
     assert summary is not None
-    assert summary["failed"] == 0
-    assert summary["metric"] == "score"
+    assert summary.failed == 0
+    assert summary.metric == "score"
     measures = {"choice": "acc", "answer": "minus_log_perplexity", "rolling": "minus_log_word_perplexity"}
-    assert summary["measures"] == measures | {"generated": "exact_match"}
-    assert any(text.startswith("score is not the same in all tasks (choice acc, ") for text in summary["warnings"])
+    assert summary.measures == measures | {"generated": "exact_match"}
+    assert any(text.startswith("score is not the same in all tasks (choice acc, ") for text in summary.warnings)
     page, printed = write_report(tmp_path / "run").read_text(), capsys.readouterr().out
     assert "score on 36 report items that the search never saw; higher is better" in printed
     for text in ("choice (acc)", "rolling (minus_log_word_perplexity)", "generated (exact_match)"):
         assert text in page
         assert text in " ".join(printed.replace("│", " ").replace("┃", " ").split())
-    assert set(summary["report"]["winner"]["tasks"]) == set(TASKS)
+    assert set(summary.winner.tasks) == set(TASKS)
     rows = list(read_log(tmp_path / "run" / "trials.jsonl"))
     trials = [row for row in rows if row["kind"] == "trial"]
     assert len(trials) == 8
@@ -96,7 +96,7 @@ def test_a_search_by_perplexity(family, tmp_path):
     given = [*settings(family, "budget=5", "fitness.items=6", f"fitness.tasks={{texts: {family}/texts.jsonl}}")]
     summary = run_search(compose(*given, "fitness=perplexity"), tmp_path / "run", Reporter())
     assert summary is not None
-    assert (summary["trials"], summary["failed"], summary["metric"]) == (5, 0, "log_probability")
+    assert (summary.trials, summary.failed, summary.metric) == (5, 0, "log_probability")
 
 
 def test_language_models_are_loaded_with_their_heads(family):

@@ -110,11 +110,11 @@ def test_a_complete_search(vision_family, tmp_path, frozen):
     given = [*settings(vision_family, tmp_path, **tasks), "space=layer", "searcher=cmaes", "budget=8", "seed=1"]
     summary = run_search(compose(*given), tmp_path / "run", Reporter())
     assert summary is not None
-    assert (summary["trials"], summary["failed"]) == (8, 0)
-    assert set(summary["report"]["winner"]["tasks"]) == set(CLASSES)
+    assert (summary.trials, summary.failed) == (8, 0)
+    assert set(summary.winner.tasks) == set(CLASSES)
     log = (tmp_path / "run" / "trials.jsonl").read_bytes()
     assert run_search(compose(*given), tmp_path / "run", Reporter()) == summary
-    assert run_search(compose(*given), tmp_path / "again", Reporter())["select"] == summary["select"]
+    assert getattr(run_search(compose(*given), tmp_path / "again", Reporter()), "select", None) == summary.select
     assert (tmp_path / "again" / "trials.jsonl").read_bytes() == log
     kept = load_file(tmp_path / "run" / "heads" / "digits.safetensors")
     assert set(kept) == ({"weight", "bias"} if frozen else {"classifier.weight", "classifier.bias"})

@@ -304,6 +304,6 @@ def test_rows_that_are_scored_without_tensors_of_their_own_are_marked(root, fami
     settings["fitness"] |= {"function": f"{tmp_path}/ones.py:score"}
     assembly = assemble(settings, Reporter())
     models = {name: Model("expert", name) for name in experts} | {"dir": Model("directory", path / "one")}
-    marks = evaluate(assembly, settings, models, "select", Reporter())["marks"]
+    marks = evaluate(assembly, settings, models, "select", Reporter()).marks
     said = "scored{} with the base's model.norm.weight in place of its own"
     assert marks == {"one": [f"expert one is {said.format(' on t')}"], "dir": [f"it is {said.format('')}"]}

@@ -17,6 +17,7 @@ from evomerge.report.facts import Facts
 from evomerge.report.grids import ALL, grids
 from evomerge.report.wording import closed, headline, number, signed, verdict, with_error
 from evomerge.runs.directory import open_run
+from evomerge.selection.statistics import Paired
 from tests.kit.reports import coordinates_of, finish, write_run
 
 
@@ -135,11 +136,11 @@ def test_numbers_in_words() -> None:
     assert signed(0.5, 1) == "+0.5"
     assert signed(None) == "–"
     assert with_error(0.5, None, 1) == "0.5"
-    assert verdict({"diff": 0.02, "se": 0.01}) == "better"
-    assert verdict({"diff": 0.019, "se": 0.01}) == "same"
-    assert verdict({"diff": -0.03, "se": 0.01}) == "worse"
-    assert verdict({"diff": 0.0, "se": 0.0}) == "same"
-    assert verdict({"diff": 0.03, "se": None}) == "same"
+    assert verdict(Paired(0.02, 0.01)) == "better"
+    assert verdict(Paired(0.019, 0.01)) == "same"
+    assert verdict(Paired(-0.03, 0.01)) == "worse"
+    assert verdict(Paired(0.0, 0.0)) == "same"
+    assert verdict(Paired(0.03, None)) == "same"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.search.journal import read_log
+from evomerge.selection.summary import Summary
 from tests.kit.helpers import compose
 
 SMALL = ["fitness.items=12", "fitness.select_items=60", "fitness.report_items=60", "loss.inputs=5"]
@@ -28,7 +30,7 @@ def settings(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> lis
     return ["model=pico", f"model.suite={pico_suite.path}", f"model.cache={cache}", "model.device=cpu", *SMALL]
 
 
-def run(directory: Path, *overrides: str) -> dict[str, Any]:
+def run(directory: Path, *overrides: str) -> Summary:
     summary = run_search(compose(*overrides), directory, Reporter())
     assert summary is not None
     return summary
@@ -44,10 +46,10 @@ def lines(directory: Path, kind: str) -> list[dict[str, Any]]:
 def test_every_loss_runs_to_a_recipe(settings: list[str], loss: str, tmp_path: Path, pico_suite: Suite) -> None:
     given = [f"loss={loss}", "searcher=gradient", "searcher.every=4", "space=module", "budget=18", "searcher.steps=12"]
     summary = run(tmp_path, *settings, *given)
-    assert summary["stop"] in ("exhausted", "budget")
-    assert (summary["trials"], summary["failed"]) == (18, 0)
-    assert {"constant", "step_4", "step_8", "step_12"} <= set(summary["select"]["finalists"])
-    assert Recipe.from_yaml((tmp_path / "recipe.yaml").read_text()).scores["winner"] == summary["report"]["winner"]
+    assert summary.stop in ("exhausted", "budget")
+    assert (summary.trials, summary.failed) == (18, 0)
+    assert {"constant", "step_4", "step_8", "step_12"} <= set(summary.select.finalists)
+    assert Recipe.from_yaml((tmp_path / "recipe.yaml").read_text()).scores["winner"] == asdict(summary.winner)
     split = "search" if loss == "cross_entropy" else "unlabeled"
     allowed = {name: {item.id for item in read_items(task.items, split)} for name, task in pico_suite.tasks.items()}
     steps = [line for line in lines(tmp_path, "trial") if "gradient" in line]
@@ -60,7 +62,7 @@ def test_every_loss_runs_to_a_recipe(settings: list[str], loss: str, tmp_path: P
 @pytest.mark.parametrize("experiment", ["adamerging", "adamerging_pp"])
 def test_published_settings(settings: list[str], experiment: str, tmp_path: Path) -> None:
     summary = run(tmp_path, f"experiment={experiment}", *settings, "budget=4", "loss.inputs=32")
-    assert (summary["trials"], summary["failed"], summary["stop"]) == (4, 0, "budget")
+    assert (summary.trials, summary.failed, summary.stop) == (4, 0, "budget")
     points = np.array([line["points"][0] for line in lines(tmp_path, "ask")])
     assert points.shape[1] > 60  # tensor-wise
     assert np.unique(points[0]).tolist() == [0.3]
@@ -77,7 +79,7 @@ def test_more_budget_goes_on_as_if_it_had_been_so_from_the_start(
     given = [*settings, f"searcher={searcher}", steps, "space=layer", "start=0.4"]
     for budget in (3, 9):
         summary = run(tmp_path / "raised", *given, f"budget={budget}")
-        assert summary["trials"] == budget
+        assert summary.trials == budget
     whole = run(tmp_path / "whole", *given, "budget=9")
     names = ("trials.jsonl", "recipe.yaml")
     assert all((tmp_path / "raised" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
@@ -93,7 +95,7 @@ def test_more_budget_goes_on_as_if_it_had_been_so_from_the_start(
 def test_a_hybrid_keeps_what_its_first_part_found(settings: list[str], tmp_path: Path) -> None:
     given = ["searcher=hybrid", "searcher.first.steps=50", "searcher.first.every=2", "space=layer", "budget=11"]
     summary = run(tmp_path, *settings, *given)  # 6 constants, then 5 steps
-    assert {"constant", "first_step_2", "first_step_4", "first_step_5"} <= set(summary["select"]["finalists"])
+    assert {"constant", "first_step_2", "first_step_4", "first_step_5"} <= set(summary.select.finalists)
 
 
 @pytest.mark.parametrize("searcher", ["gradient", "hybrid"])
@@ -112,7 +114,7 @@ def test_a_budget_of_items_is_never_passed(
     ]
     summary = run(tmp_path, *settings, *given)
     spent = [sum(map(len, line["items"].values())) for line in lines(tmp_path, "trial")]
-    assert summary["trials"] == len(spent) > 1
+    assert summary.trials == len(spent) > 1
     assert sum(spent) <= items < sum(spent) + max(3 * inputs, 12)
 
 

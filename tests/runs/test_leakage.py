@@ -193,7 +193,7 @@ def test_a_search_says_it_and_is_the_same_search(pico_suite: Any, tmp_path: Path
     summary = run_search(compose(*base, leak), run, Reporter())
     assert summary is not None
     assert (run / "trials.jsonl").read_bytes() == log
-    note = next(text for text in summary["warnings"] if "word for word" in text)
+    note = next(text for text in summary.warnings if "word for word" in text)
     assert note.startswith("expert metals was trained on 120 of 360 search items (such as ")
     assert " 200 of 600 report items (such as" in note
     assert note in " ".join("".join(capfd.readouterr()).split())

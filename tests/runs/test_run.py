@@ -15,6 +15,7 @@ from evomerge.runs.outputs import show
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.search.journal import read_log
+from evomerge.selection.summary import Summary
 from tests.kit.helpers import compose
 
 
@@ -56,7 +57,7 @@ def test_summary_and_recipe_agree(finished: Path) -> None:
 def test_a_lower_budget_takes_nothing_back(finished: Path, settings: list[str]) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     again = run_search(compose(*settings, "budget=3"), finished, Reporter())
-    assert again == json.loads(before["summary.json"])
+    assert again == Summary.from_json(before["summary.json"].decode())
     assert {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
 
 
@@ -64,7 +65,7 @@ def test_more_budget_goes_on(finished: Path, settings: list[str]) -> None:
     head = (finished / "trials.jsonl").read_bytes()
     summary = run_search(compose(*settings, "budget=15"), finished, Reporter())
     assert summary is not None
-    assert trials(finished) == summary["trials"] == 15
+    assert trials(finished) == summary.trials == 15
     assert (finished / "trials.jsonl").read_bytes().startswith(head)
 
 
@@ -133,7 +134,7 @@ def test_bounds_without_a_usual_constant(settings: list[str], tmp_path: Path) ->
     narrow = ["space.bounds={weight: [-0.09, 0.01]}", "budget=3", "searcher=random", "searcher.batch=3", "start=0"]
     summary = run_search(compose(*settings, *narrow), tmp_path, Reporter())
     assert summary is not None
-    assert all(-0.09 <= float(constant) <= 0.01 for constant in summary["select"]["constants"])
+    assert all(-0.09 <= float(constant) <= 0.01 for constant in summary.select.constants)
 
 
 FAILING = """
@@ -176,7 +177,7 @@ def test_a_summary_without_numbers_is_shown(finished: Path, capsys: pytest.Captu
     empty = dict.fromkeys(summary["report"]["winner"]["tasks"])
     summary["report"]["winner"] = {"mean": None, "se": None, "tasks": empty}
     summary["paired"]["winner_vs_best_constant"] = {"diff": None, "se": None}
-    show(summary, finished, Reporter())
+    show(Summary.from_json(json.dumps(summary)), finished, Reporter())
     captured = capsys.readouterr()
     assert ": unknown (paired)" in captured.out + captured.err
 

@@ -296,9 +296,9 @@ def test_a_search_on_a_suite_that_was_built(built, tmp_path):
     sized = ["fitness=lm_eval", "budget=6", "fitness.items=9"]
     summary = run_search(compose(*given, *sized), tmp_path / "run", Reporter())
     assert summary is not None
-    assert summary["failed"] == 0
-    assert list(summary["report"]["experts"]["tasks"]) == [task.name for task in TINY.tasks]
-    assert summary["items"]["report"] == sum(
+    assert summary.failed == 0
+    assert list(summary.report["experts"].tasks) == [task.name for task in TINY.tasks]
+    assert summary.items["report"] == sum(
         len((built[0] / "tasks" / task.name / "report.jsonl").read_text().splitlines()) for task in TINY.tasks
     )
     assert (tmp_path / "run" / "mergekit.yaml").is_file()

@@ -90,7 +90,7 @@ def runs(request: Any, patched: None, pico_suite: Suite, language_family: Path, 
     again: Any = run_search(compose(*settings), path / "damaged", Reporter())
     course.harmful = False
     assert log.read_bytes() == whole
-    assert again["report"] == summary["report"]
+    assert again.report == summary.report
     return (*(_trials(path / name) for name in ("clean", "damaged")), summary)
 
 
@@ -137,5 +137,5 @@ def test_the_other_candidates_are_those_of_a_search_without_harm(runs: Runs) -> 
     assert damaged[::2] == clean[::2]
     assert {trial["status"] for trial in clean} == {"ok"}
     assert len({str(trial["values"]) for trial in clean}) > course.length / 2
-    assert summary["failed"] == sum(trial["status"] == "failed" for trial in damaged) > len(course.kinds) / 2
-    assert summary["report"]["winner"]["mean"] is not None
+    assert summary.failed == sum(trial["status"] == "failed" for trial in damaged) > len(course.kinds) / 2
+    assert summary.winner.mean is not None

@@ -59,7 +59,7 @@ def test_recipes_of_other_groups_and_methods(
     for cache in (tmp_path, tmp_path / "fresh"):
         settings = elsewhere(settings_of(*sources), cache)
         result = evaluate(assembly, settings, models, "report", Reporter())
-        assert result["models"]["it"]["tasks"] == {task: scores["accuracy"] for task, scores in expected.items()}
+        assert result.models["it"].tasks == {task: scores["accuracy"] for task, scores in expected.items()}
         assert len(remembered(settings)) == 1
         assert is_base(assembly)
 
@@ -90,8 +90,8 @@ def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], assembl
         (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
     models = {name: Model("recipe", tmp_path / f"{name}.yaml") for name in ("whole", "part")}
     result = evaluate(assembly, settings_of(*sources), models, "report", Reporter())
-    assert result["models"]["part"] == result["models"]["whole"]
-    assert result["paired"]["part"]["diff"] == 0
+    assert result.models["part"] == result.models["whole"]
+    assert result.paired["part"].diff == 0
 
 
 OTHER = Source("their/model", "00" * 32)
@@ -144,11 +144,11 @@ def test_a_model_directory_scores_as_what_it_was_made_of(
         "experts": Model("experts"),
     }
     stream = Console(record=True, width=300)
-    result = evaluate(assembly, settings, models, "report", Reporter(stream))["models"]
+    result = evaluate(assembly, settings, models, "report", Reporter(stream)).models
     assert result["merged"] == result["recipe"]
     assert result["its directory"] == result["trees"] != result["merged"]
-    assert result["trees"]["tasks"]["trees"] == result["experts"]["tasks"]["trees"]
-    assert result["trees"]["tasks"]["metals"] != result["experts"]["tasks"]["metals"]
+    assert result["trees"].tasks["trees"] == result["experts"].tasks["trees"]
+    assert result["trees"].tasks["metals"] != result["experts"].tasks["metals"]
     (warning,) = [line for line in stream.export_text().splitlines() if "warning" in line]
     assert "merged holds no tokenizer, so it could not be compared with the base's" in warning
     assert is_base(assembly)
@@ -232,12 +232,12 @@ def test_experts_with_heads_of_their_own(own_classifiers: Path, tmp_path: Path) 
         "experts": Model("experts"),
         "base": Model("base"),
     }
-    result = evaluate(assembly, settings, models, "report", Reporter())["models"]
+    result = evaluate(assembly, settings, models, "report", Reporter()).models
     assert result["directory"] == result["mood"]
-    assert result["mood"]["tasks"]["mood"] == result["experts"]["tasks"]["mood"] != result["base"]["tasks"]["mood"]
-    assert result["mood"]["tasks"]["topic"] not in (
-        result["experts"]["tasks"]["topic"],
-        result["base"]["tasks"]["topic"],
+    assert result["mood"].tasks["mood"] == result["experts"].tasks["mood"] != result["base"].tasks["mood"]
+    assert result["mood"].tasks["topic"] not in (
+        result["experts"].tasks["topic"],
+        result["base"].tasks["topic"],
     )
     classifier = BertForSequenceClassification.from_pretrained(own_classifiers / "mood").eval()
     logs = []
@@ -245,4 +245,4 @@ def test_experts_with_heads_of_their_own(own_classifiers: Path, tmp_path: Path) 
         with torch.inference_mode():
             logits = classifier(**assembly.live.processor(item.text, return_tensors="pt")).logits
         logs.append(float(torch.log_softmax(logits, -1)[0, item.label]))
-    assert result["mood"]["tasks"]["mood"] == pytest.approx(np.mean(logs), abs=1e-6)
+    assert result["mood"].tasks["mood"] == pytest.approx(np.mean(logs), abs=1e-6)

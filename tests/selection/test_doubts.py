@@ -16,6 +16,7 @@ from evomerge.report import write_report
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
+from evomerge.selection.summary import Choice
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import compose
 from tests.kit.pages import read
@@ -74,30 +75,29 @@ def test_a_gradient_that_is_nowhere_and_kinds_of_candidates_that_all_failed() ->
 
 def selection(
     finalists: Mapping[str, float | None], constants: Mapping[str, float | None], alike: tuple[str, ...] = ()
-) -> dict[str, Any]:
+) -> tuple[Choice, list[str]]:
     winner, constant = next(iter(finalists)), next(iter(constants))
-    select = {"winner": winner, "finalists": finalists, "constant": constant, "constants": constants}
-    return {"select": select, "alike": list(alike)}
+    return Choice(winner, finalists, constant, constants), list(alike)
 
 
 def test_finalists_and_constants_that_scored_alike() -> None:
     apart = {"0.1": 0.2, "0.2": 0.3}
-    assert of_selection(selection({"best": 0.5, "mean": 0.4}, apart)) == []
-    assert of_selection(selection({"best": 0.5}, {"0.1": 0.2})) == []
-    (said,) = of_selection(selection({"best": 0.5, "mean": 0.5, "constant 0.1": 0.5}, apart))
+    assert of_selection(*selection({"best": 0.5, "mean": 0.4}, apart)) == []
+    assert of_selection(*selection({"best": 0.5}, {"0.1": 0.2})) == []
+    (said,) = of_selection(*selection({"best": 0.5, "mean": 0.5, "constant 0.1": 0.5}, apart))
     assert said.startswith("All 3 finalists scored 0.5 on the select items, so the winner, best, is only the first")
-    (said,) = of_selection(selection({"best": 0.5, "mean": 0.4}, dict.fromkeys(apart, 0.0)))
+    (said,) = of_selection(*selection({"best": 0.5, "mean": 0.4}, dict.fromkeys(apart, 0.0)))
     assert said.startswith("All 2 constants scored 0 on the select items, so the best one, 0.1,")
 
 
 def test_a_winner_that_is_no_different_from_another_model() -> None:
     apart = ({"best": 0.5, "mean": 0.4}, {"0.1": 0.2, "0.2": 0.3})
-    assert of_selection(selection(*apart, ("base",))) == [
+    assert of_selection(*selection(*apart, ("base",))) == [
         "On every single report item the winner has the same result as the base."
     ]
-    assert "as the base, and as the best constant." in of_selection(selection(*apart, ("base", "best_constant")))[0]
+    assert "as the base, and as the best constant." in of_selection(*selection(*apart, ("base", "best_constant")))[0]
     itself = ({"constant 0.1": 0.5, "mean": 0.4}, apart[1])  # of course it is
-    assert of_selection(selection(*itself, ("best_constant",))) == []
+    assert of_selection(*selection(*itself, ("best_constant",))) == []
 
 
 def test_a_page_says_it_of_runs_that_have_not_ended_and_of_earlier_versions(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_fitness_that_does_not_look_at_the_model(
     given = [f"fitness.function={tmp_path}/mine.py:score", "budget=8", "searcher=random"]
     summary = run_search(compose(*few, *given), tmp_path / "run", Reporter())
     assert summary is not None
-    doubts = summary["doubts"]
+    doubts = summary.doubts
     who = [text.split(" scored")[0] for text in doubts[:3]]
-    assert who == ["All 8 candidates", f"All {len(summary['select']['finalists'])} finalists", "All 15 constants"]
+    assert who == ["All 8 candidates", f"All {len(summary.select.finalists)} finalists", "All 15 constants"]
     assert "does the fitness look at the model" in doubts[0]
     assert doubts[3].startswith("On every single report item the winner has the same result as the base, and as the")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["doubts"] == doubts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble
-from evomerge.runs.directory import open_run
+from evomerge.runs.directory import open_run, read_summary
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.selection.evaluation import Model, compare, evaluate, find_model
@@ -34,8 +33,9 @@ def run(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_worth_what_its_summary_says(run: Path, sources: list[str], assembly: Assembly, tmp_path) -> None:
-    summary, settings = json.loads((run / "summary.json").read_text()), settings_of(*sources)
-    constant = float(summary["select"]["constant"])
+    summary, settings = read_summary(run), settings_of(*sources)
+    assert summary is not None
+    constant = float(summary.select.constant)
     models = {
         "best_constant": Model("constant", constant),
         "winner": Model("recipe", run / "recipe.yaml"),
@@ -49,14 +49,14 @@ def test_a_run_is_worth_what_its_summary_says(run: Path, sources: list[str], ass
     assert remembered(settings) == before  # nothing was scored again
     for cached in (settings, elsewhere(settings, tmp_path)):
         result = evaluate(assembly, cached, models, "report", Reporter())
-        assert (result["split"], result["metric"], result["items"]) == ("report", "accuracy", 90)
-        assert result["models"] == {name: summary["report"][name] for name in models}
-        assert result["paired"]["winner"] == summary["paired"]["winner_vs_best_constant"]
-        assert set(result["paired"]) == {"winner", "base", "experts"}
+        assert (result.split, result.metric, result.items) == ("report", "accuracy", 90)
+        assert result.models == {name: summary.report[name] for name in models}
+        assert result.paired["winner"] == summary.gain
+        assert set(result.paired) == {"winner", "base", "experts"}
         assert is_base(assembly)
-    selected = evaluate(assembly, settings, models, "select", Reporter())["models"]
-    assert selected["winner"]["mean"] == summary["select"]["finalists"][summary["select"]["winner"]]
-    assert selected["best_constant"]["mean"] == summary["select"]["constants"][str(constant)]
+    selected = evaluate(assembly, settings, models, "select", Reporter()).models
+    assert selected["winner"].mean == summary.select.value
+    assert selected["best_constant"].mean == summary.select.constants[str(constant)]
 
 
 def test_on_search_items_a_trial_gets_its_own_scores(run: Path, sources: list[str], assembly: Assembly, tmp_path):
@@ -69,8 +69,8 @@ def test_on_search_items_a_trial_gets_its_own_scores(run: Path, sources: list[st
     models = {"trial": Model("recipe", tmp_path / "trial.yaml")}
     result = evaluate(assembly, settings, models, "search", Reporter())
     scores = {task: metrics["log_probability"] for task, metrics in trial.scores.items()}
-    assert result["models"]["trial"]["tasks"] == pytest.approx(scores, abs=1e-12)
-    assert result["items"] == 30
+    assert result.models["trial"].tasks == pytest.approx(scores, abs=1e-12)
+    assert result.items == 30
 
 
 def tasks_of(suite: Suite, experts: dict[str, str | None]) -> str:
@@ -86,10 +86,10 @@ def test_tasks_without_an_expert_leave_no_mean(sources: list[str], pico_suite: S
     assembly = assemble(settings, Reporter())
     models = {"experts": Model("experts"), "base": Model("base"), "metals": Model("expert", "metals")}
     result = evaluate(assembly, settings, models, "report", Reporter())
-    assert set(result["models"]["experts"]["tasks"]) == {"animals"}
-    assert result["models"]["experts"]["mean"] is result["models"]["experts"]["se"] is None
-    assert result["paired"]["base"]["diff"] is None
-    assert set(result["models"]["metals"]["tasks"]) == {"animals", "trees"}
+    assert set(result.models["experts"].tasks) == {"animals"}
+    assert result.models["experts"].mean is result.models["experts"].se is None
+    assert result.paired["base"].diff is None
+    assert set(result.models["metals"].tasks) == {"animals", "trees"}
 
 
 def test_experts_where_no_task_has_one(sources: list[str], pico_suite: Suite) -> None:
@@ -106,7 +106,7 @@ def test_a_fitness_that_fails_names_the_model_and_leaves_the_base(
     settings = settings_of(*sources, *given, tasks_of(pico_suite, {"animals": "animals"}))
     assembly = assemble(settings, Reporter())
     result = evaluate(assembly, settings, {"the merge": Model("constant", 1.0)}, "report", Reporter())
-    assert result["models"]["the merge"]["error"] == "ZeroDivisionError: division by zero"
+    assert result.errors["the merge"] == "ZeroDivisionError: division by zero"
     assert is_base(assembly)
 
 
@@ -114,10 +114,10 @@ def test_weights_of_tasks_count_in_means_and_differences() -> None:
     items = {"a": ["1", "2"], "b": ["3", "4"]}
     one = Outcome(items, {"a": {"m": np.array([0.0, 1.0])}, "b": {"m": np.array([1.0, 1.0])}})
     other = Outcome(items, {"a": {"m": np.array([0.0, 0.0])}, "b": {"m": np.array([1.0, 0.0])}})
-    result = compare({"one": one, "other": other}, ["a", "b"], "m", {"a": 3.0})
-    assert result["models"]["one"]["mean"] == pytest.approx(0.75 * 0.5 + 0.25)
-    assert result["paired"]["other"]["diff"] == pytest.approx(-0.75 * 0.5 - 0.25 * 0.5)
-    assert result["paired"]["other"]["se"] == pytest.approx(np.hypot(0.75 * 0.5, 0.25 * 0.5))
+    models, pairs = compare({"one": one, "other": other}, ["a", "b"], "m", {"a": 3.0})
+    assert models["one"].mean == pytest.approx(0.75 * 0.5 + 0.25)
+    assert pairs["other"].diff == pytest.approx(-0.75 * 0.5 - 0.25 * 0.5)
+    assert pairs["other"].se == pytest.approx(np.hypot(0.75 * 0.5, 0.25 * 0.5))
 
 
 def test_a_weight_for_a_task_that_is_not_there_is_refused(sources: list[str], assembly: Assembly) -> None:

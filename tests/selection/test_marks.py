@@ -73,17 +73,17 @@ def test_from_the_summary_to_the_card(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     summary = run_search(compose(*overrides(place)), place / "run", Reporter())
     assert summary is not None
-    assert list(summary["marks"]) == ["base", "best_constant", "winner"]
+    assert list(summary.marks) == ["base", "best_constant", "winner"]
     said = capsys.readouterr().out
     assert "│ winner *" in said
     assert "│ experts, each on its own task │" in said
     assert said.count(f"* base, best constant, winner: {SAID}") == 1
-    assert json.loads((place / "run" / "summary.json").read_text())["marks"] == summary["marks"]
+    assert json.loads((place / "run" / "summary.json").read_text())["marks"] == summary.marks
     page = (place / "run" / "report.html").read_text()
     assert f"* base, best constant, winner: {SAID}" in page
     assert "winner *" in page
     recipe = Recipe.from_yaml((place / "run" / "recipe.yaml").read_text())
-    assert recipe.scores["marks"] == summary["marks"]
+    assert recipe.scores["marks"] == summary.marks
     write_model(recipe, place / "run", place / "merged", reporter=Reporter())
     assert "warning: expert mood was made for another configuration" in "".join(capsys.readouterr())
     card = (place / "merged" / "README.md").read_text()

@@ -12,7 +12,7 @@ from evomerge.common.errors import EvomergeError
 from evomerge.fitness.base import Outcome
 from evomerge.search.stopping import Stopped
 from evomerge.selection.choosing import choose, select
-from evomerge.selection.statistics import paired, summary
+from evomerge.selection.statistics import Paired, paired, score_of
 
 
 def outcome(**results) -> Outcome:
@@ -39,23 +39,23 @@ def resampled(values: dict[str, np.ndarray], weights: dict[str, float], seed: in
 
 
 def test_by_hand():
-    result = summary(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m")
-    assert result["tasks"] == {"a": 0.75, "b": 0.5}
-    assert result["mean"] == 0.625
-    assert result["tasks_se"] == pytest.approx({"a": math.sqrt(1 / 16), "b": math.sqrt(1 / 4)})
+    result = score_of(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m")
+    assert result.tasks == {"a": 0.75, "b": 0.5}
+    assert result.mean == 0.625
+    assert result.tasks_se == pytest.approx({"a": math.sqrt(1 / 16), "b": math.sqrt(1 / 4)})
     # s² of a: 3/16 * 4/3 = 1/4, over 4 items; s² of b: 1/2, over 2; each weighs 1/2
-    assert result["se"] == pytest.approx(0.5 * math.sqrt(1 / 16 + 1 / 4))
-    assert summary(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m", {"b": 3})["mean"] == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
+    assert result.se == pytest.approx(0.5 * math.sqrt(1 / 16 + 1 / 4))
+    assert score_of(outcome(a=[1, 0, 1, 1], b=[0, 1]), "m", {"b": 3}).mean == pytest.approx(0.25 * 0.75 + 0.75 * 0.5)
 
 
 def test_paired_by_hand():
     one, other = outcome(a=[1, 0, 1, 1], b=[0, 1]), outcome(a=[1, 1, 0, 0], b=[0, 0])
     result = paired(one, other, "m")
     # differences of a: 0 -1 1 1, s² = 11/12, over 4 items; of b: 0 1, s² = 1/2, over 2
-    assert result["diff"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.5)
-    assert result["se"] == pytest.approx(0.5 * math.sqrt(11 / 48 + 1 / 4))
-    assert result["tasks"] == {"a": 0.25, "b": 0.5}
-    assert result["tasks_se"] == pytest.approx({"a": math.sqrt(11 / 48), "b": 0.5})
+    assert result.diff == pytest.approx(0.5 * 0.25 + 0.5 * 0.5)
+    assert result.se == pytest.approx(0.5 * math.sqrt(11 / 48 + 1 / 4))
+    assert result.tasks == {"a": 0.25, "b": 0.5}
+    assert result.tasks_se == pytest.approx({"a": math.sqrt(11 / 48), "b": 0.5})
 
 
 def test_against_scipy():
@@ -63,9 +63,9 @@ def test_against_scipy():
     for task in one.results:
         x, y = one.results[task]["m"], other.results[task]["m"]
         alone = [Outcome({task: o.items[task]}, {task: o.results[task]}) for o in (one, other)]
-        assert summary(alone[0], "m")["se"] == pytest.approx(stats.sem(x))
+        assert score_of(alone[0], "m").se == pytest.approx(stats.sem(x))
         difference = paired(*alone, "m")
-        assert difference["diff"] / difference["se"] == pytest.approx(stats.ttest_rel(x, y).statistic)
+        assert difference.diff / difference.se == pytest.approx(stats.ttest_rel(x, y).statistic)
 
 
 @pytest.mark.parametrize("weights", [None, {"a": 5, "b": 1, "c": 2}, {"a": 0}])
@@ -74,16 +74,16 @@ def test_against_the_bootstrap(weights):
     full = {task: (weights or {}).get(task, 1.0) for task in one.results}
     values = {task: metrics["m"] for task, metrics in one.results.items()}
     differences = {task: values[task] - metrics["m"] for task, metrics in other.results.items()}
-    assert summary(one, "m", weights)["se"] == pytest.approx(resampled(values, full), rel=0.06)
-    assert paired(one, other, "m", weights)["se"] == pytest.approx(resampled(differences, full), rel=0.06)
+    assert score_of(one, "m", weights).se == pytest.approx(resampled(values, full), rel=0.06)
+    assert paired(one, other, "m", weights).se == pytest.approx(resampled(differences, full), rel=0.06)
 
 
 def test_nineteen_of_twenty_intervals_cover_the_truth():
     covered = 0
     for seed in range(400):
         one, _ = drawn(seed)
-        result = summary(one, "m")
-        covered += abs(result["mean"] - 0.7) < 1.96 * result["se"]  # (0.7 + 0.5 + 0.9) / 3
+        result = score_of(one, "m")
+        covered += abs(result.mean - 0.7) < 1.96 * result.se  # (0.7 + 0.5 + 0.9) / 3
     assert 0.92 < covered / 400 < 0.98
 
 
@@ -92,17 +92,17 @@ def test_nineteen_of_twenty_intervals_cover_the_truth():
 def test_pairing_is_antisymmetric_and_agrees_with_the_means(seed):
     one, other = drawn(seed)
     forth, back = paired(one, other, "m"), paired(other, one, "m")
-    assert forth["diff"] == pytest.approx(-back["diff"])
-    assert forth["se"] == pytest.approx(back["se"])
-    assert forth["diff"] == pytest.approx(summary(one, "m")["mean"] - summary(other, "m")["mean"])
+    assert forth.diff == pytest.approx(-back.diff)
+    assert forth.se == pytest.approx(back.se)
+    assert forth.diff == pytest.approx(score_of(one, "m").mean - score_of(other, "m").mean)
     nothing = dict.fromkeys(one.results, 0.0)
-    assert paired(one, one, "m") == {"diff": 0.0, "se": 0.0, "tasks": nothing, "tasks_se": nothing}
+    assert paired(one, one, "m") == Paired(0.0, 0.0, nothing, nothing)
 
 
 def test_pairing_pays_where_models_agree():
     one, other = drawn(2)
-    apart = math.hypot(summary(one, "m")["se"], summary(other, "m")["se"])
-    assert paired(one, other, "m")["se"] < 0.7 * apart
+    apart = math.hypot(score_of(one, "m").se, score_of(other, "m").se)
+    assert paired(one, other, "m").se < 0.7 * apart
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_different_items_are_not_paired(items):
 
 
 def test_one_item_has_no_standard_error():
-    result = summary(outcome(a=[1], b=[0, 1]), "m")
-    assert result["mean"] == 0.75
-    assert math.isnan(result["se"])
-    assert math.isnan(result["tasks_se"]["a"])
-    assert result["tasks_se"]["b"] == pytest.approx(0.5)
+    result = score_of(outcome(a=[1], b=[0, 1]), "m")
+    assert result.mean == 0.75
+    assert math.isnan(result.se)
+    assert math.isnan(result.tasks_se["a"])
+    assert result.tasks_se["b"] == pytest.approx(0.5)
 
 
 def test_the_best_is_chosen_and_each_is_scored_once():

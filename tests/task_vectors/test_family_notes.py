@@ -276,7 +276,7 @@ def test_rows_of_another_configuration_are_marked(family, change):
         "its directory": Model("directory", family / "left"),
         "constant": Model("constant", 0.4),
     }
-    marks = evaluate(assembly, settings, models, "report", Reporter())["marks"]
+    marks = evaluate(assembly, settings, models, "report", Reporter()).marks
     assert list(marks) == ["experts", "left", "its directory"]
     for texts in marks.values():
         (text,) = texts

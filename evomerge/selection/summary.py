@@ -1,0 +1,135 @@
+"""What is known of a search at its end: the content of `summary.json`.
+
+In: what the selection found, and how the search ended; or the text of a file, also of one that version 0.2 wrote. Out:
+a `Summary`, or that text. JSON has no NaN: what is not finite is written, and comes back, as None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from evomerge.selection.statistics import Numbers, Paired, Score
+from evomerge.trials import finite
+
+GAIN = "winner_vs_best_constant"
+"""The name of the one difference that is reported."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was compared on the select split, and chosen there.
+
+    Attributes:
+        winner: the name of the finalist that won.
+        finalists: the value of each by name; what could not be scored has no finite one.
+        constant: the best constant, as it is written.
+        constants: the value of each.
+    """
+
+    winner: str
+    finalists: Numbers
+    constant: str
+    constants: Numbers
+
+    @property
+    def value(self) -> float:
+        """The winner's value."""
+        value = self.finalists[self.winner]
+        return -math.inf if value is None else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A search that has ended, in numbers and sentences.
+
+    Attributes:
+        report: scores on the report split of `base`, `experts` (left out where no task has one), `best_constant` and
+            `winner`.
+        paired: differences on the same items; `gain` is the one.
+        alike: the models that have the winner's result on every report item.
+        metric: of the scores.
+        select: what was compared on the select split, and chosen.
+        items: how many items of each split were used.
+        measures: what the metric is, by task.
+        stop: why the search ended: the name of a `StopReason` in small letters.
+        trials: how many candidates there were.
+        failed: how many of them have no value.
+        run: a hash of all that this summary depends on, the log included.
+        marks: by row of the report, sentences on what is otherwise than its name says.
+        warnings: what should be known of the sources.
+        doubts: why the numbers could not tell candidates apart.
+        seconds: where the time of candidates went: merge, forward, other.
+        versions: of this program and of those that it stands on.
+    """
+
+    report: Mapping[str, Score]
+    paired: Mapping[str, Paired]
+    alike: Sequence[str] = field(default_factory=list)
+    metric: str
+    select: Choice
+    items: Mapping[str, int]
+    measures: Mapping[str, str] = field(default_factory=dict)
+    stop: str
+    trials: int
+    failed: int
+    run: str | None
+    marks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    warnings: Sequence[str] = field(default_factory=list)
+    doubts: Sequence[str] = field(default_factory=list)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Score:
+        """The base on the report split."""
+        return self.report["base"]
+
+    @property
+    def experts(self) -> Score | None:
+        """Each task with its own expert on the report split; None where no task has one."""
+        return self.report.get("experts")
+
+    @property
+    def best_constant(self) -> Score:
+        """The best constant on the report split."""
+        return self.report["best_constant"]
+
+    @property
+    def winner(self) -> Score:
+        """The winner on the report split."""
+        return self.report["winner"]
+
+    @property
+    def gain(self) -> Paired:
+        """The winner minus the best constant."""
+        return self.paired[GAIN]
+
+    def to_json(self) -> str:
+        """Return it as the text of `summary.json`."""
+        content = asdict(self)
+        if not self.marks:
+            del content["marks"]
+        return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Summary:
+        """Read the text of `summary.json`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            content = json.loads(text)
+            return cls(
+                **content
+                | {
+                    "report": {name: Score(**row) for name, row in content["report"].items()},
+                    "paired": {name: Paired(**row) for name, row in content["paired"].items()},
+                    "select": Choice(**content["select"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no summary of a search ({error})") from error
