@@ -1,12 +1,15 @@
-"""A user's own fitness: any function named as `module:function` or `path/to/file.py:function`.
+"""A user's own fitness: any function, or the name of one (`module:function`, `path/to/file.py:function`).
 
-    def score(model, processor, items):        # items: {task: [Item(id, text, label, image), ...]}
+    def score(model, items):                   # items: [Item(id, text, label, image), ...], of one task after the other
+        return [a number for each item, higher is better]
+
+    def score(model, tokenizer, items):        # items: {task: [Item, ...]}, all tasks at once
         return {task: [a number for each item, higher is better], ...}
 
-It is called for every candidate with the live model, whose weights have just been overwritten; so it must cache nothing
-that depends on them. The processor is the base's tokenizer, or its image processor if it takes images; a base without
-one serves a function that does not use it. An image is the bytes of its file:
-`evomerge.fitness.images.decode_image` opens them.
+The two are told apart by their parameters. The function is called for every candidate with the live model, whose
+weights have just been overwritten; so it must cache nothing that depends on them. The tokenizer is the base's, or its
+image processor if it takes images; a base without one serves a function that does not use it. An image is the bytes of
+its file: `evomerge.fitness.images.decode_image` opens them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -28,7 +32,12 @@ from evomerge.common.exits import contained, line_of
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import Item
 
-Function = Callable[[Any, Any, Mapping[str, Sequence[Item]]], Mapping[str, Sequence[float]]]
+Function = Callable[..., Any]
+Whole = Callable[[Any, Any, Mapping[str, Sequence[Item]]], Mapping[str, Sequence[float]]]
+FORMS = (
+    "def score(model, items): return [a number for each item], which is called for one task after the other, or "
+    "def score(model, tokenizer, items): return {task: [a number for each item]}"
+)
 
 
 @dataclass(frozen=True)
@@ -41,20 +50,21 @@ class Custom:
     """Fitness by a function of the user's; its one metric is `score`.
 
     Args:
-        function: `module:function` or `file.py:function`.
+        function: the function, or its name: `module:function` or `file.py:function`.
 
     Raises:
-        ConfigError: the function cannot be found.
+        ConfigError: the function cannot be found, or takes other parameters.
     """
 
     metrics = ("score",)
     pure = False  # the function may change between two runs
     needs_processor = False  # a function may do without; one that does not is told what is missing when it asks
 
-    def __init__(self, function: str) -> None:
-        self._name = function
-        self._function: Function = load_function(function)
-        self.digest = _digest(self._function)
+    def __init__(self, function: str | Function) -> None:
+        found = function if callable(function) else load_function(str(function))
+        self._name = function if isinstance(function, str) else name_of(found)
+        self._function, self._wanted = _whole(found, self._name)
+        self.digest = _digest_of_file(found) if isinstance(function, str) else _digest_of_source(found)
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
         """Keep the processor and the items; the rest is the function's."""
@@ -83,7 +93,7 @@ class Custom:
         if values is None or values.shape != (n,):
             raise ConfigError(
                 f"{self._name} must return one number for each item: for the task {task} it got {n} items and returned "
-                f"{got}. Return {{task: [one float for each item, in order]}}."
+                f"{got}. Return {self._wanted}."
             )
         return values
 
@@ -113,12 +123,60 @@ def load_function(name: str) -> Function:
     return cast(Function, function)
 
 
-def _digest(function: Function) -> str:
+def name_of(function: Function) -> str:
+    """Return what a function is called: its own name, or that of its class."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _whole(function: Function, name: str) -> tuple[Whole, str]:
+    """Return a function that takes all tasks at once, whichever of the two forms it has, and what that must return.
+
+    Raises:
+        ConfigError: it has neither.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # built in
+        parameters = ()
+    by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    needed = [each.name for each in by_place if each.default is each.empty]
+    by_name = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
+    if len(needed) == 3 and not by_name:
+        return function, "{task: [one float for each item, in order]}"
+    if len(needed) == 2 and not by_name:
+
+        def whole(model: Any, processor: Any, items: Mapping[str, Sequence[Item]]) -> dict[str, Sequence[float]]:
+            return {task: function(model, chosen) for task, chosen in items.items()}
+
+        return whole, "[one float for each item, in order]"
+    took = ", ".join(str(each) for each in parameters)
+    raise ConfigError(f"{name}({took}) cannot be a fitness, since it takes neither 2 nor 3 arguments: write {FORMS}.")
+
+
+def _digest_of_file(function: Function) -> str:
     """Return a hash of the file that a function stands in: another text is another fitness."""
     try:
         return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
     except (TypeError, OSError):  # built in, or a callable object
         return ""
+
+
+def _digest_of_source(function: Function) -> str:
+    """Return a hash of a function's own lines, without those around it: a script or a notebook changes in between.
+
+    What the function calls, and values that it takes from around it, are not looked at.
+    """
+    try:
+        return hashlib.sha256(inspect.getsource(_code_of(function)).encode()).hexdigest()
+    except (TypeError, OSError):  # typed in where Python keeps no text
+        return ""
+
+
+def _code_of(function: Function) -> Any:
+    """Return what of a callable has lines of its own: of an object its class, of a `functools.partial` its function."""
+    if isinstance(function, partial):
+        return _code_of(function.func)
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import linecache
 import shutil
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,84 @@ def test_another_fitness_needs_a_tokenizer(untokenized, tmp_path):
     given.append(f"fitness.tasks={{mood: {tmp_path / 'texts.jsonl'}}}")
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         run_search(compose(*given), tmp_path / "run", Reporter())
+
+
+def lengths(model, items):
+    return [len(item.text) for item in items]
+
+
+class ByPart:
+    """A callable object."""
+
+    def __call__(self, model, items):
+        return lengths(model, items)
+
+
+def with_more(model, items, factor=1.0, *, shift=0.0):
+    return [factor * len(item.text) + shift for item in items]
+
+
+def whole(model, tokenizer, items):
+    return {task: lengths(model, chosen) for task, chosen in items.items()}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lengths,
+        ByPart(),
+        with_more,
+        whole,
+        partial(with_more, factor=1.0),
+        lambda model, items: [5 * i for i in range(len(items))],
+    ],
+)
+def test_a_function_itself_is_a_fitness_in_either_form(function):
+    fitness = Custom(function)
+    outcome = fitness(MODEL, fitness.prepare(TOKENIZER, ITEMS), IDS)
+    assert {task: rows["score"].tolist() for task, rows in outcome.results.items()} == {
+        task: [5.0 * i for i in range(8)] for task in ITEMS
+    }
+
+
+def test_a_short_function_is_called_for_one_task_after_the_other():
+    seen = []
+    fitness = Custom(lambda model, items: seen.append([item.id for item in items]) or [0.0] * len(items))
+    fitness(MODEL, fitness.prepare(TOKENIZER, ITEMS), IDS)
+    assert seen == [IDS["animals"], IDS["trees"]]
+
+
+def test_a_short_function_that_answers_otherwise_is_told_what_to_return():
+    fitness = Custom(lambda model, items: 0.5)
+    with pytest.raises(ConfigError, match=r"an array of shape \(\)\. Return \[one float for each item, in order\]\.$"):
+        fitness(MODEL, fitness.prepare(TOKENIZER, ITEMS), IDS)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda: [], lambda model: [], lambda a, b, c, d: [], lambda *args: [], lambda model, items, *, seed: [], print],
+)
+def test_functions_of_other_parameters_are_refused_and_both_forms_shown(function):
+    both = r"def score\(model, items\): return .* or def score\(model, tokenizer, items\): return \{task: "
+    with pytest.raises(ConfigError, match=both):
+        Custom(function)
+
+
+def test_a_name_may_be_of_a_short_function(tmp_path):
+    (tmp_path / "mine.py").write_text("def score(model, items): return [float(item.label) for item in items]\n")
+    fitness = Custom(f"{tmp_path}/mine.py:score")
+    assert fitness(MODEL, fitness.prepare(None, ITEMS), IDS).results["trees"]["score"].tolist() == list(range(8))
+
+
+def test_the_digest_of_a_function_is_that_of_its_own_lines(tmp_path):
+    """A script may change around it, and its search goes on."""
+
+    def digests(around: str, factor: int) -> list[str]:
+        (tmp_path / "mine.py").write_text(f"{around}\ndef score(model, items):\n    return [{factor}] * len(items)\n")
+        linecache.checkcache()
+        name = f"{tmp_path}/mine.py:score"
+        return [Custom(name).digest, Custom(load_function(name)).digest]
+
+    first, other_lines, other_function = digests("", 1), digests("x = 1", 1), digests("", 2)
+    assert first[1] == other_lines[1] != other_function[1]
+    assert len({first[0], other_lines[0], other_function[0]}) == 3
