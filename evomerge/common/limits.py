@@ -58,13 +58,12 @@ class TimeLimit:
     """
 
     def __init__(self, setting: float | str | None = None) -> None:
-        possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-        if setting not in (None, AUTO) and not possible:
+        if setting not in (None, AUTO) and not _possible():
             raise ConfigError(
                 f"time_limit={setting} needs an alarm of the operating system, which there is in the main thread of a "
                 f"process on Linux and macOS, and not here: write time_limit=null, or run the search by itself."
             )
-        self._setting, self._automatic = setting, setting == AUTO and possible
+        self._setting, self._automatic = setting, setting == AUTO and _possible()
         self.seconds = float(setting) if isinstance(setting, int | float) else None
 
     def measured(self, seconds: float) -> None:
@@ -107,6 +106,8 @@ class TimeLimit:
         return self._within(seconds, compute, text)
 
     def _within(self, seconds: float, compute: Callable[[], T], late: str) -> T:
+        if not _possible():  # made in the main thread, used in another one
+            return compute()
         alarm = _Alarm(seconds)
         try:
             result = alarm.run(compute)
@@ -124,6 +125,11 @@ class TimeLimit:
         """Say which limit was passed; an automatic one without its number, which is a clock's and not for the log."""
         limit = "auto allows" if self._setting == AUTO else f"{self.seconds:g} s"
         return f"took longer than time_limit={limit}" + (f", times {share:.1f} for more items" if share > 1 else "")
+
+
+def _possible() -> bool:
+    """Whether an alarm can interrupt this thread."""
+    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
 class _Alarm:

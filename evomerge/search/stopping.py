@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -35,7 +36,8 @@ class Stopped(Exception):
 class Interrupt:
     """A request to stop, set by a signal. As a context manager it installs the handlers and puts the old ones back.
 
-    The first signal asks for a clean end after the running trial; a second Ctrl-C stops at once.
+    The first signal asks for a clean end after the running trial; a second Ctrl-C stops at once. Only the main thread
+    of a process can install handlers: in another one there are none, and whoever wants it to stop sets `requested`.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -46,12 +48,14 @@ class Interrupt:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        self._old = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -151,6 +151,23 @@ def test_what_ends_in_time_is_left_alone() -> None:
         assert caught.value is error
 
 
+def test_outside_of_the_main_thread_nothing_is_limited_and_a_number_is_refused() -> None:
+    limit = TimeLimit(0.01)
+    automatic, computed = [], []
+
+    def elsewhere() -> None:
+        computed.append(limit(lambda: time.sleep(0.05) or 3))
+        automatic.append(TimeLimit("auto"))
+        with pytest.raises(ConfigError, match="main thread"):
+            TimeLimit(5)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(elsewhere).result()
+    automatic[0].measured(1.0)
+    assert computed == [3]
+    assert automatic[0].seconds is None
+
+
 def test_it_never_rings_after_the_end() -> None:
     """Computations that end at about the time of the alarm, a thousand times."""
     rng, ended = random.Random(0), {True: 0, False: 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,3 +114,16 @@ def test_a_wrapped_evaluator_ends_after_the_current_trial() -> None:
 
 def test_every_reason_is_a_sentence() -> None:
     assert all(reason.value[0].isupper() and reason.value.endswith(".") for reason in StopReason)
+
+
+def test_another_thread_gets_no_handlers_and_can_still_be_asked_to_stop() -> None:
+    before = [signal.getsignal(number) for number in Interrupt.SIGNALS]
+
+    def elsewhere() -> list[Any]:
+        with Interrupt() as interrupt:
+            interrupt.requested = True
+            assert Budget(5, interrupt=interrupt).stop(Seen()) is StopReason.INTERRUPTED
+            return [signal.getsignal(number) for number in Interrupt.SIGNALS]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(elsewhere).result() == before
