@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method, only_sums
-from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
 from evomerge.problem import Sources
 from evomerge.runs.assembly import make_fitness, read_items
@@ -150,13 +149,10 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
     names = [str(k) for k in range(experts)]
     weight = torch.ones(n, dtype=dtype)
 
-    def checkpoint(tensor: torch.Tensor) -> Checkpoint:
-        return Checkpoint(Path("sample"), {}, "", {"sample": "sample"}, (), (), {"sample": tensor})
-
-    base, deltas = checkpoint(weight), {}
+    base, deltas = from_tensors({"sample": weight}, sha256=""), {}
     for name in names:
         drawn = torch.randn(n, generator=generator)
-        expert = checkpoint(drawn.bfloat16())
+        expert = from_tensors({"sample": drawn.bfloat16()}, sha256="")
         deltas[name] = ExpertDeltas(base, expert, ["sample"], ["sample"]) if kept else {"sample": drawn}
     model = nn.ParameterDict({"sample": nn.Parameter(weight.clone(), requires_grad=False)}).to(device)
     vectors = TaskVectors(base, dict.fromkeys(names, base), {"sample": (n,)}, frozenset(), deltas)

@@ -20,7 +20,8 @@ from evomerge.common.errors import CheckpointError, SpaceError
 from evomerge.common.progress import Progress
 from evomerge.inspection.facts import Facts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
-from evomerge.models.checkpoint import Checkpoint, check_base
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.completeness import check_base
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.pretrained import load_model
 from evomerge.models.vocabulary import REFUSE

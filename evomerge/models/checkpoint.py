@@ -1,14 +1,15 @@
 """Opens a model directory: parameter name of the live model <-> file key, and lazy, memory-mapped tensors behind them.
 
 In: a Hugging Face directory, the names and shapes of the live model's parameters, and what names mean (`matching.py`).
-Out: a `Checkpoint`, in which every parameter has the live model's shape and a floating dtype. What does not fit is
-refused: at once where it cannot be read, by `check_base` and `check_expert` where something is lacking or left over. An
-expert with another number of tokens is made to fit, if the user has chosen how (`vocabulary.py`).
+Out: a `Checkpoint`, in which every parameter has the live model's shape and a floating dtype. What cannot be read is
+refused; what is lacking or left over is found in `completeness.py`. An expert with another number of tokens is made to
+fit, if the user has chosen how (`vocabulary.py`). Tensors in memory, of a module or a state dict, become a `Checkpoint`
+in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
 from evomerge.common.progress import Steps
-from evomerge.models.matching import Layout, Match, allows, is_pooler, match
+from evomerge.models.matching import Layout, Match, match
 from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
 from evomerge.models.weights import (
     check_readable,
+    content_hash,
     file_stamps,
     read_json,
     read_weights,
@@ -30,6 +32,8 @@ from evomerge.models.weights import (
     weight_files,
 )
 
+MEMORY = Path("memory")
+"""What messages call a model that comes from no directory, where nobody has named it."""
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -46,7 +50,7 @@ class Checkpoint:
     """The weights of one model directory, by the parameters of a live model. Its tensors are for reading only.
 
     Attributes:
-        path: the directory.
+        path: the directory; of tensors in memory, what messages call them.
         config: its config.json.
         sha256: hash of all tensors in the files: key, dtype, shape and bytes, in the order of the keys.
         keys: parameter name of the live model -> file key, in the order of the live model.
@@ -122,12 +126,55 @@ def open_checkpoint(
             quantised, a shape or dtype does not fit the live model, two tensors that stand for one parameter differ, or
             transformers fuses, splits or permutes its tensors at load.
     """
-    path, layout = Path(path).expanduser(), layout or Layout()
+    path = Path(path).expanduser()
     files = weight_files(path)
     check_readable(path)
     config = read_json(path / "config.json")
     stamps = file_stamps(files)  # before the first byte is read: a file that changes from here on will not match them
     tensors, notes = read_weights(files)
+    return from_tensors(
+        tensors,
+        parameters,
+        layout,
+        path=path,
+        config=config,
+        sha256=remembered_hash(path, stamps, tensors, cache, progress),
+        notes=notes,
+        vocabulary=vocabulary,
+        base=base,
+    )
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, tuple[int, ...]] | None = None,
+    layout: Layout | None = None,
+    *,
+    path: Path = MEMORY,
+    config: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
+    notes: Sequence[str] = (),
+    vocabulary: str = REFUSE,
+    base: Checkpoint | None = None,
+) -> Checkpoint:
+    """Makes a checkpoint of tensors by their keys, such as a state dict; they are not copied.
+
+    Args:
+        tensors: by file key, or by name in the live model.
+        parameters: name -> shape of the live model's `named_parameters()`; None: the tensors are the parameters.
+        layout: what keys mean; None: they are names of the live model.
+        path: where they come from, for messages.
+        config: of their model.
+        sha256: their content hash, where it is known.
+        notes: what else is to be known of them.
+        vocabulary: what becomes of an expert with another number of tokens than the base: one of `vocabulary.CHOICES`.
+        base: θ₀, of an expert; its own rows stay whatever the expert has.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`, of tensors that can be read.
+    """
+    config, layout = dict(config or {}), layout or Layout()
+    parameters = {key: tuple(tensor.shape) for key, tensor in tensors.items()} if parameters is None else parameters
     found = match(tensors, parameters, layout)
     if found.converted and len(found.held) < len(parameters):
         raise CheckpointError(
@@ -147,7 +194,7 @@ def open_checkpoint(
     return Checkpoint(
         path=path,
         config=config,
-        sha256=remembered_hash(path, stamps, tensors, cache, progress),
+        sha256=content_hash(tensors) if sha256 is None else sha256,
         keys=kept,
         extra=tuple(found.extra),
         missing=missing,
@@ -160,71 +207,6 @@ def open_checkpoint(
         names=found.names,
         buffers=tuple(key for key in found.extra if found.names[key] in layout.buffers),
         notes=tuple(notes),
-    )
-
-
-def check_base(base: Checkpoint, allowed: Collection[str] = ()) -> None:
-    """Refuses a base whose files lack parameters of the live model or hold others; only a pooler may be missing.
-
-    A parameter that no file holds was made up at load: transformers initialises heads that a checkpoint lacks, and θ₀
-    would not be what the files say.
-
-    Args:
-        base: θ₀.
-        allowed: names and patterns of tensors that may be left over (`model.allow_missing`).
-
-    Raises:
-        CheckpointError: parameters other than a pooler's are missing, or a tensor is unknown.
-    """
-    lost = [name for name in base.missing if name not in base.computed and not is_pooler(name)]
-    if lost:
-        raise CheckpointError(
-            f"{base.path}: no file holds {listed(lost)} of the live model"
-            + (f", and no parameter of the live model takes {listed(base.spare)} of the files" if base.spare else "")
-            + ". Where that is a head which the base lacks, load the base as its own class, or headless with"
-            " model.auto_class=AutoModel; else the files are not whole: download or save them again."
-        )
-    _check_known(base, "the base", allowed)
-
-
-def check_expert(name: str, expert: Checkpoint, base: Checkpoint, allowed: Collection[str] = ()) -> None:
-    """Refuses an expert that lacks parameters which the base has, or holds others; only a pooler may be missing.
-
-    Args:
-        name: who it is, for the message.
-        expert: θ_k.
-        base: θ₀.
-        allowed: names and patterns of parameters that may be missing, and of tensors that may be left over.
-
-    Raises:
-        CheckpointError: a parameter other than a pooler's is missing, or a tensor is unknown.
-    """
-    lost = [one for one in (*expert.missing, *expert.untied) if one in base.keys or one in expert.untied]
-    lost = [one for one in lost if not is_pooler(one) and not allows(allowed, one)]
-    if lost:
-        raise CheckpointError(
-            f"{name} ({expert.path}) lacks {listed(lost)}, which the base has"
-            + (f"; it holds {listed(expert.spare)}, which no parameter takes" if expert.spare else "")
-            + ". It would be merged in part only. Take the whole model, in float32, bfloat16 or float16 and under the"
-            f" names of its class. If you mean it, write {allowing(lost)}: the task vector is then zero there."
-        )
-    _check_known(expert, name, allowed)
-
-
-def _check_known(checkpoint: Checkpoint, who: str, allowed: Collection[str]) -> None:
-    if stray := [key for key in checkpoint.stray if not allows(allowed, key)]:
-        raise CheckpointError(
-            f"{who} ({checkpoint.path}) holds {listed(stray)}, which the live model does not have: its config.json is"
-            " of another model than its files (more layers, quantised matrices), or it is of another architecture than"
-            f" the base. Without these tensors it is not the model that was trained. If you mean it, write"
-            f" {allowing(stray)}: they are then left out."
-        )
-
-
-def allowing(names: Sequence[str]) -> str:
-    """The setting that lets tensors be missing or left over, as the command line takes it."""
-    return (
-        "'model.allow_missing=[" + ",".join(f'"{name}"' for name in names[:3]) + ("]'" if len(names) < 4 else ",...]'")
     )
 
 

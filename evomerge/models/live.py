@@ -1,23 +1,25 @@
 """The live model: the base, loaded once by transformers, whose parameters every candidate overwrites.
 
-In: a model directory and the transformers class to load it with. Out: the model in eval mode without gradients, its
-tokenizer or image processor, and what is needed to open checkpoints by its parameters: shapes (tied parameters once),
-tied names, what names in files mean. `load_skeleton` gives names and shapes alone, where nothing is run.
+In: a model directory and the transformers class to load it with; or any module of torch, transformers' or not. Out: the
+model in eval mode without gradients, its tokenizer or image processor, and what is needed to open checkpoints by its
+parameters: shapes (tied parameters once), tied names, what names in files mean. `load_skeleton` gives names and shapes
+alone, where nothing is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
-from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.checkpoint import MEMORY, Checkpoint, from_tensors, open_checkpoint
 from evomerge.models.matching import Layout, match
 from evomerge.models.pretrained import (
     can_tie,
@@ -33,7 +35,7 @@ from evomerge.models.pretrained import (
     rename_keys,
     takes_images,
 )
-from evomerge.models.weights import check_readable, read_tensors, same, weight_files
+from evomerge.models.weights import check_readable, dtype_name, first_dtype, read_tensors, same, weight_files
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class LiveModel:
     Attributes:
         model: in eval mode, parameters without gradients; without weights, on the meta device, in a skeleton.
         processor: of the base: its tokenizer, or its image processor if it takes pixels (`takes_images`); None in a
-            skeleton.
+            skeleton, and of a module that came without.
         parameters: name -> shape, in the model's order; tied parameters under their first name only.
         tied: alias -> the name it is tied to.
-        auto_class: the transformers class that it was loaded with.
+        auto_class: the transformers class that it was loaded with; of a module, the name of its own class.
         computed: the parameters that its class never trains, so that files may leave them out.
     """
 
@@ -69,12 +71,38 @@ class LiveModel:
         """
         return open_checkpoint(path, self.parameters, self.layout(Path(path).expanduser()), **options)
 
-    def layout(self, path: Path) -> Layout:
-        """Return what names in a model directory mean: those of this model, by what its own config ties."""
+    def take(self, tensors: Mapping[str, Tensor], name: str, **options: Any) -> Checkpoint:
+        """Make a checkpoint of tensors in memory, such as a state dict, by the parameters of this model.
+
+        Args:
+            tensors: by names of this model, or as transformers would find them in a file; they are not copied.
+            name: what messages call them.
+            options: those of `from_tensors`.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        return from_tensors(tensors, self.parameters, self.layout(), path=MEMORY / name, **options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the whole: what the configuration says, else that of the first floating parameter."""
+        if isinstance(self.model, transformers.PreTrainedModel) and self.model.config.dtype is not None:
+            return getattr(torch, dtype_name(self.model.config.dtype))
+        return first_dtype(dict(self.model.named_parameters()))
+
+    def layout(self, path: Path | None = None) -> Layout:
+        """Return what names in a model directory, or in a state dict (None), mean: those of this model, by what the
+        directory's own config ties.
+        """
+        buffers = frozenset(name for name, _ in self.model.named_buffers())
+        if not isinstance(self.model, transformers.PreTrainedModel):
+            return Layout(tied=self.tied, buffers=buffers, computed=self.computed)
         config, own = None, None
         try:
-            config = read_config(path)
-            own = dict(empty_model(self.auto_class, config).all_tied_weights_keys) if can_tie(self.model) else {}
+            config = self.model.config if path is None else read_config(path)
+            if path is not None:
+                own = dict(empty_model(self.auto_class, config).all_tied_weights_keys) if can_tie(self.model) else {}
         except Exception:  # of another architecture, or damaged: whoever opens its files says what does not fit
             pass
         text = config and config.get_text_config()
@@ -82,7 +110,7 @@ class LiveModel:
             prefix=self.model.base_model_prefix,
             tied=self.tied,
             own=own,
-            buffers=frozenset(name for name, _ in self.model.named_buffers()),
+            buffers=buffers,
             computed=self.computed,
             spare=passed_over(self.model),
             rename=self.rename,
@@ -92,6 +120,30 @@ class LiveModel:
     def rename(self, keys: Iterable[str]) -> dict[str, str | None]:
         """Return the names that transformers gives to the keys of a file of this model; see `rename_keys`."""
         return rename_keys(self.model, keys)
+
+
+def live_module(module: nn.Module, processor: Any = None, device: str | None = None) -> LiveModel:
+    """Make a live model of a module of torch: a copy of it, so that candidates do not overwrite the module itself.
+
+    Args:
+        module: of transformers or of anybody's own; groups are made by the names of its parameters.
+        processor: its tokenizer or image processor, for a fitness that needs one.
+        device: to move the copy to; None for where the module is.
+
+    Raises:
+        CheckpointError: it has no floating parameters.
+    """
+    model = copy.deepcopy(module).eval().requires_grad_(False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if not any(parameter.is_floating_point() for parameter in model.parameters()):
+        raise CheckpointError(f"{type(module).__name__} has no floating parameters, so there is nothing to merge.")
+    tied = {
+        alias: names[id(parameter)]
+        for alias, parameter in model.named_parameters(remove_duplicate=False)
+        if names[id(parameter)] != alias
+    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return LiveModel(model if device is None else model.to(device), processor, shapes, tied, type(module).__name__)
 
 
 class Unavailable:

@@ -22,7 +22,8 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
-from evomerge.models.checkpoint import Checkpoint, check_expert
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import REFUSE, row_notes
 from evomerge.models.weights import dtype_name, listed
 from evomerge.problem import Assembly

@@ -17,7 +17,8 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
 from evomerge.common.progress import Steps
-from evomerge.models.checkpoint import Checkpoint, check_base, check_expert
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.completeness import check_base, check_expert
 from evomerge.models.matching import is_pooler
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, same

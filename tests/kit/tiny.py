@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checkpoint import from_tensors as checkpoint
+
+__all__ = ["Tiny", "checkpoint", "state", "weights"]
 
 
 class Tiny(nn.Module):
@@ -25,10 +25,6 @@ class Tiny(nn.Module):
             parameter.data = torch.randn(parameter.shape, generator=generator)
         self.head.weight = self.embed.weight
         self.to(dtype).requires_grad_(False)
-
-
-def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
-    return Checkpoint(Path("memory"), {}, "", {name: name for name in tensors}, (), (), tensors)
 
 
 def weights(groups: int, *values: float) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checkpoint import Checkpoint, from_tensors
 from evomerge.task_vectors.store import TaskVectors, zeros
 
 
@@ -17,10 +17,10 @@ def vectors_of(deltas: Mapping[str, Mapping[str, Tensor]]) -> TaskVectors:
     """Task vectors in memory: expert -> parameter -> delta; those that are zero are left out, as in files."""
     shapes = {name: tuple(delta.shape) for name, delta in next(iter(deltas.values())).items()}
     held = {e: {name: d for name, d in row.items() if torch.count_nonzero(d)} for e, row in deltas.items()}
-    keys = {name: name for name in shapes}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
 
     def checkpoint(sha256: str) -> Checkpoint:
-        return Checkpoint(Path("memory"), {}, sha256, keys, (), (), {})
+        return from_tensors(tensors, sha256=sha256)
 
     experts = {name: checkpoint(name) for name in deltas}
     return TaskVectors(checkpoint("base"), experts, shapes, zeros(held, shapes), held)

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from evomerge.common.errors import CheckpointError
-from evomerge.models.checkpoint import Checkpoint, check_base, open_checkpoint
+from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.completeness import check_base
 from evomerge.models.matching import Layout
 from tests.kit.models import BERT, GPT2, LLAMA, LLAMA_TIED, MIXTRAL, T5, TINY, opened, pico, rewritten, saved, to_bin
 from tests.kit.vision import SIZES
