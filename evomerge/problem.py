@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item, Task
@@ -73,7 +72,7 @@ class Assembly:
 
     def coefficients(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return coefficients with the given weights, (K,) for all groups, and every other variable at its start."""
-        shape = (len(self.space.groups), len(self.space.experts))
+        shape = (len(self.space.groups), len(self.space.rows))
         others = {
             variable.name: np.full(shape, variable.start)
             for variable in self.space.variables
@@ -81,14 +80,9 @@ class Assembly:
         }
         return {"weight": np.broadcast_to(weights, shape), **others}
 
-    @torch.no_grad()
     def become(self, expert: str | None) -> None:
         """Overwrite the live model with an expert, as far as it is merged, or with the base (None).
 
-        The expert is as it came: no transform touches it. So afterwards only `become(None)` puts the base back, since
-        the merger leaves parameters alone in which a transform has set every task vector to zero.
+        The expert is as it came: no transform touches it.
         """
-        live = dict(self.live.model.named_parameters())
-        for name in self.vectors.parameters:
-            base, delta = self.vectors.base.tensor(name), self.vectors.delta(expert, name) if expert else None
-            live[name].copy_(base if delta is None else base.float() + delta)
+        self.merger.load(self.vectors.added(expert) if expert else ())

@@ -121,7 +121,7 @@ class Bench:
             span.parameter: g
             for g, group in enumerate(space.groups)
             for span in group.spans
-            if any(moves[g, k] and span.parameter in vectors.deltas[name] for k, name in enumerate(space.experts))
+            if any(moves[g, k] and span.parameter in vectors.deltas[row] for k, row in enumerate(space.rows))
         }
         parameters = dict(assembly.live.model.named_parameters())
         self._plain = Plain(assembly.live.model, {name: parameters[name] for name in self._rows})
@@ -149,7 +149,7 @@ class Bench:
         self.seconds.append(seconds)
         held = self.assembly.vectors
         _read(held.base.tensor(name) for name in self._rows)
-        _read(deltas[name] for deltas in held.deltas.values() for name in self._rows if name in deltas)
+        _read(deltas[name].dense() for deltas in held.deltas.values() for name in self._rows if name in deltas)
         self._mark = time.perf_counter()
 
     def _work(self, made: Any, items: Mapping[str, Sequence[str]]) -> Work:
@@ -180,9 +180,9 @@ class Bench:
 
         def take() -> None:
             for name, parameter in self._plain.learned.items():
-                for k, deltas in enumerate(vectors.deltas.values()):
-                    if name in deltas and parameter.grad is not None:
-                        sums[self._rows[name], k] += (parameter.grad.double() * deltas[name]).sum()
+                for k, row in enumerate(vectors.rows):
+                    if (delta := vectors.dense(row, name)) is not None and parameter.grad is not None:
+                        sums[self._rows[name], k] += (parameter.grad.double() * delta).sum()
 
         self._run(self._plain, work, done=take)
         others = [sums]

@@ -103,9 +103,10 @@ class Textbook:
         self.operands: dict[str, tuple[Tensor, Tensor]] = {}
         for name in rows:
             base = vectors.base.tensor(name).float()
-            deltas = [held.get(name, torch.zeros_like(base)) for held in vectors.deltas.values()]
-            self.operands[name] = (base, torch.stack(deltas))
-        self.weights = nn.Parameter(torch.zeros(len(assembly.space.groups), len(vectors.experts)))
+            deltas = [vectors.dense(row, name) for row in vectors.rows]
+            stack = torch.stack([torch.zeros_like(base) if delta is None else delta for delta in deltas])
+            self.operands[name] = (base, stack)
+        self.weights = nn.Parameter(torch.zeros(len(assembly.space.groups), len(vectors.rows)))
         self._adam = torch.optim.Adam([self.weights], lr=0.02)
 
     def __call__(self, work: Sequence[Work], merge: Merge = broadcast, at_once: bool = False) -> None:

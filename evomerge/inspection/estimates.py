@@ -23,7 +23,7 @@ from evomerge.fitness.items import check_disjoint
 from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Method, only_sums
+from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
 from evomerge.problem import Sources
@@ -37,7 +37,9 @@ from evomerge.search.evaluators.serial import Scorer, check_finite, prepare
 from evomerge.selection.marks import task_notes
 from evomerge.space.coefficients import make_space
 from evomerge.space.groups import Group
-from evomerge.task_vectors.expert import ExpertDeltas, is_narrow
+from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.dense import DenseDelta
+from evomerge.task_vectors.expert import ExpertDelta, is_narrow
 from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors
 
@@ -101,7 +103,7 @@ def estimate(
         if name in refused:
             continue
         held = {each: count + (each in changed) for each, count in held.items()}
-        if only_sums(method) and is_narrow(checkpoints[name], sizes):
+        if method.elementwise and method.transform is None and is_narrow(checkpoints[name], sizes):
             kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
         else:
             cache += sum(4 * sizes[each] for each in changed)
@@ -149,13 +151,13 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
     names = [str(k) for k in range(experts)]
     weight = torch.ones(n, dtype=dtype)
 
-    base, deltas = from_tensors({"sample": weight}, sha256=""), {}
+    base = from_tensors({"sample": weight}, sha256="")
+    deltas: dict[str, dict[str, Delta]] = {}
     for name in names:
         drawn = torch.randn(n, generator=generator)
-        expert = from_tensors({"sample": drawn.bfloat16()}, sha256="")
-        deltas[name] = ExpertDeltas(base, expert, ["sample"], ["sample"]) if kept else {"sample": drawn}
+        deltas[name] = {"sample": ExpertDelta(weight, drawn.bfloat16()) if kept else DenseDelta(drawn)}
     model = nn.ParameterDict({"sample": nn.Parameter(weight.clone(), requires_grad=False)}).to(device)
-    vectors = TaskVectors(base, dict.fromkeys(names, base), {"sample": (n,)}, frozenset(), deltas)
+    vectors = TaskVectors(base, dict.fromkeys(names, base), {"sample": (n,)}, deltas)
     merger = Merger(model, vectors, (Group("sample", (Span("sample", 0, n),), None),), method)
     coefficients = {variable.name: np.full((1, experts), variable.start) for variable in method.variables}
 

@@ -1,11 +1,13 @@
 """The merger: one live model, the base and the task vectors; it builds candidates in place, and takes their gradients.
 
-In: coefficients per variable, shape (G, K), for G groups and K experts. Out: the same model, its parameters
-overwritten with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says). It never sees points of the search space.
-Every candidate is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole
-update in bfloat16 within a few hundred candidates. Parameters that no expert changed are never touched. A method that
-takes every element by itself merges piece by piece, so what is made on the way, sums in float32 and the task vectors of
-experts that are kept as they are, takes some pieces and not a copy of the largest parameter.
+In: coefficients per variable, shape (G, K), for G groups and K rows. Out: the same model, its parameters overwritten
+with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says). It never sees points of the search space. Every candidate
+is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole update in bfloat16
+within a few hundred candidates. Parameters in which all rows are zero are never touched. A method that takes every
+element by itself merges chunk by chunk, so what is made on the way, sums in float32 and task vectors that are not
+computed yet, takes some chunks and not a copy of the largest parameter.
+
+Nobody else writes into the live model: another model is put there by `load`, and `restore` undoes that as well.
 
 The gradient that AdaMerging (Yang et al. 2024) learns from is an inner product, by the chain rule of that sum:
 ∂L/∂λ[g, k] = ⟨∂L/∂θ_g, τ_k,g⟩. So an ordinary backward pass on the merged parameters is enough: no graph through the
@@ -27,39 +29,51 @@ from torch import Tensor, nn
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.machine import memory_limit
 from evomerge.merging.kernels.products import inner_products, stack
-from evomerge.merging.methods import Linear, Method
+from evomerge.merging.methods import Method
 from evomerge.models.guard import Guard
 from evomerge.space.groups import Group
-from evomerge.task_vectors.expert import ExpertDelta, cut
-from evomerge.task_vectors.spans import Span
+from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.dense import DenseDelta
+from evomerge.task_vectors.spans import Span, chunks
 from evomerge.task_vectors.store import TaskVectors
 
-PIECE = 1 << 20
+MERGED = 1 << 20
 """Elements that a CPU merges together, 4 MiB of float32: fewer take longer, since its threads meet more often."""
-FAR_PIECE = 1 << 24
+MERGED_FAR = 1 << 24
 """The same of other devices, where starting a kernel takes longer."""
 SHARE = 0.5
 """Of the memory that this process may have, that copies of task vectors may take."""
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One span with all that a candidate needs for it; tensors are flat views of n elements."""
+class _Site:
+    """One span of the live model, with all that a candidate needs for it; tensors are flat views of n elements.
+
+    Attributes:
+        group: whose coefficients it has.
+        span: which elements it is.
+        live: its place in the model.
+        base: θ₀ there.
+        rows: the places, among the K, of those whose delta is not zero here.
+        prepared: by the method, for each of these.
+        chunks: of the n elements, merged one after the other; none: all of them at once.
+        stacked: float32 (len(rows), n), where `prepared` are deltas that lie below each other.
+    """
 
     group: int
     span: Span
     live: Tensor
     base: Tensor
-    prepared: list[Any]  # by the method, one per expert whose delta is not zero here
-    experts: list[int]
-    parts: list[slice] | None  # of the n, merged one after the other; None: all of them at once
-    stacked: Tensor | None = None  # (K, n): `prepared` are its rows
+    rows: list[int]
+    prepared: list[Any]
+    chunks: tuple[slice, ...]
+    stacked: Tensor | None = None
 
 
-_Part = tuple[slice, Tensor | Sequence[Any], list[tuple[int, int]]]
-"""Where in a gradient a span lies, its deltas of which products are wanted, and the (group, expert) of each."""
+_Wanted = tuple[slice, Tensor | Sequence[Delta], list[tuple[int, int]]]
+"""Where in a gradient a span lies, its deltas of which products are wanted, and the (group, row) of each."""
 _Taken = list[tuple[list[tuple[int, int]], Tensor]]
-"""Inner products, (n,) each, and the (group, expert) that each of the n belongs to."""
+"""Inner products, (n,) each, and the (group, row) that each of the n belongs to."""
 
 
 class Merger:
@@ -68,7 +82,7 @@ class Merger:
     Args:
         model: the model to overwrite; it must hold the base's parameters now, so that a wrong mapping of names cannot
             pass unseen.
-        vectors: the base and the task vectors.
+        vectors: the base and the rows.
         groups: the groups of the coefficient space, in its order.
         method: how a span is built.
 
@@ -79,16 +93,17 @@ class Merger:
     def __init__(self, model: nn.Module, vectors: TaskVectors, groups: Sequence[Group], method: Method) -> None:
         self._method = method
         self._model, self._vectors = model, vectors
-        self._shape = (len(groups), len(vectors.experts))
+        self._shape = (len(groups), len(vectors.rows))
         self._parameters = dict(model.named_parameters())
+        self._loaded: set[str] = set()
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
         for name in vectors.parameters:
             _check_live(name, live.get(name), vectors.base.tensor(name))
-        self._pieces = [
-            piece
+        self._sites = [
+            site
             for index, group in enumerate(groups)
             for span in group.spans
-            if (piece := self._piece(index, span, live, vectors))
+            if (site := self._site(index, span, live[span.parameter]))
         ]
 
     @torch.no_grad()
@@ -98,32 +113,51 @@ class Merger:
         Args:
             coefficients: {variable: float64 (G, K)} as `CoefficientSpace.decode` gives them.
         """
-        for piece in self._pieces:
-            chosen = {name: values[piece.group, piece.experts] for name, values in coefficients.items()}
-            if piece.parts is None:
-                self._merge(piece.live, piece.base, piece.prepared, chosen)
-            for part in piece.parts or ():
-                self._merge(piece.live[part], piece.base[part], [each[part] for each in piece.prepared], chosen)
+        self._unload()
+        for site in self._sites:
+            chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
+            if not site.chunks:
+                self._merge(site.live, site.base, site.prepared, chosen)
+            for chunk in site.chunks:
+                self._merge(site.live[chunk], site.base[chunk], [each[chunk] for each in site.prepared], chosen)
 
     def _merge(self, live: Tensor, base: Tensor, prepared: list[Any], chosen: Mapping[str, np.ndarray]) -> None:
-        """Overwrite a part of a span: the sum is made in float32, in the live memory itself if it is that, and cast."""
+        """Overwrite some elements: the sum is made in float32, in the live memory itself if it is that, and cast."""
         before = base.float()
-        deltas = [each.minus(before) if isinstance(each, ExpertDelta) else each for each in prepared]
         out = live if live.dtype == torch.float32 else torch.empty_like(before)
-        self._method.merge(before, deltas, chosen, out)
+        self._method.merge(before, prepared, chosen, out)
         if out is not live:
             live.copy_(out)
+
+    @torch.no_grad()
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Overwrite the model with another one, seen through the parameters that are merged.
+
+        Args:
+            tensors: of these parameters, by name, in any dtype; parameters without one are the base's.
+        """
+        self.restore()
+        for name, tensor in tensors:
+            self._loaded.add(name)
+            self._parameters[name].copy_(tensor)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the base back, bit for bit, after `apply` and after `load`."""
+        self._unload()
+        for site in self._sites:
+            site.live.copy_(site.base)
+
+    def _unload(self) -> None:
+        """Put the base back where `load` has written, which is also where candidates never do."""
+        for name in self._loaded:
+            self._parameters[name].copy_(self._vectors.base.tensor(name))
+        self._loaded.clear()
 
     @cached_property
     def guard(self) -> Guard:
         """What puts the model back where scoring has changed it; the first use must come before any scoring."""
         return Guard(self._model, self._put_base_back, self._vectors.parameters)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the base back, bit for bit."""
-        for piece in self._pieces:
-            piece.live.copy_(piece.base)
 
     @torch.no_grad()
     def _put_base_back(self) -> None:
@@ -174,28 +208,28 @@ class Merger:
         return {"weight": sums}
 
     def _stack(self, wanted: np.ndarray) -> None:
-        """Copy deltas below each other, so that every walk reads them in one pass; experts that are kept stay so."""
-        apart = [i for i, piece in enumerate(self._pieces) if _is_apart(piece, wanted)]
-        mapped = [self._pieces[i] for i in apart if self._pieces[i].live.device.type == "cpu"]  # else copies anyway
-        if apart and sum(each.nbytes for piece in mapped for each in piece.prepared) > SHARE * memory_limit():
+        """Copy deltas below each other, so that every walk reads them in one pass."""
+        worth = [i for i, site in enumerate(self._sites) if _is_worth_stacking(site, wanted)]
+        mapped = [self._sites[i] for i in worth if self._sites[i].live.device.type == "cpu"]  # else copies anyway
+        if worth and sum(each.nbytes for site in mapped for each in site.prepared) > SHARE * memory_limit():
             return
-        mapped.clear()  # what was prepared apart is freed as it is copied
-        for i in apart:
-            rows = stack(self._pieces[i].prepared)
-            self._pieces[i] = replace(self._pieces[i], prepared=list(rows), stacked=rows)
+        mapped.clear()  # what was prepared is freed as it is copied
+        for i in worth:
+            rows = stack(self._sites[i].prepared, self._sites[i].live.device)
+            self._sites[i] = replace(self._sites[i], prepared=[DenseDelta(row) for row in rows], stacked=rows)
 
     @contextmanager
     def _watched(self, taken: _Taken, wanted: np.ndarray) -> Iterator[None]:
         """Let the parameters with a wanted entry have gradients, each of which is taken and freed."""
-        watched: dict[str, list[_Part]] = {}
-        for piece in self._pieces:
-            if wanted[piece.group, piece.experts].any():
-                watched.setdefault(piece.span.parameter, []).append(_part(piece, wanted))
+        watched: dict[str, list[_Wanted]] = {}
+        for site in self._sites:
+            if wanted[site.group, site.rows].any():
+                watched.setdefault(site.span.parameter, []).append(_wanted(site, wanted))
         hooks = []
         try:
-            for name, parts in watched.items():
+            for name, spans in watched.items():
                 parameter = self._parameters[name].requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, parts, taken)))
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, spans, taken)))
             yield
         finally:
             for hook in hooks:
@@ -203,28 +237,18 @@ class Merger:
             for name in watched:
                 self._parameters[name].requires_grad_(False).grad = None  # a backward pass that failed may leave some
 
-    def _piece(self, group: int, span: Span, live: Mapping[str, Tensor], vectors: TaskVectors) -> _Piece | None:
-        parameter = live[span.parameter]
-        apart = isinstance(self._method, Linear)
-        form = vectors.kept if apart else vectors.delta
-        names = list(vectors.experts)
-        found = {k: delta for k, name in enumerate(names) if (delta := form(name, span.parameter)) is not None}
+    def _site(self, group: int, span: Span, parameter: Tensor) -> _Site | None:
+        """Return a span of the live model with what a candidate needs for it; None where all rows are zero."""
+        place, rows = slice(span.start, span.stop), self._vectors.rows
+        deltas = [self._vectors.delta(row, span.parameter) for row in rows]
+        found = {k: delta for k, delta in enumerate(deltas) if delta is not None}
         if not found:
             return None
-
-        def flat(tensor: Tensor) -> Tensor:
-            return tensor.reshape(-1)[span.start : span.stop].to(parameter.device)
-
-        base = flat(vectors.base.tensor(span.parameter))
-
-        def placed(delta: Tensor | ExpertDelta) -> Any:
-            return ExpertDelta(base, flat(delta.expert)) if isinstance(delta, ExpertDelta) else flat(delta)
-
-        prepared = [self._method.prepare(names[k], span, placed(delta)) for k, delta in found.items()]
-        view = parameter.view(-1)[span.start : span.stop]
-        size = PIECE if parameter.device.type == "cpu" else FAR_PIECE
-        parts = [slice(part.start, part.stop) for part in cut(Span("", 0, len(view)), size)] if apart else None
-        return _Piece(group, span, view, base, prepared, list(found), parts)
+        base = self._vectors.base.tensor(span.parameter).reshape(-1)[place].to(parameter.device)
+        prepared = [self._method.prepare(rows[k], span, delta[place].over(base)) for k, delta in found.items()]
+        size = MERGED if parameter.device.type == "cpu" else MERGED_FAR
+        some = tuple(chunks(len(base), size)) if self._method.elementwise else ()
+        return _Site(group, span, parameter.view(-1)[place], base, list(found), prepared, some if len(some) > 1 else ())
 
 
 def check_gradient(method: Method | type[Method]) -> None:
@@ -233,34 +257,34 @@ def check_gradient(method: Method | type[Method]) -> None:
     Raises:
         ConfigError: it has no gradient.
     """
-    if method is not Linear and not isinstance(method, Linear):
+    if not method.linear:
         raise ConfigError(
             f"The method {method.name} elects signs anew for every candidate, so it has no gradient: write "
             f"method=linear, or method=ties_frozen, which elects them once."
         )
 
 
-def _is_apart(piece: _Piece, wanted: np.ndarray) -> bool:
-    """Whether a span has float32 deltas of which all products are wanted, and which do not lie below each other yet."""
-    all_wanted = piece.stacked is None and bool(wanted[piece.group, piece.experts].all())
-    return all_wanted and all(isinstance(each, Tensor) for each in piece.prepared)
+def _is_worth_stacking(site: _Site, wanted: np.ndarray) -> bool:
+    """Whether all products of a span are wanted, and its deltas take no more bytes below each other than apart."""
+    all_wanted = site.stacked is None and bool(wanted[site.group, site.rows].all())
+    return all_wanted and all(each.nbytes >= len(each) * torch.float32.itemsize for each in site.prepared)
 
 
-def _part(piece: _Piece, wanted: np.ndarray) -> _Part:
+def _wanted(site: _Site, wanted: np.ndarray) -> _Wanted:
     """Return what `_take` needs of a span."""
-    chosen = np.flatnonzero(wanted[piece.group, piece.experts])
-    rows = [piece.prepared[i] for i in chosen]
-    deltas = rows if piece.stacked is None or len(chosen) < len(piece.prepared) else piece.stacked
-    return slice(piece.span.start, piece.span.stop), deltas, [(piece.group, piece.experts[i]) for i in chosen]
+    chosen = np.flatnonzero(wanted[site.group, site.rows])
+    some = [site.prepared[i] for i in chosen]
+    deltas = some if site.stacked is None or len(some) < len(site.prepared) else site.stacked
+    return slice(site.span.start, site.span.stop), deltas, [(site.group, site.rows[i]) for i in chosen]
 
 
-def _take(parts: Sequence[_Part], taken: _Taken, parameter: nn.Parameter) -> None:
+def _take(spans: Sequence[_Wanted], taken: _Taken, parameter: nn.Parameter) -> None:
     """Take the inner products of a parameter's gradient with its deltas, and free the gradient."""
     if parameter.grad is None:
         return
     gradient = parameter.grad.reshape(-1)
     parameter.grad = None
-    for span, deltas, places in parts:
+    for span, deltas, places in spans:
         taken += [(places, products) for products in inner_products(gradient[span], deltas)]
 
 

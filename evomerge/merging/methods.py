@@ -1,9 +1,9 @@
 """Methods: how one candidate is built from its coefficients, per span of a parameter.
 
-In: the base and the deltas of a span, float32, and the coefficients of its group. Out: the merged span, θ₀ plus a
-combination of the λ_k and τ_k. A method names the variables that each (group, expert) has. These are the plain
-references; elections and masks are recomputed per candidate (`coupling: per_candidate` of mergekit), with density as a
-second variable that is searched like the weight. What is done to the task vectors once, before the search, is a
+In: the base and the deltas of a span, and the coefficients of its group. Out: the merged span, θ₀ plus a combination of
+the λ_k and τ_k, in float32. A method names the variables that each (group, row) has. Elections and masks are recomputed
+per candidate (`coupling: per_candidate` of mergekit), with density as a second variable that is searched like the
+weight. What is done to the task vectors once, before the search, is a
 transform (`transforms/`), which a method carries along.
 
     linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023); of transformed task vectors too, such as TIES'
@@ -23,20 +23,16 @@ import torch
 from torch import Tensor
 
 from evomerge.common.errors import MergeError
+from evomerge.merging.kernels.exact import sum_weighted
 from evomerge.space.coefficients import Variable
+from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.spans import Span
 from evomerge.transforms.base import Transform
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5)
-BLOCK = 16
-"""Rows that `torch.sum` adds up before it begins a new partial sum."""
-VECTOR = 64
-"""A multiple of the elements that its vector loop takes at a time, whatever the processor."""
 CANCELLED = 1e-3
 """The share of their magnitudes to which weights may cancel in a sum that divides."""
-INTERLEAVED = 4
-"""Rows up to which its order behind that loop is the given one as well."""
 
 
 class Method(Protocol):
@@ -44,18 +40,21 @@ class Method(Protocol):
 
     Attributes:
         name: what recipes call it.
-        variables: which coefficients each (group, expert) has.
+        variables: which coefficients each (group, row) has.
+        elementwise: whether it takes each element by itself. Then `prepare` returns the delta, and a span may be merged
+            in chunks.
+        linear: whether the merged span is linear in the weights, so that it has a gradient. Then it is elementwise.
         transform: what is done to the task vectors before the search; None leaves them as they are.
     """
 
     name: str
     variables: tuple[Variable, ...]
+    elementwise: bool
+    linear: bool
     transform: Transform | None
 
-    def prepare(self, expert: str, span: Span, delta: Tensor) -> Any:
-        """Return what `merge` needs of a delta, float32 (n,): the delta itself, and what can be computed once for all
-        candidates.
-        """
+    def prepare(self, row: str, span: Span, delta: Delta) -> Any:
+        """Return what `merge` needs of a delta: the delta itself, and what can be computed once for all candidates."""
         ...
 
     def merge(self, base: Tensor, prepared: Sequence[Any], coefficients: Mapping[str, np.ndarray], out: Tensor) -> None:
@@ -63,8 +62,8 @@ class Method(Protocol):
 
         Args:
             base: θ₀ of the span, float32 (n,).
-            prepared: what `prepare` returned, for each expert whose delta is not zero here.
-            coefficients: {variable: (number of those experts,)}.
+            prepared: what `prepare` returned, for each row whose delta is not zero here.
+            coefficients: {variable: (number of those rows,)}.
             out: where to write.
         """
         ...
@@ -79,28 +78,29 @@ class Linear:
 
     name = "linear"
     variables = (WEIGHT,)
+    elementwise = True
+    linear = True
 
     def __init__(self, transform: Transform | None = None) -> None:
         self.transform = transform
 
-    def prepare(self, expert: str, span: Span, delta: Tensor) -> Tensor:
+    def prepare(self, row: str, span: Span, delta: Delta) -> Delta:
         """Return the delta: nothing can be computed once."""
         return delta
 
     def merge(
-        self, base: Tensor, prepared: Sequence[Tensor], coefficients: Mapping[str, np.ndarray], out: Tensor
+        self, base: Tensor, prepared: Sequence[Delta], coefficients: Mapping[str, np.ndarray], out: Tensor
     ) -> None:
         """Write θ₀ + Σ λ_k τ_k in float32: the sum first, then θ₀, as mergekit adds them.
 
-        On CPUs both merge to the same bits (of up to 255 experts, none of them without a delta here), so every product
-        is rounded before it is added, and the sum goes in the order of `torch.sum` over stacked tensors. A weight of 0
-        adds nothing, so λ = 0 is the base bit for bit.
+        On CPUs both merge to the same bits, of up to 255 experts, none of them without a delta here
+        (`kernels/exact.py`). A weight of 0 adds nothing, so λ = 0 is the base bit for bit.
         """
         weights = coefficients["weight"].tolist()
         if not any(weights):
             out.copy_(base)
             return
-        sum_weighted(prepared, weights, out)
+        sum_weighted([delta.over(base) for delta in prepared], weights, out)
         out.add_(base)
 
 
@@ -115,19 +115,22 @@ class Ties:
 
     name = "ties"
     variables = (WEIGHT, DENSITY)
+    elementwise = False
+    linear = False
     transform: Transform | None = None
 
     def __init__(self, normalize: bool = False) -> None:
         self.normalize = normalize
 
-    def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the delta and the rank of each element by magnitude, largest first, int32 (n,): any density is then
-        one comparison.
+    def prepare(self, row: str, span: Span, delta: Delta) -> tuple[Tensor, Tensor]:
+        """Return the delta, float32 (n,), and the rank of each element by magnitude, largest first, int32 (n,): any
+        density is then one comparison.
         """
-        order = torch.argsort(delta.abs(), descending=True, stable=True)
-        ranks = torch.empty(len(order), dtype=torch.int32, device=delta.device)
-        ranks[order] = torch.arange(len(order), dtype=torch.int32, device=delta.device)
-        return delta, ranks
+        values = delta.dense()
+        order = torch.argsort(values.abs(), descending=True, stable=True)
+        ranks = torch.empty(len(order), dtype=torch.int32, device=values.device)
+        ranks[order] = torch.arange(len(order), dtype=torch.int32, device=values.device)
+        return values, ranks
 
     def merge(
         self,
@@ -148,23 +151,26 @@ class DareTies:
     """Drop and rescale (Yu et al. 2024), then the election and sum of TIES without a trim.
 
     An element is kept where its uniform draw u < density and divided by the density, so the expectation of the delta
-    stays. The draws depend on the seed, the expert and the parameter alone: masks are nested in the density, the
+    stays. The draws depend on the seed, the row and the parameter alone: masks are nested in the density, the
     fitness is the same for the same coefficients, and no global random state is touched.
     """
 
     name = "dare_ties"
     variables = (WEIGHT, DENSITY)
+    elementwise = False
+    linear = False
     transform: Transform | None = None
 
     def __init__(self, seed: int = 0, normalize: bool = False) -> None:
         self.seed = seed
         self.normalize = normalize
 
-    def prepare(self, expert: str, span: Span, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the delta and one uniform draw per element, float32 (n,)."""
-        key = hashlib.sha256(f"{self.seed}/{expert}/{span.parameter}/{span.start}".encode()).digest()
+    def prepare(self, row: str, span: Span, delta: Delta) -> tuple[Tensor, Tensor]:
+        """Return the delta and one uniform draw per element, both float32 (n,)."""
+        values = delta.dense()
+        key = hashlib.sha256(f"{self.seed}/{row}/{span.parameter}/{span.start}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-        return delta, torch.rand(delta.numel(), generator=generator).to(delta.device)
+        return values, torch.rand(len(values), generator=generator).to(values.device)
 
     def merge(
         self,
@@ -178,42 +184,6 @@ class DareTies:
         for (delta, draws), density in zip(prepared, coefficients["density"].tolist(), strict=True):
             kept.append(torch.where(draws < density, delta / density, 0.0))
         torch.add(base, elect(kept, coefficients["weight"], self.normalize), out=out)
-
-
-def only_sums(method: Method) -> bool:
-    """Whether a method asks for nothing but sums of task vectors as they are: it can be given them in any form, and a
-    span in pieces.
-    """
-    return isinstance(method, Linear) and method.transform is None
-
-
-def sum_weighted(deltas: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
-    """Write Σ w_k δ_k, in the order in which `torch.sum` adds K stacked tensors on a CPU, without stacking them.
-
-    That order is the given one in blocks of 16 (pairwise summation of up to 255), but for the elements after the last
-    multiple of a vector's length, where it is interleaved, and for a single element, where it is yet another. So the
-    end is stacked and summed as it is, with a whole vector before it, or it could be a single element.
-
-    Args:
-        deltas: K tensors (n,).
-        weights: K numbers.
-        out: where to write, (n,).
-    """
-    one = torch.ones((), device=out.device)
-    for start in range(0, len(deltas), BLOCK):
-        total = torch.empty_like(out) if start else out
-        torch.mul(deltas[start], weights[start], out=total)
-        for delta, weight in zip(deltas[start + 1 : start + BLOCK], weights[start + 1 : start + BLOCK], strict=True):
-            if weight != 0:
-                # a division by one stands between product and sum, or the processor would fuse them; that takes a
-                # tenth more time than fused sums
-                torch.addcdiv(total, delta, one, value=weight, out=total)
-        if start:
-            out.add_(total)
-    if len(out) % VECTOR and len(deltas) > INTERLEAVED:
-        tail = min(len(out), VECTOR + len(out) % VECTOR)
-        pairs = zip(deltas, weights, strict=True)
-        torch.sum(torch.stack([delta[-tail:] * weight for delta, weight in pairs]), 0, out=out[-tail:])
 
 
 def elect(deltas: Sequence[Tensor], weights: np.ndarray, normalize: bool) -> Tensor:

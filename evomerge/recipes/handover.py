@@ -56,7 +56,7 @@ def make_recipe(
         granularity=settings["space"]["granularity"],
         coefficients={
             variable: {
-                group.name: dict(zip(space.experts, map(float, row), strict=True))
+                group.name: dict(zip(space.rows, map(float, row), strict=True))
                 for group, row in zip(space.groups, rows, strict=True)
             }
             for variable, rows in coefficients.items()

@@ -35,8 +35,8 @@ from evomerge.recipes.origins import find_heads, find_origins, open_origin
 from evomerge.recipes.rebuild import Rebuild
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.shards import Entry, bytes_of, check_size, plan_shards, write_shards
-from evomerge.task_vectors.expert import PIECE
 from evomerge.task_vectors.family import family_notes
+from evomerge.task_vectors.spans import CHUNK
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """What a config calls it now, and what it called it in earlier years."""
@@ -196,8 +196,8 @@ def _fill(rebuild: Rebuild, base: Checkpoint, entry: Entry, out: Tensor) -> None
         rebuild.write(entry.parameter, out)
     if entry.parameter is None and out.dtype == whole.dtype:
         return  # masks of earlier years hold -inf
-    for part, before in zip(out.split(PIECE), whole.split(PIECE), strict=True):
-        lost = ~torch.isfinite(part)
+    for some, before in zip(out.split(CHUNK), whole.split(CHUNK), strict=True):
+        lost = ~torch.isfinite(some)
         if torch.any(lost if entry.parameter else lost & torch.isfinite(before)):
             kind = dtype_name(out.dtype)
             hint = " float16 ends at 65504: write --dtype bfloat16 or float32." if kind == "float16" else ""

@@ -8,21 +8,21 @@ method or a transform that looks at a whole parameter holds that parameter's del
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.common.errors import ConfigError
-from evomerge.merging.methods import only_sums
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.recipes.catalog import make_method
 from evomerge.recipes.recipe import Recipe
-from evomerge.task_vectors.expert import ExpertDeltas, cut
-from evomerge.task_vectors.spans import Span
-from evomerge.task_vectors.store import TaskVectors, zeros
+from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.dense import DenseDelta
+from evomerge.task_vectors.expert import ExpertDeltas
+from evomerge.task_vectors.spans import CHUNK, Span, chunks
+from evomerge.task_vectors.store import TaskVectors
 
 
 class Rebuild:
@@ -55,19 +55,14 @@ class Rebuild:
             if np.abs(values).max() > np.finfo(np.float32).max:
                 raise ConfigError(f"recipe: coefficients.{variable} has a number that float32 cannot hold.")
         self._spans: dict[str, list[tuple[int, Span]]] = {}
-        for row, group in enumerate(groups):
+        for index, group in enumerate(groups):
             for span in group.spans:
-                self._spans.setdefault(span.parameter, []).append((row, span))
-        self._deltas = {name: ExpertDeltas(base, experts[name], parameters) for name in recipe.experts}
-        vectors = TaskVectors(
-            base,
-            {name: experts[name] for name in recipe.experts},
-            {name: tuple(shape) for name, shape in parameters.items()},
-            zeros(self._deltas, parameters),
-            self._deltas,
-        )
-        self._base, self._transform = base, self._method.transform
-        self._state = self._transform.prepare(vectors) if self._transform else None
+                self._spans.setdefault(span.parameter, []).append((index, span))
+        own = {name: experts[name] for name in recipe.experts}
+        deltas = {name: ExpertDeltas(base, expert, parameters) for name, expert in own.items()}
+        shapes = {name: tuple(shape) for name, shape in parameters.items()}
+        self._vectors, self._transform = TaskVectors(base, own, shapes, deltas), self._method.transform
+        self._state = self._transform.prepare(self._vectors) if self._transform else None
 
     @torch.no_grad()
     def write(self, name: str, out: Tensor) -> None:
@@ -77,36 +72,34 @@ class Rebuild:
             name: of the parameter.
             out: flat, (n,), of the floating dtype that it is cast to.
         """
-        base, deltas = self._base.tensor(name).reshape(-1), self._found(name)
-        if not deltas:
+        base, deltas = self._vectors.base.tensor(name).reshape(-1), self._deltas(name)
+        rows = [k for k, row in enumerate(self._vectors.rows) if row in deltas]
+        if not rows:
             out.copy_(base)
             return
-        experts, names = list(deltas), list(self._deltas)
-        for row, whole in self._spans[name]:
-            chosen = {variable: values[row, experts] for variable, values in self._coefficients.items()}
-            for span in self._cut(whole):
-                before = base[span.start : span.stop].float()
-                prepared = [self._method.prepare(names[k], span, delta(span)) for k, delta in deltas.items()]
+        for group, span in self._spans[name]:
+            chosen = {variable: values[group, rows] for variable, values in self._coefficients.items()}
+            for chunk in self._chunks(span):
+                before = base[chunk].float()
+                some = Span(name, chunk.start, chunk.stop)
+                prepared = [self._method.prepare(row, some, delta[chunk]) for row, delta in deltas.items()]
                 merged = torch.empty_like(before)
                 self._method.merge(before, prepared, chosen, merged)
-                out[span.start : span.stop] = merged
+                out[chunk] = merged
 
-    def _found(self, name: str) -> dict[int, Callable[[Span], Tensor]]:
-        """Return what gives the deltas of a parameter's spans, by the places of the experts that have one there."""
+    def _deltas(self, name: str) -> dict[str, Delta]:
+        """Return the deltas of a parameter by row, without those that are zero."""
+        rows = self._vectors.rows
         if self._transform is None:
-            return {k: deltas.span for k, deltas in enumerate(self._deltas.values()) if name in deltas}
-        given = {expert: deltas[name] for expert, deltas in self._deltas.items() if name in deltas}
+            return {row: delta for row in rows if (delta := self._vectors.delta(row, name)) is not None}
+        given = {row: delta for row in rows if (delta := self._vectors.dense(row, name)) is not None}
         changed = self._transform.apply(name, given, self._state)
-        return {
-            k: partial(_part, changed[expert].reshape(-1))
-            for k, expert in enumerate(self._deltas)
-            if expert in changed and torch.any(changed[expert])
-        }
+        return {row: DenseDelta(changed[row].reshape(-1)) for row in rows if row in changed and torch.any(changed[row])}
 
-    def _cut(self, span: Span) -> Iterator[Span]:
-        """Yield a span in pieces, if the method takes every element by itself, and the deltas are not there anyway."""
-        return cut(span) if only_sums(self._method) else iter((span,))
-
-
-def _part(delta: Tensor, span: Span) -> Tensor:
-    return delta[span.start : span.stop]
+    def _chunks(self, span: Span) -> Iterator[slice]:
+        """Yield the elements of a span, all at once if the method looks at all of them."""
+        if not self._method.elementwise:
+            yield slice(span.start, span.stop)
+            return
+        for chunk in chunks(span.stop - span.start, CHUNK):
+            yield slice(span.start + chunk.start, span.start + chunk.stop)

@@ -16,7 +16,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import SPLITS, Item, Task, check_disjoint
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Method, only_sums
+from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_live
 from evomerge.models.vocabulary import REFUSE
@@ -86,12 +86,12 @@ def assemble(settings: Mapping[str, Any], reporter: Progress) -> Assembly:
     warnings = [*(reader.warnings if reader else ())]
     warnings += family_notes(sources.experts, live, base, experts, parameters, allowed, pooled)
     warnings += [*leaks, *task_notes(sources, settings["fitness"], items)]
-    vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=only_sums(method))
+    vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=_may_keep(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(
         settings["space"]["granularity"],
         parameters,
-        list(experts),
+        merged.rows,
         method.variables,
         merged.zero,
         sharing=settings["space"]["sharing"],
@@ -104,6 +104,11 @@ def assemble(settings: Mapping[str, Any], reporter: Progress) -> Assembly:
     fitness = reader or fitness or make_fitness(sources, settings["fitness"], parameters)
     check_metrics(settings["fitness"], fitness)
     return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
+
+
+def _may_keep(method: Method) -> bool:
+    """Whether task vectors may be computed for every candidate anew: not if they are looked at as a whole."""
+    return method.elementwise and method.transform is None
 
 
 def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | None, dict[str, dict[str, list[Item]]]]:
@@ -187,7 +192,7 @@ def make_searcher(
     if start == "constants":
         return make(space.start({})) if space.dim == 1 else WarmStart(space, make)
     if start == "1/K":
-        return make(space.start({"weight": 1 / len(space.experts)}))
+        return make(space.start({"weight": 1 / len(space.rows)}))
     if isinstance(start, int | float) and not isinstance(start, bool):
         return make(space.start({"weight": float(start)}))
     if not isinstance(start, str) or not Path(start).is_file():
@@ -195,7 +200,7 @@ def make_searcher(
             f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, "
             f"start=1/K or start=runs/<name>/recipe.yaml."
         )
-    known = Recipe.from_yaml(Path(start).read_text(encoding="utf-8")).on_groups(space.groups, space.experts, parameters)
+    known = Recipe.from_yaml(Path(start).read_text(encoding="utf-8")).on_groups(space.groups, space.rows, parameters)
     return make(
         space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
     )

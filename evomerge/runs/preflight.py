@@ -122,7 +122,7 @@ def _facts(
         ],
         [
             "memory",
-            f"model {model / GIB:.2f} GiB, {len(space.experts)} task vectors {vectors.nbytes / GIB:.2f} GiB "
+            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {vectors.nbytes / GIB:.2f} GiB "
             f"({'float32 in memory, experts kept as they are mapped' if learns else 'memory-mapped'})",
         ],
     ]

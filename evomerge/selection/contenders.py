@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
-from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import REFUSE, row_notes
 from evomerge.models.weights import dtype_name, listed
@@ -32,7 +30,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.runs.identity import contents
 from evomerge.search.evaluators.serial import Scorer
 from evomerge.task_vectors.family import directory_notes, loaded_in
-from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine, zeros
+from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
 from evomerge.transforms.store import transformed
 
 
@@ -116,11 +114,16 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
     chosen = _method_settings(recipe, method)
     own = vectors is assembly.vectors and groups == assembly.space.groups and chosen == settings["method"]
 
-    def put() -> None:
+    def score(scorer: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
         merger = assembly.merger if own else _merger(assembly, vectors, groups, method, settings)
-        merger.apply(coefficients)
+        try:
+            merger.apply(coefficients)
+            return scorer(ids)
+        finally:
+            merger.restore()  # each puts back what it has written, and nothing else
 
-    return in_place(put, rows, contents(replace(assembly, vectors=vectors), {**settings, "method": chosen}))
+    about = contents(replace(assembly, vectors=vectors), {**settings, "method": chosen})
+    return Contender({"model": rows, **about}, score)
 
 
 def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Contender:
@@ -157,15 +160,9 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
     for note in notes:
         reporter.say(f"warning: {note}")
     named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
-    placed = in_place(partial(_copy, found, both, assembly), named, contents(assembly, settings))
+    put = partial(assembly.merger.load, [(name, found.tensor(name)) for name in both])
+    placed = in_place(put, named, contents(assembly, settings))
     return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
-
-
-@torch.no_grad()
-def _copy(checkpoint: Checkpoint, names: Sequence[str], assembly: Assembly) -> None:
-    live = dict(assembly.live.model.named_parameters())
-    for name in names:
-        live[name].copy_(checkpoint.tensor(name))
 
 
 def _merger(
@@ -203,7 +200,7 @@ def _its_vectors(path: Path, recipe: Recipe, vectors: TaskVectors) -> TaskVector
         return vectors
     deltas = {name: vectors.deltas[own] for name, own in found.items()}
     experts = {name: vectors.experts[own] for name, own in found.items()}
-    return TaskVectors(vectors.base, experts, vectors.parameters, zeros(deltas, vectors.parameters), deltas)
+    return TaskVectors(vectors.base, experts, vectors.parameters, deltas)
 
 
 def _others(path: Path, who: str, its: str, here: str) -> str:

@@ -197,7 +197,7 @@ def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], re
             )
         return Contender({"model": {"experts": assembly.experts}, **about}, partial(score_experts, assembly))
     if model.kind == "constant":
-        coefficients = assembly.coefficients(np.full(len(assembly.space.experts), model.value))
+        coefficients = assembly.coefficients(np.full(len(assembly.space.rows), model.value))
         groups = [group.name for group in assembly.space.groups]
         named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
         return in_place(partial(assembly.merger.apply, coefficients), named, about)

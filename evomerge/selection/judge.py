@@ -71,7 +71,7 @@ class Judge:
 
     def constant(self, weight: float) -> dict[str, np.ndarray]:
         """Return coefficients with the same weight everywhere."""
-        return self._assembly.coefficients(np.full(len(self._assembly.space.experts), weight))
+        return self._assembly.coefficients(np.full(len(self._assembly.space.rows), weight))
 
     def within(self, weight: float) -> dict[str, np.ndarray]:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""

@@ -1,8 +1,8 @@
-"""Which coefficients are searched: groups x experts x variables in, a box of named coordinates out.
+"""Which coefficients are searched: groups x rows x variables in, a box of named coordinates out.
 
 A point x, shape (dim,), is decoded into coefficients by one affine map per variable, A x + b with A of shape
-(G * K, dim). Frozen entries are empty rows of A, tied entries share a column, experts that share their coefficient have
-one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two columns per expert: all of them are the
+(G * K, dim). Frozen entries have only zeros in A, tied entries share a column, rows that share their coefficient have
+one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two columns per row: all of them are the
 same code, and a gradient comes back through A transposed.
 """
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Variable:
-    """A number that a method has for each (group, expert), such as weight or density, with its box and start value."""
+    """A number that a method has for each (group, row), such as weight or density, with its box and start value."""
 
     name: str
     low: float
@@ -36,10 +36,11 @@ class Variable:
 class CoefficientSpace:
     """A box of named coordinates and the affine map from its points to coefficients; `make_space` builds it.
 
-    G groups, K experts; the coefficients of every variable have shape (G, K), in the order of `groups` and `experts`.
+    G groups, K rows: the experts, or what a transform made of them. The coefficients of every variable have shape
+    (G, K), in the order of `groups` and `rows`.
 
     Attributes:
-        names: One per coordinate: `weight/encoder.layer.0/r8`; `weight/encoder.layer.0/*` where experts share it;
+        names: One per coordinate: `weight/encoder.layer.0/r8`; `weight/encoder.layer.0/*` where rows share it;
             `weight/shallow/r8` and `weight/deep/r8` for `line`; the pattern itself for entries that are tied by it.
         low: Lower bounds, float64 (dim,).
         high: Upper bounds, float64 (dim,).
@@ -49,7 +50,7 @@ class CoefficientSpace:
     """
 
     groups: tuple[Group, ...]
-    experts: tuple[str, ...]
+    rows: tuple[str, ...]
     variables: tuple[Variable, ...]
     names: tuple[str, ...]
     low: np.ndarray
@@ -114,7 +115,7 @@ class CoefficientSpace:
 
     @property
     def _shape(self) -> tuple[int, int]:
-        return len(self.groups), len(self.experts)
+        return len(self.groups), len(self.rows)
 
     def _refuse_outside(self, wanted: Mapping[str, np.ndarray]) -> None:
         """Refuse values, {variable: (G, K)}, that no point has: taken to the nearest bound, they would be others."""
@@ -126,7 +127,7 @@ class CoefficientSpace:
                 box = [min(variable.low, values.min()), max(variable.high, values.max())]
                 raise SpaceError(
                     f"The search would start at {values[g, k]:g} for {variable.name}/{self.groups[g].name}/"
-                    f"{self.experts[k]}, which is outside of the bounds of {variable.name}, [{variable.low:g}, "
+                    f"{self.rows[k]}, which is outside of the bounds of {variable.name}, [{variable.low:g}, "
                     f"{variable.high:g}]. Write a start inside, or wider bounds: "
                     f"'space.bounds={{{variable.name}: [{box[0]!s}, {box[1]!s}]}}'."
                 )
@@ -149,7 +150,7 @@ class CoefficientSpace:
 def make_space(
     granularity: str,
     parameters: Mapping[str, tuple[int, ...]],
-    experts: Sequence[str],
+    rows: Sequence[str],
     variables: Sequence[Variable],
     zero: Collection[tuple[str, str]] = frozenset(),
     sharing: str = "separate",
@@ -160,8 +161,8 @@ def make_space(
     """Build the coefficient space of a search.
 
     Patterns (shell globs, or a name as it stands) are held against the coordinate names as they would be without any
-    pattern: `variable/group/expert`, `variable/group/*` if experts share, `variable/shallow/expert` and
-    `variable/deep/expert` for `line`. What is frozen is not tied.
+    pattern: `variable/group/row`, `variable/group/*` if rows share, `variable/shallow/row` and
+    `variable/deep/row` for `line`. What is frozen is not tied.
 
     For `line`, the coefficient of a block is (1 - d) * shallow + d * deep, with d from 0 (first block) to 1 (last) and
     0 outside the blocks: LiNeS' alpha is shallow, its alpha + beta is deep, and the box on both ends bounds every
@@ -170,11 +171,11 @@ def make_space(
     Args:
         granularity: See `make_groups`.
         parameters: name -> shape, in the order of the live model.
-        experts: Their names, K of them.
-        variables: What the method has for each (group, expert).
-        zero: (expert, parameter) pairs whose task vector is zero. A (group, expert) that is zero everywhere is frozen:
-            weight at 0, other variables at their start; with shared experts only if it is zero for all of them.
-        sharing: `separate`, or `shared` for one coefficient for all experts of a group.
+        rows: Their names, K of them.
+        variables: What the method has for each (group, row).
+        zero: (row, parameter) pairs whose task vector is zero. A (group, row) that is zero everywhere is frozen:
+            weight at 0, other variables at their start; with shared rows only if it is zero for all of them.
+        sharing: `separate`, or `shared` for one coefficient for all rows of a group.
         frozen: pattern -> value at which its entries are held.
         tied: patterns, each of which makes one coordinate of its entries.
         bounds: variable -> (low, high), instead of the variable's own.
@@ -183,11 +184,11 @@ def make_space(
         SpaceError: any of the above does not exist, contradicts another, or leaves nothing to search.
     """
     groups = make_groups(granularity, parameters)
-    experts, variables = _distinct(experts, "expert"), _bounded(variables, bounds or {})
+    rows, variables = _distinct(rows, "row"), _bounded(variables, bounds or {})
     if sharing not in SHARING:
         raise SpaceError(unknown("sharing", sharing, SHARING))
-    dead = _dead(groups, experts, zero, sharing)
-    basis, coordinates = _basis(groups, experts, granularity == "line", sharing, dead)
+    dead = _dead(groups, rows, zero, sharing)
+    basis, coordinates = _basis(groups, rows, granularity == "line", sharing, dead)
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, tied or ())
     free = _free(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
@@ -199,21 +200,19 @@ def make_space(
         rest = 0.0 if v.name == "weight" else v.start
         matrices[v.name], offsets[v.name] = sparse.csr_array(basis @ choice), basis @ constant + rest * dead.ravel()
         low[choice.indices], high[choice.indices] = v.low, v.high
-        known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else experts[k]}": rest for g, k in pairs}
-    return CoefficientSpace(groups, tuple(experts), tuple(variables), names, low, high, known, matrices, offsets)
+        known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else rows[k]}": rest for g, k in pairs}
+    return CoefficientSpace(groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets)
 
 
 def _basis(
-    groups: Sequence[Group], experts: Sequence[str], line: bool, sharing: str, dead: np.ndarray
+    groups: Sequence[Group], rows: Sequence[str], line: bool, sharing: str, dead: np.ndarray
 ) -> tuple[sparse.csr_array, list[str]]:
     """The affine map of one variable before any pattern, (G * K, coordinates), and the names of its coordinates."""
     places, place_shares = [group.name for group in groups], sparse.eye_array(len(groups))
     if line:
         depths = np.array([group.depth or 0.0 for group in groups])
         places, place_shares = ["shallow", "deep"], np.stack([1.0 - depths, depths], axis=1)
-    owners, owner_shares = (
-        (["*"], np.ones((len(experts), 1))) if sharing == "shared" else (experts, np.eye(len(experts)))
-    )
+    owners, owner_shares = (["*"], np.ones((len(rows), 1))) if sharing == "shared" else (rows, np.eye(len(rows)))
     basis = sparse.csr_array(sparse.kron(sparse.csr_array(place_shares), owner_shares))
     basis = sparse.csr_array(sparse.diags_array((~dead).ravel().astype(np.float64)) @ basis)
     basis.eliminate_zeros()
@@ -251,11 +250,9 @@ def _choice(
     return choice, np.array([held.get(entry, 0.0) for entry in entries])
 
 
-def _dead(
-    groups: Sequence[Group], experts: Sequence[str], zero: Collection[tuple[str, str]], sharing: str
-) -> np.ndarray:
+def _dead(groups: Sequence[Group], rows: Sequence[str], zero: Collection[tuple[str, str]], sharing: str) -> np.ndarray:
     """Boolean (G, K): which entries have no task vector to multiply."""
-    dead = np.array([[all((k, span.parameter) in zero for span in g.spans) for k in experts] for g in groups])
+    dead = np.array([[all((k, span.parameter) in zero for span in g.spans) for k in rows] for g in groups])
     return np.broadcast_to(dead.all(axis=1, keepdims=True), dead.shape) if sharing == "shared" else dead
 
 

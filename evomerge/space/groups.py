@@ -32,7 +32,7 @@ _MODULES = (
 
 @dataclass(frozen=True)
 class Group:
-    """The spans that share one coefficient per expert; `depth` is 0 (first block) to 1 (last), None outside blocks."""
+    """The spans that share one coefficient per row; `depth` is 0 (first block) to 1 (last), None outside blocks."""
 
     name: str
     spans: tuple[Span, ...]
@@ -53,7 +53,7 @@ def make_groups(granularity: str, parameters: Mapping[str, tuple[int, ...]]) -> 
     Args:
         granularity: `model` (one group), `blocks:n` (n runs of blocks per axis), `layer` (a block), `module`
             (attention, mlp, norm, other within a block), `tensor` (a parameter), `chunk:n` (n pieces of each parameter,
-            sizes as in np.array_split) or `line` (the groups of `layer`, for two coefficients per expert).
+            sizes as in np.array_split) or `line` (the groups of `layer`, for two coefficients per row).
         parameters: name -> shape, in the order of the live model (it tells embeddings from head), tied ones once.
 
     Returns:

@@ -1,6 +1,7 @@
-"""Deltas on disk: one file per expert, computed once, named by all that its numbers depend on, read memory-mapped.
+"""The kind `dense`: the task vector itself in float32, and its file: one a row, written once, read memory-mapped.
 
-In: what the deltas depend on, and how to compute them. Out: float32 tensors mapped from `cache/<hash>.safetensors`.
+In: what the deltas of a row depend on, and how to compute them. Out: `DenseDelta`s of float32 tensors that are mapped
+from `cache/<hash>.safetensors`.
 They are always read from the file, also right after it was written, so that a first run sees what later ones see.
 
 Every tensor begins at a multiple of 64 bytes of its file, and so of the address space, in every process: what BLAS
@@ -16,6 +17,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,55 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.models.weights import content_hash, file_stamps, load_file, remembered_hash
+from evomerge.task_vectors.delta import add_product
 
 ALIGNMENT = 64  # bytes: a line of the processor's cache, and the widest register
 FILLER = "__filler__"  # what the name of a tensor begins with that only fills a hole
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseDelta:
+    """A task vector as it is.
+
+    Attributes:
+        values: float32 (n,).
+    """
+
+    values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.values.nbytes
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, span: slice) -> DenseDelta:
+        return DenseDelta(self.values[span])
+
+    def over(self, base: Tensor) -> DenseDelta:
+        """Return it on the device of the base, of which it needs nothing else."""
+        return self if self.values.device == base.device else DenseDelta(self.values.to(base.device))
+
+    def dense(self) -> Tensor:
+        """Return the values themselves."""
+        return self.values
+
+    def write(self, out: Tensor, weight: float = 1.0) -> None:
+        """Write λ·τ."""
+        torch.mul(self.values, weight, out=out)
+
+    def add_to(self, out: Tensor, weight: float) -> None:
+        """Add λ·τ."""
+        add_product(out, self.values, weight)
+
+
+def flattened(tensors: Mapping[str, Tensor]) -> dict[str, DenseDelta]:
+    """Return the deltas of float32 tensors, by parameter."""
+    return {name: DenseDelta(tensor.reshape(-1)) for name, tensor in tensors.items()}
 
 
 def cached(
@@ -40,13 +86,13 @@ def cached(
     name: str,
     cache: Path,
     progress: Steps | None = None,
-) -> dict[str, Tensor]:
-    """The deltas of one expert from their file, which is written first where there is none or a damaged one.
+) -> dict[str, DenseDelta]:
+    """The deltas of one row from their file, which is written first where there is none or a damaged one.
 
     Args:
         contents: all that the deltas depend on, as plain data: it names the file.
         compute: returns parameter -> delta, float32, without those that are zero.
-        name: of the expert, for messages.
+        name: of the row, for messages.
         cache: directory of the file.
         progress: told what is done, in bytes.
 
@@ -64,7 +110,7 @@ def cached(
         raise CheckpointError(
             f"the task vector of expert {name} does not read back from {file} as written; the disk is failing or full."
         )
-    return deltas
+    return flattened(deltas)
 
 
 def save_aligned(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:

@@ -1,9 +1,8 @@
-"""The delta `expert`: θ_k itself in its own dtype, from which θ₀ is subtracted where its task vector is needed.
+"""The kind `expert`: θ_k itself in its own dtype, from which θ₀ is subtracted where its task vector is needed.
 
-In: base and expert as `Checkpoint`s. Out: τ_k = θ_k − θ₀ by parameter, or by any part of one, float32: to the bit what
-the cached task vector holds, since that is the same difference of the same casts. An expert of 16 bits takes two bytes
-a parameter so, mapped from its own file, instead of four and a copy on disk; what it costs is a cast and a subtraction
-for every candidate.
+In: base and expert as `Checkpoint`s. Out: τ_k = θ_k − θ₀ in float32, to the bit what the cached task vector holds,
+since that is the same difference of the same casts. An expert of 16 bits takes two bytes a parameter so, mapped from
+its own file, instead of four and a copy on disk; what it costs is a cast and a subtraction for every candidate.
 """
 
 from __future__ import annotations
@@ -22,43 +21,54 @@ from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.task_vectors.spans import Span
-
-PIECE = 1 << 18
-"""Elements that are merged together where each can be merged by itself, 1 MiB of float32 for each expert; a multiple of
-all that a sum over vectors depends on (`methods.VECTOR`).
-"""
+from evomerge.task_vectors.delta import add_product
+from evomerge.task_vectors.spans import CHUNK, chunks
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertDelta:
-    """The task vector of a span, not computed yet.
+    """A task vector that is not computed yet.
 
     Attributes:
-        base: θ₀ there, flat, of any floating dtype.
-        expert: θ_k there, (n,) like the base, on the same device.
+        base: θ₀, (n,), of any floating dtype.
+        expert: θ_k, (n,), on the same device.
     """
 
     base: Tensor
     expert: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the expert: the base is there anyway."""
+        return self.expert.nbytes
+
     def __len__(self) -> int:
         return len(self.expert)
 
-    def __getitem__(self, part: slice) -> ExpertDelta:
-        return ExpertDelta(self.base[part], self.expert[part])
+    def __getitem__(self, span: slice) -> ExpertDelta:
+        return ExpertDelta(self.base[span], self.expert[span])
+
+    def over(self, base: Tensor) -> ExpertDelta:
+        """Return it on the device of a base that is at hand: one on a device, or in float32, serves all experts."""
+        return ExpertDelta(base, self.expert.to(base.device))
 
     def dense(self) -> Tensor:
-        """Return the task vector, float32 (n,)."""
-        return self.minus(self.base.float())
+        """Return the difference, float32 (n,), newly computed."""
+        return self.expert.to(torch.float32, copy=True).sub_(self.base.float())
 
-    def minus(self, base: Tensor) -> Tensor:
-        """Return the task vector, float32 (n,), where the base is there in float32 already."""
-        return self.expert.to(torch.float32, copy=True).sub_(base)
+    def write(self, out: Tensor, weight: float = 1.0) -> None:
+        """Write λ·τ."""
+        out.copy_(self.expert).sub_(self.base.float())
+        if weight != 1:
+            out.mul_(weight)
+
+    def add_to(self, out: Tensor, weight: float) -> None:
+        """Add λ·τ."""
+        add_product(out, self.dense(), weight)
 
 
-class ExpertDeltas(Mapping[str, Tensor]):
-    """The task vector of one expert, computed anew by every access; parameters in which it is zero are absent.
+class ExpertDeltas(Mapping[str, ExpertDelta]):
+    """The deltas of one expert by parameter; those of parameters in which its task vector is zero are absent.
 
     Args:
         base: θ₀.
@@ -75,50 +85,30 @@ class ExpertDeltas(Mapping[str, Tensor]):
         changed: Collection[str] | None = None,
     ) -> None:
         self._models = (base, expert)
-        self._last: tuple[str, list[Tensor]] = ("", [])
         both = [name for name in parameters if name in base.keys and name in expert.keys]
-        self._whole = {name: Span(name, 0, base.tensor(name).numel()) for name in both}
-        if changed is None:
-            changed = {name for name, span in self._whole.items() if any(map(torch.any, map(self.span, cut(span))))}
-        self._whole = {name: span for name, span in self._whole.items() if name in changed}
+        differ = [name for name in both if (self._differs(name) if changed is None else name in changed)]
+        self._changed = dict.fromkeys(differ)
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.span(self._whole[name]).view(self._models[0].tensor(name).shape)
+    def __getitem__(self, name: str) -> ExpertDelta:
+        if name not in self._changed:
+            raise KeyError(name)
+        return self._delta(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._whole
+        return name in self._changed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._whole)
+        return iter(self._changed)
 
     def __len__(self) -> int:
-        return len(self._whole)
+        return len(self._changed)
 
-    def span(self, span: Span) -> Tensor:
-        """Return a part of the task vector of a parameter, float32 (n,)."""
-        if self._last[0] != span.parameter:  # what lies in strides in a file is copied to be flat: once, not every time
-            self._last = (span.parameter, [model.tensor(span.parameter).reshape(-1) for model in self._models])
-        return ExpertDelta(*self._last[1])[span.start : span.stop].dense()
-
-    def kept(self, name: str) -> ExpertDelta:
-        """Return the task vector of a parameter, flat, without computing it."""
+    def _delta(self, name: str) -> ExpertDelta:
         return ExpertDelta(*(model.tensor(name).reshape(-1) for model in self._models))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is kept of the expert where its task vector is not zero."""
-        return sum(self._models[1].tensor(name).nbytes for name in self._whole)
-
-
-def cut(span: Span, size: int | None = None) -> Iterator[Span]:
-    """Yield a span in pieces of at most `size` elements (`PIECE`), or one more: a single element is never left over,
-    since sums over many experts add it up in another order (`methods.sum_weighted`).
-    """
-    size, start = size or PIECE, span.start
-    while start < span.stop:
-        stop = start + size if start + size + 1 < span.stop else span.stop
-        yield Span(span.parameter, start, stop)
-        start = stop
+    def _differs(self, name: str) -> bool:
+        delta = self._delta(name)
+        return any(bool(torch.any(delta[chunk].dense())) for chunk in chunks(len(delta), CHUNK))
 
 
 def is_narrow(expert: Checkpoint, parameters: Collection[str]) -> bool:
@@ -158,10 +148,9 @@ def find_changed(
     for parameter in parameters:
         whole = ExpertDelta(base.tensor(parameter).reshape(-1), expert.tensor(parameter).reshape(-1))
         differs = False
-        for part in cut(Span(parameter, 0, len(whole))):
-            piece = whole[part.start : part.stop]
-            largest = float(torch.linalg.vector_norm(piece.dense(), torch.inf))
-            check_finite(largest, piece.base, parameter, name, base, expert)
+        for chunk in chunks(len(whole), CHUNK):
+            largest = float(torch.linalg.vector_norm(whole[chunk].dense(), torch.inf))
+            check_finite(largest, whole.base[chunk], parameter, name, base, expert)
             differs |= largest > 0
         changed += [parameter] if differs else []
         done += len(whole)

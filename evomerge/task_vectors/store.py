@@ -1,13 +1,14 @@
-"""Task vectors τ_k = θ_k − θ_0 (Ilharco et al. 2023, arXiv 2212.04089), computed once and kept on disk.
+"""Task vectors τ_k = θ_k − θ₀ (Ilharco et al. 2023, arXiv 2212.04089), computed once and kept on disk.
 
-In: the base and the experts as `Checkpoint`s. Out: `TaskVectors`, float32 deltas by expert and parameter, memory-mapped
-from a file per expert (`delta_files.py`); or, of an expert of 16 bits, the expert itself, of which they are made where
-they are needed (`expert_deltas.py`). Both sides are cast to float32 before they are subtracted.
+In: the base and the experts as `Checkpoint`s. Out: `TaskVectors`, a delta for each row and parameter: float32,
+memory-mapped from a file per expert (`dense.py`); or, of an expert of 16 bits, the expert itself, of which it is made
+where it is needed (`expert.py`). Both sides are cast to float32 before they are subtracted.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from evomerge.models.completeness import check_base, check_expert
 from evomerge.models.matching import is_pooler
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, same
+from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import cached
-from evomerge.task_vectors.expert import ExpertDelta, ExpertDeltas, check_finite, find_changed, is_narrow
+from evomerge.task_vectors.expert import ExpertDeltas, check_finite, find_changed, is_narrow
 
 FORMAT = "evomerge task vector 2"
 RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
@@ -32,42 +34,52 @@ SAMPLE = 1 << 18  # elements per tensor that the cosine looks at
 
 @dataclass(frozen=True, eq=False)
 class TaskVectors:
-    """The task vectors of all experts. Deltas are for reading only.
+    """The rows that candidates are combined from: the task vectors of all experts, or what a transform made of them.
 
     Attributes:
-        base: θ_0.
+        base: θ₀.
         experts: θ_k by expert.
         parameters: name -> shape, in the order of the live model.
-        zero: (expert, parameter) whose task vector is exactly zero, or for which base or expert hold nothing.
-        deltas: expert -> parameter -> float32 tensor; those in `zero` are left out.
+        deltas: row -> parameter -> delta; those that are exactly zero are left out. Each expert is a row, under its
+            name, unless a transform says otherwise.
     """
 
     base: Checkpoint
     experts: dict[str, Checkpoint]
     parameters: dict[str, tuple[int, ...]]
-    zero: frozenset[tuple[str, str]]
-    deltas: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    deltas: Mapping[str, Mapping[str, Delta]] = field(repr=False)
 
-    def delta(self, expert: str, parameter: str) -> Tensor | None:
-        """The task vector of one parameter: float32, of the parameter's shape; None where it is zero. It is
-        memory-mapped, or computed by this call of an expert that is kept as it is.
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows, in the order of the coefficients and of all sums."""
+        return tuple(self.deltas)
+
+    @cached_property
+    def zero(self) -> frozenset[tuple[str, str]]:
+        """(row, parameter) whose delta is exactly zero, as where base or expert hold nothing."""
+        pairs = ((row, name) for row in self.rows for name in self.parameters)
+        return frozenset((row, name) for row, name in pairs if name not in self.deltas[row])
+
+    def delta(self, row: str, parameter: str) -> Delta | None:
+        """Return the delta of one parameter; None where it is zero."""
+        return self.deltas[row].get(parameter)
+
+    def dense(self, row: str, parameter: str) -> Tensor | None:
+        """Return the same in float32 and of the parameter's shape, for reading only: memory-mapped, or computed by this
+        call.
         """
-        return self.deltas[expert].get(parameter)
+        return None if (delta := self.delta(row, parameter)) is None else delta.dense().view(self.parameters[parameter])
 
-    def kept(self, expert: str, parameter: str) -> Tensor | ExpertDelta | None:
-        """The same, flat, in the form in which it is kept: nothing is computed."""
-        deltas = self.deltas[expert]
-        if isinstance(deltas, ExpertDeltas):
-            return deltas.kept(parameter) if parameter in deltas else None
-        return None if (delta := deltas.get(parameter)) is None else delta.reshape(-1)
+    def added(self, row: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield θ₀ + τ by parameter, where τ is not zero: an expert as it came, to a rounding in float32."""
+        for name in self.parameters:
+            if (delta := self.dense(row, name)) is not None:
+                yield name, self.base.tensor(name).float() + delta
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all task vectors in the form in which they are kept."""
-        return sum(
-            deltas.nbytes if isinstance(deltas, ExpertDeltas) else sum(delta.nbytes for delta in deltas.values())
-            for deltas in self.deltas.values()
-        )
+        """Bytes of all deltas in the form in which they are kept."""
+        return sum(delta.nbytes for held in self.deltas.values() for delta in held.values())
 
 
 def task_vectors(
@@ -81,7 +93,7 @@ def task_vectors(
     """Reads the task vectors from the cache and computes those that it lacks, with one expert in memory at a time.
 
     Args:
-        base: θ_0.
+        base: θ₀.
         experts: θ_k by expert.
         parameters: name -> shape of the live model.
         cache: directory of the task vectors; it may be deleted at any time.
@@ -92,7 +104,7 @@ def task_vectors(
         CheckpointError: a weight is not finite.
     """
 
-    def one(name: str, expert: Checkpoint) -> Mapping[str, Tensor]:
+    def one(name: str, expert: Checkpoint) -> Mapping[str, Delta]:
         contents, common = describe(base, expert, parameters), _common(base, expert, parameters)
         if keep and is_narrow(expert, common):
             changed = find_changed(contents, base, expert, name, common, cache, progress)
@@ -101,14 +113,7 @@ def task_vectors(
 
     deltas = {name: one(name, expert) for name, expert in experts.items()}
     shapes = {name: tuple(shape) for name, shape in parameters.items()}
-    return TaskVectors(base, dict(experts), shapes, zeros(deltas, parameters), deltas)
-
-
-def zeros(deltas: Mapping[str, Mapping[str, Tensor]], parameters: Collection[str]) -> frozenset[tuple[str, str]]:
-    """(expert, parameter) of all deltas that are not there, which is how a zero is kept."""
-    return frozenset(
-        (name, parameter) for name, held in deltas.items() for parameter in parameters if parameter not in held
-    )
+    return TaskVectors(base, dict(experts), shapes, deltas)
 
 
 def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[Any]:

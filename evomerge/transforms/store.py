@@ -1,8 +1,8 @@
 """Transformed task vectors, computed once and kept on disk beside the plain ones.
 
 In: `TaskVectors` and a transform. Out: `TaskVectors` of the same base, experts and parameters with other deltas, mapped
-from a file per expert (`delta_files.py`), named by everything that its numbers depend on: a transform may look at all
-experts at once, and their order is that of its sums.
+from a file per row (`task_vectors/dense.py`), named by everything that its numbers depend on: a transform may look at
+all experts at once, and their order is that of its sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evomerge.common.progress import Steps
 from evomerge.task_vectors.dense import cached
-from evomerge.task_vectors.store import TaskVectors, describe, zeros
+from evomerge.task_vectors.store import TaskVectors, describe
 from evomerge.transforms.base import Transform
 
 FORMAT = "evomerge transformed task vector 2"
@@ -52,7 +52,7 @@ def transformed(vectors: TaskVectors, transform: Transform, cache: Path, progres
         )
         for place, name in enumerate(vectors.experts)
     }
-    return TaskVectors(vectors.base, vectors.experts, vectors.parameters, zeros(deltas, vectors.parameters), deltas)
+    return TaskVectors(vectors.base, vectors.experts, vectors.parameters, deltas)
 
 
 def _apply(
@@ -63,7 +63,7 @@ def _apply(
     block = torch.empty(sum(sizes), dtype=torch.float32)  # one block, as in task_vectors.py
     result, done = {}, 0
     for (parameter, shape), part in zip(vectors.parameters.items(), block.split(sizes), strict=True):
-        deltas = {name: vectors.delta(name, parameter) for name in vectors.experts}
+        deltas = {name: vectors.dense(name, parameter) for name in vectors.experts}
         given = {name: delta for name, delta in deltas.items() if delta is not None}
         delta = transform.apply(parameter, given, state).get(expert)
         if delta is not None and torch.count_nonzero(delta):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from evomerge.common.errors import ConfigError
+from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.spans import CHUNK, chunks
 from evomerge.task_vectors.store import TaskVectors
 
-CHUNK = 1 << 18  # elements that are looked at together: what a pass holds in memory, small enough for a cache
 HALF = 1 << 16
 ALL, NOTHING = -1, (1 << 31) - 1  # below the bits of every magnitude, and above
 
@@ -86,7 +87,7 @@ class TrimElect:
         return result
 
 
-def largest(deltas: Mapping[str, Tensor], count: int, order: Iterable[str]) -> Trim:
+def largest(deltas: Mapping[str, Delta], count: int, order: Iterable[str]) -> Trim:
     """Find the `count` elements of largest magnitude, of equal ones those that come first, without sorting or copying.
 
     The bits of a magnitude, read as an integer, grow with it. A first pass counts their upper halves and so finds the
@@ -94,7 +95,7 @@ def largest(deltas: Mapping[str, Tensor], count: int, order: Iterable[str]) -> T
     last of the equal ones stands.
 
     Args:
-        deltas: parameter -> float32 tensor, finite; each is asked for when it is looked at, and may be made then.
+        deltas: parameter -> delta, finite; each is asked for when it is looked at, and computed chunk by chunk.
         count: of elements, from 0; if there are fewer, all of them are kept.
         order: of the parameters, in which equal elements are kept; those without a delta may be among them.
     """
@@ -128,11 +129,11 @@ def _bin(counts: Tensor, rank: int) -> tuple[int, int]:
     return len(counts) - 1 - place, rank - (int(above[place - 1]) if place else 0)
 
 
-def _chunks(deltas: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+def _chunks(deltas: Mapping[str, Delta], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the bits of all magnitudes in order, a chunk at a time."""
     for name in names:
-        for chunk in deltas[name].reshape(-1).split(CHUNK):
-            yield name, _bits(chunk)
+        for chunk in chunks(len(deltas[name]), CHUNK):
+            yield name, _bits(deltas[name][chunk].dense())
 
 
 def _bits(delta: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def test_the_recipe_rebuilds_the_winner(smoke, assembly) -> None:
     recipe = Recipe.from_yaml((directory / "recipe.yaml").read_text())
     summary = json.loads((directory / "summary.json").read_text())
     assert recipe.base.sha256 == assembly.vectors.base.sha256
-    coefficients = recipe.on_groups(assembly.space.groups, assembly.space.experts, assembly.vectors.parameters)
+    coefficients = recipe.on_groups(assembly.space.groups, assembly.space.rows, assembly.vectors.parameters)
     assembly.merger.apply(coefficients)
     prepared = assembly.fitness.prepare(assembly.live.processor, assembly.items["report"])
     outcome = assembly.fitness(

@@ -300,7 +300,7 @@ def test_what_is_no_time_is_refused(setting: str, tmp_path: Path) -> None:
 def settings(pico_suite: Suite, assembly: Assembly, tmp_path: Path) -> list[str]:
     """Settings of a search over the constants 0.0, 0.5, 1.0 and 1.5, by a fitness that hangs at 1.0."""
     name = next(name for name in assembly.vectors.parameters if name.endswith("output.dense.weight"))
-    deltas = [assembly.vectors.delta(expert, name) for expert in assembly.vectors.experts]
+    deltas = [assembly.vectors.dense(expert, name) for expert in assembly.vectors.experts]
     total = torch.stack([delta for delta in deltas if delta is not None]).sum(0)
     save_file({"base": assembly.vectors.base.tensor(name).clone(), "sum": total}, tmp_path / "known.safetensors")
     source = SLOW.format(file=str(tmp_path / "known.safetensors"), name=name, hangs=1.0)

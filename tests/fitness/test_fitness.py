@@ -57,7 +57,7 @@ class Case:
         return "log_probability" if "log_probability" in self.fitness.metrics else self.fitness.metrics[-1]
 
     def merge(self, *weights: float) -> None:
-        self.assembly.merger.apply(self.assembly.coefficients(np.array(weights[: len(self.assembly.space.experts)])))
+        self.assembly.merger.apply(self.assembly.coefficients(np.array(weights[: len(self.assembly.space.rows)])))
 
 
 @pytest.fixture(scope="module")

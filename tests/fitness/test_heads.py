@@ -161,7 +161,7 @@ def test_on_its_own_weights_a_head_is_the_expert(family, k):
     parts.merger.apply(parts.coefficients(np.eye(3)[k]))
     outcome = parts.fitness(parts.live.model, parts.fitness.prepare(parts.live.processor, items), ids)
     parts.merger.restore()
-    for number, task in enumerate(parts.space.experts):
+    for number, task in enumerate(parts.space.rows):
         expected = log_probabilities(path / task, items[task])
         close = np.allclose(outcome.results[task]["log_probability"], expected, atol=1e-5)
         assert close == (number == k)  # and on the weights of another expert it is not
@@ -171,7 +171,7 @@ def test_what_is_merged_is_shared_and_all_else_is_the_experts(family):
     path, parts = family
     model, live = parts.live.model, dict(parts.live.model.named_parameters())
     has_pooler = "pooler.dense.weight" in parts.vectors.parameters
-    for task in parts.space.experts:
+    for task in parts.space.rows:
         head = OwnHead(path / task, parts.vectors.parameters)
         view, file = head.module(model), load_file(path / task / "model.safetensors")
         own = dict(view.named_parameters())

@@ -18,6 +18,7 @@ from evomerge.merging.methods import WEIGHT, Linear
 from evomerge.searchers.gradient import Gradient
 from evomerge.space.coefficients import make_space
 from evomerge.space.groups import make_groups
+from evomerge.task_vectors.dense import flattened
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.trials import Trial
 from tests.kit.tiny import checkpoint
@@ -63,9 +64,10 @@ def test_numbers_of_the_linear_toy_and_a_step_of_adam() -> None:
     """From (.3, .3) along the gradient of the entropy, through merger, pullback and searcher."""
     model = nn.Linear(2, 1, bias=False).double().requires_grad_(False)
     model.weight.copy_(torch.tensor([[0.2, -0.1]]))
-    deltas = {"a": {"weight": torch.tensor([[1.0, 0.5]])}, "b": {"weight": torch.tensor([[-0.5, 1.0]])}}
+    rows = {"a": torch.tensor([[1.0, 0.5]]), "b": torch.tensor([[-0.5, 1.0]])}
+    deltas = {name: flattened({"weight": row}) for name, row in rows.items()}
     base, experts = checkpoint({"weight": model.weight.clone()}), {"a": checkpoint({}), "b": checkpoint({})}
-    vectors = TaskVectors(base, experts, {"weight": (1, 2)}, frozenset(), deltas)
+    vectors = TaskVectors(base, experts, {"weight": (1, 2)}, deltas)
     merger = Merger(model, vectors, make_groups("model", vectors.parameters), Linear())
     space = make_space("model", vectors.parameters, ["a", "b"], [WEIGHT])
     searcher = Gradient(space, np.array([0.3, 0.3]), 0, lr=1e-3)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from evomerge.task_vectors.store import TaskVectors, zeros
+from evomerge.task_vectors.dense import flattened
+from evomerge.task_vectors.store import TaskVectors
 from tests.kit.models import LLAMA, LLAMA_TIED, pico
 from tests.kit.tiny import Tiny, checkpoint
 
@@ -46,4 +47,5 @@ def vectors_of(model: nn.Module, absent: tuple[tuple[str, str], ...] = ()) -> Ta
         for expert in EXPERTS
     }
     shapes = {name: tuple(p.shape) for name, p in base.items()}
-    return TaskVectors(checkpoint(base), {e: checkpoint({}) for e in EXPERTS}, shapes, zeros(deltas, shapes), deltas)
+    rows = {expert: flattened(held) for expert, held in deltas.items()}
+    return TaskVectors(checkpoint(base), {e: checkpoint({}) for e in EXPERTS}, shapes, rows)

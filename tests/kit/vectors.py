@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from evomerge.models.checkpoint import Checkpoint, from_tensors
-from evomerge.task_vectors.store import TaskVectors, zeros
+from evomerge.task_vectors.dense import flattened
+from evomerge.task_vectors.store import TaskVectors
 
 
 def vectors_of(deltas: Mapping[str, Mapping[str, Tensor]]) -> TaskVectors:
@@ -23,14 +24,15 @@ def vectors_of(deltas: Mapping[str, Mapping[str, Tensor]]) -> TaskVectors:
         return from_tensors(tensors, sha256=sha256)
 
     experts = {name: checkpoint(name) for name in deltas}
-    return TaskVectors(checkpoint("base"), experts, shapes, zeros(held, shapes), held)
+    rows = {name: flattened(row) for name, row in held.items()}
+    return TaskVectors(checkpoint("base"), experts, shapes, rows)
 
 
 def whole(vectors: TaskVectors) -> Tensor:
     """All task vectors, flat (K, n), zeros written out."""
     rows = []
-    for expert in vectors.experts:
-        deltas = [(vectors.delta(expert, name), shape) for name, shape in vectors.parameters.items()]
+    for expert in vectors.rows:
+        deltas = [(vectors.dense(expert, name), shape) for name, shape in vectors.parameters.items()]
         rows.append(torch.cat([torch.zeros(shape).flatten() if d is None else d.flatten() for d, shape in deltas]))
     return torch.stack(rows)
 

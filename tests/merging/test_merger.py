@@ -15,6 +15,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import DareTies, Linear, Method, Ties
 from evomerge.space.groups import make_groups
+from evomerge.task_vectors.dense import flattened
 from evomerge.task_vectors.store import TaskVectors
 from tests.kit.tiny import Tiny, checkpoint, state, weights
 
@@ -28,8 +29,8 @@ def vectors_of(model: nn.Module, experts: int = 3, zero: tuple[str, ...] = ()) -
         for expert in names
     }
     shapes = {name: tuple(p.shape) for name, p in base.items()}
-    frozen = frozenset((expert, name) for expert in names for name in zero)
-    return TaskVectors(checkpoint(base), {name: checkpoint({}) for name in names}, shapes, frozen, deltas)
+    rows = {name: flattened(held) for name, held in deltas.items()}
+    return TaskVectors(checkpoint(base), {name: checkpoint({}) for name in names}, shapes, rows)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -65,12 +66,9 @@ def test_linear_is_the_sum_of_the_formula(granularity: str) -> None:
     for g, group in enumerate(groups):
         for span in group.spans:
             theta = vectors.base.tensor(span.parameter).flatten()[span.start : span.stop].double()
-            for k, expert in enumerate(vectors.experts):
-                theta = (
-                    theta
-                    + coefficients[g, k]
-                    * vectors.deltas[expert][span.parameter].flatten()[span.start : span.stop].double()
-                )
+            for k, row in enumerate(vectors.rows):
+                delta = vectors.deltas[row][span.parameter][span.start : span.stop]
+                theta = theta + coefficients[g, k] * delta.dense().double()
             torch.testing.assert_close(
                 state(model)[span.parameter].flatten()[span.start : span.stop].double(), theta, atol=1e-6, rtol=0
             )
@@ -116,8 +114,7 @@ def test_bfloat16_is_accumulated_in_float32() -> None:
         checkpoint({"p": torch.ones(1, dtype=torch.bfloat16)}),
         {f"e{k}": checkpoint({}) for k in range(4)},
         {"p": (1,)},
-        frozenset(),
-        {f"e{k}": {"p": torch.full((1,), 1 / 512)} for k in range(4)},
+        {f"e{k}": flattened({"p": torch.full((1,), 1 / 512)}) for k in range(4)},
     )
     Merger(model, vectors, make_groups("model", {"p": (1,)}), Linear()).apply(weights(1, 1.0, 1.0, 1.0, 1.0))
     assert float(model["p"]) == 1.0078125
@@ -130,7 +127,7 @@ def test_tied_parameters_are_merged_once() -> None:
     before = model.embed.weight.clone()
     Merger(model, vectors, groups, Linear()).apply(weights(len(groups), 1.0, 0.0, 0.0))
     assert model.head.weight is model.embed.weight
-    assert torch.equal(model.head.weight, before + vectors.deltas["e0"]["embed.weight"])
+    assert torch.equal(model.head.weight, before + vectors.dense("e0", "embed.weight"))
 
 
 def test_what_no_expert_changed_is_never_touched() -> None:
@@ -161,7 +158,7 @@ def restored(assembly) -> Iterator:
 def test_one_hot_is_the_expert(restored) -> None:
     """On the real pico experts: weight 1 for one expert is that expert within one rounding."""
     live = dict(restored.live.model.named_parameters())
-    for k, expert in enumerate(restored.space.experts):
+    for k, expert in enumerate(restored.space.rows):
         restored.merger.apply({"weight": np.eye(3)[k][None].repeat(len(restored.space.groups), 0)})
         for name in restored.vectors.parameters:
             torch.testing.assert_close(

@@ -15,7 +15,8 @@ from evomerge.merging.merger import Merger
 from evomerge.merging.methods import WEIGHT, Linear
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from evomerge.space.groups import GRANULARITIES, make_groups
-from evomerge.task_vectors.store import TaskVectors, zeros
+from evomerge.task_vectors.dense import flattened
+from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.ties import TrimElect
 from tests.kit.exact import EXPERTS, llama, vectors_of
 from tests.kit.tiny import checkpoint
@@ -41,7 +42,7 @@ def textbook(model: nn.Module, vectors: TaskVectors, space: CoefficientSpace, x:
     for g, group in enumerate(space.groups):
         for span in group.spans:
             for k, expert in enumerate(EXPERTS):
-                if (delta := vectors.delta(expert, span.parameter)) is not None:
+                if (delta := vectors.dense(expert, span.parameter)) is not None:
                     part = torch.zeros_like(theta[span.parameter])
                     part[span.start : span.stop] = delta.double().flatten()[span.start : span.stop]
                     theta[span.parameter] = theta[span.parameter] + weights[g, k] * part
@@ -90,10 +91,10 @@ def test_task_vectors_that_ties_has_trimmed_and_elected() -> None:
     plain = vectors_of(model)
     state = transform.prepare(plain)
     found = {
-        name: transform.apply(name, {e: plain.deltas[e][name] for e in EXPERTS}, state) for name in plain.parameters
+        name: transform.apply(name, {e: plain.dense(e, name) for e in EXPERTS}, state) for name in plain.parameters
     }
-    deltas = {e: {name: row[e] for name, row in found.items() if e in row} for e in EXPERTS}
-    vectors = replace(plain, deltas=deltas, zero=zeros(deltas, plain.parameters))
+    deltas = {e: flattened({name: row[e] for name, row in found.items() if e in row}) for e in EXPERTS}
+    vectors = replace(plain, deltas=deltas)
     space = make_space("tensor", vectors.parameters, EXPERTS, [WEIGHT], vectors.zero)
     x = drawn_point(space)
     np.testing.assert_allclose(
@@ -117,7 +118,7 @@ def test_half_precision_is_summed_in_float32() -> None:
         gradient = parameters[group.spans[0].parameter].grad
         assert gradient is not None
         for k, expert in enumerate(EXPERTS):
-            expected[g, k] = float((gradient.double() * vectors.deltas[expert][group.name].double()).sum())
+            expected[g, k] = float((gradient.double() * vectors.dense(expert, group.name).double()).sum())
     # two losses are two bfloat16 gradients: the plain way rounds their sum, ours does not
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
 
@@ -129,8 +130,7 @@ def test_a_bfloat16_sum_would_be_seen() -> None:
         checkpoint({"w": torch.zeros(10_000, dtype=torch.bfloat16)}),
         {"e": checkpoint({})},
         {"w": (10_000,)},
-        frozenset(),
-        {"e": delta},
+        {"e": flattened(delta)},
     )
     merger = Merger(model, vectors, make_groups("model", {"w": (10_000,)}), Linear())
     found = merger.gradient(model["w"].sum() for _ in range(1))["weight"]

@@ -19,7 +19,7 @@ from evomerge.merging.kernels.products import stack
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Linear, Ties
 from evomerge.space.groups import make_groups
-from evomerge.task_vectors.dense import cached
+from evomerge.task_vectors.dense import cached, flattened
 from evomerge.task_vectors.store import TaskVectors
 from tests.kit.exact import EXPERTS, llama, tiny, vectors_of
 from tests.kit.tiny import checkpoint
@@ -83,7 +83,7 @@ def test_experts_in_another_order(order: list[int]) -> None:
         model = tiny()
         vectors = vectors_of(model)
         names = [EXPERTS[k] for k in places]
-        vectors = replace(vectors, experts={name: vectors.experts[name] for name in names})
+        vectors = replace(vectors, deltas={name: vectors.deltas[name] for name in names})
         groups = make_groups("layer", vectors.parameters)
         merger = Merger(model, vectors, groups, Linear())
         merger.apply({"weight": values[: len(groups), places]})
@@ -192,8 +192,7 @@ def test_inner_products_do_not_depend_on_addresses() -> None:
                 checkpoint({"w": base}),
                 {"e": checkpoint({})},
                 {"w": (1003,)},
-                frozenset(),
-                {"e": {"w": shifted(delta, by)}},
+                {"e": flattened({"w": shifted(delta, by)})},
             )
             merger = Merger(model, vectors, make_groups("chunk:3", {"w": (1003,)}), Linear())
             place = shifted(gradient, other)
@@ -212,7 +211,8 @@ def test_deltas_read_anew_give_the_same_bits(tmp_path: Path) -> None:
     for shift in range(4):
         kept = [torch.empty(100 + 33 * i * shift) for i in range(20)]
         deltas = {
-            name: cached([name], lambda held=held: {**held}, name, tmp_path) for name, held in vectors.deltas.items()
+            row: cached([row], lambda held=held: {name: delta.dense() for name, delta in held.items()}, row, tmp_path)
+            for row, held in vectors.deltas.items()
         }
         for granularity in ("tensor", "chunk:3"):
             fresh = llama(dtype=torch.float32)
@@ -243,7 +243,7 @@ def test_without_memory_for_copies_the_task_vectors_stay_where_they_are(small, m
     apart = merger.gradient(says(model) for _ in range(1))["weight"]
     monkeypatch.undo()
     copies = []
-    monkeypatch.setattr("evomerge.merging.merger.stack", lambda deltas: copies.append(deltas) or stack(deltas))
+    monkeypatch.setattr("evomerge.merging.merger.stack", lambda *given: copies.append(given) or stack(*given))
     whole = merger.gradient(says(model) for _ in range(1))["weight"]
     assert copies  # the first time there were none, or these would not be made now
     assert np.array_equal(apart, whole)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evomerge.common.errors import MergeError
 from evomerge.merging.methods import DareTies, Linear, Method, Ties, elect
+from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.spans import Span
 
 T3 = torch.tensor([[3.0, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1], [2, 1, 0, -1, -3, 1]])
@@ -21,7 +22,7 @@ def merge(
 ) -> Tensor:
     base = torch.zeros(deltas.shape[1]) if base is None else base
     span = Span("p", 0, deltas.shape[1])
-    prepared = [method.prepare(f"expert{k}", span, delta) for k, delta in enumerate(deltas)]
+    prepared = [method.prepare(f"expert{k}", span, DenseDelta(delta)) for k, delta in enumerate(deltas)]
     coefficients = {"weight": np.array(weight), "density": np.array(density or [1.0] * len(weight))}
     out = torch.empty_like(base)
     method.merge(base, prepared, coefficients, out)
@@ -96,7 +97,7 @@ def test_dare_keeps_the_expectation_and_nests_its_masks() -> None:
 
 
 def test_dare_masks_depend_on_seed_expert_and_parameter_alone() -> None:
-    delta = torch.ones(50)
+    delta = DenseDelta(torch.ones(50))
     torch.manual_seed(0)
     one = DareTies(seed=1).prepare("a", Span("p", 0, 50), delta)[1]
     torch.manual_seed(9)

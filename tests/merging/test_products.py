@@ -10,11 +10,15 @@ from torch import Tensor
 
 from evomerge.merging.kernels import products
 from evomerge.merging.kernels.products import inner_products, stack
-from evomerge.task_vectors.dense import ALIGNMENT
+from evomerge.task_vectors.dense import ALIGNMENT, DenseDelta
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stacked(deltas: list[Tensor]) -> Tensor:
+    return stack([DenseDelta(delta) for delta in deltas], torch.device("cpu"))
 
 
 def expected(gradient: Tensor, deltas: list[Tensor]) -> Tensor:
@@ -30,7 +34,7 @@ def total(found) -> Tensor:
 def test_the_error_is_that_of_float32(dtype: torch.dtype, size: int) -> None:
     gradient = drawn(size).abs().to(dtype)  # of one sign: nothing cancels, so the relative error means something
     deltas = [1e-3 * drawn(size, seed=k).abs() for k in (1, 2)]
-    found = total(inner_products(gradient, deltas))
+    found = total(inner_products(gradient, [DenseDelta(delta) for delta in deltas]))
     torch.testing.assert_close(
         found, expected(gradient, deltas), rtol=1e-12 if dtype == torch.float64 else 5e-6, atol=0
     )
@@ -41,7 +45,7 @@ def test_the_error_is_that_of_float32(dtype: torch.dtype, size: int) -> None:
 def test_deltas_below_each_other_are_taken_in_one_pass(dtype: torch.dtype, size: int) -> None:
     gradient = drawn(size).abs().to(dtype)
     deltas = [1e-3 * drawn(size, seed=k).abs() for k in (1, 2, 3)]
-    rows = stack(deltas)
+    rows = stacked(deltas)
     assert all(torch.equal(row, delta) for row, delta in zip(rows, deltas, strict=True))
     assert all(row.data_ptr() % ALIGNMENT == 0 for row in rows)
     found = total(inner_products(gradient, rows))
@@ -64,8 +68,11 @@ def test_blas_sees_only_what_begins_at_a_multiple_of_64_bytes(start: int, other:
     part, deltas = gradient[start : start + size], [delta[other : other + size], delta[:size]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "mv", multiplied)
-        patch.setattr(products, "BLOCK", block)
-        found = total(inner_products(part, deltas)), total(inner_products(part, stack(deltas)))
+        patch.setattr(products, "CHUNK", block)
+        found = (
+            total(inner_products(part, [DenseDelta(delta) for delta in deltas])),
+            total(inner_products(part, stacked(deltas))),
+        )
     assert set(seen) == {0}
     assert len(seen) >= 2 * 3  # gradient and two deltas, in both forms
     assert torch.equal(*found)

@@ -134,7 +134,7 @@ def test_what_was_changed_between_two_calls_is_put_back_before_the_next(
     assembly: Assembly, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard = assembly.merger.guard
-    coefficients = assembly.coefficients(np.full(len(assembly.space.experts), 0.3))
+    coefficients = assembly.coefficients(np.full(len(assembly.space.rows), 0.3))
     assembly.merger.apply(coefficients)
     expected = [parameter.clone() for parameter in assembly.live.model.parameters()]
     assembly.live.model.double()

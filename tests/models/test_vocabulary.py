@@ -66,7 +66,7 @@ def test_shared_rows_are_merged(family: Path, tmp_path: Path) -> None:
     for name, both in {"longer": V, "shorter": V - 5}.items():
         theirs = tensors_of(family / name)
         for parameter in [EMBEDDING] if family.name == "tied" else [EMBEDDING, HEAD]:
-            delta = vectors.delta(name, parameter)
+            delta = vectors.dense(name, parameter)
             assert delta is not None
             assert torch.equal(delta[:both], theirs[parameter][:both] - ours[parameter][:both])
             assert torch.count_nonzero(delta[:both]) == delta[:both].numel()
@@ -92,7 +92,7 @@ def test_rows_beyond_stay_the_bases_whatever_the_dtypes(tmp_path: Path, dtype, b
     live, base, experts = opened_all(path, "shared", "shorter", "longer")
     vectors = task_vectors(base, experts, live.parameters, tmp_path / "cache", keep=keep)
     for name, both in {"shorter": V - 5, "longer": V}.items():
-        delta = vectors.delta(name, EMBEDDING)
+        delta = vectors.dense(name, EMBEDDING)
         assert delta is not None
         theirs, ours = tensors_of(path / name)[EMBEDDING], base.tensor(EMBEDDING)
         assert torch.equal(delta[:both], theirs[:both].float() - ours[:both].float())

@@ -77,7 +77,7 @@ def test_coefficients_keep_the_bounds_and_frozen_entries_their_values(space, see
     decoded = space.decode(point(space, seed))
     for variable in space.variables:
         for g, group in enumerate(space.groups):
-            for k, expert in enumerate(space.experts):
+            for k, expert in enumerate(space.rows):
                 value = decoded[variable.name][g, k]
                 names = (f"{variable.name}/{group.name}/{expert}", f"{variable.name}/{group.name}/*")
                 held = [space.frozen[name] for name in names if name in space.frozen]
@@ -216,7 +216,7 @@ def test_bounds_replace_those_of_the_variable():
         ({"bounds": {"weight": (0, float("inf"))}}, "finite"),
         ({"sharing": "share"}, "did you mean 'shared'"),
         ({"experts": ("a", "b", "a")}, "a occurs more than once"),
-        ({"experts": ()}, "at least one expert"),
+        ({"experts": ()}, "at least one row"),
         ({"frozen": {"*": 0.5}}, "Nothing is left to search"),
         ({"zero": frozenset((e, n) for e in EXPERTS for n in SHAPES)}, "copies of the base"),
     ],

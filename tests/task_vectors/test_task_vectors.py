@@ -28,7 +28,7 @@ def test_base_plus_delta_is_the_expert_within_one_rounding(tmp_path_factory, bef
     base = open_checkpoint(saved(path / "base", {"w": before}), {"w": (3, 4)})
     expert = open_checkpoint(saved(path / "a", {"w": after}), {"w": (3, 4)})
     vectors = task_vectors(base, {"a": expert}, {"w": (3, 4)}, path / "cache")
-    delta = vectors.delta("a", "w")
+    delta = vectors.dense("a", "w")
     if delta is None:
         assert torch.equal(before, after)
         assert vectors.zero == {("a", "w")}
@@ -51,7 +51,7 @@ def test_both_sides_are_float32_before_they_are_subtracted(tmp_path, base_dtype,
     base, expert = (open_checkpoint(saved(tmp_path / n, t), SHAPES) for n, t in (("base", before), ("a", after)))
     vectors = task_vectors(base, {"a": expert}, SHAPES, tmp_path / "cache")
     for name, shape in SHAPES.items():
-        delta = vectors.delta("a", name)
+        delta = vectors.dense("a", name)
         assert delta is not None
         assert (delta.dtype, tuple(delta.shape)) == (torch.float32, shape)
         assert torch.equal(delta, after[name].float() - before[name].float())
@@ -61,8 +61,8 @@ def test_identical_expert_is_zero_and_stores_nothing(tmp_path):
     family = Family(tmp_path, same=drawn(0), other={"norm.weight": drawn(0)["norm.weight"]})
     vectors = family.vectors()
     assert vectors.zero == {("same", name) for name in SHAPES} | {("other", "norm.weight")}
-    assert vectors.delta("same", "embed.weight") is None
-    assert vectors.delta("other", "norm.weight") is None
+    assert vectors.dense("same", "embed.weight") is None
+    assert vectors.dense("other", "norm.weight") is None
     assert sorted(len(load_file(file)) for file in family.files()) == [0, 3]
     assert list(vectors.parameters) == list(SHAPES)
     assert list(vectors.experts) == ["same", "other"]
@@ -76,7 +76,7 @@ def test_parameters_without_elements_or_without_a_file(tmp_path):
     b = open_checkpoint(saved(tmp_path / "b", {"head": torch.ones(2)}), shapes)
     vectors = task_vectors(base, {"a": a, "b": b}, shapes, tmp_path / "cache")
     assert vectors.zero == {("a", "empty"), ("b", "empty"), ("b", "scalar")}
-    assert torch.equal(vectors.delta("a", "scalar"), torch.tensor(2.0))
+    assert torch.equal(vectors.dense("a", "scalar"), torch.tensor(2.0))
 
 
 def test_deltas_by_live_name_whatever_the_files_call_them(tmp_path):
@@ -90,7 +90,7 @@ def test_deltas_by_live_name_whatever_the_files_call_them(tmp_path):
     opened = [open_checkpoint(tmp_path / name, shapes, Layout(prefix="bert")) for name in ("base", "a")]
     vectors = task_vectors(opened[0], {"a": opened[1]}, shapes, tmp_path / "cache")
     for name, parameter in base.named_parameters():
-        delta = vectors.delta("a", name)
+        delta = vectors.dense("a", name)
         expected = expert.bert.get_parameter(name) - parameter
         assert torch.equal(expected, torch.zeros(shapes[name]) if delta is None else delta)
 
@@ -108,7 +108,7 @@ def test_cache_hit_does_not_read_the_experts(tmp_path):
     again = task_vectors(base, experts, SHAPES, family.cache)
     assert {file: file.stat().st_mtime_ns for file in family.files()} == before
     for name in SHAPES:
-        assert torch.equal(first.delta("a", name), again.delta("a", name))
+        assert torch.equal(first.dense("a", name), again.dense("a", name))
 
 
 def test_deltas_are_memory_mapped(tmp_path):
@@ -118,7 +118,7 @@ def test_deltas_are_memory_mapped(tmp_path):
         line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(family.files()[0]) in line
     ]
     spans = [[int(end, 16) for end in span.split("-")] for span in maps]
-    delta = vectors.delta("a", "embed.weight")
+    delta = vectors.dense("a", "embed.weight")
     assert delta is not None
     assert any(low <= delta.data_ptr() < high for low, high in spans)
 
@@ -181,7 +181,7 @@ def test_damaged_file_is_computed_again_and_said(tmp_path, damage, caplog):
     assert f"{file} is damaged: it is computed again" in caplog.text
     assert file.read_bytes() == whole
     assert torch.equal(
-        vectors.delta("a", "norm.weight"), family.experts["a"]["norm.weight"] - family.base["norm.weight"]
+        vectors.dense("a", "norm.weight"), family.experts["a"]["norm.weight"] - family.base["norm.weight"]
     )
 
 
@@ -192,7 +192,7 @@ def test_cache_may_be_deleted(tmp_path, caplog):
         file.unlink()
     again = family.vectors()
     assert torch.equal(
-        vectors.delta("a", "embed.weight"), again.delta("a", "embed.weight")
+        vectors.dense("a", "embed.weight"), again.dense("a", "embed.weight")
     )  # the old mapping still holds
     assert not caplog.text
 

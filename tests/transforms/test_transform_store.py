@@ -54,10 +54,10 @@ def test_transformed_vectors_are_kept_and_read_back(family: Family) -> None:
     assert torch.equal(whole(first), dense(whole(vectors), 0.3))
     assert (first.base, first.experts, first.parameters) == (vectors.base, vectors.experts, vectors.parameters)
     assert first.zero == {("a", "norm.weight"), ("a", "layers.0.bias")}
-    assert first.delta("a", "layers.0.bias") is None
+    assert first.dense("a", "layers.0.bias") is None
     maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(family.cache) in line]
     spans = [[int(end, 16) for end in span.split("-")] for span in maps]
-    assert any(low <= first.deltas["b"]["embed.weight"].data_ptr() < high for low, high in spans)
+    assert any(low <= first.dense("b", "embed.weight").data_ptr() < high for low, high in spans)
 
     again = transformed(family.vectors(), transform, family.cache)
     assert len(transform.asked) == 1 + 2 * len(SHAPES)  # nothing is computed

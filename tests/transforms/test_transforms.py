@@ -25,6 +25,7 @@ from evomerge.runs.config import build, plain
 from evomerge.runs.identity import contents
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.task_vectors.dense import flattened
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms import ties
 from evomerge.transforms.ties import TrimElect, largest
@@ -39,7 +40,7 @@ def applied(vectors: TaskVectors, density: float) -> dict[str, dict[str, Tensor]
     transform = TrimElect(density)
     state, result = transform.prepare(vectors), {expert: {} for expert in vectors.experts}
     for name, shape in vectors.parameters.items():
-        deltas = {expert: vectors.delta(expert, name) for expert in vectors.experts}
+        deltas = {expert: vectors.dense(expert, name) for expert in vectors.experts}
         found = transform.apply(name, {e: d for e, d in deltas.items() if d is not None}, state)
         for expert in vectors.experts:
             result[expert][name] = found.get(expert, torch.zeros(shape))
@@ -147,7 +148,7 @@ def test_the_threshold_takes_constant_memory(tmp_path: Path) -> None:
     size, file = 1 << 24, tmp_path / "delta"
     torch.randn(size, generator=torch.Generator().manual_seed(0)).bfloat16().float().numpy().tofile(file)
     delta = torch.from_numpy(np.memmap(file, np.float32, "c"))
-    largest({"w": delta[: 1 << 21]}, 1 << 18, ["w"])  # what torch sets up once
+    largest(flattened({"w": delta[: 1 << 21]}), 1 << 18, ["w"])  # what torch sets up once
     before, seen = anonymous_memory(), []
     given_bits = ties._bits
 
@@ -157,7 +158,7 @@ def test_the_threshold_takes_constant_memory(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ties, "_bits", watched)
-        trim = largest({"w": delta}, size // 5, ["w"])
+        trim = largest(flattened({"w": delta}), size // 5, ["w"])
     assert max(seen) - before < 16 << 20
     assert int(torch.count_nonzero(trim("w", 0, delta))) == size // 5
 
@@ -184,10 +185,10 @@ def frozen(overrides: list[str]):
 def test_an_expert_is_scored_as_it_is_and_the_base_comes_back(frozen) -> None:
     live = dict(frozen.live.model.named_parameters())
     base = {name: parameter.clone() for name, parameter in live.items()}
-    for expert in frozen.space.experts:
+    for expert in frozen.space.rows:
         frozen.become(expert)
         for name in frozen.vectors.parameters:
-            delta = frozen.vectors.delta(expert, name)
+            delta = frozen.vectors.dense(expert, name)
             assert torch.equal(live[name], base[name] if delta is None else base[name] + delta)
     frozen.become(None)
     assert all(torch.equal(parameter, base[name]) for name, parameter in live.items())

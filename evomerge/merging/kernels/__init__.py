@@ -1,1 +1,1 @@
-"""The sums and products of a merge."""
+"""The sums and products of a merge. What is fast stands here beside the plain form that it is tested against."""

@@ -1,14 +1,14 @@
 """Inner products of a parameter's gradient with its deltas, of which the gradient of a merge is made.
 
-In: the gradient of one parameter, whole or in a span, and its K deltas there. Out: ⟨gradient, delta_k⟩ for each, block
-by block, to be summed in float64.
+In: the gradient of one parameter, whole or in a span, and its K deltas there. Out: ⟨gradient, delta_k⟩ for each, chunk
+by chunk, to be summed in float64.
 
 All K deltas are read in one pass, as a matrix-vector product: one core reads several places of memory at once about
 twice as fast as one after the other, and the gradient once instead of K times. They must lie below each other for that;
-whoever takes products again and again keeps them so (`stack`), others are copied or computed block by block.
+whoever takes products again and again keeps them so (`stack`), others are copied or computed chunk by chunk.
 
 BLAS takes them in float32 or better: of eleven million elements the relative error is a few 1e-6, by the kind of CPU.
-What it makes of a block may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that;
+What it makes of a chunk may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that;
 and, on some CPUs, on the place of a row among the rows. So does what `stack` and
 torch allocate; a span of a parameter may begin anywhere, and is copied then.
 """
@@ -20,54 +20,50 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import ALIGNMENT
-from evomerge.task_vectors.expert import ExpertDelta
-
-BLOCK = 1 << 18  # elements at a time: of four times as many, a matrix-vector product errs by 2e-6 instead of 1e-7
+from evomerge.task_vectors.spans import CHUNK
 
 
-def stack(deltas: Sequence[Tensor | ExpertDelta]) -> Tensor:
-    """Copy K deltas (n,), or compute them, into float32 (K, n) whose rows begin at multiples of 64 bytes."""
-    return _fill(_room(deltas, len(deltas[0])), deltas)
+def stack(deltas: Sequence[Delta], device: torch.device) -> Tensor:
+    """Copy K deltas of n elements, or compute them, into float32 (K, n) whose rows begin at multiples of 64 bytes."""
+    return _fill(_room(len(deltas), len(deltas[0]), device), deltas)
 
 
-def inner_products(gradient: Tensor, deltas: Tensor | Sequence[Tensor | ExpertDelta]) -> Iterator[Tensor]:
-    """Yield the inner products of a gradient with K deltas, by block.
+def inner_products(gradient: Tensor, deltas: Tensor | Sequence[Delta]) -> Iterator[Tensor]:
+    """Yield the inner products of a gradient with K deltas, by chunk.
 
     Args:
         gradient: of any float dtype, (n,).
-        deltas: (K, n) as `stack` makes them; or float32, (n,) each, or not computed yet.
+        deltas: (K, n) as `stack` makes them; or K deltas of n elements, on the gradient's device.
 
     Yields:
         float32 or better, (K,); what is looked for is their sum. The same bits for either form of the deltas.
     """
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    for part, rows in zip(gradient.split(BLOCK), _blocks(deltas, len(gradient)), strict=True):
-        yield torch.mv(rows.to(part.dtype), part.clone() if part.data_ptr() % ALIGNMENT else part)
+    for some, rows in zip(gradient.split(CHUNK), _chunks(deltas, gradient), strict=True):
+        yield torch.mv(rows.to(some.dtype), some.clone() if some.data_ptr() % ALIGNMENT else some)
 
 
-def _blocks(deltas: Tensor | Sequence[Tensor | ExpertDelta], size: int) -> Iterator[Tensor]:
-    """Yield (K, up to BLOCK), one after the other; each may overwrite the one before."""
+def _chunks(deltas: Tensor | Sequence[Delta], gradient: Tensor) -> Iterator[Tensor]:
+    """Yield (K, up to CHUNK), one after the other; each may overwrite the one before."""
     if isinstance(deltas, Tensor):
-        yield from deltas.split(BLOCK, dim=1)
+        yield from deltas.split(CHUNK, dim=1)
         return
-    room = _room(deltas, min(BLOCK, size))
-    for start in range(0, size, BLOCK):
-        yield _fill(room[:, : size - start], [each[start : start + BLOCK] for each in deltas])
+    size = len(gradient)
+    room = _room(len(deltas), min(CHUNK, size), gradient.device)
+    for start in range(0, size, CHUNK):
+        yield _fill(room[:, : size - start], [each[start : start + CHUNK] for each in deltas])
 
 
-def _room(deltas: Sequence[Tensor | ExpertDelta], size: int) -> Tensor:
-    """Return float32 (K, size) on the device of the deltas, whose rows begin at multiples of 64 bytes."""
-    first = deltas[0].expert if isinstance(deltas[0], ExpertDelta) else deltas[0]
+def _room(rows: int, size: int, device: torch.device) -> Tensor:
+    """Return float32 (rows, size) whose rows begin at multiples of 64 bytes."""
     step = ALIGNMENT // torch.float32.itemsize
-    return torch.empty(len(deltas), -(-size // step) * step, dtype=torch.float32, device=first.device)[:, :size]
+    return torch.empty(rows, -(-size // step) * step, dtype=torch.float32, device=device)[:, :size]
 
 
-def _fill(rows: Tensor, deltas: Sequence[Tensor | ExpertDelta]) -> Tensor:
+def _fill(rows: Tensor, deltas: Sequence[Delta]) -> Tensor:
     """Write deltas into rows, and return these."""
     for row, delta in zip(rows, deltas, strict=True):
-        if isinstance(delta, ExpertDelta):
-            row.copy_(delta.expert).sub_(delta.base)
-        else:
-            row.copy_(delta)
+        delta.write(row)
     return rows

@@ -70,7 +70,7 @@ def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]
     items: dict[str, list[str]] = {}
     results: dict[str, Mapping[str, np.ndarray]] = {}
     try:
-        for expert in assembly.space.experts:
+        for expert in assembly.vectors.experts:
             mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
             if mine:
                 assembly.become(expert)

@@ -1,0 +1,71 @@
+"""What a task vector is for one parameter, or for a run of its elements: a delta.
+
+In: nothing but what a kind keeps. Out: a few operations, the same for every kind, so that nobody outside
+`task_vectors/` and `kernels/` asks which kind it is. A delta is flat: n elements, in the order of the parameter's. Its
+numbers are float32 whatever it keeps. There is one file for each kind:
+
+    dense.py    the task vector itself, float32, in memory or mapped from a file
+    expert.py   θ_k in its own dtype, from which θ₀ is subtracted where the task vector is needed
+
+A task vector that is zero has no delta: a store gives None in its place.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Delta(Protocol):
+    """A task vector in some elements, for reading only; see the module's docstring.
+
+    The inner products with a gradient are taken of all rows in one pass (`merging/kernels/products.py`), which needs
+    nothing but `write`.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept for it."""
+        ...
+
+    def __len__(self) -> int:
+        """Return n, the number of its elements."""
+        ...
+
+    def __getitem__(self, span: slice) -> Self:
+        """Return the delta of some of its elements; nothing is computed or copied."""
+        ...
+
+    def over(self, base: Tensor) -> Self:
+        """Return the same delta on the device of the base, and with the base in place of its own copy, if it has one.
+
+        Args:
+            base: θ₀ in these elements, (n,), of the dtype in which it is kept or of float32.
+        """
+        ...
+
+    def dense(self) -> Tensor:
+        """Return the task vector, float32 (n,)."""
+        ...
+
+    def write(self, out: Tensor, weight: float = 1.0) -> None:
+        """Write λ·τ into `out`, float32 (n,)."""
+        ...
+
+    def add_to(self, out: Tensor, weight: float) -> None:
+        """Add λ·τ to `out`, float32 (n,); each product is rounded before it is added."""
+        ...
+
+
+def add_product(out: Tensor, values: Tensor, weight: float) -> None:
+    """Add λ·values to `out`, both float32 (n,); each product is rounded before it is added."""
+    # a division by one stands between product and sum, or the processor would fuse them; that takes a tenth more time
+    torch.addcdiv(out, values, _one(out.device), value=weight, out=out)
+
+
+@functools.cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)
