@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from evomerge.cli.common import explained
 from evomerge.cli.pages import draw_sweep
-from evomerge.cli.progress import Reporter
 from evomerge.runs.config import run_name
 from evomerge.runs.directory import read_summary
 from evomerge.selection.statistics import plus_minus
+
+if TYPE_CHECKING:
+    pass
 
 REASON = "error.txt"
 """In the directory of a run of a sweep that was refused or failed: why."""
@@ -77,6 +79,8 @@ class SweepTable(Callback):
         ]
         title = f"{len(rows)} of {len(jobs)} runs are complete; best on the select split first, then the report split"
         columns = ["run", "on select", "winner ± se", "- best constant ± se", "best constant", "trials"]
+        from evomerge.cli.progress import Reporter  # not at the top: Hydra imports this module for --help, too
+
         reporter = Reporter()
         reporter.table(title, columns, rows)
         draw_sweep([run for run in runs if (run / "trials.jsonl").is_file()], reporter)

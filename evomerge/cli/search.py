@@ -17,7 +17,6 @@ from hydra.types import RunMode
 from evomerge.cli.callbacks import REASON
 from evomerge.cli.common import SIGNALLED, explained
 from evomerge.cli.pages import draw_run
-from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import check_settings, spelled_out, sweeps
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
@@ -49,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
 def _application(config: SearchConfig) -> None:
+    from evomerge.cli.progress import Reporter  # from here on a search takes place: --help need not wait for this
     from evomerge.runs.run import run_search
 
     logging.captureWarnings(True)  # so that the log file has them too

@@ -14,14 +14,13 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import optuna
-import scipy
-import threadpoolctl
-import torch
 
 
 def fingerprint() -> dict[str, str | int | list[str]]:
     """Return the kind of this machine, as this process sees it."""
+    import threadpoolctl  # these two only here: who asks for the memory needs neither
+    import torch
+
     blas = sorted(
         {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in threadpoolctl.threadpool_info()}
     )
@@ -36,9 +35,9 @@ def fingerprint() -> dict[str, str | int | list[str]]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "scipy": scipy.__version__,
+        "scipy": metadata.version("scipy"),
         "cma": metadata.version("cma"),
-        "optuna": optuna.__version__,
+        "optuna": metadata.version("optuna"),
     }
 
 

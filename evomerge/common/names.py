@@ -34,6 +34,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"Unknown {kind} {name!r}: {hint}There are {', '.join(known)}."
 
 
+def dtype_name(dtype: object) -> str:
+    """The name of a dtype, as files and settings write it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def listed(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
-from evomerge.common.names import listed
+from evomerge.common.names import dtype_name, listed
 from evomerge.common.progress import Steps
 
 Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of the last change; in ns
@@ -147,11 +147,6 @@ def same(one: Tensor, other: Tensor) -> bool:
         return False
     both = torch.promote_types(one.dtype, other.dtype)
     return torch.equal(one.to(both), other.to(both))
-
-
-def dtype_name(dtype: object) -> str:
-    """The name of a dtype, as files and settings write it."""
-    return str(dtype).removeprefix("torch.")
 
 
 def first_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 import yaml
 
 from evomerge.common.errors import ConfigError
-from evomerge.common.names import unknown
-from evomerge.models.weights import dtype_name
+from evomerge.common.names import dtype_name, unknown
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.spans import Span
 

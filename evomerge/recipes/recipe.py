@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from scipy import sparse
 
 from evomerge import __version__
 from evomerge.common.errors import ConfigError
@@ -188,6 +187,8 @@ class Recipe:
                     if (overlap := min(stop, span.stop) - max(start, span.start)) > 0:
                         common[place, row] += overlap
         sizes = [sum(span.stop - span.start for span in group.spans) for group in groups]
+        from scipy import sparse  # only here: who reads or writes a recipe does not wait for it
+
         shares = sparse.csr_array(
             ([overlap / sizes[place] for (place, _), overlap in common.items()], tuple(np.array(list(common)).T)),
             shape=(len(groups), len(own)),

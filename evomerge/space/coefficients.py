@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import sparse
 
 from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
@@ -110,6 +110,8 @@ class CoefficientSpace:
                     (a.T @ target)[columns] / (a.power(2).T @ np.ones(len(target)))[columns], low, high
                 )
             else:
+                from scipy import optimize  # takes longer to load than all else here, and only `line` needs it
+
                 x[columns] = optimize.lsq_linear(a[:, columns].toarray(), target, (low, high), method="bvls").x
         return x
 
