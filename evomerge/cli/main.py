@@ -11,6 +11,7 @@ cannot show ends in one.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -64,8 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = ["search"] if "=" in verb else nearest(verb, VERBS)
         hint = f" Did you mean 'evomerge {near[0]}'?" if near else f" There is {', '.join(VERBS)}."
         fail(f"evomerge has no verb '{verb}'.{hint}")
+    if arguments is None:  # else this process is somebody else's
+        _let_idle_threads_sleep()
     with explained("Run the same command again."):
         import_module(f"evomerge.cli.{verb}").main(rest)
+
+
+def _let_idle_threads_sleep() -> None:
+    """Let the threads of torch sleep while they wait for work, unless the user has said otherwise.
+
+    Their library has them spin, which on small models takes as much processor time as the search itself, and on a busy
+    machine makes everything slower. It reads this variable when torch is loaded, so a setting of torch cannot take its
+    place. Only the command does so; whoever imports evomerge, or calls `main`, keeps the environment as it is.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _replace_what_cannot_be_shown() -> None:

@@ -1,10 +1,13 @@
 """What a verb does not need it does not load: torch and transformers cost seconds before anything is done."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+
+from evomerge.cli.main import main
 
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "optuna", "cma", "hydra", "scipy.stats", "scipy.optimize")
 DATA = (
@@ -40,3 +43,19 @@ def test_the_help_of_search_loads_no_more_than_hydra(module):
 def test_the_help_of_other_verbs_loads_nothing(verb):
     told = f"with contextlib.suppress(SystemExit): main(['{verb}', '--help'])"
     assert loaded_by(f"import contextlib\nfrom evomerge.cli.main import main\n{told}") == set()
+
+
+def test_only_the_command_itself_lets_threads_sleep(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that what stood there before comes back afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["evomerge", "report", "--help"])
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert "OMP_WAIT_POLICY" not in os.environ
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
