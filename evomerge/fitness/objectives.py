@@ -67,6 +67,13 @@ class Objective:
         weights = task_weights(self.weights, scores)
         return (sum(weights[task] * score for task, score in scores.items()),), ()
 
+    def weights_of(self, tasks: Mapping[str, object]) -> dict[str, float] | None:
+        """Return how much the mean of each task weighs in the value, beside a constant; None for the worst task."""
+        if self.aggregate == "worst":
+            return None
+        gains = {task: expert - base for task, (base, expert) in (self.ends or {}).items()}
+        return {task: weight / gains.get(task, 1.0) for task, weight in task_weights(self.weights, tasks).items()}
+
 
 def can_normalise(base: float, expert: float) -> bool:
     """Return whether scores can be divided by the gain of an expert over the base: one below the base would turn the

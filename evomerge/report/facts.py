@@ -147,7 +147,9 @@ class Facts:
         for name, value in chosen.finalists.items():
             dot = self._found_by(name)
             search = self.on_report_metric(dot.trial) if dot else None
-            found.append(Finalist(name, value, dot and dot.number, search, name == chosen.winner))
+            found.append(
+                Finalist(name, value, chosen.seen.get(name), dot and dot.number, search, name == chosen.winner)
+            )
         return found
 
     def on_report_metric(self, trial: Trial) -> float | None:

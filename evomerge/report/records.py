@@ -23,6 +23,7 @@ class Finalist:
     Attributes:
         name: as the searcher calls it.
         select: what it reached on the select split; None if it could not be scored.
+        seen: on how many select items; fewer than all if it was dropped. None in runs of version 0.2: on all of them.
         number: the trial that found it; None for one that no trial scored, such as a mean.
         search: what that trial reached on the search items, in the same metric.
         winner: whether it won.
@@ -30,9 +31,14 @@ class Finalist:
 
     name: str
     select: float | None
+    seen: int | None
     number: int | None
     search: float | None
     winner: bool
+
+    def dropped(self, items: int) -> bool:
+        """Whether it was dropped before it was scored on all of so many select items."""
+        return self.select is not None and self.seen is not None and self.seen < items
 
 
 @dataclass(frozen=True)

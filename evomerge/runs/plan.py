@@ -66,7 +66,7 @@ def affordable(parts: Sequence[Part], items: int | None, candidate: int, step: i
 
 
 def judged(settings: Mapping[str, Any], space: CoefficientSpace, steps: int, select: int, report: int) -> int:
-    """Return how many item evaluations it takes, about, to choose the winner and to report it.
+    """Return how many item evaluations it takes at most, about, to choose the winner and to report it.
 
     Args:
         settings: of the search.

@@ -156,7 +156,7 @@ def _times(
     judging = judged(settings, assembly.space, steps, size["select"], size["report"]) * seconds / size["search"]
     return (
         f"about {prices}; {asked} take{'s' * (candidates + steps == 1)} about {_span(searching)}, choosing the winner "
-        f"on {size['select']:,} select and {size['report']:,} report items about {_span(judging)}"
+        f"on {size['select']:,} select and {size['report']:,} report items at most {_span(judging)}"
     )
 
 

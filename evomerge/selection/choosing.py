@@ -12,8 +12,7 @@ same on per-item differences.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,7 @@ from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.judge import Judge
+from evomerge.selection.racing import choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.selection.summary import GAIN, Choice
 
@@ -51,32 +51,6 @@ class Selection:
     coefficients: Mapping[str, np.ndarray]
 
 
-def choose(candidates: Iterable[str], score: Callable[[str], float]) -> tuple[str, dict[str, float]]:
-    """Return the name of the best candidate and the value of each; the first of equals wins.
-
-    Args:
-        candidates: their names.
-        score: the value of the one with that name. One that fails, or whose value is no finite number, is never chosen.
-
-    Raises:
-        EvomergeError: none of them could be scored.
-    """
-    values = {}
-    for name in candidates:
-        try:
-            value = score(name)
-        except (Stopped, LiveModelError):
-            raise
-        except Exception as error:  # whatever a model or a user's fitness may raise: it costs this candidate
-            logger.warning("%s could not be scored and is not chosen: %s: %s", name, type(error).__name__, error)
-            value = math.nan
-        values[name] = value if math.isfinite(value) else -math.inf
-    best = max(values, key=lambda name: values[name])
-    if values[best] == -math.inf:
-        raise EvomergeError(f"None of {', '.join(values)} could be scored on the select split; the warnings say why.")
-    return best, values
-
-
 def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> Selection:
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
@@ -93,12 +67,16 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         Stopped: the run was asked to stop; what was scored is remembered.
     """
     metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
-    decide = _decision(judge, settings)
+    objective, ids = _objective(judge, settings), judge.ids["select"]
     finalists = {name: judge.decode(x) for name, x in incumbents.items()}
     constants = {str(constant): judge.constant(constant) for constant in _constants(judge)}
-    constant, constant_values = choose(constants, lambda name: decide(judge.merged(constants[name], "select")))
+    flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
+    judge.scored(flat.spared)
+    constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
-    winner, finalist_values = choose(finalists, lambda name: decide(judge.merged(finalists[name], "select")))
+    best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, ids)
+    judge.scored(best.spared)
+    winner = best.name
     models: dict[str, tuple[str, Callable[[], Outcome]]] = {
         "base": ("the base", lambda: judge.base("report")),
         "experts": ("the experts", lambda: judge.experts("report")),
@@ -119,18 +97,18 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         {GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
         [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
         metric,
-        Choice(winner, finalist_values, constant, constant_values),
+        Choice(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}),
         finalists[winner],
     )
 
 
 def work(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> int:
-    """Return on how many items `select` scores models, in all."""
+    """Return on how many items `select` scores models, in all, if it drops none of them."""
     models = len(_constants(judge)) + len(incumbents) + 1 + 2 * bool(settings["objective"]["normalised"])
     return models * judge.sizes["select"] + 4 * judge.sizes["report"]
 
 
-def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], float]:
+def _objective(judge: Judge, settings: Mapping[str, Any]) -> Objective:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
     given, metric = settings["objective"], settings["fitness"]["report_metric"]
     ends = None
@@ -148,8 +126,7 @@ def _decision(judge: Judge, settings: Mapping[str, Any]) -> Callable[[Outcome], 
                 ", ".join(flat),
             )
         ends = None if flat else gains
-    objective = Objective(metric, given["aggregate"], given["weights"], ends)
-    return lambda outcome: objective(outcome)[0][0]
+    return Objective(metric, given["aggregate"], given["weights"], ends)
 
 
 @contextmanager

@@ -18,18 +18,20 @@ from statistics import NormalDist
 
 import numpy as np
 
-ALPHA = 0.05
+ALPHA = 0.1
 """The chance that a model is dropped that would have been the best on all items."""
-BLOCKS = 8
+BLOCKS = 12
 """Into how many blocks items are cut; after each but the last, models may be dropped."""
 LEAST = 10
 """The fewest items of a task in a block: with fewer, a difference is not about normal."""
 
+Items = Mapping[str, Sequence[str]]
+"""By task, ids of items."""
 Results = Mapping[str, np.ndarray]
 """By task, (n,) numbers of one model in the order of the items."""
 
 
-def cut(ids: Mapping[str, Sequence[str]], blocks: int = BLOCKS) -> list[dict[str, list[str]]]:
+def cut(ids: Items, blocks: int = BLOCKS) -> list[dict[str, list[str]]]:
     """Cut items into blocks, in a random order that is the same for every model and every search.
 
     Args:
@@ -85,10 +87,11 @@ class Race:
 def chances(results: Mapping[str, Results], sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, float]:
     """Return the chance of each model but the leader to end above the leader when all items are scored.
 
-    In place of s² stands (∑(d - mean d)² + q²) / (n + 1). For right and wrong answers q is 1: half an item won and half
-    an item lost more (after Agresti and Min 2005), so that models that were alike on few items are not taken to be
-    alike on all. For other numbers it is the largest difference of the two, since few items hide the length of a tail,
-    or the root mean square of all differences to the leader that are not 0, if that is larger.
+    In place of s² stands (∑(d - mean d)² + f q²) / (n - 1 + 2f), with f the task's share of the items. For right and
+    wrong answers q is 1: over all tasks half an item won and half an item lost more (after Agresti and Min 2005), so
+    that models that were alike on few items are not taken to be alike on all. For other numbers q is the largest
+    difference of the two, since few items hide the length of a tail, or the root mean square of all differences to the
+    leader that are not 0, if that is larger.
 
     Args:
         results: by model and task, all models on the same items.
@@ -101,10 +104,11 @@ def chances(results: Mapping[str, Results], sizes: Mapping[str, int], weights: M
     for task, rows in tasks.items():
         values += weights[task] * rows.mean(1)
     leader = int(np.argmax(values))
+    total = sum(rows.shape[1] for rows in tasks.values())
     for task, rows in tasks.items():
-        d, n = rows[leader] - rows, rows.shape[1]
+        d, n, share = rows[leader] - rows, rows.shape[1], rows.shape[1] / total
         q2 = np.maximum((d**2).max(1), np.sum(d**2) / max(np.count_nonzero(d), 1))
-        s2 = (n * d.var(1) + q2) / (n + 1)
+        s2 = (n * d.var(1) + share * q2) / (n - 1 + 2 * share)
         variances += weights[task] ** 2 * s2 * (1 / n - 1 / sizes[task])
     behind = values[leader] - values
     return {

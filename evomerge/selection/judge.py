@@ -22,6 +22,7 @@ from evomerge.runs.identity import circumstances, contents
 from evomerge.search.evaluators.scorers import score_experts
 from evomerge.search.evaluators.serial import Scorer
 from evomerge.search.stopping import Interrupt, Stopped
+from evomerge.selection.dropping import Items
 from evomerge.selection.remember import remembered
 
 
@@ -37,7 +38,8 @@ class Judge:
         limit: of the time of a candidate; a model may take longer by as much as there are more items.
 
     Attributes:
-        sizes: the number of items of each split.
+        ids: the items of each split by task.
+        sizes: their number.
         scored: is told of each model that has been scored, or was remembered, on how many items.
     """
 
@@ -51,11 +53,11 @@ class Judge:
         limit: TimeLimit | None = None,
     ) -> None:
         self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
-        self._ids = {split: subsets[split](0) for split in ("select", "report")}
+        self.ids = {split: subsets[split](0) for split in ("select", "report")}
         self._limit = limit or TimeLimit()
-        self.sizes = {split: subsets[split].size for split in self._ids}
+        self.sizes = {split: subsets[split].size for split in self.ids}
         self.scored: Callable[[int], object] = lambda items: None
-        self._share = {split: size / subsets["search"].size for split, size in self.sizes.items()}
+        self._candidate = subsets["search"].size
         self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
         self._surroundings = {**contents(assembly, settings), **circumstances(assembly)}
 
@@ -77,39 +79,43 @@ class Judge:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
         return self.decode(self._assembly.space.start({"weight": weight}))
 
-    def merged(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
-        """Score a merge; see the class for what is remembered."""
+    def merged(self, coefficients: Mapping[str, np.ndarray], split: str, part: Items | None = None) -> Outcome:
+        """Score a merge on a split, or on a part of its items; see the class for what is remembered."""
+        ids = {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
         groups = [group.name for group in self._assembly.space.groups]
         named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
-        return self._once(named, split, lambda: self._merge(coefficients, split))
+        return self._once(named, split, ids, lambda: self._merge(coefficients, split, ids))
 
     def base(self, split: str) -> Outcome:
         """Score the base."""
-        return self._once("base", split, lambda: self._restored(split))
+        return self._once("base", split, self.ids[split], lambda: self._restored(split))
 
     def experts(self, split: str) -> Outcome:
         """Score each task with its own expert; tasks without an expert are left out."""
         return self._once(
             {"experts": self._assembly.experts},
             split,
-            lambda: score_experts(self._assembly, self._scorers[split], self._ids[split]),
+            self.ids[split],
+            lambda: score_experts(self._assembly, self._scorers[split], self.ids[split]),
         )
 
-    def _merge(self, coefficients: Mapping[str, np.ndarray], split: str) -> Outcome:
+    def _merge(self, coefficients: Mapping[str, np.ndarray], split: str, ids: dict[str, list[str]]) -> Outcome:
         self._assembly.merger.apply(coefficients)
-        return self._scorers[split](self._ids[split])
+        return self._scorers[split](ids)
 
     def _restored(self, split: str) -> Outcome:
         self._assembly.merger.restore()
-        return self._scorers[split](self._ids[split])
+        return self._scorers[split](self.ids[split])
 
-    def _once(self, model: Any, split: str, compute: Callable[[], Outcome]) -> Outcome:
+    def _once(self, model: Any, split: str, ids: Items, compute: Callable[[], Outcome]) -> Outcome:
         if self._interrupt.requested:
             raise Stopped
+        size = sum(map(len, ids.values()))
+        share = size / self._candidate
         if self._cache is None:
-            outcome = self._limit(compute, self._share[split])
+            outcome = self._limit(compute, share)
         else:
-            description = {"model": model, "items": self._ids[split], **self._surroundings}
-            outcome = remembered(self._cache, description, lambda: self._limit(compute, self._share[split]))
-        self.scored(self.sizes[split])
+            description = {"model": model, "items": ids, **self._surroundings}
+            outcome = remembered(self._cache, description, lambda: self._limit(compute, share))
+        self.scored(size)
         return outcome

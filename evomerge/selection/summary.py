@@ -27,12 +27,15 @@ class Choice:
         finalists: the value of each by name; what could not be scored has no finite one.
         constant: the best constant, as it is written.
         constants: the value of each.
+        seen: on how many select items each finalist and each constant was scored; fewer than all for one that was
+            dropped, so its value is only about comparable. Summaries of version 0.2 have none.
     """
 
     winner: str
     finalists: Numbers
     constant: str
     constants: Numbers
+    seen: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def value(self) -> float:

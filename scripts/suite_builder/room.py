@@ -13,7 +13,6 @@ beside the suite, outcomes in the cache of the search, the result in `room.json`
 
 import hashlib
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import LogError, SuiteError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
+from evomerge.fitness.objectives import Objective
 from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.config import CONF, plain, register
@@ -38,8 +38,9 @@ from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt
 from evomerge.searchers.warm import CONSTANTS as FIRST
-from evomerge.selection.choosing import CONSTANTS, choose
+from evomerge.selection.choosing import CONSTANTS
 from evomerge.selection.judge import Judge
+from evomerge.selection.racing import choose
 from evomerge.selection.statistics import paired, score_of
 from suite_builder.show import progress
 
@@ -133,22 +134,18 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
     judge = Judge(assembly, settings, scorers, make_subsets(assembly, settings), Interrupt())
     low, high = judge.bounds
     constants = {f"{c:g}": judge.constant(c) for c in CONSTANTS if low <= c <= high}
-    with progress(console, "scoring constants and experts on select items", len(constants) + 3) as advance:
-
-        def score(name: str) -> float:
-            value = score_of(judge.merged(constants[name], "select"), METRIC).mean
-            advance()
-            return math.nan if value is None else value
-
-        best, _ = choose(constants, score)
-        outcomes = {"base": judge.base("select")}
-        advance()
-        outcomes["experts"] = judge.experts("select")
-        advance()
-        outcomes |= {"constant": judge.merged(constants[best], "select"), "tensor": judge.merged(weights, "select")}
-        advance()
+    with progress(console, "scoring constants and experts on select items", None) as advance:
+        judge.scored = lambda items: advance()
+        best = choose(
+            constants,
+            lambda name, part: judge.merged(constants[name], "select", part),
+            Objective(METRIC),
+            judge.ids["select"],
+        )
+        outcomes = {"base": judge.base("select"), "experts": judge.experts("select")}
+        outcomes |= {"constant": best.outcome, "tensor": judge.merged(weights, "select")}
     return {
-        "constant": float(best),
+        "constant": float(best.name),
         "items": sum(len(ids) for ids in outcomes["base"].items.values()),
         "scores": {model: dict(score_of(outcome, METRIC).tasks) for model, outcome in outcomes.items()},
         **{model: asdict(paired(outcomes[model], outcomes["constant"], METRIC)) for model in ("experts", "tensor")},

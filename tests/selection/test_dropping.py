@@ -61,10 +61,10 @@ def raced(models: Models) -> tuple[str, float]:
 
 GRID = np.linspace(0.1, 1.5, 15)
 FIELDS = {  # what models are worth; the share of the items on which they may be scored, by either metric
-    "all equal": (np.zeros(8), 0.8, 0.86),
-    "three near-equal ahead": (np.array([0.0, 0.003, 0.006, -0.3, -0.4, -0.5, -0.6, -0.7]), 0.45, 0.69),
-    "a curve, as of constants": (0.3 - 1.5 * (GRID - 0.6) ** 2, 0.46, 0.72),
-    "one ahead": (np.array([0.3, *np.full(7, -0.2)]), 0.32, 0.66),
+    "all equal": (np.zeros(8), 0.7, 0.75),
+    "three near-equal ahead": (np.array([0.0, 0.003, 0.006, -0.3, -0.4, -0.5, -0.6, -0.7]), 0.4, 0.58),
+    "a curve, as of constants": (0.3 - 1.5 * (GRID - 0.6) ** 2, 0.4, 0.62),
+    "one ahead": (np.array([0.3, *np.full(7, -0.2)]), 0.29, 0.55),
 }
 
 
@@ -139,4 +139,4 @@ def test_blocks_hold_every_item_once_and_each_task_has_its_share(sizes: dict[str
 def test_items_that_lie_by_class_are_shuffled() -> None:
     ids = {"a": [f"{i // 100}-{i}" for i in range(200)]}
     first = cut(ids)[0]["a"]
-    assert 5 <= sum(item.startswith("0-") for item in first) <= 20  # of 25
+    assert 4 <= sum(item.startswith("0-") for item in first) <= 13  # of 17

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from scipy import stats
 
 from evomerge.common.errors import EvomergeError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.objectives import Objective
 from evomerge.search.stopping import Stopped
-from evomerge.selection.choosing import choose, select
+from evomerge.selection.choosing import select
+from evomerge.selection.racing import choose
 from evomerge.selection.statistics import Paired, paired, score_of
 
 
@@ -123,44 +126,108 @@ def test_one_item_has_no_standard_error():
     assert result.tasks_se["b"] == pytest.approx(0.5)
 
 
-def test_the_best_is_chosen_and_each_is_scored_once():
-    values, scored = {"low": 0.1, "high": 0.9, "middle": 0.4}, []
+IDS = {"a": [str(i) for i in range(120)], "b": [str(i) for i in range(240)]}
 
-    def score(name):
-        scored.append(name)
-        return values[name]
 
-    assert choose(values, score) == ("high", values)
-    assert scored == ["low", "high", "middle"]
-    assert choose(["low", "high"], lambda name: 0.5)[0] == "low"  # the first of equals
+def part_of(rows: dict[str, np.ndarray], part) -> Outcome:
+    items = {task: list(chosen) for task, chosen in part.items()}
+    return Outcome(items, {task: {"m": rows[task][[int(i) for i in chosen]]} for task, chosen in items.items()})
+
+
+def fields() -> dict[str, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    chances = {"low": 0.3, "high": 0.9, "middle": 0.6}
+    return {name: {t: (rng.random(len(i)) < p).astype(float) for t, i in IDS.items()} for name, p in chances.items()}
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "worst"])
+def test_the_best_is_chosen_and_who_is_clearly_behind_is_spared(aggregate):
+    rows, scored = fields(), []
+
+    def score(name, part):
+        scored.append((name, tuple(part["a"])))
+        return part_of(rows[name], part)
+
+    objective = Objective("m", aggregate)
+    chosen = choose(rows, score, objective, IDS)
+    assert chosen.name == "high"
+    assert len(set(scored)) == len(scored)  # each is scored once on an item
+    assert chosen.seen["high"] == 360
+    assert chosen.values["high"] == objective(part_of(rows["high"], IDS))[0][0]
+    assert chosen.spared == 3 * 360 - sum(chosen.seen.values())
+    if aggregate == "worst":  # no sum over items: nobody is dropped
+        assert set(chosen.seen.values()) == {360}
+    else:
+        assert chosen.seen["low"] < 360 > chosen.seen["middle"]
+
+
+def test_normalised_values_are_raced_as_well():
+    rows = fields()
+    objective = Objective("m", weights={"b": 3}, ends={"a": (0.1, 0.9), "b": (0.2, 0.4)})
+    chosen = choose(rows, lambda name, part: part_of(rows[name], part), objective, IDS)
+    assert chosen.name == "high"
+    assert chosen.seen["low"] < 360
+    found = part_of(rows["low"], IDS), part_of(rows["high"], IDS)
+    worth = objective.weights_of(IDS)
+    assert worth is not None
+    by_hand = sum(worth[t] * float(np.mean(rows["high"][t] - rows["low"][t])) for t in IDS)
+    assert by_hand == pytest.approx(objective(found[1])[0][0] - objective(found[0])[0][0])
+
+
+def test_of_equals_the_first_wins_and_none_is_dropped():
+    rows = fields()["high"]
+    chosen = choose(["two", "one"], lambda name, part: part_of(rows, part), Objective("m"), IDS)
+    assert chosen.name == "two"
+    assert set(chosen.seen.values()) == {360}
+
+
+def test_few_items_are_scored_in_one_go():
+    ids, asked = {"a": ["0", "1"], "b": ["0"] * 3}, []
+
+    def score(name, part):
+        asked.append(name)
+        return part_of(fields()[name], part)
+
+    choose(["low", "high"], score, Objective("m"), ids)
+    assert asked == ["low", "high"]
+
+
+def worth(values):
+    """Models whose every item is worth the same, or that fail."""
+
+    def score(name, part):
+        if isinstance(values[name], type):
+            raise values[name]
+        return Outcome(dict(part), {task: {"m": np.full(len(ids), values[name])} for task, ids in part.items()})
+
+    return score
 
 
 def test_one_that_fails_costs_itself_alone_and_a_stop_stops():
-    def score(name):
-        if name == "broken":
-            raise RuntimeError("no")
-        if name == "stop":
-            raise Stopped
-        return 0.1
-
-    assert choose(["broken", "fine"], score)[0] == "fine"
+    models = worth({"broken": RuntimeError, "stop": Stopped, "fine": 0.1})
+    chosen = choose(["broken", "fine"], models, Objective("m"), IDS)
+    assert (chosen.name, chosen.values["broken"], chosen.seen["broken"]) == ("fine", -math.inf, 0)
     with pytest.raises(EvomergeError, match="None of broken could be scored"):
-        choose(["broken"], score)
+        choose(["broken"], models, Objective("m"), IDS)
     with pytest.raises(Stopped):
-        choose(["fine", "stop"], score)
+        choose(["fine", "stop"], models, Objective("m"), IDS)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_chosen(bad):
-    values = {"bad": bad, "low": -5.0, "high": -4.0}
+    models = worth({"bad": bad, "low": -5.0, "high": -4.0})
     for names in (["bad", "low", "high"], ["low", "high", "bad"]):
-        assert choose(names, lambda name: values[name])[0] == "high"
+        assert choose(names, models, Objective("m"), IDS).name == "high"
 
 
 class Bench:
     """A judge of two models without a model: what `act` makes of a name and a split is what an item is worth."""
 
     bounds = (0.0, 0.35)
+    ids: ClassVar = {"select": {"a": ["0", "1"]}}
+
+    def scored(self, items):
+        pass
 
     def __init__(self, act):
         self._act = act
@@ -170,7 +237,7 @@ class Bench:
 
     constant = within = decode
 
-    def merged(self, coefficients, split):
+    def merged(self, coefficients, split, part=None):
         return outcome(a=[1.0, self._act(f"merge {coefficients['weight']}", split)])
 
     def base(self, split):
