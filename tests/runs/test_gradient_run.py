@@ -88,7 +88,7 @@ def test_more_budget_goes_on_as_if_it_had_been_so_from_the_start(
         cut = tmp_path / f"cut {share}"
         cut.mkdir()
         (cut / "trials.jsonl").write_bytes(data[: int(share * len(data))])
-        assert run(cut, *given, "budget=9")["report"] == whole["report"]
+        assert run(cut, *given, "budget=9").report == whole.report
         assert (cut / "trials.jsonl").read_bytes() == data
 
 
