@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.run
 
 # The small form of the text suite (three experts, pip alone), a CMA-ES search on it, and the table of the report split.
 DEMO_SUITE  ?= --small
-DEMO_SEARCH ?= budget=200
+DEMO_SEARCH ?= budget=100
 DEMO_DIR    ?= suites/demo
 DEMO_RUN    ?= runs/demo
 demo: $(VENV)/.run

@@ -70,7 +70,9 @@ def choose(
     for number, part in enumerate(parts, 1):
         for name in racing:
             try:
-                outcomes[name] = _joined(ids, outcomes.get(name), score(name, part))
+                outcomes[name] = _joined(outcomes.get(name), score(name, part))
+                if number == len(parts):
+                    outcomes[name] = _ordered(outcomes[name], ids)
                 value = objective(outcomes[name])[0][0]
             except (Stopped, LiveModelError):
                 raise
@@ -98,15 +100,24 @@ def _size(ids: Items) -> int:
     return sum(map(len, ids.values()))
 
 
-def _joined(ids: Items, *outcomes: Outcome | None) -> Outcome:
-    """Return the outcome on several parts of the items, in the order of all items."""
-    places = {task: {item: i for i, item in enumerate(every)} for task, every in ids.items()}
+def _joined(first: Outcome | None, second: Outcome) -> Outcome:
+    """Return the outcome on two parts of the items."""
+    if first is None:
+        return second
+    items = {task: [*first.items[task], *ids] for task, ids in second.items.items()}
+    results = {
+        task: {metric: np.concatenate([first.results[task][metric], row]) for metric, row in metrics.items()}
+        for task, metrics in second.results.items()
+    }
+    return Outcome(items, results)
+
+
+def _ordered(outcome: Outcome, ids: Items) -> Outcome:
+    """Return an outcome in the order of all items, as if it had been scored on them in one go."""
     items, results = dict[str, list[str]](), dict[str, dict[str, np.ndarray]]()
-    known = [outcome for outcome in outcomes if outcome is not None]
-    for task in known[0].items:
-        found = [item for outcome in known for item in outcome.items[task]]
-        order = sorted(range(len(found)), key=lambda i: places[task][found[i]])
+    for task, found in outcome.items.items():
+        place = {item: i for i, item in enumerate(ids[task])}
+        order = sorted(range(len(found)), key=lambda i, found=found, place=place: place[found[i]])
         items[task] = [found[i] for i in order]
-        metrics = known[0].results[task]
-        results[task] = {m: np.concatenate([o.results[task][m] for o in known])[order] for m in metrics}
+        results[task] = {metric: row[order] for metric, row in outcome.results[task].items()}
     return Outcome(items, results)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from evomerge.selection.dropping import ALPHA, BLOCKS, LEAST, Race, chances, cut
 
 DRAWS = 200
-SIZES = {"a": 240, "b": 160, "c": 80}
+SIZES = {"a": 240, "b": 160, "c": 120}
+LOOKS = 120 // LEAST
 WEIGHTS = {"a": 0.5, "b": 0.25, "c": 0.25}
 Models = dict[str, dict[str, np.ndarray]]
 
@@ -47,12 +48,12 @@ def value(rows: Mapping[str, np.ndarray]) -> float:
 
 def raced(models: Models) -> tuple[str, float]:
     """The winner, and the share of the items that was scored."""
-    race, racing, spent = Race(SIZES, WEIGHTS, BLOCKS - 1), dict(models), 0
-    for block in range(1, BLOCKS + 1):
-        seen = {task: size * block // BLOCKS for task, size in SIZES.items()}
-        before = {task: size * (block - 1) // BLOCKS for task, size in SIZES.items()}
+    race, racing, spent = Race(SIZES, WEIGHTS, LOOKS - 1), dict(models), 0
+    for block in range(1, LOOKS + 1):
+        seen = {task: size * block // LOOKS for task, size in SIZES.items()}
+        before = {task: size * (block - 1) // LOOKS for task, size in SIZES.items()}
         spent += len(racing) * (sum(seen.values()) - sum(before.values()))
-        if block < BLOCKS:
+        if block < LOOKS:
             for name in race.drop({name: {t: r[: seen[t]] for t, r in rows.items()} for name, rows in racing.items()}):
                 del racing[name]
     winner = max(racing, key=lambda name: value(racing[name]))
@@ -61,10 +62,10 @@ def raced(models: Models) -> tuple[str, float]:
 
 GRID = np.linspace(0.1, 1.5, 15)
 FIELDS = {  # what models are worth; the share of the items on which they may be scored, by either metric
-    "all equal": (np.zeros(8), 0.7, 0.75),
-    "three near-equal ahead": (np.array([0.0, 0.003, 0.006, -0.3, -0.4, -0.5, -0.6, -0.7]), 0.4, 0.58),
-    "a curve, as of constants": (0.3 - 1.5 * (GRID - 0.6) ** 2, 0.4, 0.62),
-    "one ahead": (np.array([0.3, *np.full(7, -0.2)]), 0.29, 0.55),
+    "all equal": (np.zeros(8), 0.62, 0.68),
+    "three near-equal ahead": (np.array([0.0, 0.003, 0.006, -0.3, -0.4, -0.5, -0.6, -0.7]), 0.37, 0.54),
+    "a curve, as of constants": (0.3 - 1.5 * (GRID - 0.6) ** 2, 0.36, 0.56),
+    "one ahead": (np.array([0.3, *np.full(7, -0.2)]), 0.27, 0.5),
 }
 
 
@@ -87,7 +88,7 @@ def test_the_leader_stays_and_so_does_who_is_alike() -> None:
     rows = {task: (rng.random(size) < 0.8).astype(float) for task, size in SIZES.items()}
     hopeless = {task: np.zeros(size) for task, size in SIZES.items()}
     few = {task: row[:LEAST] for task, row in rows.items()}
-    race = Race(SIZES, WEIGHTS, BLOCKS - 1)
+    race = Race(SIZES, WEIGHTS, LOOKS - 1)
     assert race.drop({"one": few, "two": dict(few)}) == []
     dropped = race.drop({"one": rows, "two": dict(rows), "hopeless": hopeless})
     assert dropped == ["hopeless"]
@@ -139,4 +140,4 @@ def test_blocks_hold_every_item_once_and_each_task_has_its_share(sizes: dict[str
 def test_items_that_lie_by_class_are_shuffled() -> None:
     ids = {"a": [f"{i // 100}-{i}" for i in range(200)]}
     first = cut(ids)[0]["a"]
-    assert 4 <= sum(item.startswith("0-") for item in first) <= 13  # of 17
+    assert 2 <= sum(item.startswith("0-") for item in first) <= 8  # of 10
