@@ -18,7 +18,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,17 @@ NEAR = 3
 
 Rows = dict[str, np.ndarray]
 """By task, the results of one model."""
+
+
+class Line(NamedTuple):
+    """What came of a race: the regret, whether one that is clearly better was dropped, and on how many items models
+    were scored, with the race and without.
+    """
+
+    regret: float
+    wrong: bool
+    spent: int
+    whole: int
 
 
 def main() -> None:
@@ -81,17 +92,17 @@ def simulate(
     """Print the rows of one set of models."""
     rng = np.random.default_rng(0)
     near = _nearest(finalists, objective)
-    found: dict[str, list[tuple[float, bool, int, int]]] = defaultdict(list)
+    found: dict[str, list[Line]] = defaultdict(list)
     for _ in range(draws):
         drawn = {task: rng.integers(0, len(row), len(row)) for task, row in next(iter(constants.values())).items()}
         known: set[tuple[bytes, str, str]] = set()  # content of a model, task, item: scored already
-        best, *line = _race(constants, drawn, objective, known)
-        found[f"{len(constants)} constants"].append(tuple(line))
-        second = _race({**finalists, f"constant {best}": constants[best]}, drawn, objective, known)
-        found[f"{len(finalists) + 1} finalists"].append(tuple(second[1:]))
-        both = max(line[0], second[1]), line[1] or second[2], line[2] + second[3], line[3] + second[4]
-        found["both"].append(both)
-        found[f"{NEAR} near-equal finalists, alone"].append(tuple(_race(near, drawn, objective, set())[1:]))
+        best, one = _race(constants, drawn, objective, known)
+        found[f"{len(constants)} constants"].append(one)
+        _, two = _race({**finalists, f"constant {best}": constants[best]}, drawn, objective, known)
+        found[f"{len(finalists) + 1} finalists"].append(two)
+        worse = max(one.regret, two.regret)
+        found["both"].append(Line(worse, one.wrong or two.wrong, one.spent + two.spent, one.whole + two.whole))
+        found[f"{NEAR} near-equal finalists, alone"].append(_race(near, drawn, objective, set())[1])
     size = sum(len(row) for row in next(iter(constants.values())).values())
     for what, lines in found.items():
         regret, wrong, spent, whole = (np.array(column) for column in zip(*lines, strict=True))
@@ -103,10 +114,8 @@ def simulate(
 
 def _race(
     models: Mapping[str, Rows], drawn: Rows, objective: Objective, known: set[tuple[bytes, str, str]]
-) -> tuple[str, float, bool, int, int]:
-    """Return who won, the regret, whether one that is clearly better was dropped, and how many items were scored, with
-    the race and without.
-    """
+) -> tuple[str, Line]:
+    """Return who won, and what came of the race."""
     ids = {task: [str(i) for i in range(len(order))] for task, order in drawn.items()}
     content = {name: b"".join(row.tobytes() for row in rows.values()) for name, rows in models.items()}
     before, spent = set(known), 0
@@ -129,7 +138,7 @@ def _race(
     size = sum(len(items) for items in ids.values())
     better = any(full[name] > full[chosen.name] + LARGE and chosen.seen[name] < size for name in models)
     whole = size * len({content[name] for name in models} - {known_one for known_one, *_ in before})
-    return chosen.name, regret, better, spent, whole
+    return chosen.name, Line(regret, better, spent, whole)
 
 
 def _nearest(models: Mapping[str, Rows], objective: Objective) -> dict[str, Rows]:

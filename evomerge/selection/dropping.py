@@ -49,7 +49,7 @@ def cut(ids: Items, blocks: int = BLOCKS) -> list[dict[str, list[str]]]:
     for number, (task, all_of_it) in enumerate(ids.items()):
         order = np.random.default_rng([number, len(all_of_it)]).permutation(len(all_of_it))
         for part, chosen in zip(parts, np.array_split(order, count), strict=True):
-            part[task] = [all_of_it[i] for i in chosen]
+            part[task] = [all_of_it[int(i)] for i in chosen]
     return parts
 
 
