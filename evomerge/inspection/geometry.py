@@ -1,7 +1,7 @@
 """How task vectors lie to each other: norms, cosines, and where their signs disagree.
 
 In: the base and the experts as `Checkpoint`s. Out: for each parameter a `Geometry`, sums that add up: those of a layer
-are the sum of its parameters', those of the model the sum of all. Nothing is written and no task vector is held: blocks
+are the sum of its parameters', those of the model the sum of all. Nothing is written and no task vector is held: chunks
 of a parameter are read, subtracted in float32 as the merge does, and summed in float64. Signs are also compared among
 the elements of largest magnitude alone, as TIES looks at them (Yadav et al. 2023, section 3).
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
 
-BLOCK = 1 << 15  # elements of a parameter that are looked at together: a few experts' fit into a processor's cache
+CHUNK = 1 << 15  # elements of a parameter that are looked at together: a few experts' fit into a processor's cache
 BINS = 1 << 15  # of magnitudes: the upper 16 bits of a float32 without its sign
 
 
@@ -119,7 +119,7 @@ def measure(
     """Read all weights twice, once for the magnitudes and once for everything else.
 
     Args:
-        base: θ_0, which holds every parameter.
+        base: θ₀, which holds every parameter.
         experts: θ_k, K of them, in the order of all results. Where one lacks a parameter, its task vector is zero.
         parameters: name -> shape of the live model.
         density: the share of its elements, of largest magnitude, that `top` sees of each task vector (as closely as
@@ -131,17 +131,17 @@ def measure(
     """
     total = sum(math.prod(shape) for shape in parameters.values())
     counts, done = torch.zeros(len(experts), BINS, dtype=torch.int64), 0
-    for _, block in _blocks(base, experts, parameters):
-        for row, deltas in zip(counts, block[1:], strict=True):
+    for _, chunk in _chunks(base, experts, parameters):
+        for row, deltas in zip(counts, chunk[1:], strict=True):
             row += torch.bincount(deltas.abs().view(torch.int32) >> 16, minlength=BINS)
-        done += block.shape[1]
+        done += chunk.shape[1]
         if progress:
             progress("reading task vectors", done, 2 * total)
     cutoffs = torch.stack([_cutoff(row, density * total) for row in counts]) if experts else torch.empty(0)
     found = {name: geometry(torch.zeros(1 + len(experts), 0), cutoffs) for name in parameters}
-    for name, block in _blocks(base, experts, parameters):
-        found[name] += geometry(block, cutoffs)
-        done += block.shape[1]
+    for name, chunk in _chunks(base, experts, parameters):
+        found[name] += geometry(chunk, cutoffs)
+        done += chunk.shape[1]
         if progress:
             progress("reading task vectors", done, 2 * total)
     return found
@@ -177,23 +177,23 @@ def _compare(signs: Tensor) -> Signs:
     )
 
 
-def _blocks(
+def _chunks(
     base: Checkpoint, experts: Sequence[Checkpoint], parameters: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield each parameter block by block: the base and the task vectors, float32 (1 + K, n), good until the next."""
-    held = torch.empty(1 + len(experts), BLOCK)
+    """Yield each parameter chunk by chunk: the base and the task vectors, float32 (1 + K, n), good until the next."""
+    held = torch.empty(1 + len(experts), CHUNK)
     for name in parameters:
         ours = base.tensor(name).reshape(-1)
         theirs = [expert.tensor(name).reshape(-1) if name in expert.keys else None for expert in experts]
-        for start in range(0, len(ours), BLOCK):
-            block = held[:, : min(BLOCK, len(ours) - start)]
-            block[0] = ours[start : start + BLOCK]
-            for row, tensor in zip(block[1:], theirs, strict=True):
+        for start in range(0, len(ours), CHUNK):
+            chunk = held[:, : min(CHUNK, len(ours) - start)]
+            chunk[0] = ours[start : start + CHUNK]
+            for row, tensor in zip(chunk[1:], theirs, strict=True):
                 if tensor is None:
                     row.zero_()
                 else:
-                    row.copy_(tensor[start : start + BLOCK]).sub_(block[0])
-            yield name, block
+                    row.copy_(tensor[start : start + CHUNK]).sub_(chunk[0])
+            yield name, chunk
 
 
 def _cutoff(counts: Tensor, keep: float) -> Tensor:

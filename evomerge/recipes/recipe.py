@@ -176,14 +176,14 @@ class Recipe:
             if expert not in self.experts:
                 raise ConfigError(f"recipe: {unknown('expert', expert, self.experts)}")
         own = self.groups(parameters)
-        pieces: dict[str, list[tuple[int, int, int]]] = {}
+        spans: dict[str, list[tuple[int, int, int]]] = {}
         for row, group in enumerate(own):
             for span in group.spans:
-                pieces.setdefault(span.parameter, []).append((span.start, span.stop, row))
+                spans.setdefault(span.parameter, []).append((span.start, span.stop, row))
         common: Counter[tuple[int, int]] = Counter()  # (group, own group) -> elements in both
         for place, group in enumerate(groups):
             for span in group.spans:
-                for start, stop, row in pieces[span.parameter]:
+                for start, stop, row in spans[span.parameter]:
                     if (overlap := min(stop, span.stop) - max(start, span.start)) > 0:
                         common[place, row] += overlap
         sizes = [sum(span.stop - span.start for span in group.spans) for group in groups]

@@ -52,7 +52,7 @@ def make_groups(granularity: str, parameters: Mapping[str, tuple[int, ...]]) -> 
 
     Args:
         granularity: `model` (one group), `blocks:n` (n runs of blocks per axis), `layer` (a block), `module`
-            (attention, mlp, norm, other within a block), `tensor` (a parameter), `chunk:n` (n pieces of each parameter,
+            (attention, mlp, norm, other within a block), `tensor` (a parameter), `chunk:n` (n spans of each parameter,
             sizes as in np.array_split) or `line` (the groups of `layer`, for two coefficients per row).
         parameters: name -> shape, in the order of the live model (it tells embeddings from head), tied ones once.
 
@@ -87,8 +87,8 @@ def make_groups(granularity: str, parameters: Mapping[str, tuple[int, ...]]) -> 
         inside = {blocks[name] for name in names if name in blocks}
         depth = float(np.mean([depths[block] for block in inside])) if inside and kind != "model" else None
         if kind == "chunk":
-            pieces = [Span(label, start, stop) for start, stop in _chunks(sizes[label], n)]
-            groups += [Group(f"{label}[{piece.start}:{piece.stop}]", (piece,), depth) for piece in pieces]
+            spans = [Span(label, start, stop) for start, stop in _chunks(sizes[label], n)]
+            groups += [Group(f"{label}[{span.start}:{span.stop}]", (span,), depth) for span in spans]
         else:
             groups.append(Group(label, tuple(Span(name, 0, sizes[name]) for name in names), depth))
     return tuple(groups)
@@ -191,7 +191,7 @@ def _module(rest: str) -> str:
 
 
 def _chunks(size: int, n: int) -> list[tuple[int, int]]:
-    """Bounds of np.array_split(range(size), n), empty pieces left out (9 elements in 4 pieces are 3, 2, 2, 2)."""
+    """Bounds of np.array_split(range(size), n), empty ones left out (9 elements in 4 chunks are 3, 2, 2, 2)."""
     quotient, larger = divmod(size, n)
     edges = [i * quotient + min(i, larger) for i in range(min(n, size) + 1)]
     return list(pairwise(edges))

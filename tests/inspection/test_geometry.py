@@ -99,7 +99,7 @@ def test_nothing_to_compare():
 
 @pytest.mark.parametrize("block", [7, 1 << 15])
 def test_parameters_as_numpy_has_them(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(geometry, "BLOCK", block)
+    monkeypatch.setattr(geometry, "CHUNK", block)
     family = Family(tmp_path, a={}, b=tuned(drawn(0), 2), c={"layers.0.bias": None, "extra": torch.ones(3)})
     tensors, rows = measured(family), stacked(family)
     assert list(tensors) == list(SHAPES)

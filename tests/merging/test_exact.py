@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evomerge.merging.kernels.exact import BLOCK, INTERLEAVED, VECTOR, sum_weighted
+from evomerge.merging.kernels.exact import INTERLEAVED, PARTIAL, VECTOR, sum_weighted
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDelta
 
 
 def plain(rows: Tensor, weights: list[float]) -> Tensor:
-    """Σ λ_k τ_k with (K, n) rows, in the order of law."""
+    """Σ λ_k τ_k with (K, n) rows, one row after the other."""
     total = torch.zeros(rows.shape[1])
     for row, weight in zip(rows, weights, strict=True):
         total = total + row * weight
@@ -33,7 +33,7 @@ def drawn(rows: int, size: int, seed: int) -> tuple[Tensor, list[float]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, BLOCK), size=st.integers(1, 300), seed=st.integers(0, 999))
+@given(rows=st.integers(1, PARTIAL), size=st.integers(1, 300), seed=st.integers(0, 999))
 def test_few_rows_or_whole_vectors_go_in_the_plain_order(rows: int, size: int, seed: int) -> None:
     size = size if rows <= INTERLEAVED else VECTOR * (1 + size // VECTOR)
     values, weights = drawn(rows, size, seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import evomerge
 from evomerge.merging.kernels.products import inner_products, stack
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
@@ -105,3 +108,27 @@ def test_a_base_at_hand_is_used_and_not_copied() -> None:
     base, expert = drawn(100, 0, (torch.bfloat16, torch.bfloat16))
     wide = base.float()
     assert ExpertDelta(base, expert).over(wide).base is wide
+
+
+def asked(source: str) -> Iterator[str]:
+    """The names of all classes that a module asks anything to be."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]):
+                yield from (each.id for each in ast.walk(kinds) if isinstance(each, ast.Name))
+            case ast.Call(func=ast.Name(id="type"), args=[_]):
+                yield "type"
+            case ast.MatchClass(cls=ast.Name(id=kind)):
+                yield kind
+
+
+def test_nobody_outside_asks_which_kind_it_is() -> None:
+    """Neither of a delta nor of the method that it is combined by."""
+    root = Path(evomerge.__file__).parent
+    inside = (root / "task_vectors", root / "merging" / "kernels")
+    kinds = {"Delta", "DenseDelta", "ExpertDelta", "ExpertDeltas", "Linear", "Ties", "DareTies"}
+    outside = [path for path in root.rglob("*.py") if not any(path.is_relative_to(folder) for folder in inside)]
+    assert len(outside) > 100
+    assert {path: names for path in outside if (names := kinds & set(asked(path.read_text(encoding="utf-8"))))} == {}
+    assert "type" not in set(asked((root / "merging" / "merger.py").read_text(encoding="utf-8")))
+    assert set(asked("isinstance(x, Ties | None)")) == {"Ties"}

@@ -8,7 +8,8 @@ without stacking them. Every product is rounded before it is added. That order i
 - yet another one, if there is but a single element.
 
 So the end of what has more than 4 rows is stacked and summed as it is, with a whole vector before it, or it could be a
-single element.
+single element. No other sum makes candidates: the plain one (row by row, no blocks, no ends) stands in its test, which
+holds the two equal where their orders are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from evomerge.task_vectors.delta import Delta
 
-BLOCK = 16
+PARTIAL = 16
 """Rows that `torch.sum` adds up before it begins a new partial sum."""
 VECTOR = 64
 """A multiple of the elements that its vector loop takes at a time, whatever the processor."""
@@ -36,10 +37,12 @@ def sum_weighted(deltas: Sequence[Delta], weights: Sequence[float], out: Tensor)
         weights: K numbers.
         out: where to write, float32 (n,).
     """
-    for start in range(0, len(deltas), BLOCK):
+    for start in range(0, len(deltas), PARTIAL):
         total = torch.empty_like(out) if start else out
         deltas[start].write(total, weights[start])
-        for delta, weight in zip(deltas[start + 1 : start + BLOCK], weights[start + 1 : start + BLOCK], strict=True):
+        for delta, weight in zip(
+            deltas[start + 1 : start + PARTIAL], weights[start + 1 : start + PARTIAL], strict=True
+        ):
             if weight != 0:
                 delta.add_to(total, weight)
         if start:
