@@ -56,18 +56,19 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.cli.progress import Reporter
     from evomerge.cli.settings import compose_settings
     from evomerge.cli.tables import show
+    from evomerge.fitness.capabilities import Headed
     from evomerge.inspection.document import document
     from evomerge.inspection.estimates import estimate
     from evomerge.inspection.sources import inspect_sources
-    from evomerge.runs.checks import first_fitness
-    from evomerge.runs.config import check, plain, takes
+    from evomerge.runs.checks import make_fitness
+    from evomerge.runs.config import check, plain
     from evomerge.trials import finite
 
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     settings = plain(compose_settings(given))
     check(settings)
-    if settings["fitness"]["tasks"] or settings["model"]["suite"]:
-        first_fitness(settings["fitness"])
+    scored = settings["fitness"]["tasks"] or settings["model"]["suite"]
+    fitness = make_fitness(settings["fitness"]) if scored else None
     sources = find_models(options.directories, settings)
     model, reporter = settings["model"], Reporter()
     with reporter.bars():
@@ -79,11 +80,11 @@ def main(arguments: Sequence[str]) -> None:
             reporter,
             model["vocabulary"],
             allowed=model["allow_missing"] or (),
-            pooled=not (sources.tasks and takes(settings["fitness"], "heads")),
+            pooled=not (sources.tasks and isinstance(fitness, Headed)),
         )
     needs = None
     if found.base.error is None and len(found.refused) < len(found.experts):
-        needs, warnings = estimate(found, sources, settings, reporter)
+        needs, warnings = estimate(found, sources, fitness, settings, reporter)
         found.warnings.extend(warnings)
     result = document(found, needs, settings["budget"])
     if options.json:

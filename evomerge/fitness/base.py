@@ -8,13 +8,13 @@ nothing that depends on the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
-from evomerge.common.errors import ConfigError, SuiteError
+from evomerge.common.errors import ConfigError
 from evomerge.fitness.items import Item
 
 
@@ -47,20 +47,17 @@ class Outcome:
 
 
 class Fitness(Protocol):
-    """Scores a live model; see the module's docstring.
+    """Scores a live model; see the module's docstring. What it can do beside that stands in `capabilities.py`.
 
     Attributes:
         metrics: the names of the metrics it gives for every item.
         pure: whether results depend on nothing but weights, items and settings, so that an outcome can be remembered.
-        digest: a hash of code that is not evomerge's own, or an empty string.
 
-    One that scores items in batches has their size as `batch_size`, which is halved where memory does not suffice, and
-    must not decide what comes out. A call may be broken off anywhere: what is kept for the next is put in place last.
+    A call may be broken off anywhere: what is kept for the next is put in place last.
     """
 
     metrics: tuple[str, ...]
     pure: bool
-    digest: str
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> Any:
         """Return all that scoring these items needs beside the weights; the processor is the base's tokenizer or image
@@ -71,54 +68,6 @@ class Fitness(Protocol):
     def __call__(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model on the items with these ids, by task."""
         ...
-
-
-@runtime_checkable
-class Checking(Protocol):
-    """A fitness that finds only with the model at hand that items cannot be scored."""
-
-    def check(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> None:
-        """Make all that scoring these items needs.
-
-        Raises:
-            EvomergeError: some of them cannot be scored, on whichever model.
-        """
-        ...
-
-
-def check_items(fitness: Fitness, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]], split: str) -> None:
-    """Refuse items that cannot be scored, before anything is.
-
-    Args:
-        fitness: scores them.
-        model: the live model.
-        prepared: what the fitness prepared for them.
-        ids: all that may be asked for, by task.
-        split: what they are of, for the message.
-
-    Raises:
-        SuiteError: there are some.
-    """
-    if isinstance(fitness, Checking):
-        try:
-            fitness.check(model, prepared, ids)
-        except SuiteError as error:
-            raise SuiteError(f"Of the {split} items, {error}") from error
-
-
-@runtime_checkable
-class Measuring(Protocol):
-    """A fitness one of whose metrics is another number for every task."""
-
-    def measures(self, metric: str) -> dict[str, str]:
-        """Return what the numbers of a metric are, by task."""
-        ...
-
-
-def measures(fitness: Fitness, metric: str, tasks: Iterable[str]) -> dict[str, str]:
-    """Return what the numbers of a metric are, by task: the metric itself where the fitness says nothing else."""
-    told = fitness.measures(metric) if isinstance(fitness, Measuring) else {}
-    return {task: told.get(task, metric) for task in tasks}
 
 
 def title(metric: str, told: Mapping[str, str]) -> str:

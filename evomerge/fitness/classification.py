@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.capabilities import Answers
 from evomerge.fitness.encoding import ROOM, Encoder, check_kind, make_encoder
 from evomerge.fitness.heads import Head, OwnHead
 from evomerge.fitness.items import Item
@@ -45,15 +46,6 @@ class _Batch:
     tasks: dict[str, tuple[Tensor, list[int], Tensor]]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Class logits (n, C) of some items of a task, their positions among its ids, and their labels (n,) on the CPU."""
-
-    positions: list[int]
-    logits: Tensor
-    labels: Tensor
-
-
 @dataclass
 class Prepared:
     """The labels and encodings of a split by task and id, and the batches of the ids that were asked for last."""
@@ -68,7 +60,7 @@ class Classification:
     """Fitness by class labels.
 
     Args:
-        heads: the head of each task.
+        heads: the head of each task; None where they are given later, by `with_heads`.
         batch_size: items in a forward pass.
         max_length: texts are cut to so many tokens; images are as large as the base's processor makes them.
 
@@ -78,16 +70,20 @@ class Classification:
 
     metrics = ("accuracy", "log_probability")
     pure = True
-    digest = ""
+    same_classes = True
 
-    def __init__(self, heads: Mapping[str, Head], batch_size: int = 32, max_length: int = 48) -> None:
+    def __init__(self, heads: Mapping[str, Head] | None = None, batch_size: int = 32, max_length: int = 48) -> None:
         if batch_size < 1 or max_length < 1:
             raise ConfigError(
                 f"fitness.batch_size={batch_size} and fitness.max_length={max_length} must both be at least 1."
             )
-        self._heads = dict(heads)
+        self._heads = dict(heads or {})
         self.batch_size = batch_size
         self._max_length = max_length
+
+    def with_heads(self, heads: Mapping[str, Head]) -> Classification:
+        """Return a fitness of the same settings that scores with these heads, by task."""
+        return Classification(heads, self.batch_size, self._max_length)
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
         """Encode the items of all tasks, once; texts are cut to what model and setting allow.

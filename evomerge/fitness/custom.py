@@ -30,6 +30,7 @@ import numpy as np
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import contained, line_of
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.capabilities import Requirements
 from evomerge.fitness.items import Item
 
 Function = Callable[..., Any]
@@ -58,13 +59,17 @@ class Custom:
 
     metrics = ("score",)
     pure = False  # the function may change between two runs
-    needs_processor = False  # a function may do without; one that does not is told what is missing when it asks
+    requires = Requirements(processor=False)  # a function that needs one is told what is missing when it asks
 
     def __init__(self, function: str | Function) -> None:
         found = function if callable(function) else load_function(str(function))
         self._name = function if isinstance(function, str) else name_of(found)
         self._function, self._wanted = _whole(found, self._name)
-        self.digest = _digest_of_file(found) if isinstance(function, str) else _digest_of_source(found)
+        self._code = _digest_of_file(found) if isinstance(function, str) else _digest_of_source(found)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the function's name, without the directory that it lies in, and a hash of its code."""
+        return {"function": Path(self._name).name, "code": self._code}
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
         """Keep the processor and the items; the rest is the function's."""

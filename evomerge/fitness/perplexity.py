@@ -17,7 +17,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.classification import Answers
+from evomerge.fitness.capabilities import Answers, Requirements
 from evomerge.fitness.items import SPLITS, Item, Task, make_item, read_items, split_of
 from evomerge.fitness.likelihood import Batch, Request, can_share, make_batches, score, token_logits, windows
 from evomerge.fitness.lm_eval.loading import known_benchmark
@@ -46,7 +46,8 @@ class Perplexity:
 
     metrics = ("log_probability",)
     pure = True
-    digest = ""
+    requires = Requirements(language_head=True)
+    same_classes = False
     task_settings = ("subset", "split", "field")
 
     def __init__(self, batch_size: int = 8, window: int = 512, public_test: bool = False) -> None:

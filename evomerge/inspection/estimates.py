@@ -18,7 +18,8 @@ from torch import nn
 
 from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import check_items
+from evomerge.fitness.base import Fitness
+from evomerge.fitness.capabilities import Headed, Reads, check_items, requirements
 from evomerge.fitness.items import check_disjoint
 from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
@@ -27,12 +28,13 @@ from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
 from evomerge.problem import Sources
-from evomerge.runs.assembly import make_fitness, read_items
+from evomerge.runs.assembly import read_items
 from evomerge.runs.checks import check_asked, check_metrics
-from evomerge.runs.config import build, needs_processor
+from evomerge.runs.config import build
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.plan import judged
 from evomerge.runs.preflight import failing_on_base
+from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.serial import Scorer, check_finite, prepare
 from evomerge.selection.marks import task_notes
 from evomerge.space.coefficients import make_space
@@ -73,13 +75,14 @@ class Needs:
 
 
 def estimate(
-    found: Inspection, sources: Sources, settings: Mapping[str, Any], reporter: Progress
+    found: Inspection, sources: Sources, fitness: Fitness | None, settings: Mapping[str, Any], reporter: Progress
 ) -> tuple[Needs, list[str]]:
     """Measure what a search of these models needs; those that do not fit are left out.
 
     Args:
         found: the inspection, whose base can be merged into.
         sources: where tasks come from, if there are any.
+        fitness: of the settings, if there are tasks.
         settings: of the search.
         reporter: shows progress.
 
@@ -120,10 +123,10 @@ def estimate(
         device=device,
         merge=once * read,
     )
-    if not sources.tasks:
+    if not sources.tasks or fitness is None:
         return needs, []
     with reporter.working("scoring the base"):
-        score, sizes, warnings = time_scoring(sources, settings, found.parameters, device)
+        score, sizes, warnings = time_scoring(sources, fitness, settings, found.parameters, device)
     bounds = {name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()}
     space = make_space("model", found.parameters, found.compared, method.variables, frozenset(), bounds=bounds)
     work = judged(
@@ -170,12 +173,17 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
 
 
 def time_scoring(
-    sources: Sources, settings: Mapping[str, Any], parameters: Mapping[str, tuple[int, ...]], device: str
+    sources: Sources,
+    fitness: Fitness,
+    settings: Mapping[str, Any],
+    parameters: Mapping[str, tuple[int, ...]],
+    device: str,
 ) -> tuple[float, dict[str, int], list[str]]:
     """Score the base on the items of the first generation, after the checks of a search and within its time limit.
 
     Args:
         sources: where base and tasks come from.
+        fitness: of the settings, as it is made before items are read.
         settings: of the search.
         parameters: name -> shape of what is merged.
         device: of the live model.
@@ -189,17 +197,20 @@ def time_scoring(
     """
     given, limit = settings["fitness"], TimeLimit(settings["time_limit"])
     trained_on = training_files(settings["model"]["trained_on"], sources.experts)
-    reader, items = read_items(sources, given)
-    leaks = leakage_notes(sources, items, reader.data_sets if reader else {}, trained_on)
+    items = read_items(sources, fitness)
+    check_metrics(given, fitness)
+    leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
     subsets = {
         split: Subset(items[split], given[name], settings["seed"], setting=f"fitness.{name}")
         for split, name in {"search": "items", "select": "select_items", "report": "report_items"}.items()
     }
-    live = load_live(sources.base, settings["model"]["auto_class"], device, needs_processor(settings["fitness"]))
-    check_asked(given, live, items)
-    fitness = reader or make_fitness(sources, given, parameters)
-    check_metrics(given, fitness)
+    live = load_live(sources.base, settings["model"]["auto_class"], device, requirements(fitness).processor)
+    check_asked(fitness, live, items)
+    warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ()), *leaks]
+    warnings += task_notes(sources, isinstance(fitness, Headed), items)
+    if isinstance(fitness, Headed):
+        fitness = fitness.with_heads(make_heads(sources, parameters))
     prepared = {split: prepare(fitness, live.processor, chosen) for split, chosen in items.items()}
     for split, subset in subsets.items():
         check_items(fitness, live.model, prepared[split], subset.every(), split)
@@ -211,7 +222,6 @@ def time_scoring(
     with failing_on_base("fitness"):
         seconds = limit.first(lambda: _seconds(once))
         seconds = limit(lambda: _seconds(once)) if seconds < BRIEF else seconds
-    warnings = [*(reader.warnings if reader else ()), *leaks, *task_notes(sources, given, items)]
     return seconds, {split: subset.size for split, subset in subsets.items()}, warnings
 
 

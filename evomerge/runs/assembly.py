@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.items import SPLITS, Item, Task, check_disjoint
+from evomerge.fitness.capabilities import Headed, Reads, requirements
+from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import Checkpoint
@@ -22,8 +23,8 @@ from evomerge.models.live import LiveModel, load_live
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Assembly, Sources
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.checks import check_asked, check_metrics, first_fitness, reads_items
-from evomerge.runs.config import build, classes, needs_processor, takes
+from evomerge.runs.checks import check_asked, check_metrics, make_fitness
+from evomerge.runs.config import build
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.searchers.base import Searcher
@@ -35,57 +36,39 @@ from evomerge.task_vectors.store import task_vectors
 from evomerge.transforms.store import transformed
 
 
-class Reader(Fitness, Protocol):
-    """A fitness that reads items by itself, since no file of labelled texts holds them.
-
-    Attributes:
-        task_settings: what it understands below fitness.tasks.<task>, beside what every task has.
-        warnings: what the user should know of the items that were read.
-        data_sets: by task, the names of the data sets that its items are of, as far as they are known.
-    """
-
-    task_settings: tuple[str, ...]
-    warnings: list[str]
-    data_sets: dict[str, list[str]]
-
-    def read(
-        self, tasks: Mapping[str, Task], further: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, dict[str, list[Item]]]:
-        """Return the items of each split by task, of tasks and their further settings."""
-        ...
-
-
-def assemble(settings: Mapping[str, Any], reporter: Progress) -> Assembly:
+def assemble(settings: Mapping[str, Any], reporter: Progress, fitness: Fitness | None = None) -> Assembly:
     """Read the sources and build every part.
 
     Args:
         settings: of the search, as `config.plain` gives them.
         reporter: tells the user what goes on.
+        fitness: of these settings, where somebody has made it already.
 
     Raises:
         EvomergeError: whatever is wrong with the settings or the sources.
     """
     model, cache = settings["model"], Path(settings["model"]["cache"])
-    fitness = first_fitness(settings["fitness"])
+    fitness = fitness or make_fitness(settings["fitness"])
     sources = find_sources(model, settings["fitness"]["tasks"])
     trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
-        reader, items = read_items(sources, settings["fitness"])
-        leaks = leakage_notes(sources, items, reader.data_sets if reader else {}, trained_on)
+        items = read_items(sources, fitness)
+        check_metrics(settings["fitness"], fitness)
+        leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
     method: Method = build(settings["method"], "method")
     check_files([sources.base, *sources.experts.values()])
     with reporter.working("loading the base"):
-        live = load_live(sources.base, model["auto_class"], model["device"], needs_processor(settings["fitness"]))
-    check_asked(settings["fitness"], live, items)
+        live = load_live(sources.base, model["auto_class"], model["device"], requirements(fitness).processor)
+    check_asked(fitness, live, items)
     choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
     allowed = model.get("allow_missing") or ()
     base, experts = open_sources(sources, live, cache, reporter, choice)
     parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
-    pooled = not takes(settings["fitness"], "heads")
-    warnings = [*(reader.warnings if reader else ())]
+    pooled = not isinstance(fitness, Headed)
+    warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ())]
     warnings += family_notes(sources.experts, live, base, experts, parameters, allowed, pooled)
-    warnings += [*leaks, *task_notes(sources, settings["fitness"], items)]
+    warnings += [*leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
     vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=_may_keep(method))
     merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
     space = make_space(
@@ -101,8 +84,8 @@ def assemble(settings: Mapping[str, Any], reporter: Progress) -> Assembly:
     )
     with reporter.working("preparing the merge"):
         merger = Merger(live.model, merged, space.groups, method)
-    fitness = reader or fitness or make_fitness(sources, settings["fitness"], parameters)
-    check_metrics(settings["fitness"], fitness)
+    if isinstance(fitness, Headed):
+        fitness = fitness.with_heads(make_heads(sources, parameters))
     return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
 
 
@@ -111,46 +94,32 @@ def _may_keep(method: Method) -> bool:
     return method.elementwise and method.transform is None
 
 
-def read_items(sources: Sources, settings: Mapping[str, Any]) -> tuple[Reader | None, dict[str, dict[str, list[Item]]]]:
-    """Return the items of each split by task; and the fitness, where it is one that reads them by itself.
+def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:
+    """Return the items of each split by task.
 
     Args:
         sources: where tasks come from.
-        settings: the settings `fitness`.
+        fitness: scores them, and reads them by itself if it can.
 
     Raises:
         ConfigError: a task has a setting that this fitness does not know, or what the fitness needs is missing.
         SuiteError: items cannot be read.
     """
-    kind = next(classes(settings))
-    known = getattr(kind, "task_settings", ())
+    kind, known = type(fitness).__name__, fitness.task_settings if isinstance(fitness, Reads) else ()
     for task, given in sources.further.items():
         if strange := sorted(set(given) - set(known)):
             raise ConfigError(
-                f"fitness.tasks.{task}.{strange[0]} means nothing to the fitness {kind.__name__}: leave it out, or "
-                f"choose the fitness that it belongs to (fitness=lm_eval, fitness=perplexity)."
+                f"fitness.tasks.{task}.{strange[0]} means nothing to the fitness {kind}: leave it out, or choose the "
+                f"fitness that it belongs to (fitness=lm_eval, fitness=perplexity)."
             )
-    if not reads_items(settings):
-        if asked := [name for name, task in sources.tasks.items() if task.items.suffix in (".yaml", ".yml")]:
-            raise ConfigError(
-                f"The task {asked[0]} is a task of lm-eval ({sources.tasks[asked[0]].items}), which the fitness "
-                f"{kind.__name__} cannot read: write fitness=lm_eval."
-            )
-        return None, {split: read_split(sources.tasks, split, takes(settings, "heads")) for split in SPLITS}
-    reader: Reader = build(settings, "fitness")
-    return reader, reader.read(sources.tasks, sources.further)
-
-
-def make_fitness(sources: Sources, settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> Fitness:
-    """Return a fitness that does not read items by itself.
-
-    Args:
-        sources: where heads come from.
-        settings: the settings `fitness`.
-        parameters: those of the live model that are merged.
-    """
-    heads = {"heads": make_heads(sources, parameters)} if takes(settings, "heads") else {}
-    return build(settings, "fitness", **heads)
+    if isinstance(fitness, Reads):
+        return fitness.read(sources.tasks, sources.further)
+    if asked := [name for name, task in sources.tasks.items() if task.items.suffix in (".yaml", ".yml")]:
+        raise ConfigError(
+            f"The task {asked[0]} is a task of lm-eval ({sources.tasks[asked[0]].items}), which the fitness {kind} "
+            f"cannot read: write fitness=lm_eval."
+        )
+    return {split: read_split(sources.tasks, split, isinstance(fitness, Headed)) for split in SPLITS}
 
 
 def open_sources(

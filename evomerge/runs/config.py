@@ -179,22 +179,12 @@ def check(settings: Mapping[str, Any]) -> None:
         )
 
 
-def takes(settings: Mapping[str, Any], parameter: str) -> bool:
-    """Return whether the class of a group has a constructor parameter of this name."""
-    return parameter in inspect.signature(hydra.utils.get_object(settings["_target_"])).parameters
-
-
 def classes(settings: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the class of a group, then those of the objects nested in it."""
     yield hydra.utils.get_object(settings["_target_"])
     for value in settings.values():
         if isinstance(value, dict) and "_target_" in value:
             yield from classes(value)
-
-
-def needs_processor(settings: Mapping[str, Any]) -> bool:
-    """Return whether the fitness of these settings cannot do without the base's tokenizer or image processor."""
-    return getattr(next(classes(settings)), "needs_processor", True)
 
 
 def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:

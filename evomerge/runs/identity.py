@@ -15,6 +15,7 @@ from typing import Any
 
 from evomerge import __version__
 from evomerge.common.machine import fingerprint
+from evomerge.fitness.capabilities import identity
 from evomerge.fitness.items import Item
 from evomerge.models.files_beside import inputs_of
 from evomerge.problem import Assembly
@@ -30,8 +31,6 @@ def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     sources, vectors = assembly.sources, assembly.vectors
     fitness = {name: value for name, value in settings["fitness"].items() if name not in CHOOSING}
-    if "function" in fitness:
-        fitness["function"] = Path(fitness["function"]).name
     return {
         "base": vectors.base.sha256,
         "experts": [
@@ -47,7 +46,7 @@ def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
             for name, task in sources.tasks.items()
         },
         "method": settings["method"],
-        "fitness": fitness | {"code": assembly.fitness.digest},
+        "fitness": fitness | identity(assembly.fitness),
     }
 
 

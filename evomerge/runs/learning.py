@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -29,7 +29,7 @@ from evomerge.common.exits import contained
 from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.classification import Answers
+from evomerge.fitness.capabilities import Batched, Differentiable
 from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
 from evomerge.fitness.losses import CrossEntropy, Loss
 from evomerge.merging.merger import check_gradient
@@ -43,18 +43,6 @@ from evomerge.searchers.base import Needs
 from evomerge.space.coefficients import CoefficientSpace
 
 logger = logging.getLogger(__name__)
-
-
-class Differentiable(Fitness, Protocol):
-    """A fitness that can also give class logits with a graph, and prepare items without labels."""
-
-    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Any:
-        """Return all that these items need beside the weights."""
-        ...
-
-    def logits(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Iterator[Mapping[str, Answers]]:
-        """Yield the logits of each batch by task."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,8 +66,12 @@ class Learning:
     teachers: dict[str, dict[str, Tensor]]
 
 
-def check_learning(settings: Mapping[str, Any]) -> None:
+def check_learning(settings: Mapping[str, Any], fitness: Fitness) -> None:
     """Refuse settings that have no gradient where the searcher asks for one, before models are loaded.
+
+    Args:
+        settings: of the search.
+        fitness: made of them.
 
     Raises:
         ConfigError: the method or the fitness has none.
@@ -87,16 +79,27 @@ def check_learning(settings: Mapping[str, Any]) -> None:
     if not any(getattr(searcher, "needs", Needs()).gradient for searcher in classes(settings["searcher"])):
         return
     check_gradient(next(classes(settings["method"])))
-    if not hasattr(next(classes(settings["fitness"])), "logits"):
+    _differentiable(fitness, next(classes(settings["loss"])))
+
+
+def _differentiable(fitness: Fitness, loss: Loss | type[Loss]) -> Differentiable:
+    """Return a fitness as one that coefficients can be learned from by this loss.
+
+    Raises:
+        ConfigError: it gives no logits, or none that the loss can compare.
+    """
+    name = type(fitness).__name__
+    if not isinstance(fitness, Differentiable):
         raise ConfigError(
-            f"A gradient needs logits, and the fitness {settings['fitness']['_target_']} gives none: write "
-            f"fitness=classification, or a searcher by values such as searcher=cmaes."
+            f"A gradient needs logits, and the fitness {name} gives none: write fitness=classification, or a searcher "
+            f"by values such as searcher=cmaes."
         )
-    if next(classes(settings["loss"])).taught and hasattr(next(classes(settings["fitness"])), "read"):
+    if loss.taught and not fitness.same_classes:
         raise ConfigError(
-            "This loss compares classes, which language models have none of that are the same for all items: write "
-            "loss=cross_entropy or loss=entropy."
+            f"This loss compares classes, and under the fitness {name} items have none that are the same for all of "
+            f"them: write loss=cross_entropy or loss=entropy."
         )
+    return fitness
 
 
 def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Learning:
@@ -111,9 +114,10 @@ def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Pro
         ConfigError: the loss needs experts that a task does not have, or more items in a batch than there are.
         SuiteError: unlabeled items also occur on the select or the report split.
     """
-    inputs, fitness = settings["loss"]["inputs"], cast(Differentiable, assembly.fitness)
+    inputs = settings["loss"]["inputs"]
     loss: Loss = build({name: value for name, value in settings["loss"].items() if name not in LEARNING}, "loss")
-    if loss.joint and not 1 < inputs <= settings["fitness"].get("batch_size", inputs):
+    fitness = _differentiable(assembly.fitness, loss)
+    if loss.joint and not 1 < inputs <= (fitness.batch_size if isinstance(fitness, Batched) else inputs):
         raise ConfigError(
             f"loss.inputs={inputs}, but loss.marginal compares the inputs of a step with each other, and so needs 2 or "
             f"more of them in one batch: write loss.inputs=16, or raise fitness.batch_size."

@@ -22,7 +22,8 @@ from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.common.names import mark_lines, marked
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import heading, measures, title
+from evomerge.fitness.base import heading, title
+from evomerge.fitness.capabilities import measures
 from evomerge.problem import Assembly
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
@@ -134,7 +135,7 @@ def _scores(summary: Summary) -> dict[str, Any]:
 
 def _marks(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what is otherwise in the rows of the report than their names say."""
-    marks = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
+    marks = marks_of(assembly)
     merged = marks.of_merge()
     rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": merged}
     return {name: texts for name, texts in rows.items() if texts}

@@ -23,11 +23,12 @@ from evomerge.common.machine import fingerprint
 from evomerge.common.names import commonest
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import Checking, check_items
+from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import Learning, check_learning, find_learning
@@ -68,10 +69,11 @@ def run_search(
     """
     settings = plain(config)
     check(settings)
-    check_learning(settings)
+    fitness = make_fitness(settings["fitness"])
+    check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
     with reporter.bars():
-        assembly = assemble(settings, reporter)
+        assembly = assemble(settings, reporter, fitness)
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     scorers = {split: scorer(assembly, items) for split, items in assembly.items.items()}  # bad items are refused now
     subsets = make_subsets(assembly, settings)

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from evomerge.fitness.capabilities import Batched
+
 logger = logging.getLogger(__name__)
 
 SIGNS = (
@@ -56,7 +58,7 @@ def with_smaller_batches(fitness: Any, compute: Callable[[], T], whole: str | No
                 raise
             if whole is not None:
                 raise MemoryError(whole) from None
-            if (size := getattr(fitness, "batch_size", 1)) <= 1:
+            if not isinstance(fitness, Batched) or (size := fitness.batch_size) <= 1:
                 raise
         free()  # out here: the error is gone, and with it the frames that held tensors
         fitness.batch_size = size // 2

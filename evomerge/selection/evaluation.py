@@ -22,7 +22,8 @@ from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFi
 from evomerge.common.limits import AUTO, TimeLimit
 from evomerge.common.names import nearest, unknown
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import Outcome, check_items, measures
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.models.hub import find_directory, is_name
 from evomerge.problem import Assembly
@@ -145,7 +146,7 @@ def evaluate(
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
-    known = marks_of(assembly.sources, settings["fitness"], assembly.vectors)
+    known = marks_of(assembly)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     return Comparison(
         split,

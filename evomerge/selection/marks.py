@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
+from evomerge.fitness.capabilities import Headed
 from evomerge.fitness.items import Item
 from evomerge.models.configurations import Configuration, compare_configurations, said
-from evomerge.problem import Sources
-from evomerge.runs.config import takes
-from evomerge.task_vectors.store import TaskVectors, unlike
+from evomerge.problem import Assembly, Sources
+from evomerge.task_vectors.store import unlike
 
 
 class Marks:
@@ -86,25 +85,22 @@ class Marks:
             return f"the two could not be compared ({error})"
 
 
-def task_notes(
-    sources: Sources, fitness: Mapping[str, Any], items: Mapping[str, Mapping[str, Sequence[Item]]]
-) -> list[str]:
+def task_notes(sources: Sources, by_head: bool, items: Mapping[str, Mapping[str, Sequence[Item]]]) -> list[str]:
     """Return what should be known of tasks before a search: too few items, and heads that run otherwise than the base.
 
     Args:
         sources: where tasks come from.
-        fitness: the settings `fitness`.
+        by_head: whether tasks without a head of their own are scored with their expert's.
         items: split -> task -> items.
     """
-    return [*few_items(items), *marks_of(sources, fitness).of_merge()]
+    return [*few_items(items), *Marks(sources, by_head).of_merge()]
 
 
-def marks_of(sources: Sources, fitness: Mapping[str, Any], vectors: TaskVectors | None = None) -> Marks:
-    """Return what says of rows what is not as their names say, under these settings `fitness`; with the tensors of
-    experts, if their task vectors are there.
-    """
-    tensors = {name: unlike(vectors.base, expert) for name, expert in vectors.experts.items()} if vectors else None
-    return Marks(sources, takes(fitness, "heads"), tensors)
+def marks_of(assembly: Assembly) -> Marks:
+    """Return what says of rows what is not as their names say, with the tensors of experts."""
+    vectors = assembly.vectors
+    tensors = {name: unlike(vectors.base, expert) for name, expert in vectors.experts.items()}
+    return Marks(assembly.sources, isinstance(assembly.fitness, Headed), tensors)
 
 
 FEW = 30

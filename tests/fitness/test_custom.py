@@ -275,7 +275,7 @@ def test_the_digest_of_a_function_is_that_of_its_own_lines(tmp_path):
         (tmp_path / "mine.py").write_text(f"{around}\ndef score(model, items):\n    return [{factor}] * len(items)\n")
         linecache.checkcache()
         name = f"{tmp_path}/mine.py:score"
-        return [Custom(name).digest, Custom(load_function(name)).digest]
+        return [Custom(name).identity()["code"], Custom(load_function(name)).identity()["code"]]
 
     first, other_lines, other_function = digests("", 1), digests("x = 1", 1), digests("", 2)
     assert first[1] == other_lines[1] != other_function[1]

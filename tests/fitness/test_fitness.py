@@ -21,6 +21,7 @@ from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import UNLABELED, Item
 from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble, read_items
+from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.sources import make_heads
 from tests.kit.classifiers import assemble_classifiers, save_classifiers
@@ -100,7 +101,13 @@ def language_case(name: str, family: Path, folder: Path) -> Case:
     settings = plain(compose("model=directories", *models, *kind, f"model.cache={folder}/cache"))
     parts = assemble(settings, Reporter())
     items = {task: chosen[:8] for task, chosen in parts.items["search"].items()}
-    return Case(parts, lambda: read_items(parts.sources, settings["fitness"])[0], items)
+
+    def make() -> Fitness:
+        fitness = make_fitness(settings["fitness"])
+        read_items(parts.sources, fitness)
+        return fitness
+
+    return Case(parts, make, items)
 
 
 @pytest.fixture(params=FITNESSES)

@@ -178,11 +178,12 @@ def test_the_digest_names_all_that_decides_scores_and_no_paths(tmp_path):
         "other shots": {"num_fewshot": 2, "fewshot_config": {"samples": documents(3, seed=8)}},
     }
     first, _ = read({"choice": write_task(tmp_path / "first", "choice")})
-    digests = {
-        name: read({"choice": write_task(tmp_path / name, "choice", **s)})[0].digest for name, s in settings.items()
+    codes = {
+        name: read({"choice": write_task(tmp_path / name, "choice", **s)})[0].identity()["code"]
+        for name, s in settings.items()
     }
-    assert digests.pop("same") == first.digest
-    assert len({first.digest, *digests.values()}) == len(settings)
+    assert codes.pop("same") == first.identity()["code"]
+    assert len({first.identity()["code"], *codes.values()}) == len(settings)
 
 
 @pytest.mark.parametrize("fewshot", [0, 2])
@@ -197,7 +198,7 @@ def test_another_document_matters_where_it_changes_the_examples_of_others(tmp_pa
             file = folder / "report.jsonl"
             file.write_text(json.dumps(documents(1, seed=99)[0]) + "\n" + file.read_text())
         splits = {split: split for split in ("search", "select", "report")}
-        found.append(read({"choice": path}, {"choice": {"fewshot": fewshot, "splits": splits}})[0].digest)
+        found.append(read({"choice": path}, {"choice": {"fewshot": fewshot, "splits": splits}})[0].identity())
     assert (found[0] == found[1]) == (fewshot == 0)
 
 

@@ -11,6 +11,7 @@ import torch
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.runs.assembly import assemble
+from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.run import run_search
@@ -95,7 +96,7 @@ def test_a_search_by_gradient(family, tmp_path):
 def test_losses_that_compare_classes_are_refused(family):
     given = plain(settings(family, "lm_eval", ["choice"], "searcher=gradient", "loss=jensen_shannon"))
     with pytest.raises(ConfigError, match="write loss=cross_entropy or loss=entropy"):
-        check_learning(given)
+        check_learning(given, make_fitness(given["fitness"]))
 
 
 def test_gradients_leave_no_graph_behind(family):

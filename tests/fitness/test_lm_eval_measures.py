@@ -12,7 +12,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.common.errors import ConfigError
-from evomerge.fitness.base import heading, measures, title
+from evomerge.fitness.base import heading, title
+from evomerge.fitness.capabilities import measures
 from evomerge.fitness.classification import Classification
 from tests.kit.language import MEAN, TASKS, documents, read, scored, write_task
 from tests.processes.command import evomerge

@@ -17,6 +17,7 @@ from evomerge.inspection.sources import inspect_sources
 from evomerge.merging.methods import Linear, Ties
 from evomerge.problem import Sources
 from evomerge.runs.assembly import assemble
+from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.runs.sources import find_sources
@@ -34,7 +35,8 @@ def settings(pico_suite, tmp_path) -> dict:
 
 def needs(settings: dict, sources: Sources):
     found = inspect_sources(sources, "AutoModel", Path(settings["model"]["cache"]), 0.2, Reporter())
-    return found, *estimate(found, sources, settings, Reporter())
+    fitness = make_fitness(settings["fitness"])
+    return found, *estimate(found, sources, fitness, settings, Reporter())
 
 
 def test_a_suite(settings, assembly):

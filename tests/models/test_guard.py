@@ -50,7 +50,7 @@ class Careless:
     """Wraps a fitness; does something to the model before or after a call of a number."""
 
     metrics = ("accuracy", "log_probability")
-    pure, digest = True, ""
+    pure = True
 
     def __init__(self, fitness: Any, harm: Callable[[Any], object], number: int, before: bool = False) -> None:
         self._fitness, self._harm, self._number, self._before = fitness, harm, number, before
@@ -297,11 +297,14 @@ def test_a_generation_config_is_a_setting(language_family: Path) -> None:
 class Between:
     """A fitness that gives logits, and does something to the model after those of its first task."""
 
-    digest = ""
+    metrics, pure, same_classes = (), False, True
 
     def __init__(self, fitness: Any, harm: Callable[[Any], object]) -> None:
         self._fitness, self.harm = fitness, harm
         self.prepare, self.batch_size = fitness.prepare, fitness.batch_size
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise NotImplementedError
 
     def logits(self, model: Any, prepared: Any, ids: Any) -> Iterator[Any]:
         yield from self._fitness.logits(model, prepared, ids)

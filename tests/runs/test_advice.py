@@ -19,6 +19,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.plan import plan
@@ -240,8 +241,9 @@ def refusal(given: Mapping[str, str]) -> str | None:
     try:
         settings = plain(compose_settings([f"{name}={value}" for name, value in given.items() if value]))
         check(settings)
-        check_learning(settings)
-        assembly = assemble(settings, Reporter())
+        fitness = make_fitness(settings["fitness"])
+        check_learning(settings, fitness)
+        assembly = assemble(settings, Reporter(), fitness)
         searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
         for items in assembly.items.values():
             scorer(assembly, items)

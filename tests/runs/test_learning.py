@@ -14,11 +14,14 @@ import torch
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError, SuiteError
+from evomerge.fitness.classification import Classification
 from evomerge.fitness.items import UNLABELED, make_item, read_items
 from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble
+from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.learning import cautions, check_learning, find_learning
+from evomerge.runs.sources import make_heads
 from tests.kit.helpers import compose
 
 
@@ -179,11 +182,12 @@ def test_a_task_without_an_expert_has_no_teacher(clean: Assembly, tmp_path: Path
         find_learning(orphan, settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), Reporter())
 
 
-@pytest.mark.parametrize("overrides", [["loss.inputs=1"], ["loss.inputs=33"], ["fitness.batch_size=8"]])
-def test_a_joint_loss_needs_its_inputs_in_one_batch(clean: Assembly, overrides: list[str]) -> None:
+@pytest.mark.parametrize(("inputs", "size"), [(1, 32), (33, 32), (16, 8)])
+def test_a_joint_loss_needs_its_inputs_in_one_batch(clean: Assembly, inputs: int, size: int) -> None:
+    parts = replace(clean, fitness=Classification(make_heads(clean.sources, clean.vectors.parameters), size))
     with pytest.raises(ConfigError, match=r"loss\.inputs=\d+, but loss\.marginal compares the inputs"):
-        find_learning(clean, settings_of("loss=entropy_marginal", *overrides), Reporter())
-    find_learning(clean, settings_of("loss=entropy", *overrides), Reporter())
+        find_learning(parts, settings_of("loss=entropy_marginal", f"loss.inputs={inputs}"), Reporter())
+    find_learning(parts, settings_of("loss=entropy", f"loss.inputs={inputs}"), Reporter())
 
 
 def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Assembly) -> None:
@@ -203,10 +207,15 @@ def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Assembly) 
 )
 def test_what_has_no_gradient_is_refused_before_models_are_loaded(searcher: str, override: str, message: str) -> None:
     more = ["fitness.function=tests.kit.user_fitness:score"] if override == "fitness=custom" else []
+
+    def check(*overrides: str) -> None:
+        settings = settings_of(*overrides)
+        check_learning(settings, make_fitness(settings["fitness"]))
+
     with pytest.raises(ConfigError, match=message):
-        check_learning(settings_of(f"searcher={searcher}", override, *more))
-    check_learning(settings_of("searcher=cmaes", override, *more))
-    check_learning(settings_of(f"searcher={searcher}", "method=ties_frozen"))
+        check(f"searcher={searcher}", override, *more)
+    check("searcher=cmaes", override, *more)
+    check(f"searcher={searcher}", "method=ties_frozen")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_an_own_head_runs_under_its_experts_configuration(place):
     assembly = assemble(settings, Reporter())
     assert sum(text.startswith(SAID) for text in assembly.warnings) == 1
     assert any(text.startswith("expert mood was made for another configuration") for text in assembly.warnings)
-    marks = marks_of(assembly.sources, settings["fitness"])
+    marks = marks_of(assembly)
     assert [text.startswith(SAID) for text in marks.of_merge()] == [True]
     assert marks.of_experts() == []  # each runs as it does by itself
     assert [re.sub(":.*", "", text) for text in marks.of_expert("mood")] == [
@@ -113,7 +113,7 @@ def test_the_table_of_evaluate(place, capsys):
 def test_a_family_of_one_configuration_has_no_marks(own_classifiers, capsys):
     settings = plain(compose(*overrides(own_classifiers)))
     assembly = assemble(settings, Reporter())
-    marks = marks_of(assembly.sources, settings["fitness"])
+    marks = marks_of(assembly)
     assert [
         marks.of_merge(),
         marks.of_experts(),

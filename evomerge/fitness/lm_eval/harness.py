@@ -23,7 +23,7 @@ import torch
 
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.classification import Answers
+from evomerge.fitness.capabilities import Answers, Requirements
 from evomerge.fitness.items import Item, Task
 from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, make_batches, score, token_logits
 from evomerge.fitness.lm_eval.documents import Benchmark, digest, example_digest, read_benchmark
@@ -72,6 +72,8 @@ class LmEval:
     """
 
     pure = True
+    requires = Requirements(language_head=True)
+    same_classes = False
     task_settings = ("split", "splits", "fewshot", "metric", "include_path")
 
     def __init__(
@@ -89,13 +91,13 @@ class LmEval:
             raise ConfigError(f"fitness.max_gen_toks={max_gen_toks}: an answer has at least one token; null: no limit.")
         self.batch_size = batch_size
         self.metrics: tuple[str, ...] = (SMOOTH, SCORE)
-        self.digest = ""
         self.warnings: list[str] = []
         self.data_sets: dict[str, list[str]] = {}
         self._fewshot, self._chat, self._system, self._public_test = fewshot, chat_template, system, public_test
         self._longest = max_gen_toks
         self._benchmarks: dict[str, Benchmark] = {}
         self._score: dict[str, str] = {}
+        self._code = ""
 
     def read(
         self, tasks: Mapping[str, Task], further: Mapping[str, Mapping[str, Any]]
@@ -137,11 +139,15 @@ class LmEval:
         import lm_eval
 
         text = json.dumps([lm_eval.__version__, about], sort_keys=True)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._code = hashlib.sha256(text.encode()).hexdigest()[:16]
         return {
             split: {name: benchmark.items[split] for name, benchmark in self._benchmarks.items()}
             for split in ("search", "select", "report")
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Return a hash of the tasks that were read: their documents, settings and examples, and lm-eval's version."""
+        return {"code": self._code}
 
     def measures(self, metric: str) -> dict[str, str]:
         """Return what the numbers of a metric are, by task: of `score`, the metric that each is measured by."""

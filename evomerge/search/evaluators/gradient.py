@@ -19,6 +19,7 @@ from torch import Tensor
 from evomerge.common.errors import LiveModelError
 from evomerge.common.exits import contained
 from evomerge.common.limits import TimeLimit
+from evomerge.fitness.capabilities import Batched
 from evomerge.fitness.objectives import task_weights
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Assembly
@@ -140,7 +141,8 @@ class GradientEvaluator:
                 f"loss.marginal compares the inputs of a step with each other, so loss.inputs={learning.inputs} must "
                 f"be in one batch, and there is not enough memory for that: lower it, or take another loss"
             )
-            if getattr(learning.fitness, "batch_size", learning.inputs) < learning.inputs:  # halved by what was scored
+            fitness = learning.fitness
+            if isinstance(fitness, Batched) and fitness.batch_size < learning.inputs:  # halved by what was scored
                 raise MemoryError(whole)
 
         def walk() -> tuple[_Results, _Gradients]:

@@ -1,0 +1,207 @@
+"""What a fitness can do beside scoring items: small protocols, each with the one thing that it adds.
+
+In: any fitness. Out: `isinstance` says what it can do; nobody looks for names on it. A fitness of somebody else's has a
+capability by having its members, without inheriting anything; `check_whole` refuses one that has only some of them.
+
+    Reads            its items come from elsewhere than files of labelled texts
+    Headed           it scores with the heads of the tasks
+    Differentiable   it gives logits, so coefficients can be learned from it
+    Batched          its batches can be halved where memory does not suffice
+    Checking         it finds with the model at hand that items cannot be scored
+    Measuring        one of its metrics is another number for every task
+    Requiring        it needs less, or more, than a processor
+    Identified       more than its settings decides what it gives
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from evomerge.common.errors import ConfigError, SuiteError
+from evomerge.common.names import listed
+from evomerge.fitness.base import Fitness
+from evomerge.fitness.items import Item, Task
+
+if TYPE_CHECKING:  # whoever asks what a fitness can do needs no torch
+    from torch import Tensor
+
+    from evomerge.fitness.heads import Head
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a fitness needs of the base.
+
+    Attributes:
+        processor: a tokenizer or an image processor.
+        language_head: a language-modelling head.
+    """
+
+    processor: bool = True
+    language_head: bool = False
+
+
+@runtime_checkable
+class Requiring(Protocol):
+    """A fitness that says what it needs of the base; any other needs `Requirements()`."""
+
+    requires: Requirements
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A fitness whose settings do not tell all that its results depend on, or tell more."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return hashes of code and data by name; and in place of a setting of the same name, what of it decides
+        results. Plain data without paths and clocks. Asked after the items are read.
+        """
+        ...
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A fitness that reads items by itself, since no file of labelled texts holds them.
+
+    Attributes:
+        task_settings: what it understands below fitness.tasks.<task>, beside what every task has.
+        warnings: what the user should know of the items that were read.
+        data_sets: by task, the names of the data sets that its items are of, as far as they are known.
+    """
+
+    task_settings: tuple[str, ...]
+    warnings: list[str]
+    data_sets: dict[str, list[str]]
+
+    def read(
+        self, tasks: Mapping[str, Task], further: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, list[Item]]]:
+        """Return the items of each split by task, of tasks and their further settings."""
+        ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A fitness that scores with the heads of the tasks."""
+
+    def with_heads(self, heads: Mapping[str, Head]) -> Fitness:
+        """Return a fitness of the same settings that scores with these heads, by task."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Class logits (n, C) of some items of a task, their positions among its ids, and their labels (n,) on the CPU."""
+
+    positions: list[int]
+    logits: Tensor
+    labels: Tensor
+
+
+@runtime_checkable
+class Differentiable(Fitness, Protocol):
+    """A fitness that also gives class logits with a graph, and prepares items without labels.
+
+    Attributes:
+        same_classes: whether all items of a task have the same classes, so that distributions can be compared.
+    """
+
+    same_classes: bool
+
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Any:
+        """Return all that these items need beside the weights."""
+        ...
+
+    def logits(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Iterator[Mapping[str, Answers]]:
+        """Yield the logits of each batch by task."""
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A fitness that scores items in batches, whose size is read anew for every call and decides no result."""
+
+    batch_size: int
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A fitness that finds only with the model at hand that items cannot be scored."""
+
+    def check(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> None:
+        """Make all that scoring these items needs.
+
+        Raises:
+            EvomergeError: some of them cannot be scored, on whichever model.
+        """
+        ...
+
+
+def check_items(fitness: Fitness, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]], split: str) -> None:
+    """Refuse items that cannot be scored, before anything is.
+
+    Args:
+        fitness: scores them.
+        model: the live model.
+        prepared: what the fitness prepared for them.
+        ids: all that may be asked for, by task.
+        split: what they are of, for the message.
+
+    Raises:
+        SuiteError: there are some.
+    """
+    if isinstance(fitness, Checking):
+        try:
+            fitness.check(model, prepared, ids)
+        except SuiteError as error:
+            raise SuiteError(f"Of the {split} items, {error}") from error
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A fitness one of whose metrics is another number for every task."""
+
+    def measures(self, metric: str) -> dict[str, str]:
+        """Return what the numbers of a metric are, by task."""
+        ...
+
+
+def measures(fitness: Fitness, metric: str, tasks: Iterable[str]) -> dict[str, str]:
+    """Return what the numbers of a metric are, by task: the metric itself where the fitness says nothing else."""
+    told = fitness.measures(metric) if isinstance(fitness, Measuring) else {}
+    return {task: told.get(task, metric) for task in tasks}
+
+
+def check_whole(fitness: Any) -> None:
+    """Refuse what is no fitness, and a fitness with a part of a capability.
+
+    Raises:
+        ConfigError: it lacks something; the message names all that it lacks.
+    """
+    for protocol, mark in ((Fitness, None), (Reads, "read"), (Differentiable, "logits")):
+        members = _members(protocol)
+        lacking = [name for name in members if not hasattr(fitness, name)]
+        if lacking and (mark is None or mark not in lacking):
+            why = f"It has `{mark}`, so it" if mark else "Whatever scores models"
+            raise ConfigError(
+                f"The fitness {type(fitness).__name__} lacks {listed(lacking)}. {why} must have all that "
+                f"{protocol.__name__} has (see {protocol.__module__})."
+            )
+
+
+def requirements(fitness: Fitness) -> Requirements:
+    """Return what a fitness needs of the base."""
+    return fitness.requires if isinstance(fitness, Requiring) else Requirements()
+
+
+def identity(fitness: Fitness) -> dict[str, Any]:
+    """Return what results of a fitness depend on beside its settings, or in place of some."""
+    return {"code": "", **(fitness.identity() if isinstance(fitness, Identified) else {})}
+
+
+def _members(protocol: type) -> list[str]:
+    methods = [name for name, value in vars(protocol).items() if inspect.isfunction(value)]
+    return [*inspect.get_annotations(protocol), *(name for name in methods if name == "__call__" or name[0] != "_")]
