@@ -15,13 +15,13 @@ capability by having its members, without inheriting anything; `check_whole` ref
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.common.names import listed
+from evomerge.common.protocols import lacking
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item, Task
 
@@ -182,12 +182,11 @@ def check_whole(fitness: Any) -> None:
         ConfigError: it lacks something; the message names all that it lacks.
     """
     for protocol, mark in ((Fitness, None), (Reads, "read"), (Differentiable, "logits")):
-        members = _members(protocol)
-        lacking = [name for name in members if not hasattr(fitness, name)]
-        if lacking and (mark is None or mark not in lacking):
+        missing = lacking(fitness, protocol)
+        if missing and (mark is None or mark not in missing):
             why = f"It has `{mark}`, so it" if mark else "Whatever scores models"
             raise ConfigError(
-                f"The fitness {type(fitness).__name__} lacks {listed(lacking)}. {why} must have all that "
+                f"The fitness {type(fitness).__name__} lacks {listed(missing)}. {why} must have all that "
                 f"{protocol.__name__} has (see {protocol.__module__})."
             )
 
@@ -200,8 +199,3 @@ def requirements(fitness: Fitness) -> Requirements:
 def identity(fitness: Fitness) -> dict[str, Any]:
     """Return what results of a fitness depend on beside its settings, or in place of some."""
     return {"code": "", **(fitness.identity() if isinstance(fitness, Identified) else {})}
-
-
-def _members(protocol: type) -> list[str]:
-    methods = [name for name, value in vars(protocol).items() if inspect.isfunction(value)]
-    return [*inspect.get_annotations(protocol), *(name for name in methods if name == "__call__" or name[0] != "_")]

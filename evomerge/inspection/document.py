@@ -1,6 +1,6 @@
 """An inspection as plain data, from which tables are drawn and which `--json` prints.
 
-In: an `Inspection`, and `Needs` where the models can be merged. Out: one dictionary, `json.dumps` away from a document;
+In: an `Inspection`, and `Costs` where the models can be merged. Out: one dictionary, `json.dumps` away from a document;
 NaN stands where a number has no meaning (the cosine with a task vector that is zero), None where nothing is known.
 """
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.inspection.estimates import Needs
+from evomerge.inspection.estimates import Costs
 from evomerge.inspection.facts import Facts
 from evomerge.inspection.geometry import Geometry, Signs
 from evomerge.inspection.sources import Inspection, Member
 from evomerge.models.vocabulary import compare_tokens
 
 
-def document(found: Inspection, needs: Needs | None, budget: int) -> dict[str, Any]:
+def document(found: Inspection, needs: Costs | None, budget: int) -> dict[str, Any]:
     """Return everything that is known.
 
     Args:

@@ -1,6 +1,6 @@
 """What a search needs: memory, disk and time, before it starts.
 
-In: an inspection, and the settings of a search. Out: `Needs`. The time of a merge is measured on random weights, since
+In: an inspection, and the settings of a search. Out: `Costs`. The time of a merge is measured on random weights, since
 it depends on their number alone; the time to score is measured on the base, if there are tasks.
 """
 
@@ -32,12 +32,12 @@ from evomerge.runs.assembly import read_items
 from evomerge.runs.checks import check_asked, check_metrics
 from evomerge.runs.config import build
 from evomerge.runs.leakage import leakage_notes, training_files
-from evomerge.runs.plan import judged
 from evomerge.runs.preflight import failing_on_base
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.serial import Scorer, check_finite, prepare
+from evomerge.searchers.base import USUAL
+from evomerge.selection.choosing import work
 from evomerge.selection.marks import task_notes
-from evomerge.space.coefficients import make_space
 from evomerge.space.groups import Group
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
@@ -50,7 +50,7 @@ BRIEF = 5.0  # seconds; what takes less is timed once more, since the first call
 
 
 @dataclass(frozen=True)
-class Needs:
+class Costs:
     """What a search needs.
 
     Attributes:
@@ -76,7 +76,7 @@ class Needs:
 
 def estimate(
     found: Inspection, sources: Sources, fitness: Fitness | None, settings: Mapping[str, Any], reporter: Progress
-) -> tuple[Needs, list[str]]:
+) -> tuple[Costs, list[str]]:
     """Measure what a search of these models needs; those that do not fit are left out.
 
     Args:
@@ -116,7 +116,7 @@ def estimate(
     with reporter.working("timing a merge"):
         once = time_merge(method, max(fits, 1), dtype, device, kept > cache)
     read = sum(size * (held[name] + 2) for name, size in sizes.items() if held[name])  # and base, and what is written
-    needs = Needs(
+    needs = Costs(
         model=sum(size * dtype.itemsize for size in sizes.values()),
         task_vectors=kept + cache,
         cache=cache,
@@ -127,12 +127,10 @@ def estimate(
         return needs, []
     with reporter.working("scoring the base"):
         score, sizes, warnings = time_scoring(sources, fitness, settings, found.parameters, device)
-    bounds = {name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()}
-    space = make_space("model", found.parameters, found.compared, method.variables, frozenset(), bounds=bounds)
-    work = judged(
-        settings, space, 0, sizes["select"], sizes["report"]
-    )  # what the space has beside bounds is nothing to it
-    selection = work * score / sizes["search"]
+    weight = next(variable for variable in method.variables if variable.name == "weight")
+    low, high = (settings["space"]["bounds"] or {}).get("weight", (weight.low, weight.high))
+    judged = work((low, high), USUAL, settings["objective"]["normalised"], sizes)  # no space is made, so no searcher
+    selection = judged * score / sizes["search"]
     return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
 
 

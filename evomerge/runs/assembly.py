@@ -27,7 +27,7 @@ from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.config import build
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.searchers.base import Searcher
+from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes
 from evomerge.space.coefficients import CoefficientSpace, make_space
@@ -155,7 +155,9 @@ def make_searcher(
     """
 
     def make(start: np.ndarray) -> Searcher:
-        return build(settings["searcher"], "searcher", space=space, start=start, seed=settings["seed"])
+        searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=start, seed=settings["seed"])
+        check_searcher(searcher)
+        return searcher
 
     start = settings["start"]
     if start == "constants":

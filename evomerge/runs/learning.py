@@ -31,16 +31,14 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Batched, Differentiable
 from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
-from evomerge.fitness.losses import CrossEntropy, Loss
+from evomerge.fitness.losses import Loss
 from evomerge.merging.merger import check_gradient
 from evomerge.problem import Assembly
 from evomerge.runs.config import LEARNING, build, classes
 from evomerge.runs.identity import contents
-from evomerge.runs.plan import warm_up
 from evomerge.search.evaluators.serial import prepare
 from evomerge.search.memory import with_smaller_batches
 from evomerge.searchers.base import Needs
-from evomerge.space.coefficients import CoefficientSpace
 
 logger = logging.getLogger(__name__)
 
@@ -129,33 +127,6 @@ def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Pro
         return learning
     with reporter.working("asking the experts about the inputs"):
         return replace(learning, teachers=_ask_experts(assembly, settings, learning))
-
-
-def cautions(settings: Mapping[str, Any], space: CoefficientSpace, gradient: bool) -> list[str]:
-    """Return what is allowed but often a mistake: a loss that nothing learns from, steps that the budget cuts short.
-
-    Args:
-        settings: of the search.
-        space: the coefficient space.
-        gradient: whether the searcher asks for gradients.
-    """
-    if not gradient:
-        loss = settings["loss"]["_target_"].rpartition(".")[-1]
-        unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
-        return [] if loss == CrossEntropy.__name__ else [unused]
-    searcher = settings["searcher"]
-    first = searcher.get("first", searcher)
-    warm = warm_up(settings, space)
-    steps, left = first.get("steps", 0), settings["budget"] - warm
-    if "second" in searcher and (steps is None or steps >= left):
-        raising = "write searcher.first.steps=60" if steps is None else f"raise it above {steps + warm}"
-        return [f"the budget of {settings['budget']} ends within the first part: {raising}"]
-    if steps and steps > left and first.get("schedule") != "constant":
-        return [
-            f"searcher.steps={steps}, but the budget leaves {max(left, 0)}, so the step length does not fall to zero: "
-            f"lower the one or raise the other"
-        ]
-    return []
 
 
 def _unlabeled(assembly: Assembly) -> dict[str, list[Item]]:

@@ -14,19 +14,22 @@ from typing import Any
 from evomerge.common.errors import NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress
+from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Assembly
-from evomerge.runs.learning import cautions
-from evomerge.runs.plan import affordable, judged, plan
+from evomerge.runs.config import classes
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import Scorer, check_finite, explained
+from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
+from evomerge.selection.choosing import work
 
 GIB = 2**30
 
 
 def preflight(
     assembly: Assembly,
+    searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
     score: Scorer,
@@ -39,6 +42,7 @@ def preflight(
 
     Args:
         assembly: the parts of the search.
+        searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
         score: scores the live model on search items.
@@ -62,7 +66,7 @@ def preflight(
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
     rows = _facts(assembly, settings, ids, gradients is not None)
-    times = _times(assembly, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
+    times = _times(assembly, searcher, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
@@ -74,7 +78,7 @@ def preflight(
             f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
             f"task vector there, or as you asked"
         )
-    for warning in [*assembly.warnings, *cautions(settings, assembly.space, gradients is not None)]:
+    for warning in [*assembly.warnings, *_cautions(settings, searcher)]:
         reporter.say(f"{'warning':>16}  {warning}")
 
 
@@ -130,6 +134,7 @@ def _facts(
 
 def _times(
     assembly: Assembly,
+    searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
     seconds: float,
@@ -139,6 +144,7 @@ def _times(
 
     Args:
         assembly: the parts of the search.
+        searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
         seconds: that a candidate takes.
@@ -146,18 +152,49 @@ def _times(
     """
     size = {split: subset.size for split, subset in subsets.items()}
     step_seconds, inputs = step or (0.0, 1)
-    parts = plan(settings, assembly.space, step is not None)
-    candidates, steps = affordable(parts, settings["budget_items"], size["search"], inputs)
+    candidates, steps = affordable(
+        parts_of(searcher, settings["budget"]), settings["budget_items"], size["search"], inputs
+    )
     costs = [(candidates, "candidate", seconds), (steps, "step", step_seconds)]
     costs = [cost for cost in costs if cost[0]]
     prices = " and ".join(f"{each:.2f} s a {kind}" for _, kind, each in costs)
     asked = " and ".join(f"{count:,} {kind}{'s' * (count > 1)}" for count, kind, _ in costs)
     searching = sum(count * each for count, _, each in costs)
-    judging = judged(settings, assembly.space, steps, size["select"], size["report"]) * seconds / size["search"]
+    incumbents = sum(part.incumbents for part in parts_of(searcher, candidates + steps))
+    weight = next(variable for variable in assembly.space.variables if variable.name == "weight")
+    judged = work((weight.low, weight.high), incumbents, settings["objective"]["normalised"], size)
+    judging = judged * seconds / size["search"]
     return (
         f"about {prices}; {asked} take{'s' * (candidates + steps == 1)} about {_span(searching)}, choosing the winner "
         f"on {size['select']:,} select and {size['report']:,} report items at most {_span(judging)}"
     )
+
+
+def affordable(parts: Sequence[Part], items: int | None, candidate: int, step: int) -> tuple[int, int]:
+    """Return how many candidates and how many steps a budget of items buys.
+
+    Args:
+        parts: what will be asked for.
+        items: the budget; None for no limit.
+        candidate: the items of a candidate.
+        step: the inputs of a step.
+    """
+    bought = {False: 0, True: 0}
+    for part in parts:
+        price = step if part.gradient else candidate
+        count = part.count if items is None else min(part.count, items // price)
+        bought[part.gradient] += count
+        items = None if items is None else items - count * price
+    return bought[False], bought[True]
+
+
+def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
+    """Return what is allowed but often a mistake: a loss that nothing learns from, a budget that ends too early."""
+    said, loss = cautions_of(searcher, settings["budget"]), next(classes(settings["loss"])).__name__
+    if not searcher.needs.gradient and loss != CrossEntropy.__name__:
+        unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
+        return [unused, *said]
+    return said
 
 
 def _span(seconds: float) -> str:

@@ -33,7 +33,6 @@ from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
-from evomerge.runs.plan import Part, plan
 from evomerge.runs.preflight import preflight
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.scorers import make_objective, make_subsets, scorer
@@ -41,7 +40,7 @@ from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import Evaluator, search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
-from evomerge.searchers.base import Elite, Searcher
+from evomerge.searchers.base import Elite, Part, Searcher, parts_of
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
 from evomerge.selection.summary import Summary
@@ -88,9 +87,9 @@ def run_search(
     record = recorder(directory / "timings.jsonl")
     with interrupt or Interrupt() as interrupt:
         objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
-        parts = plan(settings, assembly.space, gradients is not None)
+        parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
-        preflight(assembly, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
+        preflight(assembly, searcher, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
             write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
             record_start(directory)
@@ -129,7 +128,8 @@ def _choose(
         )
     try:
         what = "choosing the winner on the select split, scoring it on the report split"
-        with reporter.counting(what, work(judge, settings, incumbents)) as judge.scored:
+        items = work(judge.bounds, len(incumbents), settings["objective"]["normalised"], judge.sizes)
+        with reporter.counting(what, items) as judge.scored:
             return select(judge, settings, incumbents)
     except Stopped:
         reporter.say(StopReason.INTERRUPTED.value)

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.names import listed
+from evomerge.common.protocols import lacking
 from evomerge.space.coefficients import ROUNDING, CoefficientSpace
 from evomerge.trials import Batch, StopReason
+
+USUAL = 5
+"""How many points a searcher hands over to the final selection, where it does not tell."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,22 @@ class Needs:
     objectives: int = 1
 
 
+@dataclass(frozen=True)
+class Part:
+    """So many candidates in a row, or so many steps of a gradient.
+
+    Attributes:
+        gradient: whether they are steps.
+        count: how many it will be at most.
+        incumbents: how many points of them the searcher hands over to the final selection at most.
+    """
+
+    gradient: bool
+    count: int
+    incumbents: int = USUAL
+
+
+@runtime_checkable
 class Searcher(Protocol):
     """Proposes points; see the module's docstring. Points are float64 arrays of shape (dim,) within the space's
     bounds.
@@ -51,6 +72,50 @@ class Searcher(Protocol):
         point.
         """
         ...
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A searcher that can tell what it will ask for. It is a forecast, from the first batch on: the searcher may end
+    before, and the budget decides.
+    """
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return the parts of a search of so many points, in their order; together they are at most the budget."""
+        ...
+
+
+@runtime_checkable
+class Cautious(Protocol):
+    """A searcher under which some budgets are often a mistake."""
+
+    def cautions(self, budget: int) -> list[str]:
+        """Return what is allowed but often a mistake, in a search of so many points."""
+        ...
+
+
+def check_searcher(searcher: object) -> None:
+    """Refuse what is no searcher.
+
+    Raises:
+        ConfigError: it lacks something; the message names all that it lacks.
+    """
+    if missing := lacking(searcher, Searcher):
+        raise ConfigError(
+            f"The searcher {type(searcher).__name__} lacks {listed(missing)}. Whatever proposes points must have all "
+            f"that Searcher has (see {Searcher.__module__})."
+        )
+
+
+def parts_of(searcher: Searcher, budget: int) -> list[Part]:
+    """Return the parts of a search, those of no length left out: one part where the searcher does not tell."""
+    parts = searcher.parts(budget) if isinstance(searcher, Planned) else [Part(searcher.needs.gradient, budget)]
+    return [part for part in parts if part.count > 0]
+
+
+def cautions_of(searcher: Searcher, budget: int) -> list[str]:
+    """Return what is often a mistake in a search of so many points."""
+    return searcher.cautions(budget) if isinstance(searcher, Cautious) else []
 
 
 def inside(space: CoefficientSpace, start: np.ndarray) -> np.ndarray:
@@ -84,16 +149,19 @@ class Elite:
 
     Args:
         size: how many to remember.
+
+    Attributes:
+        size: the same.
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._ranked: list[tuple[float, np.ndarray]] = []
 
     def update(self, batch: Batch) -> None:
         """Take in a complete batch. Of equal values the earlier point stays ahead."""
         new = [(float(v), x.copy()) for v, x in zip(batch.values, batch.points, strict=True) if math.isfinite(v)]
-        self._ranked = sorted(self._ranked + new, key=lambda pair: -pair[0])[: self._size]
+        self._ranked = sorted(self._ranked + new, key=lambda pair: -pair[0])[: self.size]
 
     def points(self) -> dict[str, np.ndarray]:
         """Return them as `best`, `best_2`, ... (distinct points only)."""

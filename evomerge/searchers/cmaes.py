@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
-from evomerge.searchers.base import Elite, Needs, Turns, inside
+from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -123,6 +123,10 @@ class CmaEs:
     def stop(self) -> StopReason | None:
         """Return CONVERGED when steps no longer change any coefficient in float64."""
         return StopReason.CONVERGED if self._turns.index and self._es.stop() else None
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return one part, as long as the budget, which hands over the mean as well."""
+        return [Part(False, budget, self._elite.size + 1)]
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return the mean of the distribution (the better answer under noise) and the best points seen."""

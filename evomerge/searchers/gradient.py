@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.searchers.base import Needs, Turns, inside
+from evomerge.searchers.base import Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -109,6 +109,20 @@ class Gradient:
         """Return EXHAUSTED when all steps are taken."""
         done = self._steps is not None and self._turns.index >= self._steps
         return StopReason.EXHAUSTED if done else None
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return one part, the steps."""
+        count = budget if self._steps is None else min(self._steps, budget)
+        return [Part(True, count, count // self._every + 1)]
+
+    def cautions(self, budget: int) -> list[str]:
+        """Say that the budget cuts the schedule short."""
+        if self._steps is None or self._steps <= budget or self._schedule == "constant":
+            return []
+        return [
+            f"searcher.steps={self._steps}, but the budget leaves {max(budget, 0)}, so the step length does not fall "
+            f"to zero: lower the one or raise the other"
+        ]
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return the trajectory: every `every`-th point, and last the one where it stands."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest
-from evomerge.searchers.base import Elite, Needs, Turns, inside
+from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -73,6 +73,10 @@ class Grid:
     def stop(self) -> StopReason | None:
         """Return EXHAUSTED after the one generation."""
         return StopReason.EXHAUSTED if self._turns.index else None
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return one part, the points."""
+        return [Part(False, min(len(self._points), budget), self._elite.size)]
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return the best points seen."""

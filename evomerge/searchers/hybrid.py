@@ -7,6 +7,7 @@ strategy then climbs on the benchmark itself, which need not be differentiable.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Needs, Searcher, Turns
+from evomerge.searchers.base import Needs, Part, Searcher, Turns, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -38,7 +39,7 @@ class Hybrid:
 
     def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, first: Make, second: Make) -> None:
         self._begin = lambda x: _made("second", second, space=space, start=x, seed=seed)
-        self._inner: Searcher = _made("first", first, space=space, start=start, seed=seed)
+        self._inner = self._first = _made("first", first, space=space, start=start, seed=seed)
         self._second = self._begin(start)  # takes over if the first finds nothing; bad settings are refused now
         self.needs = Needs(gradient=self._inner.needs.gradient or self._second.needs.gradient)
         self._turns = Turns()
@@ -62,6 +63,23 @@ class Hybrid:
     def stop(self) -> StopReason | None:
         """Return why the second searcher ended, or None."""
         return None if self._switched is None else self._inner.stop()
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return those of the first searcher, then those of the second."""
+        first = parts_of(self._first, budget)
+        return [*first, *parts_of(self._second, budget - sum(part.count for part in first))]
+
+    def cautions(self, budget: int) -> list[str]:
+        """Say that the second searcher never has its turn."""
+        if sum(part.count for part in parts_of(self._first, budget)) < budget:
+            return []
+        wanted = sum(part.count for part in parts_of(self._first, sys.maxsize))
+        if wanted == sys.maxsize:
+            return ["the budget ends within the first part, which goes on for ever: write searcher.first.steps=60"]
+        return [
+            f"the budget ends within the first part, which takes {wanted}, and {max(budget, 0)} are left for it: raise "
+            f"the budget, or shorten that part (searcher.first.steps)"
+        ]
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return those of both: those of the first one as `first_...`, then those of the second one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Turns, inside
+from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -53,6 +53,10 @@ class Random:
     def stop(self) -> StopReason | None:
         """Never ends by itself."""
         return None
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return one part, as long as the budget."""
+        return [Part(False, budget, self._elite.size)]
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return the best points seen."""

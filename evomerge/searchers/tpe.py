@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Turns, inside
+from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -75,6 +75,10 @@ class Tpe:
     def stop(self) -> StopReason | None:
         """Never ends by itself."""
         return None
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return one part, as long as the budget."""
+        return [Part(False, budget, self._elite.size)]
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return the best points seen."""

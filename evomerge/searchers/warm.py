@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.searchers.base import Elite, Searcher, Turns
+from evomerge.searchers.base import Elite, Part, Searcher, Turns, cautions_of, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -64,6 +64,14 @@ class WarmStart:
     def stop(self) -> StopReason | None:
         """Return why the searcher ended, or None; not before the constants are scored."""
         return None if self._turns.index == 0 else self._inner.stop()
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return the constants, then what the searcher will ask for."""
+        return [Part(False, min(len(self._points), budget), 1), *parts_of(self._inner, budget - len(self._points))]
+
+    def cautions(self, budget: int) -> list[str]:
+        """Return those of the searcher, of what the constants leave."""
+        return cautions_of(self._inner, budget - len(self._points))
 
     def incumbents(self) -> dict[str, np.ndarray]:
         """Return those of the searcher, and the constant that it started from."""

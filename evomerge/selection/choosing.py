@@ -69,7 +69,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
     objective, ids = _objective(judge, settings), judge.ids["select"]
     finalists = {name: judge.decode(x) for name, x in incumbents.items()}
-    constants = {str(constant): judge.constant(constant) for constant in _constants(judge)}
+    constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
     flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
     judge.scored(flat.spared)
     constant = flat.name
@@ -102,10 +102,17 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     )
 
 
-def work(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> int:
-    """Return on how many items `select` scores models, in all, if it drops none of them."""
-    models = len(_constants(judge)) + len(incumbents) + 1 + 2 * bool(settings["objective"]["normalised"])
-    return models * judge.sizes["select"] + 4 * judge.sizes["report"]
+def work(bounds: tuple[float, float], incumbents: int, normalised: bool, sizes: Mapping[str, int]) -> int:
+    """Return on how many items `select` scores models, in all, if it drops none of them.
+
+    Args:
+        bounds: of the weight.
+        incumbents: how many the searcher hands over.
+        normalised: whether base and experts are scored on the select split as well.
+        sizes: the items of each split.
+    """
+    models = len(constants_within(*bounds)) + incumbents + 1 + 2 * normalised
+    return models * sizes["select"] + 4 * sizes["report"]  # of the report: base, experts, best constant and winner
 
 
 def _objective(judge: Judge, settings: Mapping[str, Any]) -> Objective:
@@ -153,9 +160,8 @@ def _needed(what: str, split: str) -> Iterator[None]:
         ) from error
 
 
-def _constants(judge: Judge) -> list[float]:
+def constants_within(low: float, high: float) -> list[float]:
     """Return the constants to try: those that people try, within the bounds; else some within the bounds."""
-    low, high = judge.bounds
     return [c for c in CONSTANTS if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
 
 

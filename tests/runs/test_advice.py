@@ -22,10 +22,10 @@ from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
-from evomerge.runs.plan import plan
 from evomerge.runs.run import make_budget, run_search
 from evomerge.search.evaluators.scorers import make_subsets, scorer
 from evomerge.search.stopping import Interrupt
+from evomerge.searchers.base import parts_of
 from tests.kit.helpers import compose
 
 OWN = {"model.base": "base", "model.experts": "[mood,topic]", "fitness.tasks": "{mood: mood.jsonl, topic: topic.jsonl}"}
@@ -248,10 +248,9 @@ def refusal(given: Mapping[str, str]) -> str | None:
         for items in assembly.items.values():
             scorer(assembly, items)
         subsets = make_subsets(assembly, settings)
-        learns = searcher.needs.gradient
-        if learns:
+        if searcher.needs.gradient:
             find_learning(assembly, settings, Reporter())
-        make_budget(settings, plan(settings, assembly.space, learns), subsets["search"].size, None, Interrupt())
+        make_budget(settings, parts_of(searcher, settings["budget"]), subsets["search"].size, None, Interrupt())
     except EvomergeError as error:
         return str(error)
     return None

@@ -20,7 +20,7 @@ from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
-from evomerge.runs.learning import cautions, check_learning, find_learning
+from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.sources import make_heads
 from tests.kit.helpers import compose
 
@@ -216,31 +216,3 @@ def test_what_has_no_gradient_is_refused_before_models_are_loaded(searcher: str,
         check(f"searcher={searcher}", override, *more)
     check("searcher=cmaes", override, *more)
     check(f"searcher={searcher}", "method=ties_frozen")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["searcher=cmaes"], None),
-        (["searcher=cmaes", "loss=entropy"], "the loss Entropy is not used"),
-        (["searcher=tpe", "loss=jensen_shannon"], "the loss JensenShannon is not used"),
-        (["searcher=gradient", "loss=entropy"], None),
-        (["searcher=gradient", "budget=66", "searcher.steps=60"], None),
-        (["searcher=gradient", "budget=65", "searcher.steps=60"], "searcher.steps=60, but the budget leaves 59"),
-        (["searcher=gradient", "budget=60", "searcher.steps=60", "start=0.3"], None),
-        (["searcher=gradient", "budget=4", "searcher.steps=60"], "but the budget leaves 0,"),
-        (["searcher=gradient", "budget=9", "searcher.schedule=constant"], None),
-        (["searcher=gradient", "searcher.schedule=constant", "searcher.steps=null"], None),
-        (["searcher=hybrid", "searcher.first.steps=20", "budget=26"], "within the first part: raise it above 26"),
-        (["searcher=hybrid", "searcher.first.steps=20", "budget=27"], None),
-        (
-            ["searcher=hybrid", "searcher.first.steps=null", "searcher.first.schedule=constant"],
-            "within the first part: write searcher.first.steps=60",
-        ),
-    ],
-)
-def test_cautions(assembly: Assembly, overrides: list[str], expected: str | None) -> None:
-    gradient = overrides[0] in ("searcher=gradient", "searcher=hybrid")
-    said = cautions(settings_of(*overrides), assembly.space, gradient)
-    assert [expected in text for text in said if expected] == [True] * (expected is not None)
-    assert len(said) == (expected is not None)

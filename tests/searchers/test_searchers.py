@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Searcher
+from evomerge.searchers.base import Searcher, parts_of
 from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.gradient import Gradient
 from evomerge.searchers.grid import Grid
@@ -58,6 +58,21 @@ def test_bounds_are_kept(name: str, seed: int, dim: int, low: float, width: floa
         assert x.shape == (dim,)
         assert (x >= space.low).all()
         assert (x <= space.high).all()
+
+
+@pytest.mark.parametrize("budget", [4, 20, 60])
+def test_no_more_is_asked_and_handed_over_than_was_told(make: Make, budget: int) -> None:
+    searcher = make(box(6), 7)
+    parts = parts_of(searcher, budget)
+    assert sum(part.count for part in parts) <= budget
+    batches = drive(searcher, sphere, budget)
+    assert parts_of(searcher, budget) == parts  # it stays as it was told
+    for gradient in (False, True):
+        asked = sum(len(batch.points) for batch in batches if batch.gradient is gradient)
+        largest = max((len(batch.points) for batch in batches), default=0)  # the budget would have cut the last one
+        told = sum(part.count for part in parts if part.gradient is gradient)
+        assert told - largest < asked < told + largest or asked == told
+    assert len(searcher.incumbents()) <= sum(part.incumbents for part in parts)
 
 
 def test_same_seed_same_run(make: Make) -> None:

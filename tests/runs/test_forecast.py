@@ -1,0 +1,118 @@
+"""What a search will ask for, what items buy of it, what is often a mistake, and how much there is to judge."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from evomerge.common.errors import ConfigError
+from evomerge.runs.assembly import make_searcher
+from evomerge.runs.preflight import _cautions, affordable
+from evomerge.searchers.base import Part, Searcher, parts_of
+from evomerge.selection.choosing import work
+from tests.kit.evaluations import settings_of
+from tests.kit.helpers import box
+
+
+def searcher_of(*overrides: str, dim: int = 3) -> Searcher:
+    return make_searcher(settings_of("model=pico", *overrides), box(dim), {})
+
+
+@pytest.mark.parametrize(
+    ("budget", "overrides", "expected"),
+    [
+        (50, ["searcher=cmaes"], [(False, 6, 1), (False, 44, 5)]),  # the mean as well
+        (50, ["searcher=random", "start=0.4"], [(False, 50, 5)]),
+        (50, ["searcher=grid", "searcher.coordinate=weight/p0/expert", "start=0.4"], [(False, 16, 5)]),
+        (200, ["searcher=gradient"], [(False, 6, 1), (True, 60, 4)]),
+        (200, ["searcher=gradient", "start=0.4"], [(True, 60, 4)]),
+        (20, ["searcher=gradient", "start=0.4"], [(True, 20, 2)]),
+        (4, ["searcher=gradient"], [(False, 4, 1)]),
+        (
+            200,
+            ["searcher=gradient", "searcher.steps=null", "searcher.schedule=constant"],
+            [(False, 6, 1), (True, 194, 10)],
+        ),
+        (200, ["searcher=hybrid"], [(False, 6, 1), (True, 60, 4), (False, 134, 5)]),
+        (60, ["searcher=hybrid", "start=1/K"], [(True, 60, 4)]),
+        (12, ["searcher=hybrid", "searcher.first.steps=5"], [(False, 6, 1), (True, 5, 1), (False, 1, 5)]),
+    ],
+)
+def test_the_parts_of_a_search(budget: int, overrides: list[str], expected: list[tuple[bool, int, int]]) -> None:
+    assert parts_of(searcher_of(*overrides), budget) == [Part(*part) for part in expected]
+
+
+def test_one_coefficient_has_no_warm_start() -> None:
+    assert parts_of(searcher_of("searcher=gradient", dim=1), 200) == [Part(True, 60, 4)]
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(st.builds(Part, st.booleans(), st.integers(1, 9)), max_size=4),
+    items=st.none() | st.integers(0, 300),
+    prices=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+)
+def test_what_items_buy(parts: list[Part], items: int | None, prices: tuple[int, int]) -> None:
+    bought = affordable(parts, items, *prices)
+    wanted = tuple(sum(part.count for part in parts if part.gradient is kind) for kind in (False, True))
+    assert all(0 <= one <= other for one, other in zip(bought, wanted, strict=True))
+    assert items is None or sum(count * price for count, price in zip(bought, prices, strict=True)) <= items
+    if items is None or sum(count * price for count, price in zip(wanted, prices, strict=True)) <= items:
+        assert bought == wanted
+
+
+def test_an_earlier_part_is_paid_first() -> None:
+    assert affordable([Part(False, 6), Part(True, 60), Part(False, 134)], 100, 10, 7) == (6, 5)
+
+
+def test_what_there_is_to_judge() -> None:
+    sizes = {"search": 100, "select": 2000, "report": 3000}
+    assert work((0.0, 1.5), 5, False, sizes) == (15 + 5 + 1) * 2000 + 4 * 3000
+    assert work((0.0, 1.5), 5, True, sizes) == (15 + 5 + 1 + 2) * 2000 + 4 * 3000  # and base and experts
+    for low, high, count in ((0.15, 0.45, 3), (-0.05, 0.05, 15)):  # where no usual constant lies, as many others
+        assert work((low, high), 5, False, {"select": 10, "report": 0}) == (count + 5 + 1) * 10
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["searcher=cmaes"], None),
+        (["searcher=cmaes", "loss=entropy"], "the loss Entropy is not used"),
+        (["searcher=tpe", "loss=jensen_shannon"], "the loss JensenShannon is not used"),
+        (["searcher=gradient", "loss=entropy"], None),
+        (["searcher=gradient", "budget=66", "searcher.steps=60"], None),
+        (["searcher=gradient", "budget=65", "searcher.steps=60"], "searcher.steps=60, but the budget leaves 59"),
+        (["searcher=gradient", "budget=60", "searcher.steps=60", "start=0.3"], None),
+        (["searcher=gradient", "budget=4", "searcher.steps=60"], "but the budget leaves 0,"),
+        (["searcher=gradient", "budget=9", "searcher.schedule=constant"], None),
+        (["searcher=gradient", "searcher.schedule=constant", "searcher.steps=null"], None),
+        (["searcher=hybrid", "searcher.first.steps=20", "budget=26"], "which takes 20, and 20 are left for it: raise"),
+        (["searcher=hybrid", "searcher.first.steps=20", "budget=27"], None),
+        (
+            ["searcher=hybrid", "searcher.first.steps=null", "searcher.first.schedule=constant"],
+            "within the first part, which goes on for ever: write searcher.first.steps=60",
+        ),
+    ],
+)
+def test_cautions(overrides: list[str], expected: str | None) -> None:
+    said = _cautions(settings_of("model=pico", *overrides), searcher_of(*overrides))
+    assert [expected in text for text in said if expected] == [True] * (expected is not None)
+    assert len(said) == (expected is not None)
+
+
+class Nothing:
+    """No searcher."""
+
+    def __init__(self, space: object, start: object, seed: int) -> None:
+        pass
+
+    def ask(self) -> None:
+        """Ask nothing."""
+
+
+def test_what_is_no_searcher_is_refused() -> None:
+    settings = settings_of("model=pico") | {"searcher": {"_target_": f"{__name__}.Nothing"}, "start": 0.4}
+    with pytest.raises(ConfigError, match="The searcher Nothing lacks needs, tell, stop and 1 more"):
+        make_searcher(settings, box(3), {})
