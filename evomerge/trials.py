@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,22 @@ class Batch:
     def complete(self) -> bool:
         """Whether every point has its trial."""
         return all(trial is not None for trial in self.trials)
+
+    def scored(self, values: Iterable[float]) -> Batch:
+        """Return the batch with a value for each point, for whoever asks a searcher and tells it by hand; a value that
+        is not finite is that of a failed point.
+
+        >>> batch = Batch(0, [[0.2], [0.4]]).scored([1.5, float("nan")])
+        >>> batch.complete, batch.values.tolist()
+        (True, [1.5, -inf])
+        """
+        trials: list[Trial | None] = [
+            Trial(self.index, i, "ok", (float(value),))
+            if math.isfinite(value)
+            else Trial(self.index, i, "failed", None)
+            for i, value in zip(range(len(self.points)), values, strict=True)
+        ]
+        return replace(self, trials=trials)
 
     @property
     def values(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Directories that are there as a whole or not at all.
+"""Directories that are there as a whole or not at all, and temporary ones.
 
 In: a path that is free, or an empty directory. Out: a hidden directory beside it to write into, which takes that place
 in one step when everything in it has reached the disk. What a kill leaves behind is hidden, and the next one who writes
@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,18 @@ def whole_directory(out: Path) -> Iterator[Path]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # before it is released: who waits for it sees that it is gone
         lock.release()
+
+
+class TemporaryDirectory:
+    """A directory that is removed, silently, when nobody refers to this object any more, or at the end of the program.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="evomerge-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -57,7 +57,7 @@ class Custom:
         ConfigError: the function cannot be found, or takes other parameters.
     """
 
-    metrics = ("score",)
+    metrics: tuple[str, ...] = ("score",)
     pure = False  # the function may change between two runs
     requires = Requirements(processor=False)  # a function that needs one is told what is missing when it asks
 
@@ -91,7 +91,7 @@ class Custom:
 
     def _numbers(self, scores: Any, task: str, n: int) -> np.ndarray:
         try:
-            values = np.array(scores[task], dtype=np.float64)  # a copy: the function may use its array again
+            values = np.asarray(scores[task], dtype=np.float64).copy()  # the function may use its array again
             got = f"an array of shape {values.shape}"
         except (KeyError, IndexError, TypeError, ValueError):
             values, got = None, f"no numbers for it, but {scores!r:.100}"

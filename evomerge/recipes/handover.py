@@ -65,7 +65,7 @@ def make_recipe(
         heads=dict(heads),
         auto_class=settings["model"]["auto_class"],
         vocabulary=settings["model"].get("vocabulary", REFUSE),
-        dtype=dtype_name(assembly.live.model.config.dtype),
+        dtype=dtype_name(assembly.live.dtype),
         version=__version__,
     )
 
@@ -84,7 +84,7 @@ def mergekit_yaml(assembly: Assembly, recipe: Recipe) -> str:
 def as_mergekit(assembly: Assembly, recipe: Recipe) -> str:
     """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
     vectors, live = assembly.vectors, assembly.live
-    dtype = live.model.config.dtype
+    dtype = live.dtype
     text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
     kept = [name for name, parameter in live.model.named_parameters() if parameter.dtype != dtype]
     return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text

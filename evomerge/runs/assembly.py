@@ -6,6 +6,7 @@ In: a typed configuration. Out: an `Assembly`, complete and checked, before anyt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +17,55 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
-from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
-from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.live import LiveModel, load_live
-from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Assembly, Sources
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.config import build
+from evomerge.runs.given import Given, make_merge, open_family
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes
-from evomerge.space.coefficients import CoefficientSpace, make_space
-from evomerge.task_vectors.family import check_files, family_notes
-from evomerge.task_vectors.store import task_vectors
-from evomerge.transforms.store import transformed
+from evomerge.space.coefficients import CoefficientSpace
 
 
-def assemble(settings: Mapping[str, Any], reporter: Progress, fitness: Fitness | None = None) -> Assembly:
+def assemble(
+    settings: Mapping[str, Any], reporter: Progress, fitness: Fitness | None = None, given: Given | None = None
+) -> Assembly:
     """Read the sources and build every part.
 
     Args:
         settings: of the search, as `config.plain` gives them.
         reporter: tells the user what goes on.
         fitness: of these settings, where somebody has made it already.
+        given: what need not be made of the settings, since a program has it.
 
     Raises:
         EvomergeError: whatever is wrong with the settings or the sources.
     """
-    model, cache = settings["model"], Path(settings["model"]["cache"])
+    model, given = settings["model"], given or Given()
     fitness = fitness or make_fitness(settings["fitness"])
-    sources = find_sources(model, settings["fitness"]["tasks"])
+    sources = find_sources(model, settings["fitness"]["tasks"], given.family and given.family.sources)
     trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
-        items = read_items(sources, fitness)
+        read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
+        items = given.placed(read_items(read, fitness), sources.tasks)
         check_metrics(settings["fitness"], fitness)
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
-    method: Method = build(settings["method"], "method")
-    check_files([sources.base, *sources.experts.values()])
-    with reporter.working("loading the base"):
-        live = load_live(sources.base, model["auto_class"], model["device"], requirements(fitness).processor)
-    check_asked(fitness, live, items)
-    choice = model.get("vocabulary", REFUSE)  # what runs of earlier versions do not say
-    allowed = model.get("allow_missing") or ()
-    base, experts = open_sources(sources, live, cache, reporter, choice)
-    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
-    pooled = not isinstance(fitness, Headed)
+    method: Method = given.merge.method if given.merge else build(settings["method"], "method")
+    family = given.family or open_family(sources, model, requirements(fitness).processor, reporter)
+    check_asked(fitness, family.live, items)
+    pooled, allowed = not isinstance(fitness, Headed), model.get("allow_missing") or ()
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ())]
-    warnings += family_notes(sources.experts, live, base, experts, parameters, allowed, pooled)
+    warnings += family.notes(allowed, pooled)
     warnings += [*leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
-    vectors = task_vectors(base, experts, parameters, cache, reporter.steps, keep=_may_keep(method))
-    merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
-    space = make_space(
-        settings["space"]["granularity"],
-        parameters,
-        merged.rows,
-        method.variables,
-        merged.zero,
-        sharing=settings["space"]["sharing"],
-        frozen=settings["space"]["frozen"],
-        tied=settings["space"]["tied"],
-        bounds={name: (low, high) for name, (low, high) in (settings["space"]["bounds"] or {}).items()},
-    )
-    with reporter.working("preparing the merge"):
-        merger = Merger(live.model, merged, space.groups, method)
+    merge = given.merge or make_merge(family, method, settings, reporter)
     if isinstance(fitness, Headed):
-        fitness = fitness.with_heads(make_heads(sources, parameters))
-    return Assembly(sources, live, vectors, space, method, merger, fitness, items, warnings)
-
-
-def _may_keep(method: Method) -> bool:
-    """Whether task vectors may be computed for every candidate anew: not if they are looked at as a whole."""
-    return method.elementwise and method.transform is None
+        fitness = fitness.with_heads(make_heads(sources, family.parameters))
+    return Assembly(sources, family.live, merge.vectors, merge.space, method, merge.merger, fitness, items, warnings)
 
 
 def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:
@@ -120,24 +94,6 @@ def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[I
             f"cannot read: write fitness=lm_eval."
         )
     return {split: read_split(sources.tasks, split, isinstance(fitness, Headed)) for split in SPLITS}
-
-
-def open_sources(
-    sources: Sources, live: LiveModel, cache: Path, reporter: Progress, vocabulary: str = REFUSE
-) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """Open the files of base and experts, seen through the live model's parameters.
-
-    Args:
-        sources: where they are.
-        live: the base as it is loaded, or its skeleton.
-        cache: directory that remembers content hashes.
-        reporter: shows progress.
-        vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
-    """
-    common: dict[str, Any] = {"cache": cache, "progress": reporter.steps}
-    base = live.open(sources.base, **common)
-    common |= {"vocabulary": vocabulary, "base": base}
-    return base, {name: live.open(path, **common) for name, path in sources.experts.items()}
 
 
 def make_searcher(

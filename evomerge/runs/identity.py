@@ -105,8 +105,11 @@ def _files(directory: Path) -> str:
     """Return a hash of all in a model directory that decides what a model is given to read, and how it reads it.
 
     At its top that is what settings and vocabularies usually end in, whatever it is; and everything else that
-    transformers may open beside weights, such as `source.spm`, `vocab.bpe` or a folder of chat templates.
+    transformers may open beside weights, such as `source.spm`, `vocab.bpe` or a folder of chat templates. A model in
+    memory has no files.
     """
+    if not directory.is_dir():
+        return digest([])
     usual = {
         path.name
         for path in directory.iterdir()

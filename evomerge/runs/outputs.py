@@ -22,6 +22,7 @@ from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.common.names import mark_lines, marked
 from evomerge.common.progress import Progress
+from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
 from evomerge.fitness.capabilities import measures
 from evomerge.problem import Assembly
@@ -170,23 +171,37 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 
-def show(summary: Summary, directory: Path, reporter: Progress) -> None:
-    """Print the table of the report split, the paired difference, and where things are."""
-    tasks, told, gain = list(summary.base.tasks), summary.measures, summary.gain
+def table_of(summary: Summary) -> Shown:
+    """Return the table of the report split."""
+    told = summary.measures
     rows = [
         [
             marked(name, summary.marks, LABELS[name]),
             plus_minus(row.mean, row.se),
-            *("" if (score := row.tasks.get(task)) is None else f"{score:.3f}" for task in tasks),
+            *("" if (score := row.tasks.get(task)) is None else f"{score:.3f}" for task in summary.base.tasks),
         ]
         for name, row in summary.report.items()
     ]
-    name = title(summary.metric, told)
     where = f"{summary.items['report']} report items that the search never saw"
-    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {where}; higher is better", columns, rows, mark_lines(summary.marks, LABELS))
-    difference = plus_minus(gain.diff, gain.se, "+") or "unknown"
-    reporter.say(f"winner - best constant ({summary.select.constant}): {difference} (paired)")
+    return Shown(
+        f"{title(summary.metric, told)} on {where}; higher is better",
+        ["", "mean ± se", *(heading(task, told) for task in summary.base.tasks)],
+        rows,
+        mark_lines(summary.marks, LABELS),
+    )
+
+
+def gain_of(summary: Summary) -> str:
+    """Return the paired difference of the winner to the best constant, as a line."""
+    difference = plus_minus(summary.gain.diff, summary.gain.se, "+") or "unknown"
+    return f"winner - best constant ({summary.select.constant}): {difference} (paired)"
+
+
+def show(summary: Summary, directory: Path, reporter: Progress) -> None:
+    """Print the table of the report split, the paired difference, and where things are."""
+    table = table_of(summary)
+    reporter.table(table.title, table.columns, table.rows, table.notes)
+    reporter.say(gain_of(summary))
     if summary.failed:
         reporter.say(f"{summary.failed} of {summary.trials} candidates failed; their errors stand in trials.jsonl")
     for doubt in summary.doubts:

@@ -30,6 +30,7 @@ from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
+from evomerge.runs.given import Given
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
@@ -50,7 +51,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_search(
-    config: SearchConfig, directory: Path, reporter: Progress, interrupt: Interrupt | None = None
+    config: SearchConfig,
+    directory: Path,
+    reporter: Progress,
+    interrupt: Interrupt | None = None,
+    given: Given | None = None,
 ) -> Summary | None:
     """Run one search, or go on with it.
 
@@ -59,6 +64,7 @@ def run_search(
         directory: its run directory.
         reporter: tells the user what goes on.
         interrupt: says afterwards which signal asked it to stop.
+        given: what need not be made of the settings, since a program has it.
 
     Returns:
         The summary, or None when it was asked to stop before the end.
@@ -68,11 +74,11 @@ def run_search(
     """
     settings = plain(config)
     check(settings)
-    fitness = make_fitness(settings["fitness"])
+    fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
     with reporter.bars():
-        assembly = assemble(settings, reporter, fitness)
+        assembly = assemble(settings, reporter, fitness, given)
     searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
     scorers = {split: scorer(assembly, items) for split, items in assembly.items.items()}  # bad items are refused now
     subsets = make_subsets(assembly, settings)

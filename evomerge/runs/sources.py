@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,22 @@ FURTHER = ("task", "split", "splits", "fewshot", "metric", "include_path", "subs
 """Settings of a task that only some fitnesses have; `task` is another word for `items`."""
 
 
-def find_sources(model: Mapping[str, Any], tasks: Any) -> Sources:
+def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = None) -> Sources:
     """Return the directories of base and experts and the tasks, from a suite, the user's own settings, or both.
 
     Args:
         model: the settings `model`: name, suite, base and experts.
         tasks: the settings `fitness.tasks`, or None for those of the suite.
+        known: base and experts, where they were found before.
 
     Raises:
         ConfigError: something is missing, or a name is unknown.
         CheckpointError: neither the hub nor its cache has a model of a name that is no directory.
         SuiteError: the suite is missing or damaged.
     """
+    if known is not None:
+        named, further = _tasks(tasks, known.experts)
+        return replace(known, tasks=named, further=further)
     suite, experts = _open_suite(model), model["experts"]
     experts = experts if experts is None or isinstance(experts, list | dict) else [experts]
     if suite is not None and experts != []:

@@ -96,7 +96,7 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
             f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
-    live = dtype_name(assembly.live.model.config.dtype)
+    live = dtype_name(assembly.live.dtype)
     if recipe.dtype not in (None, live):
         raise ConfigError(
             f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
@@ -151,7 +151,7 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")
     if (cosine := weight_cosine(base, found, both)) < RELATED:
         notes.append(f"{path} was not tuned from this base: the cosine of their weights is {cosine:.3f}")
-    if (theirs := loaded_in(found)) != (ours := dtype_name(live.model.config.dtype)):
+    if (theirs := loaded_in(found)) != (ours := dtype_name(live.dtype)):
         notes.append(
             f"{path} is scored in {ours}, as the base is; loaded by itself it is in {theirs} (its dtype), and its "
             f"logits are rounded otherwise"

@@ -78,7 +78,11 @@ class Marks:
         return texts
 
     def _compare(self, path: Path) -> str:
-        """Say in what the forward pass of a directory is another; nothing where it is the base's."""
+        """Say in what the forward pass of a directory is another; nothing where it is the base's, or where one of the
+        two is in memory.
+        """
+        if not (path.is_dir() and self._base.path.is_dir()):
+            return ""
         try:
             return said(one for one in compare_configurations(self._base, Configuration(path)) if one.forward)
         except CheckpointError as error:

@@ -71,6 +71,11 @@ class CoefficientSpace:
             raise SpaceError(f"A point of this space has shape ({self.dim},), not {x.shape}.")
         return {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
 
+    def constant(self, weights: float | np.ndarray) -> dict[str, np.ndarray]:
+        """Coefficients with the given weights, one or (K,), in all groups, and every other variable at its start."""
+        others = {v.name: np.full(self._shape, v.start) for v in self.variables if v.name != "weight"}
+        return {"weight": np.broadcast_to(np.asarray(weights, dtype=np.float64), self._shape), **others}
+
     def moves(self, variable: str) -> np.ndarray:
         """Boolean (G, K): which coefficients of a variable depend on the point at all."""
         return (np.diff(self.matrices[variable].indptr) > 0).reshape(self._shape)

@@ -57,12 +57,13 @@ def family_notes(
     Raises:
         CheckpointError: base or experts cannot be merged; see `check_family`.
     """
+    stored = {name: path for name, path in places.items() if path.is_dir() and base.path.is_dir()}  # not in memory
     return [
         *check_family(base, experts, parameters, allowed),
         *(_missing(base) if pooled else ()),
         *(() if written else _outside(live, base, experts)),
-        *directory_notes(base.path, {f"expert {name}": path for name, path in places.items()}),
-        *_dtypes(base, experts),
+        *(directory_notes(base.path, {f"expert {name}": path for name, path in stored.items()}) if stored else ()),
+        *_dtypes(base, {name: experts[name] for name in stored}),
         *_labels(live, base, experts),
         *_licences(base.path, list(places.values())),
         *_likenesses(base, experts, parameters),
@@ -150,6 +151,8 @@ def _names(mapping: object) -> set[str]:
 
 def _dtypes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
     """Experts that people load in another dtype than the base, whose logits are rounded otherwise."""
+    if not experts:
+        return []
     ours, notes = loaded_in(base), []
     for name, expert in experts.items():
         theirs, held = loaded_in(expert), first_dtype(expert.tensors)

@@ -1,0 +1,244 @@
+"""The front door for Python: a family of models, candidates of it, a search, and its result.
+
+In: models (directories, names on the hub, modules, state dicts), a fitness (any function), items. Out: a `Result` that
+shows itself, has the merged model, and saves it. A search from here is the search of the command: the same settings,
+the same log, the same honest selection. Everything is silent by default, and works in any thread; one candidate serves
+one search at a time, since all of them write into its live model.
+
+    family = em.Family("models/base", mood="models/mood", topic="models/topic")
+    candidate = em.Candidate(family, space="layer")
+    result = em.search(candidate, score, {"mood": em.items("mood.jsonl"), "topic": em.items("topic.jsonl")}, budget=200)
+    result.save("merged")
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from evomerge.common.directories import TemporaryDirectory
+from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Progress, Silent
+from evomerge.fitness.custom import Custom, name_of
+from evomerge.fitness.items import Item
+from evomerge.fitness.splits import Splits, split_items
+from evomerge.inspection.candidate import Candidate
+from evomerge.inspection.family import Family
+from evomerge.models.checkpoint import MEMORY
+from evomerge.report.result import Result
+from evomerge.runs.choices import Choice, load_choice, settings_of
+from evomerge.runs.config import SearchConfig, choices_of
+from evomerge.runs.given import Given
+from evomerge.runs.run import run_search
+from evomerge.search.stopping import Interrupt, Stopped
+
+__all__ = [
+    "Candidate",
+    "Choice",
+    "Family",
+    "Item",
+    "Result",
+    "Splits",
+    "classification",
+    "cmaes",
+    "gradient",
+    "grid",
+    "hybrid",
+    "items",
+    "lm_eval",
+    "load",
+    "perplexity",
+    "random",
+    "search",
+    "tpe",
+]
+
+
+def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Splits:
+    """Return the items of a task: `search` items guide, `select` items choose the winner, `report` items judge it.
+
+    Args:
+        source: a `.jsonl` or `.txt` file, or a directory with search.jsonl, select.jsonl and report.jsonl; or texts,
+            pairs (text, label) or mappings in memory, split by the hash of each; or {split: any of these}.
+        classes: the names of the classes, where labels are names.
+
+    >>> items([(f"text {i}", i % 2) for i in range(100)])
+    <items: 39 search, 26 select, 35 report>
+    """
+    return split_items(source, classes)
+
+
+def search(
+    candidate: Candidate,
+    fitness: str | Choice | Callable[..., Any],
+    tasks: Mapping[str, Any],
+    *,
+    searcher: str | Choice | type | None = None,
+    budget: int = 200,
+    run: str | Path | None = None,
+    seed: int = 1,
+    start: str | float = "constants",
+    items: int | None = 100,
+    select_items: int | None = None,
+    report_items: int | None = None,
+    rotate: bool = False,
+    aggregate: str = "mean",
+    normalised: bool = False,
+    weights: Mapping[str, float] | None = None,
+    loss: str | Choice = "cross_entropy",
+    time_limit: float | str | None = "auto",
+    budget_items: int | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Search the coefficients of a candidate, choose the winner honestly, and return the result.
+
+    Args:
+        candidate: what is searched; the base is in its live model afterwards.
+        fitness: a function `score(model, items)` that returns a number for each item of one task, or
+            `score(model, tokenizer, items)` that returns {task: numbers}, higher is better; the name of one,
+            `file.py:score`; or classification, perplexity or lm_eval.
+        tasks: by name, what `items` returns or takes; for a fitness of evomerge's own also what `fitness.tasks` takes.
+            A task with the name of an expert is that expert's own.
+        searcher: cmaes, tpe, random, grid, gradient or hybrid, or what the functions of these names return; None for
+            cmaes, or for tpe where there is a single coefficient.
+        budget: candidates in all.
+        run: the run directory: called again with the same arguments, the search goes on where it was. None: a temporary
+            one, which lives as long as the result.
+        seed: of everything that is drawn.
+        start: constants (tries a few), a number, 1/K, or the recipe.yaml of an earlier run.
+        items: search items for a candidate, in all; None for every one.
+        select_items: how many choose the winner; None for every one.
+        report_items: how many judge it; None for every one.
+        rotate: other search items for every generation.
+        aggregate: mean, or worst (task).
+        normalised: scores of tasks between base and expert.
+        weights: of tasks in the mean.
+        loss: what a gradient learns from.
+        time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
+        budget_items: item evaluations in all.
+        progress: is told what goes on.
+
+    Raises:
+        EvomergeError: something is wrong with what was given; nothing of a run is lost.
+        Stopped: it was asked to stop; the same call goes on, if it has a run directory.
+    """
+    family, config = candidate.family.opened, dict(candidate.merge.settings)
+    chosen, own = _fitness(fitness)
+    named, held = _tasks(tasks)
+    config["fitness"] = {
+        **chosen,
+        **{
+            "tasks": named,
+            "items": items,
+            "rotate": rotate,
+            "select_items": select_items,
+            "report_items": report_items,
+        },
+    }
+    config["searcher"] = settings_of("searcher", searcher or ("cmaes" if candidate.space.dim > 1 else "tpe"))
+    config["loss"] = settings_of("loss", loss)
+    config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
+    config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "time_limit": time_limit}
+    config |= {"seed": seed, "start": start}
+    kept = TemporaryDirectory() if run is None else None
+    directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
+    composed: Any = OmegaConf.merge(OmegaConf.structured(SearchConfig), config)
+    given = Given(family, candidate.merge, own, held)
+    try:
+        summary = run_search(composed, directory, progress or Silent(), interrupt, given)
+    finally:
+        candidate.base()
+    if summary is None:
+        if interrupt.by is not None:  # the log is in order: now the signal does what it does in this program
+            signal.raise_signal(interrupt.by)
+        raise Stopped(f"The search was asked to stop. Call it again with run={str(run)!r} to go on.")
+    return Result(directory, candidate, kept)
+
+
+def load(run: str | Path) -> Result:
+    """Return the result of a search that the command, or a program, ran: `load("runs/mine")`."""
+    return Result(run)
+
+
+def cmaes(**settings: Any) -> Choice:
+    """CMA-ES: `sigma`, `popsize`, `diagonal_above`, `keep`.
+
+    >>> cmaes(sigma=0.2).settings["sigma"]
+    0.2
+    """
+    return Choice("searcher", "cmaes", settings)
+
+
+def tpe(**settings: Any) -> Choice:
+    """TPE: `batch`, `startup`, `candidates`, `keep`."""
+    return Choice("searcher", "tpe", settings)
+
+
+def random(**settings: Any) -> Choice:
+    """Uniform random search: `batch`, `keep`."""
+    return Choice("searcher", "random", settings)
+
+
+def grid(**settings: Any) -> Choice:
+    """A grid over one coefficient: `coordinate`, `points`, `keep`."""
+    return Choice("searcher", "grid", settings)
+
+
+def gradient(**settings: Any) -> Choice:
+    """Steps along the gradient of a loss: `lr`, `betas`, `schedule`, `steps`, `every`."""
+    return Choice("searcher", "gradient", settings)
+
+
+def hybrid(**settings: Any) -> Choice:
+    """A gradient, then another searcher: `first`, `second`."""
+    return Choice("searcher", "hybrid", settings)
+
+
+def classification(**settings: Any) -> Choice:
+    """Classification of texts or images with the heads of the experts: `batch_size`, `max_length`, `metric`."""
+    return Choice("fitness", "classification", settings)
+
+
+def perplexity(**settings: Any) -> Choice:
+    """The likelihood of texts under a language model."""
+    return Choice("fitness", "perplexity", settings)
+
+
+def lm_eval(**settings: Any) -> Choice:
+    """Tasks of lm-eval."""
+    return Choice("fitness", "lm_eval", settings)
+
+
+def _fitness(given: Any) -> tuple[dict[str, Any], Custom | None]:
+    """Return the settings of a fitness; and itself, where it is a function."""
+    if isinstance(given, str) and ":" in given:
+        return load_choice("fitness", "custom", {"function": given}), None
+    if isinstance(given, str | Choice | Mapping):
+        return settings_of("fitness", given), None
+    if not callable(given):
+        raise ConfigError(
+            f"{given!r:.100} is no fitness: give a function, its name (file.py:score), or one of "
+            f"{', '.join(choices_of('fitness'))}."
+        )
+    return load_choice("fitness", "custom", {"function": name_of(given)}), Custom(given)
+
+
+def _tasks(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Splits]]:
+    """Return the settings `fitness.tasks`, and the items of those tasks that are in memory."""
+    settings: dict[str, Any] = {}
+    held: dict[str, Splits] = {}
+    for name, one in (
+        given if isinstance(given, Mapping) and not isinstance(given, Splits) else {"task": given}
+    ).items():
+        if isinstance(one, str | Path):
+            settings[name] = str(one)
+        elif isinstance(one, Mapping) and "search" not in one:
+            settings[name] = dict(one)
+        else:
+            held[name] = one if isinstance(one, Splits) else split_items(one)
+            settings[name] = {"items": str(held[name].place or MEMORY / name), "classes": list(held[name].classes)}
+    return settings, held

@@ -1,0 +1,112 @@
+"""A family of models as a program opens it: a base and its experts, checked to fit together, which show themselves.
+
+In: directories, names on the hub, modules of torch, state dicts. Out: a `Family`: where its models are, what should be
+known of them, and how their task vectors lie to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.directories import TemporaryDirectory
+from evomerge.common.progress import Progress, Silent
+from evomerge.common.shown import Shown
+from evomerge.inspection.geometry import Geometry, measure
+from evomerge.runs.choices import load_choice
+from evomerge.runs.given import Model, take_family
+
+
+class Family:
+    """A base and the experts that were tuned from it, checked to fit together.
+
+    Args:
+        base: a directory, `owner/name` on the hub, or a module of torch; a module is copied.
+        experts: by name, each a directory, a name on the hub, a module or a state dict; or as keywords.
+        auto_class: the transformers class that loads the base: AutoModel, AutoModelForCausalLM ...
+        tokenizer: of a base that is a module, for a fitness that needs one; or its image processor.
+        device: for the live model: cpu, cuda:0; auto is the first CUDA device, or where a module is.
+        vocabulary: what becomes of experts with another number of tokens: refuse, base or shared.
+        allow_missing: names and patterns of tensors that experts may lack.
+        cache: the directory for task vectors; None for .cache/evomerge, or a temporary one for models in memory.
+        progress: is told what goes on.
+
+    Attributes:
+        notes: what should be known of the models.
+
+    Raises:
+        EvomergeError: something cannot be read, or the models do not fit together.
+
+    >>> import torch
+    >>> import evomerge as em
+    >>> base = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    >>> tuned = {name: tensor + 0.1 for name, tensor in base.state_dict().items()}
+    >>> em.Family(base, tuned=tuned).experts
+    ['tuned']
+    """
+
+    def __init__(
+        self,
+        base: Model,
+        experts: Mapping[str, Model] | None = None,
+        /,
+        *,
+        auto_class: str = "AutoModel",
+        tokenizer: Any = None,
+        device: str = "auto",
+        vocabulary: str = "refuse",
+        allow_missing: Sequence[str] = (),
+        cache: str | Path | None = None,
+        progress: Progress | None = None,
+        **named: Model,
+    ) -> None:
+        chosen = {"auto_class": auto_class, "device": device, "vocabulary": vocabulary}
+        models = {**(experts or {}), **named}
+        if cache is None and not all(isinstance(model, str | Path) for model in (base, *models.values())):
+            self._kept = TemporaryDirectory()
+            cache = self._kept.path
+        places = {} if cache is None else {"cache": str(cache)}
+        settings = load_choice("model", "directories", {**chosen, "allow_missing": [*allow_missing] or None, **places})
+        self.opened = take_family(base, models, settings, tokenizer, progress or Silent())
+        self.notes = self.opened.notes(allow_missing)
+
+    @property
+    def experts(self) -> list[str]:
+        """Their names, in the order of the sum."""
+        return list(self.opened.experts)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Norms, cosines and signs of the task vectors over all parameters; reads all weights twice."""
+        one = self.opened
+        whole, *others = measure(one.base, list(one.experts.values()), one.parameters).values()
+        for other in others:
+            whole += other
+        return whole
+
+    def shown(self) -> Shown:
+        """Return a table of the experts: where they are, how far from the base, and how like each other."""
+        found, sources = self.geometry, self.opened.sources
+        rows = [
+            [
+                name,
+                str(path),
+                f"{found.norms[k]:.4g}",
+                f"{found.changed[k]:.0%}",
+                *(f"{c:.3f}" for c in found.cosines[k]),
+            ]
+            for k, (name, path) in enumerate(sources.experts.items())
+        ]
+        conflicts, chance = found.signs.shares
+        signs = f"{conflicts:.0%} of what several experts changed has opposite signs (by chance {chance:.0%})"
+        columns = ["", "", "norm", "changed", *(f"cosine {name}" for name in sources.experts)]
+        notes = [signs, *self.notes] if found.signs.several else self.notes
+        return Shown(f"{found.elements:,} parameters of {sources.base}", columns, rows, notes)
+
+    def __repr__(self) -> str:
+        return str(self.shown())
+
+    def _repr_html_(self) -> str:
+        return self.shown().html()

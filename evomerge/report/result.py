@@ -1,0 +1,148 @@
+"""The result of a search, as its run directory tells it: numbers, the merged model, and what becomes of them.
+
+In: a run directory, and the candidate that was searched, if it is still there. Out: a `Result`, which shows itself,
+draws its page, puts the winner into the live model, and saves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.directories import TemporaryDirectory
+from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Silent
+from evomerge.common.shown import Shown
+from evomerge.inspection.candidate import Candidate
+from evomerge.inspection.family import Family
+from evomerge.recipes.coefficients import Coefficients
+from evomerge.recipes.model import write_model
+from evomerge.recipes.modules import write_module
+from evomerge.recipes.origins import find_origins
+from evomerge.recipes.recipe import Recipe
+from evomerge.report.page import write_report
+from evomerge.runs.directory import open_run
+from evomerge.runs.outputs import gain_of, table_of
+from evomerge.selection.summary import Summary
+from evomerge.trials import Trial
+
+
+class Result:
+    """A search that was run, as its run directory tells it.
+
+    Args:
+        run: the run directory.
+        candidate: whose live model the winner is put into; made of the run's sources when left out.
+        kept: the run directory, where it is a temporary one.
+
+    Attributes:
+        path: the run directory; a temporary one where the search was given none.
+    """
+
+    def __init__(
+        self, run: str | Path, candidate: Candidate | None = None, kept: TemporaryDirectory | None = None
+    ) -> None:
+        self.path, self._kept = Path(run), kept
+        self._run = open_run(self.path)
+        if candidate is not None:
+            self.candidate = candidate
+
+    @cached_property
+    def candidate(self) -> Candidate:
+        """The live model with the space of the search."""
+        settings, places = self._run.settings, find_origins(self.recipe, self.path, None, {})
+        base = places.pop("")
+        model, space = settings["model"], settings["space"]
+        family = Family(
+            base,
+            places,
+            auto_class=self.recipe.auto_class,
+            vocabulary=self.recipe.vocabulary,
+            allow_missing=model.get("allow_missing") or (),
+            cache=model["cache"],
+        )
+        found = {"": family.opened.base, **family.opened.experts}
+        for name, source in {"": self.recipe.base, **self.recipe.experts}.items():
+            if found[name].sha256 != source.sha256:
+                raise ConfigError(
+                    f"{found[name].path} changed since it was searched: its weights are not those of the recipe "
+                    f"{self.path / 'recipe.yaml'}. Put back what was there."
+                )
+        more = {name: space[name] for name in ("sharing", "frozen", "tied", "bounds")}
+        return Candidate(family, space["granularity"], settings["method"], **more)
+
+    @property
+    def summary(self) -> Summary:
+        """Scores with standard errors: of `base`, `experts`, `best_constant` and `winner`; and the paired `gain`.
+
+        Raises:
+            ConfigError: the search has not ended.
+        """
+        if self._run.summary is None:
+            raise ConfigError(f"The search of {self.path} has not ended: run it again to go on with it.")
+        return self._run.summary
+
+    @property
+    def recipe(self) -> Recipe:
+        """The winner: everything needed to build it again."""
+        if self._run.recipe is None:
+            raise ConfigError(f"The search of {self.path} has not ended: run it again to go on with it.")
+        return self._run.recipe
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All scored candidates, in order."""
+        return list(self._run.trials())
+
+    @property
+    def coefficients(self) -> dict[str, Coefficients]:
+        """The winner's coefficients by variable: `result.coefficients["weight"]["encoder.layer.0", "mood"]`."""
+        return {name: Coefficients.of(name, rows) for name, rows in self.recipe.coefficients.items()}
+
+    @property
+    def model(self) -> Any:
+        """The live model, with the winner in it."""
+        return self.candidate.set(self.recipe)
+
+    def report(self, file: str | Path | None = None) -> Path:
+        """Draw the page of the run, and return where it is."""
+        return write_report(self.path, None if file is None else Path(file))
+
+    def save(self, out: str | Path, **options: Any) -> Path:
+        """Write the merged model as a directory that `from_pretrained` loads, with its recipe and card.
+
+        Args:
+            out: the directory to make.
+            options: `dtype` and `max_shard_size`, for models that came from directories.
+        """
+        live = self.candidate.family.opened
+        if live.in_memory:
+            return write_module(self.model, self.recipe, Path(out), live.live.processor)
+        return write_model(self.recipe, self.path, Path(out), reporter=Silent(), **options)
+
+    def to_mergekit(self) -> str:
+        """Return the winner as mergekit's YAML.
+
+        Raises:
+            ConfigError: mergekit cannot express it.
+        """
+        file = self.path / "mergekit.yaml"
+        if not file.is_file():
+            raise ConfigError(
+                f"mergekit cannot express this merge: `evomerge export {self.path} --as mergekit` says why, and "
+                f"--materialise writes models that it can merge."
+            )
+        return file.read_text(encoding="utf-8")
+
+    def shown(self) -> Shown:
+        """Return the table of the report split, with the paired difference of the winner to the best constant."""
+        table = table_of(self.summary)
+        return replace(table, notes=[*table.notes, gain_of(self.summary), *self.summary.doubts])
+
+    def __repr__(self) -> str:
+        return str(self.shown())
+
+    def _repr_html_(self) -> str:
+        return self.shown().html()

@@ -1,0 +1,240 @@
+"""What a program has in memory of a search, in place of what settings name: models, a fitness, items.
+
+In: base and experts as directories, names on the hub, modules of torch or state dicts. Out: an `Opened` family; with a
+method and a space, a `Merge` that builds candidates; with a fitness and items, all of it as `Given`. The command's own
+searches are built of the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Progress
+from evomerge.fitness.base import Fitness
+from evomerge.fitness.items import Item
+from evomerge.fitness.splits import Splits
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import Method
+from evomerge.models.checkpoint import MEMORY, Checkpoint
+from evomerge.models.hub import find_directory
+from evomerge.models.live import LiveModel, live_module, load_live
+from evomerge.models.vocabulary import REFUSE
+from evomerge.problem import Sources
+from evomerge.space.coefficients import CoefficientSpace, make_space
+from evomerge.task_vectors.family import check_files, family_notes
+from evomerge.task_vectors.store import TaskVectors, task_vectors
+from evomerge.transforms.store import transformed
+
+Model = str | Path | nn.Module | Mapping[str, Tensor]
+"""A model as a program names it: a directory, `owner/name` on the hub, a module, or a state dict."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A base and its experts, open by the parameters of the live model.
+
+    Attributes:
+        sources: where they come from; of models in memory, what messages call them.
+        settings: the settings `model`.
+        live: the loaded base.
+        base: θ₀.
+        experts: θ_k by name.
+    """
+
+    sources: Sources
+    settings: dict[str, Any]
+    live: LiveModel
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what is merged, in the order of the live model."""
+        return {name: shape for name, shape in self.live.parameters.items() if name not in self.base.missing}
+
+    def notes(self, allowed: Sequence[str] = (), pooled: bool = True) -> list[str]:
+        """Return what should be known of the family, and refuse one that does not fit together; see `family_notes`."""
+        return family_notes(self.sources.experts, self.live, self.base, self.experts, self.parameters, allowed, pooled)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether some of them lie in no directory."""
+        return not all(path.is_dir() for path in (self.sources.base, *self.sources.experts.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """What builds candidates of a family.
+
+    Attributes:
+        settings: the settings `method` and `space`.
+        method: how candidates are built.
+        vectors: base and task vectors, before any transform.
+        space: the coefficient space.
+        merger: builds them, in the live model of the family.
+    """
+
+    settings: dict[str, Any]
+    method: Method
+    vectors: TaskVectors
+    space: CoefficientSpace
+    merger: Merger
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a search need not make of its settings.
+
+    Attributes:
+        family: base and experts.
+        merge: builds candidates of them.
+        fitness: scores them.
+        items: of those tasks that are in memory, by name.
+    """
+
+    family: Opened | None = None
+    merge: Merge | None = None
+    fitness: Fitness | None = None
+    items: Mapping[str, Splits] = field(default_factory=dict)
+
+    def placed(self, read: Mapping[str, Mapping[str, list[Item]]], tasks: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the items of each split by task, of those that were read and those that are in memory."""
+        return {
+            split: {task: self.items[task][split] if task in self.items else known[task] for task in tasks}
+            for split, known in read.items()
+        }
+
+
+def open_family(sources: Sources, settings: Mapping[str, Any], processor: bool, reporter: Progress) -> Opened:
+    """Load the base and open the files of all, seen through the live model's parameters.
+
+    Args:
+        sources: where they are.
+        settings: the settings `model`.
+        processor: whether the base's tokenizer or image processor must be there.
+        reporter: tells the user what goes on.
+    """
+    check_files([sources.base, *sources.experts.values()])
+    with reporter.working("loading the base"):
+        live = load_live(sources.base, settings["auto_class"], settings["device"], processor)
+    base, experts = open_sources(
+        sources, live, Path(settings["cache"]), reporter, settings.get("vocabulary", REFUSE)
+    )  # what runs of earlier versions do not say
+    return Opened(sources, dict(settings), live, base, experts)
+
+
+def open_sources(
+    sources: Sources, live: LiveModel, cache: Path, reporter: Progress, vocabulary: str = REFUSE
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """Open the files of base and experts, seen through the live model's parameters.
+
+    Args:
+        sources: where they are.
+        live: the base as it is loaded, or its skeleton.
+        cache: directory that remembers content hashes.
+        reporter: shows progress.
+        vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
+    """
+    common: dict[str, Any] = {"cache": cache, "progress": reporter.steps}
+    base = live.open(sources.base, **common)
+    common |= {"vocabulary": vocabulary, "base": base}
+    return base, {name: live.open(path, **common) for name, path in sources.experts.items()}
+
+
+def take_family(
+    base: Model, experts: Mapping[str, Model], settings: Mapping[str, Any], processor: Any, reporter: Progress
+) -> Opened:
+    """Open a family, any part of which may be in memory.
+
+    Args:
+        base: a directory, a name on the hub, or a module.
+        experts: the same by name, or state dicts.
+        settings: the settings `model`; `base` and `experts` are filled in here.
+        processor: the tokenizer or image processor of a base in memory.
+        reporter: tells the user what goes on.
+
+    Raises:
+        ConfigError: there are no experts, or the base is a state dict.
+        CheckpointError: something cannot be read, or does not fit.
+    """
+    if not experts:
+        raise ConfigError("A family needs experts: Family(base, mood=..., topic=...) or Family(base, {name: ...}).")
+    if isinstance(base, Mapping):
+        raise ConfigError("The base is a state dict, which nobody can run: give the module with these weights in it.")
+    places = {name: find_directory(str(one)) for name, one in {"": base, **experts}.items() if _is_place(one)}
+    paths = {name: places[name].path if name in places else MEMORY / (name or "base") for name in ("", *experts)}
+    hub = {name: place.hub for name, place in places.items() if place.hub}
+    sources = Sources(paths.pop(""), paths, {}, {}, hub)
+    settings = {**settings, "base": str(base) if _is_place(base) else str(sources.base)}
+    settings["experts"] = {name: str(one) if _is_place(one) else str(paths[name]) for name, one in experts.items()}
+    if len(places) == len(experts) + 1:
+        return open_family(sources, settings, False, reporter)
+    check_files([place.path for place in places.values()])
+    opening: dict[str, Any] = {"cache": Path(settings["cache"]), "progress": reporter.steps}
+    if isinstance(base, nn.Module):
+        live = live_module(base, processor, None if settings["device"] == "auto" else settings["device"])
+        settings["auto_class"] = live.auto_class
+        ours = live.take({key: tensor.clone() for key, tensor in _state(base).items()}, "base", config=_config(base))
+    else:
+        live = load_live(sources.base, settings["auto_class"], settings["device"], False)
+        ours = live.open(sources.base, **opening)
+    fit: dict[str, Any] = {"vocabulary": settings["vocabulary"], "base": ours}
+    found = {
+        name: live.open(paths[name], **opening, **fit)
+        if _is_place(one)
+        else live.take(_state(one), name, config=_config(one), **fit)
+        for name, one in experts.items()
+    }
+    return Opened(sources, settings, live, ours, found)
+
+
+def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], reporter: Progress) -> Merge:
+    """Compute the task vectors, and make what builds candidates of them.
+
+    Args:
+        family: base and experts.
+        method: how candidates are built.
+        settings: the settings `method` and `space`.
+        reporter: tells the user what goes on.
+    """
+    cache, parameters, space = Path(family.settings["cache"]), family.parameters, settings["space"]
+    keep = method.elementwise and method.transform is None and not family.in_memory
+    vectors = task_vectors(family.base, family.experts, parameters, cache, reporter.steps, keep=keep)
+    merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
+    found = make_space(
+        space["granularity"],
+        parameters,
+        merged.rows,
+        method.variables,
+        merged.zero,
+        sharing=space["sharing"],
+        frozen=space["frozen"],
+        tied=space["tied"],
+        bounds={name: (low, high) for name, (low, high) in (space["bounds"] or {}).items()},
+    )
+    with reporter.working("preparing the merge"):
+        merger = Merger(family.live.model, merged, found.groups, method)
+    return Merge(dict(settings), method, vectors, found, merger)
+
+
+def _is_place(model: Any) -> bool:
+    return isinstance(model, str | Path)
+
+
+def _state(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a module, or of a state dict, on the CPU, where those of files are."""
+    state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
+    if stranger := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise ConfigError(f"A state dict holds tensors by name, and {stranger[0]} is none: give model.state_dict().")
+    return {key: tensor.detach().cpu() for key, tensor in state.items()}
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return model.config.to_dict() if isinstance(model, PreTrainedModel) else {}

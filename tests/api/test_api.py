@@ -1,0 +1,245 @@
+"""The Python API: families, candidates, searches and results, on models of torch alone and of transformers."""
+
+from __future__ import annotations
+
+import doctest
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, BertModel
+
+import evomerge as em
+from evomerge.common.progress import Silent
+from evomerge.runs.run import run_search
+from tests.kit.helpers import compose
+from tests.kit.models import BERT, pico
+from tests.kit.tiny import Tiny
+from tests.processes import api_search
+from tests.processes.api_search import Net, score, tuned
+
+ITEMS = em.items((str(i), i % 3) for i in range(90))
+
+
+@pytest.fixture
+def candidate() -> em.Candidate:
+    net = Net()
+    return em.Candidate(em.Family(net, red=tuned(net, 1), blue=tuned(net, 2)), space="layer")
+
+
+def test_the_import_is_light():
+    """Names come when they are used: no torch, no numpy, no Hydra before."""
+    code = (
+        "import sys, time; t = time.process_time(); import evomerge as em; dir(em); t = time.process_time() - t; "
+        "assert t < 0.3, t; assert not {'torch', 'numpy', 'hydra', 'transformers'} & set(sys.modules); "
+        "em.items; assert callable(em.search); import evomerge.search.loop; assert em.search is em.api.search"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(em, name) for name in em.__all__)
+    assert set(em.__all__) <= set(dir(em))
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = em.serach
+
+
+@pytest.mark.parametrize(
+    "module", ["evomerge.api", "evomerge.inspection.family", "evomerge.trials", "evomerge.recipes.coefficients"]
+)
+def test_examples_in_docstrings_run(module):
+    assert doctest.testmod(import_module(module)).failed == 0
+
+
+def test_fifteen_lines_from_family_to_merged_model(pico_suite, tmp_path):
+    family = em.Family(pico_suite.base, pico_suite.experts)
+    candidate = em.Candidate(family, space="layer")
+
+    def score(model, tokenizer, items):
+        found = {}
+        for task, chosen in items.items():
+            inputs = tokenizer([item.text for item in chosen], return_tensors="pt", padding=True)
+            with torch.no_grad():
+                found[task] = -model(**inputs).last_hidden_state.mean(1).norm(dim=1)
+        return found
+
+    tasks = {name: em.items(task.items) for name, task in pico_suite.tasks.items()}
+    result = em.search(candidate, score, tasks, searcher=em.cmaes(sigma=0.2), budget=12, select_items=30)
+    out = result.save(tmp_path / "merged")
+    loaded = AutoModel.from_pretrained(out)
+    ours = dict(result.model.named_parameters())
+    assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.named_parameters() if "pooler" not in name)
+    assert "merge_method" in result.to_mergekit()
+    assert result.report().is_file()
+
+
+def test_a_search_from_python_is_that_of_the_command(pico_suite, tmp_path):
+    """To the byte of the log, so one can go on with the other."""
+    config = compose("model=pico", f"model.suite={pico_suite.path}", "budget=9", "fitness.items=24", "seed=3")
+    config.model.cache, config.fitness.select_items, config.fitness.report_items = str(tmp_path), 30, 30
+    run_search(config, tmp_path / "command", Silent())
+    candidate = em.Candidate(em.Family(pico_suite.base, pico_suite.experts, cache=tmp_path), space="layer")
+    tasks = {
+        name: {"items": str(task.items), "head": str(task.head), "expert": name, "classes": list(task.classes)}
+        for name, task in pico_suite.tasks.items()
+    }
+    more = {"budget": 9, "items": 24, "seed": 3, "select_items": 30, "report_items": 30}
+    result = em.search(candidate, "classification", tasks, run=tmp_path / "python", **more)
+    logs = [(tmp_path / name / "trials.jsonl").read_bytes() for name in ("command", "python")]
+    assert logs[0] == logs[1]
+    assert result.summary.report == em.load(tmp_path / "command").summary.report
+
+
+def test_a_module_in_memory_is_searched_and_saved(candidate, tmp_path):
+    result = em.search(candidate, score, {"red": ITEMS}, budget=30, run=tmp_path / "run")
+    assert len(result.trials) == 30
+    assert result.coefficients["weight"].groups == ("embeddings", "layers.0", "layers.1", "head")
+    assert np.asarray(result.coefficients["weight"]).shape == (4, 2)
+    assert result.coefficients["weight"]["head", "red"] == result.recipe.coefficients["weight"]["head"]["red"]
+    assert float(score(result.model, ITEMS["report"]).mean()) == pytest.approx(result.summary.winner.mean)
+    out = result.save(tmp_path / "merged")
+    net = Net(5)
+    net.load_state_dict(load_file(out / "model.safetensors"))
+    assert torch.equal(score(net, ITEMS["report"]), score(result.model, ITEMS["report"]))
+    assert "red" in repr(result)
+    assert "<table>" in result._repr_html_()
+    assert "<table>" in candidate.family._repr_html_()
+    assert "<td>" in result.coefficients["weight"]._repr_html_()
+
+
+def test_the_base_is_in_the_model_before_and_after(candidate):
+    before = {name: tensor.clone() for name, tensor in candidate.model.state_dict().items()}
+    em.search(candidate, score, {"task": ITEMS}, budget=8, searcher="random")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in candidate.model.state_dict().items())
+
+
+def test_a_killed_search_goes_on_and_its_log_is_the_same(tmp_path):
+    command = [sys.executable, "-m", "tests.processes.api_search", str(tmp_path / "killed"), "14"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    before = (tmp_path / "killed" / "trials.jsonl").read_bytes()
+    results = [api_search.run(tmp_path / name) for name in ("killed", "whole")]
+    logs = [(tmp_path / name / "trials.jsonl").read_bytes() for name in ("killed", "whole")]
+    assert logs[0] == logs[1]
+    assert logs[0].startswith(before)
+    assert 2 < before.count(b"\n") < logs[0].count(b"\n")
+    assert results[0].summary.report == results[1].summary.report
+
+
+def test_another_function_is_another_search(candidate, tmp_path):
+    em.search(candidate, score, {"task": ITEMS}, budget=8, run=tmp_path)
+
+    def other(model, items):
+        return [0.0 * len(item.text) for item in items]
+
+    with pytest.raises(em.EvomergeError, match="belongs to another search: fitness was"):
+        em.search(candidate, other, {"task": ITEMS}, budget=8, run=tmp_path)
+
+
+def test_it_works_in_a_thread(candidate, tmp_path):
+    def run(name: str) -> bytes:
+        em.search(candidate, score, {"task": ITEMS}, budget=12, run=tmp_path / name)
+        return (tmp_path / name / "trials.jsonl").read_bytes()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, "thread").result() == run("main")
+
+
+def test_what_can_be_put_into_the_model(candidate):
+    family, model = candidate.family, candidate.model
+    red, base = tuned(Net(), 1), Net().state_dict()
+
+    def state() -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    assert candidate.set({"red": 1.0}) is model
+    assert all(torch.allclose(tensor, red[name], atol=1e-6) for name, tensor in state().items())
+    candidate.set(0.5)
+    constant = state()
+    for same in (
+        candidate.space.start({"weight": 0.5}),
+        {"weight": np.full((4, 2), 0.5)},
+        {name: 0.5 for name in family.experts},
+    ):
+        candidate.base()
+        candidate.set(same)
+        assert all(torch.equal(tensor, constant[name]) for name, tensor in state().items())
+    candidate.base()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in state().items())
+
+
+def test_a_gradient_is_the_slope_of_the_loss(candidate):
+    ids = torch.arange(9)
+    x = candidate.space.start({"weight": 0.4})
+
+    def value(point: np.ndarray) -> float:
+        with torch.no_grad():
+            return float(candidate.apply(point)(ids).square().mean())
+
+    candidate.apply(x)
+    slope = candidate.gradient(lambda model: model(ids).square().mean())
+    numeric = [(value(x + step) - value(x - step)) / 2e-2 for step in 1e-2 * np.eye(len(x))]
+    assert slope == pytest.approx(numeric, rel=0.02, abs=1e-3)
+    candidate.apply(x)
+    halves = candidate.gradient(lambda model: (model(part).square().mean() / 2 for part in (ids, ids)))
+    assert halves == pytest.approx(slope, rel=1e-4)
+
+
+def test_modules_of_transformers_in_memory(tmp_path):
+    model = pico(BertModel, BERT, add_pooling_layer=False).eval()
+    family = em.Family(model, {"a": tuned(model, 1), "b": tuned(model, 2)})
+    candidate = em.Candidate(family, space="layer")
+
+    def score(model, items):
+        with torch.no_grad():
+            return [-float(model(torch.tensor([[int(item.text) % 50]])).last_hidden_state.norm()) for item in items]
+
+    result = em.search(candidate, score, {"a": ITEMS}, budget=6, searcher="random", items=8, select_items=9)
+    loaded = BertModel.from_pretrained(result.save(tmp_path / "merged"), add_pooling_layer=False)
+    ours = result.model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_finished_run_is_loaded(candidate, pico_suite, tmp_path):
+    candidate = em.Candidate(em.Family(pico_suite.base, pico_suite.experts), space="model")
+
+    def score(model, items):
+        return [float(model.embeddings.word_embeddings.weight[0, 0])] * len(items)
+
+    tasks = {name: em.items(task.items) for name, task in pico_suite.tasks.items()}
+    result = em.search(candidate, score, tasks, budget=6, run=tmp_path / "run", select_items=30, report_items=30)
+    loaded = em.load(tmp_path / "run")
+    assert loaded.summary == result.summary
+    ours = {name: tensor.clone() for name, tensor in result.model.named_parameters()}
+    theirs = dict(loaded.model.named_parameters())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if "pooler" not in name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda c: em.search(c, 3, {"t": ITEMS}), "3 is no fitness: give a function"),
+        (lambda c: em.search(c, "clasification", {"t": ITEMS}), "did you mean 'classification'"),
+        (lambda c: em.search(c, score, {"t": ITEMS}, searcher=em.cmaes(sgima=1)), "did you mean 'sigma'"),
+        (lambda c: em.search(c, score, {"t": ITEMS}, searcher=4), "4 is no searcher: give the name of one"),
+        (lambda c: em.search(c, score, {"t": ITEMS}, budget=0), "budget of trials is 0"),
+        (lambda c: em.search(c, score, {}), "fitness.tasks"),
+        (lambda c: em.search(c, lambda model: [], {"t": ITEMS}), "takes neither 2 nor 3 arguments"),
+        (lambda c: em.search(c, score, {"t": ["a", "b"]}), "no items for the split"),
+        (lambda c: em.items([3.5]), "is no item: give a text"),
+        (lambda c: em.Candidate(c.family, space="layers"), "did you mean 'layer'"),
+        (lambda c: em.Family(Tiny()), "needs experts"),
+        (lambda c: em.Family(Tiny().state_dict(), a=Tiny()), "base is a state dict"),
+        (lambda c: em.Family(Net(), a={"embed.weight": 3}), "holds tensors by name, and embed.weight is none"),
+        (lambda c: em.Family(Net(), a=Net(7)), "was not tuned from base"),
+        (lambda c: em.load("/nowhere"), "is no run directory"),
+    ],
+)
+def test_what_is_wrong_is_said(candidate, wrong, message):
+    with pytest.raises(em.EvomergeError, match=message):
+        wrong(candidate)

@@ -1,0 +1,61 @@
+"""A search from Python that may kill itself: `python -m tests.processes.api_search RUN CALLS`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+import evomerge as em
+
+CALLS = {"left": -1}
+
+
+class Net(torch.nn.Module):
+    """An embedding, two layers and a head, drawn from a seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(90, 8)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(2)])
+        self.head = torch.nn.Linear(8, 3)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.head(x)
+
+
+def tuned(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = model.state_dict()
+    return {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+
+
+def score(model, items):
+    CALLS["left"] -= 1
+    if CALLS["left"] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with torch.no_grad():
+        logits = model(torch.tensor([int(item.text) for item in items])).log_softmax(-1)
+    return logits[torch.arange(len(items)), torch.tensor([item.label for item in items])]
+
+
+def run(path: Path) -> em.Result:
+    net = Net()
+    candidate = em.Candidate(em.Family(net, red=tuned(net, 1), blue=tuned(net, 2)), space="layer")
+    tasks = {"red": em.items((str(i), i % 3) for i in range(90))}
+    return em.search(candidate, score, tasks, searcher=em.cmaes(sigma=0.2), budget=24, run=path)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    CALLS["left"] = int(sys.argv[2])
+    run(Path(sys.argv[1]))
