@@ -11,13 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from evomerge.cli.callbacks import REASON
 from evomerge.cli.common import SIGNALLED, explained
 from evomerge.cli.pages import draw_run
-from evomerge.cli.settings import check_settings, spelled_out, sweeps
+from evomerge.cli.settings import check_settings, explaining, known_settings, spelled_out, sweeps
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.runs.config import CONF, SearchConfig, register
@@ -37,17 +39,40 @@ def main(arguments: Sequence[str]) -> None:
     """
     given = [part for argument in arguments for part in spelled_out(argument, sweeps(arguments))]
     register()
-    if not any(argument.split("=")[0] in OWN_CONFIGURATION for argument in given):  # else Hydra knows more names
-        check_settings(given)
-    else:
+    one = not any(argument.startswith(("-", "hydra.mode")) for argument in given)
+    if one:
+        known_settings(given)
+    elif any(argument.split("=")[0] in OWN_CONFIGURATION for argument in given):  # Hydra knows more names than we do
         _refuse_marks(given)
+    else:
+        check_settings(given)
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     sys.argv = ["evomerge search", *given]
-    _application()
+    if one:
+        _run_one(given)
+    else:
+        _application()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
 def _application(config: SearchConfig) -> None:
+    """Run a sweep, or whatever else a flag of Hydra's asks for."""
+    _search(config)
+
+
+def _run_one(settings: Sequence[str]) -> None:
+    """Run one search. Its settings are composed once: `hydra.main` does it twice, to look for a sweep first.
+
+    Raises:
+        EvomergeError: the settings cannot be composed.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"), explaining():
+        application = GlobalHydra.instance().hydra
+        assert application is not None  # by the line above
+        application.run("search", _search, list(settings))
+
+
+def _search(config: SearchConfig) -> None:
     from evomerge.cli.progress import Reporter  # from here on a search takes place: --help need not wait for this
     from evomerge.runs.run import run_search
 

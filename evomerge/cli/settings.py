@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -45,10 +46,25 @@ def compose_settings(arguments: Sequence[str]) -> Any:
 
 
 def check_settings(arguments: Sequence[str]) -> None:
-    """Hold settings against those that exist, before Hydra does, for a message with the near match.
+    """Hold settings against those that exist and compose them, before Hydra does, for a message with the near match.
 
     Raises:
-        EvomergeError: a name or a choice does not exist, or is not written in Hydra's grammar.
+        EvomergeError: a name or a choice does not exist, or is not written in Hydra's grammar; or a value does not fit.
+    """
+    parsed = known_settings(arguments)
+    if {"--help", "-h"} & set(arguments) or any("hydra" in flag for flag in arguments):
+        return
+    settings = [argument for argument in arguments if not argument.startswith("-")]
+    for job in _jobs(parsed) if sweeps(arguments) else [settings]:
+        with explaining(), initialize_config_dir(str(CONF), version_base="1.3"):
+            compose("search", overrides=list(job))
+
+
+def known_settings(arguments: Sequence[str]) -> list[Override]:
+    """Return settings, parsed, of which each has a name, and a choice, that exists.
+
+    Raises:
+        EvomergeError: one has not, or is not written in Hydra's grammar.
     """
     settings = [argument for argument in arguments if not argument.startswith("-")]
     for argument in settings:
@@ -59,14 +75,20 @@ def check_settings(arguments: Sequence[str]) -> None:
     for override in parsed:
         if not override.is_add() and not override.key_or_group.startswith("hydra"):
             _check_setting(override, known)
-    if {"--help", "-h"} & set(arguments) or any("hydra" in flag for flag in arguments):
-        return
-    for job in _jobs(parsed) if sweeps(arguments) else [settings]:
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                compose("search", overrides=list(job))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise EvomergeError(_explained(error)) from error
+    return parsed
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Say in our own words why settings cannot be composed.
+
+    Raises:
+        EvomergeError: they cannot.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EvomergeError(_explained(error)) from error
 
 
 def sweeps(arguments: Sequence[str]) -> bool:
