@@ -85,4 +85,7 @@ class Assembly:
 
         The expert is as it came: no transform touches it.
         """
-        self.merger.load(self.vectors.added(expert) if expert else ())
+        if expert is None:
+            self.merger.restore()
+        else:
+            self.merger.load(self.vectors.added(expert))

@@ -95,7 +95,7 @@ class Merger:
         self._model, self._vectors = model, vectors
         self._shape = (len(groups), len(vectors.rows))
         self._parameters = dict(model.named_parameters())
-        self._loaded: set[str] = set()
+        self._loaded = False
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
         for name in vectors.parameters:
             _check_live(name, live.get(name), vectors.base.tensor(name))
@@ -137,8 +137,8 @@ class Merger:
             tensors: of these parameters, by name, in any dtype; parameters without one are the base's.
         """
         self.restore()
+        self._loaded = True
         for name, tensor in tensors:
-            self._loaded.add(name)
             self._parameters[name].copy_(tensor)
 
     @torch.no_grad()
@@ -149,10 +149,10 @@ class Merger:
             site.live.copy_(site.base)
 
     def _unload(self) -> None:
-        """Put the base back where `load` has written, which is also where candidates never do."""
-        for name in self._loaded:
-            self._parameters[name].copy_(self._vectors.base.tensor(name))
-        self._loaded.clear()
+        """Put the base back everywhere after `load`, which also writes where candidates never do."""
+        if self._loaded:
+            self._put_base_back()
+            self._loaded = False
 
     @cached_property
     def guard(self) -> Guard:
