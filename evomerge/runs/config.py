@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.common.arguments import check_arguments, check_kind, is_kind
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.exits import Exited, contained, line_of
 from evomerge.common.limits import AUTO
@@ -48,7 +49,6 @@ result.
 """
 LEARNING = {"inputs": ("int",)}
 """Settings of a loss that are not arguments of its class."""
-KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
     *("budget", "budget_items", "time_limit", "model.device", "model.cache", "model.allow_missing", "model.trained_on"),
@@ -145,7 +145,7 @@ def check(settings: Mapping[str, Any]) -> None:
         _arguments(settings[group], group)
     for group, choosing in OUTSIDE.items():
         for name, kinds in choosing.items():
-            _check_type(f"{group}.{name}", settings[group][name], kinds)
+            check_kind(f"{group}.{name}", settings[group][name], kinds)
     if settings["loss"]["inputs"] < 1:
         raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
     if settings["seed"] < 0:
@@ -159,7 +159,7 @@ def check(settings: Mapping[str, Any]) -> None:
     if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
         raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
     limit = settings["time_limit"]
-    if not (limit in (None, AUTO) or (_is(limit, "float") and 0 < limit < math.inf)):
+    if not (limit in (None, AUTO) or (is_kind(limit, "float") and 0 < limit < math.inf)):
         raise ConfigError(
             f"time_limit={limit} is no time: write the seconds that a candidate may take, such as time_limit=900, null "
             f"for no limit, or auto."
@@ -168,7 +168,7 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
     _check_numbers("objective.weights", objective["weights"], "{task: 2}")
     for variable, pair in _mapping("space.bounds", space["bounds"], "{weight: [0, 1.5]}").items():
-        if not isinstance(pair, list) or len(pair) != 2 or not all(_is(value, "float") for value in pair):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(is_kind(value, "float") for value in pair):
             raise ConfigError(f"space.bounds.{variable} is {pair}; write 'space.bounds={{weight: [0, 1.5]}}'.")
     if not isinstance(space["tied"] or [], list):
         raise ConfigError(f"space.tied is {space['tied']}; write a list of name patterns: 'space.tied=[weight/*/r8]'.")
@@ -242,10 +242,7 @@ def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return the arguments of a group's class, held against the plain annotations of its constructor."""
     arguments = {name: value for name, value in settings.items() if name not in OUTSIDE.get(group, ())}
     target = _find_class(str(arguments.get("_target_")), group)
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name in arguments:
-            kinds = tuple(part.strip() for part in str(parameter.annotation).split("|"))
-            _check_type(f"{group}.{name}", arguments[name], kinds if set(kinds) <= set(KINDS) else ())
+    check_arguments(target, arguments, group)
     for name, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:
             _arguments(value, f"{group}.{name}")
@@ -273,15 +270,9 @@ def choices_of(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
 
 
-def _check_type(setting: str, value: Any, kinds: Sequence[str]) -> None:
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        wanted = " or ".join("null" if kind == "None" else kind for kind in kinds)
-        raise ConfigError(f"{setting}={value} is no {wanted}: write a value of that type.")
-
-
 def _check_numbers(setting: str, value: Any, example: str) -> None:
     for name, number in _mapping(setting, value, example).items():
-        if not _is(number, "float"):
+        if not is_kind(number, "float"):
             raise ConfigError(f"{setting} has {number} for {name}, which is no number: write '{setting}={example}'.")
 
 
@@ -289,7 +280,3 @@ def _mapping(setting: str, value: Any, example: str) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{setting} is {value}: write '{setting}={example}'.")
     return value or {}
-
-
-def _is(value: Any, kind: str) -> bool:
-    return isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
