@@ -18,6 +18,7 @@ from evomerge.merging.methods import Method
 from evomerge.models.live import LiveModel
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.chain import Chain
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Assembly:
         vectors: base and task vectors, before any transform.
         space: the coefficient space.
         method: how candidates are built.
-        merger: builds them, of the transformed task vectors if the method has a transform.
+        merger: builds them, of the transformed task vectors if there are transforms.
         fitness: scores them.
         items: the items of each split by task.
         warnings: what the user should know about the sources.
+        transforms: what is done to the task vectors before the search.
     """
 
     sources: Sources
@@ -64,6 +66,7 @@ class Assembly:
     fitness: Fitness
     items: dict[str, dict[str, list[Item]]]
     warnings: list[str]
+    transforms: Chain = ()
 
     @property
     def experts(self) -> dict[str, str]:

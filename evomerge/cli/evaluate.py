@@ -167,7 +167,7 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
     """Return the settings that were given; where they name no sources, on top of those of a run, or of a recipe."""
     from evomerge.cli.settings import compose_settings, spelled_out
     from evomerge.common.paths import from_its_start
-    from evomerge.runs.config import plain
+    from evomerge.runs.config import in_order, plain
     from evomerge.selection.contenders import read_recipe
 
     composed = plain(compose_settings(given))
@@ -179,7 +179,8 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
         file = (path if path.is_dir() else path.parent) / "config.yaml"
         if file.is_file() and (path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()):
             reporter.say(f"settings: those of {file}")
-            return _overlaid(from_its_start(_read(file), file.parent), composed, keys)
+            keys = ["transform" if key.startswith("transform.") else key for key in keys]  # a list in a run's settings
+            return _overlaid(from_its_start(in_order(_read(file)), file.parent), composed, keys)
     for path in paths:
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             reporter.say(f"models: those of {path}")

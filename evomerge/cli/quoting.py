@@ -53,13 +53,13 @@ def _quote(value: str) -> str:
     if text[:1] not in PAIRS or text[-1:] != PAIRS[text[0]]:
         return value if text[:1] in PAIRS or readable(f"x={value}") else as_text(text)
     parts = []
-    for part in _parts(text[1:-1]):
+    for part in parts_of(text[1:-1]):
         key, colon, rest = part.partition(":") if text[0] == "{" else ("", "", part)
         parts.append(f"{key.strip()}{colon} {_quote(rest.strip())}" if colon else _quote(part.strip()))
     return f"{text[0]}{', '.join(parts)}{text[-1]}"
 
 
-def _parts(text: str) -> Iterator[str]:
+def parts_of(text: str) -> Iterator[str]:
     """Yield what stands between the commas of a list, or of a mapping, that are not within brackets or quotes."""
     depth, mark, start = 0, "", 0
     for i, letter in enumerate(text):

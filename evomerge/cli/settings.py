@@ -15,16 +15,17 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evomerge.cli.quoting import as_text, quoted, readable
+from evomerge.cli.quoting import as_text, parts_of, quoted, readable
 from evomerge.common.errors import EvomergeError
 from evomerge.common.names import nearest
 from evomerge.common.paths import at_home
 from evomerge.runs.config import CONF, UNNAMED, SearchConfig, register
+from evomerge.runs.transforms import resolved
 
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
 """Settings whose next part is a name that the user chooses."""
@@ -144,6 +145,22 @@ def _unreadable(argument: str) -> str:
     )
 
 
+def _chained(argument: str) -> str:
+    """Return a list of transforms that Hydra could not compose, with settings in it or with a name twice, as a value
+    that it leaves as it is; a sweep may have several.
+    """
+    name, _, value = argument.partition("=")
+    if name != "transform" or "[" not in value:
+        return argument
+    lists = [part.strip() for part in parts_of(value)]
+    return "transform=" + ",".join(f"{{chain: {one}}}" if _has_more_than_names(one) else one for one in lists)
+
+
+def _has_more_than_names(text: str) -> bool:
+    names = [part.strip() for part in text.strip("[]").split(",")]
+    return text.startswith("[") and ("{" in text or len(set(names)) < len(names))
+
+
 def _check_setting(override: Override, known: Sequence[str]) -> None:
     key = override.key_or_group
     if override.is_sweep_override() and key in UNNAMED:
@@ -154,6 +171,11 @@ def _check_setting(override: Override, known: Sequence[str]) -> None:
         raise EvomergeError(f"There is no setting '{key}'. {hint}")
     choices = sorted(file.stem for file in (CONF / key).glob("[!_]*.yaml"))
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+    if key == "transform" and not override.is_delete():
+        chains = override.value()
+        for chain in chains.list if isinstance(chains, ChoiceSweep) else [chains]:
+            resolved(chain)
+        return
     for value in values if choices else ():
         if value is None and not override.is_delete():  # Hydra has no message for it
             raise EvomergeError(f"{key}=null is none of {', '.join(choices)}: write one of them, or leave {key} out.")
@@ -190,6 +212,7 @@ def spelled_out(argument: str, sweep: bool = False) -> list[str]:
     match = re.fullmatch(r"space=(blocks|chunk):(\d+)", argument)
     if match:
         return [f"space={match[1]}", f"space.n={match[2]}"]
+    argument = _chained(argument)
     if argument.startswith("hydra."):
         argument = re.sub("=(~.*)", lambda home: f"={at_home(home[1])}", argument)
     argument = f"++{argument}" if argument.startswith(OPEN_SETTINGS) else argument

@@ -17,8 +17,9 @@ from evomerge.common.progress import Progress, Silent
 from evomerge.inspection.family import Family
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.choices import Choice, load_choice, settings_of
-from evomerge.runs.config import build
+from evomerge.runs.config import build, check_method
 from evomerge.runs.given import make_merge
+from evomerge.runs.transforms import in_order
 from evomerge.space.coefficients import CoefficientSpace
 
 
@@ -28,7 +29,9 @@ class Candidate:
     Args:
         family: base and experts.
         space: which coefficients there are: model, blocks:n, layer, module, tensor, chunk:n or line.
-        method: how models are combined: linear, ties_frozen, ties, dare_ties; or its settings.
+        method: how models are combined: linear, ties, dare_ties; or its settings.
+        transform: what is done to the task vectors before: a name, such as ties, or a list of names and of
+            {name: settings}, in order.
         sharing: `shared` for one coefficient for all experts of a group.
         frozen: pattern -> value at which coefficients are held.
         tied: patterns, each of which makes one coordinate.
@@ -47,6 +50,7 @@ class Candidate:
         space: str = "layer",
         method: str | Choice | Mapping[str, Any] = "linear",
         *,
+        transform: str | Sequence[Any] | Mapping[str, Any] | None = None,
         sharing: str = "separate",
         frozen: Mapping[str, float] | None = None,
         tied: Sequence[str] | None = None,
@@ -55,7 +59,10 @@ class Candidate:
     ) -> None:
         given = {"sharing": sharing, "frozen": frozen and dict(frozen), "tied": tied and [*tied]}
         given["bounds"] = bounds and {name: [*pair] for name, pair in bounds.items()}
-        settings = {"method": settings_of("method", method), "space": load_choice("space", space, given)}
+        chain = [*transform] if isinstance(transform, list | tuple) else transform
+        settings = in_order({"method": settings_of("method", method), "transform": chain})
+        settings["space"] = load_choice("space", space, given)
+        check_method(settings["method"], settings["transform"])
         self.family = family
         self.merge = make_merge(family.opened, build(settings["method"], "method"), settings, progress or Silent())
         self.model: Any = family.opened.live.model

@@ -106,7 +106,7 @@ def estimate(
         if name in refused:
             continue
         held = {each: count + (each in changed) for each, count in held.items()}
-        if method.elementwise and method.transform is None and is_narrow(checkpoints[name], sizes):
+        if method.elementwise and not settings.get("transform") and is_narrow(checkpoints[name], sizes):
             kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
         else:
             cache += sum(4 * sizes[each] for each in changed)

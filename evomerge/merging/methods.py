@@ -3,8 +3,8 @@
 In: the base and the deltas of a span, and the coefficients of its group. Out: the merged span, θ₀ plus a combination of
 the λ_k and τ_k, in float32. A method names the variables that each (group, row) has. Elections and masks are recomputed
 per candidate (`coupling: per_candidate` of mergekit), with density as a second variable that is searched like the
-weight. What is done to the task vectors once, before the search, is a
-transform (`transforms/`), which a method carries along.
+weight. What is done to the task vectors once, before the search, is a transform (`transforms/`), of which a method sees
+nothing but the rows.
 
     linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023); of transformed task vectors too, such as TIES'
     ties        trim by magnitude, elect signs, sum those that agree (Yadav et al. 2023), weighted before the election
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from evomerge.merging.kernels.exact import sum_weighted
 from evomerge.space.coefficients import Variable
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.spans import Span
-from evomerge.transforms.base import Transform
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5)
@@ -35,23 +34,28 @@ CANCELLED = 1e-3
 """The share of their magnitudes to which weights may cancel in a sum that divides."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """Builds a span of a candidate; see the module's docstring.
 
     Attributes:
         name: what recipes call it.
+        title: what it does, in a few words, for a model's card.
+        paper: where it was published, as one cites it.
+        mergekit: what mergekit calls it; None where it has nothing of the kind.
         variables: which coefficients each (group, row) has.
         elementwise: whether it takes each element by itself. Then `prepare` returns the delta, and a span may be merged
             in chunks.
         linear: whether the merged span is linear in the weights, so that it has a gradient. Then it is elementwise.
-        transform: what is done to the task vectors before the search; None leaves them as they are.
     """
 
     name: str
+    title: str
+    paper: str
+    mergekit: str | None
     variables: tuple[Variable, ...]
     elementwise: bool
     linear: bool
-    transform: Transform | None
 
     def prepare(self, row: str, span: Span, delta: Delta) -> Any:
         """Return what `merge` needs of a delta: the delta itself, and what can be computed once for all candidates."""
@@ -70,19 +74,15 @@ class Method(Protocol):
 
 
 class Linear:
-    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2).
-
-    Args:
-        transform: of the task vectors, before the search: θ = θ₀ + Σ_k λ_k T_k.
-    """
+    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2)."""
 
     name = "linear"
+    title = "the base plus the weighted sum of the experts' differences to it (task arithmetic)"
+    paper = "Ilharco et al. 2023, arXiv 2212.04089"
+    mergekit: str | None = "task_arithmetic"
     variables = (WEIGHT,)
     elementwise = True
     linear = True
-
-    def __init__(self, transform: Transform | None = None) -> None:
-        self.transform = transform
 
     def prepare(self, row: str, span: Span, delta: Delta) -> Delta:
         """Return the delta: nothing can be computed once."""
@@ -114,10 +114,12 @@ class Ties:
     """
 
     name = "ties"
+    title = "TIES: differences to the base trimmed by magnitude, signs elected, those that agree summed"
+    paper = "Yadav et al. 2023, arXiv 2306.01708"
+    mergekit: str | None = "ties"
     variables = (WEIGHT, DENSITY)
     elementwise = False
     linear = False
-    transform: Transform | None = None
 
     def __init__(self, normalize: bool = False) -> None:
         self.normalize = normalize
@@ -156,10 +158,12 @@ class DareTies:
     """
 
     name = "dare_ties"
+    title = "DARE with the election of TIES: differences dropped at random and rescaled, signs elected, summed"
+    paper = "Yu et al. 2024, arXiv 2311.03099"
+    mergekit: str | None = "dare_ties"
     variables = (WEIGHT, DENSITY)
     elementwise = False
     linear = False
-    transform: Transform | None = None
 
     def __init__(self, seed: int = 0, normalize: bool = False) -> None:
         self.seed = seed

@@ -19,6 +19,7 @@ from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading
 from evomerge.models.cards import read_card
 from evomerge.models.weights import listed, read_json
+from evomerge.recipes.catalog import find_method, find_transforms
 from evomerge.recipes.recipe import Recipe
 from evomerge.space.groups import Group, make_groups
 
@@ -26,12 +27,6 @@ ROWS = 40
 """A table of coefficients that would be longer is drawn up for larger groups."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENCE = ("license", "license_name", "license_link")
-TAGS = {"linear": "task-arithmetic", "ties": "ties", "dare_ties": "dare-ties"}
-METHODS = {
-    "linear": "the base plus the weighted sum of the experts' differences to it (task arithmetic)",
-    "ties": "TIES: differences to the base trimmed by magnitude, signs elected, those that agree summed",
-    "dare_ties": "DARE with the election of TIES: differences dropped at random and rescaled, signs elected, summed",
-}
 
 
 def model_card(
@@ -57,20 +52,21 @@ def model_card(
     sources = {base: recipe.base, **{path: recipe.experts[name] for name, path in experts.items()}}
     hub = {path: source.hub.partition("@")[0] for path, source in sources.items() if source.hub}
     names = parent_names([base, *experts.values()]) | hub
-    method = str(recipe.method["name"])
+    method = find_method(recipe)
+    tag = method.mergekit or method.name
     data = ModelCardData(
         base_model=list(dict.fromkeys(names.values())),
         base_model_relation="merge",
         library_name="transformers",
-        tags=["merge", "evomerge", TAGS.get(method, method)],
+        tags=["merge", "evomerge", tag.replace("_", "-")],
         **_licence([base, *experts.values()]),
     )
     title = f"Merge of {', '.join(map(_cell, experts))}"
     parts = [
         f"# {title if len(title) < 80 else f'Merge of {len(experts)} experts'}",
         f"{len(experts)} models that were fine-tuned from one base, merged into one by evomerge {recipe.version}. "
-        f"Method: {METHODS.get(method, method)}{_transform(recipe)}; one coefficient for each expert and each group of "
-        f"parameters (`{recipe.granularity}`).",
+        f"Method: {method.title} ({method.paper}){_transforms(recipe)}; one coefficient for each "
+        f"{'row' if recipe.rows else 'expert'} and each group of parameters (`{recipe.granularity}`).",
         _use(recipe, base),
         _parents(recipe, base, experts, names),
         *_listed("What should be known of these models", family),
@@ -116,12 +112,14 @@ def _licence(paths: Sequence[Path]) -> dict[str, Any]:
     return stated[0] if "license" in stated[0] and all(other == stated[0] for other in stated) else {}
 
 
-def _transform(recipe: Recipe) -> str:
-    transform = recipe.method.get("transform")
-    if not transform:
-        return ""
-    settings = ", ".join(f"{name} {value}" for name, value in transform.items() if name != "name")
-    return f", after {transform['name']} of the differences over the whole model ({settings})"
+def _transforms(recipe: Recipe) -> str:
+    """Return what was done to the differences before the search, as the end of a sentence."""
+    texts = []
+    for step, kind in zip(recipe.transform, find_transforms(recipe), strict=True):
+        settings = [f"{name} {value}" for name, value in step.items() if name not in ("name", "only")]
+        where = f"of {', '.join(step['only'])}" if step.get("only") else "over the whole model"
+        texts.append(f"{kind.title} ({'; '.join([where, *settings, kind.paper])})")
+    return f", after {' and then '.join(texts)}" if texts else ""
 
 
 def _use(recipe: Recipe, base: Path) -> str:
@@ -179,15 +177,15 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
 
 def _coefficients(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Yield a table for each variable, of the recipe's own groups or of larger ones."""
-    experts, own = list(recipe.experts), recipe.groups(parameters)
+    names, own = recipe.row_names, recipe.groups(parameters)
     groups, where = own, ""
     if len(own) > ROWS:
         groups, where = _coarser(parameters)
         where = f"\n\nMeans over {where}; `recipe.yaml` has all {len(own)} groups."
     yield f"## Coefficients{where}"
-    for variable, values in recipe.on_groups(groups, experts, parameters).items():
+    for variable, values in recipe.on_groups(groups, names, parameters).items():
         rows = [[group.name, *map(_number, row)] for group, row in zip(groups, values.tolist(), strict=True)]
-        yield _table([variable, *experts], rows)
+        yield _table([variable, *names], rows)
 
 
 def _coarser(parameters: Mapping[str, tuple[int, ...]]) -> tuple[tuple[Group, ...], str]:

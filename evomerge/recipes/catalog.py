@@ -1,41 +1,64 @@
-"""What the names in a recipe stand for: a recipe names no class, so that reading one never runs anything of its own.
+"""What the names in a recipe stand for: our own methods and transforms by their names, others by module and class.
 
-In: the method of a recipe, names and plain settings. Out: the `Method` object, its transform inside.
+In: the method and the transforms of a recipe, names and plain settings. Out: the `Method` object, and the chain.
+Nothing else that a recipe names is ever called: a class must be a method or a transform before one of it is made.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+import importlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from evomerge.common.arguments import check_arguments, check_names
 from evomerge.common.errors import ConfigError
+from evomerge.common.exits import Exited, contained
 from evomerge.common.names import unknown
 from evomerge.merging.methods import DareTies, Linear, Method, Ties
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.config import build
+from evomerge.transforms.base import Transform
+from evomerge.transforms.chain import Chain, Step, row_names
 from evomerge.transforms.ties import TrimElect
 
-METHODS = {method.name: method for method in (Linear, Ties, DareTies)}
-TRANSFORMS = {transform.name: transform for transform in (TrimElect,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Linear, Ties, DareTies)}
+TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in (TrimElect,)}
+
+
+def find_method(recipe: Recipe) -> type[Method]:
+    """Return the class of a recipe's method.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    kind: Any = _find(METHODS, "method", str(recipe.method["name"]))
+    if not (isinstance(kind, type) and isinstance(kind, Method)):  # all that it promises stands on the class
+        raise ConfigError(f"recipe: {recipe.method['name']} is no method of merging.")
+    found: Any = kind
+    return found
+
+
+def find_transforms(recipe: Recipe) -> list[type[Transform]]:
+    """Return the classes of a recipe's transforms.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return [_checked(_find(TRANSFORMS, "transform", step["name"])) for step in recipe.transform]
 
 
 def make_method(recipe: Recipe) -> Method:
     """Make the method of a recipe.
 
     Raises:
-        ConfigError: there is no method or transform of that name, it does not have these settings, or the recipe has
-            coefficients of other variables than it needs.
+        ConfigError: there is no method of that name, it does not have these settings, or the recipe has coefficients of
+            other variables than it needs.
     """
-    rest = dict(recipe.method)
-    transform = rest.pop("transform", None)
-    settings = _settings(METHODS, "method", rest)
-    if transform:
-        if not isinstance(transform, Mapping) or "transform" not in inspect.signature(METHODS[rest["name"]]).parameters:
-            raise ConfigError(f"recipe: the method {rest['name']} cannot have the transform {transform!r}; linear can.")
-        settings["transform"] = _settings(TRANSFORMS, "transform", transform)
+    kind = find_method(recipe)
+    given = _plain(recipe.method, "method", kind.name)
     try:
-        method: Method = build(settings, "method")
+        check_names(kind, given, f"the method {kind.name}")
+        check_arguments(kind, given, "method")
+        method = _made(kind, given, "method")
     except ConfigError as error:
         raise ConfigError(f"recipe: {error}") from error
     needed = [variable.name for variable in method.variables]
@@ -47,16 +70,115 @@ def make_method(recipe: Recipe) -> Method:
     return method
 
 
-def _settings(known: Mapping[str, type], kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name and settings as `build` takes them; nothing in them can name a class or a variable of its own."""
-    if given.get("name") not in known:
-        raise ConfigError(f"recipe: {unknown(kind, str(given.get('name')), known)}")
-    target, name = known[given["name"]], given["name"]
+def make_chain(recipe: Recipe, parameters: Collection[str]) -> Chain:
+    """Make the transforms of a recipe.
+
+    Args:
+        recipe: the recipe.
+        parameters: names of those that are merged.
+
+    Raises:
+        ConfigError: there is no transform of that name, it does not have these settings, the method of the recipe can
+            have none, or the recipe has coefficients of other rows than the transforms make.
+    """
+    try:
+        kinds = find_transforms(recipe)
+        chain = tuple(
+            make_step(kind, _plain(step, "transform", kind.name))
+            for kind, step in zip(kinds, recipe.transform, strict=True)
+        )
+        check_chain(find_method(recipe), chain)
+    except ConfigError as error:
+        raise ConfigError(f"recipe: {str(error).removeprefix('recipe: ')}") from error
+    rows = list(row_names(chain, list(recipe.experts), parameters))
+    if rows != recipe.row_names:
+        raise ConfigError(
+            f"recipe: it has coefficients of the rows {', '.join(recipe.row_names)}, and its transforms make "
+            f"{', '.join(rows)}: correct `rows` and the coefficients, or the transforms."
+        )
+    return chain
+
+
+def make_step(kind: Any, given: Mapping[str, Any]) -> Step:
+    """Make a step of a chain.
+
+    Args:
+        kind: the class of the transform.
+        given: its arguments; and `only`, names or patterns of the parameters that it is for.
+
+    Raises:
+        ConfigError: it is no transform, has no such arguments, or needs what it cannot be given.
+    """
+    kind = _checked(kind)
+    own = {name: value for name, value in given.items() if name != "only"}
+    check_names(kind, own, f"the transform {kind.name}")
+    check_arguments(kind, own, f"transform.{kind.name}")
+    only = given.get("only") or []
+    if not (isinstance(only, list) and all(isinstance(pattern, str) for pattern in only)):
+        raise ConfigError(
+            f"transform.{kind.name}.only={only}: write a list of names or patterns of parameters, such as "
+            f'["*.attention.*"].'
+        )
+    if kind.needs != "nothing":
+        raise ConfigError(
+            f"The transform {kind.name} needs {kind.needs}, and evomerge gives a transform the task vectors alone so "
+            f"far: choose one that needs nothing else, such as {', '.join(TRANSFORMS)}."
+        )
+    return Step(_made(kind, own, "transform"), tuple(only))
+
+
+def check_chain(method: type[Method] | Method, chain: Chain) -> None:
+    """Refuse transforms before a method that does as much itself.
+
+    Raises:
+        ConfigError: there are transforms, and the method is no weighted sum.
+    """
+    if chain and not method.linear:
+        names = ", ".join(step.transform.name for step in chain)
+        raise ConfigError(
+            f"The method {method.name} cannot have the transform {names}: it trims, drops or elects anew for every "
+            f"candidate, and a transform has done that once for all. Take the method linear, which weighs the rows "
+            f"that a transform makes, or leave out the transform."
+        )
+
+
+def _find(known: Mapping[str, Any], kind: str, name: str) -> Any:
+    """Return a class of ours by its name, or another by module and class."""
+    if name in known:
+        return known[name]
+    module, _, attribute = name.rpartition(".")
+    if not module or module.partition(".")[0] == "evomerge":
+        raise ConfigError(f"recipe: {unknown(kind, name, known)}")
+    try:
+        return getattr(contained(lambda: importlib.import_module(module)), attribute)
+    except Exception as error:  # whatever a module of somebody else's raises
+        raise ConfigError(
+            f"recipe: the {kind} {name} cannot be imported ({type(error).__name__}: {error}): install the package that "
+            f"it is from."
+        ) from error
+
+
+def _checked(kind: Any) -> type[Transform]:
+    if isinstance(kind, type) and issubclass(kind, Transform):
+        return kind
+    raise ConfigError(
+        f"{kind!r} is no transform: derive the class from {Transform.__module__}.{Transform.__qualname__}."
+    )
+
+
+def _plain(given: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    """Return settings without the name; nothing in them can name a class or a variable of its own."""
     settings = {key: value for key, value in given.items() if key != "name"}
-    own = [key for key in inspect.signature(target).parameters if key != "transform"]
     for key, value in settings.items():
-        if key not in own:
-            raise ConfigError(f"recipe: {unknown(f'setting of the {kind} {name}', str(key), own or ['none'])}")
-        if not isinstance(value, bool | int | float):
-            raise ConfigError(f"recipe: {key} of the {kind} {name} is {value!r}: write a number, true or false.")
-    return {"_target_": f"{target.__module__}.{target.__qualname__}", **settings}
+        if not isinstance(value, bool | int | float | str) and key != "only":
+            raise ConfigError(
+                f"recipe: {key} of the {kind} {name} is {value!r}: write a number, a word, true or false."
+            )
+    return settings
+
+
+def _made(kind: Any, arguments: Mapping[str, Any], what: str) -> Any:
+    try:
+        return contained(lambda: kind(**arguments))
+    except (TypeError, Exited) as error:
+        raise ConfigError(f"{what} {kind.name} cannot be made: {str(error).splitlines()[0]}") from error

@@ -22,6 +22,7 @@ from evomerge.problem import Assembly
 from evomerge.recipes.mergekit import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.chain import called
 
 OTHER_DTYPES = """\
 # Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype
@@ -53,6 +54,8 @@ def make_recipe(
             for name, path in sources.experts.items()
         },
         method=_method(assembly, settings["method"]),
+        transform=[step.about() for step in assembly.transforms],
+        rows=list(space.rows) if list(space.rows) != list(sources.experts) else [],
         granularity=settings["space"]["granularity"],
         coefficients={
             variable: {
@@ -139,11 +142,9 @@ def copy_heads(heads: Mapping[str, str], source: Path, directory: Path) -> None:
 
 
 def _method(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method as plain data: names instead of classes, its settings, and those of its transform."""
-    own = {name: value for name, value in settings.items() if name not in ("_target_", "transform")}
-    transform = assembly.method.transform
-    given = {"transform": {"name": transform.name, **transform.settings}} if transform else {}
-    return {"name": assembly.method.name, **own, **given}
+    """Return the method as plain data: a name instead of a class, and its settings."""
+    own = {name: value for name, value in settings.items() if name != "_target_"}
+    return {"name": called(assembly.method.name, type(assembly.method)), **own}
 
 
 def _check_names(vectors: TaskVectors) -> None:

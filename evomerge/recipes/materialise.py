@@ -59,11 +59,11 @@ def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: P
     rest = _rest(recipe, directory, parts)
     yaml = as_mergekit(assembly, rest)  # what even this cannot express is said before anything is written
     directory.mkdir(parents=True, exist_ok=True)
-    for name in recipe.experts:
+    for name in recipe.row_names:
         alone = replace(recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32")
         write_model(alone, directory, directory / name, dtype="float32", reporter=reporter)
-    done = recipe.method.get("transform", recipe.method)["name"] + (" and the weights" if parts else "")
-    write_atomically(directory / "mergekit.yaml", NOTE.format(done=done) + yaml)
+    done = " and ".join(step["name"] for step in recipe.transform or [recipe.method])
+    write_atomically(directory / "mergekit.yaml", NOTE.format(done=done + " and the weights" * parts) + yaml)
     return directory / "mergekit.yaml"
 
 
@@ -74,7 +74,7 @@ def has_parts(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]]) -> bool
 
 
 def _alone(recipe: Recipe, name: str, parts: bool) -> Coefficients:
-    """The coefficients with which the method leaves one expert's share: weight 1, or its own, and 0 for all others."""
+    """The coefficients with which the method leaves one row: weight 1, or its own, and 0 for all others."""
     weights = {
         group: {expert: (value if parts else 1.0) if expert == name else 0.0 for expert, value in row.items()}
         for group, row in recipe.coefficients["weight"].items()
@@ -87,13 +87,15 @@ def _rest(recipe: Recipe, directory: Path, parts: bool) -> Recipe:
     elects = recipe.method["name"] != "linear"
     granularity, weights = recipe.granularity, recipe.coefficients["weight"]
     if parts:
-        granularity, weights = "model", {"model": dict.fromkeys(recipe.experts, 1.0)}
+        granularity, weights = "model", {"model": dict.fromkeys(recipe.row_names, 1.0)}
     density = {group: dict.fromkeys(row, 1.0) for group, row in weights.items()}
     method = {"name": "ties", "normalize": recipe.method.get("normalize", False)} if elects else {"name": "linear"}
     return replace(
         recipe,
-        experts={name: Source((directory / name).as_posix(), "") for name in recipe.experts},
+        experts={name: Source((directory / name).as_posix(), "") for name in recipe.row_names},
         method=method,
+        transform=[],
+        rows=[],
         granularity=granularity,
         coefficients={"weight": weights, **({"density": density} if elects else {})},
     )

@@ -18,7 +18,6 @@ from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.spans import Span
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_METHODS = {"linear": "task_arithmetic", "ties": "ties", "dare_ties": "dare_ties"}
 _HEADER = """\
 # Written by evomerge {version} for mergekit 0.1.5: mergekit-yaml THIS_FILE OUTPUT
 # (without a network: --no-write-model-card, since for the card it asks the hub whether it knows the models).
@@ -59,7 +58,7 @@ def to_mergekit(
     Raises:
         ConfigError: mergekit cannot express this recipe; the message says what to do instead.
     """
-    method, variables = _check(recipe, parameters, dtype)
+    method, called, variables = _check(recipe, parameters, dtype)
     names = {
         name: list(dict.fromkeys([name, keys[name]]))
         for name, shape in parameters.items()
@@ -82,7 +81,7 @@ def to_mergekit(
         settings = {v: _conditions(values[v][expert], names, extra, f"{v} of {expert}") for v in variables}
         models.append({"model": _reference(source), "parameters": settings})
     document = {
-        "merge_method": _METHODS[method],
+        "merge_method": called,
         "base_model": _reference(recipe.base),
         "dtype": "float32",
         "out_dtype": dtype_name(dtype),
@@ -100,17 +99,19 @@ def caveat(recipe: Recipe) -> str:
     return _CAVEATS.get(str(recipe.method["name"]), "") if thinned else ""
 
 
-def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, list[str]]:
-    """The method and its variables, if mergekit has what the recipe needs."""
+def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, str, list[str]]:
+    """The method, what mergekit calls it, and its variables, if mergekit has what the recipe needs."""
+    from evomerge.recipes.catalog import find_method  # which loads torch; a YAML needs none
+
     method = str(recipe.method["name"])
-    if transform := recipe.method.get("transform"):
+    if transforms := ", ".join(step["name"] for step in recipe.transform):
         raise ConfigError(
-            f"mergekit export: this recipe's task vectors were transformed before the search ({transform}), over the "
-            "whole model, and mergekit works tensor by tensor. Write each expert out as base + transformed task vector "
-            "and merge those by task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
+            f"mergekit export: this recipe's task vectors were transformed before the search ({transforms}), and "
+            "mergekit works tensor by tensor. Write each row out as base + transformed task vector and merge those by "
+            "task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
         )
-    if method not in _METHODS:
-        raise ConfigError(f"mergekit export: {unknown('method', method, _METHODS)}")
+    if (called := find_method(recipe).mergekit) is None:
+        raise ConfigError(f"mergekit export: mergekit has no method {method}: merge with `evomerge merge`.")
     if dtype_name(dtype) not in _DTYPES:
         raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
     variables = ["weight"] if method == "linear" else ["weight", "density"]
@@ -132,7 +133,7 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
                     "* task vector) and merge those by task_arithmetic with weight 1: `evomerge export RUN "
                     "--materialise DIR`."
                 )
-    return method, variables
+    return method, called, variables
 
 
 def _density(density: float, size: int) -> float:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.recipes.catalog import make_method
+from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDeltas
 from evomerge.task_vectors.spans import CHUNK, Span, chunks
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.chain import Stage, streamed
 
 
 class Rebuild:
@@ -45,10 +46,10 @@ class Rebuild:
         experts: Mapping[str, Checkpoint],
         parameters: Mapping[str, tuple[int, ...]],
     ) -> None:
-        self._method = make_method(recipe)
+        self._method, chain = make_method(recipe), make_chain(recipe, parameters)
         groups = recipe.groups(parameters)
         self._coefficients = {
-            variable: np.array([[rows[group.name][expert] for expert in recipe.experts] for group in groups])
+            variable: np.array([[rows[group.name][row] for row in recipe.row_names] for group in groups])
             for variable, rows in recipe.coefficients.items()
         }
         for variable, values in self._coefficients.items():
@@ -61,8 +62,12 @@ class Rebuild:
         own = {name: experts[name] for name in recipe.experts}
         deltas = {name: ExpertDeltas(base, expert, parameters) for name, expert in own.items()}
         shapes = {name: tuple(shape) for name, shape in parameters.items()}
-        self._vectors, self._transform = TaskVectors(base, own, shapes, deltas), self._method.transform
-        self._state = self._transform.prepare(self._vectors) if self._transform else None
+        self._vectors = TaskVectors(base, own, shapes, deltas)
+        self._stage: Stage | None = None
+        for step in chain:
+            self._vectors = streamed(self._vectors, self._stage) if self._stage else self._vectors
+            self._stage = Stage(step, self._vectors)
+        self._rows = self._stage.rows if self._stage else self._vectors.rows
 
     @torch.no_grad()
     def write(self, name: str, out: Tensor) -> None:
@@ -73,7 +78,7 @@ class Rebuild:
             out: flat, (n,), of the floating dtype that it is cast to.
         """
         base, deltas = self._vectors.base.tensor(name).reshape(-1), self._deltas(name)
-        rows = [k for k, row in enumerate(self._vectors.rows) if row in deltas]
+        rows = [k for k, row in enumerate(self._rows) if row in deltas]
         if not rows:
             out.copy_(base)
             return
@@ -89,12 +94,10 @@ class Rebuild:
 
     def _deltas(self, name: str) -> dict[str, Delta]:
         """Return the deltas of a parameter by row, without those that are zero."""
-        rows = self._vectors.rows
-        if self._transform is None:
-            return {row: delta for row in rows if (delta := self._vectors.delta(row, name)) is not None}
-        given = {row: delta for row in rows if (delta := self._vectors.dense(row, name)) is not None}
-        changed = self._transform.apply(name, given, self._state)
-        return {row: DenseDelta(changed[row].reshape(-1)) for row in rows if row in changed and torch.any(changed[row])}
+        if self._stage is None:
+            return {row: delta for row in self._rows if (delta := self._vectors.delta(row, name)) is not None}
+        made = self._stage(name)
+        return {row: DenseDelta(made[row].reshape(-1)) for row in self._rows if row in made}
 
     def _chunks(self, span: Span) -> Iterator[slice]:
         """Yield the elements of a span, all at once if the method looks at all of them."""

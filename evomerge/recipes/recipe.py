@@ -28,7 +28,7 @@ FORMAT = 1
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 Coefficients = dict[str, dict[str, dict[str, float]]]
-"""variable -> group -> expert -> value"""
+"""variable -> group -> row -> value"""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ class Recipe:
         base: Where θ₀ is.
         experts: Name -> where the expert is, in the order of the coefficients.
         method: `name` and the method's settings.
+        transform: What was done to the task vectors before the search, in order: `name`, settings, and `only`, the
+            parameters that it is for, where that is not all of them.
+        rows: The names of the rows that the coefficients are for, where these are not the experts.
         auto_class: The transformers class whose parameters the groups are made of: AutoModel, AutoModelForCausalLM ...
         granularity: Which groups there are: `layer`, `blocks:4`, ... (see `make_groups`).
-        coefficients: Variable -> group -> expert -> value, for every group and every expert.
+        coefficients: Variable -> group -> row -> value, for every group and every row.
         scores: What the model reached, by split and task.
         heads: Task -> path of its head, relative to the recipe.
         vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
@@ -83,6 +86,8 @@ class Recipe:
     vocabulary: str = REFUSE
     dtype: str | None = None
     version: str = __version__
+    transform: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.vocabulary not in CHOICES:
@@ -91,15 +96,25 @@ class Recipe:
             raise ConfigError(f"recipe: {unknown('dtype', self.dtype, DTYPES)}")
         if not isinstance(self.method.get("name"), str):
             raise ConfigError("recipe: method needs a name, such as {name: linear}.")
+        if not all(isinstance(step, dict) and isinstance(step.get("name"), str) for step in self.transform):
+            raise ConfigError("recipe: transform must be a list, and each of it needs a name, such as {name: ties}.")
+        if not all(isinstance(row, str) for row in self.rows) or len(set(self.rows)) < len(self.rows):
+            raise ConfigError(f"recipe: rows must be names, each once, not {self.rows}.")
         if not self.experts or not self.coefficients:
             raise ConfigError("recipe: it needs at least one expert and the coefficients of at least one variable.")
         groups = next(iter(self.coefficients.values()))
         for variable, rows in self.coefficients.items():
             _same_keys(rows, groups, f"coefficients.{variable}", "group")
             for group, row in rows.items():
-                _same_keys(row, self.experts, f"coefficients.{variable}.{group}", "expert")
-                for expert, value in row.items():
-                    _number(value, f"coefficients.{variable}.{group}.{expert}")
+                where, kind = f"coefficients.{variable}.{group}", "row" if self.rows else "expert"
+                _same_keys(row, dict.fromkeys(self.row_names), where, kind)
+                for name, value in row.items():
+                    _number(value, f"{where}.{name}")
+
+    @property
+    def row_names(self) -> list[str]:
+        """The names of the rows that the coefficients are for, in order: the experts, unless it says otherwise."""
+        return list(self.rows or self.experts)
 
     def to_yaml(self) -> str:
         """The recipe as YAML, one line per group, in the order in which it was made; what is as usual is left out."""
@@ -107,8 +122,9 @@ class Recipe:
         for source in (data["base"], *data["experts"].values()):
             if source["hub"] is None:
                 del source["hub"]
-        usual = {"vocabulary": REFUSE, "dtype": None}
-        data = {key: value for key, value in data.items() if key not in usual or value != usual[key]}
+        usual = {"vocabulary": REFUSE, "dtype": None, "transform": [], "rows": []}
+        ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", *data))
+        data = {key: data[key] for key in ordered if key not in usual or data[key] != usual[key]}
         return yaml.dump(
             {"format": FORMAT, **_plain(data, "")},
             Dumper=_Dumper,
@@ -144,7 +160,8 @@ class Recipe:
             )
         if isinstance(data, dict):
             data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
-            known |= {"dtype": str} if "dtype" in data else {}
+            data = _lifted(data)
+            known |= {key: kind for key, kind in {"dtype": str, "transform": list, "rows": list}.items() if key in data}
         data = _mapping(data, known, "")
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
         return cls(
@@ -153,28 +170,30 @@ class Recipe:
             coefficients=_coefficients(data["coefficients"]),
             heads=_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
             dtype=data.get("dtype"),
+            transform=data.get("transform", []),
+            rows=data.get("rows", []),
             **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},
         )
 
     def on_groups(
-        self, groups: Sequence[Group], experts: Sequence[str], parameters: Mapping[str, tuple[int, ...]]
+        self, groups: Sequence[Group], names: Sequence[str], parameters: Mapping[str, tuple[int, ...]]
     ) -> dict[str, np.ndarray]:
         """The coefficients on other groups, each the mean over its elements; its own ones on the recipe's own groups.
 
         Args:
             groups: G groups over the same parameters.
-            experts: K names, all of them in the recipe.
+            names: K names of rows, all of them in the recipe.
             parameters: name -> shape, in the order of the live model.
 
         Returns:
             {variable: float64 (G, K)}, what `CoefficientSpace.start` takes.
 
         Raises:
-            ConfigError: the recipe belongs to another model or has no such expert.
+            ConfigError: the recipe belongs to another model or has no such row.
         """
-        for expert in experts:
-            if expert not in self.experts:
-                raise ConfigError(f"recipe: {unknown('expert', expert, self.experts)}")
+        for name in names:
+            if name not in self.row_names:
+                raise ConfigError(f"recipe: {unknown('row' if self.rows else 'expert', name, self.row_names)}")
         own = self.groups(parameters)
         spans: dict[str, list[tuple[int, int, int]]] = {}
         for row, group in enumerate(own):
@@ -194,19 +213,18 @@ class Recipe:
             shape=(len(groups), len(own)),
         )
         return {
-            variable: shares @ np.array([[rows[group.name][expert] for expert in experts] for group in own])
+            variable: shares @ np.array([[rows[group.name][name] for name in names] for group in own])
             for variable, rows in self.coefficients.items()
         }
 
     def per_parameter(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
-        """The coefficients by variable, expert and parameter, each the mean over the parameter's elements."""
-        groups, experts = make_groups("tensor", parameters), list(self.experts)
+        """The coefficients by variable, row and parameter, each the mean over the parameter's elements."""
+        groups, rows = make_groups("tensor", parameters), self.row_names
         return {
             variable: {
-                expert: {group.name: float(values[g, k]) for g, group in enumerate(groups)}
-                for k, expert in enumerate(experts)
+                row: {group.name: float(values[g, k]) for g, group in enumerate(groups)} for k, row in enumerate(rows)
             }
-            for variable, values in self.on_groups(groups, experts, parameters).items()
+            for variable, values in self.on_groups(groups, rows, parameters).items()
         }
 
     def groups(self, parameters: Mapping[str, tuple[int, ...]]) -> tuple[Group, ...]:
@@ -239,6 +257,17 @@ class _Loader(yaml.SafeLoader):
                 line = node.start_mark.line + 1
                 raise ConfigError(f"recipe: {key!r} stands {count} times in the mapping that begins in line {line}.")
         return super().construct_mapping(node, deep)
+
+
+def _lifted(data: dict[str, Any]) -> dict[str, Any]:
+    """The same with the transform beside the method; version 0.2 wrote it inside."""
+    method = data.get("method")
+    if not isinstance(method, dict) or "transform" not in method:
+        return data
+    if "transform" in data:
+        raise ConfigError("recipe: transform stands beside the method and in it as well: leave out that in the method.")
+    rest = {name: value for name, value in method.items() if name != "transform"}
+    return {**data, "method": rest, "transform": [method["transform"]] if method["transform"] else []}
 
 
 def _source(data: Any, where: str) -> Source:

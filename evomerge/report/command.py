@@ -103,6 +103,7 @@ def _override(key: str, value: Any, composed: Mapping[str, Any]) -> str:
     node: Any = composed
     for part in key.split("."):
         node = node.get(part, MISSING) if isinstance(node, Mapping) else MISSING
+    value = {"chain": value} if key == "transform" else value  # a list that Hydra leaves as it is
     return f"{'+' if node is MISSING else ''}{key}={_value(value)}"
 
 

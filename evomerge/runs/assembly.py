@@ -65,7 +65,8 @@ def assemble(
     merge = given.merge or make_merge(family, method, settings, reporter)
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, family.parameters))
-    return Assembly(sources, family.live, merge.vectors, merge.space, method, merge.merger, fitness, items, warnings)
+    parts = (merge.vectors, merge.space, method, merge.merger)
+    return Assembly(sources, family.live, *parts, fitness, items, warnings, merge.transforms)
 
 
 def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:

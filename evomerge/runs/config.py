@@ -8,13 +8,10 @@ checked where it is used.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -25,15 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.common.arguments import check_arguments, check_kind, is_kind
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.common.exits import Exited, contained, line_of
+from evomerge.common.exits import Exited, contained
 from evomerge.common.limits import AUTO
 from evomerge.common.names import unknown
 from evomerge.common.paths import at_home, with_paths
 from evomerge.models.vocabulary import CHOICES, REFUSE
-
-CONF = Path(__file__).parents[1] / "conf"  # installed
-if not CONF.is_dir():
-    CONF = Path(__file__).parents[2] / "conf"  # source tree
+from evomerge.runs.earlier import settings_of
+from evomerge.runs.targets import CONF as CONF
+from evomerge.runs.targets import choices_of, find_class
+from evomerge.runs.transforms import make_chain, resolved
 
 CHOOSING = {
     "metric": ("str",),
@@ -106,6 +103,7 @@ class SearchConfig:
     start: Any = "constants"
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = None
+    transform: Any = None  # none, a name, or a list of names and {name: settings}
     space: SpaceConfig = field(default_factory=SpaceConfig)
     searcher: Any = None
     fitness: Any = None
@@ -129,7 +127,22 @@ def plain(config: Any) -> dict[str, Any]:
         settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{str(error).splitlines()[0]}: it must be given on the command line.") from error
-    return with_paths(settings, at_home)
+    return with_paths(in_order(settings), at_home)
+
+
+def in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, of this version or of an earlier one, in the form that everything else takes.
+
+    Raises:
+        ConfigError: the setting `transform` is in no form that is understood.
+    """
+    if (settings.get("method") or {}).get("transform") and resolved(settings.get("transform")):
+        raise ConfigError(
+            "The method brings a transform, and transform= names another: write method=linear, and all transforms in "
+            "the list, such as transform=[ties]."
+        )
+    today = settings_of(settings)
+    return {**today, "transform": resolved(today.get("transform"))}
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -143,6 +156,7 @@ def check(settings: Mapping[str, Any]) -> None:
             choices = ", ".join(choices_of(group))
             raise ConfigError(f"{group}=null leaves the search without one: write {group}= and one of {choices}.")
         _arguments(settings[group], group)
+    check_method(settings["method"], settings.get("transform") or [])
     for group, choosing in OUTSIDE.items():
         for name, kinds in choosing.items():
             check_kind(f"{group}.{name}", settings[group][name], kinds)
@@ -177,6 +191,24 @@ def check(settings: Mapping[str, Any]) -> None:
             "objective.normalised needs base and experts on the items of a candidate, and with fitness.rotate=true "
             "those change: use one or the other."
         )
+
+
+def check_method(settings: Mapping[str, Any], transforms: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a class that is no method, and transforms that are none, or not for this method.
+
+    Raises:
+        ConfigError: there is such a one.
+    """
+    from evomerge.merging.methods import Method
+    from evomerge.recipes.catalog import check_chain
+
+    kind = find_class(str(settings["_target_"]), "method")
+    if not (isinstance(kind, type) and isinstance(kind, Method)):  # all that it promises stands on the class
+        raise ConfigError(
+            f"method._target_={settings['_target_']} is no method of merging: the class lacks some of what "
+            f"{Method.__module__}.{Method.__qualname__} names."
+        )
+    check_chain(kind, make_chain(transforms))
 
 
 def classes(settings: Mapping[str, Any]) -> Iterator[Any]:
@@ -221,11 +253,12 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     groups = {
         name: given.pop(name, choices.get(name))
-        for name in ("experiment", "model", "method", "space", "searcher", "fitness", "loss")
+        for name in ("experiment", "model", "method", "transform", "space", "searcher", "fitness", "loss")
     }
     usual = {("fitness", "classification"), ("loss", "cross_entropy")}
+    groups["transform"], written = _transform_name(groups["transform"])
     parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]
-    odd = [override for override in overrides if "=" not in override]  # ~setting takes one away
+    odd = [*written, *(override for override in overrides if "=" not in override)]  # ~setting takes one away
     for key, value in sorted(given.items()):
         if key in UNNAMED or key.startswith(("hydra.", "hydra/", "model.trained_on.")):
             continue
@@ -238,36 +271,23 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     return "-".join(parts)
 
 
+def _transform_name(choice: Any) -> tuple[str | None, list[str]]:
+    """Return what transforms add to the name of a run, and what goes into its hash."""
+    names = re.sub(r"[\[\]' ]", "", str(choice)).replace(",", "-")
+    if names in ("None", "null", "none", ""):
+        return None, []
+    return (f"transform-{names}", []) if re.fullmatch(r"[\w-]{1,40}", names) else (None, [f"transform={choice}"])
+
+
 def _arguments(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return the arguments of a group's class, held against the plain annotations of its constructor."""
     arguments = {name: value for name, value in settings.items() if name not in OUTSIDE.get(group, ())}
-    target = _find_class(str(arguments.get("_target_")), group)
+    target = find_class(str(arguments.get("_target_")), group)
     check_arguments(target, arguments, group)
     for name, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:
             _arguments(value, f"{group}.{name}")
     return arguments
-
-
-def _find_class(name: str, group: str) -> Any:
-    """Return the class that `_target_` names."""
-    module, _, attribute = name.rpartition(".")
-    try:
-        if not module:
-            raise ImportError("a class is written with its module, such as package.module.Class")
-        found = contained(lambda: importlib.import_module(module))  # Hydra would print an error of its own first
-        return getattr(found, attribute)
-    except Exception as error:  # whatever a module of the user's raises
-        raise ConfigError(
-            f"{group}._target_={name} names no class that can be used: {type(error).__name__}{line_of(error)}: "
-            f"{next(iter(str(error).splitlines()), '')}. Write {group}= and one of {', '.join(choices_of(group))}, or "
-            f"the class with a module that Python finds from here."
-        ) from error
-
-
-def choices_of(group: str) -> list[str]:
-    """Return the choices that a group of settings has."""
-    return sorted(file.stem for file in (CONF / group).glob("[!_]*.yaml"))
 
 
 def _check_numbers(setting: str, value: Any, example: str) -> None:

@@ -16,6 +16,8 @@ import yaml
 
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.recipes.recipe import Recipe
+from evomerge.runs.config import in_order
+from evomerge.runs.earlier import identity_of
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
 from evomerge.trials import Batch, Trial
@@ -73,7 +75,7 @@ def open_run(path: Path) -> Run:
     for line in read_log(log):
         kind = line.pop("kind")
         if kind == "header":
-            identity = line["identity"]
+            identity = identity_of(line["identity"])
         elif kind == "ask":
             batches.append(Batch(line["batch"], line["points"], gradient=line.get("gradient", False)))
         elif kind == "trial":
@@ -122,7 +124,7 @@ def read_timings(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return in_order(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}): run the search's own command again to write it."

@@ -27,9 +27,11 @@ from evomerge.models.hub import find_directory
 from evomerge.models.live import LiveModel, live_module, load_live
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Sources
+from evomerge.runs.transforms import make_chain
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from evomerge.task_vectors.family import check_files, family_notes
 from evomerge.task_vectors.store import TaskVectors, task_vectors
+from evomerge.transforms.chain import Chain
 from evomerge.transforms.store import transformed
 
 Model = str | Path | nn.Module | Mapping[str, Tensor]
@@ -74,8 +76,9 @@ class Merge:
     """What builds candidates of a family.
 
     Attributes:
-        settings: the settings `method` and `space`.
+        settings: the settings `method`, `transform` and `space`.
         method: how candidates are built.
+        transforms: what is done to the task vectors before.
         vectors: base and task vectors, before any transform.
         space: the coefficient space.
         merger: builds them, in the live model of the family.
@@ -83,6 +86,7 @@ class Merge:
 
     settings: dict[str, Any]
     method: Method
+    transforms: Chain
     vectors: TaskVectors
     space: CoefficientSpace
     merger: Merger
@@ -201,13 +205,14 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     Args:
         family: base and experts.
         method: how candidates are built.
-        settings: the settings `method` and `space`.
+        settings: the settings `method`, `transform` and `space`.
         reporter: tells the user what goes on.
     """
     cache, parameters, space = Path(family.settings["cache"]), family.parameters, settings["space"]
-    keep = method.elementwise and method.transform is None and not family.in_memory
+    transforms = make_chain(settings.get("transform") or [])
+    keep = method.elementwise and not transforms and not family.in_memory
     vectors = task_vectors(family.base, family.experts, parameters, cache, reporter.steps, keep=keep)
-    merged = transformed(vectors, method.transform, cache, reporter.steps) if method.transform else vectors
+    merged = transformed(vectors, transforms, cache, reporter.steps)
     found = make_space(
         space["granularity"],
         parameters,
@@ -221,7 +226,7 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     )
     with reporter.working("preparing the merge"):
         merger = Merger(family.live.model, merged, found.groups, method)
-    return Merge(dict(settings), method, vectors, found, merger)
+    return Merge(dict(settings), method, transforms, vectors, found, merger)
 
 
 def _is_place(model: Any) -> bool:

@@ -20,6 +20,7 @@ from evomerge.fitness.items import Item
 from evomerge.models.files_beside import inputs_of
 from evomerge.problem import Assembly
 from evomerge.runs.config import CHOOSING
+from evomerge.runs.transforms import described
 
 
 def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
             for name, task in sources.tasks.items()
         },
         "method": settings["method"],
+        **({"transform": described(chain)} if (chain := settings.get("transform")) else {}),
         "fitness": fitness | identity(assembly.fitness),
     }
 

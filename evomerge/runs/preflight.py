@@ -23,6 +23,7 @@ from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import Scorer, check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import work
+from evomerge.transforms.chain import said
 
 GIB = 2**30
 
@@ -106,7 +107,7 @@ def _facts(
     assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], learns: bool
 ) -> list[list[str]]:
     """Return what is printed of sources, space and memory, as names and texts."""
-    space, vectors, transform = assembly.space, assembly.vectors, assembly.method.transform
+    space, vectors, chain = assembly.space, assembly.vectors, assembly.transforms
     model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
     return [
         ["base", str(assembly.sources.base)],
@@ -118,7 +119,7 @@ def _facts(
                 for task, items in assembly.items["search"].items()
             ),
         ],
-        ["method", assembly.method.name + (f", of task vectors after {transform.name}" if transform else "")],
+        ["method", assembly.method.name + (f", of task vectors after {said(chain)}" if chain else "")],
         [
             "space",
             f"{settings['space']['granularity']}: {len(space.groups)} groups, {space.dim} free coefficients, "

@@ -30,11 +30,13 @@ from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
+from evomerge.runs.earlier import identity_of
 from evomerge.runs.given import Given
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
+from evomerge.runs.transforms import in_order
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.scorers import make_objective, make_subsets, scorer
 from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
@@ -96,8 +98,8 @@ def run_search(
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
         preflight(assembly, searcher, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
-        with TrialLog(directory / "trials.jsonl", identity, fingerprint()) as log:
-            write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        with TrialLog(directory / "trials.jsonl", identity, fingerprint(), identity_of) as log:
+            write_atomically(directory / "config.yaml", _as_yaml(config))
             record_start(directory)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
             with reporter.searching(log.logged, asked) as told:
@@ -114,6 +116,13 @@ def run_search(
             write_outputs(directory, assembly, settings, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary
+
+
+def _as_yaml(config: SearchConfig) -> str:
+    """Return the settings as they were given, but for transforms, whose names may stand for others one day."""
+    composed: Any = config
+    given: Any = OmegaConf.to_container(composed, resolve=True)
+    return OmegaConf.to_yaml(OmegaConf.create(in_order(given)))
 
 
 def _choose(

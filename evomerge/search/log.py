@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class TrialLog:
         identity: what makes this search this search, as names and hashes. A log with another identity is refused.
         fingerprint: the kind of machine (see `fingerprint.py`). Points that were asked on the same one must be
             bit-equal when they are asked again.
+        today: says an identity that an earlier version wrote in the words of this one.
 
     Attributes:
         trials: how many trials the loop has seen so far.
@@ -55,13 +56,20 @@ class TrialLog:
         LogError: another process writes to it, it is damaged, or it belongs to another search.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        fingerprint: Mapping[str, Any],
+        today: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> None:
         self.path = Path(path)
         self.trials = 0
         self.errors: list[str] = []
         self.items = 0
         self._identity = json.loads(json.dumps(dict(identity)))
         self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
+        self._today = today
         self._journal = Journal(self.path)
         self._pending: list[dict[str, Any]] = []  # logged lines that the loop has not reached yet
         self._foreign = False  # whether the line that is being replayed was written by another kind of machine
@@ -154,7 +162,7 @@ class TrialLog:
                 f"{self.path} has format {header.get('format')}, but this version of evomerge reads format {FORMAT}: "
                 f"resume it with the version that wrote it, or choose another run directory."
             )
-        old = header["identity"]
+        old = self._today(header["identity"])
         changed = sorted(name for name in {*old, *self._identity} if old.get(name) != self._identity.get(name))
         if changed:
             details = "; ".join(

@@ -8,7 +8,7 @@ groups would name it, so what that search has scored is not scored again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,13 @@ from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import REFUSE, row_notes
 from evomerge.models.weights import dtype_name, listed
 from evomerge.problem import Assembly
-from evomerge.recipes.catalog import make_method
+from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.identity import contents
 from evomerge.search.evaluators.serial import Scorer
 from evomerge.task_vectors.family import directory_notes, loaded_in
 from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
+from evomerge.transforms.chain import Chain
 from evomerge.transforms.store import transformed
 
 
@@ -103,26 +104,30 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
             f'changed since. Write "dtype": "{recipe.dtype}" in {assembly.sources.base / "config.json"}.'
         )
     try:
-        method, groups = make_method(recipe), recipe.groups(vectors.parameters)
+        method, chain = make_method(recipe), make_chain(recipe, vectors.parameters)
+        groups = recipe.groups(vectors.parameters)
     except EvomergeError as error:
         raise ConfigError(f"{path}: {error}") from error
     rows = {
-        variable: {group.name: [values[group.name][expert] for expert in recipe.experts] for group in groups}
+        variable: {group.name: [values[group.name][row] for row in recipe.row_names] for group in groups}
         for variable, values in recipe.coefficients.items()
     }
     coefficients = {variable: np.array(list(values.values())) for variable, values in rows.items()}
-    chosen = _method_settings(recipe, method)
-    own = vectors is assembly.vectors and groups == assembly.space.groups and chosen == settings["method"]
+    chosen = _settings(recipe, method, chain)
+    same = all(chosen[name] == (settings.get(name) or []) for name in chosen)
+    own = vectors is assembly.vectors and groups == assembly.space.groups and same
+
+    live_model, cache = assembly.live.model, Path(settings["model"]["cache"])
 
     def score(scorer: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
-        merger = assembly.merger if own else _merger(assembly, vectors, groups, method, settings)
+        merger = assembly.merger if own else Merger(live_model, transformed(vectors, chain, cache), groups, method)
         try:
             merger.apply(coefficients)
             return scorer(ids)
         finally:
             merger.restore()  # each puts back what it has written, and nothing else
 
-    about = contents(replace(assembly, vectors=vectors), {**settings, "method": chosen})
+    about = contents(replace(assembly, vectors=vectors), {**settings, **chosen})
     return Contender({"model": rows, **about}, score)
 
 
@@ -165,20 +170,15 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
     return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
 
 
-def _merger(
-    assembly: Assembly, vectors: TaskVectors, groups: Sequence[Any], method: Method, settings: Mapping[str, Any]
-) -> Merger:
-    cache = Path(settings["model"]["cache"])
-    merged = transformed(vectors, method.transform, cache) if method.transform else vectors
-    return Merger(assembly.live.model, merged, groups, method)
-
-
-def _method_settings(recipe: Recipe, method: Method) -> dict[str, Any]:
-    """Return the method of a recipe as the settings of its search have it, which is how outcomes are remembered."""
-    own = {name: value for name, value in recipe.method.items() if name not in ("name", "transform")}
-    transform = method.transform
-    nested = {"transform": {"_target_": _qualified(transform), **transform.settings}} if transform else {}
-    return {"_target_": _qualified(method), **own, **nested}
+def _settings(recipe: Recipe, method: Method, chain: Chain) -> dict[str, Any]:
+    """Return method and transforms of a recipe as the settings of its search have them, which is how outcomes are
+    remembered.
+    """
+    own = {name: value for name, value in recipe.method.items() if name != "name"}
+    steps = [{**step.about(), "_target_": _qualified(step.transform)} for step in chain]
+    for step in steps:
+        del step["name"]
+    return {"method": {"_target_": _qualified(method), **own}, "transform": steps}
 
 
 def _qualified(thing: object) -> str:

@@ -8,7 +8,7 @@ where it is needed (`expert.py`). Both sides are cast to float32 before they are
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from evomerge.models.matching import is_pooler
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, same
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.dense import cached
 from evomerge.task_vectors.expert import ExpertDeltas, check_finite, find_changed, is_narrow
+from evomerge.task_vectors.files import Computed, cached_rows
 
 FORMAT = "evomerge task vector 2"
 RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
@@ -90,7 +90,7 @@ def task_vectors(
     progress: Steps | None = None,
     keep: bool = False,
 ) -> TaskVectors:
-    """Reads the task vectors from the cache and computes those that it lacks, with one expert in memory at a time.
+    """Reads the task vectors from the cache and computes those that it lacks, with one parameter in memory at a time.
 
     Args:
         base: θ₀.
@@ -109,10 +109,11 @@ def task_vectors(
         if keep and is_narrow(expert, common):
             changed = find_changed(contents, base, expert, name, common, cache, progress)
             return ExpertDeltas(base, expert, parameters, changed)
-        return cached(contents, lambda: _subtract(base, expert, name, parameters, progress), name, cache, progress)
+        computed = partial(_subtract, base, expert, name, parameters, progress)
+        return cached_rows({name: contents}, shapes, computed, cache, progress)[name]
 
-    deltas = {name: one(name, expert) for name, expert in experts.items()}
     shapes = {name: tuple(shape) for name, shape in parameters.items()}
+    deltas = {name: one(name, expert) for name, expert in experts.items()}
     return TaskVectors(base, dict(experts), shapes, deltas)
 
 
@@ -246,23 +247,22 @@ def _common(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> 
 
 def _subtract(
     base: Checkpoint, expert: Checkpoint, name: str, parameters: Iterable[str], progress: Steps | None
-) -> dict[str, Tensor]:
-    """τ_k in float32, without the tensors in which it is zero."""
+) -> Computed:
+    """Yield τ_k in float32, parameter by parameter, without those in which it is zero; each overwrites the last."""
     common = _common(base, expert, parameters)
     sizes = [base.tensor(parameter).numel() for parameter in common]
     # Two blocks instead of a tensor or two for each parameter: those leave holes in the heap that glibc before 2.38
     # does not use again (torch asks for aligned memory), which came to the size of an expert for every expert.
-    block, scratch = (torch.empty(size, dtype=torch.float32) for size in (sum(sizes), max(sizes, default=0)))
-    deltas, done = {}, 0
-    for parameter, part in zip(common, block.split(sizes), strict=True):
+    block, scratch = (torch.empty(max(sizes, default=0), dtype=torch.float32) for _ in range(2))
+    done = 0
+    for parameter, size in zip(common, sizes, strict=True):
         shape = base.tensor(parameter).shape
-        before = scratch[: len(part)].view(shape).copy_(base.tensor(parameter))
-        delta = part.view(shape).copy_(expert.tensor(parameter)).sub_(before)
-        largest = float(torch.linalg.vector_norm(delta, math.inf)) if len(part) else 0.0
+        before = scratch[:size].view(shape).copy_(base.tensor(parameter))
+        delta = block[:size].view(shape).copy_(expert.tensor(parameter)).sub_(before)
+        largest = float(torch.linalg.vector_norm(delta, math.inf)) if size else 0.0
         check_finite(largest, before, parameter, name, base, expert)
         if largest > 0:
-            deltas[parameter] = delta
-        done += delta.numel()
+            yield parameter, {name: delta}
+        done += size
         if progress:
-            progress(f"task vector of {name}", done, len(block))
-    return deltas
+            progress(f"task vector of {name}", done, sum(sizes))

@@ -1,44 +1,75 @@
 """What a transform is: a change of the task vectors that is frozen before the search.
 
-In: all task vectors. Out: other deltas T_k, of the same experts and parameters, so that a candidate is θ₀ + Σ_k λ_k T_k
-whatever was done to them (`coupling: frozen`); with λ = 1 everywhere that is the published method. What needs a look at
-the whole model, such as a global threshold, is found once by `prepare`; `apply` then works on one parameter at a time.
+In: the task vectors of all experts. Out: *rows*, deltas T_r over the same parameters, so that a candidate is
+θ₀ + Σ_r λ_r T_r whatever was done to them; with λ = 1 everywhere (or the transform's own scale) that is the published
+method. Rows are the experts' own, changed, unless `rows` says otherwise: one merged row, or a common row beside theirs.
+What needs a look at the whole model, such as a global threshold, is found once by `prepare`; `apply` then works on one
+parameter at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from evomerge.task_vectors.store import TaskVectors
 
 
-class Transform(Protocol):
-    """A pure function of the task vectors in two steps; it holds nothing but its settings."""
+class Transform(ABC):
+    """A pure function of the task vectors in two steps; it holds nothing but its settings.
 
-    name: str
+    Attributes:
+        name: what settings and recipes call it.
+        title: what it does, in a few words, for a model's card.
+        paper: where it was published, as one cites it.
+        needs: what it learns from beside the task vectors.
+        mergekit: what mergekit calls the method; None where it has nothing of the kind.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Literal["nothing", "inputs", "labels", "gradients"]] = "nothing"
+    mergekit: ClassVar[str | None] = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings as plain data: the recipe keeps them, and the cache is named by them."""
-        ...
+        """All settings as plain data: the recipe keeps them, and the cache is named by them. These are the arguments of
+        the constructor, each of which the object keeps under its name.
+        """
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def prepare(self, vectors: TaskVectors) -> Any:
-        """Return what `apply` needs to know of the whole model; streamed, small, and never written to disk."""
-        ...
-
-    def apply(self, parameter: str, deltas: Mapping[str, Tensor], state: Any) -> Mapping[str, Tensor]:
-        """Return the transformed deltas of one parameter.
+    def rows(self, experts: Sequence[str]) -> Sequence[str]:
+        """Return the names of the rows that it makes, in their order: those of its input, if not said otherwise.
 
         Args:
-            parameter: its name.
-            deltas: expert -> float32 delta of the parameter's shape, in the order of the experts, for reading only; an
-                expert whose delta is zero here is absent.
+            experts: the names of the rows of its input: experts, or what an earlier transform made of them.
+        """
+        return list(experts)
+
+    @abstractmethod
+    def prepare(self, store: TaskVectors, statistics: Any) -> Any:
+        """Return what `apply` needs to know of the whole model: streamed, small, and never written to disk.
+
+        Args:
+            store: the task vectors of the parameters that this transform is for.
+            statistics: what was learned from inputs, labels or gradients; None for a transform that needs nothing.
+        """
+
+    @abstractmethod
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: Any) -> Mapping[str, Tensor]:
+        """Return the rows of one parameter.
+
+        Args:
+            name: of the parameter.
+            deltas: row of the input -> float32 delta of the parameter's shape, in their order, for reading only; a row
+                whose delta is zero here is absent.
             state: what `prepare` returned.
 
         Returns:
-            expert -> float32 delta of the same shape; absent where it is zero (zeros will do as well).
+            row -> float32 delta of the same shape; absent where it is zero (zeros will do as well).
         """
-        ...

@@ -1,74 +1,72 @@
 """Transformed task vectors, computed once and kept on disk beside the plain ones.
 
-In: `TaskVectors` and a transform. Out: `TaskVectors` of the same base, experts and parameters with other deltas, mapped
-from a file per row (`task_vectors/dense.py`), named by everything that its numbers depend on: a transform may look at
-all experts at once, and their order is that of its sums.
+In: `TaskVectors` and a chain of transforms. Out: `TaskVectors` of the same base and parameters with other rows, mapped
+from a file per row (`task_vectors/files.py`), all of them written in one pass over the parameters. A file is named by
+everything that its numbers depend on: a transform may look at all rows at once, and their order is that of its sums.
 """
 
 from __future__ import annotations
 
-import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from evomerge.common.progress import Steps
-from evomerge.task_vectors.dense import cached
+from evomerge.task_vectors.files import Computed, cached_rows
 from evomerge.task_vectors.store import TaskVectors, describe
-from evomerge.transforms.base import Transform
+from evomerge.transforms.chain import Chain, Stage, Step, code_of, row_names
 
 FORMAT = "evomerge transformed task vector 2"
 
 
-def transformed(vectors: TaskVectors, transform: Transform, cache: Path, progress: Steps | None = None) -> TaskVectors:
+def transformed(vectors: TaskVectors, chain: Chain, cache: Path, progress: Steps | None = None) -> TaskVectors:
     """Read the transformed task vectors from the cache, and compute those that it lacks.
 
-    In memory there are one expert's result and the deltas of one parameter at a time.
+    A step of a chain is computed only if a file of it is missing. In memory there are the rows of one parameter at a
+    time, and what the transforms themselves hold.
 
     Args:
         vectors: what to transform; memory-mapped.
-        transform: what to do.
+        chain: what to do; nothing leaves the vectors as they are.
         cache: directory of the task vectors; it may be deleted at any time.
         progress: told what is done, in elements or bytes.
 
     Raises:
         CheckpointError: the cache cannot be written.
+        ConfigError: a step is for parameters that are not there, or makes no rows.
+        MergeError: a transform made something else than it says.
     """
-    prepare = functools.cache(lambda: transform.prepare(vectors))  # not needed where every file is there
-    contents = [
-        *(FORMAT, transform.name, transform.settings, list(vectors.parameters.items())),
-        [describe(vectors.base, expert, vectors.parameters) for expert in vectors.experts.values()],
-    ]
-    deltas = {
-        name: cached(
-            [*contents, place],
-            lambda name=name: _apply(vectors, transform, prepare(), name, progress),
-            name,
-            cache,
-            progress,
-        )
-        for place, name in enumerate(vectors.experts)
-    }
-    return TaskVectors(vectors.base, vectors.experts, vectors.parameters, deltas)
+    if not chain:
+        return vectors
+    *before, step = chain
+    contents = _contents(vectors, chain)
+    rows = row_names(chain, vectors.rows, vectors.parameters)
+
+    def compute() -> Computed:
+        return _pass(transformed(vectors, before, cache, progress), step, progress)
+
+    named = {row: [*contents, place] for place, row in enumerate(rows)}
+    return replace(vectors, deltas=cached_rows(named, vectors.parameters, compute, cache, progress))
 
 
-def _apply(
-    vectors: TaskVectors, transform: Transform, state: Any, expert: str, progress: Steps | None
-) -> dict[str, Tensor]:
-    """Return the transformed deltas of one expert, without those that are zero."""
-    sizes = [math.prod(shape) for shape in vectors.parameters.values()]
-    block = torch.empty(sum(sizes), dtype=torch.float32)  # one block, as in task_vectors.py
-    result, done = {}, 0
-    for (parameter, shape), part in zip(vectors.parameters.items(), block.split(sizes), strict=True):
-        deltas = {name: vectors.dense(name, parameter) for name in vectors.experts}
-        given = {name: delta for name, delta in deltas.items() if delta is not None}
-        delta = transform.apply(parameter, given, state).get(expert)
-        if delta is not None and torch.count_nonzero(delta):
-            result[parameter] = part.view(shape).copy_(delta)
-        done += len(part)
+def _contents(vectors: TaskVectors, chain: Chain) -> list[Any]:
+    """Return all that the rows of a chain depend on, but for the place of each."""
+    if not chain:
+        return [describe(vectors.base, expert, vectors.parameters) for expert in vectors.experts.values()]
+    *before, step = chain
+    transform, restriction = step.transform, {"only": step.chosen(vectors.parameters)} if step.only else {}
+    code = {"code": code} if (code := code_of(type(transform))) else {}
+    own = {**transform.settings, **restriction, **code}
+    return [FORMAT, transform.name, own, list(vectors.parameters.items()), _contents(vectors, before)]
+
+
+def _pass(vectors: TaskVectors, step: Step, progress: Steps | None) -> Computed:
+    """Yield the rows of each parameter."""
+    stage, done = Stage(step, vectors), 0
+    total = sum(math.prod(shape) for shape in vectors.parameters.values())
+    for name, shape in vectors.parameters.items():
+        yield name, stage(name)
+        done += math.prod(shape)
         if progress:
-            progress(f"{transform.name} of {expert}", done, len(block))
-    return result
+            progress(f"transform {step.transform.name}", done, total)

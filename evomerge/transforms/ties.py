@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.spans import CHUNK, chunks
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.base import Transform
 
 HALF = 1 << 16
 ALL, NOTHING = -1, (1 << 31) - 1  # below the bits of every magnitude, and above
@@ -46,7 +48,7 @@ class Trim:
         return torch.where(keep, part, 0.0)
 
 
-class TrimElect:
+class TrimElect(Transform):
     """Trim, elect and keep what agrees; see the module's docstring.
 
     Args:
@@ -57,33 +59,34 @@ class TrimElect:
     """
 
     name = "ties"
+    title = "TIES: differences to the base trimmed by magnitude and signs elected, once"
+    paper = "Yadav et al. 2023, arXiv 2306.01708"
+    mergekit = "ties"
 
     def __init__(self, density: float = 0.2) -> None:
         if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
             raise ConfigError(
-                f"method.transform.density={density}: it is the share of its elements that a task vector keeps, so "
-                f"write a number above 0, up to 1, such as 0.2 for 20 %."
+                f"The transform ties has density={density}: it is the share of its elements that a task vector keeps, "
+                f"so write a number above 0, up to 1, such as 0.2 for 20 %."
             )
         self.density = float(density)
-        self.settings = {"density": self.density}
 
-    def prepare(self, vectors: TaskVectors) -> dict[str, Trim]:
-        """Return what each expert keeps: exactly floor(density · n) elements of the whole model, by magnitude."""
-        total = sum(math.prod(shape) for shape in vectors.parameters.values())
+    def prepare(self, store: TaskVectors, statistics: Any) -> dict[str, Trim]:
+        """Return what each row keeps: exactly floor(density · n) elements of the whole model, by magnitude."""
+        total = sum(math.prod(shape) for shape in store.parameters.values())
         keep = math.floor(self.density * total + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        return {expert: largest(vectors.deltas[expert], keep, vectors.parameters) for expert in vectors.experts}
+        return {row: largest(store.deltas[row], keep, store.parameters) for row in store.rows}
 
-    def apply(self, parameter: str, deltas: Mapping[str, Tensor], state: Mapping[str, Trim]) -> dict[str, Tensor]:
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: Mapping[str, Trim]) -> dict[str, Tensor]:
         """Trim, and set to zero what does not have the sign of the sum of the trimmed deltas; a sum of 0 is plus."""
-        result = {expert: torch.empty_like(delta) for expert, delta in deltas.items()}
+        result = {row: torch.empty_like(delta) for row, delta in deltas.items()}
         for start in range(0, max((delta.numel() for delta in deltas.values()), default=0), CHUNK):
             trimmed = {
-                expert: state[expert](parameter, start, delta.view(-1)[start : start + CHUNK])
-                for expert, delta in deltas.items()
+                row: state[row](name, start, delta.view(-1)[start : start + CHUNK]) for row, delta in deltas.items()
             }
             plus = reduce(torch.add, trimmed.values()) >= 0
-            for expert, part in trimmed.items():
-                result[expert].view(-1)[start : start + CHUNK] = torch.where((part > 0) == plus, part, 0.0)
+            for row, part in trimmed.items():
+                result[row].view(-1)[start : start + CHUNK] = torch.where((part > 0) == plus, part, 0.0)
         return result
 
 

@@ -18,7 +18,7 @@ from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.models.live import load_live, load_skeleton
 from evomerge.models.matching import Layout
 from evomerge.models.pretrained import rename_keys
-from evomerge.recipes.catalog import make_method
+from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.groups import make_groups
@@ -29,8 +29,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "linear": {"name": "linear"},
     "ties": {"name": "ties", "normalize": False},
     "dare_ties": {"name": "dare_ties", "seed": 3, "normalize": True},
-    "ties_frozen": {"name": "linear", "transform": {"name": "ties", "density": 0.3}},
+    "ties_frozen": {"name": "linear"},
 }
+TRANSFORMS: dict[str, list[dict[str, Any]]] = {"ties_frozen": [{"name": "ties", "density": 0.3}]}
 EXPERTS = ("red", "green", "blue")
 CAUSAL = "AutoModelForCausalLM"
 ADDED = ("recipe.yaml", "README.md", "merge.json")
@@ -92,6 +93,7 @@ def make_recipe(
         base=Source(str(base), found[""].sha256),
         experts={name: Source(str(path), found[name].sha256) for name, path in experts.items()},
         method=METHODS[method],
+        transform=TRANSFORMS.get(method, []),
         granularity=granularity,
         coefficients={
             variable: {group.name: {name: draw(*limits) for name in experts} for group in groups}
@@ -109,11 +111,11 @@ def live_merge(recipe: Recipe, base: Path, experts: Mapping[str, Path], cache: P
     found = {name: live.open(experts[name], vocabulary=recipe.vocabulary, base=ours) for name in recipe.experts}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in ours.missing}
     vectors, method = task_vectors(ours, found, shapes, cache), make_method(recipe)
-    vectors = transformed(vectors, method.transform, cache) if method.transform else vectors
+    vectors = transformed(vectors, make_chain(recipe, shapes), cache)
     groups = recipe.groups(shapes)
     Merger(model, vectors, groups, method).apply(
         {
-            variable: np.array([[rows[group.name][name] for name in recipe.experts] for group in groups])
+            variable: np.array([[rows[group.name][name] for name in recipe.row_names] for group in groups])
             for variable, rows in recipe.coefficients.items()
         }
     )

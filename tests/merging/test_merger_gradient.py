@@ -89,7 +89,7 @@ def test_tied_and_frozen_coefficients() -> None:
 def test_task_vectors_that_ties_has_trimmed_and_elected() -> None:
     model, transform = llama(), TrimElect(0.3)
     plain = vectors_of(model)
-    state = transform.prepare(plain)
+    state = transform.prepare(plain, None)
     found = {
         name: transform.apply(name, {e: plain.dense(e, name) for e in EXPERTS}, state) for name in plain.parameters
     }

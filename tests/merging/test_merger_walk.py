@@ -19,7 +19,8 @@ from evomerge.merging.kernels.products import stack
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Linear, Ties
 from evomerge.space.groups import make_groups
-from evomerge.task_vectors.dense import cached, flattened
+from evomerge.task_vectors.dense import flattened
+from evomerge.task_vectors.files import cached_rows
 from evomerge.task_vectors.store import TaskVectors
 from tests.kit.exact import EXPERTS, llama, tiny, vectors_of
 from tests.kit.tiny import checkpoint
@@ -210,10 +211,13 @@ def test_deltas_read_anew_give_the_same_bits(tmp_path: Path) -> None:
     found = set()
     for shift in range(4):
         kept = [torch.empty(100 + 33 * i * shift) for i in range(20)]
-        deltas = {
-            row: cached([row], lambda held=held: {name: delta.dense() for name, delta in held.items()}, row, tmp_path)
-            for row, held in vectors.deltas.items()
-        }
+        every = (
+            (each, {name: held[each].dense() for name, held in vectors.deltas.items() if each in held})
+            for each in vectors.parameters
+        )
+        deltas = cached_rows(
+            {name: name for name in vectors.rows}, vectors.parameters, lambda every=every: every, tmp_path
+        )
         for granularity in ("tensor", "chunk:3"):
             fresh = llama(dtype=torch.float32)
             groups = make_groups(granularity, vectors.parameters)

@@ -191,8 +191,25 @@ def test_variables_have_a_table_each_and_transforms_are_named(places):
     card = made(ties, places)
     assert [row[0] for row in rows_of(card, "Coefficients") if row[1] == "mood"] == ["weight", "density"]
     assert card.data.tags == ["merge", "evomerge", "ties"]
-    frozen = replace(recipe(), method={"name": "linear", "transform": {"name": "ties", "density": 0.3}})
-    assert "after ties of the differences over the whole model (density 0.3)" in made(frozen, places).text
+    frozen = replace(recipe(), transform=[{"name": "ties", "density": 0.3}])
+    assert (
+        "(task arithmetic) (Ilharco et al. 2023, arXiv 2212.04089), after TIES: differences to the base trimmed by "
+        "magnitude and signs elected, once (over the whole model; density 0.3; Yadav et al. 2023, arXiv 2306.01708)"
+    ) in made(frozen, places).text
+    chain = replace(
+        frozen, transform=[*frozen.transform, {"name": "tests.kit.transforms.Scale", "by": 2, "only": ["h*"]}]
+    )
+    text = made(chain, places).text
+    assert "arXiv 2306.01708) and then differences to the base scaled (of h*; by 2; nobody, never); one" in text
+
+
+def test_rows_that_are_no_experts_have_columns_of_their_own(places):
+    own = recipe()
+    rows = {group: {"all": 0.25} for group in own.coefficients["weight"]}
+    merged = replace(own, transform=[{"name": "tests.kit.transforms.Sum"}], rows=["all"], coefficients={"weight": rows})
+    card = made(merged, places)
+    assert "one coefficient for each row and each group" in card.text
+    assert "| weight | all |" in card.text
 
 
 def test_how_to_use_it_and_to_build_it_again(places):

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from evomerge.common.errors import ConfigError
 from evomerge.merging.methods import DareTies, Linear, Ties
-from evomerge.recipes import card
-from evomerge.recipes.catalog import METHODS, TRANSFORMS, make_method
+from evomerge.recipes.catalog import METHODS, TRANSFORMS, make_chain, make_method
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.config import CONF
 from evomerge.transforms.ties import TrimElect
@@ -15,31 +15,44 @@ from evomerge.transforms.ties import TrimElect
 ROWS = {"model": {"a": 0.5}}
 
 
-def recipe(**method) -> Recipe:
-    coefficients = {"weight": ROWS} if method["name"] == "linear" else {"weight": ROWS, "density": ROWS}
-    return Recipe(Source("base", "0"), {"a": Source("a", "1")}, method, "model", coefficients)
+PARAMETERS = ("w", "bias")
+FOREIGN = "tests.kit.transforms."
+
+
+def recipe(name: str = "linear", transform: Any = (), rows: Any = (), **settings: Any) -> Recipe:
+    coefficients = {"weight": ROWS} if name == "linear" else {"weight": ROWS, "density": ROWS}
+    made_of = Source("base", "0"), {"a": Source("a", "1")}, {"name": name, **settings}, "model", coefficients
+    return Recipe(*made_of, transform=list(transform), rows=list(rows))
 
 
 def test_names_become_methods():
     assert isinstance(make_method(recipe(name="linear")), Linear)
-    assert make_method(recipe(name="linear")).transform is None
     ties, dare = make_method(recipe(name="ties", normalize=True)), make_method(recipe(name="dare_ties", seed=7))
     assert isinstance(ties, Ties)
     assert ties.normalize is True
     assert isinstance(dare, DareTies)
     assert (dare.seed, dare.normalize) == (7, False)
-    frozen = make_method(recipe(name="linear", transform={"name": "ties", "density": 0.3}))
-    assert isinstance(frozen.transform, TrimElect)
-    assert frozen.transform.density == 0.3
+
+
+def test_names_become_transforms():
+    assert make_chain(recipe(), PARAMETERS) == ()
+    (first, second) = make_chain(
+        recipe(transform=[{"name": "ties", "density": 0.3}, {"name": FOREIGN + "Scale", "by": 3, "only": ["w*"]}]),
+        PARAMETERS,
+    )
+    assert isinstance(first.transform, TrimElect)
+    assert (first.transform.density, first.only) == (0.3, ())
+    assert (second.about()) == {"name": FOREIGN + "Scale", "by": 3, "only": ["w*"]}
+    with pytest.raises(ConfigError, match="coefficients of the rows a, and its transforms make all: correct `rows`"):
+        make_chain(recipe(transform=[{"name": FOREIGN + "Sum"}]), PARAMETERS)
 
 
 def test_every_method_of_a_search_is_here():
-    found = [(CONF / "method" / file.name).read_text() for file in (CONF / "method").glob("*.yaml")]
+    found = [file.read_text() for group in ("method", "transform") for file in (CONF / group).glob("*.yaml")]
     targets = {
         line.split(": ")[1].rpartition(".")[2] for text in found for line in text.splitlines() if "_target_" in line
     }
     assert targets == {cls.__name__ for cls in (*METHODS.values(), *TRANSFORMS.values())}
-    assert METHODS.keys() == card.METHODS.keys() == card.TAGS.keys()
 
 
 @pytest.mark.parametrize(
@@ -56,18 +69,48 @@ def test_every_method_of_a_search_is_here():
             {"name": "ties", "normalize": {"_target_": "os.getcwd"}},
             "normalize of the method ties is .*: write a number",
         ),
-        ({"name": "dare_ties", "seed": "${oc.env:HOME}"}, "seed of the method dare_ties is .*: write a number"),
+        ({"name": "dare_ties", "seed": "${oc.env:HOME}"}, r"method.seed=\$\{oc.env:HOME\} is no int"),
         ({"name": "dare_ties", "seed": 0.5}, "recipe: method.seed=0.5 is no int"),
-        ({"name": "linear", "transform": "ties"}, "the method linear cannot have the transform 'ties'"),
-        ({"name": "linear", "transform": {"name": "dare"}}, "Unknown transform 'dare'"),
-        ({"name": "linear", "transform": {"density": 0.2}}, "Unknown transform 'None'"),
-        ({"name": "linear", "transform": {"name": "ties", "density": 2}}, "recipe: method.transform.density=2"),
-        ({"name": "ties", "transform": {"name": "ties"}}, "the method ties cannot have the transform"),
+        ({"name": "os.path"}, "recipe: os.path is no method"),
+        ({"name": "os.system"}, "recipe: os.system is no method"),
+        ({"name": "no_such_package.Method"}, "cannot be imported .*: install the package"),
     ],
 )
 def test_what_is_refused(method, message):
     with pytest.raises(ConfigError, match=message):
         make_method(recipe(**method))
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "message"),
+    [
+        ("linear", {"name": "dare"}, "recipe: Unknown transform 'dare'"),
+        ("linear", {"name": "ties", "density": 2}, "recipe: The transform ties has density=2"),
+        ("linear", {"name": "ties", "densty": 0.2}, "recipe: Unknown setting of the transform ties 'densty': did you"),
+        ("linear", {"name": "ties", "density": [1]}, r"recipe: density of the transform ties is \[1\]: write a number"),
+        ("linear", {"name": "ties", "only": "w"}, r'recipe: transform.ties.only=w: write a list.*\["\*.attention'),
+        ("linear", {"name": "ties", "only": ["v"]}, "for the parameters 'v', and there are none.*The nearest are w"),
+        ("linear", {"name": "os.system", "command": 1}, "is no transform: derive the class from"),
+        (
+            "linear",
+            {"name": FOREIGN + "Learned"},
+            "needs labels, and evomerge gives a transform the task vectors alone",
+        ),
+        ("ties", {"name": "ties"}, "The method ties cannot have the transform ties: it trims"),
+    ],
+)
+def test_what_is_refused_of_transforms(method, step, message):
+    with pytest.raises(ConfigError, match=message):
+        make_chain(recipe(method, transform=[step]), PARAMETERS)
+
+
+def test_transforms_that_are_none():
+    with pytest.raises(ConfigError, match="each of it needs a name"):
+        recipe(transform=["ties"])
+    with pytest.raises(ConfigError, match="each of it needs a name"):
+        recipe(transform=[{"density": 0.2}])
+    with pytest.raises(ConfigError, match="rows must be names, each once"):
+        recipe(rows=["a", "a"])
 
 
 def test_coefficients_of_other_variables():

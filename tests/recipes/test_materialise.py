@@ -26,7 +26,9 @@ from evomerge.space.groups import make_groups
 from tests.kit.helpers import compose
 
 
-def recipe_on(assembly: Assembly, granularity: str, method: dict[str, Any], seed: int = 0) -> Recipe:
+def recipe_on(
+    assembly: Assembly, granularity: str, method: dict[str, Any], transform: Any = (), rows: Any = (), seed: int = 0
+) -> Recipe:
     """A recipe of the pico suite with coefficients that are all different."""
     rng = np.random.default_rng(seed)
     start = plain(compose("model=pico"))
@@ -34,12 +36,13 @@ def recipe_on(assembly: Assembly, granularity: str, method: dict[str, Any], seed
     variables = ("weight",) if method["name"] == "linear" else ("weight", "density")
     coefficients = {
         variable: {
-            group.name: {expert: float(rng.uniform(0.1, 0.9)) for expert in recipe.experts}
+            group.name: {expert: float(rng.uniform(0.1, 0.9)) for expert in rows or recipe.experts}
             for group in make_groups(granularity, assembly.vectors.parameters)
         }
         for variable in variables
     }
-    return replace(recipe, method=method, granularity=granularity, coefficients=coefficients)
+    made_of = {"transform": list(transform), "rows": list(rows), "coefficients": coefficients}
+    return replace(recipe, method=method, granularity=granularity, **made_of)
 
 
 def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
@@ -67,18 +70,20 @@ def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("granularity", "method", "rest"),
     [
-        ("layer", {"name": "linear", "transform": {"name": "ties", "density": 0.2}}, "task_arithmetic"),
         ("chunk:3", {"name": "linear"}, "task_arithmetic"),
         ("module", {"name": "dare_ties", "seed": 3, "normalize": True}, "ties"),
         ("chunk:2", {"name": "dare_ties", "seed": 3, "normalize": False}, "ties"),
         ("chunk:2", {"name": "ties", "normalize": False}, "ties"),
     ],
-    ids=["global trim", "parts", "masks", "masks and parts", "trimmed parts"],
+    ids=["parts", "masks", "masks and parts", "trimmed parts"],
 )
 def test_materialised_experts_merge_to_the_recipe(
     assembly: Assembly, tmp_path: Path, granularity: str, method: dict[str, Any], rest: str
 ) -> None:
-    recipe = recipe_on(assembly, granularity, method)
+    check(assembly, tmp_path, recipe_on(assembly, granularity, method), rest)
+
+
+def check(assembly: Assembly, tmp_path: Path, recipe: Recipe, rest: str) -> None:
     config = materialise(assembly, recipe, tmp_path / "experts", Reporter())
     document = yaml.safe_load(config.read_text())
     assert document["merge_method"] == rest
@@ -89,6 +94,20 @@ def test_materialised_experts_merge_to_the_recipe(
     for key, tensor in ours.items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(theirs[key], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("transform", "rows"),
+    [
+        ([{"name": "ties", "density": 0.2}], ()),
+        ([{"name": "tests.kit.transforms.Common"}], ("common", "animals", "trees", "metals")),
+        ([{"name": "tests.kit.transforms.Sum", "only": ["encoder.*"]}], ("all", "animals", "trees", "metals")),
+    ],
+    ids=["global trim", "common row", "merged row of some parameters"],
+)
+def test_materialised_rows_merge_to_the_recipe(assembly: Assembly, tmp_path: Path, transform: Any, rows: Any) -> None:
+    """There is a model for each row, whether or not it is an expert."""
+    check(assembly, tmp_path, recipe_on(assembly, "layer", {"name": "linear"}, transform, rows), "task_arithmetic")
 
 
 def test_what_cannot_be_materialised_is_refused_before_anything_is_written(assembly: Assembly, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,26 +11,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
-from evomerge.task_vectors.dense import ALIGNMENT, FILLER, cached, save_aligned
+from evomerge.task_vectors.dense import ALIGNMENT, DenseDelta
+from evomerge.task_vectors.files import FILLER, AlignedFile, Computed, cached_rows
 
 ODD = {"b": (3,), "a": (), "layer.weight": (5, 7), "z": (16, 4), "layer.bias": (1, 1, 2), "ω": (17,)}
 
 
-def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes=st.lists(st.integers(1, 70), max_size=6), name=st.text(max_size=30), note=st.text(max_size=80))
+@given(sizes=st.lists(st.integers(1, 70), max_size=6), name=st.text(max_size=30), absent=st.integers(0, 40))
 def test_every_tensor_begins_at_a_multiple_of_64_bytes(
-    tmp_path_factory, sizes: list[int], name: str, note: str
+    tmp_path_factory, sizes: list[int], name: str, absent: int
 ) -> None:
+    """Also where many of those that might have come are zero, and so are left out."""
     file = tmp_path_factory.mktemp("files") / "deltas.safetensors"
     tensors = drawn({f"{i} {name}": (size,) for i, size in enumerate(sizes)})
-    save_aligned(tensors, file, {"note": note})
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with AlignedFile(file, shapes | {f"zero {i}": (3,) for i in range(absent)}) as written:
+        for each, tensor in tensors.items():
+            written.add(each, tensor)
+        written.finish()
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -38,35 +46,62 @@ def test_every_tensor_begins_at_a_multiple_of_64_bytes(
         assert (8 + length + header[key]["data_offsets"][0]) % ALIGNMENT == 0
         assert torch.equal(held[key], tensor)
         assert held[key].data_ptr() % ALIGNMENT == 0
-    assert header["__metadata__"] == {"note": note}
     assert all(key.startswith(FILLER) for key in held.keys() - tensors.keys())
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
+
+
+def cached(cache: Path, compute: Callable[[], Mapping[str, Tensor]], about: object = "a row") -> dict[str, DenseDelta]:
+    """The deltas of one row."""
+
+    def each() -> Computed:
+        for name, tensor in compute().items():
+            yield name, {"a": tensor}
+
+    return cached_rows({"a": about}, ODD | {"turned": (5, 6), "cut": (5, 3)}, each, cache)["a"]
 
 
 def test_deltas_are_read_back_without_fillers(tmp_path: Path) -> None:
     tensors, calls = drawn(ODD), []
 
-    def compute() -> dict[str, torch.Tensor]:
+    def compute() -> dict[str, Tensor]:
         calls.append("computed")
         return tensors
 
     for _ in range(2):
-        found = cached(["what they depend on"], compute, "a", tmp_path)
+        found = cached(tmp_path, compute)
         assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[name].dense().view(tensor.shape), tensor) for name, tensor in tensors.items())
-        assert all(found[name].dense().data_ptr() % ALIGNMENT == 0 for name in tensors)
+        assert all(torch.equal(found[name].values, tensor.flatten()) for name, tensor in tensors.items())
+        assert all(found[name].values.data_ptr() % ALIGNMENT == 0 for name in tensors)
     assert calls == ["computed"]
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".lock", ".json"}
 
 
 def test_tensors_in_any_layout(tmp_path: Path) -> None:
     matrix = drawn({"m": (6, 5)})["m"]
-    found = cached([], lambda: {"turned": matrix.T, "cut": matrix[1:, ::2]}, "a", tmp_path)
-    assert torch.equal(found["turned"].dense().view(5, 6), matrix.T)
-    assert torch.equal(found["cut"].dense().view(5, 3), matrix[1:, ::2])
+    found = cached(tmp_path, lambda: {"turned": matrix.T, "cut": matrix[1:, ::2]})
+    assert torch.equal(found["turned"].values, matrix.T.flatten())
+    assert torch.equal(found["cut"].values, matrix[1:, ::2].flatten())
 
 
 def test_no_deltas_at_all(tmp_path: Path) -> None:
-    assert cached([], dict, "a", tmp_path) == {}
+    assert cached(tmp_path, dict) == {}
+
+
+def test_rows_are_written_side_by_side_and_only_those_that_are_missing(tmp_path: Path) -> None:
+    """A row that another set of rows has as well is taken from there."""
+    asked, one, two = [], drawn(ODD), {name: -tensor for name, tensor in drawn(ODD).items()}
+
+    def compute() -> Computed:
+        for name in ODD:
+            asked.append(name)
+            yield name, {"one": one[name], **({"two": two[name]} if name != "a" else {})}
+
+    for about in ({"one": 1, "two": 2}, {"one": 1, "two": 3}):
+        found = cached_rows(about, ODD, compute, tmp_path)
+        assert all(torch.equal(found["one"][name].values, one[name].flatten()) for name in ODD)
+        assert found["two"].keys() == ODD.keys() - {"a"}
+    assert asked == [*ODD, *ODD]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +109,16 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match=r"task vector of expert a .*No space left.*another directory"):
-        cached([], lambda: drawn(ODD), "a", tmp_path)
+    with pytest.raises(CheckpointError, match=r"task vectors of a .*No space left.*another directory"):
+        cached(tmp_path, lambda: drawn(ODD))
+    assert {file.suffix for file in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_what_fails_on_the_way_leaves_nothing_behind(tmp_path: Path) -> None:
+    def half() -> Computed:
+        yield "b", {"a": torch.ones(3)}
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cached_rows({"a": 0}, ODD, half, tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} <= {".lock"}

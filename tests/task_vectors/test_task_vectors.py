@@ -246,9 +246,7 @@ def test_cache_that_cannot_be_written(tmp_path):
     (file,) = family.files()
     file.unlink()
     file.mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"the task vector of expert a .*cannot be written to .*another directory"
-    ):
+    with pytest.raises(CheckpointError, match=r"the task vectors of a .*cannot be written to .*another directory"):
         task_vectors(base, {"a": a}, SHAPES, family.cache)
 
 

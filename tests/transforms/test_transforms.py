@@ -12,16 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from evomerge.cli.progress import Reporter
-from evomerge.cli.settings import check_settings
-from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.merging.methods import Linear
+from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.assembly import assemble
-from evomerge.runs.config import build, plain
+from evomerge.runs.config import plain
 from evomerge.runs.identity import contents
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -38,7 +35,7 @@ T3 = torch.tensor([[3.0, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1], [2, 1, 0, -1, 
 def applied(vectors: TaskVectors, density: float) -> dict[str, dict[str, Tensor]]:
     """All transformed deltas by expert, zeros written out."""
     transform = TrimElect(density)
-    state, result = transform.prepare(vectors), {expert: {} for expert in vectors.experts}
+    state, result = transform.prepare(vectors, None), {expert: {} for expert in vectors.experts}
     for name, shape in vectors.parameters.items():
         deltas = {expert: vectors.dense(expert, name) for expert in vectors.experts}
         found = transform.apply(name, {e: d for e, d in deltas.items() if d is not None}, state)
@@ -139,7 +136,7 @@ def test_without_a_rival_everything_is_kept_at_density_one() -> None:
 
 @pytest.mark.parametrize("density", [0, -0.1, 1.01, 20, math.nan, math.inf, "0.2", True, None])
 def test_densities_that_mean_nothing_are_refused(density: Any) -> None:
-    with pytest.raises(ConfigError, match=r"method\.transform\.density=.* above 0, up to 1, such as 0\.2 for 20 %"):
+    with pytest.raises(ConfigError, match=r"The transform ties has density=.* above 0, up to 1, such as 0\.2 for 20 %"):
         TrimElect(density)
 
 
@@ -223,37 +220,8 @@ def test_a_search_with_frozen_ties(overrides: list[str], tmp_path: Path, capsys:
     assert frozen["report"]["base"] == plain_["report"]["base"]
     assert frozen["report"]["best_constant"] != plain_["report"]["best_constant"]
     recipe = Recipe.from_yaml((directories[0] / "recipe.yaml").read_text())
-    assert recipe.method == {"name": "linear", "transform": {"name": "ties", "density": 0.2}}
+    assert (recipe.method, recipe.transform) == ({"name": "linear"}, [{"name": "ties", "density": 0.2}])
     assert "_target_" not in (directories[0] / "recipe.yaml").read_text()
     assert not (directories[0] / "mergekit.yaml").exists()
     assert (directories[1] / "mergekit.yaml").exists()
     assert "No mergekit.yaml: mergekit export: this recipe's task vectors were transformed" in said
-
-
-def test_a_method_carries_its_transform() -> None:
-    settings_: Any = OmegaConf.to_container(compose("method=ties_frozen").method)
-    method = build(settings_, "method")
-    assert isinstance(method, Linear)
-    assert method.transform is not None
-    assert (method.transform.name, method.transform.settings) == ("ties", {"density": 0.2})
-    assert Linear().transform is None
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "method.transform.density=1.5",
-        "method.transform.density=abc",
-        "method.transform._target_=evomerge.transforms.ties.TrimElekt",
-        "+method.transform.scope=tensor",
-    ],
-)
-def test_wrong_settings_of_a_transform_are_refused(override: str) -> None:
-    settings_: Any = OmegaConf.to_container(compose("method=ties_frozen", override).method)
-    with pytest.raises(ConfigError, match="method"):
-        build(settings_, "method")
-
-
-def test_a_misspelt_setting_of_a_transform_gets_the_near_match() -> None:
-    with pytest.raises(EvomergeError, match=r"Did you mean method\.transform\.density"):
-        check_settings(["method=ties_frozen", "method.transform.densty=0.3"])

@@ -1,0 +1,219 @@
+"""Chains: transforms one after the other, each on all parameters or on those that patterns name.
+
+In: a chain, and task vectors. Out: the names of its rows, its description as plain data, and a `Stage`: one step of it,
+prepared, which makes all rows of a parameter at once. Parameters that a step is not for pass through as they are; so
+do their rows, beside those that the step makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.common.errors import ConfigError, MergeError
+from evomerge.common.names import nearest
+from evomerge.task_vectors.dense import DenseDelta
+from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.base import Transform
+
+
+@dataclass(frozen=True)
+class Step:
+    """A transform and what it is for.
+
+    Attributes:
+        transform: what is done.
+        only: names or patterns of the parameters to which it is done; none for all of them.
+    """
+
+    transform: Transform
+    only: tuple[str, ...] = ()
+
+    def chosen(self, parameters: Collection[str]) -> tuple[str, ...]:
+        """Return the parameters that this step is for, in their order.
+
+        Raises:
+            ConfigError: a pattern matches none of them.
+        """
+        for pattern in self.only:
+            if not any(name == pattern or fnmatchcase(name, pattern) for name in parameters):
+                near = ", ".join(nearest(pattern, parameters, n=3, cutoff=0.0))
+                raise ConfigError(
+                    f"The transform {self.transform.name} is for the parameters {pattern!r}, and there are none: "
+                    f"correct the pattern in its setting `only`. The nearest are {near}."
+                )
+        if not self.only:
+            return tuple(parameters)
+        return tuple(name for name in parameters if any(name == p or fnmatchcase(name, p) for p in self.only))
+
+    def rows(self, before: Sequence[str], parameters: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the rows after this step.
+
+        Args:
+            before: those before it.
+            parameters: names of all parameters.
+
+        Raises:
+            ConfigError: there are none, or two of the same name.
+        """
+        made = list(self.transform.rows(before))
+        rows = (
+            [*made, *(row for row in before if row not in made)]
+            if len(self.chosen(parameters)) < len(parameters)
+            else made
+        )
+        if not rows or len(set(rows)) < len(rows) or not all(isinstance(row, str) and row for row in rows):
+            raise ConfigError(
+                f"The transform {self.transform.name} makes the rows {rows}: each needs a name of its own."
+            )
+        return tuple(rows)
+
+    def about(self) -> dict[str, Any]:
+        """Return the step as plain data: name, settings, and what it is for."""
+        return {
+            "name": called(self.transform.name, type(self.transform)),
+            **self.transform.settings,
+            **({"only": list(self.only)} if self.only else {}),
+        }
+
+
+Chain = Sequence[Step]
+
+
+def row_names(chain: Chain, experts: Sequence[str], parameters: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the rows that a chain makes of experts."""
+    rows = tuple(experts)
+    for step in chain:
+        rows = step.rows(rows, parameters)
+    return rows
+
+
+def said(chain: Chain) -> str:
+    """Return the names of the transforms of a chain, in words."""
+    texts = [f"{step.transform.name} (of {', '.join(step.only)})" * bool(step.only) for step in chain]
+    return " and then ".join(text or step.transform.name for text, step in zip(texts, chain, strict=True))
+
+
+def called(name: str, kind: type) -> str:
+    """Return what a recipe calls a method or transform: its name, or module and class of one that is not ours."""
+    return name if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_ours(kind: type) -> bool:
+    """Return whether a class is part of evomerge."""
+    return kind.__module__.partition(".")[0] == "evomerge"
+
+
+def code_of(kind: type) -> str | None:
+    """Return a hash of the file of a class that is not ours, on which results depend as they do on its settings."""
+    if is_ours(kind):
+        return None
+    return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()[:16]
+
+
+class Stage:
+    """One step of a chain, prepared.
+
+    Args:
+        step: what is done.
+        vectors: to what.
+
+    Attributes:
+        rows: the names of the rows that it makes.
+    """
+
+    def __init__(self, step: Step, vectors: TaskVectors) -> None:
+        self._transform, self._vectors = step.transform, vectors
+        self._chosen = frozenset(chosen := step.chosen(vectors.parameters))
+        self.rows = step.rows(vectors.rows, vectors.parameters)
+        self._made = frozenset(step.transform.rows(vectors.rows))
+        self._state = step.transform.prepare(restricted(vectors, chosen), None)
+        self._last: tuple[str, dict[str, Tensor]] = ("", {})
+
+    def __call__(self, name: str) -> dict[str, Tensor]:
+        """Return the rows of a parameter, float32, without those that are zero.
+
+        Raises:
+            MergeError: the transform made something else than it says.
+        """
+        if self._last[0] != name:
+            given = {row: self._vectors.dense(row, name) for row in self._vectors.rows}
+            deltas = {row: delta for row, delta in given.items() if delta is not None}
+            self._last = (name, self._changed(name, deltas) if name in self._chosen else deltas)
+        return self._last[1]
+
+    def _changed(self, name: str, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found, shape = self._transform.apply(name, deltas, self._state), self._vectors.parameters[name]
+        for row, delta in found.items():
+            if row not in self._made or tuple(delta.shape) != shape or delta.dtype != torch.float32:
+                raise MergeError(
+                    f"The transform {self._transform.name} made {delta.dtype} {tuple(delta.shape)} of the row {row} of "
+                    f"{name}. It must make float32 {shape}, of the rows {', '.join(sorted(self._made))}."
+                )
+        largest = {
+            row: float(torch.linalg.vector_norm(delta, math.inf)) if delta.numel() else 0.0
+            for row, delta in found.items()
+        }
+        if lost := [row for row, size in largest.items() if not size < math.inf]:
+            raise MergeError(f"The transform {self._transform.name} made the row {lost[0]} of {name} not finite.")
+        return {row: delta for row, delta in found.items() if largest[row] > 0}
+
+
+def restricted(vectors: TaskVectors, names: Sequence[str]) -> TaskVectors:
+    """Return the same rows of some parameters."""
+    if len(names) == len(vectors.parameters):
+        return vectors
+    deltas = {row: _Some(held, [name for name in names if name in held]) for row, held in vectors.deltas.items()}
+    return replace(vectors, parameters={name: vectors.parameters[name] for name in names}, deltas=deltas)
+
+
+def streamed(vectors: TaskVectors, stage: Stage) -> TaskVectors:
+    """Return the rows of a stage, each parameter made anew when it is asked for; nothing is kept but the last one."""
+    held: dict[str, list[str]] = {row: [] for row in stage.rows}
+    for name in vectors.parameters:
+        for row in stage(name):
+            held[row].append(name)
+    return replace(vectors, deltas={row: _Made(stage, row, names) for row, names in held.items()})
+
+
+class _Some(Mapping[str, Any]):
+    """A part of the deltas of a row, none of which is touched before it is asked for."""
+
+    def __init__(self, held: Mapping[str, Any], names: Sequence[str]) -> None:
+        self._held, self._names = held, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Made(_Some):
+    """The deltas of a row of a stage."""
+
+    def __init__(self, stage: Stage, row: str, names: Sequence[str]) -> None:
+        super().__init__({}, names)
+        self._stage, self._row = stage, row
+
+    def __getitem__(self, name: str) -> DenseDelta:
+        if name not in self._names:
+            raise KeyError(name)
+        return DenseDelta(self._stage(name)[self._row].reshape(-1))
