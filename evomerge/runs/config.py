@@ -27,10 +27,9 @@ from evomerge.common.limits import AUTO
 from evomerge.common.names import unknown
 from evomerge.common.paths import at_home, with_paths
 from evomerge.models.vocabulary import CHOICES, REFUSE
-from evomerge.runs.earlier import settings_of
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
-from evomerge.runs.transforms import make_chain, resolved
+from evomerge.runs.transforms import in_order, make_chain
 
 CHOOSING = {
     "metric": ("str",),
@@ -128,21 +127,6 @@ def plain(config: Any) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{str(error).splitlines()[0]}: it must be given on the command line.") from error
     return with_paths(in_order(settings), at_home)
-
-
-def in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings, of this version or of an earlier one, in the form that everything else takes.
-
-    Raises:
-        ConfigError: the setting `transform` is in no form that is understood.
-    """
-    if (settings.get("method") or {}).get("transform") and resolved(settings.get("transform")):
-        raise ConfigError(
-            "The method brings a transform, and transform= names another: write method=linear, and all transforms in "
-            "the list, such as transform=[ties]."
-        )
-    today = settings_of(settings)
-    return {**today, "transform": resolved(today.get("transform"))}
 
 
 def check(settings: Mapping[str, Any]) -> None:

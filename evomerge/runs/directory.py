@@ -16,8 +16,8 @@ import yaml
 
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.config import in_order
 from evomerge.runs.earlier import identity_of
+from evomerge.runs.transforms import in_order
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
 from evomerge.trials import Batch, Trial

@@ -18,6 +18,7 @@ import yaml
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
+from evomerge.runs.earlier import settings_of
 from evomerge.runs.targets import CONF, choices_of, find_class
 
 if TYPE_CHECKING:  # settings are read without torch
@@ -26,6 +27,21 @@ if TYPE_CHECKING:  # settings are read without torch
 CHAIN = "chain"
 NONE = "none"
 EXAMPLE = "'transform=[{ties: {density: 0.3, only: [\"*.attention.*\"]}}]'"
+
+
+def in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, of this version or of an earlier one, in the form that everything else takes.
+
+    Raises:
+        ConfigError: the setting `transform` is in no form that is understood.
+    """
+    if (settings.get("method") or {}).get("transform") and resolved(settings.get("transform")):
+        raise ConfigError(
+            "The method brings a transform, and transform= names another: write method=linear, and all transforms in "
+            "the list, such as transform=[ties]."
+        )
+    today = settings_of(settings)
+    return {**today, "transform": resolved(today.get("transform"))}
 
 
 def resolved(given: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from evomerge.cli.settings import check_settings, spelled_out
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.runs.config import CONF, build, check, run_name
+from evomerge.runs.config import CONF, build, check, plain, run_name
 from tests.kit.helpers import box, compose
 
 CHOICES = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/[!_]*.yaml"))]
@@ -32,9 +32,9 @@ def test_every_choice_composes(group: str, choice: str) -> None:
         *([f"experiment={choice}"] if group == "experiment" else [override]),
         *(["fitness.function=a:b"] if choice == "custom" else []),
     )
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    check(plain)
-    assert plain["budget"] >= 1
+    settings_ = plain(config)
+    check(settings_)
+    assert settings_["budget"] >= 1
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "searcher"])

@@ -15,10 +15,10 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Silent
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.config import check, in_order, plain, register, run_name
+from evomerge.runs.config import check, plain, register, run_name
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.runs.transforms import described, make_chain, resolved
+from evomerge.runs.transforms import described, in_order, make_chain, resolved
 from tests.kit.helpers import compose
 
 TIES = {"_target_": "evomerge.transforms.ties.TrimElect", "density": 0.2}

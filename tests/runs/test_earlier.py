@@ -1,0 +1,153 @@
+"""A run of version 0.2, as its directory lies in `tests/data/run_0_2`, is a run of today's search in every verb."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from evomerge.cli import evaluate, export, merge, report
+from evomerge.common.errors import LogError
+from evomerge.common.machine import fingerprint
+from evomerge.common.progress import Silent
+from evomerge.recipes.recipe import Recipe
+from evomerge.runs.directory import open_run
+from evomerge.runs.earlier import identity_of, settings_of
+from evomerge.runs.outputs import run_digest
+from evomerge.runs.run import run_search
+from evomerge.runs.suite import Suite
+from evomerge.search.journal import Journal, read_log
+from tests.kit.helpers import compose
+
+HELD = Path(__file__).parents[1] / "data" / "run_0_2"
+SEARCH = (
+    *("experiment=smoke", "space=model", "model.device=cpu", "model.suite=suite", "searcher.popsize=4"),
+    *("fitness.items=24", "fitness.select_items=30", "fitness.report_items=30", "method=ties_frozen"),
+)
+TIES = {"_target_": "evomerge.transforms.ties.TrimElect", "density": 0.2}
+
+
+@pytest.fixture(scope="module")
+def today(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same search by this version, from its beginning; and the directory in which both are started."""
+    path = tmp_path_factory.mktemp("earlier")
+    (path / "suite").symlink_to(pico_suite.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        run_search(compose(*SEARCH, "budget=14"), path / "runs" / "today", Silent())
+        yield path
+
+
+@pytest.fixture
+def old(today: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The run of 0.2 beside it. The models were trained on another machine, where they may have other last digits: the
+    hashes of those that are here stand in its files.
+    """
+    path, now = today / "runs" / "old", next(read_log(today / "runs" / "today" / "trials.jsonl"))["identity"]
+    shutil.copytree(HELD, path)
+    header, *records = read_log(path / "trials.jsonl")
+    before, recipe = header["identity"], (path / "recipe.yaml").read_text()
+    pairs = zip([["", before["base"]], *before["experts"]], [["", now["base"]], *now["experts"]], strict=True)
+    for (_, theirs), (_, ours) in pairs:
+        recipe = recipe.replace(theirs, ours)
+    (path / "recipe.yaml").write_text(recipe)
+    header["identity"] |= {name: now[name] for name in ("base", "experts", "heads", "files", "items")}
+    (path / "trials.jsonl").unlink()
+    journal = Journal(path / "trials.jsonl")
+    journal.open()
+    for record in (header, *records):
+        journal.append(record)
+    journal.close()
+    monkeypatch.chdir(today)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_the_words_of_an_identity() -> None:
+    (header, *_) = read_log(HELD / "trials.jsonl")
+    now = identity_of(header["identity"])
+    assert now["method"] == {"_target_": "evomerge.merging.methods.Linear"}
+    assert now["transform"] == [TIES]
+    assert {name: now[name] for name in now if name not in ("method", "transform")} == {
+        name: value for name, value in header["identity"].items() if name != "method"
+    }
+    assert identity_of(now) == now
+
+
+def test_the_words_of_settings() -> None:
+    fitness = {"_target_": "evomerge.fitness.lm_eval.LmEval", "tasks": {"a": {"task": "evomerge.methods.Linear"}}}
+    hybrid = {"_target_": "evomerge.searchers.hybrid.Hybrid", "first": {"_target_": "evomerge.searchers.tpe.Tpe"}}
+    given: dict[str, Any] = {"method": {"_target_": "evomerge.methods.Ties", "normalize": True}, "searcher": hybrid}
+    found = settings_of({**given, "fitness": fitness, "loss": None})
+    assert found["method"] == {"_target_": "evomerge.merging.methods.Ties", "normalize": True}
+    assert found["searcher"] == hybrid
+    assert found["fitness"] == {**fitness, "_target_": "evomerge.fitness.lm_eval.harness.LmEval"}
+    assert settings_of(found) == found
+    assert settings_of({"method": {"_target_": "mine.methods.Linear", "transform": None}}) == {
+        "method": {"_target_": "mine.methods.Linear"}
+    }
+
+
+def test_it_goes_on_as_if_nothing_had_happened(old: Path, today: Path) -> None:
+    before = (old / "trials.jsonl").read_bytes()
+    summary = run_search(compose(*SEARCH, "budget=14"), old, Silent())
+    assert summary is not None
+    after = (old / "trials.jsonl").read_bytes()
+    assert after.startswith(before)
+    written, fresh = (list(read_log(run / "trials.jsonl")) for run in (old, today / "runs" / "today"))
+    kinds = [record["kind"] for record in written if record["kind"] != "header"]
+    assert kinds == [record["kind"] for record in fresh if record["kind"] != "header"]
+    if written[0]["fingerprint"] == fingerprint() and len(before) == len((HELD / "trials.jsonl").read_bytes()):
+        same = [record for record in written if record["kind"] != "header"]
+        assert same == [record for record in fresh if record["kind"] != "header"]
+
+
+def test_what_is_complete_stays_complete(old: Path) -> None:
+    """The summary holds a hash of the identity in the words of its day."""
+    (header, *_) = read_log(old / "trials.jsonl")
+    settings = open_run(old).settings
+    then, now = header["identity"], identity_of(header["identity"])
+    assert run_digest(old, now, settings, []) == run_digest(old, then, settings, [])
+    assert run_digest(old, {**now, "seed": 2}, settings, []) != run_digest(old, then, settings, [])
+
+
+def test_another_search_is_still_refused(old: Path) -> None:
+    with pytest.raises(LogError, match=r"belongs to another search: transform was .*0\.2.*, is .*0\.3"):
+        run_search(compose(*SEARCH, "method.transform.density=0.3", "budget=14"), old, Silent())
+
+
+def test_it_is_read_reported_exported_evaluated_and_merged(
+    old: Path, today: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(old)
+    assert (run.settings["method"], run.settings["transform"]) == (
+        {"_target_": "evomerge.merging.methods.Linear"},
+        [TIES],
+    )
+    assert run.recipe is not None
+    assert (run.recipe.method, run.recipe.transform) == ({"name": "linear"}, [{"name": "ties", "density": 0.2}])
+    report.main([str(old)])
+    assert "ties" in (old / "report.html").read_text()
+    capsys.readouterr()
+    for arguments in ([], ["--best"], ["--finalist", "unfinished"], ["--trial", "0.3"]):
+        export.main([str(old), *arguments])
+        recipe = Recipe.from_yaml(capsys.readouterr().out)
+        assert (recipe.method, recipe.transform) == (run.recipe.method, run.recipe.transform)
+        assert recipe.experts.keys() == {"animals", "trees", "metals"}
+    evaluate.main([str(old), "base", "--split", "report", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["models"]) == 2
+    (old / "recipe.yaml").write_text((old / "recipe.yaml").read_text().replace("heads: {", "heads: {} # {"))
+    merge.main([str(old / "recipe.yaml"), str(old / "merged")])
+    mine = Recipe.from_yaml((today / "runs" / "today" / "recipe.yaml").read_text())
+    again = Recipe.from_yaml((old / "recipe.yaml").read_text())
+    (old / "again.yaml").write_text(Recipe(**{**vars(mine), "coefficients": again.coefficients, "heads": {}}).to_yaml())
+    merge.main([str(old / "again.yaml"), str(old / "again")])
+    one, two = (load_file(old / name / "model.safetensors") for name in ("merged", "again"))
+    assert one.keys() == two.keys()
+    assert all((one[name] == two[name]).all() for name in one)
