@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import Item
 from evomerge.runs.suite import Suite
 from tests.kit.language import save_language_suite
@@ -59,11 +62,34 @@ def test_the_tree_names_what_is_there() -> None:
         assert name in known, f"{name} of the tree does not exist"
 
 
-def test_the_example_of_a_fitness_runs() -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", "".join(PAGES.values()), re.DOTALL | re.MULTILINE)
+PROGRAMS = [
+    (path.name, block)
+    for path, page in PAGES.items()
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+]
+FITNESSES = [(name, block) for name, block in PROGRAMS if "\ndef score(" in f"\n{block}"]
+
+
+@pytest.mark.parametrize("block", [block for _, block in FITNESSES], ids=[name for name, _ in FITNESSES])
+def test_the_examples_of_a_fitness_run(block: str) -> None:
     names: dict[str, Any] = {}
     exec(block, names)
-    assert names["score"](None, None, {"a": [Item("", "one", 0), Item("", "three", 1)]}) == {"a": [3.0, 5.0]}
+    items = [Item("", "one", 0), Item("", "four", 0)]
+    fitness = Custom(names["score"])
+    prepared = fitness.prepare(None, {"a": [replace(item, id=item.text) for item in items]})
+    outcome = fitness(torch.nn.Linear(1, 1), prepared, {"a": ["one", "four"]})
+    assert len(set(outcome.results["a"]["score"])) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for _, block in PROGRAMS if "import evomerge" in block])
+def test_the_programs_of_the_pages_run(
+    block: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    exec(block.replace("budget=200", "budget=10, items=30, select_items=60, report_items=60"), {})
+    assert "winner" in capsys.readouterr().out
+    assert list(place.glob("*/config.json"))
 
 
 @pytest.fixture(scope="module")
