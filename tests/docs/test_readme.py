@@ -52,7 +52,7 @@ def test_the_tree_names_what_is_there() -> None:
     page = PAGES[ROOT / "docs" / "architecture.md"]
     tree = page[page.index("```\n.\n") :]
     tree = tree[: tree.index("\n```", 5)]
-    package = tree[tree.index("evomerge/") : tree.index("experiments/")]
+    package = tree[tree.index("evomerge/") : tree.index("examples/")]
     known = {path.name for path in (ROOT / "evomerge").glob("*.py")} | {
         f"{path.parent.name}/" for path in (ROOT / "evomerge").glob("*/__init__.py")
     }
