@@ -25,7 +25,7 @@ def main() -> float:
     for _ in range(60):
         batch = searcher.ask()
         searcher.tell(batch.scored([-distance(x) for x in batch.points]))
-    best = searcher.incumbents()["best"]
+    best = searcher.incumbents()["best"].x
     print(dict(zip(space.names, best.round(2).tolist(), strict=True)))
     return distance(best)
 

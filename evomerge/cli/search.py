@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra import initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,6 +22,7 @@ from hydra.types import RunMode
 from evomerge.cli.callbacks import REASON
 from evomerge.cli.common import SIGNALLED, explained
 from evomerge.cli.pages import draw_run
+from evomerge.cli.quoting import as_text, quoted
 from evomerge.cli.settings import check_settings, explaining, known_settings, spelled_out, sweeps
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
@@ -82,7 +86,7 @@ def _search(config: SearchConfig) -> None:
     with explained(SAFE):  # in here, since Hydra has a way of its own with exceptions
         try:
             reporter = Reporter()
-            if run_search(config, directory, reporter, interrupt) is None:
+            if run_search(config, directory, reporter, interrupt, command=_command(HydraConfig.get())) is None:
                 raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run
             draw_run(directory, reporter)
         except EvomergeError as error:
@@ -96,6 +100,20 @@ def _search(config: SearchConfig) -> None:
                 raise
             logger.exception("This run failed; the sweep goes on.")
             _remember(directory, f"{type(error).__name__}: {error}")
+
+
+def _command(hydra: HydraConf) -> str | None:
+    """Return the command that makes this run alone, also where it is one of a sweep; None for one whose settings are
+    those of another main file.
+    """
+    sources = hydra.runtime.config_sources
+    if hydra.job.config_name != "search" or str(CONF) not in {source.path for source in sources}:
+        return None
+    own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    directory, here = Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
+    shown = str(directory.relative_to(here)) if directory.is_relative_to(here) else str(directory)
+    where = f"hydra.run.dir={shown if re.search('[A-Za-z]', shown) else as_text(shown)}"
+    return shlex.join(["evomerge", "search", *own, *hydra.overrides.task, quoted(where) or where])
 
 
 def _refuse_marks(arguments: Sequence[str]) -> None:

@@ -1,15 +1,13 @@
 """What a reader must know before the numbers: the warnings that a report begins with.
 
-In: `Facts`, and the run's `evomerge.log`. Out: sentences, the gravest first; none is good news.
+In: `Facts`, and the grids of coefficients. Out: sentences, the gravest first; none is good news.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -24,11 +22,8 @@ FEW_SEARCH, FEW_JUDGED = 10, 100
 """Items of a task below which scores are thin: those of a candidate, and those of the select and report split."""
 AT_BOUND = 0.1
 """The share of coefficients at a bound above which the bounds decide."""
-BOUNDS = {"weight": (0.0, 1.5), "density": (0.0, 1.0)}
-"""The bounds of variables that the settings leave alone: those of `methods.py`, which takes seconds to import."""
 SHOWN = 6
 """How many different lines of the log are quoted."""
-LOGGED = re.compile(r"\[[^\]]*\]\[(?P<who>[^\]]*)\]\[(?P<level>WARNING|ERROR|CRITICAL)\] (?P<text>.*)")
 
 
 def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
@@ -45,7 +40,7 @@ def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
         *_items(facts),
         *(facts.summary.warnings if facts.summary else ()),
         *_bounds(facts, grids),
-        *_log(facts.run.path / "evomerge.log"),
+        *_logged(facts.summary.logged if facts.summary else {}),
     ]
 
 
@@ -194,12 +189,11 @@ def _items(facts: Facts) -> Iterator[str]:
 
 
 def _bounds(facts: Facts, grids: list[Grid]) -> Iterator[str]:
-    bounds = facts.settings["space"]["bounds"] or {}
     for grid in grids if facts.summary else ():
-        values = np.array(grid.values)
-        low, high = bounds.get(grid.variable) or BOUNDS.get(grid.variable) or (-math.inf, math.inf)
-        if not len(values):
+        values, bounds = np.array(grid.values), facts.bounds.get(grid.variable)
+        if not len(values) or bounds is None:
             continue
+        low, high = bounds
         share = float(np.mean((values <= low + 1e-9) | (values >= high - 1e-9)))
         if share > AT_BOUND:
             yield (
@@ -208,13 +202,9 @@ def _bounds(facts: Facts, grids: list[Grid]) -> Iterator[str]:
             )
 
 
-def _log(path: Path) -> Iterator[str]:
-    """Quote the warnings of the run's log, each once; failed candidates are told above."""
-    if not path.is_file():
-        return
-    matches = (LOGGED.fullmatch(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    found = commonest(match["text"] for match in matches if match and not match["text"].startswith("Candidate "))
-    for text, n in found[:SHOWN]:
+def _logged(found: Mapping[str, int]) -> Iterator[str]:
+    """Quote the warnings of the run's log; failed candidates, which are told above, are not among them."""
+    for text, n in list(found.items())[:SHOWN]:
         yield f"From evomerge.log{f', {n} such lines' if n > 1 else ''}: {text}"
     if len(found) > SHOWN:
         yield f"evomerge.log holds {len(found) - SHOWN} more warnings."

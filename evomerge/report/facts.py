@@ -8,7 +8,7 @@ asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 
@@ -71,6 +71,15 @@ class Facts:
     def marks(self) -> Mapping[str, Sequence[str]]:
         """What is otherwise in rows of the report than their names say."""
         return self.summary.marks if self.summary else {}
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The bounds of each variable, as far as they are known: summaries of version 0.2 have none."""
+        found = dict(self.settings["space"]["bounds"] or {}) | dict(self.summary.bounds if self.summary else {})
+        return {
+            name: (-math.inf if low is None else low, math.inf if high is None else high)
+            for name, (low, high) in found.items()
+        }
 
     @property
     def done(self) -> int:
@@ -144,12 +153,11 @@ class Facts:
             return []
         chosen = self.summary.select
         found = []
+        numbers = {(trial.batch, trial.index): (number, trial) for number, _, trial in self.numbered}
         for name, value in chosen.finalists.items():
-            dot = self._found_by(name)
-            search = self.on_report_metric(dot.trial) if dot else None
-            found.append(
-                Finalist(name, value, chosen.seen.get(name), dot and dot.number, search, name == chosen.winner)
-            )
+            number, trial = numbers.get(chosen.trials.get(name) or (-1, -1), (None, None))
+            search = self.on_report_metric(trial) if trial else None
+            found.append(Finalist(name, value, chosen.seen.get(name), number, search, name == chosen.winner))
         return found
 
     def on_report_metric(self, trial: Trial) -> float | None:
@@ -227,35 +235,8 @@ class Facts:
     def _point(self, dot: Dot) -> np.ndarray:
         return self.run.batches[dot.trial.batch].points[dot.trial.index]
 
-    def _found_by(self, name: str) -> Dot | None:
-        """Return the trial behind the name of an incumbent (see the searchers' `incumbents`), if there is one."""
-        judged = self.summary.trials if self.summary else self.done  # it may have gone on since
-        early = [dot for dot in self.scored if dot.number <= judged]
-        later = [dot for dot in early if not (self.warm and dot.trial.batch == 0)]
-        told = [dot for dot in later if self._ends[dot.trial.batch] <= judged]
-        if name == "constant" and self.warm:
-            return _top(dot for dot in early if dot.trial.batch == 0)
-        if name == "unfinished":
-            return _top(dot for dot in later if self._ends[dot.trial.batch] > judged)
-        if name.removeprefix("first_").startswith("step_"):
-            steps = [(n, t) for n, batch, t in self.numbered if batch.gradient and n <= judged]
-            k = int(name.rpartition("_")[2])  # counted from 0; the last one was reached, but no trial looked at it
-            return Dot(steps[k][0], math.nan, steps[k][1]) if k < len(steps) else None
-        if name == "best" or name.startswith("best_"):
-            distinct: list[Dot] = []
-            for dot in sorted(told, key=lambda dot: -dot.value):
-                if not any(np.array_equal(self._point(dot), self._point(other)) for other in distinct):
-                    distinct.append(dot)
-            place = int(name.removeprefix("best_")) if "_" in name else 1
-            return distinct[place - 1] if place <= len(distinct) else None
-        return None
-
     def _is_constant(self, dot: Dot, constant: str) -> bool:
         weights = [
             x for name, x in zip(self.run.coordinates, self._point(dot), strict=True) if name.startswith("weight/")
         ]
         return self.warm and np.allclose(weights, float(constant))
-
-
-def _top(dots: Iterator[Dot]) -> Dot | None:
-    return max(dots, key=lambda dot: dot.value, default=None)

@@ -1,4 +1,5 @@
-"""The page of a run, and the one of several: facts in, `report.html` out, with pictures in `report/` beside it.
+"""The page of a run, and the one of several: facts in, `report.html` out, with pictures in `report/` beside it
+where matplotlib is installed.
 
 A page holds all that it shows: no script, and nothing that a browser would have to fetch. Templates escape every text,
 since names of tasks, experts and errors are anybody's.
@@ -6,12 +7,13 @@ since names of tasks, experts and errors are anybody's.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -22,9 +24,8 @@ from evomerge import __version__
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import mark_lines
-from evomerge.report import bars, charts, pictures
+from evomerge.report import bars, charts
 from evomerge.report.colours import ramp
-from evomerge.report.command import command, written
 from evomerge.report.concerns import concerns
 from evomerge.report.facts import MODELS, Facts
 from evomerge.report.grids import Grid, grids
@@ -33,8 +34,6 @@ from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
 from evomerge.report.wording import closed, headline, metric, number, signed, what
 from evomerge.runs.directory import Run, open_run
-
-logger = logging.getLogger(__name__)
 
 STOPS = {
     "budget": "It ended with its budget.",
@@ -62,7 +61,8 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
     file = _page(file, directory)
     found = grids(facts)
     _write(file, "run.html.j2", _context(facts, found))
-    pictures.of_run(facts, found, file.with_suffix(""))
+    if pictures := _pictures():
+        pictures.of_run(facts, found, file.with_suffix(""))
     return file
 
 
@@ -92,8 +92,23 @@ def write_sweep(directories: Sequence[Path], file: Path | None = None, again: bo
             write_report(directory)
     context, best = sweep_context(facts, file)
     _write(file, "sweep.html.j2", context)
-    pictures.of_sweep(facts, best, file.with_suffix(""))
+    if pictures := _pictures():
+        pictures.of_sweep(facts, best, file.with_suffix(""))
     return file
+
+
+def _pictures() -> ModuleType | None:
+    """Return what draws pictures beside a page, or None where matplotlib is not installed."""
+    if not has_pictures():
+        return None
+    from evomerge.report import pictures
+
+    return pictures
+
+
+def has_pictures() -> bool:
+    """Whether pictures can be drawn beside a page: matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def _page(file: Path | None, usual: Path) -> Path:
@@ -164,7 +179,7 @@ def _context(facts: Facts, found: list[Grid]) -> dict[str, Any]:
         "constants": charts.constants(facts),
         "pace": _pace(facts),
         "shares": _shares(facts),
-        "command": command(facts.settings, written(run.path)),
+        "command": run.command,
         "versions": ", ".join(f"{name} {v}" for name, v in (facts.summary.versions if facts.summary else {}).items()),
         "sources": _sources(run),
         "settings": yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True).rstrip(),

@@ -15,12 +15,16 @@ from typing import Any
 import yaml
 
 from evomerge.common.errors import ConfigError, LogError
+from evomerge.common.files import write_atomically
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.earlier import identity_of
 from evomerge.runs.transforms import in_order
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
 from evomerge.trials import Batch, Trial
+
+COMMAND = "command.txt"
+"""In a run directory: the command that makes the run."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Run:
         timings: merge, forward and total seconds of candidates: {"batch", "index", "merge", "forward", "total"}.
         summary: scores of the selection; None before the search is complete.
         recipe: the winner; None before the search is complete.
+        command: what makes the run, or goes on with it, in a shell; None where no command line made it.
     """
 
     path: Path
@@ -44,6 +49,7 @@ class Run:
     timings: list[dict[str, Any]]
     summary: Summary | None
     recipe: Recipe | None
+    command: str | None = None
 
     @property
     def coordinates(self) -> list[str]:
@@ -82,7 +88,7 @@ def open_run(path: Path) -> Run:
             batches[-1].trials[line["index"]] = Trial.from_record(line)
     if not identity:
         raise LogError(f"{log} is empty: the search has not begun. Run it, then try again.")
-    recipe = path / "recipe.yaml"
+    recipe, command = path / "recipe.yaml", path / COMMAND
     return Run(
         path,
         _settings(path / "config.yaml"),
@@ -91,6 +97,7 @@ def open_run(path: Path) -> Run:
         read_timings(path / "timings.jsonl"),
         read_summary(path),
         Recipe.from_yaml(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
+        command.read_text(encoding="utf-8").strip() if command.is_file() else None,
     )
 
 
@@ -109,6 +116,14 @@ def read_summary(path: Path) -> Summary | None:
         raise LogError(
             f"{file} cannot be read ({error}): delete it, and run the search's own command again to write it."
         ) from error
+
+
+def record_command(path: Path, command: str | None) -> None:
+    """Write into a run directory by what command it is made; without one, remove what another one has written."""
+    if command is None:
+        (path / COMMAND).unlink(missing_ok=True)
+    else:
+        write_atomically(path / COMMAND, f"{command}\n")
 
 
 def read_timings(path: Path) -> list[dict[str, Any]]:

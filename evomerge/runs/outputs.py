@@ -58,6 +58,7 @@ def summarise(
     reason: StopReason,
     sizes: Mapping[str, int],
     run: str | None,
+    logged: Mapping[str, int],
 ) -> Summary:
     """Return what is known of a search at its end.
 
@@ -70,6 +71,7 @@ def summarise(
         reason: why the search ended.
         sizes: how many items of each split were used.
         run: what `run_digest` says of the run.
+        logged: the warnings in the log file, and how often each came.
     """
     machine = fingerprint()
     return Summary(
@@ -89,6 +91,8 @@ def summarise(
         doubts=[*of_search(open_run(directory).batches), *of_selection(found.select, found.alike)],
         seconds=_seconds(directory / "timings.jsonl"),
         versions={"evomerge": __version__, **{name: str(machine[name]) for name in VERSIONS}},
+        bounds={variable.name: [variable.low, variable.high] for variable in assembly.space.variables},
+        logged=logged,
     )
 
 

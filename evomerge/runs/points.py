@@ -24,7 +24,7 @@ from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.directory import Run
 from evomerge.runs.identity import digest
 from evomerge.search.log import TOLERANCE
-from evomerge.searchers.base import Elite
+from evomerge.searchers.base import Incumbent, unfinished
 from evomerge.trials import Trial, finite
 
 CONSTANT = "constant "
@@ -147,7 +147,7 @@ def find_finalist(run: Run, assembly: Assembly, name: str) -> Point:
         ConfigError: there is none of that name.
         EvomergeError: the searcher does not ask for the points that the log holds.
     """
-    finalists = _incumbents(run, assembly)
+    finalists = {name: one.x for name, one in _incumbents(run, assembly).items()}
     summary = run.summary if is_current(run) else None
     selected = summary.select.finalists if summary else {}
     if name.startswith(CONSTANT) and name in selected:
@@ -198,10 +198,9 @@ def _point(run: Run, trial: Trial) -> Point:
     return Point(name, batch.points[trial.index], about["value"], about)
 
 
-def _incumbents(run: Run, assembly: Assembly) -> dict[str, np.ndarray]:
+def _incumbents(run: Run, assembly: Assembly) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
     searcher = make_searcher(run.settings, assembly.space, assembly.vectors.parameters)
-    unfinished = Elite(1)
     for batch in run.batches:
         asked = searcher.ask()
         if asked.points.shape != batch.points.shape or not np.allclose(asked.points, batch.points, 0, TOLERANCE):
@@ -210,8 +209,6 @@ def _incumbents(run: Run, assembly: Assembly) -> dict[str, np.ndarray]:
                 f"or libraries are not those of the run. Name a trial instead: --trial {batch.index}.0."
             )
         if not batch.complete:
-            unfinished.update(batch)
             break
         searcher.tell(batch)
-    left = unfinished.points()
-    return searcher.incumbents() | ({"unfinished": left["best"]} if left else {})
+    return searcher.incumbents() | unfinished(run.batches[-1] if run.batches else None)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from evomerge.common.errors import ConfigError, EvomergeError
@@ -30,6 +29,7 @@ from evomerge.problem import Assembly
 from evomerge.runs.assembly import assemble, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
+from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import identity_of
 from evomerge.runs.given import Given
 from evomerge.runs.identity import describe
@@ -37,13 +37,14 @@ from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
 from evomerge.runs.transforms import in_order
+from evomerge.runs.warned import warned
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.scorers import make_objective, make_subsets, scorer
 from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import Evaluator, search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
-from evomerge.searchers.base import Elite, Part, Searcher, parts_of
+from evomerge.searchers.base import Part, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
 from evomerge.selection.summary import Summary
@@ -58,6 +59,7 @@ def run_search(
     reporter: Progress,
     interrupt: Interrupt | None = None,
     given: Given | None = None,
+    command: str | None = None,
 ) -> Summary | None:
     """Run one search, or go on with it.
 
@@ -67,6 +69,7 @@ def run_search(
         reporter: tells the user what goes on.
         interrupt: says afterwards which signal asked it to stop.
         given: what need not be made of the settings, since a program has it.
+        command: what a person types to run it, if it is run by a command.
 
     Returns:
         The summary, or None when it was asked to stop before the end.
@@ -93,7 +96,7 @@ def run_search(
         return done
     check_splits(assembly, scorers, subsets, learning, reporter)
     record = recorder(directory / "timings.jsonl")
-    with interrupt or Interrupt() as interrupt:
+    with warned() as logged, interrupt or Interrupt() as interrupt:
         objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
@@ -101,6 +104,7 @@ def run_search(
         with TrialLog(directory / "trials.jsonl", identity, fingerprint(), identity_of) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config))
             record_start(directory)
+            record_command(directory, command)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
             with reporter.searching(log.logged, asked) as told:
                 reason = search(searcher, interrupt.wrap(watching(evaluate, told)), log, budget)
@@ -112,7 +116,7 @@ def run_search(
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
             digest = run_digest(directory, identity, settings, judged)
-            summary = summarise(directory, assembly, settings, found, log, reason, sizes, digest)
+            summary = summarise(directory, assembly, settings, found, log, reason, sizes, digest, logged.texts())
             write_outputs(directory, assembly, settings, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary
@@ -133,7 +137,7 @@ def _choose(
     Raises:
         EvomergeError: there are none, or none of them could be scored.
     """
-    incumbents = searcher.incumbents() | unfinished(log)
+    incumbents = searcher.incumbents() | unfinished(log.batch)
     if not incumbents:
         (error, times), *_ = commonest(log.errors)
         raise EvomergeError(
@@ -238,13 +242,3 @@ def check_splits(
     with reporter.working("preparing the items of all splits"):
         for split, prepared, ids in found:
             check_items(assembly.fitness, assembly.live.model, prepared, ids, split)
-
-
-def unfinished(log: TrialLog) -> dict[str, np.ndarray]:
-    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it
-    was paid for.
-    """
-    elite = Elite(1)
-    if log.batch is not None and not log.batch.complete:
-        elite.update(log.batch)
-    return {"unfinished": elite.points()["best"]} if elite.points() else {}

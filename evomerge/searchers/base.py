@@ -47,6 +47,20 @@ class Part:
     incumbents: int = USUAL
 
 
+@dataclass(frozen=True, eq=False)
+class Incumbent:
+    """A point that deserves a place in the final selection.
+
+    Attributes:
+        x: float64 (dim,).
+        trial: the batch and the index of the trial that scored it; None for one that no trial has looked at, such as a
+            mean.
+    """
+
+    x: np.ndarray
+    trial: tuple[int, int] | None = None
+
+
 @runtime_checkable
 class Searcher(Protocol):
     """Proposes points; see the module's docstring. Points are float64 arrays of shape (dim,) within the space's
@@ -67,7 +81,7 @@ class Searcher(Protocol):
         """Return why there is nothing more to ask, or None."""
         ...
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return the points that deserve a place in the final selection, by name; empty before the first scored
         point.
         """
@@ -156,20 +170,39 @@ class Elite:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._ranked: list[tuple[float, np.ndarray]] = []
+        self._ranked: list[tuple[float, Incumbent]] = []
 
     def update(self, batch: Batch) -> None:
-        """Take in a complete batch. Of equal values the earlier point stays ahead."""
-        new = [(float(v), x.copy()) for v, x in zip(batch.values, batch.points, strict=True) if math.isfinite(v)]
+        """Take in a batch. Of equal values the earlier point stays ahead."""
+        scored = zip(batch.values, batch.points, batch.trials, strict=True)
+        new = [
+            (float(value), Incumbent(x.copy(), (trial.batch, trial.index)))  # also where the batch has another number
+            for value, x, trial in scored
+            if trial is not None and math.isfinite(value)
+        ]
         self._ranked = sorted(self._ranked + new, key=lambda pair: -pair[0])[: self.size]
 
-    def points(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return them as `best`, `best_2`, ... (distinct points only)."""
-        distinct: list[np.ndarray] = []
-        for _, x in self._ranked:
-            if not any(np.array_equal(x, other) for other in distinct):
-                distinct.append(x)
-        return {"best" if i == 0 else f"best_{i + 1}": x for i, x in enumerate(distinct)}
+        distinct: list[Incumbent] = []
+        for _, one in self._ranked:
+            if not any(np.array_equal(one.x, other.x) for other in distinct):
+                distinct.append(one)
+        return {"best" if i == 0 else f"best_{i + 1}": one for i, one in enumerate(distinct)}
+
+
+def unfinished(batch: Batch | None) -> dict[str, Incumbent]:
+    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it
+    was paid for.
+
+    Args:
+        batch: the last one; None where nothing was asked.
+    """
+    elite = Elite(1)
+    if batch is not None and not batch.complete:
+        elite.update(batch)
+    best = elite.incumbents().get("best")
+    return {"unfinished": best} if best else {}
 
 
 class Turns:

@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
-from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -128,9 +128,9 @@ class CmaEs:
         """Return one part, as long as the budget, which hands over the mean as well."""
         return [Part(False, budget, self._elite.size + 1)]
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution (the better answer under noise) and the best points seen."""
-        best = self._elite.points()
+        best = self._elite.incumbents()
         if not best:
             return {}
-        return {"mean": np.clip(self._es.result.xfavorite, self._low, self._high), **best}
+        return {"mean": Incumbent(np.clip(self._es.result.xfavorite, self._low, self._high)), **best}

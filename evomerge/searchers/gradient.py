@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.searchers.base import Needs, Part, Turns, inside
+from evomerge.searchers.base import Incumbent, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -73,13 +73,13 @@ class Gradient:
                 raise ConfigError(f"searcher.{name}={count} must be at least 1.")
         self._low, self._high = space.low, space.high
         self._x = inside(space, start)
-        self._good = self._x  # the last point that did not fail
+        self._good = Incumbent(self._x)  # the last point that did not fail
         self._lr, self._betas, self._schedule, self._steps, self._every = lr, betas, schedule, steps, every
         self._moments = np.zeros((2, len(self._x)))
         self._seen = 0  # gradients in the moments
         self._scale = 1.0
         self._turns = Turns()
-        self._trajectory: dict[str, np.ndarray] = {}
+        self._trajectory: dict[str, Incumbent] = {}
 
     def ask(self) -> Batch:
         """Return the point of the next step, shape (1, dim)."""
@@ -90,10 +90,10 @@ class Gradient:
         self._turns.told(batch)
         trial = batch.trials[0]
         if trial is None or trial.gradient is None:
-            self._x = self._good
+            self._x = self._good.x
             self._scale /= 2
             return
-        self._good = batch.points[0]
+        self._good = Incumbent(batch.points[0], (trial.batch, trial.index))
         if batch.index > 0 and batch.index % self._every == 0:
             self._trajectory[f"step_{batch.index}"] = self._good
         gradient = np.asarray(trial.gradient, dtype=np.float64)
@@ -103,7 +103,7 @@ class Gradient:
         self._seen += 1
         mean, variance = (m / (1 - beta**self._seen) for m, beta in zip(self._moments, self._betas, strict=True))
         length = self._lr * self._scale * self._share(batch.index)
-        self._x = np.clip(self._good + length * mean / (np.sqrt(variance) + EPSILON), self._low, self._high)
+        self._x = np.clip(self._good.x + length * mean / (np.sqrt(variance) + EPSILON), self._low, self._high)
 
     def stop(self) -> StopReason | None:
         """Return EXHAUSTED when all steps are taken."""
@@ -124,9 +124,12 @@ class Gradient:
             f"to zero: lower the one or raise the other"
         ]
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return the trajectory: every `every`-th point, and last the one where it stands."""
-        return self._trajectory | {f"step_{self._turns.index}": self._x} if self._seen else {}
+        if not self._seen:
+            return {}
+        here = self._good if self._x is self._good.x else Incumbent(self._x)  # no trial has looked at a new point
+        return self._trajectory | {f"step_{self._turns.index}": here}
 
     def _share(self, step: int) -> float:
         """Return which share of the length the schedule leaves for a step, counted from 0."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest
-from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -78,6 +78,6 @@ class Grid:
         """Return one part, the points."""
         return [Part(False, min(len(self._points), budget), self._elite.size)]
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""
-        return self._elite.points()
+        return self._elite.incumbents()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Needs, Part, Searcher, Turns, parts_of
+from evomerge.searchers.base import Incumbent, Needs, Part, Searcher, Turns, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -44,13 +44,13 @@ class Hybrid:
         self.needs = Needs(gradient=self._inner.needs.gradient or self._second.needs.gradient)
         self._turns = Turns()
         self._switched: int | None = None  # the number of the batch at which the second one began
-        self._earlier: dict[str, np.ndarray] = {}
+        self._earlier: dict[str, Incumbent] = {}
 
     def ask(self) -> Batch:
         """Return what the searcher of the moment asks."""
         if self._switched is None and self._inner.stop() is not None:
             self._earlier = self.incumbents()
-            self._inner = self._begin(list(self._earlier.values())[-1]) if self._earlier else self._second
+            self._inner = self._begin(list(self._earlier.values())[-1].x) if self._earlier else self._second
             self._switched = self._turns.index
         batch = self._inner.ask()
         return self._turns.asked(batch.points, batch.gradient)
@@ -81,11 +81,11 @@ class Hybrid:
             f"the budget, or shorten that part (searcher.first.steps)"
         ]
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return those of both: those of the first one as `first_...`, then those of the second one."""
         found = self._inner.incumbents()
         if self._switched is None:
-            return {f"first_{name}": x for name, x in found.items()}
+            return {f"first_{name}": one for name, one in found.items()}
         return self._earlier | found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -58,6 +58,6 @@ class Random:
         """Return one part, as long as the budget."""
         return [Part(False, budget, self._elite.size)]
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""
-        return self._elite.points()
+        return self._elite.incumbents()

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -80,9 +80,9 @@ class Tpe:
         """Return one part, as long as the budget."""
         return [Part(False, budget, self._elite.size)]
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""
-        return self._elite.points()
+        return self._elite.incumbents()
 
     def _suggest(self) -> optuna.trial.Trial:
         seed = int(np.random.SeedSequence([self._seed, self._asks]).generate_state(1)[0])

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.searchers.base import Elite, Part, Searcher, Turns, cautions_of, parts_of
+from evomerge.searchers.base import Elite, Incumbent, Part, Searcher, Turns, cautions_of, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -58,8 +58,8 @@ class WarmStart:
             self._inner.tell(replace(batch, index=batch.index - 1))
             return
         self._elite.update(batch)
-        if best := self._elite.points():
-            self._inner = self._make(best["best"])
+        if best := self._elite.incumbents():
+            self._inner = self._make(best["best"].x)
 
     def stop(self) -> StopReason | None:
         """Return why the searcher ended, or None; not before the constants are scored."""
@@ -73,7 +73,7 @@ class WarmStart:
         """Return those of the searcher, of what the constants leave."""
         return cautions_of(self._inner, budget - len(self._points))
 
-    def incumbents(self) -> dict[str, np.ndarray]:
+    def incumbents(self) -> dict[str, Incumbent]:
         """Return those of the searcher, and the constant that it started from."""
-        best = self._elite.points()
+        best = self._elite.incumbents()
         return self._inner.incumbents() | ({"constant": best["best"]} if best else {})

@@ -24,6 +24,7 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.stopping import Stopped
+from evomerge.searchers.base import Incumbent
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
@@ -51,7 +52,7 @@ class Selection:
     coefficients: Mapping[str, np.ndarray]
 
 
-def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, np.ndarray]) -> Selection:
+def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, Incumbent]) -> Selection:
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
     What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task. The best
@@ -60,7 +61,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     Args:
         judge: scores models on the two splits.
         settings: of the search.
-        incumbents: the searcher's finalists, points by name.
+        incumbents: the searcher's finalists by name.
 
     Raises:
         EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
@@ -68,7 +69,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     """
     metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
     objective, ids = _objective(judge, settings), judge.ids["select"]
-    finalists = {name: judge.decode(x) for name, x in incumbents.items()}
+    finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
     flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
     judge.scored(flat.spared)
@@ -77,6 +78,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
     best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, ids)
     judge.scored(best.spared)
     winner = best.name
+    trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
     models: dict[str, tuple[str, Callable[[], Outcome]]] = {
         "base": ("the base", lambda: judge.base("report")),
         "experts": ("the experts", lambda: judge.experts("report")),
@@ -97,7 +99,7 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, n
         {GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
         [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
         metric,
-        Choice(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}),
+        Choice(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
         finalists[winner],
     )
 

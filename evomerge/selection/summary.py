@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from evomerge.selection.statistics import Numbers, Paired, Score
 from evomerge.trials import finite
@@ -29,6 +30,8 @@ class Choice:
         constants: the value of each.
         seen: on how many select items each finalist and each constant was scored; fewer than all for one that was
             dropped, so its value is only about comparable. Summaries of version 0.2 have none.
+        trials: the batch and the index of the trial that each finalist is; None for one that no trial scored. Empty in
+            summaries of version 0.2.
     """
 
     winner: str
@@ -36,6 +39,7 @@ class Choice:
     constant: str
     constants: Numbers
     seen: Mapping[str, int] = field(default_factory=dict)
+    trials: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -66,6 +70,10 @@ class Summary:
         doubts: why the numbers could not tell candidates apart.
         seconds: where the time of candidates went: merge, forward, other.
         versions: of this program and of those that it stands on.
+        bounds: the lowest and the highest value of each variable; None where there is none. Empty in summaries of
+            version 0.2, as is the next.
+        logged: warnings in the log of the last process that worked on it, and how often each came; without those of
+            candidates that failed.
     """
 
     report: Mapping[str, Score]
@@ -84,6 +92,8 @@ class Summary:
     doubts: Sequence[str] = field(default_factory=list)
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    bounds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    logged: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def base(self) -> Score:
@@ -131,8 +141,13 @@ class Summary:
                 | {
                     "report": {name: Score(**row) for name, row in content["report"].items()},
                     "paired": {name: Paired(**row) for name, row in content["paired"].items()},
-                    "select": Choice(**content["select"]),
+                    "select": _choice(content["select"]),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no summary of a search ({error})") from error
+
+
+def _choice(content: Mapping[str, Any]) -> Choice:
+    places = content.get("trials", {}).items()  # JSON has lists for pairs
+    return Choice(**{**content, "trials": {name: place and (place[0], place[1]) for name, place in places}})

@@ -178,7 +178,7 @@ def _search(assembly: Assembly, settings: dict[str, Any], log: Path, reporter: R
     last = f"step_{settings['searcher']['steps']}"
     if last not in (incumbents := searcher.incumbents()):
         raise SuiteError(f"the room cannot be measured: steps of the gradient failed, as the warnings and {log} say")
-    return assembly.space.decode(incumbents[last])
+    return assembly.space.decode(incumbents[last].x)
 
 
 def _sha256(file: Path) -> str:

@@ -60,7 +60,10 @@ def test_the_run_directory_is_complete(smoke) -> None:
         "mergekit.yaml",
         "summary.json",
         "heads",
+        "command.txt",
     } <= names
+    made = "evomerge search experiment=smoke budget=16 hydra.run.dir=runs/smoke-pico-linear-layer-cmaes\n"
+    assert (directory / "command.txt").read_text() == made
     summary = json.loads((directory / "summary.json").read_text())
     assert list(summary["report"]) == ["base", "experts", "best_constant", "winner"]
     for row in summary["report"].values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def test_a_refused_member_is_named_and_the_others_run(place: Path) -> None:
     (line,) = not_complete(done.stderr)
     assert "start-nonsense" in line
     assert "start=nonsense is no number and no recipe file" in line
-    assert len(list((place / "runs").glob("*/recipe.yaml"))) == 1
+    (run,) = (file.parent for file in (place / "runs").glob("*/recipe.yaml"))
+    arguments = shlex.split((run / "command.txt").read_text())  # of this run alone
+    assert arguments == ["evomerge", "search", *SMALL, "start=0.4", f"hydra.run.dir=runs/{run.name}"]
 
 
 def test_a_member_whose_function_cannot_be_found_or_breaks(place: Path) -> None:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.config import plain
+from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import compose
@@ -127,6 +128,10 @@ def finish(path: Path, diff: float = 0.03, se: float | None = 0.01, **changes: A
         scores = {task: mean + (0.05 if i % 2 else -0.05) for i, task in enumerate(tasks)}
         return {"mean": mean, "se": 0.008, "tasks": scores, "tasks_se": dict.fromkeys(tasks, 0.012)}
 
+    scored = [line for line in read_log(path / "trials.jsonl") if line["kind"] == "trial" and line["values"]]
+    later = [line for line in scored if line["batch"] > 0 and "gradient" not in line]
+    top = max(later, key=lambda line: line["values"][0], default=None)
+    best = top and [top["batch"], top["index"]]
     trials = sum('"kind":"trial"' in line for line in (path / "trials.jsonl").read_text().splitlines())
     difference = {"diff": diff, "se": se, "tasks": dict.fromkeys(tasks, diff), "tasks_se": dict.fromkeys(tasks, se)}
     summary = {
@@ -138,6 +143,7 @@ def finish(path: Path, diff: float = 0.03, se: float | None = 0.01, **changes: A
             "finalists": {"mean": 0.63, "best": 0.64, "best_2": 0.62, "constant": 0.6, "constant 0.4": 0.61},
             "constant": "0.4",
             "constants": {"0.2": 0.55, "0.4": 0.61, "0.6": 0.58},
+            "trials": {"mean": None, "best": best, "best_2": None, "constant": None, "constant 0.4": None},
         },
         "items": {"search": 40, "select": 400, "report": 600},
         "stop": "budget",

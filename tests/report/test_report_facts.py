@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evomerge.merging.methods import DENSITY, WEIGHT
 from evomerge.recipes.recipe import Recipe
-from evomerge.report import concerns as warnings
 from evomerge.report.concerns import concerns
 from evomerge.report.facts import Facts
 from evomerge.report.grids import ALL, grids
@@ -72,32 +70,36 @@ def test_steps_of_a_gradient_are_no_values(tmp_path: Path) -> None:
     assert np.array_equal(point, facts.run.batches[-1].points[0])
 
 
-def test_finalists_are_the_trials_that_found_them(run: Path) -> None:
-    facts = edit(run, select__finalists={"best": 0.6, "best_2": 0.5, "mean": 0.4, "constant": 0.3, "constant 0.4": 0.2})
-    found = {finalist.name: finalist for finalist in facts.finalists}
-    later = sorted((dot for dot in facts.scored if dot.trial.batch > 0), key=lambda dot: -dot.value)
-    warm = max((dot for dot in facts.scored if dot.trial.batch == 0), key=lambda dot: dot.value)
-    assert found["best"].number == later[0].number
-    assert found["best_2"].number == later[1].number
-    assert found["constant"].number == warm.number
-    assert found["mean"].number is found["constant 0.4"].number is None
+def test_finalists_are_the_trials_that_the_summary_names(run: Path) -> None:
+    finalists = {"best": 0.6, "best_2": 0.5, "mean": 0.4, "constant": 0.3}
+    trials = {"best": [2, 3], "best_2": [1, 0], "mean": None, "constant": [0, 1]}
+    facts = edit(run, select__finalists=finalists, select__trials=trials)
+    assert [(f.name, f.number) for f in facts.finalists] == [
+        ("best", 12),
+        ("best_2", 5),
+        ("mean", None),
+        ("constant", 2),
+    ]
     assert [finalist.name for finalist in facts.finalists if finalist.winner] == ["best"]
-    accuracy = np.mean([row["accuracy"] for row in later[0].trial.scores.values()])
-    assert found["best"].search == pytest.approx(accuracy)
+    accuracy = np.mean([row["accuracy"] for row in facts.numbered[-1][2].scores.values()])
+    assert facts.finalists[0].search == pytest.approx(accuracy)
 
 
-def test_finalists_of_a_search_that_has_gone_on_are_those_of_then(run: Path) -> None:
-    facts = edit(run, trials=10, select__finalists={"best": 0.6, "unfinished": 0.5})
-    found = {finalist.name: finalist.number for finalist in facts.finalists}
-    early = {batch: [d for d in facts.scored if d.trial.batch == batch and d.number <= 10] for batch in (1, 2)}
-    assert found["best"] == max(early[1], key=lambda dot: dot.value).number
-    assert found["unfinished"] == max(early[2], key=lambda dot: dot.value).number
-    assert "has gone on after its winner was scored" in said(facts)
+def test_a_summary_of_version_0_2_names_no_trials(run: Path) -> None:
+    """Then none is guessed from the names."""
+    del (summary := json.loads((run / "summary.json").read_text()))["select"]["trials"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert {(finalist.number, finalist.search) for finalist in facts_of(run).finalists} == {(None, None)}
+
+
+def test_a_search_that_has_gone_on_says_so(run: Path) -> None:
+    assert "has gone on after its winner was scored" in said(edit(run, trials=10))
 
 
 def test_steps_among_the_finalists(tmp_path: Path) -> None:
     run = finish(write_run(tmp_path / "run", batches=1, steps=6))
-    facts = edit(run, select__winner="step_6", select__finalists={"step_3": 0.5, "step_6": 0.6})
+    trials = {"step_3": [4, 0], "step_6": None}
+    facts = edit(run, select__winner="step_6", select__finalists={"step_3": 0.5, "step_6": 0.6}, select__trials=trials)
     assert [(f.name, f.number, f.search) for f in facts.finalists] == [("step_3", 8, None), ("step_6", None, None)]
 
 
@@ -283,16 +285,16 @@ def test_thin_items(tmp_path: Path) -> None:
 
 
 def test_coefficients_at_their_bounds(tmp_path: Path) -> None:
-    run = finish(write_run(tmp_path / "run", "++space.bounds.weight=[0.3,0.6]"))
+    run = finish(write_run(tmp_path / "run"), bounds={"weight": [0.3, 0.6]})
     assert "75% of the weights lie at their bounds [0.3, 0.6]" in said(facts_of(run))
-    assert {v.name: (v.low, v.high) for v in (WEIGHT, DENSITY)} == warnings.BOUNDS
+    assert "at their bounds" not in said(edit(run, bounds={"weight": [None, None]}))
+    of_0_2 = finish(write_run(tmp_path / "of settings", "++space.bounds.weight=[0.3,0.6]"))
+    assert "75% of the weights lie at their bounds [0.3, 0.6]" in said(facts_of(of_0_2))
 
 
 def test_warnings_of_the_log_are_quoted_once(tmp_path: Path) -> None:
-    run = finish(write_run(tmp_path / "run"))
-    head = "[2026-01-01 00:00:00,000][evomerge.x]"
-    lines = [f"{head}[WARNING] {text}" for text in ("it is 7", "it is 8", "Candidate 1 of generation 0 failed: no")]
-    lines += [f"{head}[INFO] all is well", "Traceback", f"{head}[ERROR] [odd] one"]
-    (run / "evomerge.log").write_text("\n".join(lines))
-    text = said(facts_of(run))
-    assert text.splitlines() == ["From evomerge.log, 2 such lines: it is 7", "From evomerge.log: [odd] one"]
+    run = finish(write_run(tmp_path / "run"), logged={"it is 7": 2, "[odd] one": 1})
+    lines = ["From evomerge.log, 2 such lines: it is 7", "From evomerge.log: [odd] one"]
+    assert said(facts_of(run)).splitlines() == lines
+    many = finish(write_run(tmp_path / "many"), logged={letter: 1 for letter in "abcdefghi"})
+    assert said(facts_of(many)).splitlines()[-1] == "evomerge.log holds 3 more warnings."

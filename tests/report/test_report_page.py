@@ -15,7 +15,7 @@ from evomerge.report.facts import Facts
 from evomerge.report.pictures import gains, tasks
 from evomerge.report.sweep import ranked
 from evomerge.report.wording import with_error
-from evomerge.runs.directory import open_run
+from evomerge.runs.directory import open_run, record_command
 from evomerge.runs.run import run_search
 from tests.kit.helpers import compose
 from tests.kit.pages import read
@@ -80,8 +80,8 @@ def test_whatever_people_name_is_escaped(tmp_path: Path) -> None:
         experts=('"><img src=x onerror=alert(1)>', "{{ 271828 * 314159 }}"),
         errors={3: f"ValueError: {NASTY}"},
     )
-    (run / "evomerge.log").write_text(f"[2026-01-01 00:00:00,000][evomerge.x][WARNING] beware of {NASTY}\n")
-    for page in (read(write_report(run)), read(write_report(finish(run))), read(write_sweep([run]))):
+    warned = {f"beware of {NASTY}": 1}
+    for page in (read(write_report(run)), read(write_report(finish(run, logged=warned))), read(write_sweep([run]))):
         assert "img" not in page.tags
         assert str(271828 * 314159) not in page.text
         assert "a <b> & run" in page.text
@@ -163,7 +163,19 @@ def test_a_search_on_public_items_says_so_first(tmp_path: Path) -> None:
     assert "Before you read on This search has looked at splits on which results are published" in page.text
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_shows_the_command_that_made_the_run(tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run"))
+    assert (
+        f"names no command: another program ran this search, or an earlier version of evomerge. Its settings are "
+        f"below, and in {run}/config.yaml" in read(write_report(run)).text
+    )
+    record_command(run, "evomerge search 'model.base=a & b' seed=2")
+    assert "evomerge search 'model.base=a & b' seed=2" in read(write_report(run)).text
+    record_command(run, None)  # gone on with from a program
+    assert "names no command" in read(write_report(run)).text
+
+
+def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         finish(write_run(tmp_path / "runs" / name))

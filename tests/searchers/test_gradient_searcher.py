@@ -65,7 +65,7 @@ def test_it_is_adam_inside_the_box(schedule: str, betas: tuple[float, float]) ->
         adam.step()
         falling.step()
     assert searcher.stop() is StopReason.EXHAUSTED
-    np.testing.assert_allclose(searcher.incumbents()[f"step_{steps}"], x.detach().numpy(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(searcher.incumbents()[f"step_{steps}"].x, x.detach().numpy(), rtol=0, atol=1e-12)
 
 
 def test_steps_are_projected_into_the_box_and_come_out_of_a_corner() -> None:
@@ -85,7 +85,7 @@ def test_steps_are_projected_into_the_box_and_come_out_of_a_corner() -> None:
 def test_it_solves_the_sphere() -> None:
     searcher = Gradient(box(5), np.zeros(5), 0, lr=0.05, schedule="cosine", steps=150)
     drive(searcher, sphere, 1000)
-    assert -sphere(searcher.incumbents()["step_150"]) < 1e-6
+    assert -sphere(searcher.incumbents()["step_150"].x) < 1e-6
 
 
 def test_the_trajectory() -> None:
@@ -95,8 +95,9 @@ def test_the_trajectory() -> None:
     assert len(batches) == 25
     found = searcher.incumbents()
     assert list(found) == ["step_10", "step_20", "step_25"]
-    assert np.array_equal(found["step_10"], batches[10].points[0])
-    assert np.array_equal(found["step_20"], batches[20].points[0])
+    assert np.array_equal(found["step_10"].x, batches[10].points[0])
+    assert np.array_equal(found["step_20"].x, batches[20].points[0])
+    assert [one.trial for one in found.values()] == [(10, 0), (20, 0), None]  # no trial looked at the last point
     assert all(len(batch.points) == 1 and batch.gradient for batch in batches)
 
 
@@ -109,9 +110,10 @@ def test_a_failed_step_is_taken_back_and_halves_the_following_ones() -> None:
     failed = told(shaken, None)
     assert failed.tolist() == pytest.approx([0.2, 0.2])
     assert list(shaken.incumbents()) == ["step_3"]  # where it stands; the point of step 2 failed
+    assert shaken.incumbents()["step_3"].trial == (1, 0)
     assert told(shaken, up).tolist() == pytest.approx([0.1, 0.1])
     assert told(shaken, up).tolist() == pytest.approx([0.15, 0.15])
-    assert all(not np.array_equal(x, failed) for x in shaken.incumbents().values())
+    assert all(not np.array_equal(one.x, failed) for one in shaken.incumbents().values())
 
 
 def test_all_steps_that_fail_end_it_all_the_same() -> None:
@@ -163,7 +165,7 @@ def test_a_hybrid_hands_over_from_the_last_incumbent() -> None:
     batches += drive(searcher, sphere, 20)
     assert [batch.index for batch in batches] == list(range(len(batches)))
     assert [batch.gradient for batch in batches] == [True] * 12 + [False] * (len(batches) - 12)
-    assert np.array_equal(starts[-1], searcher.incumbents()["first_step_12"])
+    assert np.array_equal(starts[-1], searcher.incumbents()["first_step_12"].x)
     assert [*searcher.incumbents()][:3] == ["first_step_5", "first_step_10", "first_step_12"]
     assert "best" in searcher.incumbents()
 

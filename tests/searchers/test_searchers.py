@@ -54,7 +54,7 @@ def test_bounds_are_kept(name: str, seed: int, dim: int, low: float, width: floa
     asked = points(drive(searcher, lambda x: float(x.sum()), 40))  # the best lies in a corner
     assert (asked >= space.low).all()
     assert (asked <= space.high).all()
-    for x in searcher.incumbents().values():
+    for x in (one.x for one in searcher.incumbents().values()):
         assert x.shape == (dim,)
         assert (x >= space.low).all()
         assert (x <= space.high).all()
@@ -109,11 +109,25 @@ def test_failed_and_nan_points_come_last_and_are_never_best(name: str) -> None:
 
     batches = drive(searcher, value, 60)
     good = [x for b in batches for x, v in zip(b.points, b.values, strict=True) if np.isfinite(v)]
-    seen = [x for name, x in searcher.incumbents().items() if name != "mean"]
+    seen = [one.x for name, one in searcher.incumbents().items() if name != "mean"]
     assert all(any(np.array_equal(x, other) for other in good) for x in seen)
     assert max(map(sphere, seen)) == max(map(sphere, good))
-    for name, x in searcher.incumbents().items():
-        assert np.isfinite(x).all(), name
+    for name, one in searcher.incumbents().items():
+        assert np.isfinite(one.x).all(), name
+
+
+def test_incumbents_name_the_trials_that_scored_them(make: Make) -> None:
+    """By the numbers that the log has, also behind a warm start or as the second of two."""
+    searcher = make(box(4), 1)
+    batches = drive(searcher, sphere, 60)
+    found = searcher.incumbents()
+    for name, one in found.items():
+        if one.trial is not None:
+            batch, index = one.trial
+            assert np.array_equal(batches[batch].points[index], one.x), name
+    without = {name for name, one in found.items() if one.trial is None}
+    assert without <= {"mean"} | {name for name in found if "step_" in name}
+    assert len(without) <= 1 + any("first_" in name for name in found)
 
 
 def test_all_points_failed(make: Make) -> None:
@@ -152,7 +166,7 @@ def test_the_sphere_is_solved(name: str) -> None:
     trials, error = SOLVERS[name]
     searcher = SEARCHERS[name](box(5), 2)
     drive(searcher, sphere, trials)
-    assert -sphere(searcher.incumbents()["best"]) < error
+    assert -sphere(searcher.incumbents()["best"].x) < error
 
 
 @pytest.mark.parametrize("name", [name for name in SEARCHERS if not name.startswith(("warm", "cmaes", "grid"))])

@@ -13,6 +13,7 @@ from evomerge.common.errors import EvomergeError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.search.stopping import Stopped
+from evomerge.searchers.base import Incumbent
 from evomerge.selection.choosing import select
 from evomerge.selection.racing import choose
 from evomerge.selection.statistics import Paired, paired, score_of
@@ -250,7 +251,11 @@ class Bench:
 def chosen(act, normalised=False):
     objective = {"aggregate": "mean", "weights": None, "normalised": normalised}
     settings = {"fitness": {"report_metric": "m"}, "objective": objective}
-    return select(Bench(act), settings, {"best": np.array(9.0)})
+    return select(Bench(act), settings, {"best": Incumbent(np.array(9.0), (2, 1))})
+
+
+def test_the_trial_of_each_finalist_is_told():
+    assert chosen(lambda name, split: 0.5).select.trials == {"best": (2, 1), "constant 0.1": None}
 
 
 def raising(name, split):

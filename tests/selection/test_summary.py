@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from evomerge.selection.summary import GAIN, Choice, Summary
 from tests.kit.reports import finish, write_run
 
 ROW = {"mean": 0.5, "se": 0.1, "tasks": {"a": 0.5}, "tasks_se": {"a": 0.1}}
-OF_0_2 = {
+OF_0_2: dict[str, Any] = {
     "report": {"base": ROW, "best_constant": ROW, "winner": {**ROW, "se": None}},
     "paired": {GAIN: {"diff": 0.0, "se": None, "tasks": {"a": 0.0}, "tasks_se": {"a": None}}},
     "alike": ["base"],
@@ -43,6 +45,8 @@ OF_0_2 = {
 def test_the_file_is_that_of_version_0_2_with_more_in_it() -> None:
     summary = Summary.from_json(json.dumps(OF_0_2))
     again = json.loads(summary.to_json())
+    assert list(again["select"])[:4] == list(OF_0_2["select"])
+    again["select"] = {name: again["select"][name] for name in OF_0_2["select"]}  # which knows more now
     assert {name: again[name] for name in OF_0_2} == OF_0_2
     assert [name for name in again if name in OF_0_2] == list(OF_0_2)
     assert Summary.from_json(summary.to_json()) == summary
@@ -55,6 +59,13 @@ def test_one_that_lacks_what_came_later_can_be_read() -> None:
     summary = Summary.from_json(json.dumps({name: value for name, value in OF_0_2.items() if name not in late}))
     assert (summary.marks, summary.doubts, summary.measures, summary.alike) == ({}, [], {}, [])
     assert "marks" not in json.loads(summary.to_json())
+
+
+def test_the_trials_of_finalists_come_back() -> None:
+    trials = {"best": (2, 1), "mean": None}
+    summary = Summary.from_json(json.dumps(OF_0_2))
+    summary = replace(summary, select=replace(summary.select, trials=trials))
+    assert Summary.from_json(summary.to_json()).select.trials == trials
 
 
 def test_what_is_not_finite_is_nothing_in_the_file() -> None:

@@ -34,7 +34,8 @@ from evomerge.search.memory import free, lacks_memory, with_smaller_batches
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, Trial
 
-logger = logging.getLogger(__name__)
+failures = logging.getLogger(f"{__name__}.failures")
+"""Is told of each candidate that fails."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class SerialEvaluator:
 def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:
     """Return the trial of a point whose model or fitness raised an error, and tell the user."""
     text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    logger.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
+    failures.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
     if lacks_memory(error):
         free()
     if isinstance(error, torch.OutOfMemoryError):
