@@ -41,7 +41,7 @@ def draw(recipes: Mapping[str, Recipe], variable: str = "weight") -> Figure:
     try:
         from matplotlib.figure import Figure  # without pyplot, which has a global state
     except ImportError:
-        raise ConfigError("Plots need matplotlib, and that is not installed: pip install 'evomerge[plots]'") from None
+        raise ConfigError("Plots need matplotlib, and that is not installed: pip install 'evomerge[plot]'") from None
     for name, recipe in recipes.items():
         if variable not in recipe.coefficients:
             raise ConfigError(f"{name}: {unknown('variable', variable, recipe.coefficients)}")

@@ -7,8 +7,7 @@ read on it. A ramp that only goes up is its upper half.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from itertools import pairwise
 
 STEPS = 20
 """Steps of colour on each side of the neutral one."""
@@ -21,14 +20,9 @@ MODELS = {"base": "#8b9098", "best_constant": "#b9732f", "winner": "#1f5fa8", "e
 INKS = ("#000000", "#ffffff")
 
 
-def colormap(theme: str = "light") -> LinearSegmentedColormap:
-    """Return the ramp as matplotlib has it, from 0 to 1."""
-    return LinearSegmentedColormap.from_list(f"evomerge {theme}", ANCHORS[theme])
-
-
 def ramp(theme: str) -> list[tuple[str, str, str]]:
     """Return the steps of a theme, (class, colour, colour of text on it), from the lowest."""
-    colors = [to_hex(colormap(theme)((step + STEPS) / (2 * STEPS))) for step in range(-STEPS, STEPS + 1)]
+    colors = [_at(ANCHORS[theme], (step + STEPS) / (2 * STEPS)) for step in range(-STEPS, STEPS + 1)]
     return [(name(step), color, _ink(color)) for step, color in zip(range(-STEPS, STEPS + 1), colors, strict=True)]
 
 
@@ -43,8 +37,21 @@ def contrast(one: Sequence[float], other: Sequence[float]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+def rgb(color: str) -> tuple[float, ...]:
+    """The channels of a colour such as `#7a3a05`, from 0 to 1."""
+    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _at(anchors: Sequence[str], place: float) -> str:
+    """Return the colour at a place from 0 to 1, linear between the anchors."""
+    segments = list(pairwise(map(rgb, anchors)))
+    i = min(int(place * len(segments)), len(segments) - 1)
+    share = place * len(segments) - i
+    return "#" + "".join(f"{round(255 * (a + share * (b - a))):02x}" for a, b in zip(*segments[i], strict=True))
+
+
 def _ink(color: str) -> str:
-    return max(INKS, key=lambda ink: contrast(to_rgb(ink), to_rgb(color)))
+    return max(INKS, key=lambda ink: contrast(rgb(ink), rgb(color)))
 
 
 def _luminance(rgb: Sequence[float]) -> float:

@@ -1,5 +1,6 @@
 """The pictures beside a page, for slides and papers: facts in, PNG files out.
 
+Only this module needs matplotlib, the extra `plot`; a page is complete without its pictures.
 Figures are made as objects; pyplot, which has a global state, is not used.
 """
 
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 
-from evomerge.report.colours import MODELS, colormap
+from evomerge.report.colours import ANCHORS, MODELS
 from evomerge.report.facts import MODELS as NAMES
 from evomerge.report.facts import Facts
 from evomerge.report.grids import Grid
@@ -118,8 +119,9 @@ def coefficients(panels: Sequence[tuple[str, Grid]]) -> Figure:
     for axes, (title, grid) in zip(drawn, panels, strict=True):
         scale = shade(every if one else grid.values, grid.centre)
         data = np.array([[np.nan if c.value is None or c.frozen else c.value for c in row.cells] for row in grid.rows])
-        above = ListedColormap(colormap()(np.linspace(0.5, 1, 128)))
-        colors = (above if scale.centre is None else colormap()).with_extremes(bad=HELD)
+        both = LinearSegmentedColormap.from_list("evomerge", ANCHORS["light"])
+        above = ListedColormap(both(np.linspace(0.5, 1, 128)))
+        colors = (above if scale.centre is None else both).with_extremes(bad=HELD)
         limits = {"vmin": scale.low, "vmax": scale.high}
         image = axes.imshow(data, cmap=colors, aspect="auto", origin="lower", interpolation="nearest", **limits)
         blocks = [row.block or row.label for row in grid.rows]

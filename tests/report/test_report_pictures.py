@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import matplotlib
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from evomerge.cli.report import main
 from evomerge.report import write_report, write_sweep
 from tests.kit.reports import finish, write_run
 
@@ -54,3 +56,15 @@ def test_those_of_several_runs(tmp_path: Path) -> None:
     (runs[0] / "summary.json").write_text(json.dumps(summary))
     write_sweep([*runs, write_run(tmp_path / "open")])
     assert pictures(tmp_path / "report") == {"convergence", "coefficients", "gains"}
+
+
+def test_the_page_is_whole_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finish(write_run(tmp_path / "run"))
+    whole = write_report(run).read_text()
+    monkeypatch.setattr("evomerge.report.page.find_spec", lambda name: None)
+    main([str(run), "-o", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").read_text() == whole
+    assert not (tmp_path / "page").exists()
+    assert "pip install 'evomerge[plot]'" in capsys.readouterr().err
