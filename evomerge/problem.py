@@ -41,8 +41,8 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Assembly:
-    """The parts of a search.
+class Problem:
+    """What is searched.
 
     Attributes:
         sources: where models and tasks come from.

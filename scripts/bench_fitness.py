@@ -32,8 +32,8 @@ from evomerge.common.machine import fingerprint
 from evomerge.fitness.likelihood import forward
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import describe
 from evomerge.search.evaluators.serial import Scorer, SerialEvaluator
@@ -48,18 +48,18 @@ WARM = 3
 
 def measure(suite: Path, items: int, pairs: int, searcher: str, space: str) -> dict[str, Any]:
     """Run a search of texts and return `{"case", "items", "overhead", "overhead_seconds", ...}`."""
-    settings, assembly = _assembled(
+    settings, problem = _assembled(
         [f"model.suite={suite}", "model=text", f"fitness.items={items}", f"searcher={searcher}", f"space={space}"]
     )
-    score, subset = _scorer(assembly, settings)
+    score, subset = _scorer(problem, settings)
     score(subset(0))
     batches = [batch.inputs for batch in score.prepared.batches]
 
     def plainly() -> None:
         for inputs in batches:
-            assembly.live.model(**inputs)
+            problem.live.model(**inputs)
 
-    candidates, bare = _interleave(settings, assembly, score, subset, plainly, pairs)
+    candidates, bare = _interleave(settings, problem, score, subset, plainly, pairs)
     return {"case": f"{suite.name} {searcher} {space}", "items": subset.size, **_overhead(candidates, bare)}
 
 
@@ -77,12 +77,12 @@ def measure_lm(directory: Path, items: int, pairs: int, device: str = "auto") ->
     chosen = ", ".join(f"{name}: {file}" for name, file in files.items() if kinds[name] == "multiple_choice")
     experts = ", ".join(str(path) for path in sorted((directory / "experts").iterdir()) if path.is_dir())
     sources = [f"model.base={directory / 'base'}", f"model.experts=[{experts}]", f"fitness.tasks={{{chosen}}}"]
-    settings, assembly = _assembled(
+    settings, problem = _assembled(
         [*sources, "fitness=lm_eval", f"fitness.items={items}", "space=blocks", "space.n=2", f"model.device={device}"]
     )
-    score, subset = _scorer(assembly, settings)
+    score, subset = _scorer(problem, settings)
     score(subset(0))
-    model = assembly.live.model
+    model = problem.live.model
 
     def plainly() -> None:
         for batch in score.prepared.plan.batches:
@@ -90,7 +90,7 @@ def measure_lm(directory: Path, items: int, pairs: int, device: str = "auto") ->
                 pass
 
     theirs: list[float] = []
-    evaluate = _simple_evaluate(assembly, score, subset(0), settings["fitness"]["batch_size"])
+    evaluate = _simple_evaluate(problem, score, subset(0), settings["fitness"]["batch_size"])
 
     def now_and_then(number: int) -> None:
         if number >= WARM and (number - WARM) % 5 == 0:
@@ -98,29 +98,29 @@ def measure_lm(directory: Path, items: int, pairs: int, device: str = "auto") ->
             evaluate()
             theirs.append(time.perf_counter() - started)
 
-    candidates, bare = _interleave(settings, assembly, score, subset, plainly, pairs, now_and_then)
+    candidates, bare = _interleave(settings, problem, score, subset, plainly, pairs, now_and_then)
     ratios = [candidates[5 * i] / seconds for i, seconds in enumerate(theirs)]
     ratio = {"simple_evaluate_ratio": round(statistics.median(ratios), 4)}
     return {"case": "lm", "items": subset.size, **_overhead(candidates, bare), **ratio}
 
 
-def _assembled(overrides: Sequence[str]) -> tuple[dict[str, Any], Assembly]:
+def _assembled(overrides: Sequence[str]) -> tuple[dict[str, Any], Problem]:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = plain(compose("search", list(overrides)))
-    return settings, assemble(settings, Reporter())
+    return settings, build_problem(settings, Reporter())
 
 
-def _scorer(assembly: Assembly, settings: dict[str, Any]) -> tuple[Scorer, Subset]:
-    items = assembly.items["search"]
-    prepared = assembly.fitness.prepare(assembly.live.processor, items)
-    score = Scorer(assembly.live.model, assembly.fitness, prepared, assembly.merger.guard)
+def _scorer(problem: Problem, settings: dict[str, Any]) -> tuple[Scorer, Subset]:
+    items = problem.items["search"]
+    prepared = problem.fitness.prepare(problem.live.processor, items)
+    score = Scorer(problem.live.model, problem.fitness, prepared, problem.merger.guard)
     return score, Subset(items, settings["fitness"]["items"], 1)
 
 
 def _interleave(
     settings: dict[str, Any],
-    assembly: Assembly,
+    problem: Problem,
     score: Scorer,
     subset: Subset,
     plainly: Callable[[], None],
@@ -128,7 +128,7 @@ def _interleave(
     after: Callable[[int], None] = lambda number: None,
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of candidates, and of the plain forward passes that follow each of them."""
-    evaluate = SerialEvaluator(assembly.space, assembly.merger, score, subset, Objective("log_probability"))
+    evaluate = SerialEvaluator(problem.space, problem.merger, score, subset, Objective("log_probability"))
     bare: list[float] = []
     candidates: list[float] = []
 
@@ -144,8 +144,8 @@ def _interleave(
             after(len(bare) - 1)
             mark = time.perf_counter()
 
-    identity = describe(assembly, settings)
-    propose = make_searcher(settings, assembly.space, assembly.vectors.parameters)
+    identity = describe(problem, settings)
+    propose = make_searcher(settings, problem.space, problem.vectors.parameters)
     with (
         tempfile.TemporaryDirectory() as directory,
         TrialLog(Path(directory) / "trials.jsonl", identity, fingerprint()) as log,
@@ -167,7 +167,7 @@ def _overhead(candidates: Sequence[float], bare: Sequence[float]) -> dict[str, A
 
 
 def _simple_evaluate(
-    assembly: Assembly, score: Scorer, ids: dict[str, list[str]], batch_size: int
+    problem: Problem, score: Scorer, ids: dict[str, list[str]], batch_size: int
 ) -> Callable[[], object]:
     """Return what scores the same items of the live model by `lm_eval.simple_evaluate`, as well as it can be called."""
     import lm_eval
@@ -178,7 +178,7 @@ def _simple_evaluate(
 
     tasks, samples = [], {}
     for name, chosen in ids.items():
-        (task,) = load_tasks(str(assembly.sources.tasks[name].items), (), name)
+        (task,) = load_tasks(str(problem.sources.tasks[name].items), (), name)
         documents = [score.prepared.queries[name, item].document for item in chosen]
         split = next(key for key in task.dataset if documents[0].doc in task.dataset[key])
         task.config.test_split = split  # lm-eval scores no other
@@ -186,7 +186,7 @@ def _simple_evaluate(
         samples[task.config.task] = sorted(document.number for document in documents)
     with undisturbed():
         make: Any = HFLM
-        wrapped = make(pretrained=assembly.live.model, tokenizer=assembly.live.processor, batch_size=batch_size)
+        wrapped = make(pretrained=problem.live.model, tokenizer=problem.live.processor, batch_size=batch_size)
         manager = TaskManager(include_defaults=False)
     simple_evaluate: Any = lm_eval.simple_evaluate  # typed otherwise by its decorator
     unseeded: Any = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))

@@ -51,7 +51,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.machine import fingerprint
 from evomerge.fitness.objectives import task_weights
-from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import find_learning
@@ -96,15 +96,15 @@ class Bench:
         settings: of the search.
 
     Attributes:
-        assembly: the parts of the search.
+        problem: what is searched.
         seconds: of each step, by way; `merge` is a part of the step.
         bytes: the extra bytes by way.
         error: how much the gradient of a way differed from that of the step at most, relative to its length.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.assembly = assembly = assemble(settings, Reporter())
-        learning = find_learning(assembly, settings, Reporter())
+        self.problem = problem = build_problem(settings, Reporter())
+        learning = find_learning(problem, settings, Reporter())
         self._recorder, self._loss = Recorder(learning.fitness), learning.loss
         self.seconds: list[dict[str, float]] = []
         self.bytes: dict[str, int] = {}
@@ -112,20 +112,20 @@ class Bench:
         self._merges: list[float] = []
         learning = replace(learning, fitness=self._recorder)
         self._evaluate = GradientEvaluator(
-            assembly, learning, settings, lambda timing: self._merges.append(timing.merge)
+            problem, learning, settings, lambda timing: self._merges.append(timing.merge)
         )
-        self._heads = make_heads(assembly.sources, assembly.vectors.parameters)
+        self._heads = make_heads(problem.sources, problem.vectors.parameters)
         self._share = task_weights(settings["objective"]["weights"], learning.items)
-        space, vectors, moves = assembly.space, assembly.vectors, assembly.space.moves("weight")
+        space, vectors, moves = problem.space, problem.vectors, problem.space.moves("weight")
         self._rows = {
             span.parameter: g
             for g, group in enumerate(space.groups)
             for span in group.spans
             if any(moves[g, k] and span.parameter in vectors.deltas[row] for k, row in enumerate(space.rows))
         }
-        parameters = dict(assembly.live.model.named_parameters())
-        self._plain = Plain(assembly.live.model, {name: parameters[name] for name in self._rows})
-        self._textbook = Textbook(assembly, self._rows)
+        parameters = dict(problem.live.model.named_parameters())
+        self._plain = Plain(problem.live.model, {name: parameters[name] for name in self._rows})
+        self._textbook = Textbook(problem, self._rows)
         self._mark = time.perf_counter()
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
@@ -137,7 +137,7 @@ class Bench:
         yield trial
         seconds = {"step": time.perf_counter() - self._mark, "merge": self._merges[-1]}
         work = [self._work(made, trial.items) for made in self._recorder.batches]
-        self._weights = torch.from_numpy(self.assembly.space.decode(batch.points[0])["weight"])
+        self._weights = torch.from_numpy(self.problem.space.decode(batch.points[0])["weight"])
         if number < WARM:
             self._compare(work, -np.array(trial.gradient))
         if counter is not None:
@@ -147,7 +147,7 @@ class Bench:
         for name, way in ways[:: -1 if number % 2 else 1]:
             seconds[name] = self._run(way, work)
         self.seconds.append(seconds)
-        held = self.assembly.vectors
+        held = self.problem.vectors
         _read(held.base.tensor(name) for name in self._rows)
         _read(deltas[name].dense() for deltas in held.deltas.values() for name in self._rows if name in deltas)
         self._mark = time.perf_counter()
@@ -176,7 +176,7 @@ class Bench:
 
     def _compare(self, work: Sequence[Work], ours: np.ndarray) -> None:
         """Hold the gradients of the other ways against that of the step, (dim,)."""
-        vectors, sums = self.assembly.vectors, torch.zeros_like(self._weights)
+        vectors, sums = self.problem.vectors, torch.zeros_like(self._weights)
 
         def take() -> None:
             for name, parameter in self._plain.learned.items():
@@ -190,7 +190,7 @@ class Bench:
             self._run(self._textbook, work, **form)
             others.append(self._textbook.weights.grad.double())  # pyright: ignore[reportOptionalMemberAccess]
         for other in others:
-            gradient = self.assembly.space.pullback({"weight": other.numpy()})
+            gradient = self.problem.space.pullback({"weight": other.numpy()})
             self.error = max(self.error, float(np.linalg.norm(gradient - ours) / np.linalg.norm(gradient)))
 
     def _count(self, work: Sequence[Work], peak: int) -> None:
@@ -233,8 +233,8 @@ def measure(suite: Path, experts: int, inputs: int, pairs: int, space: str) -> d
     """Run a search of so many steps, the other ways in between, and return `{"case", "step_ratio", ...}`."""
     settings = compose_settings(suite, experts, inputs, pairs + WARM, space)
     bench = Bench(settings)
-    searcher = make_searcher(settings, bench.assembly.space, bench.assembly.vectors.parameters)
-    identity = describe(bench.assembly, settings)
+    searcher = make_searcher(settings, bench.problem.space, bench.problem.vectors.parameters)
+    identity = describe(bench.problem, settings)
     with (
         tempfile.TemporaryDirectory() as directory,
         TrialLog(Path(directory) / "trials.jsonl", identity, fingerprint()) as log,

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Textbook:
     """Autograd through the merge θ = θ₀ + Σ_k λ_k stack_k, and Adam on λ.
 
     Args:
-        assembly: base, experts and coefficient space.
+        problem: base, experts and coefficient space.
         rows: each parameter that has a coefficient to learn, and its group.
 
     Attributes:
@@ -98,15 +98,15 @@ class Textbook:
         operands: what the merge reads: base and stack, (K, ...), of each parameter.
     """
 
-    def __init__(self, assembly: Assembly, rows: Mapping[str, int]) -> None:
-        self._model, self._rows, vectors = assembly.live.model, rows, assembly.vectors
+    def __init__(self, problem: Problem, rows: Mapping[str, int]) -> None:
+        self._model, self._rows, vectors = problem.live.model, rows, problem.vectors
         self.operands: dict[str, tuple[Tensor, Tensor]] = {}
         for name in rows:
             base = vectors.base.tensor(name).float()
             deltas = [vectors.dense(row, name) for row in vectors.rows]
             stack = torch.stack([torch.zeros_like(base) if delta is None else delta for delta in deltas])
             self.operands[name] = (base, stack)
-        self.weights = nn.Parameter(torch.zeros(len(assembly.space.groups), len(vectors.rows)))
+        self.weights = nn.Parameter(torch.zeros(len(problem.space.groups), len(vectors.rows)))
         self._adam = torch.optim.Adam([self.weights], lr=0.02)
 
     def __call__(self, work: Sequence[Work], merge: Merge = broadcast, at_once: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the pico suite, built once per session, and its assembled parts."""
+"""Fixtures shared by all tests: the pico suite, built once per session, and its problem."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def pico_suite(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
 
 
 @pytest.fixture(scope="session")
-def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
+def problem(pico_suite, tmp_path_factory: pytest.TempPathFactory):
     """Everything that a search on the pico suite is made of. Tests that merge must restore."""
     from evomerge.cli.progress import Reporter
-    from evomerge.runs.assembly import assemble
+    from evomerge.runs.build import build_problem
     from evomerge.runs.config import plain
     from tests.kit.helpers import compose
 
@@ -46,7 +46,7 @@ def assembly(pico_suite, tmp_path_factory: pytest.TempPathFactory):
         f"model.cache={tmp_path_factory.mktemp('cache')}",
         "model.device=cpu",
     ]
-    return assemble(plain(compose(*overrides)), Reporter())
+    return build_problem(plain(compose(*overrides)), Reporter())
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
 
     from evomerge.cli.progress import Reporter
-    from evomerge.runs.assembly import assemble
+    from evomerge.runs.build import build_problem
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
     from evomerge.selection.evaluation import evaluate, find_model
@@ -101,10 +101,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.items is not None:
         settings["fitness"][SIZES[split]] = options.items
     with reporter.bars():
-        assembly = assemble(settings, reporter)
-    for warning in assembly.warnings:
+        problem = build_problem(settings, reporter)
+    for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
-    result = evaluate(assembly, settings, models, split, reporter)
+    result = evaluate(problem, settings, models, split, reporter)
     _caution(models, options.split, split, reporter)
     if options.json:
         print(result.to_json())

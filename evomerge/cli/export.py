@@ -20,11 +20,11 @@ from evomerge.common.errors import ConfigError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
-    from evomerge.problem import Assembly
+    from evomerge.problem import Problem
     from evomerge.recipes.recipe import Recipe
     from evomerge.runs.directory import Run
 
-    Parts = Callable[[], Assembly]  # opened when they are needed: the winner's recipe needs none
+    Parts = Callable[[], Problem]  # opened when they are needed: the winner's recipe needs none
 
 FORMS = ("recipe", "mergekit", "json")
 NAMES = "point I of batch B as B.I, or point N of all as N, or step N of a gradient as step_N; all count from 0"
@@ -65,12 +65,12 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.cli.progress import Reporter
     from evomerge.common.files import write_atomically
     from evomerge.runs.directory import open_run
-    from evomerge.runs.points import open_assembly
+    from evomerge.runs.points import open_problem
 
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     reporter, run, output = Reporter(), open_run(options.run), options.output
     _check_output(output, run)
-    parts = cache(lambda: open_assembly(run, reporter))
+    parts = cache(lambda: open_problem(run, reporter))
     recipe = _choose(run, options, parts, reporter)
     if options.materialise:
         from evomerge.recipes.materialise import materialise

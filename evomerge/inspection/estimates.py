@@ -28,7 +28,7 @@ from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
 from evomerge.problem import Sources
-from evomerge.runs.assembly import read_items
+from evomerge.runs.build import read_items
 from evomerge.runs.checks import check_asked, check_metrics
 from evomerge.runs.config import build
 from evomerge.runs.leakage import leakage_notes, training_files

@@ -18,7 +18,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.mergekit import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.store import TaskVectors
@@ -31,7 +31,7 @@ OTHER_DTYPES = """\
 
 
 def make_recipe(
-    assembly: Assembly,
+    problem: Problem,
     settings: Mapping[str, Any],
     coefficients: Mapping[str, Any],
     scores: Mapping[str, Any],
@@ -40,21 +40,21 @@ def make_recipe(
     """Return the recipe of a candidate.
 
     Args:
-        assembly: the parts of its search.
+        problem: what is searched.
         settings: of the search.
         coefficients: {variable: (G, K)} as `CoefficientSpace.decode` gives them, or lists of lists.
         scores: what the model is worth.
         heads: task -> path of its head, relative to where the recipe will be.
     """
-    sources, vectors, space = assembly.sources, assembly.vectors, assembly.space
+    sources, vectors, space = problem.sources, problem.vectors, problem.space
     return Recipe(
         base=Source(str(sources.base), vectors.base.sha256, sources.hub.get("")),
         experts={
             name: Source(str(path), vectors.experts[name].sha256, sources.hub.get(name))
             for name, path in sources.experts.items()
         },
-        method=_method(assembly, settings["method"]),
-        transform=[step.about() for step in assembly.transforms],
+        method=_method(problem, settings["method"]),
+        transform=[step.about() for step in problem.transforms],
         rows=list(space.rows) if list(space.rows) != list(sources.experts) else [],
         granularity=settings["space"]["granularity"],
         coefficients={
@@ -68,44 +68,44 @@ def make_recipe(
         heads=dict(heads),
         auto_class=settings["model"]["auto_class"],
         vocabulary=settings["model"].get("vocabulary", REFUSE),
-        dtype=dtype_name(assembly.live.dtype),
+        dtype=dtype_name(problem.live.dtype),
         version=__version__,
     )
 
 
-def mergekit_yaml(assembly: Assembly, recipe: Recipe) -> str:
+def mergekit_yaml(problem: Problem, recipe: Recipe) -> str:
     """Return a recipe of these sources as mergekit's YAML.
 
     Raises:
         ConfigError: mergekit cannot express it, or could not run it on these files; the message says the way out.
     """
-    _check_names(assembly.vectors)
-    _check_rows(assembly.vectors)
-    return as_mergekit(assembly, recipe)
+    _check_names(problem.vectors)
+    _check_rows(problem.vectors)
+    return as_mergekit(problem, recipe)
 
 
-def as_mergekit(assembly: Assembly, recipe: Recipe) -> str:
+def as_mergekit(problem: Problem, recipe: Recipe) -> str:
     """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
-    vectors, live = assembly.vectors, assembly.live
+    vectors, live = problem.vectors, problem.live
     dtype = live.dtype
     text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
     kept = [name for name, parameter in live.model.named_parameters() if parameter.dtype != dtype]
     return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text
 
 
-def keep_heads(assembly: Assembly, directory: Path) -> dict[str, str]:
+def keep_heads(problem: Problem, directory: Path) -> dict[str, str]:
     """Write the head of every task to `heads/` in a directory, and return their paths relative to it.
 
     A frozen head is copied. Of an expert's own head, all float tensors are written that the merge does not have.
     """
-    base, heads = assembly.vectors.base, {}
-    for name, task in assembly.sources.tasks.items():
+    base, heads = problem.vectors.base, {}
+    for name, task in problem.sources.tasks.items():
         target = directory / "heads" / f"{name}.safetensors"
         if task.head is not None:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(task.head, target)
         elif task.expert is not None:
-            expert = assembly.vectors.experts[task.expert]
+            expert = problem.vectors.experts[task.expert]
             keys = [*expert.extra, *(expert.keys[parameter] for parameter in base.missing if parameter in expert.keys)]
             tensors = {key: expert.tensors[key].contiguous() for key in keys if expert.tensors[key].is_floating_point()}
             if not tensors:
@@ -141,10 +141,10 @@ def copy_heads(heads: Mapping[str, str], source: Path, directory: Path) -> None:
             )
 
 
-def _method(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _method(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the method as plain data: a name instead of a class, and its settings."""
     own = {name: value for name, value in settings.items() if name != "_target_"}
-    return {"name": called(assembly.method.name, type(assembly.method)), **own}
+    return {"name": called(problem.method.name, type(problem.method)), **own}
 
 
 def _check_names(vectors: TaskVectors) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Progress
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.handover import as_mergekit
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Coefficients, Recipe, Source
@@ -31,11 +31,11 @@ NOTE = """\
 """
 
 
-def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: Progress) -> Path:
+def materialise(problem: Problem, recipe: Recipe, directory: Path, reporter: Progress) -> Path:
     """Write a model for each expert, and the YAML with which mergekit merges them to what the recipe stands for.
 
     Args:
-        assembly: the parts of the search that the recipe belongs to.
+        problem: the parts of the search that the recipe belongs to.
         recipe: what to write.
         directory: where to; new or empty.
         reporter: tells the user what goes on.
@@ -46,7 +46,7 @@ def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: P
     Raises:
         ConfigError: the directory is not empty, or even so mergekit cannot express the recipe.
     """
-    parameters = assembly.vectors.parameters
+    parameters = problem.vectors.parameters
     parts = has_parts(recipe, parameters)
     if parts and recipe.method.get("normalize"):
         raise ConfigError(
@@ -57,7 +57,7 @@ def materialise(assembly: Assembly, recipe: Recipe, directory: Path, reporter: P
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is there already, and not empty: name a new directory.")
     rest = _rest(recipe, directory, parts)
-    yaml = as_mergekit(assembly, rest)  # what even this cannot express is said before anything is written
+    yaml = as_mergekit(problem, rest)  # what even this cannot express is said before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     for name in recipe.row_names:
         alone = replace(recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32")

@@ -1,6 +1,6 @@
 """What a search, and what an outcome, depends on: names and hashes, no paths and no clocks.
 
-In: the assembled parts and the settings. Out: `contents`, all that decides how a model scores on an item; `describe`,
+In: the problem and its settings. Out: `contents`, all that decides how a model scores on an item; `describe`,
 the identity of a search, which stands in the header of its trial log; `digest`, one hash of it. A setting or a file
 that changes results and is missing here would mix two searches.
 """
@@ -18,19 +18,19 @@ from evomerge.common.machine import fingerprint
 from evomerge.fitness.capabilities import identity
 from evomerge.fitness.items import Item
 from evomerge.models.files_beside import inputs_of
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import CHOOSING
 from evomerge.runs.transforms import described
 
 
-def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+def contents(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that decides how a merge with given coefficients scores on given items.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         settings: its settings, as plain containers.
     """
-    sources, vectors = assembly.sources, assembly.vectors
+    sources, vectors = problem.sources, problem.vectors
     fitness = {name: value for name, value in settings["fitness"].items() if name not in CHOOSING}
     return {
         "base": vectors.base.sha256,
@@ -48,25 +48,25 @@ def contents(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
         },
         "method": settings["method"],
         **({"transform": described(chain)} if (chain := settings.get("transform")) else {}),
-        "fitness": fitness | identity(assembly.fitness),
+        "fitness": fitness | identity(problem.fitness),
     }
 
 
 def describe(
-    assembly: Assembly, settings: Mapping[str, Any], learned: Mapping[str, Sequence[Item]] | None = None
+    problem: Problem, settings: Mapping[str, Any], learned: Mapping[str, Sequence[Item]] | None = None
 ) -> dict[str, Any]:
     """Return what makes this search this search.
 
     Args:
-        assembly: its parts.
+        problem: what is searched.
         settings: its settings.
         learned: the inputs that a gradient learns from, by task; None where none does.
     """
-    space, start = assembly.space, settings["start"]
+    space, start = problem.space, settings["start"]
     recipe = Path(start) if isinstance(start, str) else None
     return {
-        **contents(assembly, settings),
-        "items": {task: digest_items(items) for task, items in assembly.items["search"].items()},
+        **contents(problem, settings),
+        "items": {task: digest_items(items) for task, items in problem.items["search"].items()},
         "space": {
             **settings["space"],
             "coordinates": list(space.names),
@@ -87,9 +87,9 @@ def describe(
     }
 
 
-def circumstances(assembly: Assembly) -> dict[str, Any]:
+def circumstances(problem: Problem) -> dict[str, Any]:
     """Return what an outcome depends on beside contents: this version, the kind of machine, and the device."""
-    device = next(assembly.live.model.parameters()).device
+    device = next(problem.live.model.parameters()).device
     return {"evomerge": __version__, "fingerprint": {**fingerprint(), "device": str(device)}}
 
 

@@ -33,7 +33,7 @@ from evomerge.fitness.capabilities import Batched, Differentiable
 from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
 from evomerge.fitness.losses import Loss
 from evomerge.merging.merger import check_gradient
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import LEARNING, build, classes
 from evomerge.runs.identity import contents
 from evomerge.search.evaluators.serial import prepare
@@ -100,11 +100,11 @@ def _differentiable(fitness: Fitness, loss: Loss | type[Loss]) -> Differentiable
     return fitness
 
 
-def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Learning:
+def find_learning(problem: Problem, settings: Mapping[str, Any], reporter: Progress) -> Learning:
     """Build the loss, read its inputs and ask the experts about them, if the loss needs that.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         settings: of the search.
         reporter: tells the user what goes on.
 
@@ -114,43 +114,43 @@ def find_learning(assembly: Assembly, settings: Mapping[str, Any], reporter: Pro
     """
     inputs = settings["loss"]["inputs"]
     loss: Loss = build({name: value for name, value in settings["loss"].items() if name not in LEARNING}, "loss")
-    fitness = _differentiable(assembly.fitness, loss)
+    fitness = _differentiable(problem.fitness, loss)
     if loss.joint and not 1 < inputs <= (fitness.batch_size if isinstance(fitness, Batched) else inputs):
         raise ConfigError(
             f"loss.inputs={inputs}, but loss.marginal compares the inputs of a step with each other, and so needs 2 or "
             f"more of them in one batch: write loss.inputs=16, or raise fitness.batch_size."
         )
-    items = dict(assembly.items["search"]) if loss.labelled else _unlabeled(assembly)
-    prepared = prepare(fitness, assembly.live.processor, items, labelled=loss.labelled)
+    items = dict(problem.items["search"]) if loss.labelled else _unlabeled(problem)
+    prepared = prepare(fitness, problem.live.processor, items, labelled=loss.labelled)
     learning = Learning(loss, fitness, items, prepared, inputs, {})
     if not loss.taught:
         return learning
     with reporter.working("asking the experts about the inputs"):
-        return replace(learning, teachers=_ask_experts(assembly, settings, learning))
+        return replace(learning, teachers=_ask_experts(problem, settings, learning))
 
 
-def _unlabeled(assembly: Assembly) -> dict[str, list[Item]]:
+def _unlabeled(problem: Problem) -> dict[str, list[Item]]:
     """Return the unlabeled items of each task, or else its search items; labels that they have are taken away, so that
     nothing can look at them.
     """
-    items = dict(assembly.items["search"])
-    for name, task in assembly.sources.tasks.items():
+    items = dict(problem.items["search"])
+    for name, task in problem.sources.tasks.items():
         if (task.items / "unlabeled.jsonl").is_file():
             items[name] = read_items(task.items, "unlabeled", task.classes or None, known=task.known)
-    check_disjoint({"unlabeled": items, **{split: assembly.items[split] for split in ("select", "report")}})
+    check_disjoint({"unlabeled": items, **{split: problem.items[split] for split in ("select", "report")}})
     return {task: [replace(item, label=UNLABELED) for item in chosen] for task, chosen in items.items()}
 
 
-def _ask_experts(assembly: Assembly, settings: Mapping[str, Any], learning: Learning) -> dict[str, dict[str, Tensor]]:
+def _ask_experts(problem: Problem, settings: Mapping[str, Any], learning: Learning) -> dict[str, dict[str, Tensor]]:
     """Return what each task's own expert says of its inputs, from the cache if it is there."""
-    if missing := [task for task in learning.items if task not in assembly.experts]:
+    if missing := [task for task in learning.items if task not in problem.experts]:
         raise ConfigError(
             f"This loss learns from what the expert of each task says, and {missing[0]} has none: write "
             f"fitness.tasks.{missing[0]}.expert=..., or another loss (loss=entropy)."
         )
     ids = {task: [item.id for item in chosen] for task, chosen in learning.items.items()}
-    device = str(next(assembly.live.model.parameters()).device)
-    surroundings = {**contents(assembly, settings), "evomerge": __version__, "device": device, **fingerprint()}
+    device = str(next(problem.live.model.parameters()).device)
+    surroundings = {**contents(problem, settings), "evomerge": __version__, "device": device, **fingerprint()}
     key = hashlib.sha256(json.dumps([surroundings, ids], sort_keys=True).encode()).hexdigest()
     file = Path(settings["model"]["cache"]) / "teachers" / f"{key}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,9 +158,9 @@ def _ask_experts(assembly: Assembly, settings: Mapping[str, Any], learning: Lear
         held = _read(file)
         if held is None:
             try:
-                said = {task: _probabilities(assembly, learning, task, chosen) for task, chosen in ids.items()}
+                said = {task: _probabilities(problem, learning, task, chosen) for task, chosen in ids.items()}
             finally:
-                assembly.become(None)
+                problem.become(None)
             save_file(said, file)  # atomic: it renames
             held = said
     return {task: dict(zip(chosen, held[task], strict=True)) for task, chosen in ids.items()}
@@ -178,35 +178,35 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 
 
 @torch.no_grad()
-def _probabilities(assembly: Assembly, learning: Learning, task: str, ids: list[str]) -> Tensor:
+def _probabilities(problem: Problem, learning: Learning, task: str, ids: list[str]) -> Tensor:
     """Return what a task's expert says of its items, (n, C).
 
     Raises:
         CheckpointError: it says what is no number.
         ConfigError: it cannot be asked.
     """
-    assembly.become(assembly.experts[task])
+    problem.become(problem.experts[task])
 
     def ask() -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
-        for answers in learning.fitness.logits(assembly.live.model, learning.prepared, {task: ids}):
+        for answers in learning.fitness.logits(problem.live.model, learning.prepared, {task: ids}):
             found |= dict(zip(answers[task].positions, torch.softmax(answers[task].logits, dim=-1).cpu(), strict=True))
         return found
 
     try:
-        with assembly.merger.guard:
+        with problem.merger.guard:
             found = contained(lambda: with_smaller_batches(learning.fitness, ask))
     except EvomergeError:
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise
         raise ConfigError(
-            f"The expert {assembly.experts[task]} cannot be asked about its task {task}: {type(error).__name__}: "
+            f"The expert {problem.experts[task]} cannot be asked about its task {task}: {type(error).__name__}: "
             f"{error}. Another loss asks no expert (loss=entropy)."
         ) from error
     said = torch.stack([found[i] for i in range(len(ids))])
     if not said.isfinite().all():
         raise CheckpointError(
-            f"The expert {assembly.experts[task]} gives no number on {int((~said.isfinite()).any(-1).sum())} of "
+            f"The expert {problem.experts[task]} gives no number on {int((~said.isfinite()).any(-1).sum())} of "
             f"{len(ids)} inputs of its task {task}, so nothing can be learned from it: take another checkpoint of it, "
             f"or another loss (loss=entropy)."
         )

@@ -25,7 +25,7 @@ from evomerge.common.progress import Progress
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
 from evomerge.fitness.capabilities import measures
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import identity_of
@@ -51,7 +51,7 @@ VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 
 def summarise(
     directory: Path,
-    assembly: Assembly,
+    problem: Problem,
     settings: Mapping[str, Any],
     found: Selection,
     log: TrialLog,
@@ -64,7 +64,7 @@ def summarise(
 
     Args:
         directory: the run directory.
-        assembly: the parts of the search.
+        problem: what is searched.
         settings: of the search.
         found: what the selection found.
         log: the trial log.
@@ -81,24 +81,24 @@ def summarise(
         metric=found.metric,
         select=found.select,
         items=sizes,
-        measures=measures(assembly.fitness, found.metric, assembly.items["report"]),
+        measures=measures(problem.fitness, found.metric, problem.items["report"]),
         stop=reason.name.lower(),
         trials=log.trials,
         failed=len(log.errors),
         run=run,
-        marks=_marks(assembly, settings),
-        warnings=assembly.warnings,
+        marks=_marks(problem, settings),
+        warnings=problem.warnings,
         doubts=[*of_search(open_run(directory).batches), *of_selection(found.select, found.alike)],
         seconds=_seconds(directory / "timings.jsonl"),
         versions={"evomerge": __version__, **{name: str(machine[name]) for name in VERSIONS}},
-        bounds={variable.name: [variable.low, variable.high] for variable in assembly.space.variables},
+        bounds={variable.name: [variable.low, variable.high] for variable in problem.space.variables},
         logged=logged,
     )
 
 
 def write_outputs(
     directory: Path,
-    assembly: Assembly,
+    problem: Problem,
     settings: Mapping[str, Any],
     coefficients: Mapping[str, np.ndarray],
     summary: Summary,
@@ -108,17 +108,17 @@ def write_outputs(
 
     Args:
         directory: the run directory.
-        assembly: the parts of the search.
+        problem: what is searched.
         settings: of the search.
         coefficients: of the winner, variable -> float64 (G, K).
         summary: what is known of the search.
         reporter: is told where mergekit cannot express the recipe.
     """
-    heads = keep_heads(assembly, directory)
-    recipe = make_recipe(assembly, settings, coefficients, _scores(summary), heads)
+    heads = keep_heads(problem, directory)
+    recipe = make_recipe(problem, settings, coefficients, _scores(summary), heads)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
     try:
-        write_atomically(directory / "mergekit.yaml", mergekit_yaml(assembly, recipe))
+        write_atomically(directory / "mergekit.yaml", mergekit_yaml(problem, recipe))
     except EvomergeError as error:
         (directory / "mergekit.yaml").unlink(missing_ok=True)
         reporter.say(f"No mergekit.yaml: {error}")
@@ -140,9 +140,9 @@ def _scores(summary: Summary) -> dict[str, Any]:
     return finite({**how, **rows, **({"marks": summary.marks} if summary.marks else {})})
 
 
-def _marks(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+def _marks(problem: Problem, settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what is otherwise in the rows of the report than their names say."""
-    marks = marks_of(assembly)
+    marks = marks_of(problem)
     merged = marks.of_merge()
     rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": merged}
     return {name: texts for name, texts in rows.items() if texts}

@@ -17,10 +17,10 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.names import unknown
 from evomerge.common.paths import from_its_start
 from evomerge.common.progress import Progress
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.directory import Run
 from evomerge.runs.identity import digest
 from evomerge.search.log import TOLERANCE
@@ -48,7 +48,7 @@ class Point:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def open_assembly(run: Run, reporter: Progress) -> Assembly:
+def open_problem(run: Run, reporter: Progress) -> Problem:
     """Build the parts of a run's search anew, on the CPU, and check that they are those that were searched.
 
     Raises:
@@ -58,7 +58,7 @@ def open_assembly(run: Run, reporter: Progress) -> Assembly:
     settings["model"] = {**settings["model"], "device": "cpu"}
     try:
         with reporter.bars():
-            assembly = assemble(settings, reporter)
+            problem = build_problem(settings, reporter)
     except EvomergeError as error:
         least = "" if run.recipe is None else f" Its winner stands in {run.path / 'recipe.yaml'}."
         raise ConfigError(
@@ -66,7 +66,7 @@ def open_assembly(run: Run, reporter: Progress) -> Assembly:
             f"numbers. Paths in its config.yaml are those of the directory in which it was started: go there, or put "
             f"the sources back.{least} What was found: {error}"
         ) from error
-    vectors, space = assembly.vectors, assembly.space
+    vectors, space = problem.vectors, problem.space
     now = {
         "the base": vectors.base.sha256,
         **{f"the expert {name}": expert.sha256 for name, expert in vectors.experts.items()},
@@ -82,7 +82,7 @@ def open_assembly(run: Run, reporter: Progress) -> Assembly:
             f"{' and '.join(changed)} of the run {run.path} changed since it was searched, so its points do not stand "
             f"for the same models any more. Put back what its config.yaml names."
         )
-    return assembly
+    return problem
 
 
 def find_trial(run: Run, name: str) -> Point:
@@ -134,24 +134,24 @@ def best_trial(run: Run) -> Point:
     return _point(run, max(scored, key=lambda trial: trial.values[0] if trial.values else -math.inf))
 
 
-def find_finalist(run: Run, assembly: Assembly, name: str) -> Point:
+def find_finalist(run: Run, problem: Problem, name: str) -> Point:
     """Return one of the points among which the selection chooses, or would choose now: the searcher's incumbents, and a
     constant.
 
     Args:
         run: the run.
-        assembly: its parts.
+        problem: what is searched.
         name: as summary.json has it: `best`, `mean`, `step_40`, `constant 0.4`.
 
     Raises:
         ConfigError: there is none of that name.
         EvomergeError: the searcher does not ask for the points that the log holds.
     """
-    finalists = {name: one.x for name, one in _incumbents(run, assembly).items()}
+    finalists = {name: one.x for name, one in _incumbents(run, problem).items()}
     summary = run.summary if is_current(run) else None
     selected = summary.select.finalists if summary else {}
     if name.startswith(CONSTANT) and name in selected:
-        finalists[name] = assembly.space.start({"weight": float(name.removeprefix(CONSTANT))})
+        finalists[name] = problem.space.start({"weight": float(name.removeprefix(CONSTANT))})
     if name not in finalists:
         raise ConfigError(f"{run.path}: {unknown('finalist', name, {**finalists, **selected})}")
     about: dict[str, Any] = {"note": "chosen by name; never scored on the report split"}
@@ -166,15 +166,15 @@ def is_current(run: Run) -> bool:
     return run.summary is not None and run.summary.trials == sum(1 for _ in run.trials())
 
 
-def recipe_of(run: Run, assembly: Assembly, point: Point) -> Recipe:
+def recipe_of(run: Run, problem: Problem, point: Point) -> Recipe:
     """Return the recipe of a point, without heads.
 
     Args:
         run: its run.
-        assembly: the parts of the run.
+        problem: what is searched.
         point: the point.
     """
-    return make_recipe(assembly, run.settings, assembly.space.decode(point.x), finite(point.about), {})
+    return make_recipe(problem, run.settings, problem.space.decode(point.x), finite(point.about), {})
 
 
 def _point(run: Run, trial: Trial) -> Point:
@@ -198,9 +198,9 @@ def _point(run: Run, trial: Trial) -> Point:
     return Point(name, batch.points[trial.index], about["value"], about)
 
 
-def _incumbents(run: Run, assembly: Assembly) -> dict[str, Incumbent]:
+def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
-    searcher = make_searcher(run.settings, assembly.space, assembly.vectors.parameters)
+    searcher = make_searcher(run.settings, problem.space, problem.vectors.parameters)
     for batch in run.batches:
         asked = searcher.ask()
         if asked.points.shape != batch.points.shape or not np.allclose(asked.points, batch.points, 0, TOLERANCE):

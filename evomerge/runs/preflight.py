@@ -17,7 +17,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import classes
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import Scorer, check_finite, explained
@@ -29,7 +29,7 @@ GIB = 2**30
 
 
 def preflight(
-    assembly: Assembly,
+    problem: Problem,
     searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
@@ -42,7 +42,7 @@ def preflight(
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
@@ -66,20 +66,20 @@ def preflight(
     with failing_on_base("loss"):
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
-    rows = _facts(assembly, settings, ids, gradients is not None)
-    times = _times(assembly, searcher, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
+    rows = _facts(problem, settings, ids, gradients is not None)
+    times = _times(problem, searcher, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
     for name, text in rows:
         reporter.say(f"{name:>16}  {text}")
-    zero = [name for name, held in assembly.space.frozen.items() if held == 0]
+    zero = [name for name, held in problem.space.frozen.items() if held == 0]
     if zero:
         reporter.say(
             f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
             f"task vector there, or as you asked"
         )
-    for warning in [*assembly.warnings, *_cautions(settings, searcher)]:
+    for warning in [*problem.warnings, *_cautions(settings, searcher)]:
         reporter.say(f"{'warning':>16}  {warning}")
 
 
@@ -104,22 +104,22 @@ def failing_on_base(what: str) -> Iterator[None]:
 
 
 def _facts(
-    assembly: Assembly, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], learns: bool
+    problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], learns: bool
 ) -> list[list[str]]:
     """Return what is printed of sources, space and memory, as names and texts."""
-    space, vectors, chain = assembly.space, assembly.vectors, assembly.transforms
-    model = sum(parameter.numel() * parameter.element_size() for parameter in assembly.live.model.parameters())
+    space, vectors, chain = problem.space, problem.vectors, problem.transforms
+    model = sum(parameter.numel() * parameter.element_size() for parameter in problem.live.model.parameters())
     return [
-        ["base", str(assembly.sources.base)],
-        *(["expert " + name, str(path)] for name, path in assembly.sources.experts.items()),
+        ["base", str(problem.sources.base)],
+        *(["expert " + name, str(path)] for name, path in problem.sources.experts.items()),
         [
             "tasks",
             ", ".join(
                 f"{task} ({len(ids[task])} of {len(items)} search items)"
-                for task, items in assembly.items["search"].items()
+                for task, items in problem.items["search"].items()
             ),
         ],
-        ["method", assembly.method.name + (f", of task vectors after {said(chain)}" if chain else "")],
+        ["method", problem.method.name + (f", of task vectors after {said(chain)}" if chain else "")],
         [
             "space",
             f"{settings['space']['granularity']}: {len(space.groups)} groups, {space.dim} free coefficients, "
@@ -134,7 +134,7 @@ def _facts(
 
 
 def _times(
-    assembly: Assembly,
+    problem: Problem,
     searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
@@ -144,7 +144,7 @@ def _times(
     """Return how long search and selection will take, as a sentence.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
@@ -162,7 +162,7 @@ def _times(
     asked = " and ".join(f"{count:,} {kind}{'s' * (count > 1)}" for count, kind, _ in costs)
     searching = sum(count * each for count, _, each in costs)
     incumbents = sum(part.incumbents for part in parts_of(searcher, candidates + steps))
-    weight = next(variable for variable in assembly.space.variables if variable.name == "weight")
+    weight = next(variable for variable in problem.space.variables if variable.name == "weight")
     judged = work((weight.low, weight.high), incumbents, settings["objective"]["normalised"], size)
     judging = judged * seconds / size["search"]
     return (

@@ -25,8 +25,8 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.directory import record_command
@@ -83,24 +83,24 @@ def run_search(
     check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
     with reporter.bars():
-        assembly = assemble(settings, reporter, fitness, given)
-    searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
-    scorers = {split: scorer(assembly, items) for split, items in assembly.items.items()}  # bad items are refused now
-    subsets = make_subsets(assembly, settings)
-    learning = find_learning(assembly, settings, reporter) if searcher.needs.gradient else None
-    identity = describe(assembly, settings, learning and learning.items)
+        problem = build_problem(settings, reporter, fitness, given)
+    searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
+    scorers = {split: scorer(problem, items) for split, items in problem.items.items()}  # bad items are refused now
+    subsets = make_subsets(problem, settings)
+    learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None
+    identity = describe(problem, settings, learning and learning.items)
     judged = [subsets[split](0) for split in ("select", "report")]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
         return done
-    check_splits(assembly, scorers, subsets, learning, reporter)
+    check_splits(problem, scorers, subsets, learning, reporter)
     record = recorder(directory / "timings.jsonl")
     with warned() as logged, interrupt or Interrupt() as interrupt:
-        objective, gradients, evaluate = make_evaluators(assembly, settings, scorers, subsets, learning, record, limit)
+        objective, gradients, evaluate = make_evaluators(problem, settings, scorers, subsets, learning, record, limit)
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
-        preflight(assembly, searcher, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
+        preflight(problem, searcher, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint(), identity_of) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config))
             record_start(directory)
@@ -111,13 +111,13 @@ def run_search(
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(assembly, settings, scorers, subsets, interrupt, limit)
+            judge = Judge(problem, settings, scorers, subsets, interrupt, limit)
             if (found := _choose(judge, settings, searcher, log, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
             digest = run_digest(directory, identity, settings, judged)
-            summary = summarise(directory, assembly, settings, found, log, reason, sizes, digest, logged.texts())
-            write_outputs(directory, assembly, settings, found.coefficients, summary, reporter)
+            summary = summarise(directory, problem, settings, found, log, reason, sizes, digest, logged.texts())
+            write_outputs(directory, problem, settings, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary
 
@@ -187,7 +187,7 @@ def make_budget(
 
 
 def make_evaluators(
-    assembly: Assembly,
+    problem: Problem,
     settings: Mapping[str, Any],
     scorers: Mapping[str, Scorer],
     subsets: Mapping[str, Subset],
@@ -198,7 +198,7 @@ def make_evaluators(
     """Put together what scores the batches of a search.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         settings: its settings.
         scorers: score the live model on the items of a split; here, `search`.
         subsets: choose the items of a split; here, `search`.
@@ -211,9 +211,9 @@ def make_evaluators(
         values of the objective or a loss and its gradient.
     """
     score, subset = scorers["search"], subsets["search"]
-    objective = make_objective(assembly, settings, score, subset, limit)
-    values = SerialEvaluator(assembly.space, assembly.merger, score, subset, objective, record, limit)
-    gradients = learning and GradientEvaluator(assembly, learning, settings, record, limit)
+    objective = make_objective(problem, settings, score, subset, limit)
+    values = SerialEvaluator(problem.space, problem.merger, score, subset, objective, record, limit)
+    gradients = learning and GradientEvaluator(problem, learning, settings, record, limit)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
         return (gradients if batch.gradient and gradients else values)(batch, missing)
@@ -222,7 +222,7 @@ def make_evaluators(
 
 
 def check_splits(
-    assembly: Assembly,
+    problem: Problem,
     scorers: Mapping[str, Scorer],
     subsets: Mapping[str, Subset],
     learning: Learning | None,
@@ -233,7 +233,7 @@ def check_splits(
     Raises:
         SuiteError: there are some.
     """
-    if not isinstance(assembly.fitness, Checking):
+    if not isinstance(problem.fitness, Checking):
         return
     found = [(split, scorers[split].prepared, subset.every()) for split, subset in subsets.items()]
     if learning:
@@ -241,4 +241,4 @@ def check_splits(
         found.append(("learned", learning.prepared, learned))
     with reporter.working("preparing the items of all splits"):
         for split, prepared, ids in found:
-            check_items(assembly.fitness, assembly.live.model, prepared, ids, split)
+            check_items(problem.fitness, problem.live.model, prepared, ids, split)

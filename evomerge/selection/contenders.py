@@ -1,8 +1,8 @@
 """What can be put into the live model to be scored, beside points of a search: a recipe's merge, a model directory.
 
-In: a path, and the assembled parts of a search. Out: a `Contender`: how to score it, and all that its outcome depends
+In: a path, and a problem. Out: a `Contender`: how to score it, and all that its outcome depends
 on. A recipe may have other groups and another method than the search of the settings, and fewer experts; its base and
-its experts must be those that are assembled, by the hashes of their weights. It is named as a search over its own
+its experts must be those of the problem, by the hashes of their weights. It is named as a search over its own
 groups would name it, so what that search has scored is not scored again.
 """
 
@@ -24,7 +24,7 @@ from evomerge.merging.methods import Method
 from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import REFUSE, row_notes
 from evomerge.models.weights import dtype_name, listed
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.identity import contents
@@ -78,7 +78,7 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path} is no recipe of evomerge: {str(error).removeprefix('recipe: ')}") from error
 
 
-def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Contender:
+def of_recipe(path: Path, problem: Problem, settings: Mapping[str, Any]) -> Contender:
     """Return the merge that a recipe describes.
 
     Raises:
@@ -90,18 +90,18 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
             f"{path} is of parameters of the class {recipe.auto_class}, and the base is loaded as "
             f"{settings['model']['auto_class']}: write model.auto_class={recipe.auto_class}."
         )
-    vectors = _its_vectors(path, recipe, assembly.vectors)
+    vectors = _its_vectors(path, recipe, problem.vectors)
     vocabulary = settings["model"].get("vocabulary", REFUSE)
     if recipe.vocabulary != vocabulary and any(expert.rows for expert in vectors.experts.values()):
         raise ConfigError(
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
             f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
-    live = dtype_name(assembly.live.dtype)
+    live = dtype_name(problem.live.dtype)
     if recipe.dtype not in (None, live):
         raise ConfigError(
             f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
-            f'changed since. Write "dtype": "{recipe.dtype}" in {assembly.sources.base / "config.json"}.'
+            f'changed since. Write "dtype": "{recipe.dtype}" in {problem.sources.base / "config.json"}.'
         )
     try:
         method, chain = make_method(recipe), make_chain(recipe, vectors.parameters)
@@ -115,41 +115,41 @@ def of_recipe(path: Path, assembly: Assembly, settings: Mapping[str, Any]) -> Co
     coefficients = {variable: np.array(list(values.values())) for variable, values in rows.items()}
     chosen = _settings(recipe, method, chain)
     same = all(chosen[name] == (settings.get(name) or []) for name in chosen)
-    own = vectors is assembly.vectors and groups == assembly.space.groups and same
+    own = vectors is problem.vectors and groups == problem.space.groups and same
 
-    live_model, cache = assembly.live.model, Path(settings["model"]["cache"])
+    live_model, cache = problem.live.model, Path(settings["model"]["cache"])
 
     def score(scorer: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
-        merger = assembly.merger if own else Merger(live_model, transformed(vectors, chain, cache), groups, method)
+        merger = problem.merger if own else Merger(live_model, transformed(vectors, chain, cache), groups, method)
         try:
             merger.apply(coefficients)
             return scorer(ids)
         finally:
             merger.restore()  # each puts back what it has written, and nothing else
 
-    about = contents(replace(assembly, vectors=vectors), {**settings, **chosen})
+    about = contents(replace(problem, vectors=vectors), {**settings, **chosen})
     return Contender({"model": rows, **about}, score)
 
 
-def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Contender:
+def of_directory(path: Path, problem: Problem, settings: Mapping[str, Any], reporter: Progress) -> Contender:
     """Return a model as it lies in a directory, seen through the live model's parameters; whatever else it has, such
     as heads of its own, has no part in its scores.
 
     Args:
         path: the directory.
-        assembly: the parts of a search.
+        problem: what is searched.
         settings: of that search.
         reporter: is told what of the model is not what one may think.
 
     Raises:
         CheckpointError: it cannot be read, or is no model of the base's architecture.
     """
-    live, base, cache = assembly.live, assembly.vectors.base, Path(settings["model"]["cache"])
+    live, base, cache = problem.live, problem.vectors.base, Path(settings["model"]["cache"])
     vocabulary = settings["model"].get("vocabulary", REFUSE)
     found = live.open(path, cache=cache, progress=reporter.steps, vocabulary=vocabulary, base=base)
     check_expert("the model", found, base, settings["model"].get("allow_missing") or ())
-    lost = [name for name in assembly.vectors.parameters if name not in found.keys and name not in found.rows]
-    both = [name for name in assembly.vectors.parameters if name in found.keys]
+    lost = [name for name in problem.vectors.parameters if name not in found.keys and name not in found.rows]
+    both = [name for name in problem.vectors.parameters if name in found.keys]
     notes = directory_notes(base.path, {str(path): path})
     notes += [f"{path} {note}" for note in (*found.notes, *row_notes(found.rows))]
     if lost:
@@ -165,8 +165,8 @@ def of_directory(path: Path, assembly: Assembly, settings: Mapping[str, Any], re
     for note in notes:
         reporter.say(f"warning: {note}")
     named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
-    put = partial(assembly.merger.load, [(name, found.tensor(name)) for name in both])
-    placed = in_place(put, named, contents(assembly, settings))
+    put = partial(problem.merger.load, [(name, found.tensor(name)) for name in both])
+    placed = in_place(put, named, contents(problem, settings))
     return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
 
 

@@ -1,6 +1,6 @@
 """Models scored side by side: recipes, model directories, constants, the base, experts, on the items of one split.
 
-In: the assembled parts of a search, and models by the names that people give them. Out: the mean score of each with its
+In: a problem, and models by the names that people give them. Out: the mean score of each with its
 standard error, and the paired difference of each to the first; of a model that has no score, the reason. All are scored
 on the same items, those on which a search judges its finalists (`judge.py`), and outcomes are remembered under the same
 names: what a search has scored is not scored again.
@@ -26,7 +26,7 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.models.hub import find_directory, is_name
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.identity import circumstances, contents
 from evomerge.search.evaluators.scorers import make_subsets, score_experts, scorer
 from evomerge.search.evaluators.serial import Scorer, check_finite
@@ -117,14 +117,14 @@ def find_model(text: str, experts: Collection[str]) -> Model:
 
 
 def evaluate(
-    assembly: Assembly, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Progress
+    problem: Problem, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Progress
 ) -> Comparison:
     """Score models on the items of a split and compare each with the first.
 
     Every model is found and checked before the first is scored; the base is in the live model afterwards.
 
     Args:
-        assembly: the parts of a search; the live model must hold the base.
+        problem: what is searched; the live model must hold the base.
         settings: of that search; the metric is its `fitness.report_metric`, and the number of items that of the split.
         models: by the names that they shall have.
         split: `search`, `select` or `report`.
@@ -133,25 +133,25 @@ def evaluate(
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
     """
-    subset = make_subsets(assembly, settings)[split]
+    subset = make_subsets(problem, settings)[split]
     ids, metric, weights = subset(0), settings["fitness"]["report_metric"], settings["objective"]["weights"]
     task_weights(weights, ids)  # one for a task that is not there is refused now
     with reporter.bars():
-        contenders = {name: _contender(model, assembly, settings, reporter) for name, model in models.items()}
-    score, cache = scorer(assembly, assembly.items[split]), Path(settings["model"]["cache"])
+        contenders = {name: _contender(model, problem, settings, reporter) for name, model in models.items()}
+    score, cache = scorer(problem, problem.items[split]), Path(settings["model"]["cache"])
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
     timed = partial(limit.first, share=subset.size / (settings["fitness"]["items"] or subset.size))
-    check_items(assembly.fitness, assembly.live.model, score.prepared, ids, split)
+    check_items(problem.fitness, problem.live.model, score.prepared, ids, split)
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
-            outcomes[name] = _outcome(contender, assembly, cache, score, ids, metric, timed)
-    known = marks_of(assembly)
+            outcomes[name] = _outcome(contender, problem, cache, score, ids, metric, timed)
+    known = marks_of(problem)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     return Comparison(
         split,
         metric,
-        measures(assembly.fitness, metric, ids),
+        measures(problem.fitness, metric, ids),
         subset.size,
         *compare(outcomes, ids, metric, weights),
         {name: texts for name, texts in marks.items() if texts},
@@ -184,25 +184,25 @@ def compare(
     )
 
 
-def _contender(model: Model, assembly: Assembly, settings: Mapping[str, Any], reporter: Progress) -> Contender:
+def _contender(model: Model, problem: Problem, settings: Mapping[str, Any], reporter: Progress) -> Contender:
     if model.kind == "recipe":
-        return of_recipe(model.value, assembly, settings)
+        return of_recipe(model.value, problem, settings)
     if model.kind == "directory":
-        return of_directory(model.value, assembly, settings, reporter)
-    about = contents(assembly, settings)
+        return of_directory(model.value, problem, settings, reporter)
+    about = contents(problem, settings)
     if model.kind == "experts":
-        if not assembly.experts:
+        if not problem.experts:
             raise ConfigError(
                 "No task has an expert, so `experts` has no score: write fitness.tasks.<task>.expert=..., or name an "
                 "expert, which is then scored on all tasks."
             )
-        return Contender({"model": {"experts": assembly.experts}, **about}, partial(score_experts, assembly))
+        return Contender({"model": {"experts": problem.experts}, **about}, partial(score_experts, problem))
     if model.kind == "constant":
-        coefficients = assembly.coefficients(np.full(len(assembly.space.rows), model.value))
-        groups = [group.name for group in assembly.space.groups]
+        coefficients = problem.coefficients(np.full(len(problem.space.rows), model.value))
+        groups = [group.name for group in problem.space.groups]
         named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
-        return in_place(partial(assembly.merger.apply, coefficients), named, about)
-    return in_place(partial(assembly.become, model.value), {"expert": model.value} if model.value else "base", about)
+        return in_place(partial(problem.merger.apply, coefficients), named, about)
+    return in_place(partial(problem.become, model.value), {"expert": model.value} if model.value else "base", about)
 
 
 def _marks(model: Model, marks: Marks) -> list[str]:
@@ -219,7 +219,7 @@ def _marks(model: Model, marks: Marks) -> list[str]:
 
 def _outcome(
     contender: Contender,
-    assembly: Assembly,
+    problem: Problem,
     cache: Path,
     score: Scorer,
     ids: Mapping[str, list[str]],
@@ -234,11 +234,11 @@ def _outcome(
         try:
             return timed(lambda: contender.score(score, ids))
         finally:
-            assembly.become(None)
+            problem.become(None)
 
     try:
-        if assembly.fitness.pure:
-            outcome = remembered(cache, {**contender.about, "items": ids, **circumstances(assembly)}, compute)
+        if problem.fitness.pure:
+            outcome = remembered(cache, {**contender.about, "items": ids, **circumstances(problem)}, compute)
         else:
             outcome = compute()
         check_finite(outcome, metric)

@@ -17,7 +17,7 @@ import numpy as np
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.identity import circumstances, contents
 from evomerge.search.evaluators.scorers import score_experts
 from evomerge.search.evaluators.serial import Scorer
@@ -30,7 +30,7 @@ class Judge:
     """Scores models on the select and the report split.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         settings: of the search.
         scorers: score the live model on the items of a split.
         subsets: choose the items of a split.
@@ -45,44 +45,44 @@ class Judge:
 
     def __init__(
         self,
-        assembly: Assembly,
+        problem: Problem,
         settings: Mapping[str, Any],
         scorers: Mapping[str, Scorer],
         subsets: Mapping[str, Subset],
         interrupt: Interrupt,
         limit: TimeLimit | None = None,
     ) -> None:
-        self._assembly, self._scorers, self._interrupt = assembly, scorers, interrupt
+        self._problem, self._scorers, self._interrupt = problem, scorers, interrupt
         self.ids = {split: subsets[split](0) for split in ("select", "report")}
         self._limit = limit or TimeLimit()
         self.sizes = {split: subsets[split].size for split in self.ids}
         self.scored: Callable[[int], object] = lambda items: None
         self._candidate = subsets["search"].size
-        self._cache = Path(settings["model"]["cache"]) if assembly.fitness.pure else None
-        self._surroundings = {**contents(assembly, settings), **circumstances(assembly)}
+        self._cache = Path(settings["model"]["cache"]) if problem.fitness.pure else None
+        self._surroundings = {**contents(problem, settings), **circumstances(problem)}
 
     @property
     def bounds(self) -> tuple[float, float]:
         """The bounds that the search has for weights."""
-        weight = next(variable for variable in self._assembly.space.variables if variable.name == "weight")
+        weight = next(variable for variable in self._problem.space.variables if variable.name == "weight")
         return weight.low, weight.high
 
     def decode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Return the coefficients of a point."""
-        return self._assembly.space.decode(x)
+        return self._problem.space.decode(x)
 
     def constant(self, weight: float) -> dict[str, np.ndarray]:
         """Return coefficients with the same weight everywhere."""
-        return self._assembly.coefficients(np.full(len(self._assembly.space.rows), weight))
+        return self._problem.coefficients(np.full(len(self._problem.space.rows), weight))
 
     def within(self, weight: float) -> dict[str, np.ndarray]:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
-        return self.decode(self._assembly.space.start({"weight": weight}))
+        return self.decode(self._problem.space.start({"weight": weight}))
 
     def merged(self, coefficients: Mapping[str, np.ndarray], split: str, part: Items | None = None) -> Outcome:
         """Score a merge on a split, or on a part of its items; see the class for what is remembered."""
         ids = {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
-        groups = [group.name for group in self._assembly.space.groups]
+        groups = [group.name for group in self._problem.space.groups]
         named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
         return self._once(named, split, ids, lambda: self._merge(coefficients, split, ids))
 
@@ -93,18 +93,18 @@ class Judge:
     def experts(self, split: str) -> Outcome:
         """Score each task with its own expert; tasks without an expert are left out."""
         return self._once(
-            {"experts": self._assembly.experts},
+            {"experts": self._problem.experts},
             split,
             self.ids[split],
-            lambda: score_experts(self._assembly, self._scorers[split], self.ids[split]),
+            lambda: score_experts(self._problem, self._scorers[split], self.ids[split]),
         )
 
     def _merge(self, coefficients: Mapping[str, np.ndarray], split: str, ids: dict[str, list[str]]) -> Outcome:
-        self._assembly.merger.apply(coefficients)
+        self._problem.merger.apply(coefficients)
         return self._scorers[split](ids)
 
     def _restored(self, split: str) -> Outcome:
-        self._assembly.merger.restore()
+        self._problem.merger.restore()
         return self._scorers[split](self.ids[split])
 
     def _once(self, model: Any, split: str, ids: Items, compute: Callable[[], Outcome]) -> Outcome:

@@ -17,7 +17,7 @@ from evomerge.common.names import listed
 from evomerge.fitness.capabilities import Headed
 from evomerge.fitness.items import Item
 from evomerge.models.configurations import Configuration, compare_configurations, said
-from evomerge.problem import Assembly, Sources
+from evomerge.problem import Problem, Sources
 from evomerge.task_vectors.store import unlike
 
 
@@ -100,11 +100,11 @@ def task_notes(sources: Sources, by_head: bool, items: Mapping[str, Mapping[str,
     return [*few_items(items), *Marks(sources, by_head).of_merge()]
 
 
-def marks_of(assembly: Assembly) -> Marks:
+def marks_of(problem: Problem) -> Marks:
     """Return what says of rows what is not as their names say, with the tensors of experts."""
-    vectors = assembly.vectors
+    vectors = problem.vectors
     tensors = {name: unlike(vectors.base, expert) for name, expert in vectors.experts.items()}
-    return Marks(assembly.sources, isinstance(assembly.fitness, Headed), tensors)
+    return Marks(problem.sources, isinstance(problem.fitness, Headed), tensors)
 
 
 FEW = 30

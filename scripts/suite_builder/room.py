@@ -26,8 +26,8 @@ from evomerge.common.errors import LogError, SuiteError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.fitness.objectives import Objective
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import find_learning
@@ -122,16 +122,16 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
     reporter = Reporter(console)
     settings = _settings(suite, steps)
     with reporter.bars():
-        assembly = assemble(settings, reporter)
+        problem = build_problem(settings, reporter)
     log = suite.path / "room" / "trials.jsonl"
     console.print("measuring what a supervised tensor-wise search finds")
     try:
-        weights = _search(assembly, settings, log, reporter)
+        weights = _search(problem, settings, log, reporter)
     except LogError:  # of other experts, or of another version: it is worth nothing but the minutes that it took
         log.unlink()
-        weights = _search(assembly, settings, log, reporter)
-    scorers = {"select": scorer(assembly, assembly.items["select"])}
-    judge = Judge(assembly, settings, scorers, make_subsets(assembly, settings), Interrupt())
+        weights = _search(problem, settings, log, reporter)
+    scorers = {"select": scorer(problem, problem.items["select"])}
+    judge = Judge(problem, settings, scorers, make_subsets(problem, settings), Interrupt())
     low, high = judge.bounds
     constants = {f"{c:g}": judge.constant(c) for c in CONSTANTS if low <= c <= high}
     with progress(console, "scoring constants and experts on select items", None) as advance:
@@ -163,22 +163,22 @@ def _settings(suite: Suite, steps: int) -> dict[str, Any]:
     return settings
 
 
-def _search(assembly: Assembly, settings: dict[str, Any], log: Path, reporter: Reporter) -> dict[str, Any]:
+def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Reporter) -> dict[str, Any]:
     """Run the search, or go on with it, and return the coefficients of its last point."""
-    searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
-    learning = find_learning(assembly, settings, reporter)
-    scorers = {"search": scorer(assembly, assembly.items["search"])}
-    *_, evaluate = make_evaluators(assembly, settings, scorers, make_subsets(assembly, settings), learning)
+    searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
+    learning = find_learning(problem, settings, reporter)
+    scorers = {"search": scorer(problem, problem.items["search"])}
+    *_, evaluate = make_evaluators(problem, settings, scorers, make_subsets(problem, settings), learning)
     log.parent.mkdir(exist_ok=True)
     with (
-        TrialLog(log, describe(assembly, settings, learning.items), fingerprint()) as opened,
+        TrialLog(log, describe(problem, settings, learning.items), fingerprint()) as opened,
         reporter.searching(opened.logged, settings["budget"]) as told,
     ):
         search(searcher, watching(evaluate, told), opened, Budget(settings["budget"]))
     last = f"step_{settings['searcher']['steps']}"
     if last not in (incumbents := searcher.incumbents()):
         raise SuiteError(f"the room cannot be measured: steps of the gradient failed, as the warnings and {log} say")
-    return assembly.space.decode(incumbents[last].x)
+    return problem.space.decode(incumbents[last].x)
 
 
 def _sha256(file: Path) -> str:

@@ -87,36 +87,36 @@ def test_the_run_directory_is_complete(smoke) -> None:
     assert "free coefficients" in done.stderr
 
 
-def test_the_recipe_rebuilds_the_winner(smoke, assembly) -> None:
+def test_the_recipe_rebuilds_the_winner(smoke, problem) -> None:
     """Merging by the recipe's coefficients gives the model whose score is in the summary."""
     directory, _ = smoke
     recipe = Recipe.from_yaml((directory / "recipe.yaml").read_text())
     summary = json.loads((directory / "summary.json").read_text())
-    assert recipe.base.sha256 == assembly.vectors.base.sha256
-    coefficients = recipe.on_groups(assembly.space.groups, assembly.space.rows, assembly.vectors.parameters)
-    assembly.merger.apply(coefficients)
-    prepared = assembly.fitness.prepare(assembly.live.processor, assembly.items["report"])
-    outcome = assembly.fitness(
-        assembly.live.model,
+    assert recipe.base.sha256 == problem.vectors.base.sha256
+    coefficients = recipe.on_groups(problem.space.groups, problem.space.rows, problem.vectors.parameters)
+    problem.merger.apply(coefficients)
+    prepared = problem.fitness.prepare(problem.live.processor, problem.items["report"])
+    outcome = problem.fitness(
+        problem.live.model,
         prepared,
-        {task: [item.id for item in items] for task, items in assembly.items["report"].items()},
+        {task: [item.id for item in items] for task, items in problem.items["report"].items()},
     )
-    assembly.merger.restore()
+    problem.merger.restore()
     scores = {task: metrics["accuracy"] for task, metrics in outcome.scores().items()}
     assert scores == pytest.approx(summary["report"]["winner"]["tasks"], abs=0.011)
     assert yaml.safe_load((directory / "mergekit.yaml").read_text())["merge_method"] == "task_arithmetic"
 
 
-def test_splits_are_disjoint_and_the_search_saw_only_its_own(smoke, assembly) -> None:
+def test_splits_are_disjoint_and_the_search_saw_only_its_own(smoke, problem) -> None:
     directory, _ = smoke
     texts = {
-        split: {item.text for items in assembly.items[split].values() for item in items}
+        split: {item.text for items in problem.items[split].values() for item in items}
         for split in ("search", "select", "report")
     }
     assert not texts["search"] & texts["select"]
     assert not texts["search"] & texts["report"]
     assert not texts["select"] & texts["report"]
-    search_ids = {item.id for items in assembly.items["search"].values() for item in items}
+    search_ids = {item.id for items in problem.items["search"].values() for item in items}
     trials = [line for line in read_log(directory / "trials.jsonl") if line["kind"] == "trial"]
     seen = [frozenset(i for ids in trial["items"].values() for i in ids) for trial in trials]
     assert len(set(seen)) == 1  # the same items for all candidates

@@ -16,10 +16,10 @@ from evomerge.cli.export import main
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.models.weights import read_tensors, weight_files
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.directory import open_run
-from evomerge.runs.points import find_finalist, open_assembly
+from evomerge.runs.points import find_finalist, open_problem
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from tests.kit.helpers import compose
@@ -91,12 +91,12 @@ def test_in_another_directory_it_has_its_heads_beside_it(finished: Path, tmp_pat
 
 
 def test_a_trial_is_decoded_and_says_what_it_is(
-    finished: Path, assembly: Assembly, capsys: pytest.CaptureFixture
+    finished: Path, problem: Problem, capsys: pytest.CaptureFixture
 ) -> None:
     run = open_run(finished)
     sizes = [len(batch.points) for batch in run.batches]
     recipe = Recipe.from_yaml(exported(capsys, finished, "--trial", "2.1"))
-    expected = assembly.space.decode(run.batches[2].points[1])["weight"]
+    expected = problem.space.decode(run.batches[2].points[1])["weight"]
     np.testing.assert_array_equal(values_of(recipe), expected)
     trial = run.batches[2].trials[1]
     assert trial is not None
@@ -127,7 +127,7 @@ def test_json_has_coefficients_and_the_value(finished: Path, capsys: pytest.Capt
 def test_the_finalists_are_those_of_the_selection(finished: Path) -> None:
     """Every name in the summary can be had, and the winner among them is the recipe, bit for bit."""
     run = open_run(finished)
-    opened = open_assembly(run, Reporter())
+    opened = open_problem(run, Reporter())
     assert run.summary is not None
     assert run.recipe is not None
     selected = run.summary.select
@@ -169,11 +169,11 @@ def test_heads_are_written_for_a_run_that_has_none_yet(stopped: Path, tmp_path: 
     assert all((tmp_path / path).is_file() for path in recipe.heads.values())
 
 
-def test_steps_of_a_gradient_are_trials(stepped: Path, assembly: Assembly, capsys: pytest.CaptureFixture) -> None:
+def test_steps_of_a_gradient_are_trials(stepped: Path, problem: Problem, capsys: pytest.CaptureFixture) -> None:
     recipe = Recipe.from_yaml(exported(capsys, stepped, "--trial", "step_4"))
     assert Recipe.from_yaml(exported(capsys, stepped, "--trial", "4")) == recipe  # nothing came before the steps
     point = open_run(stepped).batches[4].points[0]
-    np.testing.assert_array_equal(values_of(recipe), assembly.space.decode(point)["weight"])
+    np.testing.assert_array_equal(values_of(recipe), problem.space.decode(point)["weight"])
     assert recipe.scores["metric"] == "cross_entropy"
     assert recipe.scores["value"] < 0
     assert recipe.scores["split"] == "the inputs of this step"
@@ -225,12 +225,12 @@ def test_a_directory_without_a_log_is_no_run(tmp_path: Path) -> None:
 
 
 def test_materialise_from_the_command_line(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, assembly: Assembly
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, problem: Problem
 ) -> None:
     exported(capsys, finished, "--trial", "1.0", "--materialise", tmp_path / "experts")
     document = yaml.safe_load((tmp_path / "experts" / "mergekit.yaml").read_text())
     assert [row["model"] for row in document["models"]] == [
-        str(tmp_path / "experts" / name) for name in assembly.experts
+        str(tmp_path / "experts" / name) for name in problem.experts
     ]
     written = read_tensors(weight_files(tmp_path / "experts" / "trees"))
     original = read_tensors(weight_files(Path(document["base_model"]).parent / "experts" / "trees"))

@@ -11,7 +11,7 @@ import pytest
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.limits import Overdue
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import build, check, plain
 from evomerge.search.evaluators.serial import prepare
 from tests.kit.helpers import compose
@@ -80,7 +80,7 @@ def test_a_class_whose_module_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("error", "message"), [(SystemExit(0), "Exited: SystemExit was raised with status 0"), (KeyError("x"), "KeyError")]
 )
-def test_a_fitness_that_fails_while_it_prepares(assembly: Assembly, error: BaseException, message: str) -> None:
+def test_a_fitness_that_fails_while_it_prepares(problem: Problem, error: BaseException, message: str) -> None:
     class Mine:
         def prepare(self, processor: Any, items: Any) -> None:
             raise error

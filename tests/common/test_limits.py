@@ -23,7 +23,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.common import limits
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.limits import TimeLimit
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.search.journal import read_log
@@ -297,12 +297,12 @@ def test_what_is_no_time_is_refused(setting: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def settings(pico_suite: Suite, assembly: Assembly, tmp_path: Path) -> list[str]:
+def settings(pico_suite: Suite, problem: Problem, tmp_path: Path) -> list[str]:
     """Settings of a search over the constants 0.0, 0.5, 1.0 and 1.5, by a fitness that hangs at 1.0."""
-    name = next(name for name in assembly.vectors.parameters if name.endswith("output.dense.weight"))
-    deltas = [assembly.vectors.dense(expert, name) for expert in assembly.vectors.experts]
+    name = next(name for name in problem.vectors.parameters if name.endswith("output.dense.weight"))
+    deltas = [problem.vectors.dense(expert, name) for expert in problem.vectors.experts]
     total = torch.stack([delta for delta in deltas if delta is not None]).sum(0)
-    save_file({"base": assembly.vectors.base.tensor(name).clone(), "sum": total}, tmp_path / "known.safetensors")
+    save_file({"base": problem.vectors.base.tensor(name).clone(), "sum": total}, tmp_path / "known.safetensors")
     source = SLOW.format(file=str(tmp_path / "known.safetensors"), name=name, hangs=1.0)
     (tmp_path / "slow.py").write_text(source)
     where = [f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}", "model.device=cpu"]

@@ -21,7 +21,7 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.finite import watched
 from evomerge.fitness.items import Task
 from evomerge.fitness.perplexity import Perplexity
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.search.evaluators.scorers import make_objective, make_subsets, score_experts, scorer
@@ -278,17 +278,17 @@ def test_a_base_without_a_score_ends_a_search_before_it_begins(family, tmp_path)
 
 
 @pytest.fixture
-def silent(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> Assembly:
+def silent(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> Problem:
     """The pico suite, whose expert `trees` says nothing but NaN."""
-    become = Assembly.become
+    become = Problem.become
 
-    def spoiled(self: Assembly, expert: str | None) -> None:
+    def spoiled(self: Problem, expert: str | None) -> None:
         become(self, expert)
         if expert == "trees":
             next(iter(self.live.model.parameters())).fill_(NAN)
 
-    monkeypatch.setattr(Assembly, "become", spoiled)
-    return assembly
+    monkeypatch.setattr(Problem, "become", spoiled)
+    return problem
 
 
 def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp_path):
@@ -306,11 +306,11 @@ def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp
     assert 0 < (result.models["base"].mean or 0) < 1
 
 
-def test_classes_without_a_number_are_no_right_answers(assembly: Assembly, tmp_path, monkeypatch):
+def test_classes_without_a_number_are_no_right_answers(problem: Problem, tmp_path, monkeypatch):
     """Also of a head of its own, which is no part of the live model."""
     outcome = Outcome({"a": ["1", "2"]}, {"a": {"accuracy": np.array([1.0, NAN])}})
-    impure: Any = replace(assembly, fitness=SimpleNamespace(pure=False))
-    contender, score = Contender({}, lambda score, ids: outcome), scorer(assembly, assembly.items["select"])
+    impure: Any = replace(problem, fitness=SimpleNamespace(pure=False))
+    contender, score = Contender({}, lambda score, ids: outcome), scorer(problem, problem.items["select"])
     monkeypatch.setattr(evaluation, "_contender", lambda *given: contender)
     monkeypatch.setattr(evaluation, "scorer", lambda *given: score)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
@@ -318,7 +318,7 @@ def test_classes_without_a_number_are_no_right_answers(assembly: Assembly, tmp_p
     assert result.errors["it"] == "accuracy of 1 of 2 items of a is not a finite number"
 
 
-def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(assembly: Assembly, tmp_path, monkeypatch):
+def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(problem: Problem, tmp_path, monkeypatch):
     """The weights of one recipe cancel; the others have their scores."""
     whole = evaluation._contender
 
@@ -331,6 +331,6 @@ def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(assembly: Assembl
     monkeypatch.setattr(evaluation, "_contender", contender)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     models = {"it": Model("constant", 1.0), "base": Model("base")}
-    result = evaluate(assembly, given, models, "select", Reporter())
+    result = evaluate(problem, given, models, "select", Reporter())
     assert result.errors["it"] == "the weights cancel"
     assert 0 < (result.models["base"].mean or 0) < 1

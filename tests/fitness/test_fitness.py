@@ -19,12 +19,12 @@ from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import UNLABELED, Item
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble, read_items
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem, read_items
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.sources import make_heads
-from tests.kit.classifiers import assemble_classifiers, save_classifiers
+from tests.kit.classifiers import build_classifiers, save_classifiers
 from tests.kit.helpers import compose
 from tests.kit.language import documents, write_jsonl, write_task
 
@@ -39,12 +39,12 @@ CLOSE = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sum
 class Case:
     """A fitness on an assembled live model, and a few items of each task."""
 
-    assembly: Assembly
+    problem: Problem
     make: Callable[..., Any]
     items: dict[str, list[Item]]
 
     def __post_init__(self) -> None:
-        self.model, self.tokenizer = self.assembly.live.model, self.assembly.live.processor
+        self.model, self.tokenizer = self.problem.live.model, self.problem.live.processor
         self.ids = {task: [item.id for item in chosen] for task, chosen in self.items.items()}
         self.fitness: Fitness = self.make()
         self.prepared = self.fitness.prepare(self.tokenizer, self.items)
@@ -58,11 +58,11 @@ class Case:
         return "log_probability" if "log_probability" in self.fitness.metrics else self.fitness.metrics[-1]
 
     def merge(self, *weights: float) -> None:
-        self.assembly.merger.apply(self.assembly.coefficients(np.array(weights[: len(self.assembly.space.rows)])))
+        self.problem.merger.apply(self.problem.coefficients(np.array(weights[: len(self.problem.space.rows)])))
 
 
 @pytest.fixture(scope="module")
-def cases(pico_suite, assembly, language_family, tmp_path_factory) -> Callable[[str], Case]:
+def cases(pico_suite, problem, language_family, tmp_path_factory) -> Callable[[str], Case]:
     """Make the cases, each once."""
     path = tmp_path_factory.mktemp("fitness")
     for name in ("own", "own-pooler"):
@@ -72,10 +72,10 @@ def cases(pico_suite, assembly, language_family, tmp_path_factory) -> Callable[[
     def case(name: str) -> Case:
         if name in LANGUAGE:
             return language_case(name, language_family, path / name)
-        parts = assembly
+        parts = problem
         if name in ("own", "own-pooler", "mixed"):
             directory = path / ("own" if name == "mixed" else name)
-            parts = assemble_classifiers(directory, pico_suite, frozen="trees" if name == "mixed" else None)
+            parts = build_classifiers(directory, pico_suite, frozen="trees" if name == "mixed" else None)
         makers = {
             "file": lambda: Custom(f"{Path(__file__).parents[1] / 'kit' / 'user_fitness.py'}:score"),
             "module": lambda: Custom("tests.kit.user_fitness:score"),
@@ -99,7 +99,7 @@ def language_case(name: str, family: Path, folder: Path) -> Case:
     models = [f"model.base={family}/base", f"model.experts=[{family}/left,{family}/right]", "model.device=cpu"]
     kind = [f"fitness={name}", f"fitness.tasks={{{tasks}}}", "model.auto_class=AutoModelForCausalLM"]
     settings = plain(compose("model=directories", *models, *kind, f"model.cache={folder}/cache"))
-    parts = assemble(settings, Reporter())
+    parts = build_problem(settings, Reporter())
     items = {task: chosen[:8] for task, chosen in parts.items["search"].items()}
 
     def make() -> Fitness:
@@ -113,13 +113,13 @@ def language_case(name: str, family: Path, folder: Path) -> Case:
 @pytest.fixture(params=FITNESSES)
 def case(request, cases):
     yield cases(request.param)
-    cases(request.param).assembly.merger.restore()
+    cases(request.param).problem.merger.restore()
 
 
 @pytest.fixture(params=CLASSIFICATION)
 def classification(request, cases):
     yield cases(request.param)
-    cases(request.param).assembly.merger.restore()
+    cases(request.param).problem.merger.restore()
 
 
 def assert_close(one: Outcome, other: Outcome, **tolerances: float) -> None:
@@ -147,7 +147,7 @@ def test_scores_follow_the_weights_and_nothing_else(case):
     assert not np.allclose(flat(merged, metric), flat(case.score(), metric))
     case.merge(0.6, 0.6, 0.6)
     assert_close(merged, case.score(), atol=0, rtol=0)
-    case.assembly.merger.restore()
+    case.problem.merger.restore()
     assert_close(base, case.score(), atol=0, rtol=0)
 
 
@@ -233,7 +233,7 @@ def test_metrics_are_those_of_the_softmax(classification):
     results = classification.score().results
     for task, metrics in results.items():
         right, log_probability = metrics["accuracy"], metrics["log_probability"]
-        classes = len(classification.assembly.sources.tasks[task].classes) or (3 if task == "animals" else 4)
+        classes = len(classification.problem.sources.tasks[task].classes) or (3 if task == "animals" else 4)
         assert set(right) <= {0.0, 1.0}
         assert (log_probability < 0).all()
         assert (np.exp(log_probability[right == 1]) >= 1 / classes).all()  # the likeliest class

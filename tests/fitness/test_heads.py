@@ -31,7 +31,7 @@ from evomerge.models.live import load_live
 from evomerge.models.pretrained import load_model
 from evomerge.runs.sources import find_sources
 from evomerge.runs.suite import write_head
-from tests.kit.classifiers import assemble_classifiers, save_classifiers
+from tests.kit.classifiers import build_classifiers, save_classifiers
 
 POOLERS = {"without": False, "with": True}
 POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
@@ -42,7 +42,7 @@ def family(request, pico_suite, tmp_path_factory):
     """A directory with a base, with or without pooler, and experts that are classifiers; and what is made of them."""
     path = tmp_path_factory.mktemp(request.param)
     save_classifiers(path, pico_suite, pooler=POOLERS[request.param])
-    return path, assemble_classifiers(path, pico_suite)
+    return path, build_classifiers(path, pico_suite)
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_a_head_that_its_config_calls_tied_but_is_not_stays_untied(paths, tokeni
 
 @pytest.mark.slow
 def test_importing_the_fitness_does_not_import_lm_eval():
-    modules = "evomerge.fitness.lm_eval.harness, evomerge.fitness.perplexity, evomerge.runs.assembly"
+    modules = "evomerge.fitness.lm_eval.harness, evomerge.fitness.perplexity, evomerge.runs.build"
     code = f"import sys, {modules}; print({{'lm_eval', 'datasets'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -10,7 +10,7 @@ import torch
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.learning import check_learning, find_learning
@@ -49,8 +49,8 @@ def settings(family: Path, fitness: str, names: list[str], *more: str) -> dict:
 )
 def test_the_gradient_is_what_finite_differences_say(family, fitness, names, loss):
     given = plain(settings(family, fitness, names, f"loss={loss}"))
-    assembly = assemble(given, Reporter())
-    evaluate = GradientEvaluator(assembly, find_learning(assembly, given, Reporter()), given)
+    problem = build_problem(given, Reporter())
+    evaluate = GradientEvaluator(problem, find_learning(problem, given, Reporter()), given)
     x, step = np.array([0.3, 0.5]), 2e-3
 
     def trial(point: np.ndarray):
@@ -66,17 +66,17 @@ def test_the_gradient_is_what_finite_differences_say(family, fitness, names, los
 
 def test_the_cross_entropy_of_choices_is_minus_their_log_probability(family):
     given = plain(settings(family, "lm_eval", ["choice", "answer"], "fitness.batch_size=4"))
-    assembly = assemble(given, Reporter())
-    learning = find_learning(assembly, given, Reporter())
-    evaluate = GradientEvaluator(assembly, learning, given)
+    problem = build_problem(given, Reporter())
+    learning = find_learning(problem, given, Reporter())
+    evaluate = GradientEvaluator(problem, learning, given)
     (trial,) = evaluate(Batch(0, np.array([[0.4, 0.2]]), gradient=True), [0])
-    model = assembly.live.model
-    outcome = assembly.fitness(model, learning.prepared, trial.items)
+    model = problem.live.model
+    outcome = problem.fitness(model, learning.prepared, trial.items)
     np.testing.assert_allclose(
         trial.results["choice"]["cross_entropy"], -outcome.results["choice"]["log_probability"], atol=1e-4
     )
-    documents_ = assembly.fitness._benchmarks["answer"].documents
-    tokens = [len(assembly.live.processor(documents_[i].doc["answer"])["input_ids"]) for i in trial.items["answer"]]
+    documents_ = problem.fitness._benchmarks["answer"].documents
+    tokens = [len(problem.live.processor(documents_[i].doc["answer"])["input_ids"]) for i in trial.items["answer"]]
     np.testing.assert_allclose(  # the mean over tokens, where the metric is by bytes
         np.array(trial.results["answer"]["cross_entropy"]) * tokens,
         -outcome.results["answer"]["score"],
@@ -101,9 +101,9 @@ def test_losses_that_compare_classes_are_refused(family):
 
 def test_gradients_leave_no_graph_behind(family):
     given = plain(settings(family, "lm_eval", ["choice"]))
-    assembly = assemble(given, Reporter())
-    evaluate = GradientEvaluator(assembly, find_learning(assembly, given, Reporter()), given)
+    problem = build_problem(given, Reporter())
+    evaluate = GradientEvaluator(problem, find_learning(problem, given, Reporter()), given)
     evaluate.measure()
-    assert all(parameter.grad is None for parameter in assembly.live.model.parameters())
-    assert not any(parameter.requires_grad for parameter in assembly.live.model.parameters())
+    assert all(parameter.grad is None for parameter in problem.live.model.parameters())
+    assert not any(parameter.requires_grad for parameter in problem.live.model.parameters())
     assert torch.is_grad_enabled()

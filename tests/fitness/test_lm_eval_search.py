@@ -12,7 +12,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
 from evomerge.report import write_report
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.search.journal import read_log
@@ -107,7 +107,7 @@ def test_language_models_are_loaded_with_their_heads(family):
     with pytest.raises(
         ConfigError, match=r"LlamaModel has no language-modelling head: write model\.auto_class=AutoModelFo"
     ):
-        assemble(plain(compose(*given)), Reporter())
+        build_problem(plain(compose(*given)), Reporter())
 
 
 def test_settings_of_other_fitnesses_are_refused(family):
@@ -115,16 +115,16 @@ def test_settings_of_other_fitnesses_are_refused(family):
         family, f"fitness.tasks={{texts: {{items: {family}/texts.jsonl, fewshot: 2}}}}", "fitness=perplexity"
     )
     with pytest.raises(ConfigError, match=r"fitness\.tasks\.texts\.fewshot means nothing to the fitness Perplexity"):
-        assemble(plain(compose(*given)), Reporter())
+        build_problem(plain(compose(*given)), Reporter())
     given = settings(family, tasks(family, "choice", "rolling"), "fitness.report_metric=acc")
     with pytest.raises(
         ConfigError, match=r"fitness\.report_metric is 'acc'; this fitness gives log_probability, score\."
     ):
-        assemble(plain(compose(*given)), Reporter())
+        build_problem(plain(compose(*given)), Reporter())
 
 
 def test_warnings_about_public_splits_come_first(family, monkeypatch):
     monkeypatch.setattr("evomerge.fitness.lm_eval.documents.is_public", lambda task: True)
     given = settings(family, tasks(family, "choice"), "fitness.public_test=true")
-    assembly = assemble(plain(compose(*given)), Reporter())
-    assert assembly.warnings[0].startswith("coefficients were chosen by 'test' of pico_choice")
+    problem = build_problem(plain(compose(*given)), Reporter())
+    assert problem.warnings[0].startswith("coefficients were chosen by 'test' of pico_choice")

@@ -18,8 +18,8 @@ from evomerge.fitness import classification
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.heads import OwnHead
 from evomerge.fitness.items import make_item, read_items, write_items
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import write_head
@@ -38,15 +38,15 @@ def settings(path: Path, tmp_path: Path, **tasks: str) -> list[str]:
     ]
 
 
-def assembled(path: Path, tmp_path: Path, *overrides: str, **tasks: str) -> Assembly:
-    return assemble(plain(compose(*settings(path, tmp_path, **tasks), *overrides)), Reporter())
+def assembled(path: Path, tmp_path: Path, *overrides: str, **tasks: str) -> Problem:
+    return build_problem(plain(compose(*settings(path, tmp_path, **tasks), *overrides)), Reporter())
 
 
 def ids_of(items) -> dict[str, list[str]]:
     return {task: [item.id for item in chosen] for task, chosen in items.items()}
 
 
-def outcome(parts: Assembly, split: str = "search"):
+def outcome(parts: Problem, split: str = "search"):
     items = parts.items[split]
     prepared = parts.fitness.prepare(parts.live.processor, items)
     return parts.fitness(parts.live.model, prepared, ids_of(items))
@@ -214,5 +214,5 @@ def test_images_with_a_base_of_texts_are_refused_before_anything_is_merged(own_c
         f"fitness.tasks={{mood: {vision_family / 'digits.jsonl'}}}",
     ]
     with pytest.raises(ConfigError, match="The task mood holds images, but the base is a model of texts"):
-        assemble(plain(compose(*given)), Reporter())
+        build_problem(plain(compose(*given)), Reporter())
     assert not (tmp_path / "cache").exists()

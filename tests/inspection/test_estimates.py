@@ -16,7 +16,7 @@ from evomerge.inspection.estimates import estimate, time_merge
 from evomerge.inspection.sources import inspect_sources
 from evomerge.merging.methods import Linear, Ties
 from evomerge.problem import Sources
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
@@ -39,10 +39,10 @@ def needs(settings: dict, sources: Sources):
     return found, *estimate(found, sources, fitness, settings, Reporter())
 
 
-def test_a_suite(settings, assembly):
+def test_a_suite(settings, problem):
     sources = find_sources(settings["model"], None)
     found, need, warnings = needs(settings, sources)
-    deltas = [delta for held in assembly.vectors.deltas.values() for delta in held.values()]
+    deltas = [delta for held in problem.vectors.deltas.values() for delta in held.values()]
     assert need.task_vectors == sum(delta.nbytes for delta in deltas)
     assert need.model == 4 * found.whole.elements
     assert need.device == "cpu"
@@ -128,7 +128,7 @@ def test_heads_are_given_what_is_merged(own_classifiers, tmp_path, monkeypatch):
     seen, call = [], Scorer.__call__
     monkeypatch.setattr(Scorer, "__call__", lambda self, ids: seen.append(call(self, ids)) or seen[-1])
     needs(given, find_sources(given["model"], given["fitness"]["tasks"]))
-    whole = assemble(given, Reporter())
+    whole = build_problem(given, Reporter())
     whole.become(None)
     scorer(whole, whole.items["search"])(make_subsets(whole, given)["search"](0))
     inspected, searched = (outcome.results["mood"]["log_probability"] for outcome in (seen[0], seen[-1]))

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassificatio
 
 from evomerge.cli.progress import Reporter
 from evomerge.demo.finetune import save_model
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.suite import Suite
 from tests.kit.helpers import compose
@@ -44,7 +44,7 @@ def save_classifiers(path: Path, suite: Suite, pooler: bool) -> None:
         save_model(expert, tokenizer, path / name)
 
 
-def assemble_classifiers(path: Path, suite: Suite, frozen: str | None = None) -> Assembly:
+def build_classifiers(path: Path, suite: Suite, frozen: str | None = None) -> Problem:
     """Assemble what `save_classifiers` wrote; all tasks with their experts' own heads, but for the one named here."""
     tasks = [
         f"{name}: {{items: {task.items}{f', head: {task.head}' if name == frozen else ''}}}"
@@ -57,4 +57,4 @@ def assemble_classifiers(path: Path, suite: Suite, frozen: str | None = None) ->
         "model.device=cpu",
         f"fitness.tasks={{{', '.join(tasks)}}}",
     )
-    return assemble(plain(config), Reporter())
+    return build_problem(plain(config), Reporter())

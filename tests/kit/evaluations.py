@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.config import plain
@@ -35,11 +35,11 @@ def remembered(settings: dict[str, Any]) -> set[str]:
     return {file.name for file in (Path(settings["model"]["cache"]) / "outcomes").glob("*")}
 
 
-def is_base(assembly: Assembly) -> bool:
+def is_base(problem: Problem) -> bool:
     """Whether the live model holds the base, bit for bit."""
-    base = assembly.vectors.base
-    return all(p.equal(base.tensor(name)) for name, p in assembly.live.model.named_parameters() if name in base.keys)
+    base = problem.vectors.base
+    return all(p.equal(base.tensor(name)) for name, p in problem.live.model.named_parameters() if name in base.keys)
 
 
-def recipe_of(assembly: Assembly, settings: dict[str, Any], coefficients: dict[str, np.ndarray]) -> Recipe:
-    return make_recipe(assembly, settings, coefficients, {}, {})
+def recipe_of(problem: Problem, settings: dict[str, Any], coefficients: dict[str, np.ndarray]) -> Recipe:
+    return make_recipe(problem, settings, coefficients, {}, {})

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evomerge.cli.progress import Reporter
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import load_skeleton
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
 from tests.kit.helpers import compose
 from tests.kit.language import documents, save_tokenizer, write_jsonl
@@ -78,7 +78,7 @@ def settings(path: Path, choice: str, *more: str, experts: str = "longer,shorter
     ]
 
 
-def assembled(path: Path, choice: str, *more: str, **experts: str) -> tuple[Assembly, dict[str, Any]]:
+def assembled(path: Path, choice: str, *more: str, **experts: str) -> tuple[Problem, dict[str, Any]]:
     given = plain(compose(*settings(path, choice, *more, **experts)))
     check(given)
-    return assemble(given, Reporter()), given
+    return build_problem(given, Reporter()), given

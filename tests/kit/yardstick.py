@@ -20,7 +20,7 @@ from transformers import BertModel, GPT2LMHeadModel, LlamaForCausalLM
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import EvomergeError
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.selection.contenders import of_directory
 from tests.kit.helpers import compose
@@ -89,17 +89,17 @@ def outcome(settings: Mapping[str, Any], path: Path, auto_class: str) -> tuple[s
     model = settings["model"] | {"base": str(path / "base"), "auto_class": auto_class, "cache": str(path / "cache")}
     model["experts"] = {"one": str(path / "one"), "two": str(path / "two")}
     try:
-        assembly = assemble({**settings, "model": model}, reporter)
-        contender = of_directory(path / "one", assembly, {**settings, "model": model}, reporter)
+        problem = build_problem({**settings, "model": model}, reporter)
+        contender = of_directory(path / "one", problem, {**settings, "model": model}, reporter)
     except EvomergeError as error:
         return "refused", str(error), {}
-    live, found = assembly.live.model, {}
+    live, found = problem.live.model, {}
     found["base"] = logits(live)
-    assembly.merger.apply({"weight": torch.tensor([[1.0, 0.0]]).expand(len(assembly.space.groups), 2).double().numpy()})
+    problem.merger.apply({"weight": torch.tensor([[1.0, 0.0]]).expand(len(problem.space.groups), 2).double().numpy()})
     found["constant"] = logits(live)
-    assembly.become("one")
+    problem.become("one")
     found["expert"] = logits(live)
-    assembly.become(None)
+    problem.become(None)
     contender.score(lambda ids: found.update(directory=logits(live)), {})
     theirs = {name: loaded(path / name, auto_class) for name in ("base", "one")}
     equal = {}
@@ -108,4 +108,4 @@ def outcome(settings: Mapping[str, Any], path: Path, auto_class: str) -> tuple[s
         equal[row] = (
             other is not None and other.shape == ours.shape and torch.allclose(ours, other, rtol=1e-5, atol=1e-5)
         )
-    return "scored", "\n".join([*assembly.warnings, said.getvalue()]), equal
+    return "scored", "\n".join([*problem.warnings, said.getvalue()]), equal

@@ -150,9 +150,9 @@ def test_a_model_that_is_not_its_files_is_refused() -> None:
 
 
 @pytest.fixture
-def restored(assembly) -> Iterator:
-    yield assembly
-    assembly.merger.restore()
+def restored(problem) -> Iterator:
+    yield problem
+    problem.merger.restore()
 
 
 def test_one_hot_is_the_expert(restored) -> None:

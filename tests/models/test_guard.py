@@ -32,14 +32,14 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.merging.merger import Merger
 from evomerge.models.guard import Guard, ModelChanged
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.learning import find_learning
 from evomerge.runs.run import run_search
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import Scorer, SerialEvaluator
 from evomerge.trials import Batch
-from tests.kit.classifiers import assemble_classifiers, save_classifiers
+from tests.kit.classifiers import build_classifiers, save_classifiers
 from tests.kit.damages import HARMLESS, HARMS, around_the_counters, layer, weight
 from tests.kit.evaluations import is_base, sources_of
 from tests.kit.helpers import compose
@@ -67,7 +67,7 @@ class Careless:
         return outcome
 
 
-def trials(parts: Assembly, harm: Callable[[Any], object] = id, before: bool = False, limit: Any = None) -> list[Any]:
+def trials(parts: Problem, harm: Callable[[Any], object] = id, before: bool = False, limit: Any = None) -> list[Any]:
     """Those of three candidates, to the second of which something is done."""
     items = {task: chosen[:8] for task, chosen in parts.items["search"].items()}
     fitness = Careless(parts.fitness, harm, 1, before)
@@ -83,12 +83,12 @@ def trials(parts: Assembly, harm: Callable[[Any], object] = id, before: bool = F
 
 
 @pytest.mark.parametrize("kind", HARMS)
-def test_what_happens_before_a_candidate_is_scored(assembly: Assembly, kind: str) -> None:
+def test_what_happens_before_a_candidate_is_scored(problem: Problem, kind: str) -> None:
     """Then it is scored on another model, or cannot be; whichever it is, it fails, and the next one is what it was."""
-    clean, harmed = trials(assembly), trials(assembly, HARMS[kind][0], before=True)
+    clean, harmed = trials(problem), trials(problem, HARMS[kind][0], before=True)
     assert [harmed[0], harmed[2]] == [clean[0], clean[2]]
     assert harmed[1].status == "failed"
-    assert is_base(assembly)
+    assert is_base(problem)
 
 
 @pytest.mark.parametrize("kind", ["half", "another", "data", "removed", "parametrised"])
@@ -96,14 +96,14 @@ def test_views_of_experts_with_heads_of_their_own(
     kind: str, pico_suite: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     save_classifiers(tmp_path, pico_suite, pooler=True)
-    parts = assemble_classifiers(tmp_path, pico_suite)
+    parts = build_classifiers(tmp_path, pico_suite)
     clean, harmed = trials(parts), trials(parts, HARMS[kind][0])
     assert [harmed[0], harmed[2]] == [clean[0], clean[2]]
     assert "ModelChanged" in str(harmed[1].error)
     assert clean[0].values != clean[2].values
 
 
-def test_a_change_and_a_time_limit(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_and_a_time_limit(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alarms that come while the model is put back wait."""
     monkeypatch.setattr(limits, "AGAIN", 0.02)
     monkeypatch.setattr(limits, "GRACE", 0)
@@ -119,58 +119,58 @@ def test_a_change_and_a_time_limit(assembly: Assembly, monkeypatch: pytest.Monke
         put_back(self, *arguments)
 
     monkeypatch.setattr(Guard, "_put_back", slowly)
-    clean, harmed = trials(assembly), trials(assembly, harm, limit=TimeLimit(2))
+    clean, harmed = trials(problem), trials(problem, harm, limit=TimeLimit(2))
     assert [harmed[0], harmed[2]] == [clean[0], clean[2]]
     assert harmed[1].error == "TimeoutError: took longer than time_limit=2 s"
-    assert is_base(assembly)
+    assert is_base(problem)
 
 
-def test_the_advice_works(assembly: Assembly) -> None:
+def test_the_advice_works(problem: Problem) -> None:
     """A copy may be changed at will."""
-    assert trials(assembly, lambda model: copy.deepcopy(model).half().train()) == trials(assembly)
+    assert trials(problem, lambda model: copy.deepcopy(model).half().train()) == trials(problem)
 
 
 def test_what_was_changed_between_two_calls_is_put_back_before_the_next(
-    assembly: Assembly, caplog: pytest.LogCaptureFixture
+    problem: Problem, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = assembly.merger.guard
-    coefficients = assembly.coefficients(np.full(len(assembly.space.rows), 0.3))
-    assembly.merger.apply(coefficients)
-    expected = [parameter.clone() for parameter in assembly.live.model.parameters()]
-    assembly.live.model.double()
-    assembly.merger.apply(coefficients)
+    guard = problem.merger.guard
+    coefficients = problem.coefficients(np.full(len(problem.space.rows), 0.3))
+    problem.merger.apply(coefficients)
+    expected = [parameter.clone() for parameter in problem.live.model.parameters()]
+    problem.live.model.double()
+    problem.merger.apply(coefficients)
     with guard:
-        assert all(map(torch.equal, assembly.live.model.parameters(), expected))
+        assert all(map(torch.equal, problem.live.model.parameters(), expected))
     assert "was changed while nothing scored it, and was put back: parameters in float64" in caplog.text
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
 @pytest.mark.parametrize("end", [id, lambda model: model.bad])
-def test_a_model_that_cannot_be_put_back_ends_the_search(assembly: Assembly, end: Callable[[Any], object]) -> None:
+def test_a_model_that_cannot_be_put_back_ends_the_search(problem: Problem, end: Callable[[Any], object]) -> None:
     """Whatever else went wrong in that call, and under a time limit too."""
-    model = copy.deepcopy(assembly.live.model)
+    model = copy.deepcopy(problem.live.model)
     guard = Guard(model, lambda: None, [name for name, _ in model.named_parameters()])
 
     def harm(model: Any) -> None:
         weight(model).data.untyped_storage().resize_(0)
         end(model)
 
-    fitness = Careless(assembly.fitness, harm, 0)
-    items = {task: chosen[:2] for task, chosen in assembly.items["search"].items()}
-    score = Scorer(model, fitness, fitness.prepare(assembly.live.processor, items), guard)
+    fitness = Careless(problem.fitness, harm, 0)
+    items = {task: chosen[:2] for task, chosen in problem.items["search"].items()}
+    score = Scorer(model, fitness, fitness.prepare(problem.live.processor, items), guard)
     evaluate = SerialEvaluator(
-        assembly.space, assembly.merger, score, Subset(items, None, 0), Objective("accuracy"), limit=TimeLimit(60)
+        problem.space, problem.merger, score, Subset(items, None, 0), Objective("accuracy"), limit=TimeLimit(60)
     )
-    batch = Batch(0, np.zeros((2, assembly.space.dim)))
+    batch = Batch(0, np.zeros((2, problem.space.dim)))
     for _ in range(2):  # and it stays so
         with pytest.raises(LiveModelError, match=r"cannot put it back .*no later score could be trusted"):
             next(evaluate(batch, [0]))
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
-def test_without_anything_to_write_values_anew(assembly: Assembly) -> None:
+def test_without_anything_to_write_values_anew(problem: Problem) -> None:
     """As in `inspect`: memory and form are put back; a change of values is the end."""
-    model = copy.deepcopy(assembly.live.model)
+    model = copy.deepcopy(problem.live.model)
     guard = Guard(model)
     with pytest.raises(ModelChanged, match="parameters in float16"), guard:
         model.half()
@@ -179,8 +179,8 @@ def test_without_anything_to_write_values_anew(assembly: Assembly) -> None:
         around_the_counters(model)
 
 
-def test_ctrl_c_and_an_error_of_ones_own_pass(assembly: Assembly) -> None:
-    model = copy.deepcopy(assembly.live.model)
+def test_ctrl_c_and_an_error_of_ones_own_pass(problem: Problem) -> None:
+    model = copy.deepcopy(problem.live.model)
     guard = Guard(model)
     with pytest.raises(KeyboardInterrupt), guard:
         raise KeyboardInterrupt
@@ -191,8 +191,8 @@ def test_ctrl_c_and_an_error_of_ones_own_pass(assembly: Assembly) -> None:
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
-def test_settings_are_as_they_were(assembly: Assembly, kind: str) -> None:
-    model = copy.deepcopy(assembly.live.model)
+def test_settings_are_as_they_were(problem: Problem, kind: str) -> None:
+    model = copy.deepcopy(problem.live.model)
     guard, before = Guard(model), copy.deepcopy(model)
     with guard:
         HARMLESS[kind](model)
@@ -313,12 +313,12 @@ class Between:
 
 
 @pytest.mark.parametrize("kind", ["half", "data", "hook", "train", "in place", "exits"])
-def test_between_two_tasks_of_a_step_of_the_gradient(assembly: Assembly, tmp_path: Path, kind: str) -> None:
+def test_between_two_tasks_of_a_step_of_the_gradient(problem: Problem, tmp_path: Path, kind: str) -> None:
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss.inputs=4"))
-    fitness: Any = Between(assembly.fitness, id)
-    parts = replace(assembly, fitness=fitness)
+    fitness: Any = Between(problem.fitness, id)
+    parts = replace(problem, fitness=fitness)
     evaluate = GradientEvaluator(parts, find_learning(parts, settings, Reporter()), settings)
-    batch = Batch(0, np.full((1, assembly.space.dim), 0.4), gradient=True)
+    batch = Batch(0, np.full((1, problem.space.dim), 0.4), gradient=True)
     clean = next(evaluate(batch, [0]))
 
     def leave(model: Any) -> None:
@@ -332,17 +332,17 @@ def test_between_two_tasks_of_a_step_of_the_gradient(assembly: Assembly, tmp_pat
     assert ("Exited: SystemExit" if kind == "exits" else "ModelChanged: the model was changed") in str(failed.error)
     fitness.harm = id
     assert next(evaluate(batch, [0])) == clean
-    assert not any(p.requires_grad or p.grad is not None for p in assembly.live.model.parameters())
-    assembly.merger.restore()
-    assert is_base(assembly)
+    assert not any(p.requires_grad or p.grad is not None for p in problem.live.model.parameters())
+    problem.merger.restore()
+    assert is_base(problem)
 
 
-def test_an_expert_that_is_asked_what_a_gradient_learns_from(assembly: Assembly, tmp_path: Path) -> None:
+def test_an_expert_that_is_asked_what_a_gradient_learns_from(problem: Problem, tmp_path: Path) -> None:
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss=jensen_shannon", "loss.inputs=4"))
-    fitness: Any = Between(assembly.fitness, lambda model: model.half())
+    fitness: Any = Between(problem.fitness, lambda model: model.half())
     with pytest.raises(ConfigError, match=r"animals cannot be asked .*ModelChanged: .* Another loss asks no expert"):
-        find_learning(replace(assembly, fitness=fitness), settings, Reporter())
-    assert is_base(assembly)
+        find_learning(replace(problem, fitness=fitness), settings, Reporter())
+    assert is_base(problem)
 
 
 CARELESS = """
@@ -398,8 +398,8 @@ def test_a_search_by_a_function_that_always_does_it(
         run_search(compose(*given), tmp_path / "run", Reporter())
 
 
-def test_only_what_a_call_left_behind_is_taken_away(assembly: Assembly) -> None:
-    model = copy.deepcopy(assembly.live.model)
+def test_only_what_a_call_left_behind_is_taken_away(problem: Problem) -> None:
+    model = copy.deepcopy(problem.live.model)
     guard, seen = Guard(model), []
     handle = layer(model).register_forward_hook(lambda *_: seen.append(1))
     with pytest.raises(ModelChanged, match="hooks left behind or taken away"), guard:

@@ -19,7 +19,7 @@ from evomerge.inspection.sources import inspect_sources
 from evomerge.problem import Sources
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.model import write_model
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.selection.evaluation import Model, evaluate
 from tests.kit.models import rewritten
 from tests.kit.yardstick import logits, outcome, save_families, save_family, settings_of
@@ -172,12 +172,12 @@ def test_all_verbs_agree_on_a_base_that_its_config_ties_and_its_files_do_not(roo
     assert "lm_head.weight" in found.parameters
     experts = {name: str(two_heads / name) for name in ("one", "two")}
     settings["model"] |= {"base": str(two_heads / "base"), "experts": experts, "auto_class": CAUSAL}
-    assembly = assemble(settings, Reporter())
-    coefficients = assembly.coefficients([0.3, 0.4])
-    assembly.merger.apply(coefficients)
-    recipe = make_recipe(assembly, settings, coefficients, {}, {})
+    problem = build_problem(settings, Reporter())
+    coefficients = problem.coefficients([0.3, 0.4])
+    problem.merger.apply(coefficients)
+    recipe = make_recipe(problem, settings, coefficients, {}, {})
     out = write_model(recipe, two_heads, two_heads / "merged", reporter=Reporter())
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), logits(assembly.live.model))
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), logits(problem.live.model))
 
 
 def test_two_heads_over_a_base_that_ties_are_refused_and_the_advice_works(root, family):
@@ -273,10 +273,10 @@ def test_positions_that_are_computed_need_not_be_in_the_files(root, tmp_path):
     settings = settings_of(root)
     experts = {name: str(tmp_path / name) for name in ("one", "two")}
     settings["model"] |= {"base": str(tmp_path / "base"), "experts": experts, "auto_class": "AutoModelForSeq2SeqLM"}
-    assembly = assemble(settings, Reporter())
-    assembly.become("one")
+    problem = build_problem(settings, Reporter())
+    problem.become("one")
     expected = MarianMTModel.from_pretrained(tmp_path / "one")
-    for name, parameter in assembly.live.model.named_parameters():
+    for name, parameter in problem.live.model.named_parameters():
         torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=0, atol=1e-6)
 
 
@@ -302,8 +302,8 @@ def test_rows_that_are_scored_without_tensors_of_their_own_are_marked(root, fami
     settings["model"] |= {"base": str(path / "base"), "experts": experts, "auto_class": CAUSAL}
     settings["model"] |= {"allow_missing": ["model.norm.weight"]}
     settings["fitness"] |= {"function": f"{tmp_path}/ones.py:score"}
-    assembly = assemble(settings, Reporter())
+    problem = build_problem(settings, Reporter())
     models = {name: Model("expert", name) for name in experts} | {"dir": Model("directory", path / "one")}
-    marks = evaluate(assembly, settings, models, "select", Reporter()).marks
+    marks = evaluate(problem, settings, models, "select", Reporter()).marks
     said = "scored{} with the base's model.norm.weight in place of its own"
     assert marks == {"one": [f"expert one is {said.format(' on t')}"], "dir": [f"it is {said.format('')}"]}

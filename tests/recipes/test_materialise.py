@@ -16,7 +16,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.merging.methods import elect
 from evomerge.models.weights import read_tensors, weight_files
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.materialise import materialise
 from evomerge.recipes.model import write_model
@@ -27,17 +27,17 @@ from tests.kit.helpers import compose
 
 
 def recipe_on(
-    assembly: Assembly, granularity: str, method: dict[str, Any], transform: Any = (), rows: Any = (), seed: int = 0
+    problem: Problem, granularity: str, method: dict[str, Any], transform: Any = (), rows: Any = (), seed: int = 0
 ) -> Recipe:
     """A recipe of the pico suite with coefficients that are all different."""
     rng = np.random.default_rng(seed)
     start = plain(compose("model=pico"))
-    recipe = make_recipe(assembly, start, assembly.coefficients(np.full(3, 0.4)), {}, {})
+    recipe = make_recipe(problem, start, problem.coefficients(np.full(3, 0.4)), {}, {})
     variables = ("weight",) if method["name"] == "linear" else ("weight", "density")
     coefficients = {
         variable: {
             group.name: {expert: float(rng.uniform(0.1, 0.9)) for expert in rows or recipe.experts}
-            for group in make_groups(granularity, assembly.vectors.parameters)
+            for group in make_groups(granularity, problem.vectors.parameters)
         }
         for variable in variables
     }
@@ -78,13 +78,13 @@ def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
     ids=["parts", "masks", "masks and parts", "trimmed parts"],
 )
 def test_materialised_experts_merge_to_the_recipe(
-    assembly: Assembly, tmp_path: Path, granularity: str, method: dict[str, Any], rest: str
+    problem: Problem, tmp_path: Path, granularity: str, method: dict[str, Any], rest: str
 ) -> None:
-    check(assembly, tmp_path, recipe_on(assembly, granularity, method), rest)
+    check(problem, tmp_path, recipe_on(problem, granularity, method), rest)
 
 
-def check(assembly: Assembly, tmp_path: Path, recipe: Recipe, rest: str) -> None:
-    config = materialise(assembly, recipe, tmp_path / "experts", Reporter())
+def check(problem: Problem, tmp_path: Path, recipe: Recipe, rest: str) -> None:
+    config = materialise(problem, recipe, tmp_path / "experts", Reporter())
     document = yaml.safe_load(config.read_text())
     assert document["merge_method"] == rest
     assert "float32" in config.read_text().splitlines()[1]
@@ -105,16 +105,16 @@ def check(assembly: Assembly, tmp_path: Path, recipe: Recipe, rest: str) -> None
     ],
     ids=["global trim", "common row", "merged row of some parameters"],
 )
-def test_materialised_rows_merge_to_the_recipe(assembly: Assembly, tmp_path: Path, transform: Any, rows: Any) -> None:
+def test_materialised_rows_merge_to_the_recipe(problem: Problem, tmp_path: Path, transform: Any, rows: Any) -> None:
     """There is a model for each row, whether or not it is an expert."""
-    check(assembly, tmp_path, recipe_on(assembly, "layer", {"name": "linear"}, transform, rows), "task_arithmetic")
+    check(problem, tmp_path, recipe_on(problem, "layer", {"name": "linear"}, transform, rows), "task_arithmetic")
 
 
-def test_what_cannot_be_materialised_is_refused_before_anything_is_written(assembly: Assembly, tmp_path: Path) -> None:
+def test_what_cannot_be_materialised_is_refused_before_anything_is_written(problem: Problem, tmp_path: Path) -> None:
     target = tmp_path / "experts"
     with pytest.raises(ConfigError, match=r"weights of the experts are divided by their sum.*evomerge merge"):
-        materialise(assembly, recipe_on(assembly, "chunk:2", {"name": "ties", "normalize": True}), target, Reporter())
+        materialise(problem, recipe_on(problem, "chunk:2", {"name": "ties", "normalize": True}), target, Reporter())
     assert not target.exists()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="not empty"):
-        materialise(assembly, recipe_on(assembly, "chunk:2", {"name": "linear"}), tmp_path, Reporter())
+        materialise(problem, recipe_on(problem, "chunk:2", {"name": "linear"}), tmp_path, Reporter())

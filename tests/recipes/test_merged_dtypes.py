@@ -33,7 +33,7 @@ from tests.kit.merging import CAUSAL, live_merge, make_recipe, same, save_family
 from tests.kit.models import LLAMA, T5, pico, rewritten
 
 if TYPE_CHECKING:
-    from evomerge.problem import Assembly
+    from evomerge.problem import Problem
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -128,7 +128,7 @@ def test_mergekit_writes_one_dtype_and_that_is_said(tmp_path):
         live = load_live(tmp_path / "base", "AutoModelForTextEncoding", "cpu", needs_processor=False)
         vectors = SimpleNamespace(base=live.open(tmp_path / "base"), parameters=live.parameters)
         recipe = make_recipe(tmp_path / "base", experts, auto_class="AutoModelForTextEncoding")
-        text = as_mergekit(cast("Assembly", SimpleNamespace(live=live, vectors=vectors)), recipe)
+        text = as_mergekit(cast("Problem", SimpleNamespace(live=live, vectors=vectors)), recipe)
         assert ("# Not bit-equal to the model that evomerge scored: transformers keeps encoder" in text) == said
         assert yaml.safe_load(text)["out_dtype"] == str(dtype).removeprefix("torch.")
 

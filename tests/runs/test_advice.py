@@ -18,7 +18,7 @@ from evomerge.cli import evaluate, export, inspect, merge, report
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.runs.assembly import assemble, make_searcher
+from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
@@ -243,13 +243,13 @@ def refusal(given: Mapping[str, str]) -> str | None:
         check(settings)
         fitness = make_fitness(settings["fitness"])
         check_learning(settings, fitness)
-        assembly = assemble(settings, Reporter(), fitness)
-        searcher = make_searcher(settings, assembly.space, assembly.vectors.parameters)
-        for items in assembly.items.values():
-            scorer(assembly, items)
-        subsets = make_subsets(assembly, settings)
+        problem = build_problem(settings, Reporter(), fitness)
+        searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
+        for items in problem.items.values():
+            scorer(problem, items)
+        subsets = make_subsets(problem, settings)
         if searcher.needs.gradient:
-            find_learning(assembly, settings, Reporter())
+            find_learning(problem, settings, Reporter())
         make_budget(settings, parts_of(searcher, settings["budget"]), subsets["search"].size, None, Interrupt())
     except EvomergeError as error:
         return str(error)

@@ -8,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
-from evomerge.runs.assembly import make_searcher
+from evomerge.runs.build import make_searcher
 from evomerge.runs.preflight import _cautions, affordable
 from evomerge.searchers.base import Part, Searcher, parts_of
 from evomerge.selection.choosing import work

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from evomerge.cli.progress import Reporter
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.identity import contents, digest
 from evomerge.runs.suite import Suite
 from evomerge.selection.evaluation import Model, evaluate
@@ -28,10 +28,10 @@ def base(pico_suite: Suite, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def known(assembly: Assembly, pico_suite: Suite, base: Path, tmp_path: Path) -> Callable[[], Any]:
+def known(problem: Problem, pico_suite: Suite, base: Path, tmp_path: Path) -> Callable[[], Any]:
     """Says what an outcome depends on, as far as the base's files go."""
     settings = settings_of(*sources_of(pico_suite, tmp_path / "cache"))
-    moved = replace(assembly, sources=replace(assembly.sources, base=base))
+    moved = replace(problem, sources=replace(problem.sources, base=base))
     return lambda: contents(moved, settings)["files"]
 
 
@@ -73,10 +73,10 @@ def test_directories_of_usual_files_are_hashed_as_ever(base: Path, known: Callab
 
 
 def test_an_outcome_is_not_remembered_for_another_vocabulary(
-    assembly: Assembly, pico_suite: Suite, base: Path, tmp_path: Path
+    problem: Problem, pico_suite: Suite, base: Path, tmp_path: Path
 ) -> None:
     settings = elsewhere(settings_of(*sources_of(pico_suite, tmp_path)), tmp_path)
-    moved = replace(assembly, sources=replace(assembly.sources, base=base))
+    moved = replace(problem, sources=replace(problem.sources, base=base))
     for k, text in enumerate(("a b", "a b", "a c")):
         (base / "source.spm").write_text(text)
         evaluate(moved, settings, {"base": Model("base")}, "report", Reporter())

@@ -16,8 +16,8 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError, SuiteError
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.items import UNLABELED, make_item, read_items
-from evomerge.problem import Assembly
-from evomerge.runs.assembly import assemble
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.learning import check_learning, find_learning
@@ -30,13 +30,13 @@ def settings_of(*overrides: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def clean(assembly: Assembly) -> Iterator[Assembly]:
-    yield assembly
-    assembly.become(None)
+def clean(problem: Problem) -> Iterator[Problem]:
+    yield problem
+    problem.become(None)
 
 
-def state(assembly: Assembly) -> dict[str, torch.Tensor]:
-    return {name: parameter.clone() for name, parameter in assembly.live.model.named_parameters()}
+def state(problem: Problem) -> dict[str, torch.Tensor]:
+    return {name: parameter.clone() for name, parameter in problem.live.model.named_parameters()}
 
 
 def ids(items: dict[str, Any]) -> set[str]:
@@ -48,7 +48,7 @@ def contents(items: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("loss", ["entropy", "entropy_normalised", "entropy_marginal", "jensen_shannon"])
-def test_losses_without_labels_learn_from_unlabeled_items(clean: Assembly, tmp_path: Path, loss: str) -> None:
+def test_losses_without_labels_learn_from_unlabeled_items(clean: Problem, tmp_path: Path, loss: str) -> None:
     learning = find_learning(clean, settings_of(f"loss={loss}", f"model.cache={tmp_path}"), Reporter())
     for name, task in clean.sources.tasks.items():
         assert [item.id for item in learning.items[name]] == [i.id for i in read_items(task.items, "unlabeled")]
@@ -57,7 +57,7 @@ def test_losses_without_labels_learn_from_unlabeled_items(clean: Assembly, tmp_p
     assert bool(learning.teachers) == (loss == "jensen_shannon")
 
 
-def test_cross_entropy_learns_from_search_items(clean: Assembly) -> None:
+def test_cross_entropy_learns_from_search_items(clean: Problem) -> None:
     learning = find_learning(clean, settings_of(), Reporter())
     assert learning.items == clean.items["search"]
     assert learning.inputs == 16
@@ -90,35 +90,35 @@ def unlabeled(own: list[str], *rows: dict[str, Any]) -> None:
 
 def test_tasks_without_unlabeled_items_lend_their_search_items(own: list[str]) -> None:
     settings = plain(compose(*own))
-    assembly = assemble(settings, Reporter())
-    learning = find_learning(assembly, settings, Reporter())
-    assert ids(learning.items) == ids(assembly.items["search"])
+    problem = build_problem(settings, Reporter())
+    learning = find_learning(problem, settings, Reporter())
+    assert ids(learning.items) == ids(problem.items["search"])
     assert {item.label for chosen in learning.items.values() for item in chosen} == {UNLABELED}
-    assert {item.label for chosen in assembly.items["search"].values() for item in chosen} == {0, 1, 2}
+    assert {item.label for chosen in problem.items["search"].values() for item in chosen} == {0, 1, 2}
 
 
 def test_unlabeled_items_of_one_task_only_and_their_labels(own: list[str]) -> None:
     """Labels that such a file has are neither needed nor looked at, be they names or numbers."""
     unlabeled(own, {"text": "ba ke", "label": "good"}, {"text": "do su", "label": 0}, {"text": "mi ra"})
     settings = plain(compose(*own))
-    assembly = assemble(settings, Reporter())
-    learning = find_learning(assembly, settings, Reporter())
+    problem = build_problem(settings, Reporter())
+    learning = find_learning(problem, settings, Reporter())
     assert [(item.text, item.label) for item in learning.items["mood"]] == [("ba ke", -1), ("do su", -1), ("mi ra", -1)]
-    assert ids({"topic": learning.items["topic"]}) == ids({"topic": assembly.items["search"]["topic"]})
+    assert ids({"topic": learning.items["topic"]}) == ids({"topic": problem.items["search"]["topic"]})
 
 
 def test_unlabeled_items_of_the_select_split_are_refused(own: list[str]) -> None:
     settings = plain(compose(*own))
-    assembly = assemble(settings, Reporter())
-    known = assembly.items["select"]["mood"][0]
+    problem = build_problem(settings, Reporter())
+    known = problem.items["select"]["mood"][0]
     unlabeled(own, {"text": "ba ke"}, {"text": known.text})
     with pytest.raises(
         SuiteError, match="unlabeled items of task 'mood' and select items of task 'mood' share 1 texts"
     ):
-        find_learning(assembly, settings, Reporter())
+        find_learning(problem, settings, Reporter())
 
 
-def test_experts_are_asked_once(clean: Assembly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_are_asked_once(clean: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, before = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), state(clean)
     learning = find_learning(clean, settings, Reporter())
     assert all(torch.equal(before[name], now) for name, now in state(clean).items())  # the base is back
@@ -134,7 +134,7 @@ def test_experts_are_asked_once(clean: Assembly, tmp_path: Path, monkeypatch: py
     def never(*_: object) -> None:
         raise AssertionError("an expert was asked again")
 
-    monkeypatch.setattr(Assembly, "become", never)
+    monkeypatch.setattr(Problem, "become", never)
     again = find_learning(clean, settings, Reporter()).teachers
     assert all(torch.equal(again[task][i], row) for task, said in learning.teachers.items() for i, row in said.items())
     shorter = settings | {"fitness": settings["fitness"] | {"max_length": 5}}
@@ -142,7 +142,7 @@ def test_experts_are_asked_once(clean: Assembly, tmp_path: Path, monkeypatch: py
         find_learning(clean, shorter, Reporter())
 
 
-def test_a_damaged_file_of_answers_is_made_again(clean: Assembly, tmp_path: Path, caplog) -> None:
+def test_a_damaged_file_of_answers_is_made_again(clean: Problem, tmp_path: Path, caplog) -> None:
     settings = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}")
     first = find_learning(clean, settings, Reporter()).teachers
     (file,) = (tmp_path / "teachers").glob("*.safetensors")
@@ -157,23 +157,23 @@ def test_a_damaged_file_of_answers_is_made_again(clean: Assembly, tmp_path: Path
         assert all(torch.equal(again[task][i], row) for task, said in first.items() for i, row in said.items())
 
 
-def test_an_expert_that_gives_no_numbers(clean: Assembly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expert_that_gives_no_numbers(clean: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, before = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), state(clean)
-    become = Assembly.become
+    become = Problem.become
 
-    def broken(self: Assembly, expert: str | None) -> None:
+    def broken(self: Problem, expert: str | None) -> None:
         become(self, expert)
         if expert == "trees":
             next(iter(self.live.model.parameters())).fill_(torch.nan)
 
-    monkeypatch.setattr(Assembly, "become", broken)
+    monkeypatch.setattr(Problem, "become", broken)
     with pytest.raises(CheckpointError, match="The expert trees gives no number on 60 of 60 inputs"):
         find_learning(clean, settings, Reporter())
     assert all(torch.equal(before[name], now) for name, now in state(clean).items())
     assert not list((tmp_path / "teachers").glob("*.safetensors"))
 
 
-def test_a_task_without_an_expert_has_no_teacher(clean: Assembly, tmp_path: Path) -> None:
+def test_a_task_without_an_expert_has_no_teacher(clean: Problem, tmp_path: Path) -> None:
     tasks = {
         name: replace(task, expert=None if name == "trees" else name) for name, task in clean.sources.tasks.items()
     }
@@ -183,14 +183,14 @@ def test_a_task_without_an_expert_has_no_teacher(clean: Assembly, tmp_path: Path
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(1, 32), (33, 32), (16, 8)])
-def test_a_joint_loss_needs_its_inputs_in_one_batch(clean: Assembly, inputs: int, size: int) -> None:
+def test_a_joint_loss_needs_its_inputs_in_one_batch(clean: Problem, inputs: int, size: int) -> None:
     parts = replace(clean, fitness=Classification(make_heads(clean.sources, clean.vectors.parameters), size))
     with pytest.raises(ConfigError, match=r"loss\.inputs=\d+, but loss\.marginal compares the inputs"):
         find_learning(parts, settings_of("loss=entropy_marginal", f"loss.inputs={inputs}"), Reporter())
     find_learning(parts, settings_of("loss=entropy", f"loss.inputs={inputs}"), Reporter())
 
 
-def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Assembly) -> None:
+def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Problem) -> None:
     items = {**clean.items, "search": {**clean.items["search"], "trees": [make_item("ba ke")]}}
     with pytest.raises(ConfigError, match="trees has an item without a label"):
         find_learning(replace(clean, items=items), settings_of(), Reporter())

@@ -201,6 +201,6 @@ def test_a_search_over_rows_that_are_no_experts(
 
 
 def assembled(settings: dict[str, Any]) -> Any:
-    from evomerge.runs.assembly import assemble
+    from evomerge.runs.build import build_problem
 
-    return assemble(settings, Silent())
+    return build_problem(settings, Silent())

@@ -21,7 +21,7 @@ from evomerge.recipes.handover import make_recipe as recipe_of
 from evomerge.recipes.handover import mergekit_yaml
 from evomerge.recipes.materialise import materialise
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
 from evomerge.runs.identity import contents
 from evomerge.runs.run import run_search
@@ -60,14 +60,14 @@ def test_experts_of_16_bits(tmp_path: Path, choice: str) -> None:
     path = save_family(tmp_path / "family", tied=True, dtype=torch.bfloat16)
     AutoModelForCausalLM.from_pretrained(path / "base", dtype=torch.bfloat16).save_pretrained(path / "base")
     write_jsonl(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in documents(40)])
-    assembly, given = assembled(path, choice)
-    weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(assembly.space.groups), 3))
-    assembly.merger.apply({"weight": weights})
-    live = {name: parameter.clone() for name, parameter in assembly.live.model.named_parameters()}
-    out = write(recipe_of(assembly, given, {"weight": weights}, {}, {}), tmp_path, tmp_path / "out")
+    problem, given = assembled(path, choice)
+    weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(problem.space.groups), 3))
+    problem.merger.apply({"weight": weights})
+    live = {name: parameter.clone() for name, parameter in problem.live.model.named_parameters()}
+    out = write(recipe_of(problem, given, {"weight": weights}, {}, {}), tmp_path, tmp_path / "out")
     assert same(loaded(out, CAUSAL)[0], live)
-    assembly.become("shorter")
-    become = dict(assembly.live.model.named_parameters())[EMBEDDING]
+    problem.become("shorter")
+    become = dict(problem.live.model.named_parameters())[EMBEDDING]
     rows = 0 if choice == "base" else V - 5
     assert torch.equal(become[rows:], tensors_of(path / "base")[EMBEDDING][rows:])
     assert torch.equal(become[:rows], tensors_of(path / "shorter")[EMBEDDING][:rows])
@@ -108,40 +108,40 @@ def test_evaluate_scores_what_was_searched(run: Path, tmp_path: Path, capsys, mo
 
 
 def test_a_recipe_of_another_choice_is_refused(vocabularies: Path, run: Path, tmp_path: Path) -> None:
-    assembly, given = assembled(vocabularies / "tied", "base")
+    problem, given = assembled(vocabularies / "tied", "base")
     with pytest.raises(ConfigError, match=r"made with model\.vocabulary=shared.*write model\.vocabulary=shared"):
-        of_recipe(run / "recipe.yaml", assembly, given)
+        of_recipe(run / "recipe.yaml", problem, given)
     base, experts = vocabularies / "tied" / "base", {"equal": vocabularies / "tied" / "equal"}
     alone = make_recipe(base, experts, auto_class=CAUSAL, vocabulary="shared")
     (tmp_path / "recipe.yaml").write_text(alone.to_yaml())
-    of_recipe(tmp_path / "recipe.yaml", assembly, given)  # of no expert to whom it makes a difference
+    of_recipe(tmp_path / "recipe.yaml", problem, given)  # of no expert to whom it makes a difference
 
 
 def test_the_identity_depends_on_it_where_it_matters(vocabularies: Path) -> None:
     seen = {}
     for choice in ("base", "shared"):
         for experts in ("longer,equal", "equal"):
-            assembly, given = assembled(vocabularies / "tied", choice, experts=experts)
-            seen[choice, experts] = contents(assembly, given)
+            problem, given = assembled(vocabularies / "tied", choice, experts=experts)
+            seen[choice, experts] = contents(problem, given)
     assert seen["base", "longer,equal"]["vocabulary"] == "base"
     assert seen["shared", "longer,equal"]["vocabulary"] == "shared"
-    assembly, given = assembled(vocabularies / "tied", "refuse", experts="equal")
-    assert seen["base", "equal"] == seen["shared", "equal"] == contents(assembly, given)
+    problem, given = assembled(vocabularies / "tied", "refuse", experts="equal")
+    assert seen["base", "equal"] == seen["shared", "equal"] == contents(problem, given)
     old = {**given, "model": {name: value for name, value in given["model"].items() if name != "vocabulary"}}
-    assert contents(assemble(old, Reporter()), old) == contents(assembly, given)  # settings of an earlier version
+    assert contents(build_problem(old, Reporter()), old) == contents(problem, given)  # settings of an earlier version
 
 
 @pytest.mark.parametrize("choice", ["base", "shared"])
 def test_mergekit_gets_experts_of_one_size(vocabularies: Path, tmp_path: Path, choice: str) -> None:
     path = vocabularies / "untied"
-    assembly, given = assembled(path, choice)
-    weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(assembly.space.groups), 3))
-    recipe = recipe_of(assembly, given, {"weight": weights}, {}, {})
+    problem, given = assembled(path, choice)
+    weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(problem.space.groups), 3))
+    recipe = recipe_of(problem, given, {"weight": weights}, {}, {})
     with pytest.raises(
         ConfigError, match=r"expert longer has 53 rows in model\.embed_tokens\.weight.*--materialise DIR"
     ):
-        mergekit_yaml(assembly, recipe)
-    text = materialise(assembly, recipe, tmp_path / "out", Reporter()).read_text()
+        mergekit_yaml(problem, recipe)
+    text = materialise(problem, recipe, tmp_path / "out", Reporter()).read_text()
     document = yaml.safe_load(text)
     base, models = tensors_of(path / "base"), [tensors_of(Path(row["model"])) for row in document["models"]]
     assert all(model[key].shape == tensor.shape for model in models for key, tensor in base.items())
@@ -192,8 +192,8 @@ def test_added_tokens_are_said_before_a_search(vocabularies: Path, tmp_path: Pat
     tokenizer.add_tokens(["<call>", "<answer>"])
     tokenizer.save_pretrained(path / "longer")
     expected = "expert longer has 2 tokens that the base's tokenizer lacks (<call>, <answer>): the merged model keeps"
-    assembly, _ = assembled(path, "shared")
-    assert sum(expected in text for text in assembly.warnings) == 1
+    problem, _ = assembled(path, "shared")
+    assert sum(expected in text for text in problem.warnings) == 1
     named = [str(path / name) for name in ("base", "longer")]
     inspect([*named, "--json", f"model.cache={tmp_path}", f"model.auto_class={CAUSAL}", "model.vocabulary=shared"])
     result = json.loads(capsys.readouterr().out)

@@ -20,7 +20,7 @@ from evomerge.common.limits import Overdue, _in_passing
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.items import Task
 from evomerge.fitness.perplexity import Perplexity
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
@@ -65,12 +65,12 @@ def places(compute: Callable[[], Any]) -> list[int]:
 
 
 @pytest.fixture(params=["classification", "lm_eval", "perplexity"])
-def parts(request: Any, assembly: Assembly, language_family: Path, tmp_path: Path) -> tuple[Any, Any, Any, Any]:
+def parts(request: Any, problem: Problem, language_family: Path, tmp_path: Path) -> tuple[Any, Any, Any, Any]:
     """A fitness, a model, a processor, and a few items of each task."""
     if request.param == "classification":
-        items = {task: chosen[:6] for task, chosen in assembly.items["search"].items()}
-        fitness = Classification(make_heads(assembly.sources, assembly.vectors.parameters), batch_size=5)
-        return fitness, assembly.live.model, assembly.live.processor, items
+        items = {task: chosen[:6] for task, chosen in problem.items["search"].items()}
+        fitness = Classification(make_heads(problem.sources, problem.vectors.parameters), batch_size=5)
+        return fitness, problem.live.model, problem.live.processor, items
     model: Any = AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(language_family / "base")
     if request.param == "lm_eval":
@@ -101,12 +101,12 @@ def test_a_fitness_that_was_broken_off_scores_as_ever(parts: Any) -> None:
                 np.testing.assert_array_equal(outcome.results[task][metric], values, err_msg=f"{line}: {task} {metric}")
 
 
-def test_a_step_that_was_broken_off_leaves_nothing_behind(assembly: Assembly, tmp_path: Path) -> None:
+def test_a_step_that_was_broken_off_leaves_nothing_behind(problem: Problem, tmp_path: Path) -> None:
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss.inputs=6", "fitness.batch_size=4"))
-    batch = Batch(3, np.full((1, assembly.space.dim), 0.4), gradient=True)
+    batch = Batch(3, np.full((1, problem.space.dim), 0.4), gradient=True)
 
     def make() -> GradientEvaluator:
-        return GradientEvaluator(assembly, find_learning(assembly, settings, Reporter()), settings)
+        return GradientEvaluator(problem, find_learning(problem, settings, Reporter()), settings)
 
     evaluate = make()
     expected = next(evaluate(batch, [0]))
@@ -114,6 +114,6 @@ def test_a_step_that_was_broken_off_leaves_nothing_behind(assembly: Assembly, tm
         evaluate = make()
         broken_off(lambda: next(evaluate(batch, [0])), line)  # noqa: B023
         assert torch.is_grad_enabled()
-        assert not any(p.requires_grad or p.grad is not None for p in assembly.live.model.parameters())
+        assert not any(p.requires_grad or p.grad is not None for p in problem.live.model.parameters())
         assert next(evaluate(batch, [0])) == expected
-    assembly.merger.restore()
+    problem.merger.restore()

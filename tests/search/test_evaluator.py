@@ -45,16 +45,16 @@ class Fake:
 
 
 @pytest.fixture
-def make(assembly):
+def make(problem):
     """Make an evaluator on the pico suite; the base is put back afterwards."""
-    items = {task: chosen[:20] for task, chosen in assembly.items["search"].items()}
+    items = {task: chosen[:20] for task, chosen in problem.items["search"].items()}
 
     def evaluator(act=lambda n, outcome: outcome, objective=None, record=lambda timing: None, rotate=False, limit=None):
-        fitness = Fake(assembly.fitness, act)
-        score = Scorer(assembly.live.model, fitness, fitness.prepare(assembly.live.processor, items))
+        fitness = Fake(problem.fitness, act)
+        score = Scorer(problem.live.model, fitness, fitness.prepare(problem.live.processor, items))
         return SerialEvaluator(
-            assembly.space,
-            assembly.merger,
+            problem.space,
+            problem.merger,
             score,
             Subset(items, 12, seed=0, rotate=rotate),
             objective or Objective("log_probability"),
@@ -63,12 +63,12 @@ def make(assembly):
         )
 
     yield evaluator
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
 @pytest.fixture
-def batch(assembly):
-    return Batch(3, np.random.default_rng(0).uniform(0, 0.6, (3, assembly.space.dim)))
+def batch(problem):
+    return Batch(3, np.random.default_rng(0).uniform(0, 0.6, (3, problem.space.dim)))
 
 
 def fail(error):
@@ -226,14 +226,14 @@ def test_an_objective_that_is_no_number(make, batch):
     assert trials[0].error == "ArithmeticError: the objective is inf, not a finite number"
 
 
-def test_a_point_that_cannot_be_merged(make, batch, assembly):
+def test_a_point_that_cannot_be_merged(make, batch, problem):
     points = batch.points.copy()
     points[1] = math.nan
     trials = list(make()(Batch(3, points), [0, 1, 2]))
     assert [trial.status for trial in trials] == ["ok", "failed", "ok"]
     assert trials[2] == next(make()(batch, [2]))
-    assembly.merger.restore()
-    assert all(torch.isfinite(parameter).all() for parameter in assembly.live.model.parameters())
+    problem.merger.restore()
+    assert all(torch.isfinite(parameter).all() for parameter in problem.live.model.parameters())
 
 
 def test_ctrl_c_passes(make, batch):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.limits import TimeLimit
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.learning import Learning, find_learning
 from evomerge.search.evaluators.gradient import COLLAPSED, GradientEvaluator
@@ -41,23 +41,23 @@ class Fake:
 
 
 @pytest.fixture
-def make(assembly: Assembly, tmp_path: Path) -> Iterator[Callable[..., tuple[GradientEvaluator, Learning]]]:
+def make(problem: Problem, tmp_path: Path) -> Iterator[Callable[..., tuple[GradientEvaluator, Learning]]]:
     """Make an evaluator of some settings; the base is put back afterwards."""
 
     def evaluator(*overrides: str, act: Logits | None = None, loss: Any = None, **more: Any) -> Any:
         settings = plain(compose("model=pico", f"model.cache={tmp_path}", *overrides))
-        learning = find_learning(assembly, settings, Reporter())
+        learning = find_learning(problem, settings, Reporter())
         if act:
             learning = replace(learning, fitness=Fake(learning.fitness, act))  # pyright: ignore[reportArgumentType]
         learning = replace(learning, loss=loss or learning.loss)
-        return GradientEvaluator(assembly, learning, settings, **more), learning
+        return GradientEvaluator(problem, learning, settings, **more), learning
 
     yield evaluator
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
-def at(assembly: Assembly, x: np.ndarray | float = 0.4, index: int = 3) -> Batch:
-    return Batch(index, np.broadcast_to(x, (1, assembly.space.dim)), gradient=True)
+def at(problem: Problem, x: np.ndarray | float = 0.4, index: int = 3) -> Batch:
+    return Batch(index, np.broadcast_to(x, (1, problem.space.dim)), gradient=True)
 
 
 def scored(evaluate: GradientEvaluator, batch: Batch) -> Trial:
@@ -66,12 +66,12 @@ def scored(evaluate: GradientEvaluator, batch: Batch) -> Trial:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_value_and_gradient(make, assembly: Assembly, loss: str) -> None:
+def test_value_and_gradient(make, problem: Problem, loss: str) -> None:
     """Minus the weighted mean over tasks; the gradient is what finite differences say, along it and across."""
     evaluate, learning = make(f"loss={loss}", "objective.weights={animals: 3, trees: 0.5}", "loss.inputs=12")
     rng = np.random.default_rng(0)
-    x = rng.uniform(0.2, 0.6, assembly.space.dim)
-    trial = scored(evaluate, at(assembly, x))
+    x = rng.uniform(0.2, 0.6, problem.space.dim)
+    trial = scored(evaluate, at(problem, x))
     assert trial.status == "ok", trial.error
     name = learning.loss.name
     assert trial.values is not None
@@ -85,39 +85,39 @@ def test_value_and_gradient(make, assembly: Assembly, loss: str) -> None:
     gradient = np.array(trial.gradient)
     steepest = gradient / np.linalg.norm(gradient)
     for direction in (steepest, *rng.normal(size=(3, len(x))) / np.sqrt(len(x))):
-        high, low = (scored(evaluate, at(assembly, x + h * direction)).values for h in (0.01, -0.01))
+        high, low = (scored(evaluate, at(problem, x + h * direction)).values for h in (0.01, -0.01))
         assert high is not None
         assert low is not None
         slope = (high[0] - low[0]) / 0.02
         assert slope == pytest.approx(direction @ gradient, rel=0.02, abs=0.02 * float(np.linalg.norm(gradient)))
 
 
-def test_a_trial_depends_on_its_point_and_its_batch_alone(make, assembly: Assembly, tmp_path: Path) -> None:
+def test_a_trial_depends_on_its_point_and_its_batch_alone(make, problem: Problem, tmp_path: Path) -> None:
     evaluate, _ = make()
     again, _ = make()
-    one = scored(evaluate, at(assembly))
-    scored(evaluate, at(assembly, 1.1, 7))
-    assert scored(evaluate, at(assembly)) == one == scored(again, at(assembly))
-    assert scored(evaluate, at(assembly, index=4)).items != one.items
+    one = scored(evaluate, at(problem))
+    scored(evaluate, at(problem, 1.1, 7))
+    assert scored(evaluate, at(problem)) == one == scored(again, at(problem))
+    assert scored(evaluate, at(problem, index=4)).items != one.items
     other_seed, _ = make("seed=2")
-    assert scored(other_seed, at(assembly)).items != one.items
+    assert scored(other_seed, at(problem)).items != one.items
     with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log:
-        batch = log.begin(at(assembly))
+        batch = log.begin(at(problem))
         log.append(one)
         assert batch.trials == [one]  # what is written is what was found
-    assert not any(p.requires_grad or p.grad is not None for p in assembly.live.model.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in problem.live.model.parameters())
 
 
-def test_tasks_without_weight_cost_nothing(make, assembly: Assembly) -> None:
+def test_tasks_without_weight_cost_nothing(make, problem: Problem) -> None:
     evaluate, _ = make("objective.weights={animals: 0}", "loss.inputs=5")
-    trial = scored(evaluate, at(assembly))
+    trial = scored(evaluate, at(problem))
     assert list(trial.items) == ["trees", "metals"]
     assert trial.spent == evaluate.size == 10
 
 
-def test_more_inputs_than_items(make, assembly: Assembly) -> None:
+def test_more_inputs_than_items(make, problem: Problem) -> None:
     evaluate, learning = make("loss=entropy", "loss.inputs=1000")
-    trial = scored(evaluate, at(assembly))
+    trial = scored(evaluate, at(problem))
     assert trial.spent == evaluate.size == sum(map(len, learning.items.values()))
 
 
@@ -141,46 +141,46 @@ class Poisoned:
     ],
     ids=["nan", "inf", "exception", "gradient", "no graph"],
 )
-def test_a_bad_step_costs_one_candidate(make, assembly: Assembly, act, loss, error: str) -> None:
+def test_a_bad_step_costs_one_candidate(make, problem: Problem, act, loss, error: str) -> None:
     good, _ = make()
-    before = scored(good, at(assembly))
+    before = scored(good, at(problem))
     bad, _ = make(act=act, loss=loss)
-    trial = scored(bad, at(assembly))
+    trial = scored(bad, at(problem))
     assert (trial.status, trial.values, trial.gradient) == ("failed", None, None)
     assert trial.error is not None
     assert trial.error.startswith(error)
     assert trial.items == before.items
-    assert not any(p.requires_grad or p.grad is not None for p in assembly.live.model.parameters())
-    assert scored(good, at(assembly)) == before
+    assert not any(p.requires_grad or p.grad is not None for p in problem.live.model.parameters())
+    assert scored(good, at(problem)) == before
 
 
-def test_a_point_that_cannot_be_merged(make, assembly: Assembly) -> None:
+def test_a_point_that_cannot_be_merged(make, problem: Problem) -> None:
     evaluate, _ = make()
-    before = scored(evaluate, at(assembly))
-    assert scored(evaluate, at(assembly, float("nan"))).status == "failed"
-    assert scored(evaluate, at(assembly)) == before
+    before = scored(evaluate, at(problem))
+    assert scored(evaluate, at(problem, float("nan"))).status == "failed"
+    assert scored(evaluate, at(problem)) == before
 
 
-def test_a_step_that_hangs_costs_one_candidate(make, assembly: Assembly) -> None:
+def test_a_step_that_hangs_costs_one_candidate(make, problem: Problem) -> None:
     def hang(n: int, logits: Tensor) -> Tensor:
         while n == 1:  # the second task: the gradient of the first has been taken
             pass
         return logits
 
     good, _ = make()
-    before = scored(good, at(assembly))
+    before = scored(good, at(problem))
     bad, _ = make(act=hang, limit=TimeLimit(1))
-    trial = scored(bad, at(assembly))
+    trial = scored(bad, at(problem))
     assert (trial.status, trial.error) == ("failed", "TimeoutError: took longer than time_limit=1 s")
     assert trial.items == before.items
-    assert not any(p.requires_grad or p.grad is not None for p in assembly.live.model.parameters())
-    assert scored(good, at(assembly)) == before
+    assert not any(p.requires_grad or p.grad is not None for p in problem.live.model.parameters())
+    assert scored(good, at(problem)) == before
 
 
-def test_times_are_recorded(make, assembly: Assembly) -> None:
+def test_times_are_recorded(make, problem: Problem) -> None:
     timings: list[Timing] = []
     evaluate, _ = make(record=timings.append)
-    scored(evaluate, at(assembly))
+    scored(evaluate, at(problem))
     assert [(timing.batch, timing.index) for timing in timings] == [(3, 0)]
     assert 0 < timings[0].merge < timings[0].total
     assert evaluate.measure() > 0
@@ -191,40 +191,40 @@ def of_class(label: int) -> Logits:
     return lambda n, z: z * 0 + 9 * torch.eye(z.shape[1])[label]
 
 
-def watched(make, assembly: Assembly, act: Logits, steps: int, caplog, *overrides: str) -> list[str]:
+def watched(make, problem: Problem, act: Logits, steps: int, caplog, *overrides: str) -> list[str]:
     evaluate, _ = make("loss=entropy", "loss.inputs=16", *overrides, act=act)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for step in range(steps):
-            assert scored(evaluate, at(assembly, index=step)).status == "ok"
+            assert scored(evaluate, at(problem, index=step)).status == "ok"
     return [record.getMessage() for record in caplog.records]
 
 
-def test_a_collapse_is_said_once_for_each_task(make, assembly: Assembly, caplog) -> None:
+def test_a_collapse_is_said_once_for_each_task(make, problem: Problem, caplog) -> None:
     def act(n: int, logits: Tensor) -> Tensor:  # three calls a step
         return logits if n < 30 else of_class(1)(n, logits)
 
-    said = watched(make, assembly, act, 24, caplog)
+    said = watched(make, problem, act, 24, caplog)
     assert sorted(text.split("of task ")[1].split()[0] for text in said) == ["animals", "metals", "trees"]
     assert all("collapsed to class 1 (100 % of the last 64 inputs)" in text for text in said)
     assert all("loss=entropy_marginal" in text for text in said)
 
 
-def test_what_is_no_collapse(make, assembly: Assembly, caplog) -> None:
-    assert watched(make, assembly, lambda n, z: z, 12, caplog) == []  # an ordinary start
-    assert watched(make, assembly, of_class(0), 24, caplog) == []  # so from the beginning: a task of one class
-    assert watched(make, assembly, lambda n, z: z if n < 30 else of_class(1)(n, z), 11, caplog) == []  # a few inputs
+def test_what_is_no_collapse(make, problem: Problem, caplog) -> None:
+    assert watched(make, problem, lambda n, z: z, 12, caplog) == []  # an ordinary start
+    assert watched(make, problem, of_class(0), 24, caplog) == []  # so from the beginning: a task of one class
+    assert watched(make, problem, lambda n, z: z if n < 30 else of_class(1)(n, z), 11, caplog) == []  # a few inputs
 
     def mostly(n: int, logits: Tensor) -> Tensor:
         """14 of 16 are of a class, at times all of them."""
         z = of_class(0)(n, logits)
         return z if n >= 30 else torch.cat([z[:14], of_class(1)(n, logits)[14:]])
 
-    assert watched(make, assembly, mostly, 24, caplog) == []
+    assert watched(make, problem, mostly, 24, caplog) == []
     assert COLLAPSED > 14 / 16
 
 
-def test_a_search_that_goes_on_warns_as_if_it_had_never_stopped(make, assembly: Assembly, caplog) -> None:
+def test_a_search_that_goes_on_warns_as_if_it_had_never_stopped(make, problem: Problem, caplog) -> None:
     """Also of a collapse that was before it stopped: whoever goes on with it may not have seen the first warning."""
 
     def act(n: int, logits: Tensor) -> Tensor:
@@ -233,10 +233,10 @@ def test_a_search_that_goes_on_warns_as_if_it_had_never_stopped(make, assembly: 
     def said() -> list[str]:
         return sorted(record.getMessage() for record in caplog.records)
 
-    whole = sorted(watched(make, assembly, act, 24, caplog))
+    whole = sorted(watched(make, problem, act, 24, caplog))
     assert len(whole) == 3
     evaluate, _ = make("loss=entropy", "loss.inputs=16", act=act)
-    batches = [at(assembly, index=step) for step in range(24)]
+    batches = [at(problem, index=step) for step in range(24)]
     for batch in batches:
         batch.trials[0] = scored(evaluate, batch)
     for logged in (0, 5, 12, 24):

@@ -21,7 +21,7 @@ from evomerge.common.machine import memory_limit
 from evomerge.fitness.classification import Classification
 from evomerge.fitness.items import Task
 from evomerge.fitness.perplexity import Perplexity
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
@@ -103,11 +103,11 @@ def test_what_the_failed_attempt_held_is_gone_before_the_next(caplog: pytest.Log
 
 
 @pytest.mark.parametrize("error", LACKS[:3], ids=lambda error: type(error).__name__)
-def test_classification_in_smaller_batches(assembly: Assembly, caplog: pytest.LogCaptureFixture, error: Any) -> None:
-    items = {task: chosen[:8] for task, chosen in assembly.items["search"].items()}
+def test_classification_in_smaller_batches(problem: Problem, caplog: pytest.LogCaptureFixture, error: Any) -> None:
+    items = {task: chosen[:8] for task, chosen in problem.items["search"].items()}
     ids = {task: [item.id for item in chosen] for task, chosen in items.items()}
-    heads = make_heads(assembly.sources, assembly.vectors.parameters)
-    model, tokenizer = assembly.live.model, assembly.live.processor
+    heads = make_heads(problem.sources, problem.vectors.parameters)
+    model, tokenizer = problem.live.model, problem.live.processor
 
     def scorer(size: int) -> Scorer:
         fitness = Classification(heads, batch_size=size)
@@ -162,36 +162,36 @@ def test_language_models_in_smaller_batches(language_family: Path, tmp_path: Pat
             np.testing.assert_array_equal(values, expected.results[task][metric])
 
 
-def step(assembly: Assembly, tmp_path: Path, *overrides: str) -> Callable[[], Any]:
+def step(problem: Problem, tmp_path: Path, *overrides: str) -> Callable[[], Any]:
     """What takes a step of the gradient at 0.4, with a fitness of its own."""
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss.inputs=8", *overrides))
     size = settings["fitness"]["batch_size"]
-    fitness = Classification(make_heads(assembly.sources, assembly.vectors.parameters), batch_size=size)
-    parts = Assembly(**{**vars(assembly), "fitness": fitness})
+    fitness = Classification(make_heads(problem.sources, problem.vectors.parameters), batch_size=size)
+    parts = Problem(**{**vars(problem), "fitness": fitness})
     evaluate = GradientEvaluator(parts, find_learning(parts, settings, Reporter()), settings)
-    batch = Batch(3, np.full((1, assembly.space.dim), 0.4), gradient=True)
+    batch = Batch(3, np.full((1, problem.space.dim), 0.4), gradient=True)
     return lambda: next(evaluate(batch, [0]))
 
 
-def test_a_step_of_the_gradient_in_smaller_batches(assembly: Assembly, tmp_path: Path) -> None:
-    model = assembly.live.model
-    expected = step(assembly, tmp_path, "fitness.batch_size=4")()
-    take = step(assembly, tmp_path, "fitness.batch_size=16")
+def test_a_step_of_the_gradient_in_smaller_batches(problem: Problem, tmp_path: Path) -> None:
+    model = problem.live.model
+    expected = step(problem, tmp_path, "fitness.batch_size=4")()
+    take = step(problem, tmp_path, "fitness.batch_size=16")
     with room_for(4, model) as tried:
         assert take() == expected
         assert tried == [8, 8, *[4] * 6]
-    whole = step(assembly, tmp_path)()
+    whole = step(problem, tmp_path)()
     np.testing.assert_allclose(whole.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
     with room_for(0, model):
         trial = take()
     assert (trial.status, trial.error) == ("failed", "OutOfMemoryError")
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
-def test_a_lack_of_memory_in_the_backward_pass(assembly: Assembly, tmp_path: Path) -> None:
+def test_a_lack_of_memory_in_the_backward_pass(problem: Problem, tmp_path: Path) -> None:
     """Half of the gradients are there when it comes; the next attempt begins anew."""
-    expected = step(assembly, tmp_path, "fitness.batch_size=4")()
+    expected = step(problem, tmp_path, "fitness.batch_size=4")()
     sizes: list[int] = []
 
     def backward(gradient: torch.Tensor) -> None:
@@ -203,31 +203,31 @@ def test_a_lack_of_memory_in_the_backward_pass(assembly: Assembly, tmp_path: Pat
         if torch.is_grad_enabled():
             (output[0] if isinstance(output, tuple) else output).register_hook(backward)
 
-    layer: Any = next(module for name, module in assembly.live.model.named_modules() if name.endswith("layer.0"))
+    layer: Any = next(module for name, module in problem.live.model.named_modules() if name.endswith("layer.0"))
     with layer.register_forward_hook(forward):
-        trial = step(assembly, tmp_path, "fitness.batch_size=8")()
+        trial = step(problem, tmp_path, "fitness.batch_size=8")()
     assert max(sizes) > 4
     assert trial.error is None
     np.testing.assert_allclose(trial.gradient, expected.gradient, rtol=1e-6)
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
-def test_a_loss_that_compares_inputs_is_not_halved(assembly: Assembly, tmp_path: Path) -> None:
-    take = step(assembly, tmp_path, "loss=entropy_marginal")
-    with room_for(4, assembly.live.model) as tried:
+def test_a_loss_that_compares_inputs_is_not_halved(problem: Problem, tmp_path: Path) -> None:
+    take = step(problem, tmp_path, "loss=entropy_marginal")
+    with room_for(4, problem.live.model) as tried:
         trial = take()
     assert tried == [8]
     assert trial.status == "failed"
     assert "loss.inputs=8 must be in one batch, and there is not enough memory for that: lower it" in trial.error
     assert take().status == "ok"  # with memory again
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
-def test_what_the_experts_say_in_smaller_batches(assembly: Assembly, tmp_path: Path) -> None:
-    with room_for(5, assembly.live.model) as tried:
-        assert step(assembly, tmp_path, "loss=jensen_shannon", "fitness.batch_size=20")().status == "ok"
+def test_what_the_experts_say_in_smaller_batches(problem: Problem, tmp_path: Path) -> None:
+    with room_for(5, problem.live.model) as tried:
+        assert step(problem, tmp_path, "loss=jensen_shannon", "fitness.batch_size=20")().status == "ok"
     assert {20, 10, 5} <= set(tried)
-    assembly.merger.restore()
+    problem.merger.restore()
 
 
 SMALL = """

@@ -16,9 +16,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.scorers import make_subsets, scorer
 from evomerge.search.stopping import Interrupt
@@ -45,11 +45,11 @@ def sources(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> list
     ids=" ".join,
 )
 def test_recipes_of_other_groups_and_methods(
-    chosen: list[str], sources: list[str], assembly: Assembly, tmp_path: Path
+    chosen: list[str], sources: list[str], problem: Problem, tmp_path: Path
 ) -> None:
     """A recipe scores as in a search over its own space, and under the same name in the cache."""
     other_settings = settings_of(*sources, *chosen, f"model.cache={tmp_path / 'cache'}")
-    other = assemble(other_settings, Reporter())
+    other = build_problem(other_settings, Reporter())
     x = np.random.default_rng(1).uniform(other.space.low, other.space.high)
     scorers = {split: scorer(other, items) for split, items in other.items.items()}
     judge = Judge(other, other_settings, scorers, make_subsets(other, other_settings), Interrupt())
@@ -58,24 +58,24 @@ def test_recipes_of_other_groups_and_methods(
     models = {"it": Model("recipe", tmp_path / "recipe.yaml")}
     for cache in (tmp_path, tmp_path / "fresh"):
         settings = elsewhere(settings_of(*sources), cache)
-        result = evaluate(assembly, settings, models, "report", Reporter())
+        result = evaluate(problem, settings, models, "report", Reporter())
         assert result.models["it"].tasks == {task: scores["accuracy"] for task, scores in expected.items()}
         assert len(remembered(settings)) == 1
-        assert is_base(assembly)
+        assert is_base(problem)
 
 
-def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], assembly: Assembly, tmp_path: Path) -> None:
-    recipe = recipe_of(assembly, settings_of(*sources), assembly.coefficients(np.array([0.7, 0.0, 0.4])))
+def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], problem: Problem, tmp_path: Path) -> None:
+    recipe = recipe_of(problem, settings_of(*sources), problem.coefficients(np.array([0.7, 0.0, 0.4])))
     assert recipe.dtype == "float32"
     (tmp_path / "it.yaml").write_text(replace(recipe, dtype="bfloat16").to_yaml())
     message = r"was scored in bfloat16, and transformers loads the base in float32: .*\"dtype\": \"bfloat16\" in .*"
     with pytest.raises(ConfigError, match=message + r"base/config\.json"):
-        evaluate(assembly, settings_of(*sources), {"it": Model("recipe", tmp_path / "it.yaml")}, "report", Reporter())
+        evaluate(problem, settings_of(*sources), {"it": Model("recipe", tmp_path / "it.yaml")}, "report", Reporter())
 
 
-def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], assembly: Assembly, tmp_path: Path) -> None:
-    coefficients = assembly.coefficients(np.array([0.7, 0.0, 0.4]))
-    whole = recipe_of(assembly, settings_of(*sources), coefficients)
+def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], problem: Problem, tmp_path: Path) -> None:
+    coefficients = problem.coefficients(np.array([0.7, 0.0, 0.4]))
+    whole = recipe_of(problem, settings_of(*sources), coefficients)
     names = {"first": "animals", "second": "metals"}
     part = replace(
         whole,
@@ -89,7 +89,7 @@ def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], assembl
     for name, recipe in {"whole": whole, "part": part}.items():
         (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
     models = {name: Model("recipe", tmp_path / f"{name}.yaml") for name in ("whole", "part")}
-    result = evaluate(assembly, settings_of(*sources), models, "report", Reporter())
+    result = evaluate(problem, settings_of(*sources), models, "report", Reporter())
     assert result.models["part"] == result.models["whole"]
     assert result.paired["part"].diff == 0
 
@@ -116,26 +116,26 @@ OTHER = Source("their/model", "00" * 32)
     ids=["base", "expert", "class", "groups", "method", "variables"],
 )
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_scored(
-    change: Callable[[Recipe], Recipe], message: str, sources: list[str], assembly: Assembly, tmp_path: Path
+    change: Callable[[Recipe], Recipe], message: str, sources: list[str], problem: Problem, tmp_path: Path
 ) -> None:
     settings = elsewhere(settings_of(*sources), tmp_path)
-    recipe = change(recipe_of(assembly, settings, assembly.coefficients(np.full(3, 0.5))))
+    recipe = change(recipe_of(problem, settings, problem.coefficients(np.full(3, 0.5))))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     models = {"base": Model("base"), "it": Model("recipe", tmp_path / "recipe.yaml")}
     with pytest.raises(ConfigError, match=message):
-        evaluate(assembly, settings, models, "report", Reporter())
+        evaluate(problem, settings, models, "report", Reporter())
     assert not remembered(settings)
 
 
 def test_a_model_directory_scores_as_what_it_was_made_of(
-    sources: list[str], assembly: Assembly, pico_suite: Suite, tmp_path: Path
+    sources: list[str], problem: Problem, pico_suite: Suite, tmp_path: Path
 ) -> None:
-    coefficients = assembly.coefficients(np.array([0.3, 0.9, 0.6]))
+    coefficients = problem.coefficients(np.array([0.3, 0.9, 0.6]))
     settings = settings_of(*sources)
-    (tmp_path / "recipe.yaml").write_text(recipe_of(assembly, settings, coefficients).to_yaml())
-    assembly.merger.apply(coefficients)
-    assembly.live.model.save_pretrained(tmp_path / "merged")
-    assembly.become(None)
+    (tmp_path / "recipe.yaml").write_text(recipe_of(problem, settings, coefficients).to_yaml())
+    problem.merger.apply(coefficients)
+    problem.live.model.save_pretrained(tmp_path / "merged")
+    problem.become(None)
     models = {
         "recipe": Model("recipe", tmp_path / "recipe.yaml"),
         "merged": Model("directory", tmp_path / "merged"),
@@ -144,14 +144,14 @@ def test_a_model_directory_scores_as_what_it_was_made_of(
         "experts": Model("experts"),
     }
     stream = Console(record=True, width=300)
-    result = evaluate(assembly, settings, models, "report", Reporter(stream)).models
+    result = evaluate(problem, settings, models, "report", Reporter(stream)).models
     assert result["merged"] == result["recipe"]
     assert result["its directory"] == result["trees"] != result["merged"]
     assert result["trees"].tasks["trees"] == result["experts"].tasks["trees"]
     assert result["trees"].tasks["metals"] != result["experts"].tasks["metals"]
     (warning,) = [line for line in stream.export_text().splitlines() if "warning" in line]
     assert "merged holds no tokenizer, so it could not be compared with the base's" in warning
-    assert is_base(assembly)
+    assert is_base(problem)
 
 
 def config(pico_suite: Suite, **changes: Any) -> BertConfig:
@@ -162,22 +162,20 @@ def config(pico_suite: Suite, **changes: Any) -> BertConfig:
     ("changes", "message"), [({"intermediate_size": 24}, "has shape"), ({"num_hidden_layers": 1}, r"lacks encoder\.")]
 )
 def test_a_model_of_another_architecture_is_refused(
-    changes: dict, message: str, sources: list[str], assembly: Assembly, pico_suite: Suite, tmp_path: Path
+    changes: dict, message: str, sources: list[str], problem: Problem, pico_suite: Suite, tmp_path: Path
 ) -> None:
     pico(BertModel, config(pico_suite, **changes)).save_pretrained(tmp_path / "other")
     models = {"other": Model("directory", tmp_path / "other")}
     with pytest.raises(CheckpointError, match=message):
-        evaluate(assembly, settings_of(*sources), models, "report", Reporter())
+        evaluate(problem, settings_of(*sources), models, "report", Reporter())
 
 
 def test_what_is_odd_about_a_model_directory_is_said(
-    sources: list[str], assembly: Assembly, pico_suite: Suite, tmp_path: Path
+    sources: list[str], problem: Problem, pico_suite: Suite, tmp_path: Path
 ) -> None:
     pico(BertModel, config(pico_suite)).double().save_pretrained(tmp_path / "other")
     stream = Console(record=True, width=300)
-    evaluate(
-        assembly, settings_of(*sources), {"it": Model("directory", tmp_path / "other")}, "report", Reporter(stream)
-    )
+    evaluate(problem, settings_of(*sources), {"it": Model("directory", tmp_path / "other")}, "report", Reporter(stream))
     said = stream.export_text()
     assert "other was not tuned from this base: the cosine" in said
     assert "other is scored in float32, as the base is; loaded by itself it is in float64 (its dtype)" in said
@@ -197,7 +195,7 @@ def test_a_directory_is_told_apart_by_the_dtype_that_people_load(
     stated: str | None,
     noted: str | None,
     sources: list[str],
-    assembly: Assembly,
+    problem: Problem,
     pico_suite: Suite,
     tmp_path: Path,
 ) -> None:
@@ -207,7 +205,7 @@ def test_a_directory_is_told_apart_by_the_dtype_that_people_load(
     (tmp_path / "it" / "config.json").write_text(json.dumps({**written, "dtype": stated}))
     assert BertModel.from_pretrained(tmp_path / "it").dtype == (getattr(torch, noted) if noted else torch.float32)
     stream = Console(record=True, width=300)
-    of_directory(tmp_path / "it", assembly, settings_of(*sources), Reporter(stream))
+    of_directory(tmp_path / "it", problem, settings_of(*sources), Reporter(stream))
     said = [line for line in stream.export_text().splitlines() if "is scored in" in line]
     assert len(said) == bool(noted)
     assert all(f"float32, as the base is; loaded by itself it is in {noted}" in line for line in said)
@@ -225,14 +223,14 @@ def test_experts_with_heads_of_their_own(own_classifiers: Path, tmp_path: Path) 
         "model.device=cpu",
         "fitness.report_metric=log_probability",
     )
-    assembly = assemble(settings, Reporter())
+    problem = build_problem(settings, Reporter())
     models = {
         "mood": Model("expert", "mood"),
         "directory": Model("directory", own_classifiers / "mood"),
         "experts": Model("experts"),
         "base": Model("base"),
     }
-    result = evaluate(assembly, settings, models, "report", Reporter()).models
+    result = evaluate(problem, settings, models, "report", Reporter()).models
     assert result["directory"] == result["mood"]
     assert result["mood"].tasks["mood"] == result["experts"].tasks["mood"] != result["base"].tasks["mood"]
     assert result["mood"].tasks["topic"] not in (
@@ -241,8 +239,8 @@ def test_experts_with_heads_of_their_own(own_classifiers: Path, tmp_path: Path) 
     )
     classifier = BertForSequenceClassification.from_pretrained(own_classifiers / "mood").eval()
     logs = []
-    for item in assembly.items["report"]["mood"]:
+    for item in problem.items["report"]["mood"]:
         with torch.inference_mode():
-            logits = classifier(**assembly.live.processor(item.text, return_tensors="pt")).logits
+            logits = classifier(**problem.live.processor(item.text, return_tensors="pt")).logits
         logs.append(float(torch.log_softmax(logits, -1)[0, item.label]))
     assert result["mood"].tasks["mood"] == pytest.approx(np.mean(logs), abs=1e-6)

@@ -15,7 +15,7 @@ from evomerge.cli.evaluate import show
 from evomerge.cli.progress import Reporter
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.selection.evaluation import Model, evaluate
@@ -52,10 +52,10 @@ def overrides(place: Path, *more: str) -> list[str]:
 def test_an_own_head_runs_under_its_experts_configuration(place):
     """What is marked is so, and what is not marked is the expert itself."""
     settings = plain(compose(*overrides(place)))
-    assembly = assemble(settings, Reporter())
-    assert sum(text.startswith(SAID) for text in assembly.warnings) == 1
-    assert any(text.startswith("expert mood was made for another configuration") for text in assembly.warnings)
-    marks = marks_of(assembly)
+    problem = build_problem(settings, Reporter())
+    assert sum(text.startswith(SAID) for text in problem.warnings) == 1
+    assert any(text.startswith("expert mood was made for another configuration") for text in problem.warnings)
+    marks = marks_of(problem)
     assert [text.startswith(SAID) for text in marks.of_merge()] == [True]
     assert marks.of_experts() == []  # each runs as it does by itself
     assert [re.sub(":.*", "", text) for text in marks.of_expert("mood")] == [
@@ -64,9 +64,9 @@ def test_an_own_head_runs_under_its_experts_configuration(place):
     assert [text.startswith(SAID) for text in marks.of_expert("topic")] == [True]
     tokens = torch.arange(4, 12)[None]
     alone = AutoModelForSequenceClassification.from_pretrained(place / "mood").eval()(tokens).logits
-    head = assembly.fitness._heads["mood"]  # type: ignore[attr-defined]
-    assembly.become("mood")
-    torch.testing.assert_close(head.module(assembly.live.model)(tokens).logits, alone, rtol=0, atol=1e-5)
+    head = problem.fitness._heads["mood"]  # type: ignore[attr-defined]
+    problem.become("mood")
+    torch.testing.assert_close(head.module(problem.live.model)(tokens).logits, alone, rtol=0, atol=1e-5)
 
 
 def test_from_the_summary_to_the_card(place, capsys, monkeypatch):
@@ -102,7 +102,7 @@ def test_the_table_of_evaluate(place, capsys):
         "mood": Model("expert", "mood"),
         "topic": Model("directory", place / "topic"),
     }
-    show(evaluate(assemble(settings, Reporter()), settings, models, "select", Reporter()), Reporter())
+    show(evaluate(build_problem(settings, Reporter()), settings, models, "select", Reporter()), Reporter())
     said = capsys.readouterr().out
     assert f"* base, topic: {SAID}" in said
     assert "* mood: expert mood is scored under the base's configuration on topic: layer_norm_eps is 0.5 there" in said
@@ -112,8 +112,8 @@ def test_the_table_of_evaluate(place, capsys):
 
 def test_a_family_of_one_configuration_has_no_marks(own_classifiers, capsys):
     settings = plain(compose(*overrides(own_classifiers)))
-    assembly = assemble(settings, Reporter())
-    marks = marks_of(assembly)
+    problem = build_problem(settings, Reporter())
+    marks = marks_of(problem)
     assert [
         marks.of_merge(),
         marks.of_experts(),

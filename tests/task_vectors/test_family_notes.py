@@ -25,7 +25,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.inspection.sources import inspect_sources
 from evomerge.models.processing import Processing, processing_notes
 from evomerge.problem import Sources
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
 from evomerge.selection.evaluation import Model, evaluate
 from evomerge.task_vectors.family import auto_class_of
@@ -159,7 +159,7 @@ def test_what_inspect_says_a_search_says(family, odd):
     change(family)
     warnings = inspected(family).warnings
     assert any(said in text for text in warnings), warnings
-    told = assemble(settings_of(family), Reporter()).warnings
+    told = build_problem(settings_of(family), Reporter()).warnings
     assert [text for text in told if not text.startswith("few ")] == warnings
 
 
@@ -208,7 +208,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
 def test_what_a_search_refuses_inspect_refuses_in_the_same_words(family, what):
     REFUSED[what](family)
     with pytest.raises(CheckpointError) as refused:
-        assemble(settings_of(family), Reporter())
+        build_problem(settings_of(family), Reporter())
     try:
         errors = [member.error for member in inspected(family).refused]
     except CheckpointError as error:
@@ -261,12 +261,12 @@ def test_rows_of_another_configuration_are_marked(family, change):
     """The yardstick: `from_pretrained` has other logits than the row, so the table says in what."""
     put(family / "left" / "config.json", **CONFIGS[change])
     settings = settings_of(family)
-    assembly = assemble(settings, Reporter())
+    problem = build_problem(settings, Reporter())
     tokens = torch.arange(12)[None]
     alone = AutoModelForCausalLM.from_pretrained(family / "left").eval()(tokens).logits
-    assembly.become("left")
-    here = assembly.live.model(tokens).logits
-    assembly.become(None)
+    problem.become("left")
+    here = problem.live.model(tokens).logits
+    problem.become(None)
     assert (alone - here).abs().max() > 0.01
     models = {
         "base": Model("base"),
@@ -276,7 +276,7 @@ def test_rows_of_another_configuration_are_marked(family, change):
         "its directory": Model("directory", family / "left"),
         "constant": Model("constant", 0.4),
     }
-    marks = evaluate(assembly, settings, models, "report", Reporter()).marks
+    marks = evaluate(problem, settings, models, "report", Reporter()).marks
     assert list(marks) == ["experts", "left", "its directory"]
     for texts in marks.values():
         (text,) = texts

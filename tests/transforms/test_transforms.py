@@ -17,7 +17,7 @@ from torch import Tensor
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.assembly import assemble
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.identity import contents
 from evomerge.runs.run import run_search
@@ -176,7 +176,7 @@ def overrides(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> li
 @pytest.fixture(scope="module")
 def frozen(overrides: list[str]):
     """The parts of a search of which the trim leaves so little that whole parameters are zero."""
-    return assemble(plain(compose(*overrides, "method=ties_frozen", "method.transform.density=0.02")), Reporter())
+    return build_problem(plain(compose(*overrides, "method=ties_frozen", "method.transform.density=0.02")), Reporter())
 
 
 def test_an_expert_is_scored_as_it_is_and_the_base_comes_back(frozen) -> None:

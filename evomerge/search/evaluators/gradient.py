@@ -22,7 +22,7 @@ from evomerge.common.limits import TimeLimit
 from evomerge.fitness.capabilities import Batched
 from evomerge.fitness.objectives import task_weights
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.runs.learning import Learning
 from evomerge.search.evaluators.serial import Timing, failed
 from evomerge.search.memory import with_smaller_batches
@@ -47,7 +47,7 @@ class GradientEvaluator:
     """Takes loss and gradient at the points of a batch, one by one.
 
     Args:
-        assembly: the parts of the search.
+        problem: what is searched.
         learning: the loss and its inputs.
         settings: of the search: the seed draws the inputs of each step, `objective.weights` weighs the tasks.
         record: is told where the time of each step went.
@@ -59,19 +59,19 @@ class GradientEvaluator:
 
     def __init__(
         self,
-        assembly: Assembly,
+        problem: Problem,
         learning: Learning,
         settings: Mapping[str, Any],
         record: Callable[[Timing], None] = lambda timing: None,
         limit: TimeLimit | None = None,
     ) -> None:
-        self._assembly, self._learning, self._record = assembly, learning, record
+        self._problem, self._learning, self._record = problem, learning, record
         self._limit = limit or TimeLimit()
-        self._guard = assembly.merger.guard
+        self._guard = problem.merger.guard
         self._share = task_weights(settings["objective"]["weights"], learning.items)
         items = {task: chosen for task, chosen in learning.items.items() if self._share[task] > 0}
         self._subset = Subset(items, learning.inputs * len(items), settings["seed"], rotate=True, setting="loss.inputs")
-        self._wanted = assembly.space.moves("weight")
+        self._wanted = problem.space.moves("weight")
         self._watch = _Watch()
         self.size = self._subset.size
 
@@ -102,7 +102,7 @@ class GradientEvaluator:
                 raise ArithmeticError(f"the {self._name} is {-value}, not a finite number")
             if not np.isfinite(gradients["weight"]).all():
                 raise ArithmeticError(f"the gradient of the {self._name} is not finite")
-            gradient = -self._assembly.space.pullback(gradients)
+            gradient = -self._problem.space.pullback(gradients)
         except LiveModelError:  # every later loss would be one of another model
             raise
         except Exception as error:  # whatever a model or a user's fitness may raise
@@ -126,7 +126,7 @@ class GradientEvaluator:
 
     def _step(self, point: np.ndarray, ids: Mapping[str, Sequence[str]]) -> tuple[_Results, _Gradients, float, float]:
         """Build a candidate and take its loss and gradient; say as well when it was built and when they were taken."""
-        self._assembly.merger.apply(self._assembly.space.decode(point))
+        self._problem.merger.apply(self._problem.space.decode(point))
         merged = time.perf_counter()
         results, gradients = self._walk(ids)
         return results, gradients, merged, time.perf_counter()
@@ -150,7 +150,7 @@ class GradientEvaluator:
                 task: {self._name: np.zeros(len(chosen)), "prediction": np.empty(len(chosen))}
                 for task, chosen in ids.items()
             }
-            return results, self._assembly.merger.gradient(self._losses(ids, results), self._wanted)
+            return results, self._problem.merger.gradient(self._losses(ids, results), self._wanted)
 
         with self._guard:
             return contained(lambda: with_smaller_batches(learning.fitness, walk, whole))
@@ -161,7 +161,7 @@ class GradientEvaluator:
         """
         learning = self._learning
         for task, chosen in ids.items():
-            for answers in learning.fitness.logits(self._assembly.live.model, learning.prepared, {task: chosen}):
+            for answers in learning.fitness.logits(self._problem.live.model, learning.prepared, {task: chosen}):
                 answer = answers[task]
                 target = answer.labels
                 if learning.loss.taught:

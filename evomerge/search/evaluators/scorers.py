@@ -14,13 +14,13 @@ from evomerge.fitness.finite import named
 from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Assembly
+from evomerge.problem import Problem
 from evomerge.search.evaluators.serial import Scorer, check_finite, explained, prepare
 
 
-def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, Subset]:
+def make_subsets(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Subset]:
     """Return what chooses the items of each split; select and report are sampled alike for every seed."""
-    fitness, items = settings["fitness"], assembly.items
+    fitness, items = settings["fitness"], problem.items
     return {
         "search": Subset(items["search"], fitness["items"], settings["seed"], fitness["rotate"], "fitness.items"),
         "select": Subset(items["select"], fitness["select_items"], 0, setting="fitness.select_items"),
@@ -28,27 +28,27 @@ def make_subsets(assembly: Assembly, settings: Mapping[str, Any]) -> dict[str, S
     }
 
 
-def scorer(assembly: Assembly, items: Mapping[str, Sequence[Item]]) -> Scorer:
+def scorer(problem: Problem, items: Mapping[str, Sequence[Item]]) -> Scorer:
     """Prepare the items of a split, once."""
-    prepared = prepare(assembly.fitness, assembly.live.processor, items)
-    return Scorer(assembly.live.model, assembly.fitness, prepared, assembly.merger.guard)
+    prepared = prepare(problem.fitness, problem.live.processor, items)
+    return Scorer(problem.live.model, problem.fitness, prepared, problem.merger.guard)
 
 
 def make_objective(
-    assembly: Assembly, settings: Mapping[str, Any], score: Scorer, subset: Subset, limit: TimeLimit | None = None
+    problem: Problem, settings: Mapping[str, Any], score: Scorer, subset: Subset, limit: TimeLimit | None = None
 ) -> Objective:
     """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
     given, metric = settings["objective"], settings["fitness"]["metric"]
     ends = None
     if given["normalised"]:
-        if missing := [task for task in assembly.sources.tasks if task not in assembly.experts]:
+        if missing := [task for task in problem.sources.tasks if task not in problem.experts]:
             raise ConfigError(
                 f"objective.normalised needs the expert of every task; {missing[0]} has none: write "
                 f"fitness.tasks.{missing[0]}.expert=..."
             )
         ids = subset(0)
         found = []
-        for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(assembly, score, ids))):
+        for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(problem, score, ids))):
             why = "Scores cannot be normalised: the"
             with named(f"{why} {who}"), explained(f"{why} fitness fails on the {who}"):
                 try:
@@ -61,7 +61,7 @@ def make_objective(
     return Objective(metric, given["aggregate"], given["weights"], ends)
 
 
-def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+def score_experts(problem: Problem, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
     """Score each task's items with its own expert, and put the base back; tasks without an expert are left out.
 
     Raises:
@@ -70,15 +70,15 @@ def score_experts(assembly: Assembly, score: Scorer, ids: Mapping[str, list[str]
     items: dict[str, list[str]] = {}
     results: dict[str, Mapping[str, np.ndarray]] = {}
     try:
-        for expert in assembly.vectors.experts:
-            mine = {task: chosen for task, chosen in ids.items() if assembly.experts.get(task) == expert}
+        for expert in problem.vectors.experts:
+            mine = {task: chosen for task, chosen in ids.items() if problem.experts.get(task) == expert}
             if mine:
-                assembly.become(expert)
+                problem.become(expert)
                 with named(f"the expert {expert}"):
                     outcome = score(mine)
                 items |= outcome.items
                 results |= outcome.results
     finally:
-        assembly.become(None)
+        problem.become(None)
     known = [task for task in ids if task in items]
     return Outcome({task: items[task] for task in known}, {task: results[task] for task in known})

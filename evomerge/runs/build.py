@@ -1,6 +1,6 @@
 """From settings to the parts of a search: sources, live model, task vectors, space, merger, tasks and fitness.
 
-In: a typed configuration. Out: an `Assembly`, complete and checked, before anything expensive has run.
+In: a typed configuration. Out: a `Problem`, complete and checked, before anything expensive has run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.merging.methods import Method
-from evomerge.problem import Assembly, Sources
+from evomerge.problem import Problem, Sources
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.config import build
@@ -31,9 +31,9 @@ from evomerge.selection.marks import task_notes
 from evomerge.space.coefficients import CoefficientSpace
 
 
-def assemble(
+def build_problem(
     settings: Mapping[str, Any], reporter: Progress, fitness: Fitness | None = None, given: Given | None = None
-) -> Assembly:
+) -> Problem:
     """Read the sources and build every part.
 
     Args:
@@ -66,7 +66,7 @@ def assemble(
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, family.parameters))
     parts = (merge.vectors, merge.space, method, merge.merger)
-    return Assembly(sources, family.live, *parts, fitness, items, warnings, merge.transforms)
+    return Problem(sources, family.live, *parts, fitness, items, warnings, merge.transforms)
 
 
 def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:
