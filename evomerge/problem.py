@@ -1,21 +1,32 @@
-"""What is searched: where it comes from, the live model, task vectors, space, merger, fitness and items.
+"""What is searched: where it comes from, the live model, task vectors, space, merger, fitness, items and goal.
 
-Plain data with a few operations. It is built by `runs/`, and knows no settings.
+Plain data with a few operations. `runs/` builds it of settings, which it does not know. It says itself what its
+outcomes depend on: `contents`, names and hashes without paths and clocks, and `circumstances`, the machine and this
+version. What changes results and is missing there would mix two searches.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evomerge import __version__
+from evomerge.common.digests import digest
+from evomerge.common.machine import fingerprint
 from evomerge.fitness.base import Fitness
+from evomerge.fitness.capabilities import identity
 from evomerge.fitness.items import Item, Task
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
+from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
+from evomerge.models.vocabulary import REFUSE
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.chain import Chain
@@ -41,6 +52,78 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How model directories are opened.
+
+    Attributes:
+        cache: directory that remembers content hashes, task vectors and outcomes.
+        auto_class: the transformers class whose parameters are merged.
+        vocabulary: what becomes of experts with another number of tokens: `refuse`, `base` or `shared`.
+        allow_missing: tensors, by name or pattern, that experts may lack and that may be left over.
+    """
+
+    cache: Path
+    auto_class: str = "AutoModel"
+    vocabulary: str = REFUSE
+    allow_missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is maximised, and what is told in the end.
+
+    Attributes:
+        metric: of the fitness, that of the search.
+        report_metric: that by which the winner is chosen and reported.
+        aggregate: how scores of tasks become one number; see `objectives.Objective`.
+        weights: the weight of each task in the mean; a missing task counts 1.
+        normalised: whether scores count from the base (0) to the task's expert (1).
+    """
+
+    metric: str
+    report_metric: str
+    aggregate: str = "mean"
+    weights: Mapping[str, float] | None = None
+    normalised: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many items of each split are scored, in all; None for all of them.
+
+    Attributes:
+        search: of a candidate.
+        select: of a finalist.
+        report: of the models of the report.
+        rotate: whether each generation is given other search items.
+        seed: of the draw of search items; select and report items are drawn alike for every seed.
+    """
+
+    search: int | None = None
+    select: int | None = None
+    report: int | None = None
+    rotate: bool = False
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Written:
+    """Parts of a problem as identities and recipes write them, in plain data.
+
+    Attributes:
+        method: its class as `_target_`, and its settings.
+        transform: the same of each transform in order, with a hash of the code of one that is not ours.
+        fitness: the same, without what chooses items and metrics.
+        granularity: of the space.
+    """
+
+    method: dict[str, Any]
+    transform: list[dict[str, Any]]
+    fitness: dict[str, Any]
+    granularity: str
+
+
+@dataclass(frozen=True)
 class Problem:
     """What is searched.
 
@@ -54,6 +137,10 @@ class Problem:
         fitness: scores them.
         items: the items of each split by task.
         warnings: what the user should know about the sources.
+        opening: how the model directories were opened, and how others are.
+        goal: what is maximised.
+        sampling: how many items are scored.
+        written: its parts as plain data.
         transforms: what is done to the task vectors before the search.
     """
 
@@ -66,7 +153,39 @@ class Problem:
     fitness: Fitness
     items: dict[str, dict[str, list[Item]]]
     warnings: list[str]
+    opening: Opening
+    goal: Goal
+    sampling: Sampling
+    written: Written
     transforms: Chain = ()
+
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """All that decides how a merge with given coefficients scores on given items, as the sources were at first."""
+        sources, vectors = self.sources, self.vectors
+        cut = any(expert.rows for expert in vectors.experts.values())  # only then is the vocabulary a choice
+        return {
+            "base": vectors.base.sha256,
+            "experts": [[name, expert.sha256] for name, expert in vectors.experts.items()],  # in the order of the sum
+            "files": digest_inputs(sources.base),
+            "class": self.opening.auto_class,
+            **({"vocabulary": self.opening.vocabulary} if cut else {}),
+            "heads": {
+                name: hashlib.sha256(task.head.read_bytes()).hexdigest()
+                if task.head
+                else task.expert and [task.expert, digest_inputs(sources.experts[task.expert])]
+                for name, task in sources.tasks.items()
+            },
+            "method": self.written.method,
+            **({"transform": self.written.transform} if self.written.transform else {}),
+            "fitness": self.written.fitness | identity(self.fitness),
+        }
+
+    @cached_property
+    def circumstances(self) -> dict[str, Any]:
+        """What an outcome depends on beside contents: this version, the kind of machine, and the device."""
+        device = next(self.live.model.parameters()).device
+        return {"evomerge": __version__, "fingerprint": {**fingerprint(), "device": str(device)}}
 
     @property
     def experts(self) -> dict[str, str]:
@@ -92,3 +211,21 @@ class Problem:
             self.merger.restore()
         else:
             self.merger.load(self.vectors.added(expert))
+
+
+def digest_inputs(directory: Path) -> str:
+    """Return a hash of all in a model directory that decides what a model is given to read, and how it reads it.
+
+    At its top that is what settings and vocabularies usually end in, whatever it is; and everything else that
+    transformers may open beside weights, such as `source.spm`, `vocab.bpe` or a folder of chat templates. A model in
+    memory has no files.
+    """
+    if not directory.is_dir():
+        return digest([])
+    usual = {
+        path.name
+        for path in directory.iterdir()
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name and path.is_file()
+    }
+    names = sorted(usual | set(inputs_of(directory)))
+    return digest([[name, hashlib.sha256((directory / name).read_bytes()).hexdigest()] for name in names])

@@ -111,11 +111,9 @@ class Bench:
         self.error = 0.0
         self._merges: list[float] = []
         learning = replace(learning, fitness=self._recorder)
-        self._evaluate = GradientEvaluator(
-            problem, learning, settings, lambda timing: self._merges.append(timing.merge)
-        )
+        self._evaluate = GradientEvaluator(problem, learning, lambda timing: self._merges.append(timing.merge))
         self._heads = make_heads(problem.sources, problem.vectors.parameters)
-        self._share = task_weights(settings["objective"]["weights"], learning.items)
+        self._share = task_weights(problem.goal.weights, learning.items)
         space, vectors, moves = problem.space, problem.vectors, problem.space.moves("weight")
         self._rows = {
             span.parameter: g

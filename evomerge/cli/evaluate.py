@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
 
     from evomerge.cli.progress import Reporter
+    from evomerge.common.limits import AUTO, TimeLimit
     from evomerge.runs.build import build_problem
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
@@ -104,7 +105,8 @@ def main(arguments: Sequence[str]) -> None:
         problem = build_problem(settings, reporter)
     for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
-    result = evaluate(problem, settings, models, split, reporter)
+    limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
+    result = evaluate(problem, models, split, reporter, limit)
     _caution(models, options.split, split, reporter)
     if options.json:
         print(result.to_json())

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from evomerge import __version__
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
-from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Problem
 from evomerge.recipes.mergekit import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
+from evomerge.space.named import name_coefficients
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.chain import called
 
@@ -32,7 +32,6 @@ OTHER_DTYPES = """\
 
 def make_recipe(
     problem: Problem,
-    settings: Mapping[str, Any],
     coefficients: Mapping[str, Any],
     scores: Mapping[str, Any],
     heads: Mapping[str, str],
@@ -41,7 +40,6 @@ def make_recipe(
 
     Args:
         problem: what is searched.
-        settings: of the search.
         coefficients: {variable: (G, K)} as `CoefficientSpace.decode` gives them, or lists of lists.
         scores: what the model is worth.
         heads: task -> path of its head, relative to where the recipe will be.
@@ -53,21 +51,15 @@ def make_recipe(
             name: Source(str(path), vectors.experts[name].sha256, sources.hub.get(name))
             for name, path in sources.experts.items()
         },
-        method=_method(problem, settings["method"]),
+        method=_method(problem),
         transform=[step.about() for step in problem.transforms],
         rows=list(space.rows) if list(space.rows) != list(sources.experts) else [],
-        granularity=settings["space"]["granularity"],
-        coefficients={
-            variable: {
-                group.name: dict(zip(space.rows, map(float, row), strict=True))
-                for group, row in zip(space.groups, rows, strict=True)
-            }
-            for variable, rows in coefficients.items()
-        },
+        granularity=problem.written.granularity,
+        coefficients=name_coefficients(coefficients, space.groups, space.rows),
         scores=dict(scores),
         heads=dict(heads),
-        auto_class=settings["model"]["auto_class"],
-        vocabulary=settings["model"].get("vocabulary", REFUSE),
+        auto_class=problem.opening.auto_class,
+        vocabulary=problem.opening.vocabulary,
         dtype=dtype_name(problem.live.dtype),
         version=__version__,
     )
@@ -141,9 +133,9 @@ def copy_heads(heads: Mapping[str, str], source: Path, directory: Path) -> None:
             )
 
 
-def _method(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _method(problem: Problem) -> dict[str, Any]:
     """Return the method as plain data: a name instead of a class, and its settings."""
-    own = {name: value for name, value in settings.items() if name != "_target_"}
+    own = {name: value for name, value in problem.written.method.items() if name != "_target_"}
     return {"name": called(problem.method.name, type(problem.method)), **own}
 
 

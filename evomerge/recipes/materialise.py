@@ -23,7 +23,8 @@ from evomerge.common.progress import Progress
 from evomerge.problem import Problem
 from evomerge.recipes.handover import as_mergekit
 from evomerge.recipes.model import write_model
-from evomerge.recipes.recipe import Coefficients, Recipe, Source
+from evomerge.recipes.recipe import Recipe, Source
+from evomerge.space.named import Coefficients
 
 NOTE = """\
 # The models beside this file hold the base + what is left of each expert's task vector after {done}.

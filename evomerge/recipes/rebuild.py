@@ -18,6 +18,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
+from evomerge.space.named import array_coefficients
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDeltas
@@ -48,10 +49,7 @@ class Rebuild:
     ) -> None:
         self._method, chain = make_method(recipe), make_chain(recipe, parameters)
         groups = recipe.groups(parameters)
-        self._coefficients = {
-            variable: np.array([[rows[group.name][row] for row in recipe.row_names] for group in groups])
-            for variable, rows in recipe.coefficients.items()
-        }
+        self._coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
         for variable, values in self._coefficients.items():
             if np.abs(values).max() > np.finfo(np.float32).max:
                 raise ConfigError(f"recipe: coefficients.{variable} has a number that float32 cannot hold.")

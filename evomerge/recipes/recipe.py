@@ -23,12 +23,10 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.space.groups import Group, make_groups
+from evomerge.space.named import Coefficients, array_coefficients
 
 FORMAT = 1
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-
-Coefficients = dict[str, dict[str, dict[str, float]]]
-"""variable -> group -> row -> value"""
 
 
 @dataclass(frozen=True)
@@ -212,10 +210,8 @@ class Recipe:
             ([overlap / sizes[place] for (place, _), overlap in common.items()], tuple(np.array(list(common)).T)),
             shape=(len(groups), len(own)),
         )
-        return {
-            variable: shares @ np.array([[rows[group.name][name] for name in names] for group in own])
-            for variable, rows in self.coefficients.items()
-        }
+        arrays = array_coefficients(self.coefficients, own, names)
+        return {variable: shares @ values for variable, values in arrays.items()}
 
     def per_parameter(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, dict[str, float]]]:
         """The coefficients by variable, row and parameter, each the mean over the parameter's elements."""

@@ -18,13 +18,15 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.merging.methods import Method
-from evomerge.problem import Problem, Sources
+from evomerge.models.vocabulary import REFUSE
+from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
-from evomerge.runs.config import build
+from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.given import Given, make_merge, open_family
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
+from evomerge.runs.transforms import described
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes
@@ -45,7 +47,7 @@ def build_problem(
     Raises:
         EvomergeError: whatever is wrong with the settings or the sources.
     """
-    model, given = settings["model"], given or Given()
+    model, opening, given = settings["model"], opening_of(settings), given or Given()
     fitness = fitness or make_fitness(settings["fitness"])
     sources = find_sources(model, settings["fitness"]["tasks"], given.family and given.family.sources)
     trained_on = training_files(model.get("trained_on"), sources.experts)
@@ -58,15 +60,55 @@ def build_problem(
     method: Method = given.merge.method if given.merge else build(settings["method"], "method")
     family = given.family or open_family(sources, model, requirements(fitness).processor, reporter)
     check_asked(fitness, family.live, items)
-    pooled, allowed = not isinstance(fitness, Headed), model.get("allow_missing") or ()
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ())]
-    warnings += family.notes(allowed, pooled)
+    warnings += family.notes(opening.allow_missing, pooled=not isinstance(fitness, Headed))
     warnings += [*leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
     merge = given.merge or make_merge(family, method, settings, reporter)
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, family.parameters))
-    parts = (merge.vectors, merge.space, method, merge.merger)
-    return Problem(sources, family.live, *parts, fitness, items, warnings, merge.transforms)
+    return Problem(
+        sources=sources,
+        live=family.live,
+        vectors=merge.vectors,
+        space=merge.space,
+        method=method,
+        merger=merge.merger,
+        fitness=fitness,
+        items=items,
+        warnings=warnings,
+        opening=opening,
+        goal=goal_of(settings),
+        sampling=sampling_of(settings),
+        written=written_of(settings),
+        transforms=merge.transforms,
+    )
+
+
+def opening_of(settings: Mapping[str, Any]) -> Opening:
+    """Return how model directories are opened under the settings of a search."""
+    model = settings["model"]
+    choice = model.get("vocabulary", REFUSE)  # runs of earlier versions do not say it, nor what may be missing
+    return Opening(Path(model["cache"]), model["auto_class"], choice, tuple(model.get("allow_missing") or ()))
+
+
+def goal_of(settings: Mapping[str, Any]) -> Goal:
+    """Return what is maximised under the settings of a search."""
+    fitness, objective = settings["fitness"], settings["objective"]
+    own = (objective["aggregate"], objective["weights"], objective["normalised"])
+    return Goal(fitness["metric"], fitness["report_metric"], *own)
+
+
+def sampling_of(settings: Mapping[str, Any]) -> Sampling:
+    """Return how many items are scored under the settings of a search."""
+    given = settings["fitness"]
+    return Sampling(given["items"], given["select_items"], given["report_items"], given["rotate"], settings["seed"])
+
+
+def written_of(settings: Mapping[str, Any]) -> Written:
+    """Return method, transforms, fitness and space as identities and recipes write them."""
+    fitness = {name: value for name, value in settings["fitness"].items() if name not in CHOOSING}
+    transform = described(settings.get("transform") or [])
+    return Written(settings["method"], transform, fitness, settings["space"]["granularity"])
 
 
 def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:

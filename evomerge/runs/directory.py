@@ -79,7 +79,7 @@ def open_run(path: Path) -> Run:
     identity: dict[str, Any] = {}
     batches: list[Batch] = []
     for line in read_log(log):
-        kind = line.pop("kind")
+        kind = line["kind"]
         if kind == "header":
             identity = identity_of(line["identity"])
         elif kind == "ask":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from evomerge import __version__
+from evomerge.common.digests import digest
 from evomerge.common.errors import EvomergeError, LogError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
@@ -29,7 +30,6 @@ from evomerge.problem import Problem
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import identity_of
-from evomerge.runs.identity import digest
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
@@ -52,7 +52,6 @@ VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 def summarise(
     directory: Path,
     problem: Problem,
-    settings: Mapping[str, Any],
     found: Selection,
     log: TrialLog,
     reason: StopReason,
@@ -65,7 +64,6 @@ def summarise(
     Args:
         directory: the run directory.
         problem: what is searched.
-        settings: of the search.
         found: what the selection found.
         log: the trial log.
         reason: why the search ended.
@@ -86,7 +84,7 @@ def summarise(
         trials=log.trials,
         failed=len(log.errors),
         run=run,
-        marks=_marks(problem, settings),
+        marks=_marks(problem),
         warnings=problem.warnings,
         doubts=[*of_search(open_run(directory).batches), *of_selection(found.select, found.alike)],
         seconds=_seconds(directory / "timings.jsonl"),
@@ -99,7 +97,6 @@ def summarise(
 def write_outputs(
     directory: Path,
     problem: Problem,
-    settings: Mapping[str, Any],
     coefficients: Mapping[str, np.ndarray],
     summary: Summary,
     reporter: Progress,
@@ -109,13 +106,12 @@ def write_outputs(
     Args:
         directory: the run directory.
         problem: what is searched.
-        settings: of the search.
         coefficients: of the winner, variable -> float64 (G, K).
         summary: what is known of the search.
         reporter: is told where mergekit cannot express the recipe.
     """
     heads = keep_heads(problem, directory)
-    recipe = make_recipe(problem, settings, coefficients, _scores(summary), heads)
+    recipe = make_recipe(problem, coefficients, _scores(summary), heads)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
     try:
         write_atomically(directory / "mergekit.yaml", mergekit_yaml(problem, recipe))
@@ -140,7 +136,7 @@ def _scores(summary: Summary) -> dict[str, Any]:
     return finite({**how, **rows, **({"marks": summary.marks} if summary.marks else {})})
 
 
-def _marks(problem: Problem, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+def _marks(problem: Problem) -> dict[str, list[str]]:
     """Return what is otherwise in the rows of the report than their names say."""
     marks = marks_of(problem)
     merged = marks.of_merge()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.common.digests import digest
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.names import unknown
 from evomerge.common.paths import from_its_start
@@ -22,7 +23,6 @@ from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.directory import Run
-from evomerge.runs.identity import digest
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.base import Incumbent, unfinished
 from evomerge.trials import Trial, finite
@@ -174,7 +174,7 @@ def recipe_of(run: Run, problem: Problem, point: Point) -> Recipe:
         problem: what is searched.
         point: the point.
     """
-    return make_recipe(problem, run.settings, problem.space.decode(point.x), finite(point.about), {})
+    return make_recipe(problem, problem.space.decode(point.x), finite(point.about), {})
 
 
 def _point(run: Run, trial: Trial) -> Point:

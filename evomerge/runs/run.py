@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from evomerge.common.names import commonest
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import Checking, check_items
-from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Problem
+from evomerge.problem import Goal, Problem
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
@@ -38,17 +37,17 @@ from evomerge.runs.outputs import finished, recorder, run_digest, show, summaris
 from evomerge.runs.preflight import preflight
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
-from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.scorers import make_objective, make_subsets, scorer
-from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
+from evomerge.search.evaluators.mixed import make_evaluators
+from evomerge.search.evaluators.scorers import make_subsets, scorer
+from evomerge.search.evaluators.serial import Scorer
 from evomerge.search.log import TrialLog
-from evomerge.search.loop import Evaluator, search, watching
+from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
 from evomerge.searchers.base import Part, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
 from evomerge.selection.summary import Summary
-from evomerge.trials import Batch, StopReason, Trial
+from evomerge.trials import StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def run_search(
         problem = build_problem(settings, reporter, fitness, given)
     searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
     scorers = {split: scorer(problem, items) for split, items in problem.items.items()}  # bad items are refused now
-    subsets = make_subsets(problem, settings)
+    subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None
     identity = describe(problem, settings, learning and learning.items)
     judged = [subsets[split](0) for split in ("select", "report")]
@@ -97,7 +96,7 @@ def run_search(
     check_splits(problem, scorers, subsets, learning, reporter)
     record = recorder(directory / "timings.jsonl")
     with warned() as logged, interrupt or Interrupt() as interrupt:
-        objective, gradients, evaluate = make_evaluators(problem, settings, scorers, subsets, learning, record, limit)
+        objective, gradients, evaluate = make_evaluators(problem, scorers, subsets, learning, record, limit)
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
         preflight(problem, searcher, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
@@ -111,13 +110,13 @@ def run_search(
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(problem, settings, scorers, subsets, interrupt, limit)
-            if (found := _choose(judge, settings, searcher, log, reporter)) is None:
+            judge = Judge(problem, scorers, subsets, interrupt, limit)
+            if (found := _choose(judge, problem.goal, searcher, log, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
             digest = run_digest(directory, identity, settings, judged)
-            summary = summarise(directory, problem, settings, found, log, reason, sizes, digest, logged.texts())
-            write_outputs(directory, problem, settings, found.coefficients, summary, reporter)
+            summary = summarise(directory, problem, found, log, reason, sizes, digest, logged.texts())
+            write_outputs(directory, problem, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary
 
@@ -129,9 +128,7 @@ def _as_yaml(config: SearchConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(in_order(given)))
 
 
-def _choose(
-    judge: Judge, settings: Mapping[str, Any], searcher: Searcher, log: TrialLog, reporter: Progress
-) -> Selection | None:
+def _choose(judge: Judge, goal: Goal, searcher: Searcher, log: TrialLog, reporter: Progress) -> Selection | None:
     """Return what the selection says of the searcher's incumbents, or None when it was asked to stop before the end.
 
     Raises:
@@ -147,9 +144,9 @@ def _choose(
         )
     try:
         what = "choosing the winner on the select split, scoring it on the report split"
-        items = work(judge.bounds, len(incumbents), settings["objective"]["normalised"], judge.sizes)
+        items = work(judge.bounds, len(incumbents), goal.normalised, judge.sizes)
         with reporter.counting(what, items) as judge.scored:
-            return select(judge, settings, incumbents)
+            return select(judge, goal, incumbents)
     except Stopped:
         reporter.say(StopReason.INTERRUPTED.value)
         return None
@@ -184,41 +181,6 @@ def make_budget(
             f"budget_items={items} is less than one {what} costs, {price} items: raise it, or lower {setting}."
         )
     return Budget(settings["budget"], items, size, step, interrupt)
-
-
-def make_evaluators(
-    problem: Problem,
-    settings: Mapping[str, Any],
-    scorers: Mapping[str, Scorer],
-    subsets: Mapping[str, Subset],
-    learning: Learning | None,
-    record: Callable[[Timing], None] = lambda timing: None,
-    limit: TimeLimit | None = None,
-) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
-    """Put together what scores the batches of a search.
-
-    Args:
-        problem: what is searched.
-        settings: its settings.
-        scorers: score the live model on the items of a split; here, `search`.
-        subsets: choose the items of a split; here, `search`.
-        learning: what a gradient learns from; None for a searcher by values.
-        record: is told where the time of each candidate and step went.
-        limit: of the time of each.
-
-    Returns:
-        The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
-        values of the objective or a loss and its gradient.
-    """
-    score, subset = scorers["search"], subsets["search"]
-    objective = make_objective(problem, settings, score, subset, limit)
-    values = SerialEvaluator(problem.space, problem.merger, score, subset, objective, record, limit)
-    gradients = learning and GradientEvaluator(problem, learning, settings, record, limit)
-
-    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
-        return (gradients if batch.gradient and gradients else values)(batch, missing)
-
-    return objective, gradients, evaluate
 
 
 def check_splits(

@@ -15,13 +15,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective, can_normalise
+from evomerge.problem import Goal
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
@@ -52,7 +52,7 @@ class Selection:
     coefficients: Mapping[str, np.ndarray]
 
 
-def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, Incumbent]) -> Selection:
+def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Selection:
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
     What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task. The best
@@ -60,15 +60,15 @@ def select(judge: Judge, settings: Mapping[str, Any], incumbents: Mapping[str, I
 
     Args:
         judge: scores models on the two splits.
-        settings: of the search.
+        goal: of the search.
         incumbents: the searcher's finalists by name.
 
     Raises:
         EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
         Stopped: the run was asked to stop; what was scored is remembered.
     """
-    metric, weights = settings["fitness"]["report_metric"], settings["objective"]["weights"]
-    objective, ids = _objective(judge, settings), judge.ids["select"]
+    metric, weights = goal.report_metric, goal.weights
+    objective, ids = _objective(judge, goal), judge.ids["select"]
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
     flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
@@ -117,11 +117,10 @@ def work(bounds: tuple[float, float], incumbents: int, normalised: bool, sizes: 
     return models * sizes["select"] + 4 * sizes["report"]  # of the report: base, experts, best constant and winner
 
 
-def _objective(judge: Judge, settings: Mapping[str, Any]) -> Objective:
+def _objective(judge: Judge, goal: Goal) -> Objective:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
-    given, metric = settings["objective"], settings["fitness"]["report_metric"]
-    ends = None
-    if given["normalised"]:
+    metric, ends = goal.report_metric, None
+    if goal.normalised:
         with _needed("the base, or an expert,", "select"):
             outcomes = judge.base("select"), judge.experts("select")
             for outcome in outcomes:
@@ -135,7 +134,7 @@ def _objective(judge: Judge, settings: Mapping[str, Any]) -> Objective:
                 ", ".join(flat),
             )
         ends = None if flat else gains
-    return Objective(metric, given["aggregate"], given["weights"], ends)
+    return Objective(metric, goal.aggregate, goal.weights, ends)
 
 
 @contextmanager

@@ -14,24 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
 from evomerge.models.completeness import check_expert
-from evomerge.models.vocabulary import REFUSE, row_notes
+from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, listed
-from evomerge.problem import Problem
+from evomerge.problem import Problem, Written
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.identity import contents
 from evomerge.search.evaluators.serial import Scorer
+from evomerge.space.named import array_coefficients, name_coefficients
 from evomerge.task_vectors.family import directory_notes, loaded_in
 from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
-from evomerge.transforms.chain import Chain
+from evomerge.transforms.chain import Chain, code_of
 from evomerge.transforms.store import transformed
 
 
@@ -56,7 +54,7 @@ def in_place(put: Callable[[], None], model: Any, about: Mapping[str, Any]) -> C
     Args:
         put: overwrites the live model.
         model: its name, or what else tells it from all others of the same base and experts, as plain data.
-        about: what `identity.contents` says of these.
+        about: what `Problem.contents` says of these.
     """
 
     def placed(score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
@@ -78,24 +76,23 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path} is no recipe of evomerge: {str(error).removeprefix('recipe: ')}") from error
 
 
-def of_recipe(path: Path, problem: Problem, settings: Mapping[str, Any]) -> Contender:
+def of_recipe(path: Path, problem: Problem) -> Contender:
     """Return the merge that a recipe describes.
 
     Raises:
         ConfigError: it is no recipe, belongs to other models, or contradicts itself.
     """
-    recipe = read_recipe(path)
-    if recipe.auto_class != settings["model"]["auto_class"]:
+    recipe, opening = read_recipe(path), problem.opening
+    if recipe.auto_class != opening.auto_class:
         raise ConfigError(
             f"{path} is of parameters of the class {recipe.auto_class}, and the base is loaded as "
-            f"{settings['model']['auto_class']}: write model.auto_class={recipe.auto_class}."
+            f"{opening.auto_class}: write model.auto_class={recipe.auto_class}."
         )
     vectors = _its_vectors(path, recipe, problem.vectors)
-    vocabulary = settings["model"].get("vocabulary", REFUSE)
-    if recipe.vocabulary != vocabulary and any(expert.rows for expert in vectors.experts.values()):
+    if recipe.vocabulary != opening.vocabulary and any(expert.rows for expert in vectors.experts.values()):
         raise ConfigError(
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
-            f"{vocabulary}: write model.vocabulary={recipe.vocabulary}."
+            f"{opening.vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
     live = dtype_name(problem.live.dtype)
     if recipe.dtype not in (None, live):
@@ -108,16 +105,12 @@ def of_recipe(path: Path, problem: Problem, settings: Mapping[str, Any]) -> Cont
         groups = recipe.groups(vectors.parameters)
     except EvomergeError as error:
         raise ConfigError(f"{path}: {error}") from error
-    rows = {
-        variable: {group.name: [values[group.name][row] for row in recipe.row_names] for group in groups}
-        for variable, values in recipe.coefficients.items()
-    }
-    coefficients = {variable: np.array(list(values.values())) for variable, values in rows.items()}
-    chosen = _settings(recipe, method, chain)
-    same = all(chosen[name] == (settings.get(name) or []) for name in chosen)
-    own = vectors is problem.vectors and groups == problem.space.groups and same
+    coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
+    named = name_coefficients(coefficients, groups, recipe.row_names)
+    written = _written(problem, recipe, method, chain)
+    own = vectors is problem.vectors and groups == problem.space.groups and written == problem.written
 
-    live_model, cache = problem.live.model, Path(settings["model"]["cache"])
+    live_model, cache = problem.live.model, opening.cache
 
     def score(scorer: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
         merger = problem.merger if own else Merger(live_model, transformed(vectors, chain, cache), groups, method)
@@ -127,27 +120,26 @@ def of_recipe(path: Path, problem: Problem, settings: Mapping[str, Any]) -> Cont
         finally:
             merger.restore()  # each puts back what it has written, and nothing else
 
-    about = contents(replace(problem, vectors=vectors), {**settings, **chosen})
-    return Contender({"model": rows, **about}, score)
+    about = replace(problem, vectors=vectors, written=written).contents
+    return Contender({"model": named, **about}, score)
 
 
-def of_directory(path: Path, problem: Problem, settings: Mapping[str, Any], reporter: Progress) -> Contender:
+def of_directory(path: Path, problem: Problem, reporter: Progress) -> Contender:
     """Return a model as it lies in a directory, seen through the live model's parameters; whatever else it has, such
     as heads of its own, has no part in its scores.
 
     Args:
         path: the directory.
         problem: what is searched.
-        settings: of that search.
         reporter: is told what of the model is not what one may think.
 
     Raises:
         CheckpointError: it cannot be read, or is no model of the base's architecture.
     """
-    live, base, cache = problem.live, problem.vectors.base, Path(settings["model"]["cache"])
-    vocabulary = settings["model"].get("vocabulary", REFUSE)
-    found = live.open(path, cache=cache, progress=reporter.steps, vocabulary=vocabulary, base=base)
-    check_expert("the model", found, base, settings["model"].get("allow_missing") or ())
+    live, base, opening = problem.live, problem.vectors.base, problem.opening
+    more: dict[str, Any] = {"cache": opening.cache, "progress": reporter.steps, "vocabulary": opening.vocabulary}
+    found = live.open(path, base=base, **more)
+    check_expert("the model", found, base, opening.allow_missing)
     lost = [name for name in problem.vectors.parameters if name not in found.keys and name not in found.rows]
     both = [name for name in problem.vectors.parameters if name in found.keys]
     notes = directory_notes(base.path, {str(path): path})
@@ -164,21 +156,21 @@ def of_directory(path: Path, problem: Problem, settings: Mapping[str, Any], repo
     notes += [f"{path} {note}" for note in beside_parameters(base, found)]
     for note in notes:
         reporter.say(f"warning: {note}")
-    named = {"directory": found.sha256, **({"vocabulary": vocabulary} if found.rows else {})}
+    named = {"directory": found.sha256, **({"vocabulary": opening.vocabulary} if found.rows else {})}
     put = partial(problem.merger.load, [(name, found.tensor(name)) for name in both])
-    placed = in_place(put, named, contents(problem, settings))
+    placed = in_place(put, named, problem.contents)
     return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
 
 
-def _settings(recipe: Recipe, method: Method, chain: Chain) -> dict[str, Any]:
-    """Return method and transforms of a recipe as the settings of its search have them, which is how outcomes are
-    remembered.
-    """
+def _written(problem: Problem, recipe: Recipe, method: Method, chain: Chain) -> Written:
+    """Return method and transforms of a recipe as its search had them, which is how outcomes are remembered."""
     own = {name: value for name, value in recipe.method.items() if name != "name"}
     steps = [{**step.about(), "_target_": _qualified(step.transform)} for step in chain]
-    for step in steps:
+    for step, one in zip(steps, chain, strict=True):
         del step["name"]
-    return {"method": {"_target_": _qualified(method), **own}, "transform": steps}
+        if code := code_of(type(one.transform)):
+            step["code"] = code
+    return replace(problem.written, method={"_target_": _qualified(method), **own}, transform=steps)
 
 
 def _qualified(thing: object) -> str:

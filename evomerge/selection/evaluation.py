@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFinite
-from evomerge.common.limits import AUTO, TimeLimit
+from evomerge.common.limits import TimeLimit
 from evomerge.common.names import nearest, unknown
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
@@ -27,13 +27,13 @@ from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.models.hub import find_directory, is_name
 from evomerge.problem import Problem
-from evomerge.runs.identity import circumstances, contents
 from evomerge.search.evaluators.scorers import make_subsets, score_experts, scorer
 from evomerge.search.evaluators.serial import Scorer, check_finite
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe
 from evomerge.selection.marks import Marks, marks_of
 from evomerge.selection.remember import remembered
 from evomerge.selection.statistics import Paired, Score, paired, score_of
+from evomerge.space.named import name_coefficients
 from evomerge.trials import finite
 
 
@@ -117,35 +117,34 @@ def find_model(text: str, experts: Collection[str]) -> Model:
 
 
 def evaluate(
-    problem: Problem, settings: Mapping[str, Any], models: Mapping[str, Model], split: str, reporter: Progress
+    problem: Problem, models: Mapping[str, Model], split: str, reporter: Progress, limit: TimeLimit | None = None
 ) -> Comparison:
     """Score models on the items of a split and compare each with the first.
 
     Every model is found and checked before the first is scored; the base is in the live model afterwards.
 
     Args:
-        problem: what is searched; the live model must hold the base.
-        settings: of that search; the metric is its `fitness.report_metric`, and the number of items that of the split.
+        problem: what is searched; the live model must hold the base. The metric is that of its report.
         models: by the names that they shall have.
         split: `search`, `select` or `report`.
         reporter: tells the user what goes on.
+        limit: of the time of a candidate; a model may take longer by as much as there are more items.
 
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
     """
-    subset = make_subsets(problem, settings)[split]
-    ids, metric, weights = subset(0), settings["fitness"]["report_metric"], settings["objective"]["weights"]
+    subset = make_subsets(problem)[split]
+    ids, metric, weights = subset(0), problem.goal.report_metric, problem.goal.weights
     task_weights(weights, ids)  # one for a task that is not there is refused now
     with reporter.bars():
-        contenders = {name: _contender(model, problem, settings, reporter) for name, model in models.items()}
-    score, cache = scorer(problem, problem.items[split]), Path(settings["model"]["cache"])
-    limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
-    timed = partial(limit.first, share=subset.size / (settings["fitness"]["items"] or subset.size))
+        contenders = {name: _contender(model, problem, reporter) for name, model in models.items()}
+    score, limit = scorer(problem, problem.items[split]), limit or TimeLimit()
+    timed = partial(limit.first, share=subset.size / (problem.sampling.search or subset.size))
     check_items(problem.fitness, problem.live.model, score.prepared, ids, split)
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
-            outcomes[name] = _outcome(contender, problem, cache, score, ids, metric, timed)
+            outcomes[name] = _outcome(contender, problem, score, ids, metric, timed)
     known = marks_of(problem)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     return Comparison(
@@ -184,12 +183,12 @@ def compare(
     )
 
 
-def _contender(model: Model, problem: Problem, settings: Mapping[str, Any], reporter: Progress) -> Contender:
+def _contender(model: Model, problem: Problem, reporter: Progress) -> Contender:
     if model.kind == "recipe":
-        return of_recipe(model.value, problem, settings)
+        return of_recipe(model.value, problem)
     if model.kind == "directory":
-        return of_directory(model.value, problem, settings, reporter)
-    about = contents(problem, settings)
+        return of_directory(model.value, problem, reporter)
+    about, space = problem.contents, problem.space
     if model.kind == "experts":
         if not problem.experts:
             raise ConfigError(
@@ -198,9 +197,8 @@ def _contender(model: Model, problem: Problem, settings: Mapping[str, Any], repo
             )
         return Contender({"model": {"experts": problem.experts}, **about}, partial(score_experts, problem))
     if model.kind == "constant":
-        coefficients = problem.coefficients(np.full(len(problem.space.rows), model.value))
-        groups = [group.name for group in problem.space.groups]
-        named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
+        coefficients = problem.coefficients(np.full(len(space.rows), model.value))
+        named = name_coefficients(coefficients, space.groups, space.rows)
         return in_place(partial(problem.merger.apply, coefficients), named, about)
     return in_place(partial(problem.become, model.value), {"expert": model.value} if model.value else "base", about)
 
@@ -220,7 +218,6 @@ def _marks(model: Model, marks: Marks) -> list[str]:
 def _outcome(
     contender: Contender,
     problem: Problem,
-    cache: Path,
     score: Scorer,
     ids: Mapping[str, list[str]],
     metric: str,
@@ -238,7 +235,8 @@ def _outcome(
 
     try:
         if problem.fitness.pure:
-            outcome = remembered(cache, {**contender.about, "items": ids, **circumstances(problem)}, compute)
+            description = {**contender.about, "items": ids, **problem.circumstances}
+            outcome = remembered(problem.opening.cache, description, compute)
         else:
             outcome = compute()
         check_finite(outcome, metric)

@@ -1,15 +1,14 @@
 """The judge: scores finished models on the select and the report split, each of them once.
 
 In: coefficients, or the base, or the experts, and a split. Out: outcomes. What is scored is remembered on disk under
-all that it depends on (`identity.py`, coefficients, items, kind of machine), so a selection that was cut off goes on
-where it was, and the runs of a sweep share what is the same for all of them. Both splits are sampled alike for every
-seed, so that runs can be compared.
+all that it depends on (contents of the problem, coefficients, items, kind of machine), so a selection that was cut off
+goes on where it was, and the runs of a sweep share what is the same for all of them. Both splits are sampled alike for
+every seed, so that runs can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
-from evomerge.runs.identity import circumstances, contents
 from evomerge.search.evaluators.scorers import score_experts
 from evomerge.search.evaluators.serial import Scorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.dropping import Items
 from evomerge.selection.remember import remembered
+from evomerge.space.named import name_coefficients
 
 
 class Judge:
@@ -31,7 +30,6 @@ class Judge:
 
     Args:
         problem: what is searched.
-        settings: of the search.
         scorers: score the live model on the items of a split.
         subsets: choose the items of a split.
         interrupt: a request to stop, looked at before every model.
@@ -46,7 +44,6 @@ class Judge:
     def __init__(
         self,
         problem: Problem,
-        settings: Mapping[str, Any],
         scorers: Mapping[str, Scorer],
         subsets: Mapping[str, Subset],
         interrupt: Interrupt,
@@ -58,8 +55,8 @@ class Judge:
         self.sizes = {split: subsets[split].size for split in self.ids}
         self.scored: Callable[[int], object] = lambda items: None
         self._candidate = subsets["search"].size
-        self._cache = Path(settings["model"]["cache"]) if problem.fitness.pure else None
-        self._surroundings = {**contents(problem, settings), **circumstances(problem)}
+        self._cache = problem.opening.cache if problem.fitness.pure else None
+        self._surroundings = {**problem.contents, **problem.circumstances}
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -82,8 +79,8 @@ class Judge:
     def merged(self, coefficients: Mapping[str, np.ndarray], split: str, part: Items | None = None) -> Outcome:
         """Score a merge on a split, or on a part of its items; see the class for what is remembered."""
         ids = {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
-        groups = [group.name for group in self._problem.space.groups]
-        named = {name: dict(zip(groups, rows.tolist(), strict=True)) for name, rows in coefficients.items()}
+        space = self._problem.space
+        named = name_coefficients(coefficients, space.groups, space.rows)
         return self._once(named, split, ids, lambda: self._merge(coefficients, split, ids))
 
     def base(self, split: str) -> Outcome:

@@ -31,8 +31,8 @@ from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import describe
 from evomerge.runs.learning import find_learning
-from evomerge.runs.run import make_evaluators
 from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.scorers import make_subsets, scorer
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
@@ -131,7 +131,7 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
         log.unlink()
         weights = _search(problem, settings, log, reporter)
     scorers = {"select": scorer(problem, problem.items["select"])}
-    judge = Judge(problem, settings, scorers, make_subsets(problem, settings), Interrupt())
+    judge = Judge(problem, scorers, make_subsets(problem), Interrupt())
     low, high = judge.bounds
     constants = {f"{c:g}": judge.constant(c) for c in CONSTANTS if low <= c <= high}
     with progress(console, "scoring constants and experts on select items", None) as advance:
@@ -168,7 +168,7 @@ def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Rep
     searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
     learning = find_learning(problem, settings, reporter)
     scorers = {"search": scorer(problem, problem.items["search"])}
-    *_, evaluate = make_evaluators(problem, settings, scorers, make_subsets(problem, settings), learning)
+    *_, evaluate = make_evaluators(problem, scorers, make_subsets(problem), learning)
     log.parent.mkdir(exist_ok=True)
     with (
         TrialLog(log, describe(problem, settings, learning.items), fingerprint()) as opened,

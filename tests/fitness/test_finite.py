@@ -30,7 +30,7 @@ from evomerge.search.journal import read_log
 from evomerge.selection import evaluation
 from evomerge.selection.contenders import Contender
 from evomerge.selection.evaluation import Model, evaluate
-from tests.kit.evaluations import is_base
+from tests.kit.evaluations import is_base, under
 from tests.kit.helpers import compose
 from tests.kit.language import TASKS, documents, read, save_language_family, scored, write_jsonl, write_task
 from tests.processes.command import evomerge
@@ -293,14 +293,14 @@ def silent(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> Problem:
 
 def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp_path):
     given = plain(compose("model=pico", f"model.cache={tmp_path}", "objective.normalised=true"))
-    subset, score = make_subsets(silent, given)["search"], scorer(silent, silent.items["search"])
+    subset, score = make_subsets(silent)["search"], scorer(silent, silent.items["search"])
     with pytest.raises(NotFinite, match="the expert trees: its logits are not finite"):
         score_experts(silent, score, subset(0))
     assert is_base(silent)
     with pytest.raises(NotFinite, match="Scores cannot be normalised: the experts: the expert trees: its logits"):
-        make_objective(silent, given, score, subset)
+        make_objective(silent, score, subset)
     models = {"base": Model("base"), "experts": Model("experts"), "trees": Model("expert", "trees")}
-    result = evaluate(silent, given, models, "report", Reporter())
+    result = evaluate(under(silent, given), models, "report", Reporter())
     assert result.errors["experts"].startswith("the expert trees: its logits")
     assert result.errors["trees"].startswith("its logits are not finite")
     assert 0 < (result.models["base"].mean or 0) < 1
@@ -314,7 +314,7 @@ def test_classes_without_a_number_are_no_right_answers(problem: Problem, tmp_pat
     monkeypatch.setattr(evaluation, "_contender", lambda *given: contender)
     monkeypatch.setattr(evaluation, "scorer", lambda *given: score)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
-    result = evaluate(impure, given, {"it": Model("base")}, "select", Reporter())
+    result = evaluate(under(impure, given), {"it": Model("base")}, "select", Reporter())
     assert result.errors["it"] == "accuracy of 1 of 2 items of a is not a finite number"
 
 
@@ -331,6 +331,6 @@ def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(problem: Problem,
     monkeypatch.setattr(evaluation, "_contender", contender)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     models = {"it": Model("constant", 1.0), "base": Model("base")}
-    result = evaluate(problem, given, models, "select", Reporter())
+    result = evaluate(under(problem, given), models, "select", Reporter())
     assert result.errors["it"] == "the weights cancel"
     assert 0 < (result.models["base"].mean or 0) < 1

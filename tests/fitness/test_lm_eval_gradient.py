@@ -17,6 +17,7 @@ from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.run import run_search
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.trials import Batch
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.language import TASKS, documents, save_language_family, write_jsonl, write_task
 
@@ -50,7 +51,7 @@ def settings(family: Path, fitness: str, names: list[str], *more: str) -> dict:
 def test_the_gradient_is_what_finite_differences_say(family, fitness, names, loss):
     given = plain(settings(family, fitness, names, f"loss={loss}"))
     problem = build_problem(given, Reporter())
-    evaluate = GradientEvaluator(problem, find_learning(problem, given, Reporter()), given)
+    evaluate = GradientEvaluator(under(problem, given), find_learning(problem, given, Reporter()))
     x, step = np.array([0.3, 0.5]), 2e-3
 
     def trial(point: np.ndarray):
@@ -68,7 +69,7 @@ def test_the_cross_entropy_of_choices_is_minus_their_log_probability(family):
     given = plain(settings(family, "lm_eval", ["choice", "answer"], "fitness.batch_size=4"))
     problem = build_problem(given, Reporter())
     learning = find_learning(problem, given, Reporter())
-    evaluate = GradientEvaluator(problem, learning, given)
+    evaluate = GradientEvaluator(under(problem, given), learning)
     (trial,) = evaluate(Batch(0, np.array([[0.4, 0.2]]), gradient=True), [0])
     model = problem.live.model
     outcome = problem.fitness(model, learning.prepared, trial.items)
@@ -102,7 +103,7 @@ def test_losses_that_compare_classes_are_refused(family):
 def test_gradients_leave_no_graph_behind(family):
     given = plain(settings(family, "lm_eval", ["choice"]))
     problem = build_problem(given, Reporter())
-    evaluate = GradientEvaluator(problem, find_learning(problem, given, Reporter()), given)
+    evaluate = GradientEvaluator(under(problem, given), find_learning(problem, given, Reporter()))
     evaluate.measure()
     assert all(parameter.grad is None for parameter in problem.live.model.parameters())
     assert not any(parameter.requires_grad for parameter in problem.live.model.parameters())

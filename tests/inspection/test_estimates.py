@@ -130,7 +130,7 @@ def test_heads_are_given_what_is_merged(own_classifiers, tmp_path, monkeypatch):
     needs(given, find_sources(given["model"], given["fitness"]["tasks"]))
     whole = build_problem(given, Reporter())
     whole.become(None)
-    scorer(whole, whole.items["search"])(make_subsets(whole, given)["search"](0))
+    scorer(whole, whole.items["search"])(make_subsets(whole)["search"](0))
     inspected, searched = (outcome.results["mood"]["log_probability"] for outcome in (seen[0], seen[-1]))
     assert inspected == pytest.approx(searched, abs=1e-6)
 

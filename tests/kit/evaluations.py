@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
+from evomerge.runs.build import goal_of, opening_of, sampling_of, written_of
 from evomerge.runs.config import plain
 from evomerge.runs.suite import Suite
 from tests.kit.helpers import compose
@@ -23,6 +25,12 @@ def sources_of(suite: Suite, cache: Path) -> list[str]:
 
 def settings_of(*overrides: str) -> dict[str, Any]:
     return plain(compose(*overrides))
+
+
+def under(problem: Problem, settings: dict[str, Any]) -> Problem:
+    """The same models, items and space with what other settings say of goal, sampling and cache."""
+    more = {"opening": opening_of(settings), "written": written_of(settings)}
+    return replace(problem, goal=goal_of(settings), sampling=sampling_of(settings), **more)
 
 
 def elsewhere(settings: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -41,5 +49,5 @@ def is_base(problem: Problem) -> bool:
     return all(p.equal(base.tensor(name)) for name, p in problem.live.model.named_parameters() if name in base.keys)
 
 
-def recipe_of(problem: Problem, settings: dict[str, Any], coefficients: dict[str, np.ndarray]) -> Recipe:
-    return make_recipe(problem, settings, coefficients, {}, {})
+def recipe_of(problem: Problem, coefficients: dict[str, np.ndarray]) -> Recipe:
+    return make_recipe(problem, coefficients, {}, {})

@@ -23,6 +23,7 @@ from evomerge.common.errors import EvomergeError
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.selection.contenders import of_directory
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.language import save_tokenizer, write_jsonl
 from tests.kit.models import BERT, GPT2, LLAMA, LLAMA_TIED, pico
@@ -90,7 +91,7 @@ def outcome(settings: Mapping[str, Any], path: Path, auto_class: str) -> tuple[s
     model["experts"] = {"one": str(path / "one"), "two": str(path / "two")}
     try:
         problem = build_problem({**settings, "model": model}, reporter)
-        contender = of_directory(path / "one", problem, {**settings, "model": model}, reporter)
+        contender = of_directory(path / "one", under(problem, {**settings, "model": model}), reporter)
     except EvomergeError as error:
         return "refused", str(error), {}
     live, found = problem.live.model, {}

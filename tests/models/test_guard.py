@@ -41,7 +41,7 @@ from evomerge.search.evaluators.serial import Scorer, SerialEvaluator
 from evomerge.trials import Batch
 from tests.kit.classifiers import build_classifiers, save_classifiers
 from tests.kit.damages import HARMLESS, HARMS, around_the_counters, layer, weight
-from tests.kit.evaluations import is_base, sources_of
+from tests.kit.evaluations import is_base, sources_of, under
 from tests.kit.helpers import compose
 from tests.kit.models import LLAMA, TINY, pico
 
@@ -317,7 +317,7 @@ def test_between_two_tasks_of_a_step_of_the_gradient(problem: Problem, tmp_path:
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss.inputs=4"))
     fitness: Any = Between(problem.fitness, id)
     parts = replace(problem, fitness=fitness)
-    evaluate = GradientEvaluator(parts, find_learning(parts, settings, Reporter()), settings)
+    evaluate = GradientEvaluator(under(parts, settings), find_learning(parts, settings, Reporter()))
     batch = Batch(0, np.full((1, problem.space.dim), 0.4), gradient=True)
     clean = next(evaluate(batch, [0]))
 
@@ -341,7 +341,7 @@ def test_an_expert_that_is_asked_what_a_gradient_learns_from(problem: Problem, t
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss=jensen_shannon", "loss.inputs=4"))
     fitness: Any = Between(problem.fitness, lambda model: model.half())
     with pytest.raises(ConfigError, match=r"animals cannot be asked .*ModelChanged: .* Another loss asks no expert"):
-        find_learning(replace(problem, fitness=fitness), settings, Reporter())
+        find_learning(replace(under(problem, settings), fitness=fitness), settings, Reporter())
     assert is_base(problem)
 
 

@@ -21,6 +21,7 @@ from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.model import write_model
 from evomerge.runs.build import build_problem
 from evomerge.selection.evaluation import Model, evaluate
+from tests.kit.evaluations import under
 from tests.kit.models import rewritten
 from tests.kit.yardstick import logits, outcome, save_families, save_family, settings_of
 
@@ -175,7 +176,7 @@ def test_all_verbs_agree_on_a_base_that_its_config_ties_and_its_files_do_not(roo
     problem = build_problem(settings, Reporter())
     coefficients = problem.coefficients([0.3, 0.4])
     problem.merger.apply(coefficients)
-    recipe = make_recipe(problem, settings, coefficients, {}, {})
+    recipe = make_recipe(problem, coefficients, {}, {})
     out = write_model(recipe, two_heads, two_heads / "merged", reporter=Reporter())
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), logits(problem.live.model))
 
@@ -304,6 +305,6 @@ def test_rows_that_are_scored_without_tensors_of_their_own_are_marked(root, fami
     settings["fitness"] |= {"function": f"{tmp_path}/ones.py:score"}
     problem = build_problem(settings, Reporter())
     models = {name: Model("expert", name) for name in experts} | {"dir": Model("directory", path / "one")}
-    marks = evaluate(problem, settings, models, "select", Reporter()).marks
+    marks = evaluate(under(problem, settings), models, "select", Reporter()).marks
     said = "scored{} with the base's model.norm.weight in place of its own"
     assert marks == {"one": [f"expert one is {said.format(' on t')}"], "dir": [f"it is {said.format('')}"]}

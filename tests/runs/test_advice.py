@@ -247,7 +247,7 @@ def refusal(given: Mapping[str, str]) -> str | None:
         searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
         for items in problem.items.values():
             scorer(problem, items)
-        subsets = make_subsets(problem, settings)
+        subsets = make_subsets(problem)
         if searcher.needs.gradient:
             find_learning(problem, settings, Reporter())
         make_budget(settings, parts_of(searcher, settings["budget"]), subsets["search"].size, None, Interrupt())

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from evomerge.cli.progress import Reporter
+from evomerge.common.digests import digest
 from evomerge.problem import Problem
-from evomerge.runs.identity import contents, digest
 from evomerge.runs.suite import Suite
 from evomerge.selection.evaluation import Model, evaluate
-from tests.kit.evaluations import elsewhere, remembered, settings_of, sources_of
+from tests.kit.evaluations import elsewhere, remembered, settings_of, sources_of, under
 
 USUAL = (".json", ".txt", ".model", ".jinja")
 """What an earlier version looked at."""
@@ -32,7 +32,7 @@ def known(problem: Problem, pico_suite: Suite, base: Path, tmp_path: Path) -> Ca
     """Says what an outcome depends on, as far as the base's files go."""
     settings = settings_of(*sources_of(pico_suite, tmp_path / "cache"))
     moved = replace(problem, sources=replace(problem.sources, base=base))
-    return lambda: contents(moved, settings)["files"]
+    return lambda: replace(under(problem, settings), sources=moved.sources).contents["files"]
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_an_outcome_is_not_remembered_for_another_vocabulary(
     moved = replace(problem, sources=replace(problem.sources, base=base))
     for k, text in enumerate(("a b", "a b", "a c")):
         (base / "source.spm").write_text(text)
-        evaluate(moved, settings, {"base": Model("base")}, "report", Reporter())
+        evaluate(under(moved, settings), {"base": Model("base")}, "report", Reporter())
         assert len(remembered(settings)) == (1, 1, 2)[k]

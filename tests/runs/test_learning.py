@@ -22,6 +22,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.sources import make_heads
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 
 
@@ -120,7 +121,7 @@ def test_unlabeled_items_of_the_select_split_are_refused(own: list[str]) -> None
 
 def test_experts_are_asked_once(clean: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, before = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}"), state(clean)
-    learning = find_learning(clean, settings, Reporter())
+    learning = find_learning(under(clean, settings), settings, Reporter())
     assert all(torch.equal(before[name], now) for name, now in state(clean).items())  # the base is back
     for task, said in learning.teachers.items():
         clean.become(task)  # the expert has the name of its task here
@@ -135,23 +136,23 @@ def test_experts_are_asked_once(clean: Problem, tmp_path: Path, monkeypatch: pyt
         raise AssertionError("an expert was asked again")
 
     monkeypatch.setattr(Problem, "become", never)
-    again = find_learning(clean, settings, Reporter()).teachers
+    again = find_learning(under(clean, settings), settings, Reporter()).teachers
     assert all(torch.equal(again[task][i], row) for task, said in learning.teachers.items() for i, row in said.items())
     shorter = settings | {"fitness": settings["fitness"] | {"max_length": 5}}
     with pytest.raises(AssertionError, match="asked again"):  # they are, where the inputs are cut
-        find_learning(clean, shorter, Reporter())
+        find_learning(under(clean, shorter), shorter, Reporter())
 
 
 def test_a_damaged_file_of_answers_is_made_again(clean: Problem, tmp_path: Path, caplog) -> None:
     settings = settings_of("loss=jensen_shannon", f"model.cache={tmp_path}")
-    first = find_learning(clean, settings, Reporter()).teachers
+    first = find_learning(under(clean, settings), settings, Reporter()).teachers
     (file,) = (tmp_path / "teachers").glob("*.safetensors")
     whole = file.read_bytes()
     for damage in (b"", whole[: len(whole) // 2], b"\xff" * 100):
         file.write_bytes(damage)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            again = find_learning(clean, settings, Reporter()).teachers
+            again = find_learning(under(clean, settings), settings, Reporter()).teachers
         assert "is damaged: the experts are asked again" in caplog.text
         assert file.read_bytes() == whole
         assert all(torch.equal(again[task][i], row) for task, said in first.items() for i, row in said.items())
@@ -168,7 +169,7 @@ def test_an_expert_that_gives_no_numbers(clean: Problem, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Problem, "become", broken)
     with pytest.raises(CheckpointError, match="The expert trees gives no number on 60 of 60 inputs"):
-        find_learning(clean, settings, Reporter())
+        find_learning(under(clean, settings), settings, Reporter())
     assert all(torch.equal(before[name], now) for name, now in state(clean).items())
     assert not list((tmp_path / "teachers").glob("*.safetensors"))
 

@@ -23,7 +23,6 @@ from evomerge.recipes.materialise import materialise
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
-from evomerge.runs.identity import contents
 from evomerge.runs.run import run_search
 from evomerge.selection.contenders import of_recipe
 from tests.kit.helpers import compose
@@ -60,11 +59,11 @@ def test_experts_of_16_bits(tmp_path: Path, choice: str) -> None:
     path = save_family(tmp_path / "family", tied=True, dtype=torch.bfloat16)
     AutoModelForCausalLM.from_pretrained(path / "base", dtype=torch.bfloat16).save_pretrained(path / "base")
     write_jsonl(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in documents(40)])
-    problem, given = assembled(path, choice)
+    problem, _ = assembled(path, choice)
     weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(problem.space.groups), 3))
     problem.merger.apply({"weight": weights})
     live = {name: parameter.clone() for name, parameter in problem.live.model.named_parameters()}
-    out = write(recipe_of(problem, given, {"weight": weights}, {}, {}), tmp_path, tmp_path / "out")
+    out = write(recipe_of(problem, {"weight": weights}, {}, {}), tmp_path, tmp_path / "out")
     assert same(loaded(out, CAUSAL)[0], live)
     problem.become("shorter")
     become = dict(problem.live.model.named_parameters())[EMBEDDING]
@@ -108,13 +107,13 @@ def test_evaluate_scores_what_was_searched(run: Path, tmp_path: Path, capsys, mo
 
 
 def test_a_recipe_of_another_choice_is_refused(vocabularies: Path, run: Path, tmp_path: Path) -> None:
-    problem, given = assembled(vocabularies / "tied", "base")
+    problem, _ = assembled(vocabularies / "tied", "base")
     with pytest.raises(ConfigError, match=r"made with model\.vocabulary=shared.*write model\.vocabulary=shared"):
-        of_recipe(run / "recipe.yaml", problem, given)
+        of_recipe(run / "recipe.yaml", problem)
     base, experts = vocabularies / "tied" / "base", {"equal": vocabularies / "tied" / "equal"}
     alone = make_recipe(base, experts, auto_class=CAUSAL, vocabulary="shared")
     (tmp_path / "recipe.yaml").write_text(alone.to_yaml())
-    of_recipe(tmp_path / "recipe.yaml", problem, given)  # of no expert to whom it makes a difference
+    of_recipe(tmp_path / "recipe.yaml", problem)  # of no expert to whom it makes a difference
 
 
 def test_the_identity_depends_on_it_where_it_matters(vocabularies: Path) -> None:
@@ -122,21 +121,21 @@ def test_the_identity_depends_on_it_where_it_matters(vocabularies: Path) -> None
     for choice in ("base", "shared"):
         for experts in ("longer,equal", "equal"):
             problem, given = assembled(vocabularies / "tied", choice, experts=experts)
-            seen[choice, experts] = contents(problem, given)
+            seen[choice, experts] = problem.contents
     assert seen["base", "longer,equal"]["vocabulary"] == "base"
     assert seen["shared", "longer,equal"]["vocabulary"] == "shared"
     problem, given = assembled(vocabularies / "tied", "refuse", experts="equal")
-    assert seen["base", "equal"] == seen["shared", "equal"] == contents(problem, given)
+    assert seen["base", "equal"] == seen["shared", "equal"] == problem.contents
     old = {**given, "model": {name: value for name, value in given["model"].items() if name != "vocabulary"}}
-    assert contents(build_problem(old, Reporter()), old) == contents(problem, given)  # settings of an earlier version
+    assert build_problem(old, Reporter()).contents == problem.contents  # settings of an earlier version
 
 
 @pytest.mark.parametrize("choice", ["base", "shared"])
 def test_mergekit_gets_experts_of_one_size(vocabularies: Path, tmp_path: Path, choice: str) -> None:
     path = vocabularies / "untied"
-    problem, given = assembled(path, choice)
+    problem, _ = assembled(path, choice)
     weights = np.random.default_rng(0).uniform(0.2, 0.9, (len(problem.space.groups), 3))
-    recipe = recipe_of(problem, given, {"weight": weights}, {}, {})
+    recipe = recipe_of(problem, {"weight": weights}, {}, {})
     with pytest.raises(
         ConfigError, match=r"expert longer has 53 rows in model\.embed_tokens\.weight.*--materialise DIR"
     ):

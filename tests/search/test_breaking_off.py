@@ -26,6 +26,7 @@ from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.trials import Batch
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.language import TASKS, documents, read, write_jsonl, write_task
 
@@ -106,7 +107,7 @@ def test_a_step_that_was_broken_off_leaves_nothing_behind(problem: Problem, tmp_
     batch = Batch(3, np.full((1, problem.space.dim), 0.4), gradient=True)
 
     def make() -> GradientEvaluator:
-        return GradientEvaluator(problem, find_learning(problem, settings, Reporter()), settings)
+        return GradientEvaluator(under(problem, settings), find_learning(problem, settings, Reporter()))
 
     evaluate = make()
     expected = next(evaluate(batch, [0]))

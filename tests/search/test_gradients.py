@@ -22,6 +22,7 @@ from evomerge.search.evaluators.gradient import COLLAPSED, GradientEvaluator
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.log import TrialLog
 from evomerge.trials import Batch, Trial
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 
 LOSSES = ("cross_entropy", "entropy", "entropy_normalised", "entropy_marginal", "jensen_shannon")
@@ -50,7 +51,7 @@ def make(problem: Problem, tmp_path: Path) -> Iterator[Callable[..., tuple[Gradi
         if act:
             learning = replace(learning, fitness=Fake(learning.fitness, act))  # pyright: ignore[reportArgumentType]
         learning = replace(learning, loss=loss or learning.loss)
-        return GradientEvaluator(problem, learning, settings, **more), learning
+        return GradientEvaluator(under(problem, settings), learning, **more), learning
 
     yield evaluator
     problem.merger.restore()

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import Scorer
 from evomerge.search.memory import lacks_memory, with_smaller_batches
 from evomerge.trials import Batch
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.language import TASKS, documents, read, write_jsonl, write_task
 
@@ -167,8 +169,8 @@ def step(problem: Problem, tmp_path: Path, *overrides: str) -> Callable[[], Any]
     settings = plain(compose("model=pico", f"model.cache={tmp_path}", "loss.inputs=8", *overrides))
     size = settings["fitness"]["batch_size"]
     fitness = Classification(make_heads(problem.sources, problem.vectors.parameters), batch_size=size)
-    parts = Problem(**{**vars(problem), "fitness": fitness})
-    evaluate = GradientEvaluator(parts, find_learning(parts, settings, Reporter()), settings)
+    parts = replace(under(problem, settings), fitness=fitness)
+    evaluate = GradientEvaluator(parts, find_learning(parts, settings, Reporter()))
     batch = Batch(3, np.full((1, problem.space.dim), 0.4), gradient=True)
     return lambda: next(evaluate(batch, [0]))
 

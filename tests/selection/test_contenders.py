@@ -25,7 +25,7 @@ from evomerge.search.stopping import Interrupt
 from evomerge.selection.contenders import of_directory
 from evomerge.selection.evaluation import Model, evaluate
 from evomerge.selection.judge import Judge
-from tests.kit.evaluations import elsewhere, is_base, recipe_of, remembered, settings_of, sources_of
+from tests.kit.evaluations import elsewhere, is_base, recipe_of, remembered, settings_of, sources_of, under
 from tests.kit.models import pico
 
 
@@ -52,30 +52,32 @@ def test_recipes_of_other_groups_and_methods(
     other = build_problem(other_settings, Reporter())
     x = np.random.default_rng(1).uniform(other.space.low, other.space.high)
     scorers = {split: scorer(other, items) for split, items in other.items.items()}
-    judge = Judge(other, other_settings, scorers, make_subsets(other, other_settings), Interrupt())
+    judge = Judge(other, scorers, make_subsets(other), Interrupt())
     expected = judge.merged(other.space.decode(x), "report").scores()
-    (tmp_path / "recipe.yaml").write_text(recipe_of(other, other_settings, other.space.decode(x)).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(recipe_of(under(other, other_settings), other.space.decode(x)).to_yaml())
     models = {"it": Model("recipe", tmp_path / "recipe.yaml")}
     for cache in (tmp_path, tmp_path / "fresh"):
         settings = elsewhere(settings_of(*sources), cache)
-        result = evaluate(problem, settings, models, "report", Reporter())
+        result = evaluate(under(problem, settings), models, "report", Reporter())
         assert result.models["it"].tasks == {task: scores["accuracy"] for task, scores in expected.items()}
         assert len(remembered(settings)) == 1
         assert is_base(problem)
 
 
 def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], problem: Problem, tmp_path: Path) -> None:
-    recipe = recipe_of(problem, settings_of(*sources), problem.coefficients(np.array([0.7, 0.0, 0.4])))
+    recipe = recipe_of(under(problem, settings_of(*sources)), problem.coefficients(np.array([0.7, 0.0, 0.4])))
     assert recipe.dtype == "float32"
     (tmp_path / "it.yaml").write_text(replace(recipe, dtype="bfloat16").to_yaml())
     message = r"was scored in bfloat16, and transformers loads the base in float32: .*\"dtype\": \"bfloat16\" in .*"
     with pytest.raises(ConfigError, match=message + r"base/config\.json"):
-        evaluate(problem, settings_of(*sources), {"it": Model("recipe", tmp_path / "it.yaml")}, "report", Reporter())
+        evaluate(
+            under(problem, settings_of(*sources)), {"it": Model("recipe", tmp_path / "it.yaml")}, "report", Reporter()
+        )
 
 
 def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], problem: Problem, tmp_path: Path) -> None:
     coefficients = problem.coefficients(np.array([0.7, 0.0, 0.4]))
-    whole = recipe_of(problem, settings_of(*sources), coefficients)
+    whole = recipe_of(under(problem, settings_of(*sources)), coefficients)
     names = {"first": "animals", "second": "metals"}
     part = replace(
         whole,
@@ -89,7 +91,7 @@ def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], problem
     for name, recipe in {"whole": whole, "part": part}.items():
         (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
     models = {name: Model("recipe", tmp_path / f"{name}.yaml") for name in ("whole", "part")}
-    result = evaluate(problem, settings_of(*sources), models, "report", Reporter())
+    result = evaluate(under(problem, settings_of(*sources)), models, "report", Reporter())
     assert result.models["part"] == result.models["whole"]
     assert result.paired["part"].diff == 0
 
@@ -119,11 +121,11 @@ def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_scored(
     change: Callable[[Recipe], Recipe], message: str, sources: list[str], problem: Problem, tmp_path: Path
 ) -> None:
     settings = elsewhere(settings_of(*sources), tmp_path)
-    recipe = change(recipe_of(problem, settings, problem.coefficients(np.full(3, 0.5))))
+    recipe = change(recipe_of(under(problem, settings), problem.coefficients(np.full(3, 0.5))))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     models = {"base": Model("base"), "it": Model("recipe", tmp_path / "recipe.yaml")}
     with pytest.raises(ConfigError, match=message):
-        evaluate(problem, settings, models, "report", Reporter())
+        evaluate(under(problem, settings), models, "report", Reporter())
     assert not remembered(settings)
 
 
@@ -132,7 +134,7 @@ def test_a_model_directory_scores_as_what_it_was_made_of(
 ) -> None:
     coefficients = problem.coefficients(np.array([0.3, 0.9, 0.6]))
     settings = settings_of(*sources)
-    (tmp_path / "recipe.yaml").write_text(recipe_of(problem, settings, coefficients).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(recipe_of(under(problem, settings), coefficients).to_yaml())
     problem.merger.apply(coefficients)
     problem.live.model.save_pretrained(tmp_path / "merged")
     problem.become(None)
@@ -144,7 +146,7 @@ def test_a_model_directory_scores_as_what_it_was_made_of(
         "experts": Model("experts"),
     }
     stream = Console(record=True, width=300)
-    result = evaluate(problem, settings, models, "report", Reporter(stream)).models
+    result = evaluate(under(problem, settings), models, "report", Reporter(stream)).models
     assert result["merged"] == result["recipe"]
     assert result["its directory"] == result["trees"] != result["merged"]
     assert result["trees"].tasks["trees"] == result["experts"].tasks["trees"]
@@ -167,7 +169,7 @@ def test_a_model_of_another_architecture_is_refused(
     pico(BertModel, config(pico_suite, **changes)).save_pretrained(tmp_path / "other")
     models = {"other": Model("directory", tmp_path / "other")}
     with pytest.raises(CheckpointError, match=message):
-        evaluate(problem, settings_of(*sources), models, "report", Reporter())
+        evaluate(under(problem, settings_of(*sources)), models, "report", Reporter())
 
 
 def test_what_is_odd_about_a_model_directory_is_said(
@@ -175,7 +177,12 @@ def test_what_is_odd_about_a_model_directory_is_said(
 ) -> None:
     pico(BertModel, config(pico_suite)).double().save_pretrained(tmp_path / "other")
     stream = Console(record=True, width=300)
-    evaluate(problem, settings_of(*sources), {"it": Model("directory", tmp_path / "other")}, "report", Reporter(stream))
+    evaluate(
+        under(problem, settings_of(*sources)),
+        {"it": Model("directory", tmp_path / "other")},
+        "report",
+        Reporter(stream),
+    )
     said = stream.export_text()
     assert "other was not tuned from this base: the cosine" in said
     assert "other is scored in float32, as the base is; loaded by itself it is in float64 (its dtype)" in said
@@ -205,7 +212,7 @@ def test_a_directory_is_told_apart_by_the_dtype_that_people_load(
     (tmp_path / "it" / "config.json").write_text(json.dumps({**written, "dtype": stated}))
     assert BertModel.from_pretrained(tmp_path / "it").dtype == (getattr(torch, noted) if noted else torch.float32)
     stream = Console(record=True, width=300)
-    of_directory(tmp_path / "it", problem, settings_of(*sources), Reporter(stream))
+    of_directory(tmp_path / "it", under(problem, settings_of(*sources)), Reporter(stream))
     said = [line for line in stream.export_text().splitlines() if "is scored in" in line]
     assert len(said) == bool(noted)
     assert all(f"float32, as the base is; loaded by itself it is in {noted}" in line for line in said)
@@ -230,7 +237,7 @@ def test_experts_with_heads_of_their_own(own_classifiers: Path, tmp_path: Path) 
         "experts": Model("experts"),
         "base": Model("base"),
     }
-    result = evaluate(problem, settings, models, "report", Reporter()).models
+    result = evaluate(under(problem, settings), models, "report", Reporter()).models
     assert result["directory"] == result["mood"]
     assert result["mood"].tasks["mood"] == result["experts"].tasks["mood"] != result["base"].tasks["mood"]
     assert result["mood"].tasks["topic"] not in (

@@ -16,7 +16,7 @@ from evomerge.runs.directory import open_run, read_summary
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.selection.evaluation import Model, compare, evaluate, find_model
-from tests.kit.evaluations import elsewhere, is_base, recipe_of, remembered, settings_of, sources_of
+from tests.kit.evaluations import elsewhere, is_base, recipe_of, remembered, settings_of, sources_of, under
 from tests.kit.helpers import compose
 
 
@@ -44,17 +44,20 @@ def test_a_run_is_worth_what_its_summary_says(run: Path, sources: list[str], pro
     }
     before = remembered(settings)
     evaluate(
-        problem, settings, {name: model for name, model in models.items() if name != "experts"}, "report", Reporter()
+        under(problem, settings),
+        {name: model for name, model in models.items() if name != "experts"},
+        "report",
+        Reporter(),
     )
     assert remembered(settings) == before  # nothing was scored again
     for cached in (settings, elsewhere(settings, tmp_path)):
-        result = evaluate(problem, cached, models, "report", Reporter())
+        result = evaluate(under(problem, cached), models, "report", Reporter())
         assert (result.split, result.metric, result.items) == ("report", "accuracy", 90)
         assert result.models == {name: summary.report[name] for name in models}
         assert result.paired["winner"] == summary.gain
         assert set(result.paired) == {"winner", "base", "experts"}
         assert is_base(problem)
-    selected = evaluate(problem, settings, models, "select", Reporter()).models
+    selected = evaluate(under(problem, settings), models, "select", Reporter()).models
     assert selected["winner"].mean == summary.select.value
     assert selected["best_constant"].mean == summary.select.constants[str(constant)]
 
@@ -63,11 +66,11 @@ def test_on_search_items_a_trial_gets_its_own_scores(run: Path, sources: list[st
     trial = list(open_run(run).trials())[-1]
     (point,) = [batch.points[trial.index] for batch in open_run(run).batches if batch.index == trial.batch]
     settings = settings_of(*sources)
-    recipe = recipe_of(problem, settings, problem.space.decode(np.array(point)))
+    recipe = recipe_of(under(problem, settings), problem.space.decode(np.array(point)))
     (tmp_path / "trial.yaml").write_text(recipe.to_yaml())
     settings["fitness"]["report_metric"] = "log_probability"
     models = {"trial": Model("recipe", tmp_path / "trial.yaml")}
-    result = evaluate(problem, settings, models, "search", Reporter())
+    result = evaluate(under(problem, settings), models, "search", Reporter())
     scores = {task: metrics["log_probability"] for task, metrics in trial.scores.items()}
     assert result.models["trial"].tasks == pytest.approx(scores, abs=1e-12)
     assert result.items == 30
@@ -85,7 +88,7 @@ def test_tasks_without_an_expert_leave_no_mean(sources: list[str], pico_suite: S
     settings = settings_of(*sources, tasks_of(pico_suite, {"animals": "animals", "trees": None}))
     problem = build_problem(settings, Reporter())
     models = {"experts": Model("experts"), "base": Model("base"), "metals": Model("expert", "metals")}
-    result = evaluate(problem, settings, models, "report", Reporter())
+    result = evaluate(under(problem, settings), models, "report", Reporter())
     assert set(result.models["experts"].tasks) == {"animals"}
     assert result.models["experts"].mean is result.models["experts"].se is None
     assert result.paired["base"].diff is None
@@ -95,7 +98,7 @@ def test_tasks_without_an_expert_leave_no_mean(sources: list[str], pico_suite: S
 def test_experts_where_no_task_has_one(sources: list[str], pico_suite: Suite) -> None:
     settings = settings_of(*sources, tasks_of(pico_suite, {"animals": None}))
     with pytest.raises(ConfigError, match=r"No task has an expert.*fitness\.tasks\.<task>\.expert"):
-        evaluate(build_problem(settings, Reporter()), settings, {"e": Model("experts")}, "report", Reporter())
+        evaluate(under(build_problem(settings, Reporter()), settings), {"e": Model("experts")}, "report", Reporter())
 
 
 def test_a_fitness_that_fails_names_the_model_and_leaves_the_base(
@@ -105,7 +108,7 @@ def test_a_fitness_that_fails_names_the_model_and_leaves_the_base(
     given = ["fitness=custom", f"fitness.function={tmp_path}/mine.py:score"]
     settings = settings_of(*sources, *given, tasks_of(pico_suite, {"animals": "animals"}))
     problem = build_problem(settings, Reporter())
-    result = evaluate(problem, settings, {"the merge": Model("constant", 1.0)}, "report", Reporter())
+    result = evaluate(under(problem, settings), {"the merge": Model("constant", 1.0)}, "report", Reporter())
     assert result.errors["the merge"] == "ZeroDivisionError: division by zero"
     assert is_base(problem)
 
@@ -123,7 +126,7 @@ def test_weights_of_tasks_count_in_means_and_differences() -> None:
 def test_a_weight_for_a_task_that_is_not_there_is_refused(sources: list[str], problem: Problem) -> None:
     settings = settings_of(*sources, "objective.weights={tree: 2}")
     with pytest.raises(ConfigError, match="Did you mean 'trees'"):
-        evaluate(problem, settings, {"base": Model("base")}, "report", Reporter())
+        evaluate(under(problem, settings), {"base": Model("base")}, "report", Reporter())
 
 
 def test_names_of_models(run: Path, pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

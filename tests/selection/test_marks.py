@@ -20,6 +20,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.selection.evaluation import Model, evaluate
 from evomerge.selection.marks import marks_of
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.task_vectors.test_family_notes import put
 
@@ -102,7 +103,7 @@ def test_the_table_of_evaluate(place, capsys):
         "mood": Model("expert", "mood"),
         "topic": Model("directory", place / "topic"),
     }
-    show(evaluate(build_problem(settings, Reporter()), settings, models, "select", Reporter()), Reporter())
+    show(evaluate(under(build_problem(settings, Reporter()), settings), models, "select", Reporter()), Reporter())
     said = capsys.readouterr().out
     assert f"* base, topic: {SAID}" in said
     assert "* mood: expert mood is scored under the base's configuration on topic: layer_norm_eps is 0.5 there" in said

@@ -12,6 +12,7 @@ from scipy import stats
 from evomerge.common.errors import EvomergeError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
+from evomerge.problem import Goal
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
 from evomerge.selection.choosing import select
@@ -249,9 +250,7 @@ class Bench:
 
 
 def chosen(act, normalised=False):
-    objective = {"aggregate": "mean", "weights": None, "normalised": normalised}
-    settings = {"fitness": {"report_metric": "m"}, "objective": objective}
-    return select(Bench(act), settings, {"best": Incumbent(np.array(9.0), (2, 1))})
+    return select(Bench(act), Goal("m", "m", normalised=normalised), {"best": Incumbent(np.array(9.0), (2, 1))})
 
 
 def test_the_trial_of_each_finalist_is_told():

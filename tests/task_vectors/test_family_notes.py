@@ -29,6 +29,7 @@ from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
 from evomerge.selection.evaluation import Model, evaluate
 from evomerge.task_vectors.family import auto_class_of
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.language import CHAT, VOCABULARY, documents, save_tokenizer, write_jsonl
 from tests.kit.merging import make_recipe, save_family, write
@@ -276,7 +277,7 @@ def test_rows_of_another_configuration_are_marked(family, change):
         "its directory": Model("directory", family / "left"),
         "constant": Model("constant", 0.4),
     }
-    marks = evaluate(problem, settings, models, "report", Reporter()).marks
+    marks = evaluate(under(problem, settings), models, "report", Reporter()).marks
     assert list(marks) == ["experts", "left", "its directory"]
     for texts in marks.values():
         (text,) = texts

@@ -19,13 +19,13 @@ from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
-from evomerge.runs.identity import contents
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.task_vectors.dense import flattened
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms import ties
 from evomerge.transforms.ties import TrimElect, largest
+from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.vectors import anonymous_memory, dense, vectors_of, whole
 
@@ -206,7 +206,7 @@ def test_the_search_merges_the_transformed_vectors(frozen) -> None:
 def test_the_settings_of_a_transform_are_part_of_the_identity(frozen, overrides: list[str]) -> None:
     other = plain(compose(*overrides, "method=ties_frozen", "method.transform.density=0.03"))
     same = plain(compose(*overrides, "method=ties_frozen", "method.transform.density=0.02"))
-    assert contents(frozen, other) != contents(frozen, same)
+    assert under(frozen, other).contents != under(frozen, same).contents
 
 
 def test_a_search_with_frozen_ties(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

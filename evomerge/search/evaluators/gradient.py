@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from evomerge.fitness.capabilities import Batched
 from evomerge.fitness.objectives import task_weights
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
-from evomerge.runs.learning import Learning
 from evomerge.search.evaluators.serial import Timing, failed
+from evomerge.search.learning import Learning
 from evomerge.search.memory import with_smaller_batches
 from evomerge.trials import Batch, Trial
 
@@ -48,8 +47,7 @@ class GradientEvaluator:
 
     Args:
         problem: what is searched.
-        learning: the loss and its inputs.
-        settings: of the search: the seed draws the inputs of each step, `objective.weights` weighs the tasks.
+        learning: the loss and its inputs; the problem's seed draws those of each step, its goal weighs the tasks.
         record: is told where the time of each step went.
         limit: of the time of a step.
 
@@ -61,16 +59,17 @@ class GradientEvaluator:
         self,
         problem: Problem,
         learning: Learning,
-        settings: Mapping[str, Any],
         record: Callable[[Timing], None] = lambda timing: None,
         limit: TimeLimit | None = None,
     ) -> None:
         self._problem, self._learning, self._record = problem, learning, record
         self._limit = limit or TimeLimit()
         self._guard = problem.merger.guard
-        self._share = task_weights(settings["objective"]["weights"], learning.items)
+        self._share = task_weights(problem.goal.weights, learning.items)
         items = {task: chosen for task, chosen in learning.items.items() if self._share[task] > 0}
-        self._subset = Subset(items, learning.inputs * len(items), settings["seed"], rotate=True, setting="loss.inputs")
+        self._subset = Subset(
+            items, learning.inputs * len(items), problem.sampling.seed, rotate=True, setting="loss.inputs"
+        )
         self._wanted = problem.space.moves("weight")
         self._watch = _Watch()
         self.size = self._subset.size

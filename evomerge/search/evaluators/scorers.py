@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,13 +17,13 @@ from evomerge.problem import Problem
 from evomerge.search.evaluators.serial import Scorer, check_finite, explained, prepare
 
 
-def make_subsets(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Subset]:
+def make_subsets(problem: Problem) -> dict[str, Subset]:
     """Return what chooses the items of each split; select and report are sampled alike for every seed."""
-    fitness, items = settings["fitness"], problem.items
+    sampling, items = problem.sampling, problem.items
     return {
-        "search": Subset(items["search"], fitness["items"], settings["seed"], fitness["rotate"], "fitness.items"),
-        "select": Subset(items["select"], fitness["select_items"], 0, setting="fitness.select_items"),
-        "report": Subset(items["report"], fitness["report_items"], 0, setting="fitness.report_items"),
+        "search": Subset(items["search"], sampling.search, sampling.seed, sampling.rotate, "fitness.items"),
+        "select": Subset(items["select"], sampling.select, 0, setting="fitness.select_items"),
+        "report": Subset(items["report"], sampling.report, 0, setting="fitness.report_items"),
     }
 
 
@@ -34,13 +33,10 @@ def scorer(problem: Problem, items: Mapping[str, Sequence[Item]]) -> Scorer:
     return Scorer(problem.live.model, problem.fitness, prepared, problem.merger.guard)
 
 
-def make_objective(
-    problem: Problem, settings: Mapping[str, Any], score: Scorer, subset: Subset, limit: TimeLimit | None = None
-) -> Objective:
+def make_objective(problem: Problem, score: Scorer, subset: Subset, limit: TimeLimit | None = None) -> Objective:
     """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
-    given, metric = settings["objective"], settings["fitness"]["metric"]
-    ends = None
-    if given["normalised"]:
+    goal, ends = problem.goal, None
+    if goal.normalised:
         if missing := [task for task in problem.sources.tasks if task not in problem.experts]:
             raise ConfigError(
                 f"objective.normalised needs the expert of every task; {missing[0]} has none: write "
@@ -55,10 +51,10 @@ def make_objective(
                     found.append((limit or TimeLimit()).first(outcome))
                 except TimeoutError as error:
                     raise EvomergeError(f"{why} {who} {error}.") from error
-                check_finite(found[-1], metric)
+                check_finite(found[-1], goal.metric)
         base, best = (outcome.scores() for outcome in found)
-        ends = {task: (base[task][metric], best[task][metric]) for task in ids}
-    return Objective(metric, given["aggregate"], given["weights"], ends)
+        ends = {task: (base[task][goal.metric], best[task][goal.metric]) for task in ids}
+    return Objective(goal.metric, goal.aggregate, goal.weights, ends)
 
 
 def score_experts(problem: Problem, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
