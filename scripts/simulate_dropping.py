@@ -77,7 +77,7 @@ def _logged(cache: Path, metric: str) -> list[tuple[dict[str, Rows], dict[str, R
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         same = sets[key][len(weights) > 1]
         same[f"{weights.pop():g}" if len(weights) == 1 else f"merge {len(same) + 1}"] = rows
-    return [pair for pair in sets.values() if len(pair[0]) > 2 and len(pair[1]) > 2]
+    return [(constants, others) for constants, others in sets.values() if len(constants) >= NEAR]
 
 
 def _leaves(value: Any) -> list[float]:
@@ -91,13 +91,15 @@ def simulate(
 ) -> None:
     """Print the rows of one set of models."""
     rng = np.random.default_rng(0)
-    near = _nearest(finalists, objective)
+    near = _nearest(finalists, objective) if len(finalists) >= NEAR else {}
     found: dict[str, list[Line]] = defaultdict(list)
     for _ in range(draws):
         drawn = {task: rng.integers(0, len(row), len(row)) for task, row in next(iter(constants.values())).items()}
         known: set[tuple[bytes, str, str]] = set()  # content of a model, task, item: scored already
         best, one = _race(constants, drawn, objective, known)
         found[f"{len(constants)} constants"].append(one)
+        if len(finalists) < NEAR:
+            continue
         _, two = _race({**finalists, f"constant {best}": constants[best]}, drawn, objective, known)
         found[f"{len(finalists) + 1} finalists"].append(two)
         worse = max(one.regret, two.regret)
