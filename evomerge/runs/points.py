@@ -156,7 +156,8 @@ def find_finalist(run: Run, problem: Problem, name: str) -> Point:
         raise ConfigError(f"{run.path}: {unknown('finalist', name, {**finalists, **selected})}")
     about: dict[str, Any] = {"note": "chosen by name; never scored on the report split"}
     if summary and name in selected:
-        about |= {"split": "select", "items": summary.items["select"], "metric": summary.metric}
+        scored = summary.select.seen.get(name, summary.items["select"])  # runs of version 0.2 dropped nobody
+        about |= {"split": "select", "items": scored, "metric": summary.metric}
     value = selected.get(name)
     return Point(f"finalist {name}", finalists[name], value, {"point": f"finalist {name}", **about, "value": value})
 

@@ -3,7 +3,7 @@
 In: a problem, and models by the names that people give them. Out: the mean score of each with its
 standard error, and the paired difference of each to the first; of a model that has no score, the reason. All are scored
 on the same items, those on which a search judges its finalists (`judge.py`), and outcomes are remembered under the same
-names: what a search has scored is not scored again.
+names: what a search has scored on all items of the split is not scored again.
 """
 
 from __future__ import annotations

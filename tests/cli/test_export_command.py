@@ -133,7 +133,7 @@ def test_the_finalists_are_those_of_the_selection(finished: Path) -> None:
     selected = run.summary.select
     for name, value in selected.finalists.items():
         point = find_finalist(run, opened, name)
-        assert (point.value, point.about["split"]) == (value, "select")
+        assert (point.value, point.about["split"], point.about["items"]) == (value, "select", selected.seen[name])
         if name == selected.winner:
             np.testing.assert_array_equal(opened.space.decode(point.x)["weight"], values_of(run.recipe))
     with pytest.raises(ConfigError, match="Unknown finalist 'bets': did you mean 'best'"):
