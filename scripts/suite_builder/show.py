@@ -27,6 +27,6 @@ def progress(console: Console, what: str, total: int | None) -> Iterator[Callabl
         done += 1
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"  {what}: {done} of {total}")
+            console.print(f"  {what}: {done}" + (f" of {total}" if total else ""))
 
     yield advance
