@@ -24,8 +24,9 @@ from evomerge.common.arguments import check_arguments, check_kind, is_kind
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.limits import AUTO
-from evomerge.common.names import unknown
+from evomerge.common.names import listed, unknown
 from evomerge.common.paths import at_home, with_paths
+from evomerge.common.protocols import lacking
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
@@ -189,8 +190,8 @@ def check_method(settings: Mapping[str, Any], transforms: Sequence[Mapping[str, 
     kind = find_class(str(settings["_target_"]), "method")
     if not (isinstance(kind, type) and isinstance(kind, Method)):  # all that it promises stands on the class
         raise ConfigError(
-            f"method._target_={settings['_target_']} is no method of merging: the class lacks some of what "
-            f"{Method.__module__}.{Method.__qualname__} names."
+            f"method._target_={settings['_target_']} is no method of merging: it lacks "
+            f"{listed(lacking(kind, Method)) or 'a class'}. See {Method.__module__}.{Method.__qualname__}."
         )
     check_chain(kind, make_chain(transforms))
 

@@ -94,7 +94,10 @@ def test_names_of_files_compose_in_their_order(tmp_path: Path, monkeypatch: pyte
         (["transform=ties", "method=dare_ties"], "The method dare_ties cannot have"),
         (["transform=ties", "method=ties_frozen"], "The method brings a transform, and transform= names another"),
         (["transform=ties", "transform.ties.densty=1"], r"Did you mean transform\.ties\.density"),
-        (["method._target_=tests.kit.transforms.Scale"], "is no method of merging: the class lacks some of what"),
+        (
+            ["method._target_=tests.kit.transforms.Scale"],
+            "is no method of merging: it lacks variables, elementwise, linear and 1",
+        ),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str) -> None:
