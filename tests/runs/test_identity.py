@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from evomerge.cli.progress import Reporter
 from evomerge.common.digests import digest
 from evomerge.problem import Problem
+from evomerge.runs.identity import describe
 from evomerge.runs.suite import Suite
 from evomerge.selection.evaluation import Model, evaluate
 from tests.kit.evaluations import elsewhere, remembered, settings_of, sources_of, under
@@ -81,3 +84,48 @@ def test_an_outcome_is_not_remembered_for_another_vocabulary(
         (base / "source.spm").write_text(text)
         evaluate(under(moved, settings), {"base": Model("base")}, "report", Reporter())
         assert len(remembered(settings)) == (1, 1, 2)[k]
+
+
+def test_an_identity_is_written_as_ever(problem: Problem, pico_suite: Suite, tmp_path: Path) -> None:
+    """To the byte, but for hashes of content, so that the runs of an earlier version go on."""
+    settings = settings_of(*sources_of(pico_suite, tmp_path))
+    told = json.dumps(describe(under(problem, settings), settings))
+    hashes = re.compile(r'"([0-9a-f]{64}|[0-9a-f]{16})"')
+    ends = ("animals", "trees", "metals")
+    coordinates = [f"weight/encoder.layer.{i}/{name}" for i in (0, 1) for name in ends]
+    assert hashes.sub('"#"', told) == json.dumps(
+        {
+            "base": "#",
+            "experts": [[name, "#"] for name in ends],
+            "files": "#",
+            "class": "AutoModel",
+            "heads": dict.fromkeys(ends, "#"),
+            "method": {"_target_": "evomerge.merging.methods.Linear"},
+            "fitness": {
+                "_target_": "evomerge.fitness.classification.Classification",
+                "batch_size": 32,
+                "max_length": 48,
+                "code": "",
+            },
+            "items": dict.fromkeys(ends, "#"),
+            "space": {
+                **{
+                    "granularity": "layer",
+                    "n": None,
+                    "sharing": "separate",
+                    "bounds": None,
+                    "frozen": None,
+                    "tied": None,
+                },
+                **{"coordinates": coordinates, "box": "#"},
+            },
+            "searcher": {
+                **{"_target_": "evomerge.searchers.cmaes.CmaEs", "sigma": 0.15},
+                **{"popsize": None, "diagonal_above": 24, "keep": 4},
+            },
+            "objective": {"metric": "log_probability", "aggregate": "mean", "normalised": False, "weights": None},
+            "sample": [30, False],
+            "start": "constants",
+            "seed": 1,
+        }
+    )
