@@ -24,7 +24,7 @@ MODEL_BYTES = 90e6
 
 
 def build(plan: Plan, out: Path, cache: Path, console: Console) -> None:
-    """Build the suite of a plan, or go on with it; show at the end how much it leaves to search.
+    """Build the suite of a plan, or go on with it; show at the end how much it leaves to search, if the plan asks.
 
     Raises:
         SuiteError: a package cannot be had, the disk is too small, another build is at work, or `out` holds something
@@ -49,6 +49,8 @@ def build(plan: Plan, out: Path, cache: Path, console: Console) -> None:
             console.print(f"{out} is built")
         else:
             console.print(f"{out} is complete, nothing to do")
+        if not plan.room_steps:
+            return
         measured = room.find(load_suite(out), plan.room_steps, console)
         console.print(room.table(measured))
         console.print(room.sentence(measured))

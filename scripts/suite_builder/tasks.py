@@ -110,7 +110,7 @@ class Plan:
         kind: of the suite.
         tasks: its tasks.
         sizes: split -> most items (train: of what the others leave).
-        room_steps: steps of the gradient search that measures how much there is to find.
+        room_steps: steps of the gradient search that measures how much there is to find; 0: it is not measured.
         proving: whether a suite in which too little is to be found is an error; else it is only for trying out.
         seed: of splits and experts.
     """
