@@ -22,6 +22,7 @@ from evomerge.common.names import nearest
 
 VERBS = {
     "search": "find the coefficients with which experts are merged; the same command again resumes",
+    "auto": "the same without settings: it chooses them, says which and why, and searches",
     "inspect": "look at base and experts before a search: what fits, what differs, how large the task vectors are",
     "evaluate": "score recipes, model directories, the base or an expert on a split of the items, and compare them",
     "merge": "build the merged model of a recipe as a directory that transformers loads",
@@ -36,6 +37,7 @@ usage: evomerge VERB [arguments ...]         evomerge VERB --help says more
 {chr(10).join(f"  {verb:<9} {what}" for verb, what in VERBS.items())}
 
   evomerge search experiment=smoke                     a complete search on tiny models, in seconds, without a download
+  evomerge auto base mood topic --tasks mood.jsonl topic.jsonl      on your own models, without any settings
   evomerge search model=text space=layer budget=200    on the suite of `python scripts/build_suite.py text`
   evomerge search model.base=path/to/base 'model.experts=[path/to/a,path/to/b]' \\
       'fitness.tasks={{a: {{items: a.jsonl}}, b: {{items: b.jsonl}}}}'    on your own models

@@ -18,6 +18,7 @@ SOURCES = ("model.base=base", "model.experts=[mood,topic]", "fitness.tasks={mood
 SEARCH = ("search", *SOURCES, "searcher=random", "budget=2", "fitness.items=10", "hydra.run.dir=runs/one")
 VERBS = {
     "search": SEARCH,
+    "auto": ("auto", "base", "mood", "topic", "--tasks", "mood.jsonl", "topic.jsonl", "--hours", "0.001"),
     "inspect": ("inspect", "base", "mood", "topic"),
     "evaluate": ("evaluate", "runs/one", "base"),
     "merge": ("merge", "runs/one/recipe.yaml", "merged"),

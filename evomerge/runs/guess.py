@@ -1,0 +1,230 @@
+"""What a search should be, guessed from what is given: tasks, fitness, heads, space, searcher, and how much of each.
+
+In: directories of base and experts, and where the tasks are. Out: a `Guess`: settings as the command line takes them,
+and sentences that say why. What to search with comes from experiments/choosing.md: where there are labels and heads, a
+gradient with a coefficient for each tensor gained most; else CMA-ES with one for each layer. How much comes from the
+time that a candidate takes here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.errors import ConfigError
+from evomerge.fitness.heads import count_classes
+from evomerge.models.hub import find_directory, short_name
+from evomerge.models.vocabulary import read_object
+
+SHARE = 0.8
+"""Of the time that is given, that the search is meant to take: what is measured on the base is an estimate."""
+MODELS = 14
+"""About how many models are scored on all select items: constants and finalists, half of which are dropped early."""
+STEP = 4.0
+"""How many times as long as scoring an input it takes to learn from it (`scripts/bench_gradient.py`)."""
+BY_VALUES = ((200, 200, None), (100, 200, None), (100, 200, 600), (100, 100, 300), (64, 60, 150), (32, 40, 60))
+"""Search items of a candidate, candidates, select items; the dearest first."""
+BY_GRADIENT = ((100, 60, None), (100, 60, 600), (64, 40, 300), (48, 20, 150))
+"""The same, with steps in place of candidates."""
+INPUTS = 16
+"""Of each task in a step."""
+WARM = 6
+"""Constants that are scored before the first step."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A task as it was found.
+
+    Attributes:
+        name: of its file or directory, or of lm-eval.
+        place: where its items are; a name that lm-eval knows.
+        kind: `lm_eval`, `labels` or `texts`.
+        head: its frozen head, where there is one.
+    """
+
+    name: str
+    place: str
+    kind: str
+    head: Path | None = None
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What to search, and with what.
+
+    Attributes:
+        settings: by name, as the command line takes them.
+        fitness: why this fitness.
+        search: why this space and this searcher.
+        gradient: whether coefficients are learned by a gradient.
+        tasks: how many there are.
+    """
+
+    settings: dict[str, Any]
+    fitness: str
+    search: str
+    gradient: bool
+    tasks: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """The settings as arguments of `evomerge search`."""
+        return [f"{name}={_text(value)}" for name, value in self.settings.items()]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to search.
+
+    Attributes:
+        settings: by name, as the command line takes them.
+        seconds: how long that takes, about.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def guess(base: str, experts: Sequence[str], tasks: Sequence[str]) -> Guess:
+    """Guess what to search, and with what.
+
+    Args:
+        base: its directory, or its name on the hub.
+        experts: the same of the experts.
+        tasks: files, directories, or names that lm-eval knows.
+
+    Raises:
+        ConfigError: there are no tasks there, or tasks of several kinds.
+    """
+    found = [one for given in tasks for one in _find(given)]
+    kinds = sorted({one.kind for one in found})
+    if len(kinds) > 1:
+        named = ", ".join(f"{one.name} ({one.kind})" for one in found[:6])
+        raise ConfigError(
+            f"These tasks are of several kinds, and a search has one fitness: {named}. Give labelled texts, or plain "
+            f"texts, or tasks of lm-eval."
+        )
+    settings: dict[str, Any] = {"model.base": base, "model.experts": list(experts)}
+    if kinds == ["labels"]:
+        pairs, how = _heads(found, experts)
+        settings |= {"fitness": "classification", "fitness.tasks": pairs}
+        settings |= {"searcher": "gradient", "space": "tensor", "loss.inputs": INPUTS}
+        why = "labels and heads give a gradient, which gained most where it was measured (experiments/choosing.md)"
+        return Guess(settings, how, f"a gradient, with a coefficient for each tensor: {why}", True, len(found))
+    names = {short_name(path) for path in experts}
+    own = {one.name: {"items": one.place, **({"expert": one.name} if one.name in names else {})} for one in found}
+    fitness = "lm_eval" if kinds == ["lm_eval"] else "perplexity"
+    settings |= {"fitness": fitness, "fitness.tasks": own, "searcher": "cmaes", "space": "layer"}
+    settings["model.auto_class"] = "AutoModelForCausalLM"
+    how = "tasks of lm-eval" if fitness == "lm_eval" else "how probable the texts are, since they have no labels"
+    why = "this fitness is searched by values, for which few coefficients are best (experiments/choosing.md)"
+    return Guess(settings, how, f"CMA-ES, with a coefficient for each layer: {why}", False, len(found))
+
+
+def effort(chosen: Guess, merge: float, item: float, sizes: Mapping[str, int], seconds: float) -> Effort:
+    """Choose the dearest search that the time allows, or the cheapest of all.
+
+    Args:
+        chosen: what is searched.
+        merge: the seconds that it takes to build a candidate.
+        item: the seconds that it takes to score it on an item.
+        sizes: how many items each split has.
+        seconds: that there are.
+    """
+    efforts = []
+    for items, count, select in BY_GRADIENT if chosen.gradient else BY_VALUES:
+        judged = min(select or sizes["select"], sizes["select"])
+        report = min(4 * select if select else sizes["report"], sizes["report"])
+        candidate = merge + item * min(items, sizes["search"])
+        step = merge + STEP * item * INPUTS * chosen.tasks
+        searching = WARM * candidate + count * step if chosen.gradient else count * candidate
+        took = searching + MODELS * (merge + judged * item) + 4 * (merge + report * item)
+        settings: dict[str, Any] = {"fitness.items": items, "budget": count + (WARM if chosen.gradient else 0)}
+        settings |= {"searcher.steps": count} if chosen.gradient else {}
+        settings |= {"fitness.select_items": judged} if judged < sizes["select"] else {}
+        settings |= {"fitness.report_items": report} if report < sizes["report"] else {}
+        efforts.append(Effort(settings, took))
+    return next((one for one in efforts if one.seconds <= SHARE * seconds), efforts[-1])
+
+
+def _find(given: str) -> list[Found]:
+    """Return the tasks of a file, of a directory, or the one of lm-eval that has this name."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        path = path / "tasks" if (path / "suite.json").is_file() else path
+        if (path / "search.jsonl").is_file():
+            return [_one(path)]
+        inside = [
+            child
+            for child in sorted(path.iterdir())
+            if not child.name.startswith((".", "_"))
+            and (child.suffix in (".jsonl", ".txt", ".yaml", ".yml") or (child / "search.jsonl").is_file())
+        ]
+        if not inside:
+            raise ConfigError(
+                f"--tasks {given}: there are no tasks in this directory: put files there (.jsonl, .txt, or .yaml of "
+                f"lm-eval), or directories with search.jsonl, select.jsonl and report.jsonl."
+            )
+        of_lm_eval = [child for child in inside if child.suffix in (".yaml", ".yml")]
+        return [_one(child) for child in of_lm_eval or inside]  # files beside task files are the data of these
+    if not path.is_file() and (path.suffix in (".jsonl", ".txt", ".yaml", ".yml") or "/" in given):
+        raise ConfigError(f"--tasks {given}: there is no such file or directory.")
+    return [_one(path)] if path.is_file() else [Found(given, given, "lm_eval")]
+
+
+def _one(path: Path) -> Found:
+    if path.suffix in (".yaml", ".yml"):
+        return Found(path.stem, str(path), "lm_eval")
+    name = path.name if path.is_dir() else path.stem
+    beside = (path / "head.safetensors", path.parent / f"{name}.safetensors")
+    head = next(
+        (file for file in (*beside, path.parent.parent / "heads" / f"{name}.safetensors") if file.is_file()), None
+    )
+    labelled = path.suffix != ".txt" and _has_label(path / "search.jsonl" if path.is_dir() else path)
+    return Found(name, str(path), "labels" if labelled else "texts", head)
+
+
+def _has_label(file: Path) -> bool:
+    """Whether the first line of a file has a label; what is wrong with a file is said where it is read."""
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            first = json.loads(next((line for line in lines if line.strip()), "null"))
+    except (OSError, ValueError):
+        return True
+    return isinstance(first, dict) and first.get("label") is not None
+
+
+def _heads(tasks: Sequence[Found], experts: Sequence[str]) -> tuple[dict[str, dict[str, str]], str]:
+    """Return the settings of labelled tasks, each with a head, and a sentence on where the heads are from."""
+    names = [short_name(path) for path in experts]
+    with_head = [name for name, path in zip(names, experts, strict=True) if _has_head(find_directory(path).path)]
+    by_order = len(tasks) == len(names) == len(with_head) and not {task.name for task in tasks} & set(names)
+    settings: dict[str, dict[str, str]] = {}
+    for number, task in enumerate(tasks):
+        expert = names[number] if by_order else task.name if task.name in names else None
+        settings[task.name] = {
+            "items": task.place,
+            **({"head": str(task.head)} if task.head else {}),
+            **({"expert": expert} if expert else {}),
+        }
+    if any(task.head for task in tasks):
+        return settings, "classification of labelled items, with the frozen heads that lie beside the tasks"
+    how = "in the order in which both are given" if by_order else "of the same names"
+    return settings, f"classification of labelled items, with the heads of the experts {how}"
+
+
+def _has_head(path: Path) -> bool:
+    return bool(read_object(path / "config.json")) and count_classes(path) is not None
+
+
+def _text(value: Any) -> str:
+    """Return a value as people write it on the command line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_text(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return str(value)

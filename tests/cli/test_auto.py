@@ -1,0 +1,122 @@
+"""`evomerge auto`: what it chooses of what is given, and that what it chose runs, ends well and is not worse."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+import evomerge as em
+from evomerge.common.errors import ConfigError
+from evomerge.runs.guess import Guess, effort, guess
+from tests.kit.language import save_language_family, write_task
+from tests.processes.command import evomerge
+
+SIZES = {"search": 1000, "select": 2000, "report": 3000}
+
+
+def ended(place: Path, *arguments: str) -> str:
+    """Run it, look at what it leaves, and return what it printed."""
+    done = evomerge("auto", *arguments, cwd=place)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in said[:4]] == ["fitness", "search", "effort", "the same as"]
+    merge = next(line for line in said if line.startswith("merge:")).removeprefix("merge:")
+    out = place / "runs" / "auto"
+    assert shlex.split(merge)[:3] == ["evomerge", "merge", "runs/auto/recipe.yaml"]
+    assert (out / "report.html").is_file()
+    select = em.load(out).summary.select
+    assert select.value >= max(value for name, value in select.finalists.items() if name.startswith("constant"))
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_fine_tunes_with_heads_of_their_own(own_classifiers, tmp_path):
+    for name in ("base", "mood", "topic", "mood.jsonl", "topic.jsonl"):
+        (tmp_path / name).symlink_to(own_classifiers / name)
+    command = ("base", "mood", "topic", "--tasks", "mood.jsonl", "topic.jsonl", "--hours", "0.001")
+    said = ended(tmp_path, *command)
+    assert "with the heads of the experts of the same names" in said
+    assert "searcher=gradient space=tensor" in said
+    assert "This search is complete" in ended(tmp_path, *command)
+    other = evomerge("auto", "base", "mood", "topic", "--tasks", "mood.jsonl", "--hours", "0.001", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "runs/auto holds another search: name a new directory with --out" in other.stderr
+    merged = evomerge("merge", "runs/auto/recipe.yaml", "runs/auto/merged", cwd=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+
+
+@pytest.mark.slow
+def test_a_suite_with_frozen_heads(pico_suite, tmp_path):
+    (tmp_path / "suite").symlink_to(pico_suite.path)
+    experts = [f"suite/experts/{name}" for name in pico_suite.experts]
+    said = ended(tmp_path, "suite/base", *experts, "--tasks", "suite", "--hours", "0.002")
+    assert "with the frozen heads that lie beside the tasks" in said
+
+
+@pytest.mark.slow
+def test_language_models_with_tasks_of_lm_eval(tmp_path):
+    save_language_family(tmp_path)
+    for name, kind in (("left", "choice"), ("right", "rolling")):
+        write_task(tmp_path / "tasks", name, like=kind)
+    said = ended(tmp_path, "base", "left", "right", "--tasks", "tasks", "--hours", "0.001")
+    assert "fitness=lm_eval" in said
+    assert "model.auto_class=AutoModelForCausalLM" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("base", "nobody", "--tasks", "mood.jsonl"), "nobody"),
+        (("base", "mood", "topic", "--tasks", "other.jsonl"), "--tasks other.jsonl: there is no such file"),
+        (("base", "mood", "topic", "--tasks", "mood.jsonl", "--hours", "0"), "--hours 0 is no time"),
+        (("base", "mood", "--tasks", "topic.jsonl", "mood.jsonl"), "The task topic has no head. Name the expert"),
+    ],
+)
+def test_what_search_refuses_is_refused(own_classifiers, tmp_path, arguments, message):
+    for name in ("base", "mood", "topic", "mood.jsonl", "topic.jsonl"):
+        (tmp_path / name).symlink_to(own_classifiers / name)
+    done = evomerge("auto", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_tasks_are_of(tmp_path):
+    """Files by their endings and their first line, directories by what is in them; all else are names of lm-eval."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": 1}) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.txt").write_text("x")
+    (tmp_path / "more" / "d.txt").write_text("x")
+
+    def fitness(*tasks: str) -> object:
+        return guess("base", [], tasks).settings["fitness"]
+
+    assert fitness(str(tmp_path / "a.jsonl")) == "classification"
+    assert fitness(str(tmp_path / "b.jsonl")) == "perplexity"
+    assert fitness("arc_easy", "piqa") == "lm_eval"
+    more = tmp_path / "more"
+    assert list(guess("base", [], [str(more)]).settings["fitness.tasks"]) == ["c", "d"]
+    (more / "task.yaml").write_text("task: task")
+    assert list(guess("base", [], [str(more)]).settings["fitness.tasks"]) == ["task"]
+    with pytest.raises(ConfigError, match=r"several kinds.*a \(labels\), arc_easy \(lm_eval\)"):
+        fitness(str(tmp_path / "a.jsonl"), "arc_easy")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="there are no tasks in this directory"):
+        fitness(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_more_time_buys_more_and_is_kept_to(gradient):
+    chosen = Guess({}, "", "", gradient, 3)
+    efforts = [effort(chosen, 0.1, 0.005, SIZES, 3600 * hours) for hours in (0.01, 0.05, 0.1, 0.3, 1, 10)]
+    taken = [one.seconds for one in efforts]
+    assert taken == sorted(taken)
+    assert len({str(one.settings) for one in efforts}) > 3 - gradient
+    for one, hours in zip(efforts, (0.01, 0.05, 0.1, 0.3, 1, 10), strict=True):
+        assert one.seconds <= 3600 * hours or one == efforts[0]
+    assert "fitness.select_items" not in efforts[-1].settings
