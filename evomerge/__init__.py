@@ -22,7 +22,18 @@ __version__ = "0.2.1.dev0"
 _HOMES = {
     "evomerge.api": (
         *("Candidate", "Choice", "Family", "Item", "Result", "Splits", "items", "load", "search"),
-        *("classification", "cmaes", "gradient", "grid", "hybrid", "lm_eval", "perplexity", "random", "tpe"),
+        *(
+            "classification",
+            "cmaes",
+            "evaluate",
+            "gradient",
+            "grid",
+            "hybrid",
+            "lm_eval",
+            "perplexity",
+            "random",
+            "tpe",
+        ),
     ),
     "evomerge.common.errors": ("EvomergeError",),
     "evomerge.search.stopping": ("Stopped",),
@@ -45,6 +56,7 @@ if TYPE_CHECKING:
     from evomerge.api import Splits as Splits
     from evomerge.api import classification as classification
     from evomerge.api import cmaes as cmaes
+    from evomerge.api import evaluate as evaluate
     from evomerge.api import gradient as gradient
     from evomerge.api import grid as grid
     from evomerge.api import hybrid as hybrid

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from evomerge.common.directories import TemporaryDirectory
 from evomerge.common.errors import ConfigError
+from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress, Silent
 from evomerge.fitness.custom import Custom, name_of
 from evomerge.fitness.items import Item
@@ -35,6 +36,8 @@ from evomerge.runs.config import SearchConfig, choices_of
 from evomerge.runs.given import Given
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import Interrupt, Stopped
+from evomerge.selection.evaluation import Comparison, find_model
+from evomerge.selection.evaluation import evaluate as compare_models
 
 __all__ = [
     "Candidate",
@@ -45,6 +48,7 @@ __all__ = [
     "Splits",
     "classification",
     "cmaes",
+    "evaluate",
     "gradient",
     "grid",
     "hybrid",
@@ -156,7 +160,35 @@ def search(
         if interrupt.by is not None:  # the log is in order: now the signal does what it does in this program
             signal.raise_signal(interrupt.by)
         raise Stopped(f"The search was asked to stop. Call it again with run={str(run)!r} to go on.")
-    return Result(directory, candidate, kept)
+    return Result(directory, candidate, kept, given)
+
+
+def evaluate(
+    result: Result, *models: str | Path | Result, split: str | None = None, progress: Progress | None = None
+) -> Comparison:
+    """Score the winner of a search beside other models, all on the same items, and compare each with it.
+
+    Args:
+        result: the search, whose tasks and fitness count.
+        models: base, experts, the name of an expert, constant:0.4; a model directory, a run directory or a recipe; or
+            another result.
+        split: search, select or report; None for report where the winner is the only merge, else for select, since
+            whoever takes the best of many on the report items has a number that is too high.
+        progress: is told what goes on.
+
+    Raises:
+        EvomergeError: there is no such model, or it belongs to another base.
+    """
+    named = {"winner": find_model(str(result.path), ())}
+    for given in models:
+        name = str(given.path if isinstance(given, Result) else given)
+        named[name] = find_model(name, result.candidate.family.experts)
+    chosen = split or ("select" if sum(model.choosable for model in named.values()) > 1 else "report")
+    result.candidate.base()
+    try:
+        return compare_models(result.problem, named, chosen, progress or Silent(), TimeLimit("auto"))
+    finally:
+        result.candidate.base()
 
 
 def load(run: str | Path) -> Result:

@@ -17,14 +17,18 @@ from evomerge.common.progress import Silent
 from evomerge.common.shown import Shown
 from evomerge.inspection.candidate import Candidate
 from evomerge.inspection.family import Family
+from evomerge.problem import Problem
 from evomerge.recipes.coefficients import Coefficients
 from evomerge.recipes.model import write_model
 from evomerge.recipes.modules import write_module
 from evomerge.recipes.origins import find_origins
 from evomerge.recipes.recipe import Recipe
 from evomerge.report.page import write_report
+from evomerge.runs.build import build_problem
 from evomerge.runs.directory import open_run
+from evomerge.runs.given import Given
 from evomerge.runs.outputs import gain_of, table_of
+from evomerge.runs.points import open_problem
 from evomerge.selection.summary import Summary
 from evomerge.trials import Trial
 
@@ -36,15 +40,20 @@ class Result:
         run: the run directory.
         candidate: whose live model the winner is put into; made of the run's sources when left out.
         kept: the run directory, where it is a temporary one.
+        given: what the search had in memory.
 
     Attributes:
         path: the run directory; a temporary one where the search was given none.
     """
 
     def __init__(
-        self, run: str | Path, candidate: Candidate | None = None, kept: TemporaryDirectory | None = None
+        self,
+        run: str | Path,
+        candidate: Candidate | None = None,
+        kept: TemporaryDirectory | None = None,
+        given: Given | None = None,
     ) -> None:
-        self.path, self._kept = Path(run), kept
+        self.path, self._kept, self._given = Path(run), kept, given
         self._run = open_run(self.path)
         if candidate is not None:
             self.candidate = candidate
@@ -72,6 +81,13 @@ class Result:
                 )
         more = {name: space[name] for name in ("sharing", "frozen", "tied", "bounds")}
         return Candidate(family, space["granularity"], settings["method"], **more)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What was searched, built again of its sources where they are not in memory."""
+        if self._given is None:
+            return open_problem(self._run, Silent())
+        return build_problem(self._run.settings, Silent(), self._given.fitness, self._given)
 
     @property
     def summary(self) -> Summary:

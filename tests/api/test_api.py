@@ -205,6 +205,20 @@ def test_modules_of_transformers_in_memory(tmp_path):
     assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
+def test_models_are_compared_with_the_winner(candidate, tmp_path):
+    more = {"budget": 12, "select_items": 12}
+    first = em.search(candidate, score, {"red": ITEMS}, run=tmp_path / "first", **more)
+    other = em.search(candidate, score, {"red": ITEMS}, run=tmp_path / "other", seed=2, **more)
+    found = em.evaluate(first, "base", "experts", "red")
+    assert (found.split, found.models["winner"]) == ("report", first.summary.winner)
+    assert found.models["experts"] == first.summary.experts
+    assert found.models["red"] == found.models["experts"]
+    assert em.evaluate(first, "constant:0.4", other).split == "select"
+    assert em.evaluate(first, other, split="report").models[str(other.path)] == other.summary.winner
+    with pytest.raises(em.EvomergeError, match="nobody"):
+        em.evaluate(first, "nobody")
+
+
 def test_a_finished_run_is_loaded(candidate, pico_suite, tmp_path):
     candidate = em.Candidate(em.Family(pico_suite.base, pico_suite.experts), space="model")
 
