@@ -168,8 +168,8 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) -> dict[str, Any]:
     """Return the settings that were given; where they name no sources, on top of those of a run, or of a recipe."""
     from evomerge.cli.settings import compose_settings, spelled_out
-    from evomerge.common.paths import from_its_start
     from evomerge.runs.config import plain
+    from evomerge.runs.paths import from_its_start
     from evomerge.runs.transforms import in_order
     from evomerge.selection.contenders import read_recipe
 

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.inspection.sources import inspect_sources
     from evomerge.runs.checks import make_fitness
     from evomerge.runs.config import check, plain
+    from evomerge.runs.intent import intent_of
     from evomerge.trials import finite
 
     sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     needs = None
     if found.base.error is None and len(found.refused) < len(found.experts):
-        needs, warnings = estimate(found, sources, fitness, settings, reporter)
+        needs, warnings = estimate(found, intent_of(settings, sources, fitness), reporter)
         found.warnings.extend(warnings)
     result = document(found, needs, settings["budget"])
     if options.json:

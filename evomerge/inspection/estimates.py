@@ -27,11 +27,10 @@ from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
-from evomerge.problem import Sources
 from evomerge.runs.build import read_items
 from evomerge.runs.checks import check_asked, check_metrics
-from evomerge.runs.config import build
-from evomerge.runs.leakage import leakage_notes, training_files
+from evomerge.runs.intent import Intent
+from evomerge.runs.leakage import leakage_notes
 from evomerge.runs.preflight import failing_on_base
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.serial import Scorer, check_finite, prepare
@@ -74,16 +73,12 @@ class Costs:
     selection: float | None = None
 
 
-def estimate(
-    found: Inspection, sources: Sources, fitness: Fitness | None, settings: Mapping[str, Any], reporter: Progress
-) -> tuple[Costs, list[str]]:
+def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Costs, list[str]]:
     """Measure what a search of these models needs; those that do not fit are left out.
 
     Args:
         found: the inspection, whose base can be merged into.
-        sources: where tasks come from, if there are any.
-        fitness: of the settings, if there are tasks.
-        settings: of the search.
+        intent: what the search would be made of.
         reporter: shows progress.
 
     Returns:
@@ -92,13 +87,12 @@ def estimate(
     Raises:
         EvomergeError: the tasks cannot be read, or the fitness fails on the base.
     """
-    device = settings["model"]["device"]
+    device, method = intent.device, intent.method
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = {name: math.prod(shape) for name, shape in found.parameters.items()}
     refused = {member.name for member in found.refused}
     checkpoints = {member.name: member.checkpoint for member in found.experts if member.checkpoint}
-    method: Method = build(settings["method"], "method")
     cache = kept = 0
     held = dict.fromkeys(sizes, 0)  # parameter -> how many task vectors are not zero there
     for k, name in enumerate(found.compared):
@@ -106,7 +100,7 @@ def estimate(
         if name in refused:
             continue
         held = {each: count + (each in changed) for each, count in held.items()}
-        if method.elementwise and not settings.get("transform") and is_narrow(checkpoints[name], sizes):
+        if method.elementwise and not intent.transforms and is_narrow(checkpoints[name], sizes):
             kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
         else:
             cache += sum(4 * sizes[each] for each in changed)
@@ -123,13 +117,11 @@ def estimate(
         device=device,
         merge=once * read,
     )
-    if not sources.tasks or fitness is None:
+    if not intent.sources.tasks or intent.fitness is None:
         return needs, []
     with reporter.working("scoring the base"):
-        score, sizes, warnings = time_scoring(sources, fitness, settings, found.parameters, device)
-    weight = next(variable for variable in method.variables if variable.name == "weight")
-    low, high = (settings["space"]["bounds"] or {}).get("weight", (weight.low, weight.high))
-    judged = work((low, high), USUAL, settings["objective"]["normalised"], sizes)  # no space is made, so no searcher
+        score, sizes, warnings = time_scoring(intent, intent.fitness, found.parameters, device)
+    judged = work(intent.bounds, USUAL, intent.goal.normalised, sizes)  # no space is made, so no searcher
     selection = judged * score / sizes["search"]
     return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
 
@@ -171,18 +163,13 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
 
 
 def time_scoring(
-    sources: Sources,
-    fitness: Fitness,
-    settings: Mapping[str, Any],
-    parameters: Mapping[str, tuple[int, ...]],
-    device: str,
+    intent: Intent, fitness: Fitness, parameters: Mapping[str, tuple[int, ...]], device: str
 ) -> tuple[float, dict[str, int], list[str]]:
     """Score the base on the items of the first generation, after the checks of a search and within its time limit.
 
     Args:
-        sources: where base and tasks come from.
-        fitness: of the settings, as it is made before items are read.
-        settings: of the search.
+        intent: what the search would be made of.
+        fitness: its fitness.
         parameters: name -> shape of what is merged.
         device: of the live model.
 
@@ -193,17 +180,20 @@ def time_scoring(
         EvomergeError: the items cannot be read or scored.
         ConfigError: the fitness fails on the base.
     """
-    given, limit = settings["fitness"], TimeLimit(settings["time_limit"])
-    trained_on = training_files(settings["model"]["trained_on"], sources.experts)
+    sources, sampling, limit = intent.sources, intent.sampling, TimeLimit(intent.time_limit)
     items = read_items(sources, fitness)
-    check_metrics(given, fitness)
-    leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
+    check_metrics(fitness, intent.goal.metric, intent.goal.report_metric)
+    leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, intent.trained_on)
     check_disjoint(items)
     subsets = {
-        split: Subset(items[split], given[name], settings["seed"], setting=f"fitness.{name}")
-        for split, name in {"search": "items", "select": "select_items", "report": "report_items"}.items()
+        split: Subset(items[split], size, sampling.seed, setting=f"fitness.{name}")
+        for split, name, size in (
+            ("search", "items", sampling.search),
+            ("select", "select_items", sampling.select),
+            ("report", "report_items", sampling.report),
+        )
     }
-    live = load_live(sources.base, settings["model"]["auto_class"], device, requirements(fitness).processor)
+    live = load_live(sources.base, intent.opening.auto_class, device, requirements(fitness).processor)
     check_asked(fitness, live, items)
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ()), *leaks]
     warnings += task_notes(sources, isinstance(fitness, Headed), items)

@@ -54,7 +54,7 @@ def build_problem(
     with reporter.working("reading the items"):
         read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
         items = given.placed(read_items(read, fitness), sources.tasks)
-        check_metrics(settings["fitness"], fitness)
+        check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
     method: Method = given.merge.method if given.merge else build(settings["method"], "method")

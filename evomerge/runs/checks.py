@@ -31,23 +31,19 @@ def make_fitness(settings: Mapping[str, Any]) -> Fitness:
     fitness: Fitness = build(settings, "fitness")
     check_whole(fitness)
     if not isinstance(fitness, Reads):  # whose metrics may be those of its tasks
-        check_metrics(settings, fitness)
+        check_metrics(fitness, settings["metric"], settings["report_metric"])
     return fitness
 
 
-def check_metrics(settings: Mapping[str, Any], fitness: Fitness) -> None:
+def check_metrics(fitness: Fitness, metric: str, report_metric: str) -> None:
     """Refuse metrics that a fitness does not give.
-
-    Args:
-        settings: the settings `fitness`.
-        fitness: made of them.
 
     Raises:
         ConfigError: there is one.
     """
-    for name in ("metric", "report_metric"):
-        if settings[name] not in fitness.metrics:
-            raise ConfigError(f"fitness.{name} is '{settings[name]}'; this fitness gives {', '.join(fitness.metrics)}.")
+    for name, wanted in (("metric", metric), ("report_metric", report_metric)):
+        if wanted not in fitness.metrics:
+            raise ConfigError(f"fitness.{name} is '{wanted}'; this fitness gives {', '.join(fitness.metrics)}.")
 
 
 def check_asked(fitness: Fitness, live: LiveModel, items: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:

@@ -25,9 +25,10 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.limits import AUTO
 from evomerge.common.names import listed, unknown
-from evomerge.common.paths import at_home, with_paths
+from evomerge.common.paths import at_home
 from evomerge.common.protocols import lacking
 from evomerge.models.vocabulary import CHOICES, REFUSE
+from evomerge.runs.paths import with_paths
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
 from evomerge.runs.transforms import in_order, make_chain

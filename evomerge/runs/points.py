@@ -16,13 +16,13 @@ import numpy as np
 from evomerge.common.digests import digest
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.names import unknown
-from evomerge.common.paths import from_its_start
 from evomerge.common.progress import Progress
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.directory import Run
+from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.base import Incumbent, unfinished
 from evomerge.trials import Trial, finite

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.common.paths import RECORD, from_its_start, record_start, started_in, with_paths
+from evomerge.common.paths import RECORD, record_start, started_in
+from evomerge.runs.paths import from_its_start, with_paths
 from tests.processes.command import evomerge
 
 SETTINGS = {

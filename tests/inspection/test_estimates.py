@@ -19,6 +19,7 @@ from evomerge.problem import Sources
 from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
+from evomerge.runs.intent import intent_of
 from evomerge.runs.run import run_search
 from evomerge.runs.sources import find_sources
 from evomerge.search.evaluators.scorers import make_subsets, scorer
@@ -36,7 +37,7 @@ def settings(pico_suite, tmp_path) -> dict:
 def needs(settings: dict, sources: Sources):
     found = inspect_sources(sources, "AutoModel", Path(settings["model"]["cache"]), 0.2, Reporter())
     fitness = make_fitness(settings["fitness"])
-    return found, *estimate(found, sources, fitness, settings, Reporter())
+    return found, *estimate(found, intent_of(settings, sources, fitness), Reporter())
 
 
 def test_a_suite(settings, problem):
