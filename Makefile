@@ -1,12 +1,13 @@
-# make demo   a search on real experts, from nothing to a table        make test   the whole test suite
-# make lint   lint, format, imports, types                             make fast   the tests that take seconds
+# make demo   a search on real experts, from nothing to a table        make test           the tests of the package
+# make lint   lint, format, imports, types                             make test-scripts   those of scripts/
+# make clean  removes what the others made                             make fast           those that take seconds
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # On a busy machine threads that spin while they wait make everything up to three times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test test-scripts fast lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -29,11 +30,15 @@ demo: $(VENV)/.run
 	$(BIN)/python scripts/build_suite.py text --out $(DEMO_DIR) $(DEMO_SUITE)
 	$(BIN)/evomerge search model=text model.suite=$(DEMO_DIR) searcher=cmaes space=layer $(DEMO_SEARCH) hydra.run.dir=$(DEMO_RUN)
 
+# worksteal gives each worker files in a row, so that what a file's tests share is built once.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/scripts
+
+test-scripts: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/scripts
 
 fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/scripts -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def test_linear_is_bit_for_bit_the_sum_of_mergekit(experts: int, size: int, seed
     assert torch.equal(merge(Linear(), deltas, weight.tolist(), base=base).view(torch.int32), theirs.view(torch.int32))
 
 
-def test_ties_reviewer_example() -> None:
+def test_ties_by_hand() -> None:
     """Density .4 keeps exactly two of five."""
     deltas = torch.tensor([[0.5, 0.1, -0.2, -0.4, 0.05], [-0.1, -0.6, 0.3, 0.2, -0.02]])
     torch.testing.assert_close(merge(Ties(), deltas, [1, 1], [0.4, 0.4]), torch.tensor([0.5, -0.6, 0.3, -0.4, 0.0]))

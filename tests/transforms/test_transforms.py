@@ -59,7 +59,7 @@ def test_a_sum_of_zero_is_plus() -> None:
     assert applied(stacked(torch.tensor([[2.0, -2], [-2, 2]])), 1.0)["e0"]["w"].tolist() == [2, 0]
 
 
-def test_reviewer_example() -> None:
+def test_an_example_by_hand() -> None:
     """Density .4 keeps exactly two of five."""
     rows = torch.tensor([[0.5, 0.1, -0.2, -0.4, 0.05], [-0.1, -0.6, 0.3, 0.2, -0.02]])
     merged = sum(row["w"] for row in applied(stacked(rows), 0.4).values())
