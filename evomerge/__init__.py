@@ -17,7 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.1.dev0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "evomerge.api": (

@@ -197,7 +197,7 @@ def test_sources_that_are_gone_or_changed_are_named(finished: Path, tmp_path: Pa
 
     refused(config.replace("granularity: layer", "granularity: module"), "the coefficient space of the run .* changed")
     data = yaml.safe_load(config)
-    data["model"] |= {"name": None, "suite": str(tmp_path / "nowhere")}
+    data["model"] |= {"name": None, "builder": None, "suite": str(tmp_path / "nowhere")}
     refused(yaml.safe_dump(data), "sources of the run .* are not there as they were.*recipe.yaml.*nowhere")
 
 

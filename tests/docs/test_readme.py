@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge import __version__
 from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import Item
 from evomerge.runs.suite import Suite
@@ -149,3 +150,12 @@ def test_each_difference_has_its_test() -> None:
         assert name, line
         assert file, line
         assert f"def {name[1]}(" in (ROOT / file[1]).read_text()
+
+
+def test_versions_are_in_step() -> None:
+    """The package, the citation and the newest section of the changelog that has a number."""
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    newest = re.search(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert cited is not None
+    assert newest is not None
+    assert cited[1] == newest[1] == __version__
