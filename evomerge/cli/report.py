@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +13,7 @@ EXAMPLES = """examples:
   evomerge report runs/a runs/b -o comparison.html      the same, elsewhere
 
 A run need not have ended: the page then says how far it is, and is drawn anew when you call this again. The page holds
-all that it shows, so it can be sent as it is; pictures (PNG) lie in a directory of its name beside
-it, if matplotlib is there (pip install 'evomerge[plot]').
+all that it shows, so it can be sent as it is. With --pictures, PNG files lie in a directory of its name beside it.
 """
 
 
@@ -39,11 +37,11 @@ def main(arguments: Sequence[str]) -> None:
         metavar="FILE",
         help="where the page goes, a file or a directory: RUN/report.html, or report.html beside the runs if left out",
     )
+    parser.add_argument("--pictures", action="store_true", help="draw PNG files as well (pip install 'evomerge[plot]')")
     given = parser.parse_args(arguments)
-    from evomerge.report import has_pictures, write_report, write_sweep
+    from evomerge.report import write_report, write_sweep
 
     one = len(given.runs) == 1
-    page = write_report(given.runs[0], given.out) if one else write_sweep(given.runs, given.out)
+    draw = {"pictures": given.pictures}
+    page = write_report(given.runs[0], given.out, **draw) if one else write_sweep(given.runs, given.out, **draw)
     print(os.path.relpath(page))
-    if not has_pictures():
-        print("There are no pictures beside it: they need matplotlib (pip install 'evomerge[plot]').", file=sys.stderr)

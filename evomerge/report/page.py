@@ -1,5 +1,4 @@
-"""The page of a run, and the one of several: facts in, `report.html` out, with pictures in `report/` beside it
-where matplotlib is installed.
+"""The page of a run, and the one of several: facts in, `report.html` out; PNG files in `report/` beside it on request.
 
 A page holds all that it shows: no script, and nothing that a browser would have to fetch. Templates escape every text,
 since names of tasks, experts and errors are anybody's.
@@ -11,7 +10,6 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,43 +40,46 @@ STOPS = {
 }
 
 
-def write_report(directory: Path, file: Path | None = None) -> Path:
-    """Write the page and the pictures of a run, complete or not.
+def write_report(directory: Path, file: Path | None = None, pictures: bool = False) -> Path:
+    """Write the page of a run, complete or not.
 
     Args:
         directory: the run directory.
-        file: where the page goes; `report.html` in the run directory when left out. Pictures go to a directory of the
-            same name without the suffix.
+        file: where the page goes; `report.html` in the run directory when left out.
+        pictures: whether PNG files are drawn as well, in a directory of the same name without the suffix.
 
     Returns:
         The page.
 
     Raises:
-        ConfigError: it is no run directory.
+        ConfigError: it is no run directory, or pictures are wanted and matplotlib is missing.
         LogError: its log is damaged.
     """
     facts = Facts(open_run(directory))
     file = _page(file, directory)
     found = grids(facts)
     _write(file, "run.html.j2", _context(facts, found))
-    if pictures := _pictures():
-        pictures.of_run(facts, found, file.with_suffix(""))
+    if pictures:
+        _pictures().of_run(facts, found, file.with_suffix(""))
     return file
 
 
-def write_sweep(directories: Sequence[Path], file: Path | None = None, again: bool = True) -> Path:
-    """Write one page and pictures for several runs, and the page of each run that it links to.
+def write_sweep(
+    directories: Sequence[Path], file: Path | None = None, again: bool = True, pictures: bool = False
+) -> Path:
+    """Write one page for several runs, and the page of each run that it links to.
 
     Args:
         directories: the run directories.
         file: where the page goes; `report.html` in the directory of the first run's when left out.
         again: whether the page of a run is also written where there is one that is newer than the run.
+        pictures: whether PNG files are drawn as well, in a directory of the same name without the suffix.
 
     Returns:
         The page.
 
     Raises:
-        ConfigError: one of them is no run directory.
+        ConfigError: one of them is no run directory, or pictures are wanted and matplotlib is missing.
         LogError: the log of one is damaged.
     """
     directories = list({directory.resolve(): directory for directory in directories}.values())
@@ -89,26 +90,24 @@ def write_sweep(directories: Sequence[Path], file: Path | None = None, again: bo
     file = _page(file, directories[0].resolve().parent)
     for directory in directories:
         if again or _is_older(directory / "report.html", directory):
-            write_report(directory)
+            write_report(directory, pictures=pictures)
     context, best = sweep_context(facts, file)
     _write(file, "sweep.html.j2", context)
-    if pictures := _pictures():
-        pictures.of_sweep(facts, best, file.with_suffix(""))
+    if pictures:
+        _pictures().of_sweep(facts, best, file.with_suffix(""))
     return file
 
 
-def _pictures() -> ModuleType | None:
-    """Return what draws pictures beside a page, or None where matplotlib is not installed."""
-    if not has_pictures():
-        return None
-    from evomerge.report import pictures
-
+def _pictures() -> ModuleType:
+    """Return what draws pictures, which needs a library that is large and slow to load."""
+    try:
+        from evomerge.report import pictures
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Pictures need {error.name}, which is not installed: pip install 'evomerge[plot]'. The page needs no "
+            f"pictures: leave --pictures out."
+        ) from error
     return pictures
-
-
-def has_pictures() -> bool:
-    """Whether pictures can be drawn beside a page: matplotlib is installed."""
-    return find_spec("matplotlib") is not None
 
 
 def _page(file: Path | None, usual: Path) -> Path:

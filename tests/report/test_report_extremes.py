@@ -50,14 +50,6 @@ def summary_of(score: float | None, se: float | None, tasks: tuple[str, ...]) ->
     }
 
 
-@pytest.fixture
-def only_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time."""
-    monkeypatch.setattr("evomerge.report.pictures.of_run", lambda *_: None)
-    monkeypatch.setattr("evomerge.report.pictures.of_sweep", lambda *_: None)
-
-
-@pytest.mark.usefixtures("only_pages")
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("run", RUNS)
 def test_whatever_the_candidates_scored_there_is_a_page(run: str, score: str, tmp_path: Path) -> None:
@@ -67,7 +59,6 @@ def test_whatever_the_candidates_scored_there_is_a_page(run: str, score: str, tm
     write_sweep([path], tmp_path / "sweep.html", again=False)
 
 
-@pytest.mark.usefixtures("only_pages")
 @pytest.mark.parametrize("se", [0.0, 0.01, None], ids=str)
 @pytest.mark.parametrize("score", [0.0, 1.0, -2.5, -1e300, 1e300, 1e-12, None], ids=str)
 @pytest.mark.parametrize("tasks", [("reviews",), ("reviews", "news")], ids=["one task", "two tasks"])
@@ -87,7 +78,7 @@ def test_whatever_the_candidates_scored_there_are_pictures(score: str, tmp_path:
     known = score not in ("not a number", "infinite")
     if known:
         finish(path, **summary_of(SCORES[score](1), 0.0, ("reviews", "news")))
-    write_report(path)
+    write_report(path, pictures=True)
     pictures = {file.name for file in (path / "report").glob("*.png")}
     assert pictures == ({"convergence.png", "coefficients.png", "tasks.png"} if known else set())
 

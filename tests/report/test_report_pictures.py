@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from evomerge.cli.report import main
+from evomerge.common.errors import ConfigError
 from evomerge.report import write_report, write_sweep
 from tests.kit.reports import finish, write_run
 
@@ -26,10 +28,10 @@ def test_those_of_a_run_are_the_same_every_time_and_nothing_global_is_left(tmp_p
     before, backend = dict(matplotlib.rcParams), matplotlib.get_backend(auto_select=False)
     hydra = GlobalHydra.instance().hydra
     run = finish(write_run(tmp_path / "run", steps=3))
-    write_report(run)
+    write_report(run, pictures=True)
     assert pictures(run / "report") == {"convergence", "coefficients", "tasks"}
     first = {file: file.read_bytes() for file in (run / "report").iterdir()}
-    write_report(run)
+    write_report(run, pictures=True)
     assert {file: file.read_bytes() for file in (run / "report").iterdir()} == first
     assert dict(matplotlib.rcParams) == before
     assert matplotlib.get_backend(auto_select=False) == backend
@@ -39,13 +41,13 @@ def test_those_of_a_run_are_the_same_every_time_and_nothing_global_is_left(tmp_p
 def test_what_is_not_there_is_not_drawn_and_what_was_goes(tmp_path: Path) -> None:
     run = finish(write_run(tmp_path / "run", errors={3: "RuntimeError: no"}))
     page = tmp_path / "elsewhere" / "page.html"
-    write_report(run, page)
+    write_report(run, page, pictures=True)
     assert pictures(page.with_suffix("")) == {"convergence", "coefficients", "tasks"}
     (run / "summary.json").unlink()
-    write_report(run, page)
+    write_report(run, page, pictures=True)
     assert pictures(page.with_suffix("")) == {"convergence", "coefficients"}
     empty = write_run(tmp_path / "empty", batches=0)
-    write_report(empty)
+    write_report(empty, pictures=True)
     assert not (empty / "report").exists()
 
 
@@ -54,17 +56,21 @@ def test_those_of_several_runs(tmp_path: Path) -> None:
     summary = json.loads((runs[0] / "summary.json").read_text())
     summary["report"]["experts"] |= {"mean": None, "se": None, "tasks": {"news": 0.8}, "tasks_se": {"news": None}}
     (runs[0] / "summary.json").write_text(json.dumps(summary))
-    write_sweep([*runs, write_run(tmp_path / "open")])
+    write_sweep([*runs, write_run(tmp_path / "open")], pictures=True)
     assert pictures(tmp_path / "report") == {"convergence", "coefficients", "gains"}
 
 
-def test_the_page_is_whole_without_them(
+def test_without_their_library_the_page_is_whole_and_pictures_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finish(write_run(tmp_path / "run"))
     whole = write_report(run).read_text()
-    monkeypatch.setattr("evomerge.report.page.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "evomerge.report.pictures", raising=False)
+    monkeypatch.delattr("evomerge.report.pictures", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
     main([str(run), "-o", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text() == whole
     assert not (tmp_path / "page").exists()
-    assert "pip install 'evomerge[plot]'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"Pictures need matplotlib.*pip install 'evomerge\[plot\]'"):
+        main([str(run), "--pictures"])
