@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evomerge import __version__
 from evomerge.common.digests import digest
 from evomerge.common.machine import fingerprint
@@ -191,16 +189,6 @@ class Problem:
     def experts(self) -> dict[str, str]:
         """The expert of each task, for those tasks that have one."""
         return {name: task.expert for name, task in self.sources.tasks.items() if task.expert}
-
-    def coefficients(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return coefficients with the given weights, (K,) for all groups, and every other variable at its start."""
-        shape = (len(self.space.groups), len(self.space.rows))
-        others = {
-            variable.name: np.full(shape, variable.start)
-            for variable in self.space.variables
-            if variable.name != "weight"
-        }
-        return {"weight": np.broadcast_to(weights, shape), **others}
 
     def become(self, expert: str | None) -> None:
         """Overwrite the live model with an expert, as far as it is merged, or with the base (None).

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import nearest, unknown
@@ -197,7 +195,7 @@ def _contender(model: Model, problem: Problem, reporter: Progress) -> Contender:
             )
         return Contender({"model": {"experts": problem.experts}, **about}, partial(score_experts, problem))
     if model.kind == "constant":
-        coefficients = problem.coefficients(np.full(len(space.rows), model.value))
+        coefficients = problem.space.constant(model.value)
         named = name_coefficients(coefficients, space.groups, space.rows)
         return in_place(partial(problem.merger.apply, coefficients), named, about)
     return in_place(partial(problem.become, model.value), {"expert": model.value} if model.value else "base", about)

@@ -70,7 +70,7 @@ class Judge:
 
     def constant(self, weight: float) -> dict[str, np.ndarray]:
         """Return coefficients with the same weight everywhere."""
-        return self._problem.coefficients(np.full(len(self._problem.space.rows), weight))
+        return self._problem.space.constant(weight)
 
     def within(self, weight: float) -> dict[str, np.ndarray]:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""

@@ -58,7 +58,7 @@ class Case:
         return "log_probability" if "log_probability" in self.fitness.metrics else self.fitness.metrics[-1]
 
     def merge(self, *weights: float) -> None:
-        self.problem.merger.apply(self.problem.coefficients(np.array(weights[: len(self.problem.space.rows)])))
+        self.problem.merger.apply(self.problem.space.constant(np.array(weights[: len(self.problem.space.rows)])))
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_on_its_own_weights_a_head_is_the_expert(family, k):
     path, parts = family
     items = {task: chosen[:10] for task, chosen in parts.items["search"].items()}
     ids = {task: [item.id for item in chosen] for task, chosen in items.items()}
-    parts.merger.apply(parts.coefficients(np.eye(3)[k]))
+    parts.merger.apply(parts.space.constant(np.eye(3)[k]))
     outcome = parts.fitness(parts.live.model, parts.fitness.prepare(parts.live.processor, items), ids)
     parts.merger.restore()
     for number, task in enumerate(parts.space.rows):
@@ -192,7 +192,7 @@ def test_a_merge_in_place_is_seen_at_once(family):
     view = OwnHead(path / "trees", parts.vectors.parameters).module(parts.live.model)
     query = view.get_parameter("bert.encoder.layer.1.attention.self.query.weight")
     before = query.clone()
-    parts.merger.apply(parts.coefficients(np.ones(3)))
+    parts.merger.apply(parts.space.constant(np.ones(3)))
     assert not torch.equal(query, before)
     assert torch.equal(query, parts.live.model.encoder.layer[1].attention.self.query.weight)
     parts.merger.restore()

@@ -64,7 +64,7 @@ def test_a_merge_is_what_transformers_makes_of_a_merge_by_hand(tmp_path, base):
     """Base and experts under the names of earlier years or not, own heads."""
     save_family(tmp_path, {"base": base, "digits": False, "letters": True})
     parts = assembled(tmp_path, tmp_path)
-    parts.merger.apply(parts.coefficients(np.array([0.7, 0.4])))
+    parts.merger.apply(parts.space.constant(np.array([0.7, 0.4])))
     results = outcome(parts).results
 
     start = Dinov2Model.from_pretrained(tmp_path / "base").state_dict()
@@ -149,7 +149,7 @@ def test_gradients_flow_through_logits_after_a_score(vision_family, tmp_path):
     """Of a merge, for own and frozen heads, and with the batches that a score under inference mode has kept."""
     head = probe(tmp_path / "probe.safetensors", normalise=False)
     parts = assembled(vision_family, tmp_path, digits=f"{{items: {vision_family / 'digits.jsonl'}, head: {head}}}")
-    parts.merger.apply(parts.coefficients(np.array([0.5, 0.5])))
+    parts.merger.apply(parts.space.constant(np.array([0.5, 0.5])))
     items = {task: chosen[:6] for task, chosen in parts.items["search"].items()}
     ids = ids_of(items)
     prepared = parts.fitness.prepare(parts.live.processor, items)

@@ -134,7 +134,7 @@ def test_what_was_changed_between_two_calls_is_put_back_before_the_next(
     problem: Problem, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard = problem.merger.guard
-    coefficients = problem.coefficients(np.full(len(problem.space.rows), 0.3))
+    coefficients = problem.space.constant(np.full(len(problem.space.rows), 0.3))
     problem.merger.apply(coefficients)
     expected = [parameter.clone() for parameter in problem.live.model.parameters()]
     problem.live.model.double()

@@ -174,7 +174,7 @@ def test_all_verbs_agree_on_a_base_that_its_config_ties_and_its_files_do_not(roo
     experts = {name: str(two_heads / name) for name in ("one", "two")}
     settings["model"] |= {"base": str(two_heads / "base"), "experts": experts, "auto_class": CAUSAL}
     problem = build_problem(settings, Reporter())
-    coefficients = problem.coefficients([0.3, 0.4])
+    coefficients = problem.space.constant([0.3, 0.4])
     problem.merger.apply(coefficients)
     recipe = make_recipe(problem, coefficients, {}, {})
     out = write_model(recipe, two_heads, two_heads / "merged", reporter=Reporter())

@@ -33,7 +33,7 @@ def recipe_on(
     """A recipe of the pico suite with coefficients that are all different."""
     rng = np.random.default_rng(seed)
     start = plain(compose("model=pico"))
-    recipe = make_recipe(under(problem, start), problem.coefficients(np.full(3, 0.4)), {}, {})
+    recipe = make_recipe(under(problem, start), problem.space.constant(np.full(3, 0.4)), {}, {})
     variables = ("weight",) if method["name"] == "linear" else ("weight", "density")
     coefficients = {
         variable: {

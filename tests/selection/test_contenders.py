@@ -65,7 +65,7 @@ def test_recipes_of_other_groups_and_methods(
 
 
 def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], problem: Problem, tmp_path: Path) -> None:
-    recipe = recipe_of(under(problem, settings_of(*sources)), problem.coefficients(np.array([0.7, 0.0, 0.4])))
+    recipe = recipe_of(under(problem, settings_of(*sources)), problem.space.constant(np.array([0.7, 0.0, 0.4])))
     assert recipe.dtype == "float32"
     (tmp_path / "it.yaml").write_text(replace(recipe, dtype="bfloat16").to_yaml())
     message = r"was scored in bfloat16, and transformers loads the base in float32: .*\"dtype\": \"bfloat16\" in .*"
@@ -76,7 +76,7 @@ def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], problem: 
 
 
 def test_a_recipe_of_fewer_experts_under_other_names(sources: list[str], problem: Problem, tmp_path: Path) -> None:
-    coefficients = problem.coefficients(np.array([0.7, 0.0, 0.4]))
+    coefficients = problem.space.constant(np.array([0.7, 0.0, 0.4]))
     whole = recipe_of(under(problem, settings_of(*sources)), coefficients)
     names = {"first": "animals", "second": "metals"}
     part = replace(
@@ -121,7 +121,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_scored(
     change: Callable[[Recipe], Recipe], message: str, sources: list[str], problem: Problem, tmp_path: Path
 ) -> None:
     settings = elsewhere(settings_of(*sources), tmp_path)
-    recipe = change(recipe_of(under(problem, settings), problem.coefficients(np.full(3, 0.5))))
+    recipe = change(recipe_of(under(problem, settings), problem.space.constant(np.full(3, 0.5))))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     models = {"base": Model("base"), "it": Model("recipe", tmp_path / "recipe.yaml")}
     with pytest.raises(ConfigError, match=message):
@@ -132,7 +132,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_scored(
 def test_a_model_directory_scores_as_what_it_was_made_of(
     sources: list[str], problem: Problem, pico_suite: Suite, tmp_path: Path
 ) -> None:
-    coefficients = problem.coefficients(np.array([0.3, 0.9, 0.6]))
+    coefficients = problem.space.constant(np.array([0.3, 0.9, 0.6]))
     settings = settings_of(*sources)
     (tmp_path / "recipe.yaml").write_text(recipe_of(under(problem, settings), coefficients).to_yaml())
     problem.merger.apply(coefficients)
