@@ -31,7 +31,7 @@ COMMANDS = [
 ELSEWHERE = ("make ", "pip install", "python scripts/build_suite.py")
 """Commands that .ci/run and tests/scripts/test_build_suite.py run."""
 RUN = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
-OWN = [command for command in RUN if re.search(r"path/to|merged|runs/mine", command)]
+OWN = [command for command in RUN if re.search(r"path/to|merged|runs/(mine|by-hand)", command)]
 """About one's own models: each needs what those before it made."""
 SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.report_items=60")
 
@@ -114,6 +114,8 @@ def run(command: str, place: Path) -> str:
     assert program == "evomerge"
     if arguments[0] == "search":
         arguments = [*(argument for argument in arguments if not argument.startswith("budget=")), *SMALL]
+    if arguments[0] == "auto":
+        arguments[arguments.index("--hours") + 1] = "0.01"
     done = evomerge(*arguments, cwd=place)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done.stdout
@@ -131,7 +133,9 @@ def test_commands_run(command: str, place: Path) -> None:
 def test_from_ones_own_models_to_a_merged_one(place: Path) -> None:
     """The commands about one's own models, in their order."""
     printed = {command: run(command, place) for command in OWN}
-    assert {command.split()[1] for command in OWN} == {"inspect", "search", "merge", "evaluate", "export", "report"}
+    assert {command.split()[1] for command in OWN} == {
+        *("inspect", "auto", "search", "merge", "evaluate", "export", "report")
+    }
     assert (place / "runs" / "mine" / "report.html").is_file()
     assert (place / "merged" / "config.json").is_file()
     assert "mood" in printed[OWN[0]]
