@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.files import sync
 
 
 @contextmanager
@@ -47,11 +48,11 @@ def whole_directory(out: Path) -> Iterator[Path]:
         try:
             yield partial
             for path in [*partial.rglob("*"), partial]:
-                _sync(path)
+                sync(path)
             if out.is_dir():
                 out.rmdir()  # only an empty one
             os.rename(partial, out)
-            _sync(out.parent)
+            sync(out.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
@@ -69,12 +70,3 @@ class TemporaryDirectory:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="evomerge-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or the names in a directory are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -194,7 +194,7 @@ def time_scoring(
         )
     }
     live = load_live(sources.base, intent.opening.auto_class, device, requirements(fitness).processor)
-    check_asked(fitness, live, items)
+    check_asked(fitness, items, live)
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ()), *leaks]
     warnings += task_notes(sources, isinstance(fitness, Headed), items)
     if isinstance(fitness, Headed):

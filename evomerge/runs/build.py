@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def build_problem(
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
     method: Method = given.merge.method if given.merge else build(settings["method"], "method")
-    family = given.family or open_family(sources, model, requirements(fitness).processor, reporter)
-    check_asked(fitness, family.live, items)
+    asked = partial(check_asked, fitness, items)
+    family = given.family or open_family(sources, model, requirements(fitness).processor, reporter, asked)
+    asked(family.live)
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ())]
     warnings += family.notes(opening.allow_missing, pooled=not isinstance(fitness, Headed))
     warnings += [*leaks, *task_notes(sources, isinstance(fitness, Headed), items)]

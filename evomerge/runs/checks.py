@@ -46,13 +46,13 @@ def check_metrics(fitness: Fitness, metric: str, report_metric: str) -> None:
             raise ConfigError(f"fitness.{name} is '{wanted}'; this fitness gives {', '.join(fitness.metrics)}.")
 
 
-def check_asked(fitness: Fitness, live: LiveModel, items: Mapping[str, Mapping[str, Sequence[Item]]]) -> None:
+def check_asked(fitness: Fitness, items: Mapping[str, Mapping[str, Sequence[Item]]], live: LiveModel) -> None:
     """Refuse items that this live model cannot be asked.
 
     Args:
         fitness: asks.
-        live: the base.
         items: split -> task -> items.
+        live: the base.
 
     Raises:
         ConfigError: it has no language-modelling head, or reads texts where the items are images, or the other way.

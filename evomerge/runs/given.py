@@ -7,7 +7,7 @@ searches are built of the same parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,13 @@ class Given:
         }
 
 
-def open_family(sources: Sources, settings: Mapping[str, Any], processor: bool, reporter: Progress) -> Opened:
+def open_family(
+    sources: Sources,
+    settings: Mapping[str, Any],
+    processor: bool,
+    reporter: Progress,
+    check: Callable[[LiveModel], None] = lambda live: None,
+) -> Opened:
     """Load the base and open the files of all, seen through the live model's parameters.
 
     Args:
@@ -124,10 +130,12 @@ def open_family(sources: Sources, settings: Mapping[str, Any], processor: bool, 
         settings: the settings `model`.
         processor: whether the base's tokenizer or image processor must be there.
         reporter: tells the user what goes on.
+        check: refuses a base that cannot serve, before gigabytes of experts are read.
     """
     check_files([sources.base, *sources.experts.values()])
     with reporter.working("loading the base"):
         live = load_live(sources.base, settings["auto_class"], settings["device"], processor)
+    check(live)
     base, experts = open_sources(
         sources, live, Path(settings["cache"]), reporter, settings.get("vocabulary", REFUSE)
     )  # what runs of earlier versions do not say

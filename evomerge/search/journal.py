@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 
 from evomerge.common.errors import LogError
+from evomerge.common.files import sync
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Journal:
         except BaseException:
             self._lock.release()
             raise
-        _fsync_directory(self._path.parent)
+        sync(self._path.parent)
         self._checksum = lines[-1][1] if lines else 0
         self._end = data.rfind(b"\n") + 1
         if self._end < len(data):
@@ -124,12 +125,3 @@ def _verified(path: Path, data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
                 f"again: the trials after it will be computed anew."
             )
         yield json.loads(body + b"}"), checksum
-
-
-def _fsync_directory(path: Path) -> None:
-    """Make the file's name durable, not only its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -298,7 +298,7 @@ def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp
         score_experts(silent, score, subset(0))
     assert is_base(silent)
     with pytest.raises(NotFinite, match="Scores cannot be normalised: the experts: the expert trees: its logits"):
-        make_objective(silent, score, subset)
+        make_objective(under(silent, given), score, subset)
     models = {"base": Model("base"), "experts": Model("experts"), "trees": Model("expert", "trees")}
     result = evaluate(under(silent, given), models, "report", Reporter())
     assert result.errors["experts"].startswith("the expert trees: its logits")

@@ -76,7 +76,7 @@ def test_a_search_by_every_kind_of_task(family, tmp_path, capsys):
     assert Recipe.from_yaml((tmp_path / "run" / "recipe.yaml").read_text()).auto_class == "AutoModelForCausalLM"
     longer = run_search(compose(*given, "budget=10"), tmp_path / "run", Reporter())
     assert longer is not None
-    assert longer["trials"] == 10
+    assert longer.trials == 10
 
 
 def test_the_same_search_elsewhere_has_the_same_log(family, tmp_path):

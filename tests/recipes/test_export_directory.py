@@ -249,7 +249,7 @@ def dying(recipe: Recipe, path: Path, out: Path, after: str) -> None:
         "shard": (shards, "save_file"),
         "card": (model, "model_card"),
         "config": (model, "_write_config"),
-        "sync": (directories, "_sync"),
+        "sync": (directories, "sync"),
     }[after]
     setattr(module, name, die_after(getattr(module, name)))
     write(recipe, path, out, max_shard_size="30KB")

@@ -35,8 +35,8 @@ def test_a_suite_is_complete_by_itself(pico_suite, pico):
 
 def test_the_pico_suite_is_built_when_it_is_missing(pico_suite, monkeypatch):
     built = []
-    monkeypatch.setattr("evomerge.runs.sources.build_pico", lambda path: built.append(path) or pico_suite)
-    assert found("model.name=pico", "model.suite=some/where").tasks == pico_suite.tasks
+    monkeypatch.setattr("evomerge.demo.pico.build_pico", lambda path: built.append(path) or pico_suite)
+    assert found("model.builder=evomerge.demo.pico.build_pico", "model.suite=some/where").tasks == pico_suite.tasks
     assert built == [Path("some/where")]
     with pytest.raises(SuiteError, match="build it with"):  # a directory of that name is not enough: it may be a user's
         found("model.suite=some/where/pico")

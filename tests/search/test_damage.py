@@ -65,7 +65,6 @@ def patched() -> Iterator[None]:
 
         plain = SerialEvaluator._trial
         patch.setattr(SerialEvaluator, "_trial", trial)
-        patch.setattr("evomerge.runs.run._draw", lambda *_: None)
         for kind in PATCHED.values():
             follow(kind)
         yield
