@@ -136,7 +136,7 @@ def test_too_small_a_budget_of_items(settings: list[str], overrides: list[str], 
 def test_a_budget_of_items_need_not_buy_what_is_never_asked_for(settings: list[str], tmp_path: Path) -> None:
     """From a given start a gradient scores no candidate, so it does not matter that one costs 12 items."""
     given = ["searcher=gradient", "loss.inputs=1", "start=0.4", "space=layer", "budget_items=11", "budget=9"]
-    assert run(tmp_path, *settings, *given)["trials"] == 3
+    assert run(tmp_path, *settings, *given).trials == 3
 
 
 def test_the_loss_is_part_of_the_search(settings: list[str], tmp_path: Path) -> None:

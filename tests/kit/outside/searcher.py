@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.searchers.base import Elite, Needs, Turns
+from evomerge.searchers.base import Elite, Incumbent, Needs, Turns
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -25,10 +25,11 @@ class Closer:
     def tell(self, batch: Batch) -> None:
         self._turns.told(batch)
         self._elite.update(batch)
-        self._centre = self._elite.points().get("best", self._centre)
+        if best := self._elite.incumbents().get("best"):
+            self._centre = best.x
 
     def stop(self) -> StopReason | None:
         return None
 
-    def incumbents(self) -> dict[str, np.ndarray]:
-        return self._elite.points()
+    def incumbents(self) -> dict[str, Incumbent]:
+        return self._elite.incumbents()
