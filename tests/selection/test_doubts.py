@@ -132,7 +132,7 @@ def test_a_fitness_that_does_not_look_at_the_model(
     assert doubts[3].startswith("On every single report item the winner has the same result as the base, and as the")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["doubts"] == doubts
     shown = " ".join("".join(capfd.readouterr()).split())
-    page = read(tmp_path / "run" / "report.html").text
+    page = read(write_report(tmp_path / "run")).text
     assert all(f"note: {text}" in shown and text in page for text in doubts)
 
 

@@ -15,6 +15,7 @@ from evomerge.cli.evaluate import show
 from evomerge.cli.progress import Reporter
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
+from evomerge.report import write_report
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
@@ -80,7 +81,7 @@ def test_from_the_summary_to_the_card(place, capsys, monkeypatch):
     assert "│ experts, each on its own task │" in said
     assert said.count(f"* base, best constant, winner: {SAID}") == 1
     assert json.loads((place / "run" / "summary.json").read_text())["marks"] == summary.marks
-    page = (place / "run" / "report.html").read_text()
+    page = write_report(place / "run").read_text()
     assert f"* base, best constant, winner: {SAID}" in page
     assert "winner *" in page
     recipe = Recipe.from_yaml((place / "run" / "recipe.yaml").read_text())
