@@ -23,6 +23,7 @@ from tests.kit.models import BERT, pico
 from tests.kit.tiny import Tiny
 from tests.processes import api_search
 from tests.processes.api_search import Net, score, tuned
+from tests.processes.waiting import exit_code, forked
 
 ITEMS = em.items((str(i), i % 3) for i in range(90))
 
@@ -120,8 +121,8 @@ def test_the_base_is_in_the_model_before_and_after(candidate):
 
 
 def test_a_killed_search_goes_on_and_its_log_is_the_same(tmp_path):
-    command = [sys.executable, "-m", "tests.processes.api_search", str(tmp_path / "killed"), "14"]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with forked(api_search.run_and_die, tmp_path / "killed", 14) as process:
+        assert exit_code(process) == -signal.SIGKILL
     before = (tmp_path / "killed" / "trials.jsonl").read_bytes()
     results = [api_search.run(tmp_path / name) for name in ("killed", "whole")]
     logs = [(tmp_path / name / "trials.jsonl").read_bytes() for name in ("killed", "whole")]

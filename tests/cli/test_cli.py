@@ -126,7 +126,7 @@ def test_splits_are_disjoint_and_the_search_saw_only_its_own(smoke, problem) -> 
 def test_the_same_command_again_has_nothing_to_do_and_more_budget_goes_on(smoke, place: Path) -> None:
     directory, _ = smoke
     before = (directory / "trials.jsonl").read_bytes()
-    again = from_nothing("search", "experiment=smoke", "budget=16", cwd=place)
+    again = evomerge("search", "experiment=smoke", "budget=16", cwd=place)
     assert again.returncode == 0
     assert "This search is complete" in again.stderr
     assert (directory / "trials.jsonl").read_bytes() == before

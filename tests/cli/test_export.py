@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +35,9 @@ from tests.kit.merging import (
     write,
 )
 from tests.kit.models import BERT, LLAMA, LLAMA_TIED, pico, rewritten, to_bin
+from tests.processes import merge_memory
+from tests.processes.waiting import exit_code, forked
 
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
 MARIAN = MarianConfig(
     **{"vocab_size": 50, "d_model": 16, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
@@ -368,14 +367,10 @@ def test_it_holds_the_largest_shard_and_little_else(tmp_path):
     del model
     recipe = make_recipe(tmp_path / "base", experts, auto_class=CAUSAL)
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    command = [
-        sys.executable,
-        "-m",
-        "tests.processes.merge_memory",
-        str(tmp_path / "recipe.yaml"),
-        str(tmp_path / "out"),
-    ]
-    said = json.loads(subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout)
+    held = tmp_path / "held.json"
+    with forked(merge_memory.merge, tmp_path / "recipe.yaml", tmp_path / "out", held) as process:
+        assert exit_code(process) == 0
+    said = json.loads(held.read_text())
     sizes = [file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")]
     assert len(sizes) == 5
     assert sum(sizes) > 150 * MIB

@@ -9,6 +9,8 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from evomerge.cli.inspect import main, name_directories
+from evomerge.cli.progress import Reporter
+from evomerge.cli.tables import show
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
 from tests.kit.models import LLAMA, pico
 from tests.processes.command import evomerge
@@ -87,20 +89,23 @@ def test_what_does_not_fit_is_said_last_and_sets_the_status(place, capsys):
 
 
 @pytest.mark.parametrize("experts", [1, 2, 9, 24])
-@pytest.mark.parametrize("width", [80, 120, 160])
-def test_tables_fit_a_terminal(place, capsys, monkeypatch, experts, width):
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    names = [f"expert_with_a_name_{k}" for k in range(experts)]
+def test_tables_fit_a_terminal(place, capsys, monkeypatch, experts):
+    names, shown = [f"expert_with_a_name_{k}" for k in range(experts)], []
     for name in names:
         (place / name).symlink_to(place / "mood")
+    monkeypatch.setattr("evomerge.cli.tables.show", lambda result, reporter: shown.append(result))
     main(["base", *names])
-    lines = capsys.readouterr().out.splitlines()
-    begin = next(i for i, line in enumerate(lines) if "Task vectors τ" in line)
-    assert max(len(line) for line in lines if line.startswith(("┏", "│", "└"))) <= width
-    rows = [line for line in lines[begin:] if line.startswith("│")]
-    assert len(rows) > experts
-    assert not [row for row in rows if not row.split("│")[1].strip()]  # none is folded into two
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    for width in (80, 120, 160):
+        monkeypatch.setenv("COLUMNS", str(width))
+        capsys.readouterr()
+        show(*shown, Reporter())
+        lines = capsys.readouterr().out.splitlines()
+        begin = next(i for i, line in enumerate(lines) if "Task vectors τ" in line)
+        assert max(len(line) for line in lines if line.startswith(("┏", "│", "└"))) <= width
+        rows = [line for line in lines[begin:] if line.startswith("│")]
+        assert len(rows) > experts
+        assert not [row for row in rows if not row.split("│")[1].strip()]  # none is folded into two
 
 
 def test_names_of_directories():

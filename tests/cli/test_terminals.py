@@ -50,16 +50,14 @@ def place(own_classifiers: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("encoding", "verbs"), [("ascii", VERBS), ("cp1252", VERBS), ("latin-1", ("search", "inspect"))], ids=str
-)
-def test_every_verb_ends_well_on_streams_of_another_encoding(place: Path, encoding: str, verbs) -> None:
-    for verb in verbs:
-        done = evomerge(*VERBS[verb], cwd=place, encoding=encoding)
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_every_verb_ends_well_on_streams_of_another_encoding(place: Path, encoding: str) -> None:
+    for verb, arguments in VERBS.items():
+        done = evomerge(*arguments, cwd=place, encoding=encoding)
         assert done.returncode == 0, (verb, done.stderr)
         assert "Traceback" not in done.stderr, verb
         if verb == "inspect" or (encoding == "ascii" and verb in ("search", "evaluate")):
-            assert "?" in done.stdout, verb  # stands for τ, and for ±, which two of the three have
+            assert "?" in done.stdout, verb  # stands for τ, and for ±, which cp1252 has
     assert (place / "runs" / "one" / "report.html").is_file()
 
 

@@ -29,7 +29,7 @@ from evomerge.runs.suite import Suite
 from evomerge.search.journal import read_log
 from evomerge.search.stopping import Interrupt
 from tests.kit.helpers import compose
-from tests.processes.waiting import PATIENCE, started
+from tests.processes.command import evomerge
 
 SLOW = """
 import time
@@ -358,15 +358,12 @@ def test_a_limit_that_the_base_does_not_keep_is_refused(settings: list[str], tmp
 
 @pytest.mark.slow
 def test_the_command_itself_goes_on_after_a_hang(settings: list[str], tmp_path: Path) -> None:
-    program = str(Path(sys.executable).with_name("evomerge"))
-    command = [program, "search", *settings, "time_limit=2", f"hydra.run.dir={tmp_path / 'run'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    with started(command, tmp_path / "said", environment) as process:
-        assert process.wait(PATIENCE) == 0, (tmp_path / "said").read_text()
+    done = evomerge("search", *settings, "time_limit=2", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["trials"], summary["failed"]) == (4, 1)
     assert failures(tmp_path / "run" / "trials.jsonl") == ["TimeoutError: took longer than time_limit=2 s"]
-    assert "1 of 4 candidates failed; their errors stand in trials.jsonl" in (tmp_path / "said").read_text()
+    assert "1 of 4 candidates failed; their errors stand in trials.jsonl" in done.stderr + done.stdout
 
 
 HANGING = """

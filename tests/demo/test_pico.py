@@ -14,8 +14,8 @@ from evomerge.fitness.items import read_items
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    return build_pico(tmp_path_factory.mktemp("pico"))
+def suite(pico_suite):
+    return pico_suite
 
 
 def encoder(path):

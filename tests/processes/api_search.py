@@ -1,10 +1,9 @@
-"""A search from Python that may kill itself: `python -m tests.processes.api_search RUN CALLS`."""
+"""A search from Python that may kill itself."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -55,7 +54,8 @@ def run(path: Path) -> em.Result:
     return em.search(candidate, score, tasks, searcher=em.cmaes(sigma=0.2), budget=24, run=path)
 
 
-if __name__ == "__main__":
+def run_and_die(path: Path, calls: int) -> None:
+    """Be killed within the `calls`-th call of the fitness."""
     torch.set_num_threads(1)
-    CALLS["left"] = int(sys.argv[2])
-    run(Path(sys.argv[1]))
+    CALLS["left"] = calls
+    run(path)

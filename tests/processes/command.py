@@ -4,42 +4,77 @@ server that has. What depends on the environment while they are imported needs a
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from pkgutil import walk_packages
 
 import torch
 
-from evomerge.cli.main import VERBS, main
+import evomerge as package
+from evomerge.cli.main import main
 from tests.processes.waiting import forked
 
-for verb in VERBS:  # what they need is loaded before the fork
-    import_module(f"evomerge.cli.{verb}")
-import_module("evomerge.runs.run")
+# What a verb loads only when it needs it is there before the fork.
+for _module in walk_packages(package.__path__, "evomerge."):
+    if not _module.name.endswith("__main__"):
+        import_module(_module.name)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command at work.
+
+    Attributes:
+        arguments: what stands behind `evomerge`.
+        process: its process.
+        printed: the files that take its standard output and its standard error.
+        encoding: of both.
+    """
+
+    arguments: Sequence[str]
+    process: ForkServerProcess
+    printed: tuple[Path, Path]
+    encoding: str
+
+    def end(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; return the status and all that was printed."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(list(self.arguments), timeout)
+        out, err = (path.read_text(encoding=self.encoding) for path in self.printed)
+        return subprocess.CompletedProcess(list(self.arguments), self.process.exitcode, out, err)
+
+
+@contextmanager
+def begun(*arguments: str, cwd: Path, encoding: str = "utf-8") -> Iterator[Running]:
+    """Start `evomerge ARGUMENTS` in a directory, with one thread and streams of an encoding; it does not outlive the
+    context.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        printed = Path(directory) / "stdout", Path(directory) / "stderr"
+        with forked(_run, arguments, str(cwd), [str(path) for path in printed], encoding) as process:
+            yield Running(arguments, process, printed, encoding)
 
 
 def evomerge(
     *arguments: str, cwd: Path, timeout: float = 300, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
-    """Run `evomerge ARGUMENTS` in a directory, with one thread and streams of an encoding; return its status and
-    all that it printed.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        printed = [Path(directory) / name for name in ("stdout", "stderr")]
-        with forked(_run, arguments, str(cwd), [str(path) for path in printed], encoding) as process:
-            process.join(timeout)
-            if process.exitcode is None:
-                raise subprocess.TimeoutExpired(list(arguments), timeout)
-            status = process.exitcode
-        out, err = (path.read_text(encoding=encoding) for path in printed)
-    return subprocess.CompletedProcess(list(arguments), status, out, err)
+    """Run `evomerge ARGUMENTS` to its end."""
+    with begun(*arguments, cwd=cwd, encoding=encoding) as running:
+        return running.end(timeout)
 
 
 def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: str) -> None:
+    gc.freeze()  # what was inherited is not walked through, and so not copied
     for number, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding=encoding, closefd=False) for number in (1, 2))
@@ -53,3 +88,8 @@ def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: s
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def write_loaded(path: Path) -> None:
+    """Write the names of all modules that are there once everything of the package is imported."""
+    path.write_text("\n".join(sys.modules), encoding="utf-8")

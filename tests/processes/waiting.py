@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 PATIENCE = 120.0
 """Seconds after which a test gives up waiting, on the busiest machine."""
+PRELOADED = ("tests.processes.command", "tests.processes.small_search")
+"""What the server imports, whichever test starts it: modules of what the tests run in children."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
@@ -28,12 +29,19 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def server() -> ForkServerContext:
+    """A context whose processes are forked from a server that has imported everything, within milliseconds."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    with chdir(Path(__file__).parents[2]):  # where the server finds them; it says nothing if it does not
+        forkserver.ensure_running()
+    return context
+
+
 @contextmanager
 def forked(target: Callable[..., None], *arguments: Any) -> Iterator[ForkServerProcess]:
-    """A child process forked from a server that has imported everything, so that it starts within milliseconds."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([target.__module__])
-    process = context.Process(target=target, args=arguments, daemon=True)
+    """A child process of the server, killed where its test ends."""
+    process = server().Process(target=target, args=arguments, daemon=True)
     process.start()
     try:
         yield process
@@ -47,15 +55,3 @@ def exit_code(process: ForkServerProcess) -> int:
     process.join(PATIENCE)
     assert process.exitcode is not None, f"the process did not end within {PATIENCE:.0f} s"
     return process.exitcode
-
-
-@contextmanager
-def started(command: Sequence[str], said: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a process of its own, whose output goes to a file."""
-    with said.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(PATIENCE)

@@ -25,7 +25,7 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="/".join)
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
 def test_every_choice_composes(group: str, choice: str) -> None:
     override = f"+{group}={choice}" if group == "experiment" else f"{group}={choice}"
     config = compose(

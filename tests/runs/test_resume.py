@@ -27,8 +27,9 @@ from evomerge.runs.suite import Suite
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.trials import StopReason
+from tests.processes.command import begun, evomerge
 from tests.processes.small_search import NAMES, attempt, play
-from tests.processes.waiting import PATIENCE, exit_code, forked, size, started, wait_until
+from tests.processes.waiting import PATIENCE, exit_code, forked, size, wait_until
 
 ROOT = Path(__file__).parents[2]
 KILLED = ("cmaes", "hybrid")
@@ -226,35 +227,41 @@ def test_the_command_itself_is_killed_and_resumed(pico_suite: Suite, tmp_path: P
         settings = ["searcher=hybrid", "searcher.first.steps=9", "space=tensor", "loss=jensen_shannon"]
         small = ["experiment=smoke", *settings, "budget=24", "fitness.items=12", "fitness.select_items=60"]
         where = [f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}"]
-        program = str(Path(sys.executable).with_name("evomerge"))
-        return [program, "search", *small, *where, f"hydra.run.dir={tmp_path / directory}"]
+        return ["search", *small, *where, f"hydra.run.dir={tmp_path / directory}"]
 
     patience = 3 * PATIENCE
-    log, said = tmp_path / "killed" / "trials.jsonl", tmp_path / "said"
-    subprocess.run(command("whole"), timeout=patience, check=True, cwd=tmp_path)
+    log = tmp_path / "killed" / "trials.jsonl"
+    program = str(Path(sys.executable).with_name("evomerge"))  # an interpreter of its own, with other hashes
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([program, *command("whole")], timeout=patience, check=True, cwd=tmp_path, env=environment)
     whole = (tmp_path / "whole" / "trials.jsonl").read_bytes()
     rng = random.Random("moments of the command")
 
     for share in (0.0, 0.99):
         goal = share * len(whole)
-        with started(command("killed"), said, {**os.environ}) as process:
-            wait_until(lambda: size(log) >= goal or process.poll() is not None, "the next trials", patience)  # noqa: B023
+        with begun(*command("killed"), cwd=tmp_path) as running:
+            process = running.process
+            wait_until(lambda: size(log) >= goal or not process.is_alive(), "the next trials", patience)  # noqa: B023
             time.sleep(rng.random() / 2)
             process.kill()
-            assert process.wait(patience) in (0, -signal.SIGKILL), said.read_text()
+            done = running.end(patience)
+            assert done.returncode in (0, -signal.SIGKILL), done.stderr
         assert not log.exists() or whole.startswith(safe_lines(log))
+    log.parent.mkdir(exist_ok=True)
     log.write_bytes(whole[: len(whole) // 2])  # as one more kill would leave it, but with time for what follows
     (tmp_path / "killed" / "summary.json").unlink(missing_ok=True)  # the last kill may have come after the end
 
-    with started(command("killed"), said, {**os.environ}) as process:
-        wait_until(lambda: size(log) > len(whole) // 2 + 100 or process.poll() is not None, "the next trial", patience)
-        process.send_signal(signal.SIGSTOP)
-        second = subprocess.run(command("killed"), timeout=patience, capture_output=True, text=True, cwd=tmp_path)
+    with begun(*command("killed"), cwd=tmp_path) as running:
+        process = running.process
+        wait_until(lambda: size(log) > len(whole) // 2 + 100 or not process.is_alive(), "the next trial", patience)
+        os.kill(process.pid or 0, signal.SIGSTOP)
+        second = evomerge(*command("killed"), cwd=tmp_path, timeout=patience)
         assert second.returncode == 2, second.stderr
         assert "Another process is working on the run" in second.stderr
         assert "Traceback" not in second.stderr
-        process.send_signal(signal.SIGCONT)
-        assert process.wait(patience) == 0, said.read_text()
+        os.kill(process.pid or 0, signal.SIGCONT)
+        done = running.end(patience)
+        assert done.returncode == 0, done.stderr
 
     assert log.read_bytes() == whole
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))

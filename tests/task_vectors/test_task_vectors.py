@@ -1,5 +1,4 @@
 import logging
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from evomerge.models.matching import Layout
 from evomerge.task_vectors.store import task_vectors
 from tests.kit.models import SHAPES, Family, drawn, saved, tuned
 from tests.kit.vectors import anonymous_memory
+from tests.processes.waiting import server
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -208,8 +208,7 @@ def compute(path: Path, start, results) -> None:
 @pytest.mark.slow
 def test_two_processes_compute_once(tmp_path):
     family = Family(tmp_path, a={})
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = server()
     start, results = context.Barrier(2), context.Queue()
     processes = [context.Process(target=compute, args=(tmp_path, start, results)) for _ in range(2)]
     for process in processes:
