@@ -35,7 +35,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
-from evomerge.runs.identity import describe
+from evomerge.runs.identity import search_identity
 from evomerge.search.evaluators.serial import Scorer, SerialEvaluator
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
@@ -144,7 +144,7 @@ def _interleave(
             after(len(bare) - 1)
             mark = time.perf_counter()
 
-    identity = describe(problem, settings)
+    identity = search_identity(problem, settings)
     propose = make_searcher(settings, problem.space, problem.vectors.parameters)
     with (
         tempfile.TemporaryDirectory() as directory,

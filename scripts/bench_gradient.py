@@ -53,7 +53,7 @@ from evomerge.common.machine import fingerprint
 from evomerge.fitness.objectives import task_weights
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
-from evomerge.runs.identity import describe
+from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
 from evomerge.runs.suite import load_suite
@@ -232,7 +232,7 @@ def measure(suite: Path, experts: int, inputs: int, pairs: int, space: str) -> d
     settings = compose_settings(suite, experts, inputs, pairs + WARM, space)
     bench = Bench(settings)
     searcher = make_searcher(settings, bench.problem.space, bench.problem.vectors.parameters)
-    identity = describe(bench.problem, settings)
+    identity = search_identity(bench.problem, settings)
     with (
         tempfile.TemporaryDirectory() as directory,
         TrialLog(Path(directory) / "trials.jsonl", identity, fingerprint()) as log,

@@ -21,7 +21,7 @@ import numpy as np
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.names import unknown
 from evomerge.recipes.recipe import Recipe
-from evomerge.report.places import OUTSIDE, Place, places_of
+from evomerge.report.places import OUTSIDE, GroupPlace, places_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,12 +79,12 @@ def draw(recipes: Mapping[str, Recipe], variable: str = "weight") -> Figure:
     return figure
 
 
-def _untouched(place: Place, coefficients: Mapping[str, Mapping[str, float]]) -> bool:
+def _untouched(place: GroupPlace, coefficients: Mapping[str, Mapping[str, float]]) -> bool:
     return place.name in OUTSIDE and not any(any(coefficients[group].values()) for group in place.groups)
 
 
 def _draw_lines(
-    axes: Axes, places: list[Place], coefficients: Mapping[str, Mapping[str, float]], colors: Mapping[str, Any]
+    axes: Axes, places: list[GroupPlace], coefficients: Mapping[str, Mapping[str, float]], colors: Mapping[str, Any]
 ) -> None:
     """Draw the mean of each place, a line for each expert."""
     for expert in next(iter(coefficients.values())):
@@ -100,7 +100,7 @@ def _draw_lines(
 
 def _draw_heat(
     axes: Axes,
-    places: list[Place],
+    places: list[GroupPlace],
     coefficients: Mapping[str, Mapping[str, float]],
     experts: list[str],
     limits: tuple[float, float],

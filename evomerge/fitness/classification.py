@@ -47,7 +47,7 @@ class _Batch:
 
 
 @dataclass
-class Prepared:
+class PreparedItems:
     """The labels and encodings of a split by task and id, and the batches of the ids that were asked for last."""
 
     encoder: Encoder
@@ -85,7 +85,7 @@ class Classification:
         """Return a fitness of the same settings that scores with these heads, by task."""
         return Classification(heads, self.batch_size, self._max_length)
 
-    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> PreparedItems:
         """Encode the items of all tasks, once; texts are cut to what model and setting allow.
 
         Args:
@@ -107,10 +107,10 @@ class Classification:
             self._check_label(task, max(item.label for item in chosen), self._heads[task].classes)
             encoded = encoder.encode(chosen)
             rows[task] = {item.id: (item.label, one) for item, one in zip(chosen, encoded, strict=True)}
-        return Prepared(encoder, rows)
+        return PreparedItems(encoder, rows)
 
     @torch.inference_mode()
-    def __call__(self, model: nn.Module, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
+    def __call__(self, model: nn.Module, prepared: PreparedItems, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model: one forward pass for each batch, and every head on its rows."""
         results = {task: {metric: np.empty(len(chosen)) for metric in self.metrics} for task, chosen in ids.items()}
         started, forward = time.perf_counter(), 0.0
@@ -128,7 +128,7 @@ class Classification:
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, forward)
 
     def logits(
-        self, model: nn.Module, prepared: Prepared, ids: Mapping[str, Sequence[str]]
+        self, model: nn.Module, prepared: PreparedItems, ids: Mapping[str, Sequence[str]]
     ) -> Iterator[dict[str, Answers]]:
         """Yield the class logits of each batch by task, with a graph where gradients are wanted; one forward pass each.
 
@@ -151,7 +151,7 @@ class Classification:
                 f"the head that belongs to these items."
             )
 
-    def _batches(self, prepared: Prepared, ids: Mapping[str, Sequence[str]], like: Tensor) -> Iterator[_Batch]:
+    def _batches(self, prepared: PreparedItems, ids: Mapping[str, Sequence[str]], like: Tensor) -> Iterator[_Batch]:
         """Yield batches with the device and the floating dtype of a parameter; they are kept while there is room."""
         key = (
             self.batch_size,

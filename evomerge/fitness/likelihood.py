@@ -69,7 +69,7 @@ class _Pass:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """What goes through a model together: rows; or contexts, and then the answers behind those that `index` names,
     with what they may attend to (B, Tc + T) and their positions (B, T).
     """
@@ -132,7 +132,9 @@ def can_share(model: nn.Module) -> bool:
 
 
 @torch.inference_mode(False)  # what is kept must also serve where gradients are taken
-def make_batches(requests: Sequence[Request], size: int, device: torch.device | str, share: bool = True) -> list[Batch]:
+def make_batches(
+    requests: Sequence[Request], size: int, device: torch.device | str, share: bool = True
+) -> list[TokenBatch]:
     """Arrange requests for a model, the longest first, so that a lack of memory shows at once.
 
     Args:
@@ -165,7 +167,7 @@ def make_batches(requests: Sequence[Request], size: int, device: torch.device | 
     return batches + [_shared(groups, requests, device) for groups in packed]
 
 
-def forward(model: nn.Module, batch: Batch) -> Iterator[tuple[_Pass, Tensor]]:
+def forward(model: nn.Module, batch: TokenBatch) -> Iterator[tuple[_Pass, Tensor]]:
     """Run a batch; yield what is wanted, and logits at the columns where it is, (B, P, V)."""
     if batch.rest is None:
         yield batch.first, _run(model, batch.first, use_cache=False)[1]
@@ -179,7 +181,7 @@ def forward(model: nn.Module, batch: Batch) -> Iterator[tuple[_Pass, Tensor]]:
     yield batch.rest, _run(model, batch.rest, **behind)[1]
 
 
-def log_probabilities(model: nn.Module, batches: Sequence[Batch], n: int) -> tuple[Tensor, Tensor]:
+def log_probabilities(model: nn.Module, batches: Sequence[TokenBatch], n: int) -> tuple[Tensor, Tensor]:
     """Return the sums of log-probabilities of n requests, float64 (n,), with a graph where gradients are wanted, and
     whether greedy decoding gives the answers, bool (n,); both on the CPU.
     """
@@ -197,7 +199,7 @@ def log_probabilities(model: nn.Module, batches: Sequence[Batch], n: int) -> tup
     return sums, ~wrong
 
 
-def token_logits(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+def token_logits(model: nn.Module, batches: Sequence[TokenBatch]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits of all tokens of all answers, (N, V), with a graph where gradients are wanted, the tokens (N,),
     and the numbers of their requests (N,).
     """
@@ -211,7 +213,7 @@ def token_logits(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, Te
 
 
 @torch.inference_mode()
-def score(model: nn.Module, batches: Sequence[Batch], n: int) -> Scores:
+def score(model: nn.Module, batches: Sequence[TokenBatch], n: int) -> Scores:
     """Score n requests.
 
     Args:
@@ -239,18 +241,18 @@ def _run(model: nn.Module, wanted: _Pass, **behind: Any) -> tuple[Any, Tensor]:
 
 def _rows(
     rows: Sequence[tuple[tuple[int, ...], list[int]]], requests: Sequence[Request], device: torch.device | str
-) -> Batch:
+) -> TokenBatch:
     targets: list[Target] = []
     for row, (tokens, numbers) in enumerate(rows):
         for number in numbers:
             answer = requests[number].answer
             targets += [(row, len(tokens) - len(answer) + i, token, number) for i, token in enumerate(answer)]
-    return Batch(_pass([tokens for tokens, _ in rows], targets, device))
+    return TokenBatch(_pass([tokens for tokens, _ in rows], targets, device))
 
 
 def _shared(
     groups: Sequence[tuple[tuple[int, ...], list[int]]], requests: Sequence[Request], device: torch.device | str
-) -> Batch:
+) -> TokenBatch:
     contexts = [context for context, _ in groups]
     first: list[Target] = []
     rest: list[Target] = []
@@ -268,7 +270,7 @@ def _shared(
     widest, width = max(map(len, contexts)), max(map(len, answers))
     mask = torch.ones(len(index), widest + width, dtype=torch.long)
     mask[:, :widest] = torch.arange(widest) < lengths[:, None]
-    return Batch(
+    return TokenBatch(
         _pass(contexts, first, device),
         _pass(answers, rest, device),
         torch.tensor(index, device=device),

@@ -19,17 +19,17 @@ from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import Answers, Requirements
 from evomerge.fitness.items import SPLITS, Item, Task, make_item, read_items, split_of
-from evomerge.fitness.likelihood import Batch, Request, can_share, make_batches, score, token_logits, windows
+from evomerge.fitness.likelihood import Request, TokenBatch, can_share, make_batches, score, token_logits, windows
 from evomerge.fitness.lm_eval.loading import known_benchmark
 
 
 @dataclass
-class Prepared:
+class PreparedTexts:
     """By task and id the windows of a text and its bytes; and the batches of the ids that were asked for last."""
 
     texts: dict[tuple[str, str], tuple[list[Request], int]]
     key: Any = None
-    batches: list[Batch] = field(default_factory=list)
+    batches: list[TokenBatch] = field(default_factory=list)
 
 
 class Perplexity:
@@ -91,7 +91,7 @@ class Perplexity:
                     raise SuiteError(f"fitness.tasks.{name} gives no items for the split {split!r}: take a larger one.")
         return items
 
-    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> PreparedTexts:
         """Tokenise the texts and cut them into windows.
 
         Args:
@@ -122,9 +122,9 @@ class Perplexity:
                         f"take it out."
                     )
                 texts[task, item.id] = windows(tokens, prefix, length), len(item.text.encode("utf-8", "surrogatepass"))
-        return Prepared(texts)
+        return PreparedTexts(texts)
 
-    def __call__(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
+    def __call__(self, model: Any, prepared: PreparedTexts, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model: one forward pass for each batch of windows."""
         chosen = [(task, item) for task, items in ids.items() for item in items]
         requests = [request for key in chosen for request in prepared.texts[key][0]]
@@ -147,7 +147,9 @@ class Perplexity:
             scores.seconds,
         )
 
-    def logits(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Answers]]:
+    def logits(
+        self, model: Any, prepared: PreparedTexts, ids: Mapping[str, Sequence[str]]
+    ) -> Iterator[dict[str, Answers]]:
         """Yield the logits (N, V) of every token of `batch_size` texts of one task at a time, and the tokens: a text
         has as many rows, all of them together.
         """

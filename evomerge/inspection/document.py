@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.inspection.estimates import Costs
-from evomerge.inspection.facts import Facts
+from evomerge.inspection.facts import ModelFacts
 from evomerge.inspection.geometry import Geometry, Signs
 from evomerge.inspection.sources import Inspection, Member
 from evomerge.models.vocabulary import compare_tokens
@@ -81,7 +81,7 @@ def _member(member: Member, found: Inspection) -> dict[str, Any]:
     return result
 
 
-def _tokens(facts: Facts, base: Facts) -> dict[str, list[str] | None]:
+def _tokens(facts: ModelFacts, base: ModelFacts) -> dict[str, list[str] | None]:
     """Tokens that the base has not, that it alone has, and that have another id there."""
     if base.vocabulary is None or facts.vocabulary is None:
         return dict.fromkeys(("added", "lost", "moved"))

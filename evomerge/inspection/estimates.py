@@ -27,7 +27,7 @@ from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
-from evomerge.runs.build import read_items
+from evomerge.runs.build import read_splits
 from evomerge.runs.checks import check_asked, check_metrics
 from evomerge.runs.intent import Intent
 from evomerge.runs.leakage import leakage_notes
@@ -181,7 +181,7 @@ def time_scoring(
         ConfigError: the fitness fails on the base.
     """
     sources, sampling, limit = intent.sources, intent.sampling, TimeLimit(intent.time_limit)
-    items = read_items(sources, fitness)
+    items = read_splits(sources, fitness)
     check_metrics(fitness, intent.goal.metric, intent.goal.report_metric)
     leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, intent.trained_on)
     check_disjoint(items)

@@ -1,6 +1,6 @@
 """What a model directory says of itself, without a model being loaded.
 
-In: a Hugging Face directory. Out: `Facts`: class, size and dtypes of its tensors, vocabulary, chat template, image
+In: a Hugging Face directory. Out: `ModelFacts`: class, size and dtypes of its tensors, vocabulary, chat template, image
 processor, licence. What a directory does not say is None; only weights must be there.
 """
 
@@ -22,7 +22,7 @@ from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What a model directory says of itself.
 
     Attributes:
@@ -50,7 +50,7 @@ class Facts:
     licence: str | None
 
 
-def read_facts(path: Path) -> Facts:
+def read_facts(path: Path) -> ModelFacts:
     """Read what a model directory says of itself.
 
     Raises:
@@ -66,7 +66,7 @@ def read_facts(path: Path) -> Facts:
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else None
     processing = Processing(path)
     weights = [file for file in files if file.suffix != ".json"]
-    return Facts(
+    return ModelFacts(
         architecture=architecture,
         elements=dtypes.total(),
         dtypes=dict(dtypes.most_common()),

@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.common.errors import CheckpointError, SpaceError
 from evomerge.common.progress import Progress
-from evomerge.inspection.facts import Facts, read_facts
+from evomerge.inspection.facts import ModelFacts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.completeness import check_base
@@ -46,7 +46,7 @@ class Member:
 
     name: str
     path: Path
-    facts: Facts | None
+    facts: ModelFacts | None
     checkpoint: Checkpoint | None
     error: str | None = None
 

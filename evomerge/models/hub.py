@@ -41,7 +41,7 @@ ASIDE = ("*/*", ".*", "consolidated*", "*.index.json", *TRAINING)
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelPlace:
     """Where a model is.
 
     Attributes:
@@ -64,7 +64,7 @@ def short_name(text: str) -> str:
     return Path(match[1] if match and is_name(text) else text).name
 
 
-def find_directory(text: str) -> Place:
+def find_directory(text: str) -> ModelPlace:
     """Return where a model is that a user has named by a directory, or by its name on the hub.
 
     Args:
@@ -77,7 +77,7 @@ def find_directory(text: str) -> Place:
     """
     match = NAME.fullmatch(text)
     if match is None or Path(text).exists():
-        return Place(Path(text))
+        return ModelPlace(Path(text))
     repo, revision = match[1], match[2]
     try:
         path = _snapshot(repo, revision)
@@ -97,7 +97,7 @@ def find_directory(text: str) -> Place:
             f"{text} was found on the hub or in its cache, but cannot be used. {error} If only a part of it was "
             f"downloaded: `hf download {repo} --revision {path.name}`."
         ) from error
-    return Place(path, f"{repo}@{path.name}")
+    return ModelPlace(path, f"{repo}@{path.name}")
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evomerge.common.names import marked
 from evomerge.fitness.base import heading
-from evomerge.report.facts import MODELS, Facts
+from evomerge.report.facts import MODELS, RunFacts
 from evomerge.report.scales import Axis, axis
 from evomerge.report.wording import metric, with_error
 
@@ -91,7 +91,7 @@ def bars(sections: Iterable[tuple[str, Sequence[Value]]], label: str, sign: bool
     return Bars(scale, found, zero if scale.low <= 0 <= scale.high else None, filled)
 
 
-def means(facts: Facts) -> Bars | None:
+def means(facts: RunFacts) -> Bars | None:
     """The four models on the report split, the mean over tasks."""
     if facts.summary is None:
         return None
@@ -104,7 +104,7 @@ def means(facts: Facts) -> Bars | None:
     return bars([("Mean over tasks", values)], metric(facts.measured))
 
 
-def tasks(facts: Facts) -> Bars | None:
+def tasks(facts: RunFacts) -> Bars | None:
     """The four models on the report split, task by task."""
     if facts.summary is None:
         return None
@@ -123,7 +123,7 @@ def tasks(facts: Facts) -> Bars | None:
     return bars(sections, metric(facts.measured), digits=3)
 
 
-def gains(facts: Facts) -> Bars | None:
+def gains(facts: RunFacts) -> Bars | None:
     """The winner minus the best constant, task by task on the same items; nothing for runs that did not keep it."""
     if facts.summary is None:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evomerge.report.facts import Facts
+from evomerge.report.facts import RunFacts
 from evomerge.report.records import Dot
 from evomerge.report.scales import Axis, axis, counting, robust
 from evomerge.report.wording import metric, number
@@ -60,7 +60,7 @@ class Chart:
     height: int = 260
 
 
-def convergence(facts: Facts) -> Chart | None:
+def convergence(facts: RunFacts) -> Chart | None:
     """Every trial, the mean of each batch and the best so far, in the metric of the search."""
     if not facts.scored:
         return None
@@ -85,7 +85,7 @@ def convergence(facts: Facts) -> Chart | None:
     return Chart(x, y, words, marks + failed, lines, legend=legend, height=260 if facts.by_value else 160)
 
 
-def losses(facts: Facts) -> Chart | None:
+def losses(facts: RunFacts) -> Chart | None:
     """The loss of every step of a gradient, and its mean over the last ten: another quantity than the metric."""
     if not facts.losses:
         return None
@@ -99,7 +99,7 @@ def losses(facts: Facts) -> Chart | None:
     return Chart(x, y, words, marks + failed, lines, legend=legend, height=200)
 
 
-def finalists(facts: Facts) -> Chart | None:
+def finalists(facts: RunFacts) -> Chart | None:
     """What the finalists reached on the select split, at the candidates that found them."""
     found = [finalist for finalist in facts.finalists if finalist.select is not None]
     if not found or facts.summary is None:
@@ -123,7 +123,7 @@ def finalists(facts: Facts) -> Chart | None:
     return Chart(x, y, words, marks, [], rules, legend, height=200)
 
 
-def constants(facts: Facts) -> Chart | None:
+def constants(facts: RunFacts) -> Chart | None:
     """What each constant reached on the select split, and where the winner stands."""
     if facts.summary is None:
         return None
@@ -163,7 +163,7 @@ def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stair
     return Chart(x, y, ends, lines=drawn, legend=legend)
 
 
-def _deciding(facts: Facts) -> str:
+def _deciding(facts: RunFacts) -> str:
     normalised = ", normalised" if facts.normalised else ""
     return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{metric(facts.measured)}{normalised} on select"
 

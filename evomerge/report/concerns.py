@@ -1,6 +1,6 @@
 """What a reader must know before the numbers: the warnings that a report begins with.
 
-In: `Facts`, and the grids of coefficients. Out: sentences, the gravest first; none is good news.
+In: `RunFacts`, and the grids of coefficients. Out: sentences, the gravest first; none is good news.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from datetime import datetime
 import numpy as np
 
 from evomerge.common.names import commonest
-from evomerge.report.facts import Facts
-from evomerge.report.grids import Grid
+from evomerge.report.facts import RunFacts
+from evomerge.report.grids import CoefficientMap
 from evomerge.report.wording import metric, number, verdict, with_error
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
@@ -26,7 +26,7 @@ SHOWN = 6
 """How many different lines of the log are quoted."""
 
 
-def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
+def concerns(facts: RunFacts, grids: list[CoefficientMap]) -> list[str]:
     """Return the warnings of a run."""
     return [
         *_public(facts),
@@ -44,7 +44,7 @@ def concerns(facts: Facts, grids: list[Grid]) -> list[str]:
     ]
 
 
-def _public(facts: Facts) -> Iterator[str]:
+def _public(facts: RunFacts) -> Iterator[str]:
     if facts.settings["fitness"].get("public_test"):
         yield (
             "This search has looked at splits on which results are published (fitness.public_test=true): its scores "
@@ -52,7 +52,7 @@ def _public(facts: Facts) -> Iterator[str]:
         )
 
 
-def _state(facts: Facts) -> Iterator[str]:
+def _state(facts: RunFacts) -> Iterator[str]:
     if facts.complete:
         return
     written = datetime.fromtimestamp((facts.run.path / "trials.jsonl").stat().st_mtime)
@@ -80,7 +80,7 @@ def _state(facts: Facts) -> Iterator[str]:
         )
 
 
-def _failures(facts: Facts) -> Iterator[str]:
+def _failures(facts: RunFacts) -> Iterator[str]:
     if not facts.failed:
         return
     reasons = commonest(trial.error or "no error was recorded" for _, trial in facts.failed)
@@ -89,7 +89,7 @@ def _failures(facts: Facts) -> Iterator[str]:
     yield f"{len(facts.failed):,} of {facts.done:,} candidates failed and were ranked last. Most often: {common}{more}."
 
 
-def _verdict(facts: Facts) -> Iterator[str]:
+def _verdict(facts: RunFacts) -> Iterator[str]:
     if facts.summary is None:
         return
     difference, chosen = facts.summary.gain, facts.summary.select
@@ -121,7 +121,7 @@ def _verdict(facts: Facts) -> Iterator[str]:
         yield f"{', '.join(lost)} could not be scored on the select split, so could not win."
 
 
-def _optimism(facts: Facts) -> Iterator[str]:
+def _optimism(facts: RunFacts) -> Iterator[str]:
     if facts.summary is None:
         return
     gain = facts.optimism["gain"]
@@ -144,7 +144,7 @@ def _optimism(facts: Facts) -> Iterator[str]:
         )
 
 
-def _search_error(facts: Facts, found: int | None) -> float:
+def _search_error(facts: RunFacts, found: int | None) -> float:
     """Return the standard error of the mean over tasks on the search items of a trial."""
     trial = next((dot.trial for dot in facts.scored if dot.number == found), None)
     rows = [row.get(facts.report_metric) or [] for row in trial.results.values()] if trial else []
@@ -155,7 +155,7 @@ def _search_error(facts: Facts, found: int | None) -> float:
         return math.sqrt(sum(float(np.var(s, ddof=1)) / len(s) for s in samples)) / len(samples)
 
 
-def _tasks(facts: Facts) -> Iterator[str]:
+def _tasks(facts: RunFacts) -> Iterator[str]:
     if facts.summary is None:
         return
     summary = facts.summary
@@ -177,7 +177,7 @@ def _tasks(facts: Facts) -> Iterator[str]:
         )
 
 
-def _items(facts: Facts) -> Iterator[str]:
+def _items(facts: RunFacts) -> Iterator[str]:
     if thin := [f"{task} ({n})" for task, n in facts.items.get("search", {}).items() if n < FEW_SEARCH]:
         yield f"Few search items of a task, so candidates are ranked by luck: {', '.join(thin)}. Raise fitness.items."
     if facts.summary is None:
@@ -188,7 +188,7 @@ def _items(facts: Facts) -> Iterator[str]:
             yield f"The {split} split has about {each:.0f} items of a task: scores on it are coarse."
 
 
-def _bounds(facts: Facts, grids: list[Grid]) -> Iterator[str]:
+def _bounds(facts: RunFacts, grids: list[CoefficientMap]) -> Iterator[str]:
     for grid in grids if facts.summary else ():
         values, bounds = np.array(grid.values), facts.bounds.get(grid.variable)
         if not len(values) or bounds is None:

@@ -1,6 +1,6 @@
 """The numbers of a run that its report shows.
 
-In: a `Run`, complete or not. Out: `Facts`: what was scored and when, what the finalists reached, how far the numbers
+In: a `Run`, complete or not. Out: `RunFacts`: what was scored and when, what the finalists reached, how far the numbers
 fell from split to split, and where the time went. Trials are numbered from 1 in the order in which their points were
 asked.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from evomerge.fitness.base import title
 from evomerge.fitness.objectives import task_weights
-from evomerge.report.records import Dot, Finalist, Splits
+from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
 from evomerge.trials import Batch, Trial
 
@@ -24,7 +24,7 @@ MODELS = {"base": "base", "best_constant": "best constant", "winner": "winner", 
 """The rows of a summary's `report`, and what people see."""
 
 
-class Facts:
+class RunFacts:
     """What a report says of one run.
 
     Args:
@@ -178,19 +178,19 @@ class Facts:
         return sum(weights[task] * score for task, score in scores.items())
 
     @cached_property
-    def optimism(self) -> dict[str, Splits]:
+    def optimism(self) -> dict[str, SplitSizes]:
         """The winner, the best constant and their difference on each split; empty before the search is complete."""
         if self.summary is None:
             return {}
         chosen = self.summary.select
         won = next((f for f in self.finalists if f.winner), None)
         constant = next((d for d in self.scored if d.trial.batch == 0 and self._is_constant(d, chosen.constant)), None)
-        winner = Splits(
+        winner = SplitSizes(
             won and won.search,
             chosen.value,
             self.together(self.summary.winner.tasks),
         )
-        best = Splits(
+        best = SplitSizes(
             self.on_report_metric(constant.trial) if constant else None,
             chosen.constants[chosen.constant],
             self.together(self.summary.best_constant.tasks),

@@ -1,7 +1,8 @@
 """The coefficients of a run as grids of groups and experts, one for each variable.
 
-In: `Facts`. Out: a `Grid` for each variable, rows in the order of depth, of the winner (from the recipe) or, while
-there is none, of the point where the search stands (from the names of its coordinates, `variable/group/expert`).
+In: `RunFacts`. Out: a `CoefficientMap` for each variable, rows in the order of depth, of the winner (from the recipe)
+or, while there is none, of the point where the search stands (from the names of its coordinates,
+`variable/group/expert`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from itertools import groupby
 import numpy as np
 
 from evomerge.recipes.recipe import Recipe
-from evomerge.report.facts import Facts
-from evomerge.report.places import OUTSIDE, Place, places_of
+from evomerge.report.facts import RunFacts
+from evomerge.report.places import OUTSIDE, GroupPlace, places_of
 
 MANY = 600
 """Above so many groups, a row is the mean of a block."""
@@ -43,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CoefficientMap:
     """The coefficients of a variable.
 
     Attributes:
@@ -92,7 +93,7 @@ class Grid:
         return found
 
 
-def grids(facts: Facts) -> list[Grid]:
+def grids(facts: RunFacts) -> list[CoefficientMap]:
     """Return the grids of a run; none if nothing was scored yet."""
     recipe = facts.run.recipe
     if facts.summary is not None and recipe is not None:
@@ -101,7 +102,7 @@ def grids(facts: Facts) -> list[Grid]:
     return _of_point(facts, *standing) if standing else []
 
 
-def _of_recipe(facts: Facts, recipe: Recipe, variable: str) -> Grid:
+def _of_recipe(facts: RunFacts, recipe: Recipe, variable: str) -> CoefficientMap:
     rows = recipe.coefficients[variable]
     shared = facts.settings["space"]["sharing"] == "shared"
     experts = list(recipe.experts)
@@ -112,7 +113,7 @@ def _of_recipe(facts: Facts, recipe: Recipe, variable: str) -> Grid:
     return _grid(variable, "the winner", (ALL,) if shared else tuple(experts), cells, constant)
 
 
-def _frozen(facts: Facts, variable: str, rows: Mapping[str, Mapping[str, float]]) -> set[tuple[str, str]]:
+def _frozen(facts: RunFacts, variable: str, rows: Mapping[str, Mapping[str, float]]) -> set[tuple[str, str]]:
     """Return the (group, expert) pairs that no coordinate moves."""
     if facts.settings["space"]["granularity"] == "line":  # its coordinates do not name groups
         still = [g for g in OUTSIDE if g in rows and not any(rows[g].values())]  # moved ones have the shallow value
@@ -128,7 +129,7 @@ def _frozen(facts: Facts, variable: str, rows: Mapping[str, Mapping[str, float]]
     }
 
 
-def _of_point(facts: Facts, of: str, point: np.ndarray) -> list[Grid]:
+def _of_point(facts: RunFacts, of: str, point: np.ndarray) -> list[CoefficientMap]:
     """Return the grids of a point, from the names of its coordinates."""
     experts = [name for name, _ in facts.run.identity["experts"]]
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -151,16 +152,16 @@ def _of_point(facts: Facts, of: str, point: np.ndarray) -> list[Grid]:
 
 def _grid(
     variable: str, of: str, columns: tuple[str, ...], cells: Mapping[str, tuple[Cell, ...]], centre: float | None
-) -> Grid:
+) -> CoefficientMap:
     places = places_of(cells)
     note = ""
     if len(cells) > MANY:
         note = f"Each row is the mean over the groups of a block; the {len(cells):,} single ones are in the recipe."
         rows = [Row(place.name, "", _short(place.name, places), _mean(place, cells)) for place in places]
-        return Grid(variable, of, columns, tuple(rows), centre, note)
+        return CoefficientMap(variable, of, columns, tuple(rows), centre, note)
     if len(places) == len(cells) or sum(len(place.groups) for place in places) != len(cells):  # blocks, or runs of them
         rows = [Row(name, "", _short(name, places), row) for name, row in cells.items()]
-        return Grid(variable, of, columns, tuple(rows), centre, note)
+        return CoefficientMap(variable, of, columns, tuple(rows), centre, note)
     rows = []
     for place in places:
         block = _short(place.name, places)
@@ -172,7 +173,7 @@ def _grid(
                 rows.append(Row(f"{names[0][0]} … {names[-1][0]}", block, label, names[0][1]))
             else:
                 rows += [Row(name, block, name.removeprefix(f"{place.name}."), row) for name, row in names]
-    return Grid(variable, of, columns, tuple(rows), centre, note)
+    return CoefficientMap(variable, of, columns, tuple(rows), centre, note)
 
 
 def _still(row: tuple[Cell, ...]) -> float | None:
@@ -181,7 +182,7 @@ def _still(row: tuple[Cell, ...]) -> float | None:
     return next(iter(values)) if all(cell.frozen for cell in row) and len(values) == 1 else None
 
 
-def _mean(place: Place, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[Cell, ...]:
+def _mean(place: GroupPlace, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[Cell, ...]:
     columns = zip(*(cells[group] for group in place.groups), strict=True)
     found = []
     for column in columns:
@@ -191,7 +192,7 @@ def _mean(place: Place, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[Cell, ..
     return tuple(found)
 
 
-def _short(name: str, places: Sequence[Place]) -> str:
+def _short(name: str, places: Sequence[GroupPlace]) -> str:
     """The name of a block without what all blocks begin with: `layer.5` of `encoder.layer.5`."""
     axes = {place.axis for place in places if place.name not in OUTSIDE}
     if len(axes) == 1:

@@ -25,8 +25,8 @@ from evomerge.common.names import mark_lines
 from evomerge.report import bars, charts
 from evomerge.report.colours import ramp
 from evomerge.report.concerns import concerns
-from evomerge.report.facts import MODELS, Facts
-from evomerge.report.grids import Grid, grids
+from evomerge.report.facts import MODELS, RunFacts
+from evomerge.report.grids import CoefficientMap, grids
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
@@ -55,7 +55,7 @@ def write_report(directory: Path, file: Path | None = None, pictures: bool = Fal
         ConfigError: it is no run directory, or pictures are wanted and matplotlib is missing.
         LogError: its log is damaged.
     """
-    facts = Facts(open_run(directory))
+    facts = RunFacts(open_run(directory))
     file = _page(file, directory)
     found = grids(facts)
     _write(file, "run.html.j2", _context(facts, found))
@@ -83,7 +83,7 @@ def write_sweep(
         LogError: the log of one is damaged.
     """
     directories = list({directory.resolve(): directory for directory in directories}.values())
-    facts = [Facts(open_run(directory)) for directory in directories]
+    facts = [RunFacts(open_run(directory)) for directory in directories]
     if len({one.name for one in facts}) < len(facts):  # runs of several directories
         for one in facts:
             one.name = os.path.relpath(one.run.path)
@@ -147,7 +147,7 @@ def _write(file: Path, template: str, context: dict[str, Any]) -> None:
     write_atomically(file, _environment().get_template(template).render(context))
 
 
-def _context(facts: Facts, found: list[Grid]) -> dict[str, Any]:
+def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
     """Return what the template of a run shows."""
     run, tasks = facts.run, bars.tasks(facts)
     return {
@@ -185,7 +185,7 @@ def _context(facts: Facts, found: list[Grid]) -> dict[str, Any]:
     }
 
 
-def _line_ends(facts: Facts, found: list[Grid]) -> list[str]:
+def _line_ends(facts: RunFacts, found: list[CoefficientMap]) -> list[str]:
     """Say of a winner on lines where they begin and end: those two numbers are what was searched."""
     if facts.settings["space"]["granularity"] != "line" or facts.summary is None:
         return []
@@ -200,7 +200,7 @@ def _line_ends(facts: Facts, found: list[Grid]) -> list[str]:
     return texts
 
 
-def _progress(facts: Facts) -> str:
+def _progress(facts: RunFacts) -> str:
     parts = []
     if facts.scored:
         parts.append(f"{len(facts.scored):,} candidates scored by {metric(facts.metric)}")
@@ -213,12 +213,12 @@ def _progress(facts: Facts) -> str:
     return f"{', '.join(parts)}.{end}{on}"
 
 
-def _deciding(facts: Facts) -> str:
+def _deciding(facts: RunFacts) -> str:
     of = "Worst task’s" if facts.aggregate == "worst" else "Mean"
     return f"{of} {metric(facts.measured)}{', normalised between base and expert' if facts.normalised else ''}"
 
 
-def _comparable(facts: Facts) -> str:
+def _comparable(facts: RunFacts) -> str:
     if facts.normalised:
         return "Normalised values of two splits lie between other ends, so only the select items are shown."
     won = next((finalist for finalist in facts.finalists if finalist.winner), None)
@@ -227,7 +227,7 @@ def _comparable(facts: Facts) -> str:
     return ""
 
 
-def _pace(facts: Facts) -> str | None:
+def _pace(facts: RunFacts) -> str | None:
     if facts.pace is None:
         return None
     total, n = sum(facts.seconds.values()), len(facts.run.timings)
@@ -237,7 +237,7 @@ def _pace(facts: Facts) -> str | None:
     )
 
 
-def _shares(facts: Facts) -> list[dict[str, Any]]:
+def _shares(facts: RunFacts) -> list[dict[str, Any]]:
     total = sum(facts.seconds.values())
     texts = {"merge": "merge", "forward": "forward and backward" if facts.losses else "forward", "other": "other"}
     return [

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from evomerge.report.colours import ANCHORS, MODELS
 from evomerge.report.facts import MODELS as NAMES
-from evomerge.report.facts import Facts
-from evomerge.report.grids import Grid
+from evomerge.report.facts import RunFacts
+from evomerge.report.grids import CoefficientMap
 from evomerge.report.scales import robust, shade
 from evomerge.report.sweep import ranked, short_names
 from evomerge.report.wording import metric
@@ -32,7 +32,7 @@ HELD = "#d5d5d5"
 WINNER, CONSTANT, GREY = MODELS["winner"], MODELS["best_constant"], MODELS["base"]
 
 
-def of_run(facts: Facts, found: Sequence[Grid], directory: Path) -> None:
+def of_run(facts: RunFacts, found: Sequence[CoefficientMap], directory: Path) -> None:
     """Write convergence, coefficients and tasks of a run, as far as they are there, and remove what is not."""
     panels = [(f"{facts.name}: {grid.variable} of {grid.of}", grid) for grid in found]
     _write(directory / "convergence.png", lambda: convergence(facts), bool(facts.scored or facts.losses))
@@ -40,7 +40,7 @@ def of_run(facts: Facts, found: Sequence[Grid], directory: Path) -> None:
     _write(directory / "tasks.png", lambda: tasks(facts), facts.summary is not None)
 
 
-def of_sweep(facts: Sequence[Facts], best: Sequence[tuple[str, list[Grid]]], directory: Path) -> None:
+def of_sweep(facts: Sequence[RunFacts], best: Sequence[tuple[str, list[CoefficientMap]]], directory: Path) -> None:
     """Write convergence, coefficients of the best and the gains of several runs."""
     panels = [(f"{name}: {grid.variable}", grid) for name, found in best for grid in found]
     order, names = ranked(facts), short_names(facts)
@@ -49,7 +49,7 @@ def of_sweep(facts: Sequence[Facts], best: Sequence[tuple[str, list[Grid]]], dir
     _write(directory / "gains.png", lambda: gains(order, names), bool(order))
 
 
-def convergence(facts: Facts) -> Figure:
+def convergence(facts: RunFacts) -> Figure:
     """Candidates by value, the loss of gradient steps, and the finalists on the select split, one above the other."""
     judged = [f for f in facts.finalists if f.select is not None and not f.name.startswith("constant ")]
     kinds = [
@@ -88,7 +88,7 @@ def convergence(facts: Facts) -> Figure:
     return figure
 
 
-def overlay(facts: Sequence[Facts], names: dict[str, str]) -> Figure:
+def overlay(facts: Sequence[RunFacts], names: dict[str, str]) -> Figure:
     """The best so far of runs by value, and the losses of those by gradient, a panel for each quantity."""
     found: dict[str, list[tuple[str, np.ndarray]]] = {}
     for one in facts:
@@ -109,7 +109,7 @@ def overlay(facts: Sequence[Facts], names: dict[str, str]) -> Figure:
     return figure
 
 
-def coefficients(panels: Sequence[tuple[str, Grid]]) -> Figure:
+def coefficients(panels: Sequence[tuple[str, CoefficientMap]]) -> Figure:
     """Heat maps side by side, depth upwards; those with the same centre, or none, have colours in common."""
     figure = Figure(figsize=(1.2 + 3.4 * len(panels), 5.6), dpi=DPI, layout="constrained")
     centres = {grid.centre for _, grid in panels}
@@ -137,7 +137,7 @@ def coefficients(panels: Sequence[tuple[str, Grid]]) -> Figure:
     return figure
 
 
-def tasks(facts: Facts) -> Figure:
+def tasks(facts: RunFacts) -> Figure:
     """Base, best constant, winner and experts on the report split, with standard errors where they are known."""
     assert facts.summary is not None
     report = facts.summary.report
@@ -163,7 +163,7 @@ def tasks(facts: Facts) -> Figure:
     return figure
 
 
-def gains(order: Sequence[Facts], names: dict[str, str]) -> Figure:
+def gains(order: Sequence[RunFacts], names: dict[str, str]) -> Figure:
     """Winner minus best constant of each run, with two standard errors, best on the select split above."""
     figure = Figure(figsize=(7, 1.2 + 0.32 * len(order)), dpi=DPI, layout="constrained")
     axes = figure.subplots()

@@ -19,7 +19,7 @@ OUTSIDE = {"embeddings": "emb", "head": "head"}
 
 
 @dataclass(frozen=True)
-class Place:
+class GroupPlace:
     """A block, or what lies outside of them: its name as `make_groups` gives it, and its groups."""
 
     name: str
@@ -38,7 +38,7 @@ class Place:
         return OUTSIDE.get(self.name, textwrap.shorten(self.name.replace(".", " "), 20, placeholder=" …"))
 
 
-def places_of(groups: Iterable[str]) -> list[Place]:
+def places_of(groups: Iterable[str]) -> list[GroupPlace]:
     """Return where groups lie, from embeddings to head; a group of several blocks (`layer.0-2`) is in each of them."""
     parts: dict[str, str] = {}
     for group in groups:
@@ -48,5 +48,7 @@ def places_of(groups: Iterable[str]) -> list[Place]:
     try:
         layers = make_groups("layer", dict.fromkeys(parts, (1,)))
     except SpaceError:  # no blocks in the names
-        return [Place(group, (group,)) for group in dict.fromkeys(parts.values())]
-    return [Place(layer.name, tuple(dict.fromkeys(parts[span.parameter] for span in layer.spans))) for layer in layers]
+        return [GroupPlace(group, (group,)) for group in dict.fromkeys(parts.values())]
+    return [
+        GroupPlace(layer.name, tuple(dict.fromkeys(parts[span.parameter] for span in layer.spans))) for layer in layers
+    ]

@@ -42,7 +42,7 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Splits:
+class SplitSizes:
     """One number on each split, as far as it is known."""
 
     search: float | None
@@ -54,7 +54,7 @@ class Splits:
         """What is lost from the select split, on which the model was chosen, to the report split."""
         return None if self.select is None or self.report is None else self.select - self.report
 
-    def less(self, other: Splits) -> Splits:
+    def less(self, other: SplitSizes) -> SplitSizes:
         """The differences, split by split."""
         pairs = zip((self.search, self.select, self.report), (other.search, other.select, other.report), strict=True)
-        return Splits(*(None if a is None or b is None else a - b for a, b in pairs))
+        return SplitSizes(*(None if a is None or b is None else a - b for a, b in pairs))

@@ -17,8 +17,8 @@ from urllib.parse import quote
 from evomerge.report.bars import Value, bars
 from evomerge.report.charts import Chart, overlay
 from evomerge.report.concerns import concerns
-from evomerge.report.facts import Facts
-from evomerge.report.grids import Grid, grids
+from evomerge.report.facts import RunFacts
+from evomerge.report.grids import CoefficientMap, grids
 from evomerge.report.scales import shade
 from evomerge.report.wording import metric, number, verdict, with_error
 
@@ -28,18 +28,18 @@ SHOWN = 3
 """Of how many of the best runs the coefficients are drawn."""
 
 
-def ranked(facts: Sequence[Facts]) -> list[Facts]:
+def ranked(facts: Sequence[RunFacts]) -> list[RunFacts]:
     """Return the runs that have a winner, by what it reached on the select split, best first."""
     return sorted((one for one in facts if one.summary is not None), key=lambda one: -selected(one))
 
 
-def selected(facts: Facts) -> float:
+def selected(facts: RunFacts) -> float:
     """What the winner of a run reached on the select split."""
     assert facts.summary is not None
     return facts.summary.select.value
 
 
-def short_names(facts: Sequence[Facts]) -> dict[str, str]:
+def short_names(facts: Sequence[RunFacts]) -> dict[str, str]:
     """Return the runs' names without the words that all of them begin with."""
     words = {one.name: one.name.split("-") for one in facts}
     together = zip(*words.values(), strict=False) if len(words) > 1 else ()
@@ -47,7 +47,9 @@ def short_names(facts: Sequence[Facts]) -> dict[str, str]:
     return {name: "-".join(parts[common:]) or name for name, parts in words.items()}
 
 
-def sweep_context(facts: Sequence[Facts], file: Path) -> tuple[dict[str, Any], list[tuple[str, list[Grid]]]]:
+def sweep_context(
+    facts: Sequence[RunFacts], file: Path
+) -> tuple[dict[str, Any], list[tuple[str, list[CoefficientMap]]]]:
     """Return what the template of a sweep shows, and the coefficients of the best runs by name.
 
     Args:
@@ -83,7 +85,7 @@ def sweep_context(facts: Sequence[Facts], file: Path) -> tuple[dict[str, Any], l
     return context, best
 
 
-def _headline(order: Sequence[Facts], count: int, names: dict[str, str]) -> tuple[str, str]:
+def _headline(order: Sequence[RunFacts], count: int, names: dict[str, str]) -> tuple[str, str]:
     if not order:
         return "No search has ended yet.", "There is nothing to compare before the first winner is scored."
     first = order[0].summary
@@ -102,7 +104,7 @@ def _headline(order: Sequence[Facts], count: int, names: dict[str, str]) -> tupl
     )
 
 
-def _concerns(facts: Sequence[Facts], order: Sequence[Facts]) -> list[str]:
+def _concerns(facts: Sequence[RunFacts], order: Sequence[RunFacts]) -> list[str]:
     found = []
     if waiting := [one.name for one in facts if one.summary is None]:
         found.append(f"{len(waiting)} of {len(facts)} runs have no winner yet: {', '.join(waiting)}.")
@@ -123,12 +125,12 @@ def _concerns(facts: Sequence[Facts], order: Sequence[Facts]) -> list[str]:
     return found
 
 
-def _link(facts: Facts, file: Path) -> str:
+def _link(facts: RunFacts, file: Path) -> str:
     page = facts.run.path.resolve() / "report.html"
     return quote(os.path.relpath(page, file.resolve().parent).replace(os.sep, "/"))
 
 
-def _row(facts: Facts, names: dict[str, str], file: Path) -> dict[str, str]:
+def _row(facts: RunFacts, names: dict[str, str], file: Path) -> dict[str, str]:
     summary = facts.summary
     assert summary is not None
     return {
@@ -143,7 +145,7 @@ def _row(facts: Facts, names: dict[str, str], file: Path) -> dict[str, str]:
     }
 
 
-def _forest(order: Sequence[Facts], names: dict[str, str]) -> Any:
+def _forest(order: Sequence[RunFacts], names: dict[str, str]) -> Any:
     values = []
     for one in order:
         assert one.summary is not None
@@ -152,7 +154,7 @@ def _forest(order: Sequence[Facts], names: dict[str, str]) -> Any:
     return bars([("Winner − best constant", values)], "difference", sign=True) if values else None
 
 
-def _overlays(order: Sequence[Facts], names: dict[str, str]) -> list[tuple[str, Chart]]:
+def _overlays(order: Sequence[RunFacts], names: dict[str, str]) -> list[tuple[str, Chart]]:
     """Return a drawing for each quantity that runs have in common: the metric of their searches, or a loss."""
     kinds = {one.name: "run" for one in order}
     for i, one in enumerate(order[:LINES]):

@@ -1,13 +1,13 @@
 """How a report puts numbers into words: the headline, the title line, numbers with their errors.
 
-In: `Facts`. Out: plain text, to be escaped where it is shown.
+In: `RunFacts`. Out: plain text, to be escaped where it is shown.
 """
 
 from __future__ import annotations
 
 import math
 
-from evomerge.report.facts import Facts
+from evomerge.report.facts import RunFacts
 from evomerge.report.scales import LONG
 from evomerge.selection.statistics import Paired
 
@@ -56,7 +56,7 @@ def metric(name: str) -> str:
     return name.replace("_", " ")
 
 
-def headline(facts: Facts) -> tuple[str, str]:
+def headline(facts: RunFacts) -> tuple[str, str]:
     """Return the verdict in a few words, and the honest number in one sentence."""
     if facts.summary is None:
         return _unfinished(facts)
@@ -87,7 +87,7 @@ def headline(facts: Facts) -> tuple[str, str]:
     )
 
 
-def closed(facts: Facts) -> str | None:
+def closed(facts: RunFacts) -> str | None:
     """Say how much of the way from the best constant to the experts the winner goes, where that makes sense."""
     if facts.summary is None:
         return None
@@ -104,7 +104,7 @@ def closed(facts: Facts) -> str | None:
     )
 
 
-def _unfinished(facts: Facts) -> tuple[str, str]:
+def _unfinished(facts: RunFacts) -> tuple[str, str]:
     of, budget = f"{facts.done:,}", f"{facts.settings['budget']:,}"
     if not facts.done:
         return "The search has not scored a candidate yet.", "There is nothing to see before the first one."
@@ -122,7 +122,7 @@ def _unfinished(facts: Facts) -> tuple[str, str]:
     )
 
 
-def what(facts: Facts) -> str:
+def what(facts: RunFacts) -> str:
     """Return what was searched, in a line."""
     settings = facts.settings
     name = settings["searcher"]["_target_"].rpartition(".")[2]

@@ -54,7 +54,7 @@ def build_problem(
     trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
         read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
-        items = given.placed(read_items(read, fitness), sources.tasks)
+        items = given.placed(read_splits(read, fitness), sources.tasks)
         check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
@@ -113,7 +113,7 @@ def written_of(settings: Mapping[str, Any]) -> Written:
     return Written(settings["method"], transform, fitness, settings["space"]["granularity"])
 
 
-def read_items(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:
+def read_splits(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:
     """Return the items of each split by task.
 
     Args:

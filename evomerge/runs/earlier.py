@@ -17,7 +17,7 @@ MOVED = {
 """Modules of classes that settings name."""
 
 
-def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_today(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run in today's words.
 
     Args:

@@ -1,7 +1,7 @@
 """What a search depends on: names and hashes, no paths and no clocks.
 
-In: the problem and the settings of its search. Out: `describe`, the identity of a search, which stands in the header of
-its trial log. A setting or a file that changes results and is missing here would mix two searches.
+In: the problem and the settings of its search. Out: the identity of the search, which stands in the header of its trial
+log. A setting or a file that changes results and is missing here would mix two searches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 
 
-def describe(
+def search_identity(
     problem: Problem, settings: Mapping[str, Any], learned: Mapping[str, Sequence[Item]] | None = None
 ) -> dict[str, Any]:
     """Return what makes this search this search.

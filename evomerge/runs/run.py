@@ -31,7 +31,7 @@ from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import identity_of
 from evomerge.runs.given import Given
-from evomerge.runs.identity import describe
+from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
@@ -87,7 +87,7 @@ def run_search(
     scorers = {split: scorer(problem, items) for split, items in problem.items.items()}  # bad items are refused now
     subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None
-    identity = describe(problem, settings, learning and learning.items)
+    identity = search_identity(problem, settings, learning and learning.items)
     judged = [subsets[split](0) for split in ("select", "report")]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")

@@ -17,12 +17,12 @@ from evomerge.searchers.base import Elite, Incumbent, Part, Searcher, Turns, cau
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
-CONSTANTS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+TRIED_FIRST = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
 def constants(space: CoefficientSpace) -> np.ndarray:
-    """Return the points of `CONSTANTS`, (n, dim); a bound stands for all of them that lie beyond it."""
-    return np.unique(np.array([space.nearest({"weight": constant}) for constant in CONSTANTS]), axis=0)
+    """Return the points of `TRIED_FIRST`, (n, dim); a bound stands for all of them that lie beyond it."""
+    return np.unique(np.array([space.nearest({"weight": constant}) for constant in TRIED_FIRST]), axis=0)
 
 
 class WarmStart:

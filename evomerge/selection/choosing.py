@@ -28,7 +28,7 @@ from evomerge.searchers.base import Incumbent
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
-from evomerge.selection.summary import GAIN, Choice
+from evomerge.selection.summary import GAIN, Selected
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Selection:
     paired: dict[str, Paired]
     alike: list[str]
     metric: str
-    select: Choice
+    select: Selected
     coefficients: Mapping[str, np.ndarray]
 
 
@@ -99,7 +99,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         {GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
         [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
         metric,
-        Choice(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
+        Selected(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
         finalists[winner],
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evomerge.common.names import commonest
-from evomerge.selection.summary import Choice
+from evomerge.selection.summary import Selected
 from evomerge.trials import Batch, Trial
 
 MODELS = {"base": "the base", "best_constant": "the best constant", "experts": "the experts, each on its own task"}
@@ -21,7 +21,7 @@ def of_search(batches: Sequence[Batch]) -> list[str]:
     return [*_flat(batches), *_no_slope(batches), *_one_kind_failed(batches)]
 
 
-def of_selection(chosen: Choice, alike: Sequence[str]) -> list[str]:
+def of_selection(chosen: Selected, alike: Sequence[str]) -> list[str]:
     """Return what is wrong with the choice of a winner.
 
     Args:

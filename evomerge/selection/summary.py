@@ -20,7 +20,7 @@ GAIN = "winner_vs_best_constant"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selected:
     """What was compared on the select split, and chosen there.
 
     Attributes:
@@ -80,7 +80,7 @@ class Summary:
     paired: Mapping[str, Paired]
     alike: Sequence[str] = field(default_factory=list)
     metric: str
-    select: Choice
+    select: Selected
     items: Mapping[str, int]
     measures: Mapping[str, str] = field(default_factory=dict)
     stop: str
@@ -148,6 +148,6 @@ class Summary:
             raise ValueError(f"it is no summary of a search ({error})") from error
 
 
-def _choice(content: Mapping[str, Any]) -> Choice:
+def _choice(content: Mapping[str, Any]) -> Selected:
     places = content.get("trials", {}).items()  # JSON has lists for pairs
-    return Choice(**{**content, "trials": {name: place and (place[0], place[1]) for name, place in places}})
+    return Selected(**{**content, "trials": {name: place and (place[0], place[1]) for name, place in places}})

@@ -150,7 +150,7 @@ def find_changed(
         differs = False
         for chunk in chunks(len(whole), CHUNK):
             largest = float(torch.linalg.vector_norm(whole[chunk].dense(), torch.inf))
-            check_finite(largest, whole.base[chunk], parameter, name, base, expert)
+            refuse_non_finite(largest, whole.base[chunk], parameter, name, base, expert)
             differs |= largest > 0
         changed += [parameter] if differs else []
         done += len(whole)
@@ -161,7 +161,7 @@ def find_changed(
     return frozenset(changed)
 
 
-def check_finite(
+def refuse_non_finite(
     largest: float, before: Tensor, parameter: str, name: str, base: Checkpoint, expert: Checkpoint
 ) -> None:
     """Refuse a task vector that is not finite.

@@ -24,7 +24,7 @@ from evomerge.models.matching import is_pooler
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, same
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.expert import ExpertDeltas, check_finite, find_changed, is_narrow
+from evomerge.task_vectors.expert import ExpertDeltas, find_changed, is_narrow, refuse_non_finite
 from evomerge.task_vectors.files import Computed, cached_rows
 
 FORMAT = "evomerge task vector 2"
@@ -260,7 +260,7 @@ def _subtract(
         before = scratch[:size].view(shape).copy_(base.tensor(parameter))
         delta = block[:size].view(shape).copy_(expert.tensor(parameter)).sub_(before)
         largest = float(torch.linalg.vector_norm(delta, math.inf)) if size else 0.0
-        check_finite(largest, before, parameter, name, base, expert)
+        refuse_non_finite(largest, before, parameter, name, base, expert)
         if largest > 0:
             yield parameter, {name: delta}
         done += size

@@ -29,7 +29,7 @@ from evomerge.fitness.objectives import Objective
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
-from evomerge.runs.identity import describe
+from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.mixed import make_evaluators
@@ -37,7 +37,7 @@ from evomerge.search.evaluators.scorers import make_subsets, scorer
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt
-from evomerge.searchers.warm import CONSTANTS as FIRST
+from evomerge.searchers.warm import TRIED_FIRST as FIRST
 from evomerge.selection.choosing import CONSTANTS
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import choose
@@ -171,7 +171,7 @@ def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Rep
     *_, evaluate = make_evaluators(problem, scorers, make_subsets(problem), learning)
     log.parent.mkdir(exist_ok=True)
     with (
-        TrialLog(log, describe(problem, settings, learning.items), fingerprint()) as opened,
+        TrialLog(log, search_identity(problem, settings, learning.items), fingerprint()) as opened,
         reporter.searching(opened.logged, settings["budget"]) as told,
     ):
         search(searcher, watching(evaluate, told), opened, Budget(settings["budget"]))

@@ -20,7 +20,7 @@ from evomerge.fitness.classification import Classification
 from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import UNLABELED, Item
 from evomerge.problem import Problem
-from evomerge.runs.build import build_problem, read_items
+from evomerge.runs.build import build_problem, read_splits
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.sources import make_heads
@@ -104,7 +104,7 @@ def language_case(name: str, family: Path, folder: Path) -> Case:
 
     def make() -> Fitness:
         fitness = make_fitness(settings["fitness"])
-        read_items(parts.sources, fitness)
+        read_splits(parts.sources, fitness)
         return fitness
 
     return Case(parts, make, items)

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.recipes.recipe import Recipe
 from evomerge.report.concerns import concerns
-from evomerge.report.facts import Facts
+from evomerge.report.facts import RunFacts
 from evomerge.report.grids import ALL, grids
 from evomerge.report.wording import closed, headline, number, signed, verdict, with_error
 from evomerge.runs.directory import open_run
@@ -19,11 +19,11 @@ from evomerge.selection.statistics import Paired
 from tests.kit.reports import coordinates_of, finish, write_run
 
 
-def facts_of(path: Path) -> Facts:
-    return Facts(open_run(path))
+def facts_of(path: Path) -> RunFacts:
+    return RunFacts(open_run(path))
 
 
-def edit(path: Path, **changes: Any) -> Facts:
+def edit(path: Path, **changes: Any) -> RunFacts:
     """Facts of a run whose summary has other entries: `report__winner__mean=0.5`."""
     file = path / "summary.json"
     summary = json.loads(file.read_text())
@@ -37,7 +37,7 @@ def edit(path: Path, **changes: Any) -> Facts:
     return facts_of(path)
 
 
-def said(facts: Facts) -> str:
+def said(facts: RunFacts) -> str:
     return "\n".join(concerns(facts, grids(facts)))
 
 

@@ -11,7 +11,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.cli.report import main
 from evomerge.common.errors import ConfigError
 from evomerge.report import write_report, write_sweep
-from evomerge.report.facts import Facts
+from evomerge.report.facts import RunFacts
 from evomerge.report.pictures import gains, tasks
 from evomerge.report.sweep import ranked
 from evomerge.report.wording import with_error
@@ -217,5 +217,5 @@ def test_a_run_whose_report_has_no_numbers_is_drawn(tmp_path: Path) -> None:
     assert "has no score on the report items" in page.text
     assert "None" not in page.text
     assert "cannot be held against that of the best constant" in read(write_sweep(runs)).text
-    gains(ranked([Facts(open_run(run)) for run in runs]), {run.name: run.name for run in runs})
-    tasks(Facts(open_run(runs[0])))
+    gains(ranked([RunFacts(open_run(run)) for run in runs]), {run.name: run.name for run in runs})
+    tasks(RunFacts(open_run(runs[0])))

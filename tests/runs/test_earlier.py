@@ -17,7 +17,7 @@ from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Silent
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.directory import open_run
-from evomerge.runs.earlier import identity_of, settings_of
+from evomerge.runs.earlier import identity_of, settings_of_today
 from evomerge.runs.outputs import run_digest
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -83,12 +83,12 @@ def test_the_words_of_settings() -> None:
     fitness = {"_target_": "evomerge.fitness.lm_eval.LmEval", "tasks": {"a": {"task": "evomerge.methods.Linear"}}}
     hybrid = {"_target_": "evomerge.searchers.hybrid.Hybrid", "first": {"_target_": "evomerge.searchers.tpe.Tpe"}}
     given: dict[str, Any] = {"method": {"_target_": "evomerge.methods.Ties", "normalize": True}, "searcher": hybrid}
-    found = settings_of({**given, "fitness": fitness, "loss": None})
+    found = settings_of_today({**given, "fitness": fitness, "loss": None})
     assert found["method"] == {"_target_": "evomerge.merging.methods.Ties", "normalize": True}
     assert found["searcher"] == hybrid
     assert found["fitness"] == {**fitness, "_target_": "evomerge.fitness.lm_eval.harness.LmEval"}
-    assert settings_of(found) == found
-    assert settings_of({"method": {"_target_": "mine.methods.Linear", "transform": None}}) == {
+    assert settings_of_today(found) == found
+    assert settings_of_today({"method": {"_target_": "mine.methods.Linear", "transform": None}}) == {
         "method": {"_target_": "mine.methods.Linear"}
     }
 

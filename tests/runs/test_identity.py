@@ -16,7 +16,7 @@ import pytest
 from evomerge.cli.progress import Reporter
 from evomerge.common.digests import digest
 from evomerge.problem import Problem
-from evomerge.runs.identity import describe
+from evomerge.runs.identity import search_identity
 from evomerge.runs.suite import Suite
 from evomerge.selection.evaluation import Model, evaluate
 from tests.kit.evaluations import elsewhere, remembered, settings_of, sources_of, under
@@ -89,7 +89,7 @@ def test_an_outcome_is_not_remembered_for_another_vocabulary(
 def test_an_identity_is_written_as_ever(problem: Problem, pico_suite: Suite, tmp_path: Path) -> None:
     """To the byte, but for hashes of content, so that the runs of an earlier version go on."""
     settings = settings_of(*sources_of(pico_suite, tmp_path))
-    told = json.dumps(describe(under(problem, settings), settings))
+    told = json.dumps(search_identity(under(problem, settings), settings))
     hashes = re.compile(r'"([0-9a-f]{64}|[0-9a-f]{16})"')
     ends = ("animals", "trees", "metals")
     coordinates = [f"weight/encoder.layer.{i}/{name}" for i in (0, 1) for name in ends]

@@ -21,7 +21,7 @@ from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import CHOOSING, UNNAMED, check, plain
-from evomerge.runs.identity import describe
+from evomerge.runs.identity import search_identity
 from evomerge.runs.suite import Suite
 from evomerge.runs.targets import choices_of
 from tests.kit import user_fitness
@@ -139,7 +139,7 @@ def identity(config: Any, problem: Problem, path: str = "") -> str:
         problem = build_problem(settings, Reporter())
     else:
         problem = replace(under(problem, settings), fitness=make_fitness(settings["fitness"]))
-    return json.dumps(describe(problem, settings, problem.items["search"]), sort_keys=True)
+    return json.dumps(search_identity(problem, settings, problem.items["search"]), sort_keys=True)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_settings_that_change_nothing_are_settings(composed: Callable[..., Any])
 
 def test_the_loss_counts_where_something_is_learned(composed: Callable[..., Any], problem: Problem) -> None:
     usual, other = (plain(composed(f"loss={loss}")) for loss in ("cross_entropy", "entropy"))
-    assert describe(problem, usual) == describe(problem, other)
+    assert search_identity(problem, usual) == search_identity(problem, other)
 
 
 def test_a_recipe_to_start_from_counts_by_what_it_says(
@@ -194,7 +194,7 @@ def test_a_recipe_to_start_from_counts_by_what_it_says(
     seen = []
     for name, text in {"a": "one", "b": "one", "c": "two"}.items():
         (tmp_path / name).write_text(text)
-        seen.append(describe(problem, plain(composed(f"start={tmp_path / name}")))["start"])
+        seen.append(search_identity(problem, plain(composed(f"start={tmp_path / name}")))["start"])
     assert seen[0] == seen[1] != seen[2]
 
 

@@ -21,7 +21,7 @@ from evomerge.searchers.grid import Grid
 from evomerge.searchers.hybrid import Hybrid
 from evomerge.searchers.random import Random
 from evomerge.searchers.tpe import Tpe
-from evomerge.searchers.warm import CONSTANTS, WarmStart
+from evomerge.searchers.warm import TRIED_FIRST, WarmStart
 from evomerge.trials import Batch
 from tests.kit.helpers import box, sphere
 from tests.kit.searching import BY_GRADIENT, OPTIONS, SEARCHERS, Make, answer, drive, points
@@ -226,7 +226,7 @@ def test_a_warm_start_begins_at_the_best_constant() -> None:
 
     searcher = WarmStart(space, make_inner)
     first = answer(searcher.ask(), sphere)
-    assert first.points.tolist() == [[c] * 4 for c in CONSTANTS]
+    assert first.points.tolist() == [[c] * 4 for c in TRIED_FIRST]
     searcher.tell(first)
     assert starts[-1].tolist() in ([0.6] * 4, [0.8] * 4)  # equally near to 0.7
     assert searcher.ask().points[0].tolist() == starts[-1].tolist()

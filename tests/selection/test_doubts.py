@@ -16,7 +16,7 @@ from evomerge.report import write_report
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
-from evomerge.selection.summary import Choice
+from evomerge.selection.summary import Selected
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import compose
 from tests.kit.pages import read
@@ -75,9 +75,9 @@ def test_a_gradient_that_is_nowhere_and_kinds_of_candidates_that_all_failed() ->
 
 def selection(
     finalists: Mapping[str, float | None], constants: Mapping[str, float | None], alike: tuple[str, ...] = ()
-) -> tuple[Choice, list[str]]:
+) -> tuple[Selected, list[str]]:
     winner, constant = next(iter(finalists)), next(iter(constants))
-    return Choice(winner, finalists, constant, constants), list(alike)
+    return Selected(winner, finalists, constant, constants), list(alike)
 
 
 def test_finalists_and_constants_that_scored_alike() -> None:

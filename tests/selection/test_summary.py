@@ -13,7 +13,7 @@ import pytest
 from evomerge.common.errors import LogError
 from evomerge.runs.directory import open_run
 from evomerge.selection.statistics import Paired, Score
-from evomerge.selection.summary import GAIN, Choice, Summary
+from evomerge.selection.summary import GAIN, Selected, Summary
 from tests.kit.reports import finish, write_run
 
 ROW = {"mean": 0.5, "se": 0.1, "tasks": {"a": 0.5}, "tasks_se": {"a": 0.1}}
@@ -70,7 +70,7 @@ def test_the_trials_of_finalists_come_back() -> None:
 
 def test_what_is_not_finite_is_nothing_in_the_file() -> None:
     score = Score(math.nan, math.inf, {"a": math.nan}, {"a": math.nan})
-    select = Choice("best", {"best": 0.1, "mean": -math.inf}, "0.4", {"0.4": 0.6})
+    select = Selected("best", {"best": 0.1, "mean": -math.inf}, "0.4", {"0.4": 0.6})
     summary = Summary(
         report=dict.fromkeys(("base", "best_constant", "winner"), score),
         paired={GAIN: Paired(math.nan, math.nan)},

@@ -114,7 +114,7 @@ def read_benchmark(
     return Benchmark(name, list(tasks), documents, items, list(dict.fromkeys(warnings)))
 
 
-def digest(task: Any) -> str:
+def digest_documents(task: Any) -> str:
     """Return a hash of all of a task that decides how its documents are scored, but for where its data lie."""
     about = {name: value for name, value in dataclasses.asdict(task.config).items() if name not in ELSEWHERE}
     pool = [canonical(doc) for doc in task.sampler.df] if task.config.num_fewshot else []

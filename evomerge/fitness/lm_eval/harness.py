@@ -25,8 +25,8 @@ from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import Answers, Requirements
 from evomerge.fitness.items import Item, Task
-from evomerge.fitness.likelihood import Batch, can_share, log_probabilities, make_batches, score, token_logits
-from evomerge.fitness.lm_eval.documents import Benchmark, digest, example_digest, read_benchmark
+from evomerge.fitness.likelihood import TokenBatch, can_share, log_probabilities, make_batches, score, token_logits
+from evomerge.fitness.lm_eval.documents import Benchmark, digest_documents, example_digest, read_benchmark
 from evomerge.fitness.lm_eval.loading import data_sets, load_tasks, local_names, undisturbed
 from evomerge.fitness.lm_eval.measures import common_metrics, find_measure
 from evomerge.fitness.lm_eval.metrics import SMOOTH, among_choices, by_document, evened, own_metrics
@@ -43,11 +43,11 @@ class _Plan:
     key: Any
     queries: dict[str, list[Query]]
     requests: int
-    batches: list[Batch]
+    batches: list[TokenBatch]
 
 
 @dataclass
-class Prepared:
+class PreparedTasks:
     """A tokenizer, the queries that were asked so far by task and id, and the plan of the ids that were asked last."""
 
     tokenizer: Any
@@ -126,7 +126,7 @@ class LmEval:
             self._benchmarks[name] = read_benchmark(name, loaded, given, fewshot, self._public_test)
             self.data_sets[name] = data_sets(loaded)
             self._score[name] = find_measure(self._benchmarks[name], given.get("metric"))
-            about[name] = [self._score[name], [digest(each) for each in loaded]]
+            about[name] = [self._score[name], [digest_documents(each) for each in loaded]]
             if any(held.examples for held in self._benchmarks[name].documents.values()):
                 about[name].append(example_digest(self._benchmarks[name]))
         said = [text for benchmark in self._benchmarks.values() for text in benchmark.warnings]
@@ -153,7 +153,7 @@ class LmEval:
         """Return what the numbers of a metric are, by task: of `score`, the metric that each is measured by."""
         return {name: measure if metric == SCORE else metric for name, measure in self._score.items()}
 
-    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> Prepared:
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]], labelled: bool = True) -> PreparedTasks:
         """Return what holds the queries of a split; they are made when the live model, which tells how long a text may
         be, is first asked.
 
@@ -167,9 +167,9 @@ class LmEval:
         """
         if not hasattr(processor, "bos_token_id"):
             raise ConfigError("fitness=lm_eval needs a base with a tokenizer, and this one takes images.")
-        return Prepared(processor)
+        return PreparedTasks(processor)
 
-    def check(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> None:
+    def check(self, model: Any, prepared: PreparedTasks, ids: Mapping[str, Sequence[str]]) -> None:
         """Build and tokenise what these items ask.
 
         Raises:
@@ -190,7 +190,7 @@ class LmEval:
                 )
 
     @torch.inference_mode()
-    def __call__(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
+    def __call__(self, model: Any, prepared: PreparedTasks, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model: log-likelihoods of all tasks together, then what is generated."""
         plan = self._plan(model, prepared, ids)
         scores = score(model, plan.batches, plan.requests)
@@ -215,7 +215,9 @@ class LmEval:
         results = {task: self._results(task, queries, smooth) for task, queries in plan.queries.items()}
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, seconds)
 
-    def logits(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Answers]]:
+    def logits(
+        self, model: Any, prepared: PreparedTasks, ids: Mapping[str, Sequence[str]]
+    ) -> Iterator[dict[str, Answers]]:
         """Yield what a gradient learns from, at most `batch_size` items of one task at a time.
 
         Of multiple choice, the log-likelihoods of the choices (n, C) as `log_probability` takes them, and which is
@@ -245,7 +247,7 @@ class LmEval:
         logits, tokens, owners = token_logits(model, batches)
         return Answers([owner[number] for number in owners.tolist()], logits, tokens.cpu())
 
-    def _ask(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> dict[str, list[Query]]:
+    def _ask(self, model: Any, prepared: PreparedTasks, ids: Mapping[str, Sequence[str]]) -> dict[str, list[Query]]:
         """Return the queries of these ids, made when they are first asked for."""
         with undisturbed():
             if prepared.asker is None:
@@ -256,7 +258,7 @@ class LmEval:
                         prepared.queries[task, item] = prepared.asker.ask(self._benchmarks[task].documents[item])
         return {task: [prepared.queries[task, item] for item in chosen] for task, chosen in ids.items()}
 
-    def _plan(self, model: Any, prepared: Prepared, ids: Mapping[str, Sequence[str]]) -> _Plan:
+    def _plan(self, model: Any, prepared: PreparedTasks, ids: Mapping[str, Sequence[str]]) -> _Plan:
         """Return the queries of these ids in batches; those of the same ids are kept."""
         key = (model.device, self.batch_size, tuple((task, tuple(chosen)) for task, chosen in ids.items()))
         if prepared.plan is None or prepared.plan.key != key:
