@@ -36,7 +36,8 @@ from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import search_identity
-from evomerge.search.evaluators.serial import Scorer, SerialEvaluator
+from evomerge.search.evaluators.serial import LiveFitness, SerialScorer
+from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
 from evomerge.search.stopping import Budget
@@ -111,24 +112,24 @@ def _assembled(overrides: Sequence[str]) -> tuple[dict[str, Any], Problem]:
     return settings, build_problem(settings, Reporter())
 
 
-def _scorer(problem: Problem, settings: dict[str, Any]) -> tuple[Scorer, Subset]:
+def _scorer(problem: Problem, settings: dict[str, Any]) -> tuple[LiveFitness, Subset]:
     items = problem.items["search"]
     prepared = problem.fitness.prepare(problem.live.processor, items)
-    score = Scorer(problem.live.model, problem.fitness, prepared, problem.merger.guard)
+    score = LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard)
     return score, Subset(items, settings["fitness"]["items"], 1)
 
 
 def _interleave(
     settings: dict[str, Any],
     problem: Problem,
-    score: Scorer,
+    score: LiveFitness,
     subset: Subset,
     plainly: Callable[[], None],
     pairs: int,
     after: Callable[[int], None] = lambda number: None,
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of candidates, and of the plain forward passes that follow each of them."""
-    evaluate = SerialEvaluator(problem.space, problem.merger, score, subset, Objective("log_probability"))
+    evaluate = ValueEvaluator(SerialScorer(problem.space, problem.merger, score), subset, Objective("log_probability"))
     bare: list[float] = []
     candidates: list[float] = []
 
@@ -167,7 +168,7 @@ def _overhead(candidates: Sequence[float], bare: Sequence[float]) -> dict[str, A
 
 
 def _simple_evaluate(
-    problem: Problem, score: Scorer, ids: dict[str, list[str]], batch_size: int
+    problem: Problem, score: LiveFitness, ids: dict[str, list[str]], batch_size: int
 ) -> Callable[[], object]:
     """Return what scores the same items of the live model by `lm_eval.simple_evaluate`, as well as it can be called."""
     import lm_eval

@@ -119,7 +119,7 @@ def _measure(chosen: Guess, reporter: Any) -> tuple[float, float, dict[str, int]
     from evomerge.runs.build import build_problem
     from evomerge.runs.choices import load_choice
     from evomerge.runs.config import check
-    from evomerge.search.evaluators.scorers import make_subsets, scorer
+    from evomerge.search.evaluators.splits import live_fitness, make_subsets
 
     given = {name.removeprefix("model."): value for name, value in chosen.settings.items() if name[:6] == "model."}
     settings: dict[str, Any] = {
@@ -133,7 +133,7 @@ def _measure(chosen: Guess, reporter: Any) -> tuple[float, float, dict[str, int]
     check(settings)
     with reporter.bars():
         problem = build_problem(settings, reporter)
-    score, ids = scorer(problem, problem.items["search"]), make_subsets(problem)["search"](0)
+    score, ids = live_fitness(problem, problem.items["search"]), make_subsets(problem)["search"](0)
     coefficients = problem.space.constant(0.4)
 
     def once() -> tuple[float, float]:

@@ -33,7 +33,7 @@ from evomerge.runs.intent import Intent
 from evomerge.runs.leakage import leakage_notes
 from evomerge.runs.preflight import failing_on_base
 from evomerge.runs.sources import make_heads
-from evomerge.search.evaluators.serial import Scorer, check_finite, prepare
+from evomerge.search.evaluators.serial import LiveFitness, check_finite, prepare
 from evomerge.searchers.base import USUAL
 from evomerge.selection.choosing import work
 from evomerge.selection.marks import task_notes
@@ -202,7 +202,7 @@ def time_scoring(
     prepared = {split: prepare(fitness, live.processor, chosen) for split, chosen in items.items()}
     for split, subset in subsets.items():
         check_items(fitness, live.model, prepared[split], subset.every(), split)
-    score, ids = Scorer(live.model, fitness, prepared["search"]), subsets["search"](0)
+    score, ids = LiveFitness(live.model, fitness, prepared["search"]), subsets["search"](0)
 
     def once() -> None:
         check_finite(score(ids))

@@ -20,7 +20,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.config import classes
 from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.serial import Scorer, check_finite, explained
+from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import work
 from evomerge.transforms.chain import said
@@ -33,7 +33,7 @@ def preflight(
     searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
-    score: Scorer,
+    score: LiveFitness,
     objective: Objective,
     gradients: GradientEvaluator | None,
     limit: TimeLimit,

@@ -38,8 +38,8 @@ from evomerge.runs.preflight import preflight
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
 from evomerge.search.evaluators.mixed import make_evaluators
-from evomerge.search.evaluators.scorers import make_subsets, scorer
-from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
@@ -84,7 +84,7 @@ def run_search(
     with reporter.bars():
         problem = build_problem(settings, reporter, fitness, given)
     searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
-    scorers = {split: scorer(problem, items) for split, items in problem.items.items()}  # bad items are refused now
+    fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None
     identity = search_identity(problem, settings, learning and learning.items)
@@ -93,13 +93,13 @@ def run_search(
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
         return done
-    check_splits(problem, scorers, subsets, learning, reporter)
+    check_splits(problem, fitnesses, subsets, learning, reporter)
     record = recorder(directory / "timings.jsonl")
     with warned() as logged, interrupt or Interrupt() as interrupt:
-        objective, gradients, evaluate = make_evaluators(problem, scorers, subsets, learning, record, limit)
+        objective, gradients, evaluate = make_evaluators(problem, fitnesses, subsets, learning, record, limit)
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
-        preflight(problem, searcher, settings, subsets, scorers["search"], objective, gradients, limit, reporter)
+        preflight(problem, searcher, settings, subsets, fitnesses["search"], objective, gradients, limit, reporter)
         with TrialLog(directory / "trials.jsonl", identity, fingerprint(), identity_of) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config))
             record_start(directory)
@@ -110,7 +110,7 @@ def run_search(
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(problem, scorers, subsets, interrupt, limit)
+            judge = Judge(problem, fitnesses, subsets, interrupt, limit)
             if (found := _choose(judge, problem.goal, searcher, log, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
@@ -185,7 +185,7 @@ def make_budget(
 
 def check_splits(
     problem: Problem,
-    scorers: Mapping[str, Scorer],
+    fitnesses: Mapping[str, LiveFitness],
     subsets: Mapping[str, Subset],
     learning: Learning | None,
     reporter: Progress,
@@ -197,7 +197,7 @@ def check_splits(
     """
     if not isinstance(problem.fitness, Checking):
         return
-    found = [(split, scorers[split].prepared, subset.every()) for split, subset in subsets.items()]
+    found = [(split, fitnesses[split].prepared, subset.every()) for split, subset in subsets.items()]
     if learning:
         learned = {task: [item.id for item in items] for task, items in learning.items.items()}
         found.append(("learned", learning.prepared, learned))

@@ -25,7 +25,7 @@ from evomerge.models.weights import dtype_name, listed
 from evomerge.problem import Problem, Written
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
-from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.space.named import array_coefficients, name_coefficients
 from evomerge.task_vectors.family import directory_notes, loaded_in
 from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
@@ -44,7 +44,7 @@ class Contender:
     """
 
     about: dict[str, Any]
-    score: Callable[[Scorer, Mapping[str, list[str]]], Outcome]
+    score: Callable[[LiveFitness, Mapping[str, list[str]]], Outcome]
     marks: tuple[str, ...] = ()
 
 
@@ -57,7 +57,7 @@ def in_place(put: Callable[[], None], model: Any, about: Mapping[str, Any]) -> C
         about: what `Problem.contents` says of these.
     """
 
-    def placed(score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+    def placed(score: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
         put()
         return score(ids)
 
@@ -112,11 +112,11 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
 
     live_model, cache = problem.live.model, opening.cache
 
-    def score(scorer: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+    def score(fitness: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
         merger = problem.merger if own else Merger(live_model, transformed(vectors, chain, cache), groups, method)
         try:
             merger.apply(coefficients)
-            return scorer(ids)
+            return fitness(ids)
         finally:
             merger.restore()  # each puts back what it has written, and nothing else
 

@@ -25,8 +25,8 @@ from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.models.hub import find_directory, is_name
 from evomerge.problem import Problem
-from evomerge.search.evaluators.scorers import make_subsets, score_experts, scorer
-from evomerge.search.evaluators.serial import Scorer, check_finite
+from evomerge.search.evaluators.serial import LiveFitness, check_finite
+from evomerge.search.evaluators.splits import live_fitness, make_subsets, score_experts
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe
 from evomerge.selection.marks import Marks, marks_of
 from evomerge.selection.remember import remembered
@@ -136,7 +136,7 @@ def evaluate(
     task_weights(weights, ids)  # one for a task that is not there is refused now
     with reporter.bars():
         contenders = {name: _contender(model, problem, reporter) for name, model in models.items()}
-    score, limit = scorer(problem, problem.items[split]), limit or TimeLimit()
+    score, limit = live_fitness(problem, problem.items[split]), limit or TimeLimit()
     timed = partial(limit.first, share=subset.size / (problem.sampling.search or subset.size))
     check_items(problem.fitness, problem.live.model, score.prepared, ids, split)
     outcomes: dict[str, Outcome | str] = {}
@@ -216,7 +216,7 @@ def _marks(model: Model, marks: Marks) -> list[str]:
 def _outcome(
     contender: Contender,
     problem: Problem,
-    score: Scorer,
+    score: LiveFitness,
     ids: Mapping[str, list[str]],
     metric: str,
     timed: Callable[[Callable[[], Outcome]], Outcome],

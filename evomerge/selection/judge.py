@@ -17,8 +17,8 @@ from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
-from evomerge.search.evaluators.scorers import score_experts
-from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.splits import score_experts
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.dropping import Items
 from evomerge.selection.remember import remembered
@@ -30,7 +30,7 @@ class Judge:
 
     Args:
         problem: what is searched.
-        scorers: score the live model on the items of a split.
+        fitnesses: score the live model on the items of a split.
         subsets: choose the items of a split.
         interrupt: a request to stop, looked at before every model.
         limit: of the time of a candidate; a model may take longer by as much as there are more items.
@@ -44,12 +44,12 @@ class Judge:
     def __init__(
         self,
         problem: Problem,
-        scorers: Mapping[str, Scorer],
+        fitnesses: Mapping[str, LiveFitness],
         subsets: Mapping[str, Subset],
         interrupt: Interrupt,
         limit: TimeLimit | None = None,
     ) -> None:
-        self._problem, self._scorers, self._interrupt = problem, scorers, interrupt
+        self._problem, self._fitnesses, self._interrupt = problem, fitnesses, interrupt
         self.ids = {split: subsets[split](0) for split in ("select", "report")}
         self._limit = limit or TimeLimit()
         self.sizes = {split: subsets[split].size for split in self.ids}
@@ -93,16 +93,16 @@ class Judge:
             {"experts": self._problem.experts},
             split,
             self.ids[split],
-            lambda: score_experts(self._problem, self._scorers[split], self.ids[split]),
+            lambda: score_experts(self._problem, self._fitnesses[split], self.ids[split]),
         )
 
     def _merge(self, coefficients: Mapping[str, np.ndarray], split: str, ids: dict[str, list[str]]) -> Outcome:
         self._problem.merger.apply(coefficients)
-        return self._scorers[split](ids)
+        return self._fitnesses[split](ids)
 
     def _restored(self, split: str) -> Outcome:
         self._problem.merger.restore()
-        return self._scorers[split](self.ids[split])
+        return self._fitnesses[split](self.ids[split])
 
     def _once(self, model: Any, split: str, ids: Items, compute: Callable[[], Outcome]) -> Outcome:
         if self._interrupt.requested:

@@ -33,7 +33,7 @@ from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.mixed import make_evaluators
-from evomerge.search.evaluators.scorers import make_subsets, scorer
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt
@@ -130,8 +130,8 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
     except LogError:  # of other experts, or of another version: it is worth nothing but the minutes that it took
         log.unlink()
         weights = _search(problem, settings, log, reporter)
-    scorers = {"select": scorer(problem, problem.items["select"])}
-    judge = Judge(problem, scorers, make_subsets(problem), Interrupt())
+    fitnesses = {"select": live_fitness(problem, problem.items["select"])}
+    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
     low, high = judge.bounds
     constants = {f"{c:g}": judge.constant(c) for c in CONSTANTS if low <= c <= high}
     with progress(console, "scoring constants and experts on select items", None) as advance:
@@ -167,8 +167,8 @@ def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Rep
     """Run the search, or go on with it, and return the coefficients of its last point."""
     searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
     learning = find_learning(problem, settings, reporter)
-    scorers = {"search": scorer(problem, problem.items["search"])}
-    *_, evaluate = make_evaluators(problem, scorers, make_subsets(problem), learning)
+    fitnesses = {"search": live_fitness(problem, problem.items["search"])}
+    *_, evaluate = make_evaluators(problem, fitnesses, make_subsets(problem), learning)
     log.parent.mkdir(exist_ok=True)
     with (
         TrialLog(log, search_identity(problem, settings, learning.items), fingerprint()) as opened,

@@ -24,8 +24,8 @@ from evomerge.fitness.perplexity import Perplexity
 from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
-from evomerge.search.evaluators.scorers import make_objective, make_subsets, score_experts, scorer
-from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.splits import live_fitness, make_objective, make_subsets, score_experts
 from evomerge.search.journal import read_log
 from evomerge.selection import evaluation
 from evomerge.selection.contenders import Contender
@@ -142,7 +142,7 @@ def test_no_metric_of_any_kind_of_task_is_a_number(language_family, tokenizer, t
         for values in metrics.values():
             assert np.isnan(values).all()
     with pytest.raises(NotFinite, match="its logits are not finite"):
-        Scorer(model, fitness, fitness.prepare(tokenizer, splits["search"]))(outcome.items)
+        LiveFitness(model, fitness, fitness.prepare(tokenizer, splits["search"]))(outcome.items)
 
 
 def test_some_items_alone_are_not_finite(language_family, tokenizer, tmp_path):
@@ -177,7 +177,7 @@ def test_what_is_generated_of_nan_is_no_answer(language_family, tokenizer, tmp_p
     ids = {"generated": [item.id for item in splits["search"]["generated"]]}
     assert np.isfinite(fitness(model, prepared, ids).results["generated"]["score"]).all()
     with pytest.raises(NotFinite):
-        Scorer(model, fitness, prepared)(ids)
+        LiveFitness(model, fitness, prepared)(ids)
 
 
 def test_a_text_has_no_likelihood(language_family, tokenizer, tmp_path):
@@ -185,8 +185,9 @@ def test_a_text_has_no_likelihood(language_family, tokenizer, tmp_path):
     fitness = Perplexity()
     splits = fitness.read({"mine": Task("mine", path, None, None, ())}, {})
     prepared = fitness.prepare(tokenizer, splits["search"])
+    ids = {"mine": [item.id for item in splits["search"]["mine"]]}
     with pytest.raises(NotFinite):
-        Scorer(broken(language_family), fitness, prepared)({"mine": [item.id for item in splits["search"]["mine"]]})
+        LiveFitness(broken(language_family), fitness, prepared)(ids)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +294,7 @@ def silent(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> Problem:
 
 def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp_path):
     given = plain(compose("model=pico", f"model.cache={tmp_path}", "objective.normalised=true"))
-    subset, score = make_subsets(silent)["search"], scorer(silent, silent.items["search"])
+    subset, score = make_subsets(silent)["search"], live_fitness(silent, silent.items["search"])
     with pytest.raises(NotFinite, match="the expert trees: its logits are not finite"):
         score_experts(silent, score, subset(0))
     assert is_base(silent)
@@ -310,9 +311,9 @@ def test_classes_without_a_number_are_no_right_answers(problem: Problem, tmp_pat
     """Also of a head of its own, which is no part of the live model."""
     outcome = Outcome({"a": ["1", "2"]}, {"a": {"accuracy": np.array([1.0, NAN])}})
     impure: Any = replace(problem, fitness=SimpleNamespace(pure=False))
-    contender, score = Contender({}, lambda score, ids: outcome), scorer(problem, problem.items["select"])
+    contender, score = Contender({}, lambda score, ids: outcome), live_fitness(problem, problem.items["select"])
     monkeypatch.setattr(evaluation, "_contender", lambda *given: contender)
-    monkeypatch.setattr(evaluation, "scorer", lambda *given: score)
+    monkeypatch.setattr(evaluation, "live_fitness", lambda *given: score)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     result = evaluate(under(impure, given), {"it": Model("base")}, "select", Reporter())
     assert result.errors["it"] == "accuracy of 1 of 2 items of a is not a finite number"

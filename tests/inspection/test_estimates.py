@@ -22,8 +22,8 @@ from evomerge.runs.config import plain
 from evomerge.runs.intent import intent_of
 from evomerge.runs.run import run_search
 from evomerge.runs.sources import find_sources
-from evomerge.search.evaluators.scorers import make_subsets, scorer
-from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from tests.kit.helpers import compose
 from tests.kit.models import rewritten
 
@@ -126,12 +126,12 @@ def test_heads_are_given_what_is_merged(own_classifiers, tmp_path, monkeypatch):
             *(f"model.cache={tmp_path / 'cache'}", f"fitness.tasks={{mood: {own_classifiers / 'mood.jsonl'}}}"),
         )
     )
-    seen, call = [], Scorer.__call__
-    monkeypatch.setattr(Scorer, "__call__", lambda self, ids: seen.append(call(self, ids)) or seen[-1])
+    seen, call = [], LiveFitness.__call__
+    monkeypatch.setattr(LiveFitness, "__call__", lambda self, ids: seen.append(call(self, ids)) or seen[-1])
     needs(given, find_sources(given["model"], given["fitness"]["tasks"]))
     whole = build_problem(given, Reporter())
     whole.become(None)
-    scorer(whole, whole.items["search"])(make_subsets(whole)["search"](0))
+    live_fitness(whole, whole.items["search"])(make_subsets(whole)["search"](0))
     inspected, searched = (outcome.results["mood"]["log_probability"] for outcome in (seen[0], seen[-1]))
     assert inspected == pytest.approx(searched, abs=1e-6)
 

@@ -23,7 +23,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.run import make_budget, run_search
-from evomerge.search.evaluators.scorers import make_subsets, scorer
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
 from evomerge.searchers.base import parts_of
 from tests.kit.helpers import compose
@@ -246,7 +246,7 @@ def refusal(given: Mapping[str, str]) -> str | None:
         problem = build_problem(settings, Reporter(), fitness)
         searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
         for items in problem.items.values():
-            scorer(problem, items)
+            live_fitness(problem, items)
         subsets = make_subsets(problem)
         if searcher.needs.gradient:
             find_learning(problem, settings, Reporter())

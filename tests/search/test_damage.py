@@ -16,7 +16,7 @@ from evomerge.fitness.lm_eval.harness import LmEval
 from evomerge.fitness.perplexity import Perplexity
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.search.evaluators.serial import SerialEvaluator
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.journal import read_log
 from tests.kit.damages import ENDS, HARMLESS, HARMS, WRONG, course
 from tests.kit.evaluations import sources_of
@@ -56,15 +56,15 @@ def patched() -> Iterator[None]:
             call = kind.__call__
             patch.setattr(kind, "__call__", lambda self, model, *rest: course(model, lambda: call(self, model, *rest)))
 
-        def trial(self: SerialEvaluator, *arguments: Any) -> Any:
+        def scored(self: SerialScorer, *arguments: Any) -> Any:
             course.number, course.running = course.number + 1, True
             try:
                 return plain(self, *arguments)
             finally:
                 course.running = False
 
-        plain = SerialEvaluator._trial
-        patch.setattr(SerialEvaluator, "_trial", trial)
+        plain = SerialScorer._scored
+        patch.setattr(SerialScorer, "_scored", scored)
         for kind in PATCHED.values():
             follow(kind)
         yield

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, permutations
 
 import numpy as np
 import pytest
@@ -19,7 +19,9 @@ from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
+from evomerge.search.evaluators.serial import LiveFitness, SerialScorer, Timing
+from evomerge.search.evaluators.units import Unit
+from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.search.log import TrialLog
 from evomerge.trials import Batch
 
@@ -49,17 +51,21 @@ def make(problem):
     """Make an evaluator on the pico suite; the base is put back afterwards."""
     items = {task: chosen[:20] for task, chosen in problem.items["search"].items()}
 
-    def evaluator(act=lambda n, outcome: outcome, objective=None, record=lambda timing: None, rotate=False, limit=None):
+    def evaluator(
+        act=lambda n, outcome: outcome,
+        objective=None,
+        record=lambda timing: None,
+        rotate=False,
+        limit=None,
+        scorer=lambda serial: serial,
+    ):
         fitness = Fake(problem.fitness, act)
-        score = Scorer(problem.live.model, fitness, fitness.prepare(problem.live.processor, items))
-        return SerialEvaluator(
-            problem.space,
-            problem.merger,
-            score,
+        score = LiveFitness(problem.live.model, fitness, fitness.prepare(problem.live.processor, items))
+        return ValueEvaluator(
+            scorer(SerialScorer(problem.space, problem.merger, score, limit)),
             Subset(items, 12, seed=0, rotate=rotate),
             objective or Objective("log_probability"),
             record,
-            limit,
         )
 
     yield evaluator
@@ -123,6 +129,63 @@ def test_trials_come_as_they_end(make, batch):
     evaluate = make(act=lambda n, outcome: done.append(n) or outcome)
     assert len(list(islice(evaluate(batch, [0, 1, 2]), 1))) == 1
     assert done == [0]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_trials_come_in_the_order_asked_whatever_ends_first(make, batch, order):
+    def pool(serial):
+        def score(units):
+            done = list(serial(units))
+            return (done[i] for i in order)
+
+        return score
+
+    act = fail(ValueError("no"))
+    expected = list(make(act=act)(batch, [2, 0, 1]))
+    assert [(trial.index, trial.status) for trial in expected] == [(2, "ok"), (0, "failed"), (1, "ok")]
+    assert list(make(act=act, scorer=pool)(batch, [2, 0, 1])) == expected
+
+
+def test_a_trial_comes_once_those_before_it_have_ended(make, batch):
+    ended = []
+
+    def pool(serial):
+        def score(units):
+            done = list(serial(units))
+            for i in (1, 0, 2):
+                ended.append(i)
+                yield done[i]
+
+        return score
+
+    seen = [(trial.index, len(ended)) for trial in make(scorer=pool)(batch, [0, 1, 2])]
+    assert seen == [(0, 2), (1, 2), (2, 3)]
+
+
+def test_units_of_one_candidate_are_merged_once(problem, batch, monkeypatch):
+    items = {task: chosen[:6] for task, chosen in problem.items["search"].items()}
+    fitness = Fake(problem.fitness, fail(ValueError("no")))
+    live = LiveFitness(problem.live.model, fitness, fitness.prepare(problem.live.processor, items))
+    merged, apply = [], problem.merger.apply
+    monkeypatch.setattr(problem.merger, "apply", lambda coefficients: merged.append(1) or apply(coefficients))
+    blocks = [{task: [item.id for item in chosen[i : i + 2]] for task, chosen in items.items()} for i in (0, 2, 4)]
+    first, second = batch.points[0], batch.points[1]
+    units = [Unit(second, blocks[0]), Unit(first, blocks[0]), *(Unit(first, block) for block in blocks)]
+    scorer, count = SerialScorer(problem.space, problem.merger, live), []
+    found = []
+    for position, scored in scorer(units):
+        assert position == len(found)
+        found.append(scored.outcome)
+        count.append(len(merged))
+    problem.merger.restore()
+    assert count == [1, 2, 3, 3, 3]  # what failed is merged anew
+    assert isinstance(found[1], ValueError)
+    problem.merger.apply(problem.space.decode(first))
+    whole = live({task: [item.id for item in chosen] for task, chosen in items.items()})
+    problem.merger.restore()
+    for task, metrics in whole.results.items():
+        parts = np.concatenate([outcome.results[task]["log_probability"] for outcome in found[2:]])
+        assert parts == pytest.approx(metrics["log_probability"], rel=1e-5)
 
 
 def test_times_go_to_the_record_and_not_into_the_trial(make, batch):

@@ -27,7 +27,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.serial import Scorer
+from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.memory import lacks_memory, with_smaller_batches
 from evomerge.trials import Batch
 from tests.kit.evaluations import under
@@ -111,11 +111,11 @@ def test_classification_in_smaller_batches(problem: Problem, caplog: pytest.LogC
     heads = make_heads(problem.sources, problem.vectors.parameters)
     model, tokenizer = problem.live.model, problem.live.processor
 
-    def scorer(size: int) -> Scorer:
+    def live(size: int) -> LiveFitness:
         fitness = Classification(heads, batch_size=size)
-        return Scorer(model, fitness, fitness.prepare(tokenizer, items))
+        return LiveFitness(model, fitness, fitness.prepare(tokenizer, items))
 
-    expected, score = scorer(3)(ids), scorer(13)
+    expected, score = live(3)(ids), live(13)
     whole = score(ids)
     with room_for(3, model, error) as tried:
         outcome = score(ids)
@@ -140,7 +140,7 @@ def test_language_models_in_smaller_batches(language_family: Path, tmp_path: Pat
     model: Any = AutoModelForCausalLM.from_pretrained(language_family / "base").eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(language_family / "base")
 
-    def scorer(size: int) -> tuple[Scorer, dict[str, list[str]]]:
+    def live(size: int) -> tuple[LiveFitness, dict[str, list[str]]]:
         if kind == "lm_eval":
             fitness, splits = read({name: write_task(tmp_path, name) for name in TASKS}, batch_size=size)
         else:
@@ -149,10 +149,10 @@ def test_language_models_in_smaller_batches(language_family: Path, tmp_path: Pat
             splits = fitness.read({"texts": Task("texts", file, None, None, ())}, {})
         items = {task: chosen[:6] for task, chosen in splits["search"].items()}
         ids = {task: [item.id for item in chosen] for task, chosen in items.items()}
-        return Scorer(model, fitness, fitness.prepare(tokenizer, items)), ids
+        return LiveFitness(model, fitness, fitness.prepare(tokenizer, items)), ids
 
-    few, ids = scorer(2)
-    expected, (score, _) = few(ids), scorer(10)
+    few, ids = live(2)
+    expected, (score, _) = few(ids), live(10)
     score(ids)
     with room_for(2, model) as tried:
         outcome = score(ids)

@@ -20,7 +20,7 @@ from evomerge.problem import Problem
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.build import build_problem
 from evomerge.runs.suite import Suite
-from evomerge.search.evaluators.scorers import make_subsets, scorer
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.contenders import of_directory
 from evomerge.selection.evaluation import Model, evaluate
@@ -51,8 +51,8 @@ def test_recipes_of_other_groups_and_methods(
     other_settings = settings_of(*sources, *chosen, f"model.cache={tmp_path / 'cache'}")
     other = build_problem(other_settings, Reporter())
     x = np.random.default_rng(1).uniform(other.space.low, other.space.high)
-    scorers = {split: scorer(other, items) for split, items in other.items.items()}
-    judge = Judge(other, scorers, make_subsets(other), Interrupt())
+    fitnesses = {split: live_fitness(other, items) for split, items in other.items.items()}
+    judge = Judge(other, fitnesses, make_subsets(other), Interrupt())
     expected = judge.merged(other.space.decode(x), "report").scores()
     (tmp_path / "recipe.yaml").write_text(recipe_of(under(other, other_settings), other.space.decode(x)).to_yaml())
     models = {"it": Model("recipe", tmp_path / "recipe.yaml")}

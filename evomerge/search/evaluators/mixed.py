@@ -9,8 +9,9 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.scorers import make_objective
-from evomerge.search.evaluators.serial import Scorer, SerialEvaluator, Timing
+from evomerge.search.evaluators.serial import LiveFitness, SerialScorer, Timing
+from evomerge.search.evaluators.splits import make_objective
+from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.search.learning import Learning
 from evomerge.search.loop import Evaluator
 from evomerge.trials import Batch, Trial
@@ -18,7 +19,7 @@ from evomerge.trials import Batch, Trial
 
 def make_evaluators(
     problem: Problem,
-    scorers: Mapping[str, Scorer],
+    fitnesses: Mapping[str, LiveFitness],
     subsets: Mapping[str, Subset],
     learning: Learning | None,
     record: Callable[[Timing], None] = lambda timing: None,
@@ -28,7 +29,7 @@ def make_evaluators(
 
     Args:
         problem: what is searched.
-        scorers: score the live model on the items of a split; here, `search`.
+        fitnesses: score the live model on the items of a split; here, `search`.
         subsets: choose the items of a split; here, `search`.
         learning: what a gradient learns from; None for a searcher by values.
         record: is told where the time of each candidate and step went.
@@ -38,9 +39,10 @@ def make_evaluators(
         The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
         values of the objective or a loss and its gradient.
     """
-    score, subset = scorers["search"], subsets["search"]
+    score, subset = fitnesses["search"], subsets["search"]
     objective = make_objective(problem, score, subset, limit)
-    values = SerialEvaluator(problem.space, problem.merger, score, subset, objective, record, limit)
+    scorer = SerialScorer(problem.space, problem.merger, score, limit)
+    values = ValueEvaluator(scorer, subset, objective, record)
     gradients = learning and GradientEvaluator(problem, learning, record, limit)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:

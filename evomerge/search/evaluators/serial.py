@@ -1,10 +1,9 @@
-"""The serial evaluator: from points to scored trials, one after the other on one live model.
+"""The serial scorer: units are scored one after the other on one live model, and what goes wrong is contained.
 
-In: a batch and the indices of its points that have no trial yet. Out: their trials, as they end. It owns merger,
-fitness and objective, and chooses the items of the generation, the same for all its candidates. A bad candidate costs
-one candidate: an exception, a NaN, a `sys.exit` (`exits.py`), a change of the live model (`guard.py`), a lack of
-memory that smaller batches cannot mend (`memory.py`) or a hang (`limits.py`) becomes a failed trial with its error, and
-the search goes on. Times go to a callback, never into a trial.
+In: units, each a point and the items to score it on. Out: what came of each, as it ends. The merger builds the
+candidate, and the fitness scores the live model. An exception, a `sys.exit` (`exits.py`), a change of the live model
+(`guard.py`), a lack of memory that smaller batches cannot mend (`memory.py`) or a hang (`limits.py`) is what came of
+one unit, and the next one is scored as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,13 +25,12 @@ from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.finite import watched
 from evomerge.fitness.items import Item
-from evomerge.fitness.objectives import Objective
-from evomerge.fitness.sampling import Subset
 from evomerge.merging.merger import Merger
 from evomerge.models.guard import Guard
+from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.memory import free, lacks_memory, with_smaller_batches
 from evomerge.space.coefficients import CoefficientSpace
-from evomerge.trials import Batch, Trial
+from evomerge.trials import Trial
 
 failures = logging.getLogger(f"{__name__}.failures")
 """Is told of each candidate that fails."""
@@ -49,7 +47,7 @@ class Timing:
     total: float
 
 
-class Scorer:
+class LiveFitness:
     """A live model with what it takes to score it on the items of a split.
 
     Args:
@@ -122,73 +120,47 @@ def prepare(fitness: Fitness, processor: Any, items: Mapping[str, Sequence[Item]
         raise ConfigError(f"The fitness cannot prepare its items: {type(error).__name__}: {error}") from error
 
 
-class SerialEvaluator:
-    """Scores the points of a batch one by one.
+class SerialScorer:
+    """Scores units one by one on a live model, merged once for units in a row that are of one candidate.
 
     Args:
         space: decodes points.
         merger: builds candidates in the live model.
-        score: scores the live model on search items.
-        subset: chooses the items of a generation.
-        objective: makes values of outcomes.
-        record: is told where the time of each candidate went.
-        limit: of the time of a candidate.
+        fitness: scores the live model.
+        limit: of the time of a unit.
     """
 
     def __init__(
-        self,
-        space: CoefficientSpace,
-        merger: Merger,
-        score: Scorer,
-        subset: Subset,
-        objective: Objective,
-        record: Callable[[Timing], None] = lambda timing: None,
-        limit: TimeLimit | None = None,
+        self, space: CoefficientSpace, merger: Merger, fitness: LiveFitness, limit: TimeLimit | None = None
     ) -> None:
-        self._space, self._merger, self._score = space, merger, score
-        self._subset, self._objective, self._record = subset, objective, record
-        self._limit = limit or TimeLimit()
+        self._space, self._merger, self._fitness, self._limit = space, merger, fitness, limit or TimeLimit()
+        self._live: np.ndarray | None = None  # the point that the live model is merged at
 
-    def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-        """Yield a trial for each missing point, in order."""
-        ids = self._subset(batch.index)
-        for index in missing:
-            yield self._trial(batch, index, ids)
+    def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
+        """Yield what came of each unit with its position, in order; the next one begins once this one is taken."""
+        self._live = None
+        for position, unit in enumerate(units):
+            yield position, self._scored(unit)
 
-    def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]]) -> Trial:
+    def _scored(self, unit: Unit) -> Scored:
         started = time.perf_counter()
         try:
-            outcome, merged, scored = self._limit(lambda: self._outcome(batch.points[index], ids))
-            check_finite(outcome)
-            values, violations = self._objective(outcome)
-            if not np.isfinite(values).all():
-                raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
+            outcome, merged, ended = self._limit(lambda: self._outcome(unit))
         except LiveModelError:  # every later score would be one of another model
             raise
         except Exception as error:  # whatever a model or a user's fitness may raise
-            return failed(batch.index, index, ids, error)
-        forward = scored - merged if outcome.forward_seconds is None else outcome.forward_seconds
-        trial = Trial(
-            batch=batch.index,
-            index=index,
-            status="ok",
-            values=values,
-            violations=violations,
-            scores=outcome.scores(),
-            items=outcome.items,
-            results={
-                task: {name: each.tolist() for name, each in metrics.items()}
-                for task, metrics in outcome.results.items()
-            },
-        )
-        self._record(Timing(batch.index, index, merged - started, forward, time.perf_counter() - started))
-        return trial
+            self._live = None
+            return Scored(error)
+        forward = ended - merged if outcome.forward_seconds is None else outcome.forward_seconds
+        return Scored(outcome, merged - started, forward, time.perf_counter() - started)
 
-    def _outcome(self, point: np.ndarray, ids: dict[str, list[str]]) -> tuple[Outcome, float, float]:
-        """Build a candidate and score it; say as well when it was built and when it was scored."""
-        self._merger.apply(self._space.decode(point))
+    def _outcome(self, unit: Unit) -> tuple[Outcome, float, float]:
+        """Build a candidate, if it is not there yet, and score it; say as well when it was built and scored."""
+        if self._live is not unit.point:
+            self._merger.apply(self._space.decode(unit.point))
+            self._live = unit.point
         merged = time.perf_counter()
-        outcome = self._score(ids)
+        outcome = self._fitness(unit.ids)
         return outcome, merged, time.perf_counter()
 
 

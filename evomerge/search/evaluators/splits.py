@@ -1,4 +1,4 @@
-"""What scores the splits of a problem: the items of each, a scorer of each, and the objective."""
+"""What scores the splits of a problem: the items of each, the fitness on them, and the objective."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
-from evomerge.search.evaluators.serial import Scorer, check_finite, explained, prepare
+from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained, prepare
 
 
 def make_subsets(problem: Problem) -> dict[str, Subset]:
@@ -27,13 +27,13 @@ def make_subsets(problem: Problem) -> dict[str, Subset]:
     }
 
 
-def scorer(problem: Problem, items: Mapping[str, Sequence[Item]]) -> Scorer:
+def live_fitness(problem: Problem, items: Mapping[str, Sequence[Item]]) -> LiveFitness:
     """Prepare the items of a split, once."""
     prepared = prepare(problem.fitness, problem.live.processor, items)
-    return Scorer(problem.live.model, problem.fitness, prepared, problem.merger.guard)
+    return LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard)
 
 
-def make_objective(problem: Problem, score: Scorer, subset: Subset, limit: TimeLimit | None = None) -> Objective:
+def make_objective(problem: Problem, score: LiveFitness, subset: Subset, limit: TimeLimit | None = None) -> Objective:
     """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
     goal, ends = problem.goal, None
     if goal.normalised:
@@ -57,7 +57,7 @@ def make_objective(problem: Problem, score: Scorer, subset: Subset, limit: TimeL
     return Objective(goal.metric, goal.aggregate, goal.weights, ends)
 
 
-def score_experts(problem: Problem, score: Scorer, ids: Mapping[str, list[str]]) -> Outcome:
+def score_experts(problem: Problem, score: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
     """Score each task's items with its own expert, and put the base back; tasks without an expert are left out.
 
     Raises:

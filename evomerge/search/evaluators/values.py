@@ -1,0 +1,81 @@
+"""The evaluator of values: from points to scored trials.
+
+In: a batch and the indices of its points that have no trial yet. Out: their trials, in the order asked. It chooses the
+items of the generation, the same for all its candidates, makes a unit of each candidate and a trial of what its scorer
+says of it. A bad candidate costs one candidate: whatever a model or a user's fitness raises, and a NaN, becomes a
+failed trial with its error, and the search goes on. Times go to a callback, never into a trial.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.search.evaluators.serial import Timing, check_finite, failed
+from evomerge.search.evaluators.units import Scored, Scorer, Unit
+from evomerge.trials import Batch, Trial
+
+
+class ValueEvaluator:
+    """Scores the points of a batch.
+
+    Args:
+        score: scores units of search items.
+        subset: chooses the items of a generation.
+        objective: makes values of outcomes.
+        record: is told where the time of each candidate went.
+    """
+
+    def __init__(
+        self,
+        score: Scorer,
+        subset: Subset,
+        objective: Objective,
+        record: Callable[[Timing], None] = lambda timing: None,
+    ) -> None:
+        self._score, self._subset, self._objective, self._record = score, subset, objective, record
+
+    def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        """Yield a trial for each missing point, in order, as soon as those before it have ended too."""
+        ids = self._subset(batch.index)
+        units = [Unit(batch.points[index], ids) for index in missing]
+        early: dict[int, Scored] = {}
+        due = 0
+        for position, scored in self._score(units):
+            early[position] = scored
+            del scored  # an error holds the tensors of its frames
+            while due in early:
+                yield self._trial(batch, missing[due], ids, early.pop(due))
+                due += 1
+
+    def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]], scored: Scored) -> Trial:
+        started, outcome = time.perf_counter(), scored.outcome
+        if isinstance(outcome, Exception):
+            return failed(batch.index, index, ids, outcome)
+        try:
+            check_finite(outcome)
+            values, violations = self._objective(outcome)
+            if not np.isfinite(values).all():
+                raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
+        except Exception as error:  # such as an objective of somebody's own
+            return failed(batch.index, index, ids, error)
+        trial = Trial(
+            batch=batch.index,
+            index=index,
+            status="ok",
+            values=values,
+            violations=violations,
+            scores=outcome.scores(),
+            items=outcome.items,
+            results={
+                task: {name: each.tolist() for name, each in metrics.items()}
+                for task, metrics in outcome.results.items()
+            },
+        )
+        total = scored.total + time.perf_counter() - started
+        self._record(Timing(batch.index, index, scored.merge, scored.forward, total))
+        return trial
