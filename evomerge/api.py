@@ -96,6 +96,7 @@ def search(
     loss: str | Choice = "cross_entropy",
     time_limit: float | str | None = "auto",
     budget_items: int | None = None,
+    hours: float | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Search the coefficients of a candidate, choose the winner honestly, and return the result.
@@ -124,6 +125,7 @@ def search(
         loss: what a gradient learns from.
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
+        hours: that this call may take, choosing the winner included; the same call again has as many again.
         progress: is told what goes on.
 
     Raises:
@@ -146,8 +148,8 @@ def search(
     config["searcher"] = settings_of("searcher", searcher or ("cmaes" if candidate.space.dim > 1 else "tpe"))
     config["loss"] = settings_of("loss", loss)
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
-    config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "time_limit": time_limit}
-    config |= {"seed": seed, "start": start}
+    config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
+    config |= {"time_limit": time_limit, "seed": seed, "start": start}
     kept = TemporaryDirectory() if run is None else None
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
     composed: Any = OmegaConf.merge(OmegaConf.structured(SearchConfig), config)

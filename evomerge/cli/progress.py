@@ -7,6 +7,7 @@ Everything goes to standard error, but for the final table, which is the command
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from evomerge.common.progress import Seconds, unlimited
 from evomerge.trials import Trial
 
 logger = logging.getLogger(__name__)
@@ -120,31 +122,33 @@ class Reporter:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def searching(self, past: Sequence[Trial], budget: int) -> Iterator[Callable[[Trial], None]]:
+    def searching(
+        self, past: Sequence[Trial], budget: int, left: Seconds = unlimited
+    ) -> Iterator[Callable[[Trial], None]]:
         """Show a bar with best, mean, candidates per minute and the time left.
 
         Args:
             past: the trials that the log holds already.
             budget: trials in all, as far as is known.
+            left: the seconds that the search has left at most.
 
         Yields:
             What is to be told of each new trial.
         """
         values = [trial.values[0] for trial in past if trial.values and trial.gradient is None]
-        state = _State(len(past), values, budget)
+        state = _State(len(past), values, budget, left)
         columns = (
             TextColumn("search"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}  {task.fields[left]}"),
         )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("search", total=budget, completed=len(past), state=str(state))
+            task = bar.add_task("search", total=budget, completed=len(past), state=str(state), left=state.left())
 
             def scored(trial: Trial) -> None:
                 state.update(trial)
-                bar.update(task, completed=state.done, state=str(state))
+                bar.update(task, completed=state.done, state=str(state), left=state.left())
                 if not self.console.is_terminal and state.due():
                     self.say(f"{state.done}/{budget}  {state}  {state.left()}")
 
@@ -154,8 +158,8 @@ class Reporter:
 class _State:
     """Best, mean and pace of a search; the loss of gradient steps by itself, since it is another quantity."""
 
-    def __init__(self, done: int, values: list[float], budget: int) -> None:
-        self.done, self._values, self._budget = done, values, budget
+    def __init__(self, done: int, values: list[float], budget: int, left: Seconds) -> None:
+        self.done, self._values, self._budget, self._seconds = done, values, budget, left
         self._losses: list[float] = []
         self._first = done
         self._started = self._said = time.monotonic()
@@ -175,7 +179,10 @@ class _State:
         return True
 
     def left(self) -> str:
-        return f"{(self._budget - self.done) / max(self._pace(), 1e-9):.1f} min left"
+        """Say how much longer it takes: until all is scored, or until its time is over, whichever comes first."""
+        scoring = (self._budget - self.done) / pace if (pace := self._pace()) else math.inf
+        minutes = max(min(scoring, self._seconds() / 60), 0.0)
+        return f"{minutes:.1f} min left" if math.isfinite(minutes) else ""
 
     def _pace(self) -> float:
         return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9) * 60

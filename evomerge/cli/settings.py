@@ -29,6 +29,8 @@ from evomerge.runs.transforms import resolved
 
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
 """Settings whose next part is a name that the user chooses."""
+BUDGETS = {"budget.candidates": "budget", "budget.items": "budget_items", "budget.hours": "budget_hours"}
+"""Other names of settings, which say what they count."""
 KINDS = {"integer": ("whole number", "100"), "float": ("number", "0.5"), "bool": ("truth value", "true")}
 """What Hydra calls a type -> what it is called here, and an example."""
 
@@ -166,7 +168,7 @@ def _check_setting(override: Override, known: Sequence[str]) -> None:
     if override.is_sweep_override() and key in UNNAMED:
         raise EvomergeError(f"{key} cannot be swept, since its runs would share one directory: sweep other settings.")
     if key not in known and not key.startswith(OPEN_SETTINGS):
-        near = nearest(key, known, n=3, cutoff=0.5)
+        near = nearest(key, [*known, *BUDGETS], n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else "`evomerge search --help` lists all settings."
         raise EvomergeError(f"There is no setting '{key}'. {hint}")
     choices = sorted(file.stem for file in (CONF / key).glob("[!_]*.yaml"))
@@ -202,8 +204,8 @@ def _flatten(node: object, prefix: str) -> Iterator[str]:
 
 
 def spelled_out(argument: str, sweep: bool = False) -> list[str]:
-    """Return `space=blocks:6` as `space=blocks space.n=6`, a new name below an open setting as Hydra wants it, and in
-    quotes a value that Hydra's grammar does not have.
+    """Return `space=blocks:6` as `space=blocks space.n=6`, `budget.hours=8` as `budget_hours=8`, a new name below an
+    open setting as Hydra wants it, and in quotes a value that Hydra's grammar does not have.
 
     Args:
         argument: as it was written.
@@ -212,7 +214,8 @@ def spelled_out(argument: str, sweep: bool = False) -> list[str]:
     match = re.fullmatch(r"space=(blocks|chunk):(\d+)", argument)
     if match:
         return [f"space={match[1]}", f"space.n={match[2]}"]
-    argument = _chained(argument)
+    name, equals, value = argument.partition("=")
+    argument = _chained(f"{BUDGETS.get(name, name)}{equals}{value}")
     if argument.startswith("hydra."):
         argument = re.sub("=(~.*)", lambda home: f"={at_home(home[1])}", argument)
     argument = f"++{argument}" if argument.startswith(OPEN_SETTINGS) else argument

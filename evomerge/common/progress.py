@@ -5,6 +5,7 @@ The command draws bars, spinners and tables (`cli/progress.py`). From Python eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -13,6 +14,13 @@ from evomerge.trials import Trial
 
 Steps = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
+Seconds = Callable[[], float]
+"""Says how many seconds are left."""
+
+
+def unlimited() -> float:
+    """Say of a search without a limit of time how many seconds it has left."""
+    return math.inf
 
 
 class Progress(Protocol):
@@ -34,8 +42,12 @@ class Progress(Protocol):
         """Take note of progress within `bars`; see `Steps`."""
         ...
 
-    def searching(self, past: Sequence[Trial], budget: int) -> AbstractContextManager[Callable[[Trial], None]]:
-        """Show a search with `past` trials in its log, of about `budget`; what it yields is told of each new one."""
+    def searching(
+        self, past: Sequence[Trial], budget: int, left: Seconds = unlimited
+    ) -> AbstractContextManager[Callable[[Trial], None]]:
+        """Show a search with `past` trials in its log, of about `budget`, with so many seconds `left`; what it yields
+        is told of each new one.
+        """
         ...
 
     def say(self, text: str) -> None:
@@ -71,7 +83,9 @@ class Silent:
         """Say nothing."""
 
     @contextmanager
-    def searching(self, past: Sequence[Trial], budget: int) -> Iterator[Callable[[Trial], None]]:
+    def searching(
+        self, past: Sequence[Trial], budget: int, left: Seconds = unlimited
+    ) -> Iterator[Callable[[Trial], None]]:
         """Say nothing; what it yields ignores what it is told."""
         yield lambda trial: None
 

@@ -35,6 +35,7 @@ from evomerge.runs.directory import Run, open_run
 
 STOPS = {
     "budget": "It ended with its budget.",
+    "time": "It ended with its hours.",
     "exhausted": "It ended when every point that its searcher can propose had been scored.",
     "converged": "It ended when its searcher had converged.",
 }

@@ -49,7 +49,8 @@ LEARNING = {"inputs": ("int",)}
 """Settings of a loss that are not arguments of its class."""
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
-    *("budget", "budget_items", "time_limit", "model.device", "model.cache", "model.allow_missing", "model.trained_on"),
+    *("budget", "budget_items", "budget_hours", "time_limit"),
+    *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
     *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
@@ -100,6 +101,7 @@ class SearchConfig:
     seed: int = 1
     budget: int = 200
     budget_items: int | None = None
+    budget_hours: float | None = None  # of each call
     time_limit: Any = "auto"  # seconds, or null
     start: Any = "constants"
     model: ModelConfig = field(default_factory=ModelConfig)

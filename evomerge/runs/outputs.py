@@ -150,7 +150,8 @@ def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> S
     Args:
         directory: the run directory.
         run: what `run_digest` says of it now.
-        settings: of the search; a budget that is lower than what was spent takes nothing back.
+        settings: of the search; a budget that is lower than what was spent takes nothing back. A run that ended by its
+            hours has something left, since another call has hours of its own.
     """
     try:
         summary = read_summary(directory)
@@ -158,8 +159,8 @@ def finished(directory: Path, run: str | None, settings: Mapping[str, Any]) -> S
         return None
     if summary is None or run is None or summary.run != run:
         return None
-    spent = summary.stop != "budget" or summary.trials >= settings["budget"] or settings["budget_items"]
-    return summary if spent else None
+    more = summary.stop == "time" or (summary.stop == "budget" and not settings["budget_items"])
+    return None if more and summary.trials < settings["budget"] else summary
 
 
 def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], ids: Any) -> str | None:

@@ -6,12 +6,14 @@ work fails here.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from evomerge.common.errors import NotFinite
+from evomerge.common.errors import ConfigError, NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress
 from evomerge.fitness.losses import CrossEntropy
@@ -19,6 +21,7 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.config import classes
+from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
@@ -37,6 +40,7 @@ def preflight(
     objective: Objective,
     gradients: GradientEvaluator | None,
     limit: TimeLimit,
+    deadline: Deadline,
     reporter: Progress,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
@@ -50,10 +54,11 @@ def preflight(
         objective: makes a value of an outcome.
         gradients: takes the steps of a gradient, if the searcher asks for any.
         limit: of the time of a candidate; it is told what the base takes.
+        deadline: the end of the search's hours; it is told what a candidate and choosing take.
         reporter: prints.
 
     Raises:
-        ConfigError: the fitness cannot score the base, or its loss has no gradient there.
+        ConfigError: the fitness cannot score the base, its loss has no gradient there, or the hours are too few.
     """
     ids = subsets["search"](0)
     with failing_on_base("fitness"):
@@ -67,7 +72,8 @@ def preflight(
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
     rows = _facts(problem, settings, ids, gradients is not None)
-    times = _times(problem, searcher, settings, subsets, seconds, gradients and (step or 0.0, gradients.size))
+    inputs = gradients.size if gradients else 1
+    times = _times(problem, searcher, settings, subsets, {False: seconds, True: step or 0.0}, inputs, deadline)
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
@@ -138,8 +144,9 @@ def _times(
     searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
-    seconds: float,
-    step: tuple[float, int] | None,
+    each: Mapping[bool, float],
+    inputs: int,
+    deadline: Deadline,
 ) -> str:
     """Return how long search and selection will take, as a sentence.
 
@@ -148,45 +155,72 @@ def _times(
         searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
-        seconds: that a candidate takes.
-        step: the seconds that a step of the gradient takes, and the number of its inputs; None without a gradient.
+        each: the seconds of a candidate (False) and of a step of the gradient (True).
+        inputs: of a step.
+        deadline: the end of the search's hours; it is told.
+
+    Raises:
+        ConfigError: the hours are too few.
     """
     size = {split: subset.size for split, subset in subsets.items()}
-    step_seconds, inputs = step or (0.0, 1)
-    candidates, steps = affordable(
-        parts_of(searcher, settings["budget"]), settings["budget_items"], size["search"], inputs
-    )
-    costs = [(candidates, "candidate", seconds), (steps, "step", step_seconds)]
-    costs = [cost for cost in costs if cost[0]]
-    prices = " and ".join(f"{each:.2f} s a {kind}" for _, kind, each in costs)
-    asked = " and ".join(f"{count:,} {kind}{'s' * (count > 1)}" for count, kind, _ in costs)
-    searching = sum(count * each for count, _, each in costs)
-    incumbents = sum(part.incumbents for part in parts_of(searcher, candidates + steps))
+    parts = parts_of(searcher, settings["budget"])
+    if (items := settings["budget_items"]) is not None:
+        parts = affordable(parts, items, {False: size["search"], True: inputs})
+    count = sum(part.count for part in parts)
+    incumbents = sum(part.incumbents for part in parts_of(searcher, count))
     weight = next(variable for variable in problem.space.variables if variable.name == "weight")
     judged = work((weight.low, weight.high), incumbents, settings["objective"]["normalised"], size)
-    judging = judged * seconds / size["search"]
+    deadline.measured(each, [part.gradient for part in parts], judged / size["search"])
+    _check_hours(deadline)
+    if math.isfinite(left := deadline.left):
+        parts = affordable(parts, left, each)
+    totals = {kind: sum(part.count for part in parts if part.gradient is kind) for kind in (False, True)}
+    costs = [(total, "step" if kind else "candidate", each[kind]) for kind, total in totals.items() if total]
+    prices = " and ".join(f"{each:.2f} s a {kind}" for _, kind, each in costs)
+    asked = " and ".join(f"{total:,} {kind}{'s' * (total > 1)}" for total, kind, _ in costs)
+    searching = _span(sum(total * each for total, _, each in costs))
+    scored = sum(totals.values())
+    takes = f"{asked} take{'s' * (scored == 1)} about {searching}"
+    if scored < count:
+        takes = f"budget.hours={deadline.hours:g} leaves time for about {asked} ({searching})"
     return (
-        f"about {prices}; {asked} take{'s' * (candidates + steps == 1)} about {_span(searching)}, choosing the winner "
-        f"on {size['select']:,} select and {size['report']:,} report items at most {_span(judging)}"
+        f"about {prices}; {takes}, choosing the winner on {size['select']:,} select and {size['report']:,} report "
+        f"items at most {_span(deadline.choosing)}"
     )
 
 
-def affordable(parts: Sequence[Part], items: int | None, candidate: int, step: int) -> tuple[int, int]:
-    """Return how many candidates and how many steps a budget of items buys.
+def _check_hours(deadline: Deadline) -> None:
+    """Refuse hours into which one candidate and choosing the winner do not fit.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if deadline.hours is None or not deadline.over:
+        return
+    needed = deadline.hours + (deadline.next - deadline.left) / 3600
+    enough = math.ceil(120 * needed) / 100  # a fifth more
+    raise ConfigError(
+        f"budget.hours={deadline.hours:g} is too little: one candidate takes about {_span(deadline.next)}, and "
+        f"choosing the winner up to {_span(deadline.choosing)}. Write budget.hours={enough:g} or more, or lower "
+        f"fitness.select_items and fitness.report_items."
+    )
+
+
+def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]) -> list[Part]:
+    """Return what a budget buys of each part: the earlier ones are paid first.
 
     Args:
         parts: what will be asked for.
-        items: the budget; None for no limit.
-        candidate: the items of a candidate.
-        step: the inputs of a step.
+        limit: the budget, in items or in seconds.
+        prices: of a candidate (False) and of a step (True), in the same.
     """
-    bought = {False: 0, True: 0}
+    bought: list[Part] = []
     for part in parts:
-        price = step if part.gradient else candidate
-        count = part.count if items is None else min(part.count, items // price)
-        bought[part.gradient] += count
-        items = None if items is None else items - count * price
-    return bought[False], bought[True]
+        price = prices[part.gradient]
+        count = min(part.count, int(limit // price)) if price else part.count
+        bought += [replace(part, count=count)] if count else []
+        limit -= count * price
+    return bought
 
 
 def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:

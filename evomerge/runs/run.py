@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from evomerge.runs.outputs import finished, recorder, run_digest, show, summaris
 from evomerge.runs.preflight import preflight
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
+from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
@@ -59,6 +61,7 @@ def run_search(
     interrupt: Interrupt | None = None,
     given: Given | None = None,
     command: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Summary | None:
     """Run one search, or go on with it.
 
@@ -69,6 +72,7 @@ def run_search(
         interrupt: says afterwards which signal asked it to stop.
         given: what need not be made of the settings, since a program has it.
         command: what a person types to run it, if it is run by a command.
+        clock: seconds, by which the hours of its budget are counted from now on.
 
     Returns:
         The summary, or None when it was asked to stop before the end.
@@ -78,6 +82,7 @@ def run_search(
     """
     settings = plain(config)
     check(settings)
+    deadline = Deadline(settings["budget_hours"], clock)
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
@@ -98,15 +103,18 @@ def run_search(
     with warned() as logged, interrupt or Interrupt() as interrupt:
         objective, gradients, evaluate = make_evaluators(problem, fitnesses, subsets, learning, record, limit)
         parts = parts_of(searcher, settings["budget"])
-        budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt)
-        preflight(problem, searcher, settings, subsets, fitnesses["search"], objective, gradients, limit, reporter)
+        budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt, deadline)
+        preflight(
+            problem, searcher, settings, subsets, fitnesses["search"], objective, gradients, limit, deadline, reporter
+        )
         with TrialLog(directory / "trials.jsonl", identity, fingerprint(), identity_of) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config))
             record_start(directory)
             record_command(directory, command)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
-            with reporter.searching(log.logged, asked) as told:
-                reason = search(searcher, interrupt.wrap(watching(evaluate, told)), log, budget)
+            with reporter.searching(log.logged, asked, lambda: deadline.left) as told:
+                limited = interrupt.wrap(deadline.wrap(watching(evaluate, told)))
+                reason = search(searcher, limited, log, budget)
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
@@ -158,7 +166,12 @@ def _choose(judge: Judge, goal: Goal, searcher: Searcher, log: TrialLog, reporte
 
 
 def make_budget(
-    settings: Mapping[str, Any], parts: Sequence[Part], size: int, step: int | None, interrupt: Interrupt
+    settings: Mapping[str, Any],
+    parts: Sequence[Part],
+    size: int,
+    step: int | None,
+    interrupt: Interrupt,
+    deadline: Deadline | None = None,
 ) -> Budget:
     """Return the budget of a search, which must buy one of each that will be asked for.
 
@@ -168,6 +181,7 @@ def make_budget(
         size: the items of a candidate.
         step: the inputs of a step of the gradient, if there is one.
         interrupt: a request to stop.
+        deadline: the end of its hours.
 
     Raises:
         ConfigError: it is less than that, or not positive.
@@ -180,7 +194,7 @@ def make_budget(
         raise ConfigError(
             f"budget_items={items} is less than one {what} costs, {price} items: raise it, or lower {setting}."
         )
-    return Budget(settings["budget"], items, size, step, interrupt)
+    return Budget(settings["budget"], items, size, step, interrupt, deadline or Deadline())
 
 
 def check_splits(

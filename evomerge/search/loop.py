@@ -46,8 +46,8 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
         batch = log.begin(searcher.ask())  # a new ask is written; a logged one is verified, its trials filled in
         for trial in evaluate(batch, batch.missing[: budget.left(log, batch.gradient)]):
             log.append(trial)
-        if not batch.complete:  # a signal or the budget has cut it short
-            return StopReason.INTERRUPTED if budget.interrupt.requested else StopReason.BUDGET
+        if not batch.complete:  # a signal, the budget or its hours have cut it short
+            return budget.cut(log, batch.gradient)
         log.tell(batch)
         searcher.tell(batch)
     return reason
@@ -56,11 +56,14 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
 def _end(searcher: Searcher, log: TrialLog, budget: Budget) -> StopReason | None:
     """Return why the search must not ask again, or None.
 
-    That all candidates failed is decided by the log alone, at its end, so that a replay decides alike.
+    That all candidates failed is decided by the log alone, at its end, so that a replay decides alike. Hours end no
+    replay: what was scored before stays.
     """
     if log.trials >= HOPELESS and len(log.errors) == log.trials and not log.logged:
         return StopReason.FAILED
-    return searcher.stop() or budget.stop(log)
+    if (reason := searcher.stop() or budget.stop(log)) is not None:
+        return reason
+    return StopReason.TIME if budget.deadline.over and not log.logged else None
 
 
 def watching(evaluate: Evaluator, told: Callable[[Trial], None]) -> Evaluator:

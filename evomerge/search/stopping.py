@@ -1,8 +1,8 @@
 """Why and when a search ends: stop reasons, the budget, and the signals of a scheduler.
 
 A budget counts what the loop has seen, replayed trials included, so raising it and running the same command again
-continues the search. SIGTERM, SIGUSR1 (what Slurm sends before a time limit) and Ctrl-C end a search cleanly after the
-trial that is running.
+continues the search; its hours count anew in every call (`deadline.py`). SIGTERM, SIGUSR1 (what Slurm sends before a
+time limit) and Ctrl-C end a search cleanly after the trial that is running.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from evomerge.common.errors import ConfigError
+from evomerge.search.deadline import Deadline
 from evomerge.trials import StopReason
 
 HOPELESS = 10
@@ -86,6 +87,7 @@ class Budget:
         items_per_trial: what one candidate spends; needed with `items`, so that the limit is never passed.
         items_per_step: what a gradient spends, where it is another number.
         interrupt: a request to stop that ends the search as well.
+        deadline: the end of its hours, which ends it as well.
 
     Raises:
         ConfigError: for a number that is not positive.
@@ -96,6 +98,7 @@ class Budget:
     items_per_trial: int = 1
     items_per_step: int | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
+    deadline: Deadline = field(default_factory=Deadline)
 
     def __post_init__(self) -> None:
         for name in ("trials", "items", "items_per_trial", "items_per_step"):
@@ -118,3 +121,9 @@ class Budget:
         if self.interrupt.requested:
             return StopReason.INTERRUPTED
         return None if self.left(counts) or self.left(counts, gradient=True) else StopReason.BUDGET
+
+    def cut(self, counts: Counts, gradient: bool) -> StopReason:
+        """Return why a batch was cut short."""
+        if self.interrupt.requested:
+            return StopReason.INTERRUPTED
+        return StopReason.TIME if self.left(counts, gradient) and self.deadline.over else StopReason.BUDGET

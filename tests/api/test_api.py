@@ -98,7 +98,9 @@ def test_a_search_from_python_is_that_of_the_command(pico_suite, tmp_path):
 
 
 def test_a_module_in_memory_is_searched_and_saved(candidate, tmp_path):
-    result = em.search(candidate, score, {"red": ITEMS}, budget=30, run=tmp_path / "run")
+    with pytest.raises(em.EvomergeError, match=r"budget\.hours=0 is no time"):
+        em.search(candidate, score, {"red": ITEMS}, hours=0)
+    result = em.search(candidate, score, {"red": ITEMS}, budget=30, hours=1, run=tmp_path / "run")
     assert len(result.trials) == 30
     assert result.coefficients["weight"].groups == ("embeddings", "layers.0", "layers.1", "head")
     assert np.asarray(result.coefficients["weight"]).shape == (4, 2)

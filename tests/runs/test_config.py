@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from evomerge.cli.settings import check_settings, spelled_out
+from evomerge.cli.settings import check_settings, compose_settings, spelled_out
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.runs.config import CONF, build, check, plain, run_name
 from tests.kit.helpers import box, compose
@@ -60,6 +60,8 @@ def test_every_method_is_made_from_its_yaml(choice: str) -> None:
         (["searcher=tp"], "There is no searcher 'tp'. Did you mean tpe"),
         (["-m", "searcher=cmaes,tppe"], "There is no searcher 'tppe'"),
         (["budge=3"], "Did you mean budget"),
+        (["budget.hour=3"], "Did you mean budget.hours"),
+        (["-m", "budget_hours=1,2"], "budget_hours cannot be swept"),
         (["layer"], "Settings are name=value"),
         (["searcher=null"], "searcher=null is none of cmaes, gradient, grid, hybrid, random, tpe"),
         (["loss=null"], "write one of them, or leave loss out"),
@@ -123,11 +125,21 @@ def test_a_search_without_one_of_its_parts(group: str) -> None:
 def test_short_form_of_a_space() -> None:
     assert spelled_out("space=blocks:6") == ["space=blocks", "space.n=6"]
     assert spelled_out("space=layer") == ["space=layer"]
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_budgets_by_what_they_count(sweep: bool) -> None:
+    for name, setting in (("hours", "budget_hours"), ("items", "budget_items"), ("candidates", "budget")):
+        assert spelled_out(f"budget.{name}=8", sweep) == [f"{setting}=8"]
+    assert spelled_out("budget=8", sweep) == ["budget=8"]
+    assert plain(compose_settings(["budget.hours=0.5"]))["budget_hours"] == 0.5
+    with pytest.raises(EvomergeError, match=r"budget_hours=soon is no number: write one, such as budget_hours=0\.5"):
+        compose_settings(["budget.hours=soon"])
     assert spelled_out("objective.weights.r8=2") == ["++objective.weights.r8=2"]
 
 
 def test_run_names_are_readable() -> None:
-    assert run_name(DEFAULTS, ["model=text", "seed=2", "budget=400"]) == "text-linear-layer-cmaes-s2"
+    assert run_name(DEFAULTS, ["model=text", "seed=2", "budget=400", "budget_hours=8"]) == "text-linear-layer-cmaes-s2"
     assert (
         run_name({**DEFAULTS, "experiment": "smoke", "model": "pico"}, ["experiment=smoke"])
         == "smoke-pico-linear-layer-cmaes"

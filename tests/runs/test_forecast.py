@@ -48,23 +48,27 @@ def test_one_coefficient_has_no_warm_start() -> None:
     assert parts_of(searcher_of("searcher=gradient", dim=1), 200) == [Part(True, 60, 4)]
 
 
+def counts(parts: list[Part]) -> tuple[int, ...]:
+    return tuple(sum(part.count for part in parts if part.gradient is kind) for kind in (False, True))
+
+
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(
     parts=st.lists(st.builds(Part, st.booleans(), st.integers(1, 9)), max_size=4),
-    items=st.none() | st.integers(0, 300),
+    items=st.integers(0, 300) | st.floats(0, 300),
     prices=st.tuples(st.integers(1, 30), st.integers(1, 30)),
 )
-def test_what_items_buy(parts: list[Part], items: int | None, prices: tuple[int, int]) -> None:
-    bought = affordable(parts, items, *prices)
-    wanted = tuple(sum(part.count for part in parts if part.gradient is kind) for kind in (False, True))
+def test_what_items_or_seconds_buy(parts: list[Part], items: float, prices: tuple[int, int]) -> None:
+    bought, wanted = counts(affordable(parts, items, dict(enumerate(prices)))), counts(parts)
     assert all(0 <= one <= other for one, other in zip(bought, wanted, strict=True))
-    assert items is None or sum(count * price for count, price in zip(bought, prices, strict=True)) <= items
-    if items is None or sum(count * price for count, price in zip(wanted, prices, strict=True)) <= items:
+    assert sum(count * price for count, price in zip(bought, prices, strict=True)) <= items
+    if sum(count * price for count, price in zip(wanted, prices, strict=True)) <= items:
         assert bought == wanted
 
 
 def test_an_earlier_part_is_paid_first() -> None:
-    assert affordable([Part(False, 6), Part(True, 60), Part(False, 134)], 100, 10, 7) == (6, 5)
+    bought = affordable([Part(False, 6), Part(True, 60), Part(False, 134)], 100, {False: 10, True: 7})
+    assert counts(bought) == (6, 5)
 
 
 def test_what_there_is_to_judge() -> None:

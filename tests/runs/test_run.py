@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError, LogError, SpaceError
+from evomerge.common.progress import Seconds, Silent, unlimited
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.outputs import show
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
+from evomerge.trials import Trial
 from tests.kit.helpers import compose
 
 
@@ -105,6 +111,7 @@ def test_another_search_in_the_same_directory_is_refused(finished: Path, setting
         ("objective.weights={animals: high}", r"objective\.weights has high"),
         ("seed=-1", "seed=-1 is negative"),
         ("budget=0", "at least 1"),
+        ("budget_hours=0", r"budget\.hours=0 is no time"),
     ],
 )
 def test_settings_are_refused_before_the_search(
@@ -198,3 +205,58 @@ def test_the_selection_counts_what_it_scores(
         assert len(counted) > 15  # constants, finalists, and the four of the report
         assert counted[-1][0] == counted[-1][1]
         assert len({total for _, total in counted}) == 1
+
+
+class Timed(Silent):
+    """A clock by which each candidate takes a second, and nothing else takes any; and what was told."""
+
+    def __init__(self) -> None:
+        self.now, self.lines = 0.0, []
+
+    def clock(self) -> float:
+        return self.now
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    @contextmanager
+    def searching(
+        self, past: Sequence[Trial], budget: int, left: Seconds = unlimited
+    ) -> Iterator[Callable[[Trial], None]]:
+        def second(trial: Trial) -> None:
+            self.now += 1.0
+
+        yield second
+
+
+def test_hours_end_a_search_and_the_same_command_goes_on(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What choosing takes, as much as 26 candidates do here, is kept back."""
+    ticks = itertools.count()
+    monkeypatch.setattr("evomerge.runs.preflight.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    told, given = Timed(), [*settings, "seed=7", "fitness.select_items=30", "fitness.report_items=30"]
+
+    def search(name: str, *more: str) -> Summary:
+        summary = run_search(compose(*given, *more), tmp_path / name, told, clock=told.clock)
+        assert summary is not None
+        return summary
+
+    few = f"budget_hours={26.9 / 3600}"
+    with pytest.raises(
+        ConfigError, match=r"takes about 1 s, and choosing the winner up to 26 s\. Write budget\.hours=0"
+    ):
+        search("run", few)
+    assert not (tmp_path / "run" / "trials.jsonl").exists()
+    whole, hours = search("whole"), f"budget_hours={33.5 / 3600}"
+    first = search("run", hours)
+    assert (first.stop, first.trials) == ("time", 7)
+    assert any("leaves time for about 7 candidates (7 s)" in line for line in told.lines)
+    assert any(line.startswith("The hours are spent") for line in told.lines)
+    log = (tmp_path / "whole" / "trials.jsonl").read_bytes()
+    assert log.startswith((tmp_path / "run" / "trials.jsonl").read_bytes())
+    assert search("run", few, "budget=3") == first  # a lower budget takes nothing back, and needs no time
+    last = search("run", hours)
+    assert (last.stop, last.trials, last.select) == ("budget", 13, whole.select)
+    assert (tmp_path / "run" / "trials.jsonl").read_bytes() == log
+    assert search("run", hours) == last  # now it is complete

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from evomerge.search.deadline import Deadline
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
@@ -220,3 +221,41 @@ def test_the_log_holds_no_clock_path_or_address(tmp_path: Path) -> None:
         *("kind", "format", "identity", "fingerprint", "crc", "batch", "points", "index", "status"),
         *("values", "violations", "scores", "items", "results", "error"),
     }
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+@pytest.mark.parametrize("seconds", [1.0, 9.0, 12.5])
+def test_hours_end_a_search_and_leave_no_trace_in_its_log(name: str, seconds: float, tmp_path: Path) -> None:
+    """The log is the beginning of a longer one's; called again, the search goes on for as many hours, up to the end."""
+    now = 0.0
+
+    def ticking(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        nonlocal now
+        for index in missing:
+            now += 1.0
+            yield scored(batch, index)
+
+    whole, _ = run(tmp_path / "whole.jsonl", name, trials=30)
+    log, calls, ended = tmp_path / "trials.jsonl", 0, StopReason.TIME
+    while ended is StopReason.TIME:
+        calls, before = calls + 1, len(log_of(log)) if log.exists() else 0
+        deadline = Deadline(seconds / 3600, lambda: now)
+        deadline.measured({False: 1.0, True: 1.0}, [False, True], 0)
+        ended, _ = run(log, name, deadline.wrap(ticking), deadline=deadline)
+        assert (tmp_path / "whole.jsonl").read_bytes().startswith(log.read_bytes())
+        assert len(log_of(log)) > before or ended is not StopReason.TIME
+    trials = sum(line["kind"] == "trial" for line in log_of(log))
+    assert ended is whole
+    assert log.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert trials // int(seconds) <= calls <= trials // int(seconds) + 1
+
+
+def test_no_time_takes_back_what_was_scored(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    run(path, "random", trials=20)
+    deadline = Deadline(1e-9)
+    deadline.measured({False: 1.0}, [False], 0)
+    reason, searcher = run(path, "random", trials=40, deadline=deadline)
+    assert reason is StopReason.TIME
+    best = max(line["values"][0] for line in log_of(path) if line["kind"] == "trial")
+    assert sphere(searcher.incumbents()["best"].x) == best

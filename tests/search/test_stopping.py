@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
+from evomerge.search.deadline import Deadline
 from evomerge.search.stopping import Budget, Interrupt
-from evomerge.trials import StopReason
+from evomerge.trials import Batch, StopReason, Trial
 
 
 @dataclass
@@ -127,3 +130,56 @@ def test_another_thread_gets_no_handlers_and_can_still_be_asked_to_stop() -> Non
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(elsewhere).result() == before
+
+
+class Clock:
+    """Stands still until somebody moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_hours_leave_time_for_choosing() -> None:
+    clock = Clock()
+    deadline = Deadline(1, clock)
+    deadline.measured({False: 60.0, True: 5.0}, [False], 10)
+    assert (deadline.choosing, deadline.left, deadline.over) == (600, 3000, False)
+    clock.now += 2940
+    assert (deadline.left, deadline.over) == (60, False)  # one more candidate, exactly
+    clock.now += 1
+    assert deadline.over
+
+
+def test_hours_count_what_candidates_take_and_not_what_was_foreseen() -> None:
+    clock, status = Clock(), ["ok", "failed", "ok", "ok"]
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        for index in missing:
+            clock.now += 100 if status[index] == "ok" else 1
+            yield Trial(0, index, status[index], (0.0,) if status[index] == "ok" else None)
+
+    deadline = Deadline(1, clock)
+    deadline.measured({False: 1.0}, [False], 30)
+    taken = [trial.index for trial in deadline.wrap(evaluate)(Batch(0, [[0.0]] * 4), [0, 1, 2, 3])]
+    assert deadline.choosing == 3000
+    assert taken == [0, 1, 2, 3]
+    assert (deadline.left, deadline.over) == (299, False)
+    assert (
+        len(list(deadline.wrap(evaluate)(Batch(1, [[0.0]] * 4), [0, 2, 3]))) == 2
+    )  # the third would take what is left
+
+
+def test_without_hours_there_is_no_end() -> None:
+    deadline = Deadline()
+    deadline.measured({False: 1e9}, [False], 1e9)
+    assert not deadline.over
+    assert deadline.left == math.inf
+
+
+@pytest.mark.parametrize("hours", [0, -1.0, math.inf, math.nan])
+def test_hours_that_are_no_time_are_refused(hours: float) -> None:
+    with pytest.raises(ConfigError, match=r"^budget\.hours=.* is no time: write the hours .*budget\.hours=0\.5"):
+        Deadline(hours)

@@ -1,0 +1,99 @@
+"""The hours of a search: when it must end so that the winner is still chosen within them.
+
+In: how long this call may take, a clock, and what a candidate takes. Out: the seconds that are left for the search.
+They count from the start of a call, so the same command run again has as many again. Nothing of the clock enters the
+log: that of a search which ended by its hours is the beginning of a longer one's.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from evomerge.common.errors import ConfigError
+from evomerge.trials import Batch, Trial
+
+Evaluate = Callable[[Batch, Sequence[int]], Iterable[Trial]]
+RECENT = 50
+"""So many candidates say how long one takes: a machine may become slower."""
+
+
+class Deadline:
+    """The end of the hours, which begin when this object is made.
+
+    Args:
+        hours: that the search may take, choosing the winner included; None for no limit.
+        clock: seconds, as of `time.monotonic`.
+
+    Attributes:
+        hours: the same.
+
+    Raises:
+        ConfigError: the hours are no positive number.
+    """
+
+    def __init__(self, hours: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        if hours is not None and not 0 < hours < math.inf:
+            raise ConfigError(
+                f"budget.hours={hours:g} is no time: write the hours that the search may take, such as "
+                f"budget.hours=0.5, or null for no limit."
+            )
+        self.hours = hours
+        self._clock = clock
+        self._end = math.inf if hours is None else clock() + 3600 * hours
+        self._forecast: dict[bool, float] = {}
+        self._asked: list[bool] = []
+        self._choosing = 0.0
+        self._took: dict[bool, deque[float]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
+
+    def measured(self, forecast: Mapping[bool, float], asked: Sequence[bool], choosing: float) -> None:
+        """Take note of what the search is going to take.
+
+        Args:
+            forecast: seconds of a candidate (False), and of a step of the gradient (True) if there are any.
+            asked: which of the two the search asks for.
+            choosing: how many candidates' time choosing the winner takes.
+        """
+        self._forecast, self._asked, self._choosing = dict(forecast), list(asked), choosing
+
+    @property
+    def choosing(self) -> float:
+        """The seconds that choosing the winner takes at most."""
+        return self._choosing * self._seconds(False)
+
+    @property
+    def next(self) -> float:
+        """The seconds that the dearest of what may be asked for takes."""
+        return max((self._seconds(kind) for kind in self._asked), default=0.0)
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left for the search; infinite without a limit."""
+        return self._end - self._clock() - self.choosing
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more fits before the winner is chosen."""
+        return self.left < self.next
+
+    def wrap(self, evaluate: Evaluate) -> Evaluate:
+        """Return an evaluator that notes how long candidates take, and ends after one when no other fits."""
+
+        def timed(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+            started = self._clock()
+            for trial in evaluate(batch, missing):
+                if trial.status == "ok":  # one that fails at once, or hangs, says nothing of the others
+                    self._took[batch.gradient].append(self._clock() - started)
+                yield trial
+                if self.over:
+                    return
+                started = self._clock()
+
+        return timed
+
+    def _seconds(self, gradient: bool) -> float:
+        took = self._took[gradient]
+        return statistics.median(took) if took else self._forecast.get(gradient, 0.0)
