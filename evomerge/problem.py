@@ -113,12 +113,14 @@ class Written:
         transform: the same of each transform in order, with a hash of the code of one that is not ours.
         fitness: the same, without what chooses items and metrics.
         granularity: of the space.
+        code: a hash of the code of a method that is not ours.
     """
 
     method: dict[str, Any]
     transform: list[dict[str, Any]]
     fitness: dict[str, Any]
     granularity: str
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Problem:
                 else task.expert and [task.expert, digest_inputs(sources.experts[task.expert])]
                 for name, task in sources.tasks.items()
             },
-            "method": self.written.method,
+            "method": self.written.method | ({"code": self.written.code} if self.written.code else {}),
             **({"transform": self.written.transform} if self.written.transform else {}),
             "fitness": self.written.fitness | identity(self.fitness),
         }

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.common.names import listed
 from evomerge.common.protocols import lacking
@@ -197,5 +198,7 @@ def requirements(fitness: Fitness) -> Requirements:
 
 
 def identity(fitness: Fitness) -> dict[str, Any]:
-    """Return what results of a fitness depend on beside its settings, or in place of some."""
-    return {"code": "", **(fitness.identity() if isinstance(fitness, Identified) else {})}
+    """Return what results of a fitness depend on beside its settings, or in place of some; of one that says nothing,
+    and is not ours, that is its code.
+    """
+    return {"code": code_of(type(fitness)) or "", **(fitness.identity() if isinstance(fitness, Identified) else {})}

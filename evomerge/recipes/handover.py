@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from evomerge import __version__
+from evomerge.common.code import called
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
 from evomerge.models.weights import dtype_name
@@ -22,7 +23,6 @@ from evomerge.recipes.mergekit import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.named import name_coefficients
 from evomerge.task_vectors.store import TaskVectors
-from evomerge.transforms.chain import called
 
 OTHER_DTYPES = """\
 # Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
@@ -27,6 +28,7 @@ from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.given import Given, make_merge, open_family
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
+from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
@@ -110,7 +112,8 @@ def written_of(settings: Mapping[str, Any]) -> Written:
     """Return method, transforms, fitness and space as identities and recipes write them."""
     fitness = {name: value for name, value in settings["fitness"].items() if name not in CHOOSING}
     transform = described(settings.get("transform") or [])
-    return Written(settings["method"], transform, fitness, settings["space"]["granularity"])
+    code = code_of(find_class(settings["method"]["_target_"], "method"))
+    return Written(settings["method"], transform, fitness, settings["space"]["granularity"], code)
 
 
 def read_splits(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[Item]]]:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evomerge.common.code import code_of
 from evomerge.common.digests import digest
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
+from evomerge.runs.targets import find_class
 
 
 def search_identity(
@@ -26,6 +28,7 @@ def search_identity(
         learned: the inputs that a gradient learns from, by task; None where none does.
     """
     space, start = problem.space, settings["start"]
+    inputs = {task: digest_items(items) for task, items in (learned or {}).items()}
     recipe = Path(start) if isinstance(start, str) else None
     return {
         **problem.contents,
@@ -35,11 +38,16 @@ def search_identity(
             "coordinates": list(space.names),
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },
-        "searcher": settings["searcher"],
+        "searcher": _with_code(settings["searcher"], "searcher"),
         "objective": {"metric": settings["fitness"]["metric"], **settings["objective"]},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **(
-            {"loss": [settings["loss"], {task: digest_items(items) for task, items in learned.items()}]}
+            {
+                "loss": [
+                    _with_code(settings["loss"], "loss"),
+                    {task: digest_items(items) for task, items in learned.items()},
+                ]
+            }
             if learned
             else {}
         ),
@@ -48,6 +56,12 @@ def search_identity(
         else start,
         "seed": settings["seed"],
     }
+
+
+def _with_code(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the settings of a group, with a hash of the code of a class that is not ours."""
+    code = code_of(find_class(settings["_target_"], group))
+    return {**settings, **({"code": code} if code else {})}
 
 
 def digest_items(items: Iterable[Item]) -> str:

@@ -72,7 +72,7 @@ def make_chain(settings: Sequence[Mapping[str, Any]]) -> Chain:
 
 def described(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return resolved settings as the identity has them: with a hash of the code where a class is not ours."""
-    from evomerge.transforms.chain import code_of
+    from evomerge.common.code import code_of
 
     return [{**step, **({"code": code} if (code := code_of(_class_of(step))) else {})} for step in settings]
 

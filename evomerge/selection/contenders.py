@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
@@ -29,7 +30,7 @@ from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.space.named import array_coefficients, name_coefficients
 from evomerge.task_vectors.family import directory_notes, loaded_in
 from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
-from evomerge.transforms.chain import Chain, code_of
+from evomerge.transforms.chain import Chain
 from evomerge.transforms.store import transformed
 
 
@@ -170,7 +171,8 @@ def _written(problem: Problem, recipe: Recipe, method: Method, chain: Chain) -> 
         del step["name"]
         if code := code_of(type(one.transform)):
             step["code"] = code
-    return replace(problem.written, method={"_target_": _qualified(method), **own}, transform=steps)
+    named = {"_target_": _qualified(method), **own}
+    return replace(problem.written, method=named, transform=steps, code=code_of(type(method)))
 
 
 def _qualified(thing: object) -> str:

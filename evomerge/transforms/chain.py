@@ -7,18 +7,16 @@ do their rows, beside those that the step makes.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evomerge.common.code import called
 from evomerge.common.errors import ConfigError, MergeError
 from evomerge.common.names import nearest
 from evomerge.task_vectors.dense import DenseDelta
@@ -101,23 +99,6 @@ def said(chain: Chain) -> str:
     """Return the names of the transforms of a chain, in words."""
     texts = [f"{step.transform.name} (of {', '.join(step.only)})" * bool(step.only) for step in chain]
     return " and then ".join(text or step.transform.name for text, step in zip(texts, chain, strict=True))
-
-
-def called(name: str, kind: type) -> str:
-    """Return what a recipe calls a method or transform: its name, or module and class of one that is not ours."""
-    return name if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def is_ours(kind: type) -> bool:
-    """Return whether a class is part of evomerge."""
-    return kind.__module__.partition(".")[0] == "evomerge"
-
-
-def code_of(kind: type) -> str | None:
-    """Return a hash of the file of a class that is not ours, on which results depend as they do on its settings."""
-    if is_ours(kind):
-        return None
-    return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()[:16]
 
 
 class Stage:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.common.code import called, code_of
 from evomerge.common.progress import Steps
 from evomerge.task_vectors.files import Computed, cached_rows
 from evomerge.task_vectors.store import TaskVectors, describe
-from evomerge.transforms.chain import Chain, Stage, Step, code_of, row_names
+from evomerge.transforms.chain import Chain, Stage, Step, row_names
 
 FORMAT = "evomerge transformed task vector 2"
 
@@ -58,7 +59,13 @@ def _contents(vectors: TaskVectors, chain: Chain) -> list[Any]:
     transform, restriction = step.transform, {"only": step.chosen(vectors.parameters)} if step.only else {}
     code = {"code": code} if (code := code_of(type(transform))) else {}
     own = {**transform.settings, **restriction, **code}
-    return [FORMAT, transform.name, own, list(vectors.parameters.items()), _contents(vectors, before)]
+    return [
+        FORMAT,
+        called(transform.name, type(transform)),
+        own,
+        list(vectors.parameters.items()),
+        _contents(vectors, before),
+    ]
 
 
 def _pass(vectors: TaskVectors, step: Step, progress: Steps | None) -> Computed:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import (
@@ -91,7 +92,7 @@ def test_what_each_can_do(fitness: Any, can: set[Any]) -> None:
 
 def test_what_a_plain_one_needs_and_is() -> None:
     assert requirements(Plain()) == Requirements(processor=True, language_head=False)
-    assert identity(Plain()) == {"code": ""}
+    assert identity(Plain()) == {"code": code_of(Plain)}  # which is not ours
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from evomerge.cli import merge, report, search
+from evomerge.common import code
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.catalog import make_method
 from evomerge.recipes.recipe import Recipe
@@ -69,3 +70,18 @@ def test_a_transform_of_ones_own_makes_one_row(run: Run, pico_suite: Suite, tmp_
     assert (recipe.row_names, [step["factor"] for step in recipe.transform]) == (["mean"], [2.0])
     merge.main(["whole/recipe.yaml", "merged"])
     assert moved(pico_suite, tmp_path / "merged") > 0
+
+
+@pytest.mark.parametrize("part", ["searcher", "fitness", "method"])
+def test_edited_code_is_another_search(part: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("one", "method=limited")
+    edited = {"searcher": "Closer", "fitness": "Nearness", "method": "Limited"}[part]
+    real = code.code_of
+
+    def code_of(kind: type) -> str | None:
+        return "edited" if kind.__name__ == edited else real(kind)
+
+    for module in ("evomerge.runs.identity", "evomerge.runs.build", "evomerge.fitness.capabilities"):
+        monkeypatch.setattr(f"{module}.code_of", code_of)
+    with pytest.raises(SystemExit):
+        run("one", "method=limited")

@@ -120,6 +120,18 @@ def test_the_cache_is_named_by_the_code_of_a_class_that_is_not_ours(
     assert len(list(tmp_path.glob("*.safetensors"))) == 6
 
 
+class Twice(Scale):
+    """Another class of the same file, with the name and the settings of the first."""
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: Any) -> Mapping[str, Tensor]:
+        return {row: 2 * delta for row, delta in super().apply(name, deltas, state).items()}
+
+
+def test_two_classes_of_one_name_share_no_rows(vectors: TaskVectors, tmp_path: Path) -> None:
+    one = whole(transformed(vectors, (Step(Scale(2.0)),), tmp_path))
+    assert torch.equal(whole(transformed(vectors, (Step(Twice(2.0)),), tmp_path)), 2 * one)
+
+
 def test_a_pattern_that_matches_nothing() -> None:
     with pytest.raises(ConfigError, match=r"scale is for the parameters 'layer\.\*', and there are none.*layers\."):
         Step(Scale(), ("layer.*",)).chosen(list(SHAPES))
