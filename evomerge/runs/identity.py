@@ -41,16 +41,7 @@ def search_identity(
         "searcher": _with_code(settings["searcher"], "searcher"),
         "objective": {"metric": settings["fitness"]["metric"], **settings["objective"]},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
-        **(
-            {
-                "loss": [
-                    _with_code(settings["loss"], "loss"),
-                    {task: digest_items(items) for task, items in learned.items()},
-                ]
-            }
-            if learned
-            else {}
-        ),
+        **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),
         "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"
         if recipe is not None and recipe.is_file()
         else start,

@@ -29,7 +29,7 @@ from tests.kit.evaluations import sources_of, under
 from tests.kit.helpers import compose
 
 FREE = {
-    ("budget", "budget_items"): "how long a search goes on: with more it goes on where it stopped",
+    ("budget", "budget_items", "budget_hours"): "how long a search goes on: with more it goes on where it stopped",
     ("time_limit",): "what takes longer has failed, and that is in the log",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
     ("model.name", "model.cache", "model.device"): "where something is kept or computed, not what",
@@ -48,6 +48,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "time_limit": (900,),
     "start": (0.3,),
     "budget_items": (1000,),
+    "budget_hours": (2,),
     "transform": ("ties",),
     "n": (2, 1),
     "granularity": ("module", "layer"),
