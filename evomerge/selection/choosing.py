@@ -56,7 +56,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     """Choose the winner on the select split and score it once on the report split, beside what it must beat.
 
     What decides is the search's own objective on the report metric: with `aggregate=worst`, the worst task. The best
-    constant, as far as the space allows it, is a finalist as well: nobody should be handed less.
+    constant, as far as the space allows it, is a finalist as well, so that nobody is handed less for want of it.
 
     Args:
         judge: scores models on the two splits.
