@@ -7,11 +7,9 @@ start. A recipe never instantiates anything; what it does not know it refuses, b
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from evomerge import __version__
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.models.vocabulary import CHOICES, REFUSE
+from evomerge.recipes.plain import Dumper, Loader, check_keys, checked_mapping, checked_number, plain_data
 from evomerge.space.groups import Group, make_groups
 from evomerge.space.named import Coefficients, array_coefficients
 
@@ -102,12 +101,12 @@ class Recipe:
             raise ConfigError("recipe: it needs at least one expert and the coefficients of at least one variable.")
         groups = next(iter(self.coefficients.values()))
         for variable, rows in self.coefficients.items():
-            _same_keys(rows, groups, f"coefficients.{variable}", "group")
+            check_keys(rows, groups, f"coefficients.{variable}", "group")
             for group, row in rows.items():
                 where, kind = f"coefficients.{variable}.{group}", "row" if self.rows else "expert"
-                _same_keys(row, dict.fromkeys(self.row_names), where, kind)
+                check_keys(row, dict.fromkeys(self.row_names), where, kind)
                 for name, value in row.items():
-                    _number(value, f"{where}.{name}")
+                    checked_number(value, f"{where}.{name}")
 
     @property
     def row_names(self) -> list[str]:
@@ -124,8 +123,8 @@ class Recipe:
         ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", *data))
         data = {key: data[key] for key in ordered if key not in usual or data[key] != usual[key]}
         return yaml.dump(
-            {"format": FORMAT, **_plain(data, "")},
-            Dumper=_Dumper,
+            {"format": FORMAT, **plain_data(data, "")},
+            Dumper=Dumper,
             sort_keys=False,
             default_flow_style=None,
             width=math.inf,
@@ -140,7 +139,7 @@ class Recipe:
                 message names the key.
         """
         try:
-            data = yaml.load(text, Loader=_Loader)
+            data = yaml.load(text, Loader=Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
         if isinstance(data, dict) and "merge_method" in data:
@@ -160,13 +159,13 @@ class Recipe:
             data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
             data = _lifted(data)
             known |= {key: kind for key, kind in {"dtype": str, "transform": list, "rows": list}.items() if key in data}
-        data = _mapping(data, known, "")
+        data = checked_mapping(data, known, "")
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
         return cls(
             base=_source(data["base"], "base"),
             experts=experts,
             coefficients=_coefficients(data["coefficients"]),
-            heads=_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
+            heads=checked_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
             dtype=data.get("dtype"),
             transform=data.get("transform", []),
             rows=data.get("rows", []),
@@ -232,27 +231,8 @@ class Recipe:
         groups = make_groups(self.granularity, parameters)
         wanted = dict.fromkeys(group.name for group in groups)
         for variable, rows in self.coefficients.items():
-            _same_keys(rows, wanted, f"coefficients.{variable}", "group")
+            check_keys(rows, wanted, f"coefficients.{variable}", "group")
         return groups
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes every mapping out, also one that occurs twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for key, count in keys.items():
-            if count > 1:
-                line = node.start_mark.line + 1
-                raise ConfigError(f"recipe: {key!r} stands {count} times in the mapping that begins in line {line}.")
-        return super().construct_mapping(node, deep)
 
 
 def _lifted(data: dict[str, Any]) -> dict[str, Any]:
@@ -268,27 +248,7 @@ def _lifted(data: dict[str, Any]) -> dict[str, Any]:
 
 def _source(data: Any, where: str) -> Source:
     hub = {"hub": str} if isinstance(data, dict) and "hub" in data else {}
-    return Source(**_mapping(data, {"path": str, "sha256": str, **hub}, where))
-
-
-def _mapping(data: Any, kinds: Mapping[str, type], where: str) -> dict[str, Any]:
-    """The same mapping, if it has exactly these keys with values of these kinds."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"recipe: {where or 'the file'} must be a mapping, not {data!r}.")
-    _same_keys(data, kinds, where, "key")
-    for key, kind in kinds.items():
-        if not isinstance(data[key], kind):
-            raise ConfigError(f"recipe: {_join(where, key)} must be of type {kind.__name__}, not {data[key]!r}.")
-    return data
-
-
-def _same_keys(given: Mapping[str, Any], wanted: Mapping[str, Any], where: str, kind: str) -> None:
-    inside = f" in {where}" if where else ""
-    for key in given:
-        if key not in wanted:
-            raise ConfigError(f"recipe{inside}: {unknown(kind, str(key), wanted)}")
-    if lacking := [key for key in wanted if key not in given]:
-        raise ConfigError(f"recipe{inside}: the {kind} {lacking[0]!r} is missing.")
+    return Source(**checked_mapping(data, {"path": str, "sha256": str, **hub}, where))
 
 
 def _coefficients(data: dict[str, Any]) -> Coefficients:
@@ -299,36 +259,9 @@ def _coefficients(data: dict[str, Any]) -> Coefficients:
             raise ConfigError(f"recipe: coefficients.{variable} must map groups to mappings of experts to numbers.")
         found[variable] = {
             group: {
-                expert: _number(value, f"coefficients.{variable}.{group}.{expert}") for expert, value in row.items()
+                expert: checked_number(value, f"coefficients.{variable}.{group}.{expert}")
+                for expert, value in row.items()
             }
             for group, row in rows.items()
         }
     return found
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        hint = ""
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            hint = f"; YAML reads it as a word, write {yaml.safe_dump(float(value)).split()[0]}"
-        raise ConfigError(f"recipe: {where} must be a finite number, not {value!r}{hint}.")
-    return float(value)
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value in types that YAML has; numpy's numbers become Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner, _join(where, str(key))) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner, where) for inner in value]
-    if value is None or isinstance(value, (str, bool, np.bool_)):
-        return bool(value) if isinstance(value, np.bool_) else value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    raise ConfigError(f"recipe: {where} cannot be written to YAML: it is a {type(value).__name__}.")
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
