@@ -28,8 +28,9 @@ EXAMPLES = """\
   evomerge auto org/base org/math org/code --tasks arc_easy my/task.yaml
 
 A task is a file of items ({"text": "...", "label": 1}; plain texts for a language model), a task file of lm-eval, a
-name that lm-eval knows, or a directory of any of these. A task that has the name of an expert is that expert's own. The
-same command again goes on where it was.
+name that lm-eval knows, or a directory of any of these. A task that has the name of an expert is that expert's own. As
+many tasks as experts, named one by one and otherwise than these, are theirs in that order. The same command again goes
+on where it was.
 """
 
 
@@ -43,13 +44,15 @@ def main(arguments: Sequence[str]) -> None:
         EvomergeError: whatever `evomerge search` refuses.
     """
     given = _parser().parse_args(arguments)
+    from evomerge.cli.quoting import written
+
     if not given.hours > 0:
         raise ConfigError(f"--hours {given.hours:g} is no time: write for example --hours 0.5.")
     asked = {"base": given.base, "experts": given.experts, "tasks": given.tasks, "hours": given.hours}
     chosen = _recorded(given.out, asked) or _choose(asked)
     for line in chosen["said"]:
         print(line)
-    settings = [*chosen["settings"], f"hydra.run.dir={given.out}"]
+    settings = [*chosen["settings"], f"hydra.run.dir={written(str(given.out))}"]
     print(f"the same as: {shlex.join(['evomerge', 'search', *settings])}\n", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
     write_atomically(given.out / RECORD, json.dumps({"asked": asked, **chosen}, indent=1) + "\n")
@@ -97,6 +100,7 @@ def _recorded(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 def _choose(asked: dict[str, Any]) -> dict[str, Any]:
     """Return settings as `evomerge search` takes them, and three lines that say what and why."""
     from evomerge.cli.progress import Reporter
+    from evomerge.cli.quoting import written
     from evomerge.runs.guess import effort, guess
 
     chosen = guess(asked["base"], asked["experts"], asked["tasks"])
@@ -109,9 +113,9 @@ def _choose(asked: dict[str, Any]) -> dict[str, Any]:
     said = [
         f"fitness:  {chosen.fitness}",
         f"search:   {chosen.search}",
-        f"effort:   {what}, since a candidate takes {a_candidate:.2g} s here: about {took} in all",
+        f"effort:   {what}, since a candidate takes {a_candidate:.2g} s here: at most about {took} in all",
     ]
-    return {"settings": [*chosen.arguments, *(f"{k}={v}" for k, v in much.settings.items())], "said": said}
+    return {"settings": [f"{k}={written(v)}" for k, v in (chosen.settings | much.settings).items()], "said": said}
 
 
 def _measure(chosen: Guess, reporter: Any) -> tuple[float, float, dict[str, int]]:

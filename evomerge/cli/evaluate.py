@@ -55,8 +55,9 @@ high. So the report split is the default for one merge, alone or beside base and
 compared on the select split, and --split report is for those that you report whatever comes out.
 
 Items are those on which a search judges, so `evomerge evaluate runs/x base experts` repeats the numbers of its
-summary; on the search split, those of its first generation. Whatever a search has scored is not scored again. A model
-that takes longer than time_limit has no score: auto allows 2 hours, a number of seconds is for fitness.items items.
+summary; on the search split, those of its first generation. What a search has scored on all of them is not scored
+again; models that it dropped early are. A model that takes longer than time_limit has no score: auto allows 2 hours, a
+number of seconds is for fitness.items items.
 
   evomerge evaluate runs/x base experts                             what a run's winner is worth
   evomerge evaluate constant:0.8 runs/x runs/y                      which of these, on the select split

@@ -106,6 +106,7 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
     Raises:
         ConfigError: nothing to inspect is named, or it is named twice.
     """
+    from evomerge.models.hub import name_directories
     from evomerge.runs.sources import find_sources
 
     model, tasks = settings["model"], settings["fitness"]["tasks"]
@@ -124,24 +125,6 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
     if tasks is None and not model["suite"]:
         return replace(find_sources(model, UNREAD), tasks={})
     return find_sources(model, tasks)
-
-
-def name_directories(paths: Sequence[str]) -> dict[str, str]:
-    """Name directories by as many of their last parts as tell them apart: `a/checkpoint-9` and `b/checkpoint-9`.
-
-    Raises:
-        ConfigError: one is named twice.
-    """
-    whole = [Path(os.path.abspath(path)) for path in paths]
-    for path in whole:
-        if whole.count(path) > 1:
-            raise ConfigError(f"{path} is named twice: name each expert once.")
-    parts = 1
-    while len(names := {"/".join(path.parts[-parts:]): given for path, given in zip(whole, paths, strict=True)}) < len(
-        paths
-    ):
-        parts += 1
-    return names
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,19 +1,25 @@
 """Values of the command line that Hydra's grammar has no words for: paths with `=`, `~`, brackets or letters beyond
 ASCII.
 
-In: an argument that Hydra cannot parse. Out: the same one with quotes where the grammar wants them, or None. Within
-braces the grammar has no quotes for names, so that a name with other letters must stand in a YAML file.
+In: an argument that Hydra cannot parse. Out: the same one with quotes where the grammar wants them, or None. Or in: a
+value of Python's. Out: how it is written, so that Hydra reads it as the same value. Within braces the grammar has no
+quotes for names, so that a name with other letters must stand in a YAML file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 PAIRS = {"[": "]", "{": "}"}
+PLAIN = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
+"""Text that surely needs no quotes, if it is not one of the words of `OTHER`."""
+OTHER = r"null|true|false|[-+]?(inf|nan)|[-+.\d_]+(e[-+\d_]*)?"
+"""Words that are no text for Hydra."""
 
 
 def quoted(argument: str) -> str | None:
@@ -45,6 +51,22 @@ def as_text(value: str) -> str:
     mark = "'" if '"' in value else '"'  # the shell's own are single ones, as a rule
     escaped = re.sub(rf"(\\*){mark}", rf"\1\1\\{mark}", re.sub(r"(\\+)$", r"\1\1", value))
     return f"{mark}{escaped}{mark}"
+
+
+def written(value: Any) -> str:
+    """Return how a value is written on the command line: Hydra reads it as the same one, of the same type.
+
+    Args:
+        value: text, a number, a truth value, None, or a mapping or a list of these. Names in a mapping are words.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {written(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(written, value)) + "]"
+    if isinstance(value, str):
+        plain = PLAIN.fullmatch(value) and not re.fullmatch(OTHER, value, re.IGNORECASE)
+        return value if plain else as_text(value.replace("${", "\\${"))  # else another setting's value stands for it
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _quote(value: str) -> str:

@@ -8,6 +8,7 @@ taken, and all beside them that a merged model takes over (`files_beside.py`), a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from evomerge.common.errors import CheckpointError
+from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.models.files_beside import MODULES, TRAINING, module_folders, sort_files
 from evomerge.models.weights import weight_files
 
@@ -62,6 +63,30 @@ def short_name(text: str) -> str:
     """Return the last part of a directory or of a name on the hub, without the revision."""
     match = NAME.fullmatch(text)
     return Path(match[1] if match and is_name(text) else text).name
+
+
+def name_directories(paths: Sequence[str]) -> dict[str, str]:
+    """Name models by as many of their last parts as tell them apart: `a/checkpoint-9` and `b/checkpoint-9`.
+
+    Args:
+        paths: directories, or names on the hub, of which the revision is left out where it tells nothing.
+
+    Returns:
+        Paths by name, in the order given.
+
+    Raises:
+        ConfigError: one is named twice.
+    """
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    for path in whole:
+        if whole.count(path) > 1:
+            raise ConfigError(f"{path} is named twice: name each expert once.")
+    names = [short_name(path) if is_name(path) else place.name for path, place in zip(paths, whole, strict=True)]
+    parts = 0
+    while len(set(names)) < len(names):
+        parts += 1
+        names = ["/".join(place.parts[-parts:]) for place in whole]
+    return dict(zip(names, paths, strict=True))
 
 
 def find_directory(text: str) -> ModelPlace:

@@ -1,7 +1,7 @@
 """Preflight: what is about to run, what it needs and how long it takes, before anything expensive starts.
 
-The base is scored on the items of the first generation: that measures a candidate's time, and a fitness that does not
-work fails here.
+The base is scored on the items of the first generation, and a merge is made: that measures a candidate's time, and a
+fitness that does not work fails here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
-from evomerge.selection.choosing import work
+from evomerge.selection.choosing import merges, work
 from evomerge.transforms.chain import said
 
 GIB = 2**30
@@ -71,9 +71,12 @@ def preflight(
     with failing_on_base("loss"):
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
+    merge = _merge_seconds(problem)
     rows = _facts(problem, settings, ids, gradients is not None)
     inputs = gradients.size if gradients else 1
-    times = _times(problem, searcher, settings, subsets, {False: seconds, True: step or 0.0}, inputs, deadline)
+    each = {False: merge + seconds, True: merge + (step or 0.0)}
+    fewest = min(map(len, subsets["select"](0).values())) if objective.weights_of(ids) is not None else 0
+    times = _times(problem, searcher, settings, subsets, each, merge, fewest, inputs, deadline)
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
@@ -145,6 +148,8 @@ def _times(
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
     each: Mapping[bool, float],
+    merge: float,
+    fewest: int,
     inputs: int,
     deadline: Deadline,
 ) -> str:
@@ -155,7 +160,9 @@ def _times(
         searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
-        each: the seconds of a candidate (False) and of a step of the gradient (True).
+        each: the seconds of a candidate (False) and of a step of the gradient (True), with its merge.
+        merge: the seconds of a merge.
+        fewest: the select items of the task that has the fewest; 0 where no model is dropped.
         inputs: of a step.
         deadline: the end of the search's hours; it is told.
 
@@ -169,8 +176,10 @@ def _times(
     count = sum(part.count for part in parts)
     incumbents = sum(part.incumbents for part in parts_of(searcher, count))
     weight = next(variable for variable in problem.space.variables if variable.name == "weight")
-    judged = work((weight.low, weight.high), incumbents, settings["objective"]["normalised"], size)
-    deadline.measured(each, [part.gradient for part in parts], judged / size["search"])
+    bounds = weight.low, weight.high
+    judged = work(bounds, incumbents, settings["objective"]["normalised"], size)
+    choosing = judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, fewest) * merge
+    deadline.measured(each, [part.gradient for part in parts], choosing / each[False])
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):
         parts = affordable(parts, left, each)
@@ -187,6 +196,20 @@ def _times(
         f"about {prices}; {takes}, choosing the winner on {size['select']:,} select and {size['report']:,} report "
         f"items at most {_span(deadline.choosing)}"
     )
+
+
+def _merge_seconds(problem: Problem) -> float:
+    """Return how long a merge takes; 0 where there is none: each candidate then fails, and says why."""
+    coefficients = problem.space.constant(0.4)
+    try:
+        problem.merger.apply(coefficients)  # reads task vectors from the disk, which later merges need not
+        started = time.perf_counter()
+        problem.merger.apply(coefficients)
+        return time.perf_counter() - started
+    except Exception:  # whatever a method of the user's may raise
+        return 0.0
+    finally:
+        problem.merger.restore()
 
 
 def _check_hours(deadline: Deadline) -> None:

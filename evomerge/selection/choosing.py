@@ -25,8 +25,9 @@ from evomerge.problem import Goal
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
+from evomerge.selection.dropping import blocks
 from evomerge.selection.judge import Judge
-from evomerge.selection.racing import choose
+from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.selection.summary import GAIN, Selected
 
@@ -72,11 +73,11 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
     flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
-    judge.scored(flat.spared)
+    _remember(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
     best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, ids)
-    judge.scored(best.spared)
+    _remember(judge, finalists, best)
     winner = best.name
     trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
     models: dict[str, tuple[str, Callable[[], Outcome]]] = {
@@ -104,6 +105,13 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     )
 
 
+def _remember(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:
+    """Remember those that were scored on all select items, for whoever asks for them on all at once."""
+    for name, outcome in chosen.outcomes.items():
+        judge.remember(candidates[name], "select", outcome)
+    judge.scored(chosen.spared)
+
+
 def work(bounds: tuple[float, float], incumbents: int, normalised: bool, sizes: Mapping[str, int]) -> int:
     """Return on how many items `select` scores models, in all, if it drops none of them.
 
@@ -115,6 +123,17 @@ def work(bounds: tuple[float, float], incumbents: int, normalised: bool, sizes: 
     """
     models = len(constants_within(*bounds)) + incumbents + 1 + 2 * normalised
     return models * sizes["select"] + 4 * sizes["report"]  # of the report: base, experts, best constant and winner
+
+
+def merges(bounds: tuple[float, float], incumbents: int, fewest: int) -> int:
+    """Return how many times `select` merges models, in all, if it drops none of them: anew for each block of items.
+
+    Args:
+        bounds: of the weight.
+        incumbents: how many the searcher hands over.
+        fewest: the select items of the task that has the fewest; 0 where nothing is dropped.
+    """
+    return (len(constants_within(*bounds)) + incumbents + 1) * blocks(fewest) + 2  # for the report: constant and winner
 
 
 def _objective(judge: Judge, goal: Goal) -> Objective:

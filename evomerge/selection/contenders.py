@@ -3,7 +3,7 @@
 In: a path, and a problem. Out: a `Contender`: how to score it, and all that its outcome depends
 on. A recipe may have other groups and another method than the search of the settings, and fewer experts; its base and
 its experts must be those of the problem, by the hashes of their weights. It is named as a search over its own
-groups would name it, so what that search has scored is not scored again.
+groups would name it, so what that search has scored on all items of a split is not scored again.
 """
 
 from __future__ import annotations

@@ -33,18 +33,28 @@ Results = Mapping[str, np.ndarray]
 """By task, (n,) numbers of one model in the order of the items."""
 
 
-def cut(ids: Items, blocks: int = BLOCKS) -> list[dict[str, list[str]]]:
+def blocks(fewest: int, most: int = BLOCKS) -> int:
+    """Return into how many blocks items are cut.
+
+    Args:
+        fewest: the items of the task that has the fewest.
+        most: blocks that there may be.
+    """
+    return max(1, min(most, fewest // LEAST))
+
+
+def cut(ids: Items, most: int = BLOCKS) -> list[dict[str, list[str]]]:
     """Cut items into blocks, in a random order that is the same for every model and every search.
 
     Args:
         ids: by task.
-        blocks: how many; fewer where a task has too few items for so many.
+        most: how many blocks; fewer where a task has too few items for so many.
 
     Returns:
         The items of each block by task; each task has its share of every block.
     """
     fewest = min(map(len, ids.values()), default=0)
-    count = max(1, min(blocks, fewest // LEAST))
+    count = blocks(fewest, most)
     parts: list[dict[str, list[str]]] = [{} for _ in range(count)]
     for number, (task, all_of_it) in enumerate(ids.items()):
         order = np.random.default_rng([number, len(all_of_it)]).permutation(len(all_of_it))

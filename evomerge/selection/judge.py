@@ -83,6 +83,12 @@ class Judge:
         named = name_coefficients(coefficients, space.groups, space.rows)
         return self._once(named, split, ids, lambda: self._merge(coefficients, split, ids))
 
+    def remember(self, coefficients: Mapping[str, np.ndarray], split: str, outcome: Outcome) -> None:
+        """Remember a merge on all items of a split that was scored on parts of them."""
+        if self._cache is not None:
+            named = name_coefficients(coefficients, self._problem.space.groups, self._problem.space.rows)
+            remembered(self._cache, self._described(named, self.ids[split]), lambda: outcome)
+
     def base(self, split: str) -> Outcome:
         """Score the base."""
         return self._once("base", split, self.ids[split], lambda: self._restored(split))
@@ -104,6 +110,9 @@ class Judge:
         self._problem.merger.restore()
         return self._fitnesses[split](self.ids[split])
 
+    def _described(self, model: Any, ids: Items) -> dict[str, Any]:
+        return {"model": model, "items": ids, **self._surroundings}
+
     def _once(self, model: Any, split: str, ids: Items, compute: Callable[[], Outcome]) -> Outcome:
         if self._interrupt.requested:
             raise Stopped
@@ -112,7 +121,6 @@ class Judge:
         if self._cache is None:
             outcome = self._limit(compute, share)
         else:
-            description = {"model": model, "items": ids, **self._surroundings}
-            outcome = remembered(self._cache, description, lambda: self._limit(compute, share))
+            outcome = remembered(self._cache, self._described(model, ids), lambda: self._limit(compute, share))
         self.scored(size)
         return outcome

@@ -28,14 +28,14 @@ class Chosen:
 
     Attributes:
         name: of the best one.
-        outcome: its outcome on all items.
+        outcomes: of those that were scored on all items, on these.
         values: of each, on the items that it was scored on; -inf for one that could not be scored.
         seen: the number of these items.
         spared: on how many items models were not scored, in all, since they were dropped or failed.
     """
 
     name: str
-    outcome: Outcome
+    outcomes: dict[str, Outcome]
     values: dict[str, float]
     seen: dict[str, int]
     spared: int
@@ -89,7 +89,7 @@ def choose(
     seen = {name: _size(outcomes[name].items) if name in outcomes else 0 for name in values}
     spared = _size(ids) * len(values) - sum(seen.values())
     best = max(racing, key=lambda name: values[name])
-    return Chosen(best, outcomes[best], values, seen, spared)
+    return Chosen(best, {name: outcomes[name] for name in racing}, values, seen, spared)
 
 
 def _results(outcome: Outcome, metric: str) -> dict[str, np.ndarray]:

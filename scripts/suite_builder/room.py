@@ -143,7 +143,7 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
             judge.ids["select"],
         )
         outcomes = {"base": judge.base("select"), "experts": judge.experts("select")}
-        outcomes |= {"constant": best.outcome, "tensor": judge.merged(weights, "select")}
+        outcomes |= {"constant": best.outcomes[best.name], "tensor": judge.merged(weights, "select")}
     return {
         "constant": float(best.name),
         "items": sum(len(ids) for ids in outcomes["base"].items.values()),

@@ -8,10 +8,10 @@ import shutil
 import pytest
 from transformers import LlamaForCausalLM
 
-from evomerge.cli.inspect import main, name_directories
+from evomerge.cli.inspect import main
 from evomerge.cli.progress import Reporter
 from evomerge.cli.tables import show
-from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.common.errors import CheckpointError, EvomergeError
 from tests.kit.models import LLAMA, pico
 from tests.processes.command import evomerge
 
@@ -106,13 +106,6 @@ def test_tables_fit_a_terminal(place, capsys, monkeypatch, experts):
         rows = [line for line in lines[begin:] if line.startswith("│")]
         assert len(rows) > experts
         assert not [row for row in rows if not row.split("│")[1].strip()]  # none is folded into two
-
-
-def test_names_of_directories():
-    assert name_directories(["a", "x/b/"]) == {"a": "a", "b": "x/b/"}
-    assert name_directories(["a/last", "b/last"]) == {"a/last": "a/last", "b/last": "b/last"}
-    with pytest.raises(ConfigError, match="named twice"):
-        name_directories(["a", "b/../a"])
 
 
 @pytest.mark.parametrize(

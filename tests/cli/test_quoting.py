@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from evomerge.cli.quoting import as_text, quoted
+from evomerge.cli.quoting import as_text, quoted, written
 from evomerge.cli.settings import check_settings, compose_settings, spelled_out
 from evomerge.common.errors import EvomergeError
 from evomerge.runs.config import plain
@@ -40,6 +42,30 @@ def test_a_value_is_read_as_it_is_written(value: str) -> None:
     assert changed is not None
     assert read(changed) == value
     assert read(f"x={as_text(value)}") == value
+
+
+LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))
+VALUES = st.none() | st.booleans() | st.integers(-9, 999) | st.floats(0.001, 1e6) | st.text(LETTERS, min_size=1)
+
+
+@given(VALUES | st.lists(VALUES) | st.dictionaries(st.sampled_from(["a", "mood", "x_1"]), VALUES))
+@example({"a": "1", "mood": "null", "x_1": "true"})
+@example(["1_0", "1e5", "-.5", "+inf", "NaN", "False", ".", "a:b", "x,y/t", "a\\", "{a: b}", "'"])
+def test_what_is_written_is_read_as_the_same(value: Any) -> None:
+    argument = f"model.experts={written(value)}"
+    assert quoted(argument) == argument
+    if "${" not in argument:
+        found = read(argument)
+        assert (found, str(found)) == (value, str(value))  # 1 is not True
+
+
+@pytest.mark.parametrize("value", ["émotion", "m,n/e1", "a:b", "1", "null", "x${y}", "a=b", "a b"])
+def test_what_is_written_is_composed_as_the_same(value: str) -> None:
+    given = {"model.base": value, "model.experts": {"a": value}, "fitness.tasks": {"a": {"items": value}}}
+    settings = plain(compose_settings([f"{name}={written(inner)}" for name, inner in given.items()]))
+    assert settings["model"]["base"] == value
+    assert settings["model"]["experts"] == {"a": value}
+    assert settings["fitness"]["tasks"] == {"a": {"items": value}}
 
 
 @pytest.mark.parametrize(

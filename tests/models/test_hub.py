@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from evomerge.cli.main import main
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
-from evomerge.models.hub import find_directory, is_name, short_name
+from evomerge.models.hub import find_directory, is_name, name_directories, short_name
 from evomerge.models.live import load_skeleton
 from evomerge.recipes.card import model_card
 from evomerge.recipes.mergekit import to_mergekit
@@ -107,6 +107,14 @@ def test_what_is_not_in_the_cache(cache: Path) -> None:
         CheckpointError, match=r"lab/left was found .*holds no weights.*hf download lab/left --revision"
     ):
         find_directory("lab/left")
+
+
+def test_names_that_tell_models_apart() -> None:
+    assert name_directories(["a", "x/b/", "lab/c@main"]) == {"a": "a", "b": "x/b/", "c": "lab/c@main"}
+    assert name_directories(["a/last", "b/last"]) == {"a/last": "a/last", "b/last": "b/last"}
+    assert name_directories(["lab/c@one", "lab/c@two"]) == {"c@one": "lab/c@one", "c@two": "lab/c@two"}
+    with pytest.raises(ConfigError, match="named twice"):
+        name_directories(["a", "b/../a"])
 
 
 def test_sources_by_name(cache: Path, family: Path) -> None:

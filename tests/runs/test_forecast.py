@@ -11,7 +11,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.runs.build import make_searcher
 from evomerge.runs.preflight import _cautions, affordable
 from evomerge.searchers.base import Part, Searcher, parts_of
-from evomerge.selection.choosing import work
+from evomerge.selection.choosing import merges, work
 from tests.kit.evaluations import settings_of
 from tests.kit.helpers import box
 
@@ -77,6 +77,12 @@ def test_what_there_is_to_judge() -> None:
     assert work((0.0, 1.5), 5, True, sizes) == (15 + 5 + 1 + 2) * 2000 + 4 * 3000  # and base and experts
     for low, high, count in ((0.15, 0.45, 3), (-0.05, 0.05, 15)):  # where no usual constant lies, as many others
         assert work((low, high), 5, False, {"select": 10, "report": 0}) == (count + 5 + 1) * 10
+
+
+def test_how_often_choosing_merges() -> None:
+    assert merges((0.0, 1.5), 5, 0) == 21 + 2
+    assert merges((0.0, 1.5), 5, 35) == 21 * 3 + 2
+    assert merges((0.0, 1.5), 5, 9000) == 21 * 20 + 2
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ def test_a_run_is_worth_what_its_summary_says(run: Path, sources: list[str], pro
         assert result.paired["winner"] == summary.gain
         assert set(result.paired) == {"winner", "base", "experts"}
         assert is_base(problem)
+    del models["base"], models["experts"]
+    before = remembered(settings)
     selected = evaluate(under(problem, settings), models, "select", Reporter()).models
+    assert remembered(settings) == before  # neither were these, though they were scored block by block
     assert selected["winner"].mean == summary.select.value
     assert selected["best_constant"].mean == summary.select.constants[str(constant)]
 
