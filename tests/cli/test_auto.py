@@ -32,7 +32,9 @@ def ended(place: Path, *arguments: str) -> str:
     assert shlex.split(merge)[:3] == ["evomerge", "merge", "runs/auto/recipe.yaml"]
     assert (out / "report.html").is_file()
     select = em.load(out).summary.select
-    assert select.value >= max(value for name, value in select.finalists.items() if name.startswith("constant"))
+    whole = max(select.seen.values())  # who was dropped has a value on fewer items, which is another number
+    rivals = [v for name, v in select.finalists.items() if name.startswith("constant") and select.seen[name] == whole]
+    assert all(select.value >= value for value in rivals)
     return done.stdout + done.stderr
 
 
