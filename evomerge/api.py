@@ -154,6 +154,7 @@ def search(
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
     composed: Any = OmegaConf.merge(OmegaConf.structured(SearchConfig), config)
     given = Given(family, candidate.merge, own, held)
+    candidate.base()  # whatever was put into the live model: the first thing that is scored is the base
     try:
         summary = run_search(composed, directory, progress or Silent(), interrupt, given)
     finally:
@@ -184,13 +185,14 @@ def evaluate(
     named = {"winner": find_model(str(result.path), ())}
     for given in models:
         name = str(given.path if isinstance(given, Result) else given)
-        named[name] = find_model(name, result.candidate.family.experts)
+        named[name] = find_model(name, list(result.recipe.experts))
     chosen = split or ("select" if sum(model.choosable for model in named.values()) > 1 else "report")
-    result.candidate.base()
+    problem = result.problem
+    problem.become(None)  # whatever was put into the live model
     try:
-        return compare_models(result.problem, named, chosen, progress or Silent(), TimeLimit("auto"))
+        return compare_models(problem, named, chosen, progress or Silent(), TimeLimit("auto"))
     finally:
-        result.candidate.base()
+        problem.become(None)
 
 
 def load(run: str | Path) -> Result:

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
 from evomerge.common.progress import Progress, Silent
 from evomerge.inspection.family import Family
+from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.choices import Choice, load_choice, settings_of
 from evomerge.runs.config import build, check_method
 from evomerge.runs.given import make_merge
 from evomerge.runs.transforms import in_order
+from evomerge.selection.contenders import read_recipe
 from evomerge.space.coefficients import CoefficientSpace
 
 
@@ -73,22 +77,24 @@ class Candidate:
 
         Args:
             what: a number, the weight of all experts everywhere; {expert: weight}; a point of the space, (dim,); the
-                coefficients {variable: (G, K)}; a recipe, or the path of one.
+                coefficients {variable: (G, K)}; a recipe of these models, this method and these transforms, or the path
+                of one.
+
+        Raises:
+            EvomergeError: it is none of these, or not of this candidate.
         """
         if isinstance(what, str | Path):
-            what = Recipe.from_yaml(Path(what).read_text(encoding="utf-8"))
+            what = read_recipe(Path(what))
         if isinstance(what, Recipe):
+            self._check_recipe(what)
             known = what.on_groups(self.space.groups, self.space.rows, self.family.opened.parameters)
             coefficients: Mapping[str, Any] = known
-        elif isinstance(what, Mapping) and set(what) <= set(self.space.rows):
-            coefficients = self.space.constant(np.array([what.get(name, 0.0) for name in self.space.rows]))
         elif isinstance(what, Mapping):
-            coefficients = {name: np.asarray(values, dtype=np.float64) for name, values in what.items()}
-        elif isinstance(what, int | float):
-            coefficients = self.space.constant(what)
+            coefficients = self._named({str(name): _numbers(values) for name, values in what.items()})
         else:
-            coefficients = self.space.decode(np.asarray(what, dtype=np.float64))
-        self.merge.merger.apply(coefficients)
+            values = _numbers(what)
+            coefficients = self.space.constant(float(values)) if values.ndim == 0 else self.space.decode(values)
+        self.merge.merger.apply(self.space.complete(coefficients))
         return self.model
 
     def apply(self, x: np.ndarray) -> Any:
@@ -115,3 +121,66 @@ class Candidate:
 
         gradients = self.merge.merger.gradient(losses(), self.space.moves("weight"))
         return self.space.pullback(gradients)
+
+    def _named(self, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Return the coefficients of weights by row, or of values by variable."""
+        rows, variables = list(self.space.rows), [variable.name for variable in self.space.variables]
+        if stranger := [name for name in given if name not in rows and name not in variables]:
+            raise ConfigError(unknown("expert or variable", stranger[0], [*rows, *variables]))
+        if not set(given) <= set(rows):
+            return given
+        for name, values in given.items():
+            if values.ndim:
+                raise ConfigError(f"The weight of {name} has shape {values.shape}: write one number for each expert.")
+        return self.space.constant(np.array([float(given.get(name, np.zeros(()))) for name in rows]))
+
+    def _check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a recipe whose coefficients would make another model here than they did.
+
+        Raises:
+            ConfigError: it is of other models, another method, other transforms or other rows.
+        """
+        opened, merge = self.family.opened, self.merge
+        found = {"the base": (recipe.base, opened.base)}
+        for name in opened.experts:
+            if name not in recipe.experts:
+                raise ConfigError(f"The recipe is of other experts: {unknown('expert', name, list(recipe.experts))}")
+            found[f"the expert {name}"] = (recipe.experts[name], opened.experts[name])
+        for who, (source, own) in found.items():
+            if source.sha256 and source.sha256 != own.sha256:
+                raise ConfigError(
+                    f"The recipe is of other models: {who} of it ({source.path}) has other weights than that of this "
+                    f"candidate ({own.path}). Make the family of the models of the recipe."
+                )
+        method, chain = make_method(recipe), make_chain(recipe, opened.parameters)
+        if type(method) is not type(merge.method) or vars(method) != vars(merge.method):
+            raise ConfigError(
+                f"The recipe merges by {recipe.method}, and this candidate does not: make a candidate with "
+                f"method={method.name!r} and the same settings."
+            )
+        steps, own_steps = ([step.about() for step in one] for one in (chain, merge.transforms))
+        if steps != own_steps:
+            raise ConfigError(
+                f"The recipe transforms task vectors by {steps or 'nothing'}, and this candidate by "
+                f"{own_steps or 'nothing'}: make a candidate with the same transform=."
+            )
+        if sorted(recipe.row_names) != sorted(self.space.rows):
+            raise ConfigError(
+                f"The recipe has coefficients of {', '.join(recipe.row_names)}, and this candidate of "
+                f"{', '.join(self.space.rows)}: make a family of the same experts."
+            )
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """Return numbers as an array.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{given!r:.100} cannot be put into the model: give a number, {{expert: weight}}, a point, coefficients "
+            f"{{variable: numbers}}, a recipe or the path of one."
+        ) from error

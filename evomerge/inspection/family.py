@@ -23,7 +23,7 @@ class Family:
     """A base and the experts that were tuned from it, checked to fit together.
 
     Args:
-        base: a directory, `owner/name` on the hub, or a module of torch; a module is copied.
+        base: a directory, `owner/name` on the hub, or a module of torch; a module is copied, and so are state dicts.
         experts: by name, each a directory, a name on the hub, a module or a state dict; or as keywords.
         auto_class: the transformers class that loads the base: AutoModel, AutoModelForCausalLM ...
         tokenizer: of a base that is a module, for a fitness that needs one; or its image processor.

@@ -7,7 +7,9 @@ within a few hundred candidates. Parameters in which all rows are zero are never
 element by itself merges chunk by chunk, so what is made on the way, sums in float32 and task vectors that are not
 computed yet, takes some chunks and not a copy of the largest parameter.
 
-Nobody else writes into the live model: another model is put there by `load`, and `restore` undoes that as well.
+Another model is put into the live model by `load`, and `restore` undoes that as well. Several mergers may share a live
+model: each writes where its own task vectors are not zero, so one that did not write last puts the base back everywhere
+before it does anything (`Turn`).
 
 The gradient that AdaMerging (Yang et al. 2024) learns from is an inner product, by the chain rule of that sum:
 ∂L/∂λ[g, k] = ⟨∂L/∂θ_g, τ_k,g⟩. So an ordinary backward pass on the merged parameters is enough: no graph through the
@@ -31,6 +33,7 @@ from evomerge.common.machine import memory_limit
 from evomerge.merging.kernels.products import inner_products, stack
 from evomerge.merging.methods import Method
 from evomerge.models.guard import Guard
+from evomerge.models.live import Turn
 from evomerge.space.groups import Group
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
@@ -85,17 +88,29 @@ class Merger:
         vectors: the base and the rows.
         groups: the groups of the coefficient space, in its order.
         method: how a span is built.
+        turn: who wrote into the model last, if others write into it as well.
 
     Raises:
         CheckpointError: a parameter of the model is not what the base's files say.
     """
 
-    def __init__(self, model: nn.Module, vectors: TaskVectors, groups: Sequence[Group], method: Method) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        vectors: TaskVectors,
+        groups: Sequence[Group],
+        method: Method,
+        turn: Turn | None = None,
+    ) -> None:
         self._method = method
         self._model, self._vectors = model, vectors
         self._shape = (len(groups), len(vectors.rows))
         self._parameters = dict(model.named_parameters())
         self._loaded = False
+        self._turn, self._mark = turn or Turn(), object()
+        if self._turn.taken is not None:
+            self._put_base_back()
+            self._turn.taken = None
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
         for name in vectors.parameters:
             _check_live(name, live.get(name), vectors.base.tensor(name))
@@ -113,7 +128,7 @@ class Merger:
         Args:
             coefficients: {variable: float64 (G, K)} as `CoefficientSpace.decode` gives them.
         """
-        self._unload()
+        self._take_turn()
         for site in self._sites:
             chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
             if not site.chunks:
@@ -143,16 +158,19 @@ class Merger:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the base back, bit for bit, after `apply` and after `load`."""
-        self._unload()
+        """Put the base back, bit for bit, whoever wrote into the model last."""
+        self._take_turn()
         for site in self._sites:
             site.live.copy_(site.base)
 
-    def _unload(self) -> None:
-        """Put the base back everywhere after `load`, which also writes where candidates never do."""
-        if self._loaded:
+    @torch.no_grad()
+    def _take_turn(self) -> None:
+        """Put the base back everywhere after `load`, and after another merger: both write where this one never does."""
+        if self._turn.taken is self._mark and not self._loaded:
+            return
+        if self._turn.taken is not None:
             self._put_base_back()
-            self._loaded = False
+        self._turn.taken, self._loaded = self._mark, False
 
     @cached_property
     def guard(self) -> Guard:
@@ -167,6 +185,8 @@ class Merger:
 
     def gradient(self, losses: Iterable[Tensor], wanted: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the gradient of the sum of losses of the candidate that is in the model.
+
+        That is the base where another merger wrote last.
 
         As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (see
         `products.py`: in float32 or better, whatever the addresses) and it is freed. From the first call on, float32
@@ -187,6 +207,8 @@ class Merger:
             ConfigError: the method is not linear in its weights, or no loss depends on a wanted entry.
         """
         check_gradient(self._method)
+        if self._turn.taken is not self._mark:
+            self._take_turn()
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
         self._stack(wanted)
         taken: _Taken = []

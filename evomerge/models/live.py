@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,17 @@ from evomerge.models.pretrained import (
 from evomerge.models.weights import check_readable, dtype_name, first_dtype, read_tensors, same, weight_files
 
 
+@dataclass
+class Turn:
+    """Who wrote into a live model last, for all that write into it.
+
+    Attributes:
+        taken: a mark of who did; None as long as the base is in the model.
+    """
+
+    taken: object | None = None
+
+
 @dataclass(frozen=True)
 class LiveModel:
     """A loaded base.
@@ -50,6 +61,7 @@ class LiveModel:
         tied: alias -> the name it is tied to.
         auto_class: the transformers class that it was loaded with; of a module, the name of its own class.
         computed: the parameters that its class never trains, so that files may leave them out.
+        turn: who wrote into it last.
     """
 
     model: Any
@@ -58,6 +70,7 @@ class LiveModel:
     tied: dict[str, str]
     auto_class: str
     computed: frozenset[str] = frozenset()
+    turn: Turn = field(default_factory=Turn, compare=False)
 
     def open(self, path: str | Path, **options: Any) -> Checkpoint:
         """Open a model directory by the parameters of this model.

@@ -80,7 +80,7 @@ class Result:
                     f"{self.path / 'recipe.yaml'}. Put back what was there."
                 )
         more = {name: space[name] for name in ("sharing", "frozen", "tied", "bounds")}
-        return Candidate(family, space["granularity"], settings["method"], **more)
+        return Candidate(family, space["granularity"], settings["method"], transform=settings["transform"], **more)
 
     @cached_property
     def problem(self) -> Problem:

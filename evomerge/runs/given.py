@@ -193,7 +193,7 @@ def take_family(
     if isinstance(base, nn.Module):
         live = live_module(base, processor, None if settings["device"] == "auto" else settings["device"])
         settings["auto_class"] = live.auto_class
-        ours = live.take({key: tensor.clone() for key, tensor in _state(base).items()}, "base", config=_config(base))
+        ours = live.take(_state(base), "base", config=_config(base))
     else:
         live = load_live(sources.base, settings["auto_class"], settings["device"], False)
         ours = live.open(sources.base, **opening)
@@ -233,7 +233,7 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         bounds={name: (low, high) for name, (low, high) in (space["bounds"] or {}).items()},
     )
     with reporter.working("preparing the merge"):
-        merger = Merger(family.live.model, merged, found.groups, method)
+        merger = Merger(family.live.model, merged, found.groups, method, family.live.turn)
     return Merge(dict(settings), method, transforms, vectors, found, merger)
 
 
@@ -242,11 +242,14 @@ def _is_place(model: Any) -> bool:
 
 
 def _state(model: Any) -> dict[str, Tensor]:
-    """Return the tensors of a module, or of a state dict, on the CPU, where those of files are."""
+    """Return copies of the tensors of a module, or of a state dict, on the CPU, where those of files are.
+
+    Whoever goes on training what was given changes nothing here.
+    """
     state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
     if stranger := [key for key, value in state.items() if not isinstance(value, Tensor)]:
         raise ConfigError(f"A state dict holds tensors by name, and {stranger[0]} is none: give model.state_dict().")
-    return {key: tensor.detach().cpu() for key, tensor in state.items()}
+    return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
 
 
 def _config(model: Any) -> dict[str, Any]:

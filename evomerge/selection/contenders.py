@@ -73,7 +73,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         return Recipe.from_yaml(path.read_text(encoding="utf-8"))
-    except (ConfigError, UnicodeDecodeError) as error:
+    except (ConfigError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is no recipe of evomerge: {str(error).removeprefix('recipe: ')}") from error
 
 
@@ -114,12 +114,14 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
     live_model, cache = problem.live.model, opening.cache
 
     def score(fitness: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
-        merger = problem.merger if own else Merger(live_model, transformed(vectors, chain, cache), groups, method)
+        merger = problem.merger
+        if not own:
+            merger = Merger(live_model, transformed(vectors, chain, cache), groups, method, problem.live.turn)
         try:
             merger.apply(coefficients)
             return fitness(ids)
         finally:
-            merger.restore()  # each puts back what it has written, and nothing else
+            merger.restore()
 
     about = replace(problem, vectors=vectors, written=written).contents
     return Contender({"model": named, **about}, score)

@@ -76,6 +76,17 @@ class CoefficientSpace:
         others = {v.name: np.full(self._shape, v.start) for v in self.variables if v.name != "weight"}
         return {"weight": np.broadcast_to(np.asarray(weights, dtype=np.float64), self._shape), **others}
 
+    def complete(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Coefficients of all variables, (G, K) each: the given ones, and the start of those that are left out.
+
+        Raises:
+            SpaceError: a variable that the space does not have, a wrong shape, or a value that is not finite.
+        """
+        return {name: each.copy() for name, each in self._checked({**self._starts(), **values}).items()}
+
+    def _starts(self) -> dict[str, float]:
+        return {variable.name: variable.start for variable in self.variables}
+
     def moves(self, variable: str) -> np.ndarray:
         """Boolean (G, K): which coefficients of a variable depend on the point at all."""
         return (np.diff(self.matrices[variable].indptr) > 0).reshape(self._shape)
@@ -103,7 +114,7 @@ class CoefficientSpace:
     def nearest(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
         """As `start`, for values that may lie outside the bounds: then the nearest bound stands for them."""
         x = np.zeros(self.dim)
-        wanted = self._checked({**{variable.name: variable.start for variable in self.variables}, **values})
+        wanted = self._checked({**self._starts(), **values})
         for name, a in self.matrices.items():
             target = wanted[name].ravel() - self.offsets[name]
             columns = np.flatnonzero(np.bincount(a.indices, minlength=self.dim))
