@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.common.directories import TemporaryDirectory
 from evomerge.common.errors import ConfigError
@@ -152,7 +154,7 @@ def search(
     config |= {"time_limit": time_limit, "seed": seed, "start": start}
     kept = TemporaryDirectory() if run is None else None
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
-    composed: Any = OmegaConf.merge(OmegaConf.structured(SearchConfig), config)
+    composed = _composed(config)
     given = Given(family, candidate.merge, own, held)
     candidate.base()  # whatever was put into the live model: the first thing that is scored is the base
     try:
@@ -247,6 +249,26 @@ def perplexity(**settings: Any) -> Choice:
 def lm_eval(**settings: Any) -> Choice:
     """Tasks of lm-eval."""
     return Choice("fitness", "lm_eval", settings)
+
+
+def _composed(config: Mapping[str, Any]) -> Any:
+    """Return the settings of a search, held against their schema; numpy's numbers become Python's.
+
+    Raises:
+        ConfigError: one has the wrong type.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return value.item() if isinstance(value, np.generic) else value
+
+    try:
+        return OmegaConf.merge(OmegaConf.structured(SearchConfig), plain(config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'A setting'}: {str(error).splitlines()[0]}") from error
 
 
 def _fitness(given: Any) -> tuple[dict[str, Any], Custom | None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import __version__
+from evomerge.common.code import sources_of
 from evomerge.common.digests import digest
 from evomerge.common.machine import fingerprint
 from evomerge.fitness.base import Fitness
@@ -169,6 +170,7 @@ class Problem:
             "experts": [[name, expert.sha256] for name, expert in vectors.experts.items()],  # in the order of the sum
             "files": digest_inputs(sources.base),
             "class": self.opening.auto_class,
+            **({} if sources.base.is_dir() else {"source": sources_of(self.live.model)}),  # in memory: no files say it
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
             "heads": {
                 name: hashlib.sha256(task.head.read_bytes()).hexdigest()

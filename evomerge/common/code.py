@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 from pathlib import Path
+from typing import Any
+
+from evomerge.common.digests import digest
+from evomerge.common.errors import ConfigError
 
 
 def called(name: str, kind: type) -> str:
@@ -18,7 +22,34 @@ def is_ours(kind: type) -> bool:
 
 
 def code_of(kind: type) -> str | None:
-    """Return a hash of the file of a class that is not ours, on which results depend as they do on its settings."""
+    """Return a hash of the file of a class that is not ours, on which results depend as they do on its settings.
+
+    Raises:
+        ConfigError: it has no file, as one that was typed into a notebook or a shell.
+    """
     if is_ours(kind):
         return None
-    return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()[:16]
+    try:
+        content = Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"{kind.__module__}.{kind.__qualname__} has no file, so nobody could tell later with which code a "
+            f"search was made: put the class into a file and import it from there."
+        ) from error
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def sources_of(model: Any) -> str:
+    """Return a hash of the source of all classes of a module in memory that belong to neither torch nor transformers;
+    a class without source counts by its name.
+    """
+    found = []
+    for kind in sorted(
+        {type(part) for part in model.modules()}, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"
+    ):
+        if kind.__module__.partition(".")[0] not in ("torch", "transformers"):
+            try:
+                found.append(inspect.getsource(kind))
+            except (OSError, TypeError):
+                found.append(kind.__qualname__)
+    return digest(found)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import CellType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -169,12 +169,40 @@ def _digest_of_file(function: Function) -> str:
 def _digest_of_source(function: Function) -> str:
     """Return a hash of a function's own lines, without those around it: a script or a notebook changes in between.
 
-    What the function calls, and values that it takes from around it, are not looked at.
+    Plain values that belong to it, the arguments of a `functools.partial` and what a closure holds, are part of it.
+    What the function calls, and other objects that it takes from around it, are not looked at.
     """
     try:
-        return hashlib.sha256(inspect.getsource(_code_of(function)).encode()).hexdigest()
+        text = inspect.getsource(_code_of(function))
     except (TypeError, OSError):  # typed in where Python keeps no text
+        text = ""
+    values = _values(function)
+    if not text and not values:
         return ""
+    return hashlib.sha256((text + (repr(values) if values else "")).encode()).hexdigest()
+
+
+def _values(function: Any) -> list[Any]:
+    """Return the plain values that a function carries with it."""
+    if isinstance(function, partial):
+        own = [*function.args, *sorted(function.keywords.items())]
+        return [value for value in own if _is_plain(value)] + _values(function.func)
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    return [value for value in cells if _is_plain(value)]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # not bound yet
+        return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the text of a value says all of it."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool | complex | bytes)
 
 
 def _code_of(function: Function) -> Any:

@@ -8,6 +8,9 @@ the number of the ask, so a replay asks the same without pickles.
 
 from __future__ import annotations
 
+import logging
+import threading
+
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -54,7 +57,7 @@ class Tpe:
         self._box: dict[str, BaseDistribution] = {name: FloatDistribution(low, high) for name, low, high in bounds}
         self._seed, self._batch, self._startup, self._candidates = seed, batch, startup, candidates
         self._asks = 0
-        self._study = optuna.create_study(direction="maximize")
+        self._study = _quiet_study()
         self._study.enqueue_trial(dict(zip(space.names, inside(space, start).tolist(), strict=True)))
         self._asked: list[optuna.trial.Trial] = []
         self._turns = Turns()
@@ -89,3 +92,17 @@ class Tpe:
         self._asks += 1
         self._study.sampler = TPESampler(n_startup_trials=self._startup, n_ei_candidates=self._candidates, seed=seed)
         return self._study.ask(self._box)
+
+
+def _quiet_study() -> optuna.Study:
+    """Make a study in memory. Optuna's own line about it is not shown; its logging stays as the program has it."""
+    thread, logger = threading.get_ident(), logging.getLogger("optuna.storages._in_memory")
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(others)
+    try:
+        return optuna.create_study(direction="maximize")
+    finally:
+        logger.removeFilter(others)

@@ -260,3 +260,36 @@ def test_a_finished_run_is_loaded(candidate, pico_suite, tmp_path):
 def test_what_is_wrong_is_said(candidate, wrong, message):
     with pytest.raises(em.EvomergeError, match=message):
         wrong(candidate)
+
+
+def test_numbers_of_numpy_are_numbers_and_wrong_settings_are_refused(candidate):
+    result = em.search(candidate, score, {"red": ITEMS}, budget=np.int64(2), start=np.float64(0.4), searcher="random")
+    assert len(result.trials) == 2
+    for wrong in ({"budget": "many"}, {"seed": 1.5}):
+        with pytest.raises(em.EvomergeError):
+            em.search(candidate, score, {"red": ITEMS}, **wrong)
+
+
+def test_nothing_is_printed(candidate, capfd):
+    em.search(candidate, score, {"red": ITEMS}, budget=3, searcher="tpe")
+    assert "".join(capfd.readouterr()) == ""
+
+
+class Turned(torch.nn.Linear):
+    def forward(self, input):
+        return -super().forward(input)
+
+
+def test_what_a_module_in_memory_computes_is_part_of_a_search(tmp_path):
+    plain = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    turned = torch.nn.Sequential(Turned(2, 2), torch.nn.Linear(2, 1))
+    turned.load_state_dict(plain.state_dict())
+    tuned = {name: tensor + 0.1 for name, tensor in plain.state_dict().items()}
+    more = {"searcher": "random", "budget": 2, "run": tmp_path / "run", "start": 0.4}
+
+    def value(model, items):
+        return [float(model(torch.ones(1, 2)))] * len(items)
+
+    em.search(em.Candidate(em.Family(plain, red=tuned), space="tensor"), value, {"red": ITEMS}, **more)
+    with pytest.raises(em.EvomergeError, match="another search"):
+        em.search(em.Candidate(em.Family(turned, red=tuned), space="tensor"), value, {"red": ITEMS}, **more)

@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -280,3 +281,21 @@ def test_the_digest_of_a_function_is_that_of_its_own_lines(tmp_path):
     first, other_lines, other_function = digests("", 1), digests("x = 1", 1), digests("", 2)
     assert first[1] == other_lines[1] != other_function[1]
     assert len({first[0], other_lines[0], other_function[0]}) == 3
+
+
+def scaled(model: Any, items: Any, factor: float = 1.0) -> list[float]:
+    return [factor for _ in items]
+
+
+def held(factor: float) -> Any:
+    def inner(model: Any, items: Any) -> list[float]:
+        return [factor for _ in items]
+
+    return inner
+
+
+def test_values_that_a_function_carries_are_part_of_its_identity() -> None:
+    codes = [Custom(partial(scaled, factor=factor)).identity()["code"] for factor in (1.0, -1.0, 1.0)]
+    closures = [Custom(held(factor)).identity()["code"] for factor in (1.0, -1.0, 1.0)]
+    for one, other, again in (codes, closures):
+        assert one == again != other
