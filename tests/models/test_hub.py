@@ -192,9 +192,9 @@ def test_inspect_takes_names(cache: Path, tmp_path: Path, capsys) -> None:
     common = [f"model.cache={tmp_path}/cache", f"model.auto_class={CAUSAL}", "--json"]
     main(["inspect", "lab/base", "lab/left", "lab/right@main", *common])
     one = json.loads(capsys.readouterr().out)
-    main(["inspect", "model.base=lab/base", "model.experts={left: lab/left, right@main: lab/right}", *common])
+    main(["inspect", "model.base=lab/base", "model.experts={left: lab/left, right: lab/right@main}", *common])
     two = json.loads(capsys.readouterr().out)
-    assert one["compared"] == two["compared"] == ["left", "right@main"]
+    assert one["compared"] == two["compared"] == ["left", "right"]
     assert one["whole"] == two["whole"]
     assert COMMIT in one["base"]["path"]
 
