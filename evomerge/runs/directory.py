@@ -17,7 +17,7 @@ import yaml
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.common.files import write_atomically
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.earlier import identity_of
+from evomerge.runs.earlier import in_todays_words
 from evomerge.runs.transforms import in_order
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
@@ -81,7 +81,7 @@ def open_run(path: Path) -> Run:
     for line in read_log(log):
         kind = line["kind"]
         if kind == "header":
-            identity = identity_of(line["identity"])
+            identity = in_todays_words(line["identity"])
         elif kind == "ask":
             batches.append(Batch(line["batch"], line["points"], gradient=line.get("gradient", False)))
         elif kind == "trial":

@@ -17,17 +17,12 @@ MOVED = {
 """Modules of classes that settings name."""
 
 
-def settings_of_today(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run in today's words.
+def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, or an identity as a log's header has it, in today's words.
 
     Args:
-        given: settings as plain containers, of any version from 0.2.
+        given: plain containers, of any version from 0.2.
     """
-    return _lifted(_renamed(given))
-
-
-def identity_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity, as a log's header has it, in today's words."""
     return _lifted(_renamed(given))
 
 

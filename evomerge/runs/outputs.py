@@ -29,7 +29,7 @@ from evomerge.fitness.capabilities import measures
 from evomerge.problem import Problem
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
-from evomerge.runs.earlier import identity_of
+from evomerge.runs.earlier import in_todays_words
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
@@ -171,7 +171,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     if not log.exists():
         return None
     logged = next(read_log(log), {}).get("identity")  # an earlier version may have said the same in other words
-    same = logged is not None and identity_of(logged) == json.loads(json.dumps(identity))
+    same = logged is not None and in_todays_words(logged) == json.loads(json.dumps(identity))
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 

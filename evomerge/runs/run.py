@@ -30,7 +30,7 @@ from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.directory import record_command
-from evomerge.runs.earlier import identity_of
+from evomerge.runs.earlier import in_todays_words
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
@@ -107,7 +107,7 @@ def run_search(
         preflight(
             problem, searcher, settings, subsets, fitnesses["search"], objective, gradients, limit, deadline, reporter
         )
-        with TrialLog(directory / "trials.jsonl", identity, fingerprint(), identity_of) as log:
+        with TrialLog(directory / "trials.jsonl", identity, fingerprint(), in_todays_words) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config))
             record_start(directory)
             record_command(directory, command)

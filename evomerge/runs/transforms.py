@@ -18,7 +18,7 @@ import yaml
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.runs.earlier import settings_of_today
+from evomerge.runs.earlier import in_todays_words
 from evomerge.runs.targets import CONF, choices_of, find_class
 
 if TYPE_CHECKING:  # settings are read without torch
@@ -40,7 +40,7 @@ def in_order(settings: Mapping[str, Any]) -> dict[str, Any]:
             "The method brings a transform, and transform= names another: write method=linear, and all transforms in "
             "the list, such as transform=[ties]."
         )
-    today = settings_of_today(settings)
+    today = in_todays_words(settings)
     return {**today, "transform": resolved(today.get("transform"))}
 
 

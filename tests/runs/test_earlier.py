@@ -17,7 +17,7 @@ from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Silent
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.directory import open_run
-from evomerge.runs.earlier import identity_of, settings_of_today
+from evomerge.runs.earlier import in_todays_words
 from evomerge.runs.outputs import run_digest
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -70,25 +70,25 @@ def old(today: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_the_words_of_an_identity() -> None:
     (header, *_) = read_log(HELD / "trials.jsonl")
-    now = identity_of(header["identity"])
+    now = in_todays_words(header["identity"])
     assert now["method"] == {"_target_": "evomerge.merging.methods.Linear"}
     assert now["transform"] == [TIES]
     assert {name: now[name] for name in now if name not in ("method", "transform")} == {
         name: value for name, value in header["identity"].items() if name != "method"
     }
-    assert identity_of(now) == now
+    assert in_todays_words(now) == now
 
 
 def test_the_words_of_settings() -> None:
     fitness = {"_target_": "evomerge.fitness.lm_eval.LmEval", "tasks": {"a": {"task": "evomerge.methods.Linear"}}}
     hybrid = {"_target_": "evomerge.searchers.hybrid.Hybrid", "first": {"_target_": "evomerge.searchers.tpe.Tpe"}}
     given: dict[str, Any] = {"method": {"_target_": "evomerge.methods.Ties", "normalize": True}, "searcher": hybrid}
-    found = settings_of_today({**given, "fitness": fitness, "loss": None})
+    found = in_todays_words({**given, "fitness": fitness, "loss": None})
     assert found["method"] == {"_target_": "evomerge.merging.methods.Ties", "normalize": True}
     assert found["searcher"] == hybrid
     assert found["fitness"] == {**fitness, "_target_": "evomerge.fitness.lm_eval.harness.LmEval"}
-    assert settings_of_today(found) == found
-    assert settings_of_today({"method": {"_target_": "mine.methods.Linear", "transform": None}}) == {
+    assert in_todays_words(found) == found
+    assert in_todays_words({"method": {"_target_": "mine.methods.Linear", "transform": None}}) == {
         "method": {"_target_": "mine.methods.Linear"}
     }
 
@@ -111,7 +111,7 @@ def test_what_is_complete_stays_complete(old: Path) -> None:
     """The summary holds a hash of the identity in the words of its day."""
     (header, *_) = read_log(old / "trials.jsonl")
     settings = open_run(old).settings
-    then, now = header["identity"], identity_of(header["identity"])
+    then, now = header["identity"], in_todays_words(header["identity"])
     assert run_digest(old, now, settings, []) == run_digest(old, then, settings, [])
     assert run_digest(old, {**now, "seed": 2}, settings, []) != run_digest(old, then, settings, [])
 
