@@ -3,9 +3,10 @@
 In: coefficients per variable, shape (G, K), for G groups and K rows. Out: the same model, its parameters overwritten
 with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says). It never sees points of the search space. Every candidate
 is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole update in bfloat16
-within a few hundred candidates. Parameters in which all rows are zero are never touched. A method that takes every
-element by itself merges chunk by chunk, so what is made on the way, sums in float32 and task vectors that are not
-computed yet, takes some chunks and not a copy of the largest parameter.
+within a few hundred candidates. A live model may hold its parameters in a wider dtype than the files that a merge is
+written to: whatever is put into it is then rounded to that of the files first. Parameters in which all rows are zero
+are never touched. A method that takes every element by itself merges chunk by chunk, so what is made on the way, sums
+in float32 and task vectors that are not computed yet, takes some chunks and not a copy of the largest parameter.
 
 Another model is put into the live model by `load`, and `restore` undoes that as well. Several mergers may share a live
 model: each writes where its own task vectors are not zero, so one that did not write last puts the base back everywhere
@@ -60,6 +61,7 @@ class _Site:
         rows: the places, among the K, of those whose delta is not zero here.
         prepared: by the method, for each of these.
         chunks: of the n elements, merged one after the other; none: all of them at once.
+        rounded: the dtype to which elements are rounded before they are stored; None for that of `live`.
         stacked: float32 (len(rows), n), where `prepared` are deltas that lie below each other.
     """
 
@@ -70,6 +72,7 @@ class _Site:
     rows: list[int]
     prepared: list[Any]
     chunks: tuple[slice, ...]
+    rounded: torch.dtype | None = None
     stacked: Tensor | None = None
 
 
@@ -89,6 +92,8 @@ class Merger:
         groups: the groups of the coefficient space, in its order.
         method: how a span is built.
         turn: who wrote into the model last, if others write into it as well.
+        rounded: parameter -> the dtype to which its values are rounded before they are stored, where the model holds it
+            in a wider one.
 
     Raises:
         CheckpointError: a parameter of the model is not what the base's files say.
@@ -101,8 +106,9 @@ class Merger:
         groups: Sequence[Group],
         method: Method,
         turn: Turn | None = None,
+        rounded: Mapping[str, torch.dtype] | None = None,
     ) -> None:
-        self._method = method
+        self._method, self._rounded = method, dict(rounded or {})
         self._model, self._vectors = model, vectors
         self._shape = (len(groups), len(vectors.rows))
         self._parameters = dict(model.named_parameters())
@@ -113,7 +119,7 @@ class Merger:
             self._turn.taken = None
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
         for name in vectors.parameters:
-            _check_live(name, live.get(name), vectors.base.tensor(name))
+            _check_live(name, live.get(name), self._as_stored(name, vectors.base.tensor(name)))
         self._sites = [
             site
             for index, group in enumerate(groups)
@@ -132,17 +138,25 @@ class Merger:
         for site in self._sites:
             chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
             if not site.chunks:
-                self._merge(site.live, site.base, site.prepared, chosen)
+                self._merge(site.live, site.base, site.prepared, chosen, site.rounded)
             for chunk in site.chunks:
-                self._merge(site.live[chunk], site.base[chunk], [each[chunk] for each in site.prepared], chosen)
+                prepared = [each[chunk] for each in site.prepared]
+                self._merge(site.live[chunk], site.base[chunk], prepared, chosen, site.rounded)
 
-    def _merge(self, live: Tensor, base: Tensor, prepared: list[Any], chosen: Mapping[str, np.ndarray]) -> None:
+    def _merge(
+        self,
+        live: Tensor,
+        base: Tensor,
+        prepared: list[Any],
+        chosen: Mapping[str, np.ndarray],
+        rounded: torch.dtype | None,
+    ) -> None:
         """Overwrite some elements: the sum is made in float32, in the live memory itself if it is that, and cast."""
         before = base.float()
         out = live if live.dtype == torch.float32 else torch.empty_like(before)
         self._method.merge(before, prepared, chosen, out)
-        if out is not live:
-            live.copy_(out)
+        if rounded is not None or out is not live:
+            live.copy_(_rounded(out, rounded))
 
     @torch.no_grad()
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -154,14 +168,14 @@ class Merger:
         self.restore()
         self._loaded = True
         for name, tensor in tensors:
-            self._parameters[name].copy_(tensor)
+            self._parameters[name].copy_(self._as_stored(name, tensor))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the base back, bit for bit, whoever wrote into the model last."""
         self._take_turn()
         for site in self._sites:
-            site.live.copy_(site.base)
+            site.live.copy_(_rounded(site.base, site.rounded))
 
     @torch.no_grad()
     def _take_turn(self) -> None:
@@ -181,7 +195,11 @@ class Merger:
     def _put_base_back(self) -> None:
         """Write the base into all parameters that its files hold, whether or not candidates overwrite them."""
         for name in self._vectors.parameters:
-            self._parameters[name].copy_(self._vectors.base.tensor(name))
+            self._parameters[name].copy_(self._as_stored(name, self._vectors.base.tensor(name)))
+
+    def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the values of a parameter, rounded as a merge is written."""
+        return _rounded(tensor, self._rounded.get(name))
 
     def gradient(self, losses: Iterable[Tensor], wanted: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the gradient of the sum of losses of the candidate that is in the model.
@@ -270,7 +288,14 @@ class Merger:
         prepared = [self._method.prepare(rows[k], span, delta[place].over(base)) for k, delta in found.items()]
         size = MERGED if parameter.device.type == "cpu" else MERGED_FAR
         some = tuple(chunks(len(base), size)) if self._method.elementwise else ()
-        return _Site(group, span, parameter.view(-1)[place], base, list(found), prepared, some if len(some) > 1 else ())
+        some = some if len(some) > 1 else ()
+        rounded = self._rounded.get(span.parameter)
+        return _Site(group, span, parameter.view(-1)[place], base, list(found), prepared, some, rounded)
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return values rounded to a dtype, half to even; as they are where there is none."""
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def check_gradient(method: Method | type[Method]) -> None:
