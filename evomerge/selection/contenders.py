@@ -195,8 +195,9 @@ def _its_vectors(path: Path, recipe: Recipe, vectors: TaskVectors) -> TaskVector
     if list(found) == list(vectors.experts) == list(found.values()):
         return vectors
     deltas = {name: vectors.deltas[own] for name, own in found.items()}
+    contents = {name: vectors.contents[own] for name, own in found.items() if own in vectors.contents}
     experts = {name: vectors.experts[own] for name, own in found.items()}
-    return TaskVectors(vectors.base, experts, vectors.parameters, deltas)
+    return TaskVectors(vectors.base, experts, vectors.parameters, deltas, contents, vectors.cache)
 
 
 def _others(path: Path, who: str, its: str, here: str) -> str:

@@ -39,6 +39,14 @@ class Delta(Protocol):
         """Return the delta of some of its elements; nothing is computed or copied."""
         ...
 
+    def at(self, places: Tensor) -> Tensor:
+        """Return the task vector in some elements, float32 (m,).
+
+        Args:
+            places: of these elements, int64 (m,), in any order.
+        """
+        ...
+
     def over(self, base: Tensor) -> Self:
         """Return the same delta on the device of the base, and with the base in place of its own copy, if it has one.
 

@@ -34,6 +34,10 @@ class DenseDelta:
     def __getitem__(self, span: slice) -> DenseDelta:
         return DenseDelta(self.values[span])
 
+    def at(self, places: Tensor) -> Tensor:
+        """Return some of the values."""
+        return self.values[places]
+
     def over(self, base: Tensor) -> DenseDelta:
         """Return it on the device of the base, of which it needs nothing else."""
         return self if self.values.device == base.device else DenseDelta(self.values.to(base.device))

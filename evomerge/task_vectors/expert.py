@@ -48,6 +48,10 @@ class ExpertDelta:
     def __getitem__(self, span: slice) -> ExpertDelta:
         return ExpertDelta(self.base[span], self.expert[span])
 
+    def at(self, places: Tensor) -> Tensor:
+        """Return the difference in some elements."""
+        return self.expert[places].float() - self.base[places].float()
+
     def over(self, base: Tensor) -> ExpertDelta:
         """Return it on the device of a base that is at hand: one on a device, or in float32, serves all experts."""
         return ExpertDelta(base, self.expert.to(base.device))

@@ -42,12 +42,17 @@ class TaskVectors:
         parameters: name -> shape, in the order of the live model.
         deltas: row -> parameter -> delta; those that are exactly zero are left out. Each expert is a row, under its
             name, unless a transform says otherwise.
+        contents: row -> all that its deltas depend on, as plain data, where that is known: it names what is derived
+            from them on disk.
+        cache: directory of what is derived; it may be deleted at any time. None: temporary files.
     """
 
     base: Checkpoint
     experts: dict[str, Checkpoint]
     parameters: dict[str, tuple[int, ...]]
     deltas: Mapping[str, Mapping[str, Delta]] = field(repr=False)
+    contents: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    cache: Path | None = None
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -105,16 +110,17 @@ def task_vectors(
     """
 
     def one(name: str, expert: Checkpoint) -> Mapping[str, Delta]:
-        contents, common = describe(base, expert, parameters), _common(base, expert, parameters)
+        common = _common(base, expert, parameters)
         if keep and is_narrow(expert, common):
-            changed = find_changed(contents, base, expert, name, common, cache, progress)
+            changed = find_changed(contents[name], base, expert, name, common, cache, progress)
             return ExpertDeltas(base, expert, parameters, changed)
         computed = partial(_subtract, base, expert, name, parameters, progress)
-        return cached_rows({name: contents}, shapes, computed, cache, progress)[name]
+        return cached_rows({name: contents[name]}, shapes, computed, cache, progress)[name]
 
     shapes = {name: tuple(shape) for name, shape in parameters.items()}
+    contents = {name: describe(base, expert, parameters) for name, expert in experts.items()}
     deltas = {name: one(name, expert) for name, expert in experts.items()}
-    return TaskVectors(base, dict(experts), shapes, deltas)
+    return TaskVectors(base, dict(experts), shapes, deltas, contents, cache)
 
 
 def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[Any]:

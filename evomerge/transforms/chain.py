@@ -163,7 +163,7 @@ def streamed(vectors: TaskVectors, stage: Stage) -> TaskVectors:
     for name in vectors.parameters:
         for row in stage(name):
             held[row].append(name)
-    return replace(vectors, deltas={row: _Made(stage, row, names) for row, names in held.items()})
+    return replace(vectors, deltas={row: _Made(stage, row, names) for row, names in held.items()}, contents={})
 
 
 class _Some(Mapping[str, Any]):

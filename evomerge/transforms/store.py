@@ -48,7 +48,8 @@ def transformed(vectors: TaskVectors, chain: Chain, cache: Path, progress: Steps
         return _pass(transformed(vectors, before, cache, progress), step, progress)
 
     named = {row: [*contents, place] for place, row in enumerate(rows)}
-    return replace(vectors, deltas=cached_rows(named, vectors.parameters, compute, cache, progress))
+    deltas = cached_rows(named, vectors.parameters, compute, cache, progress)
+    return replace(vectors, deltas=deltas, contents=named, cache=cache)
 
 
 def _contents(vectors: TaskVectors, chain: Chain) -> list[Any]:

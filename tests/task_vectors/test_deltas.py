@@ -58,6 +58,8 @@ def test_operations(make: Make, dtypes, length: int, seed: int, weight: float, b
     for delta, values, ours in ((whole, expected, base), (whole[span], expected[span], base[span])):
         assert len(delta) == len(values)
         assert same(delta.dense(), values)
+        places = torch.arange(len(values)).flip(0)[::3]
+        assert same(delta.at(places), values[places])
         assert same(delta.over(ours).dense(), values)
         assert same(delta.over(ours.float()).dense(), values)
         out = torch.empty_like(values)
