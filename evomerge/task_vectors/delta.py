@@ -4,8 +4,10 @@ In: nothing but what a kind keeps. Out: a few operations, the same for every kin
 `task_vectors/` and `kernels/` asks which kind it is. A delta is flat: n elements, in the order of the parameter's. Its
 numbers are float32 whatever it keeps. There is one file for each kind:
 
-    dense.py    the task vector itself, float32, in memory or mapped from a file
-    expert.py   θ_k in its own dtype, from which θ₀ is subtracted where the task vector is needed
+    dense.py      the task vector itself, float32, in memory or mapped from a file
+    expert.py     θ_k in its own dtype, from which θ₀ is subtracted where the task vector is needed
+    quantised.py  codes of 8 or 4 bits, with a step and a zero for each group of 64 elements
+    masked.py     some of the elements of another delta, by a mask of bits
 
 A task vector that is zero has no delta: a store gives None in its place.
 """
@@ -13,10 +15,28 @@ A task vector that is zero has no delta: a store gives None in its place.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a kernel reads of a delta.
+
+    Attributes:
+        kind: `dense` (the task vector itself), `expert` (θ_k, from which θ₀ is subtracted), `int8` or `int4`
+            (`quantised.py`); and before it `masked ` where a mask lies over it.
+        tensors: what is kept, flat: the values of the first two kinds, whose dtype says the rest; codes, steps and
+            zeros of the quantised ones; then the words of the mask.
+        start: the element of all these at which the delta begins.
+    """
+
+    kind: str
+    tensors: tuple[Tensor, ...]
+    start: int = 0
 
 
 class Delta(Protocol):
@@ -29,6 +49,11 @@ class Delta(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept for it."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """How far an element of it may be from the task vector that it stands for, at most; 0 where nothing is lost."""
         ...
 
     def __len__(self) -> int:
@@ -57,6 +82,18 @@ class Delta(Protocol):
 
     def dense(self) -> Tensor:
         """Return the task vector, float32 (n,)."""
+        ...
+
+    def added(self, base: Tensor) -> Tensor:
+        """Return θ₀ + τ, float32 (n,); of a kept expert that is θ_k itself, without a rounding.
+
+        Args:
+            base: θ₀ in these elements, float32 (n,).
+        """
+        ...
+
+    def layout(self) -> Layout:
+        """Return what a kernel reads."""
         ...
 
     def write(self, out: Tensor, weight: float = 1.0) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors.delta import add_product
+from evomerge.task_vectors.delta import Layout, add_product
 
 ALIGNMENT = 64  # bytes: a line of the processor's cache, and the widest register
 
@@ -28,6 +28,11 @@ class DenseDelta:
         """Bytes of the values."""
         return self.values.nbytes
 
+    @property
+    def bound(self) -> float:
+        """0: nothing is lost."""
+        return 0.0
+
     def __len__(self) -> int:
         return len(self.values)
 
@@ -45,6 +50,14 @@ class DenseDelta:
     def dense(self) -> Tensor:
         """Return the values themselves."""
         return self.values
+
+    def added(self, base: Tensor) -> Tensor:
+        """Return θ₀ + τ."""
+        return base + self.values
+
+    def layout(self) -> Layout:
+        """Return the values."""
+        return Layout("dense", (self.values,))
 
     def write(self, out: Tensor, weight: float = 1.0) -> None:
         """Write λ·τ."""

@@ -21,7 +21,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.task_vectors.delta import add_product
+from evomerge.task_vectors.delta import Layout, add_product
 from evomerge.task_vectors.spans import CHUNK, chunks
 
 
@@ -42,6 +42,11 @@ class ExpertDelta:
         """Bytes of the expert: the base is there anyway."""
         return self.expert.nbytes
 
+    @property
+    def bound(self) -> float:
+        """0: nothing is lost."""
+        return 0.0
+
     def __len__(self) -> int:
         return len(self.expert)
 
@@ -59,6 +64,14 @@ class ExpertDelta:
     def dense(self) -> Tensor:
         """Return the difference, float32 (n,), newly computed."""
         return self.expert.to(torch.float32, copy=True).sub_(self.base.float())
+
+    def added(self, base: Tensor) -> Tensor:
+        """Return θ_k as it is."""
+        return self.expert.float()
+
+    def layout(self) -> Layout:
+        """Return the expert."""
+        return Layout("expert", (self.expert,))
 
     def write(self, out: Tensor, weight: float = 1.0) -> None:
         """Write λ·τ."""

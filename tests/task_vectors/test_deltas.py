@@ -17,6 +17,8 @@ from evomerge.merging.kernels.products import inner_products, stack
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDelta
+from evomerge.task_vectors.masked import masked
+from evomerge.task_vectors.quantised import quantised
 
 Make = Callable[[Tensor, Tensor], Delta]
 CPU = torch.device("cpu")
@@ -26,7 +28,23 @@ def dense(base: Tensor, expert: Tensor) -> Delta:
     return DenseDelta(expert.float() - base.float())
 
 
-KINDS = {"dense": dense, "expert": ExpertDelta}
+def of_bits(bits: int) -> Make:
+    return lambda base, expert: quantised(expert.float() - base.float(), bits)
+
+
+def trimmed(make: Make) -> Make:
+    """The same with a mask over it: what is larger than half of the largest is kept."""
+
+    def made(base: Tensor, expert: Tensor) -> Delta:
+        values = (expert.float() - base.float()).abs()
+        return masked(make(base, expert), values > values.max() / 2)
+
+    return made
+
+
+PLAIN: dict[str, Make] = {"dense": dense, "expert": ExpertDelta, "int8": of_bits(8), "int4": of_bits(4)}
+KINDS = PLAIN | {f"masked {kind}": trimmed(make) for kind, make in PLAIN.items()}
+EXACT = ("dense", "expert")
 DTYPES = [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float64, torch.float16)]
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 every_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=str)
@@ -52,16 +70,19 @@ def same(one: Tensor, other: Tensor) -> bool:
 )
 def test_operations(make: Make, dtypes, length: int, seed: int, weight: float, bounds: tuple[int, int]) -> None:
     base, expert = drawn(length, seed, dtypes)
-    whole, expected = make(base, expert), expert.float() - base.float()
+    whole = make(base, expert)
+    expected = whole.dense()
     before = [tensor.clone() for tensor in (base, expert)]
     span = slice(min(bounds), max(bounds))
-    for delta, values, ours in ((whole, expected, base), (whole[span], expected[span], base[span])):
+    for place in (slice(None), span):
+        delta, values, ours = whole[place], expected[place], base[place]
         assert len(delta) == len(values)
         assert same(delta.dense(), values)
         places = torch.arange(len(values)).flip(0)[::3]
         assert same(delta.at(places), values[places])
         assert same(delta.over(ours).dense(), values)
         assert same(delta.over(ours.float()).dense(), values)
+        assert same(delta.added(ours.float()), expert.float()[place] if make is ExpertDelta else ours.float() + values)
         out = torch.empty_like(values)
         delta.write(out)
         assert same(out, values)
@@ -74,14 +95,62 @@ def test_operations(make: Make, dtypes, length: int, seed: int, weight: float, b
     assert all(map(torch.equal, (base, expert), before))  # nothing is overwritten
 
 
+@pytest.mark.parametrize("kind", EXACT)
+@every_dtype
+def test_a_task_vector_is_the_difference_of_float32(kind: str, dtypes) -> None:
+    base, expert = drawn(1000, 0, dtypes)
+    delta = KINDS[kind](base, expert)
+    assert same(delta.dense(), expert.float() - base.float())
+    assert same(KINDS[f"masked {kind}"](base, expert).dense(), torch.where(large(delta), delta.dense(), 0.0))
+    assert delta.bound == 0
+
+
+def large(delta: Delta) -> Tensor:
+    return delta.dense().abs() > delta.dense().abs().max() / 2
+
+
 @every_kind
 @every_dtype
 def test_slices_of_slices(make: Make, dtypes) -> None:
     base, expert = drawn(1000, 0, dtypes)
     delta = make(base, expert)
     assert same(delta[100:900][50:60].dense(), delta[150:160].dense())
+    assert same(delta[100:900][50:60].over(base[150:160]).dense(), delta[150:160].dense())
     assert len(delta[990:2000]) == 10
-    assert delta[:500].nbytes + delta[500:].nbytes == delta.nbytes
+    assert delta[:512].nbytes + delta[512:].nbytes == delta.nbytes
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "place", [slice(0, 1000), slice(64, 1000), slice(31, 32), slice(33, 777), slice(100, 100)], ids=str
+)
+def test_a_layout_is_all_that_a_kernel_needs(make: Make, place: slice) -> None:
+    """Decoded here element by element, as the layout says, without the delta."""
+    base, expert = drawn(1000, 0, (torch.bfloat16, torch.bfloat16))
+    delta = make(base, expert)[place].over(base[place])
+    layout = delta.layout()
+    tensors, kind = list(layout.tensors), layout.kind.removeprefix("masked ")
+    mask = tensors.pop() if layout.kind != kind else None
+    found = []
+    for i in range(layout.start, layout.start + len(delta)):
+        group, j = divmod(i, 64)
+        if kind == "dense":
+            value = tensors[0][i]
+        elif kind == "expert":
+            value = tensors[0][i].float() - base[place][i - layout.start].float()
+        else:
+            code = int(tensors[0][i]) if kind == "int8" else int(tensors[0][32 * group + j % 32]) >> 4 * (j // 32) & 15
+            value = torch.tensor(float(code - int(tensors[2][group]))) * tensors[1][group]
+        found.append(float(value) if mask is None or int(mask[i // 32]) >> i % 32 & 1 else 0.0)
+    assert same(torch.tensor(found), delta.dense())
+
+
+def test_a_mask_over_a_masked_delta_lies_over_what_is_below() -> None:
+    base, expert = drawn(200, 0, (torch.bfloat16, torch.bfloat16))
+    some, others = torch.arange(200) % 2 == 0, torch.arange(200) % 3 == 0
+    delta = masked(masked(ExpertDelta(base, expert), some), others)
+    assert delta.layout().kind == "masked expert"
+    assert same(delta.dense(), torch.where(some & others, expert.float() - base.float(), 0.0))
 
 
 def test_what_is_kept_is_what_counts() -> None:
@@ -96,7 +165,7 @@ def test_kinds_have_one_inner_product(dtypes, length: int) -> None:
     """To the bit, whatever the kind and whether it was copied for it."""
     gradient = torch.randn(length, generator=torch.Generator().manual_seed(9))
     models = [drawn(length, seed, dtypes) for seed in range(3)]
-    rows = {kind: [make(*model) for model in models] for kind, make in KINDS.items()}
+    rows = {kind: [make(*model) for model in models] for kind, make in PLAIN.items() if kind in EXACT}
     mixed = [rows["dense"][0], rows["expert"][1], rows["dense"][2]]
     forms = [*rows.values(), mixed, *(stack(deltas, CPU) for deltas in rows.values())]
     found = [torch.stack(list(inner_products(gradient, deltas))).double().sum(0) for deltas in forms]
@@ -128,7 +197,17 @@ def test_nobody_outside_asks_which_kind_it_is() -> None:
     """Neither of a delta nor of the method that it is combined by."""
     root = Path(evomerge.__file__).parent
     inside = (root / "task_vectors", root / "merging" / "kernels")
-    kinds = {"Delta", "DenseDelta", "ExpertDelta", "ExpertDeltas", "Linear", "Ties", "DareTies"}
+    kinds = {
+        "Delta",
+        "DenseDelta",
+        "ExpertDelta",
+        "ExpertDeltas",
+        "QuantisedDelta",
+        "MaskedDelta",
+        "Linear",
+        "Ties",
+        "DareTies",
+    }
     outside = [path for path in root.rglob("*.py") if not any(path.is_relative_to(folder) for folder in inside)]
     assert len(outside) > 100
     assert {path: names for path in outside if (names := kinds & set(asked(path.read_text(encoding="utf-8"))))} == {}
