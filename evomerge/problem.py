@@ -26,6 +26,7 @@ from evomerge.merging.methods import Method
 from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
 from evomerge.models.vocabulary import REFUSE
+from evomerge.models.weights import dtype_name
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.chain import Chain
@@ -172,6 +173,7 @@ class Problem:
             "class": self.opening.auto_class,
             **({} if sources.base.is_dir() else {"source": sources_of(self.live.model)}),  # in memory: no files say it
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
+            **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
             "heads": {
                 name: hashlib.sha256(task.head.read_bytes()).hexdigest()
                 if task.head
@@ -203,6 +205,11 @@ class Problem:
             self.merger.restore()
         else:
             self.merger.load(self.vectors.added(expert))
+
+
+def without_compute(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what contents are, alone or among others, where everything is computed in the dtype of the checkpoint."""
+    return {name: value for name, value in description.items() if name != "compute"}
 
 
 def digest_inputs(directory: Path) -> str:

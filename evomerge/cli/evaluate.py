@@ -114,7 +114,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         show(result, reporter)
     if result.errors:
-        raise EvomergeError(f"{len(result.errors)} of {len(names)} models have no score: {', '.join(result.errors)}.")
+        raise EvomergeError(
+            f"{len(result.errors)} of {len(result.models)} models have no score: {', '.join(result.errors)}."
+        )
 
 
 def show(result: Comparison, reporter: Reporter) -> None:
@@ -192,6 +194,8 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
             experts = {name: source.place for name, source in recipe.experts.items()}
             own = {"base": recipe.base.place, "experts": experts, "auto_class": recipe.auto_class}
             own["vocabulary"] = recipe.vocabulary
+            if "model.compute" not in keys:  # recipes up to 0.2 say no dtype: all was scored in the checkpoint's
+                own["compute"] = recipe.compute or recipe.dtype
             return {**composed, "model": composed["model"] | own}
     _refuse_without_sources(composed, names)
     return composed

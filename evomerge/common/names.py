@@ -34,6 +34,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"Unknown {kind} {name!r}: {hint}There are {', '.join(known)}."
 
 
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+"""The names of those that weights can have."""
+
+
 def dtype_name(dtype: object) -> str:
     """The name of a dtype, as files and settings write it."""
     return str(dtype).removeprefix("torch.")

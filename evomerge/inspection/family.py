@@ -28,6 +28,8 @@ class Family:
         auto_class: the transformers class that loads the base: AutoModel, AutoModelForCausalLM ...
         tokenizer: of a base that is a module, for a fitness that needs one; or its image processor.
         device: for the live model: cpu, cuda:0; auto is the first CUDA device, or where a module is.
+        compute: the dtype to compute in: float32, bfloat16; auto is the fastest one here that holds the weights, which
+            stay rounded to the dtype of the base; None for that one.
         vocabulary: what becomes of experts with another number of tokens: refuse, base or shared.
         allow_missing: names and patterns of tensors that experts may lack.
         cache: the directory for task vectors; None for .cache/evomerge, or a temporary one for models in memory.
@@ -56,13 +58,14 @@ class Family:
         auto_class: str = "AutoModel",
         tokenizer: Any = None,
         device: str = "auto",
+        compute: str | None = "auto",
         vocabulary: str = "refuse",
         allow_missing: Sequence[str] = (),
         cache: str | Path | None = None,
         progress: Progress | None = None,
         **named: Model,
     ) -> None:
-        chosen = {"auto_class": auto_class, "device": device, "vocabulary": vocabulary}
+        chosen = {"auto_class": auto_class, "device": device, "compute": compute, "vocabulary": vocabulary}
         models = {**(experts or {}), **named}
         if cache is None and not all(isinstance(model, str | Path) for model in (base, *models.values())):
             self._kept = TemporaryDirectory()

@@ -35,7 +35,7 @@ from evomerge.models.pretrained import (
     rename_keys,
     takes_images,
 )
-from evomerge.models.weights import check_readable, dtype_name, first_dtype, read_tensors, same, weight_files
+from evomerge.models.weights import check_readable, dtype_name, read_tensors, same, weight_files
 
 
 @dataclass
@@ -62,6 +62,10 @@ class LiveModel:
         auto_class: the transformers class that it was loaded with; of a module, the name of its own class.
         computed: the parameters that its class never trains, so that files may leave them out.
         turn: who wrote into it last.
+        narrow: the dtype that the checkpoint has, by the name of each parameter and buffer that the model holds in a
+            wider one; see `computing.py`.
+        compute: that wider dtype; None where the model computes in the checkpoint's.
+        why: the reason, where evomerge has chosen between the two.
     """
 
     model: Any
@@ -71,6 +75,9 @@ class LiveModel:
     auto_class: str
     computed: frozenset[str] = frozenset()
     turn: Turn = field(default_factory=Turn, compare=False)
+    narrow: Mapping[str, torch.dtype] = field(default_factory=dict)
+    compute: torch.dtype | None = None
+    why: str = field(default="", compare=False)
 
     def open(self, path: str | Path, **options: Any) -> Checkpoint:
         """Open a model directory by the parameters of this model.
@@ -99,10 +106,29 @@ class LiveModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the whole: what the configuration says, else that of the first floating parameter."""
+        """The dtype of the whole checkpoint: what the configuration says, else that of the first floating parameter."""
         if isinstance(self.model, transformers.PreTrainedModel) and self.model.config.dtype is not None:
             return getattr(torch, dtype_name(self.model.config.dtype))
-        return first_dtype(dict(self.model.named_parameters()))
+        name = next((name for name, one in self.model.named_parameters() if one.is_floating_point()), "")
+        return self.dtypes.get(name, torch.float32)
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtype that the checkpoint has of every parameter, by its name: to that a merge is rounded."""
+        return {name: self.narrow.get(name, one.dtype) for name, one in self.model.named_parameters()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return parameters and buffers by name, shared ones under their first."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def as_written(self) -> Any:
+        """Return a copy of the model as it is now, in the dtypes of the checkpoint; it holds the same numbers."""
+        tensors, copies = self.tensors(), {}
+        for name, dtype in self.narrow.items():
+            cast = tensors[name].detach().to(dtype)
+            learned = isinstance(tensors[name], nn.Parameter)
+            copies[id(tensors[name])] = nn.Parameter(cast, requires_grad=False) if learned else cast
+        return copy.deepcopy(self.model, copies)
 
     def layout(self, path: Path | None = None) -> Layout:
         """Return what names in a model directory, or in a state dict (None), mean: those of this model, by what the

@@ -70,7 +70,7 @@ def model_card(
         _use(recipe, base),
         _parents(recipe, base, experts, names),
         *_listed("What should be known of these models", family),
-        *_scores(recipe.scores),
+        *_scores(recipe),
         *_coefficients(recipe, parameters),
         *_listed("What is not merged", notes),
         _again(recipe, dtype),
@@ -146,13 +146,13 @@ def _parents(recipe: Recipe, base: Path, experts: Mapping[str, Path], names: Map
     return "## What was merged\n\n" + _table(["", "model", "hash of its weights"], rows, "---")
 
 
-def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
+def _scores(recipe: Recipe) -> Iterator[str]:
     """Yield the tables of what the recipe says of scores; it may say nothing."""
+    scores = recipe.scores
     rows = {name: row for name, row in scores.items() if isinstance(row, Mapping) and "mean" in row}
     if not rows:
         return
-    if "winner" in rows:
-        rows["winner"] = rows.pop("winner")  # below what it is held against
+    rows |= {name: rows.pop(name) for name in list(rows) if name.startswith("winner")}  # below what it is held against
     marks = scores.get("marks") or {}
     tasks = list(dict.fromkeys(task for row in rows.values() for task in row.get("tasks") or {}))
     table = [
@@ -164,6 +164,8 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
         for name, row in rows.items()
     ]
     how = [f"{what}: {scores[what]}" for what in ("metric", "split", "items", "trials") if what in scores]
+    if recipe.compute:
+        how.append(f"weights rounded to {recipe.dtype}, scored in {recipe.compute}")
     columns = ["", "mean ± standard error", *(heading(task, scores.get("measures") or {}) for task in tasks)]
     text = f"## Scores\n\n{'; '.join(how)}; higher is better.\n\n" + _table(columns, table)
     for line in mark_lines(marks, {name: name.replace("_", " ") for name in rows}):

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from evomerge.common.names import DTYPES
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.weights import loaded_dtype
-from evomerge.recipes.recipe import DTYPES, Recipe
+from evomerge.recipes.recipe import Recipe
 
 BY_NAME: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 

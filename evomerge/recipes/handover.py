@@ -61,6 +61,7 @@ def make_recipe(
         auto_class=problem.opening.auto_class,
         vocabulary=problem.opening.vocabulary,
         dtype=dtype_name(problem.live.dtype),
+        compute=dtype_name(problem.live.compute) if problem.live.compute else None,
         version=__version__,
     )
 
@@ -81,7 +82,7 @@ def as_mergekit(problem: Problem, recipe: Recipe) -> str:
     vectors, live = problem.vectors, problem.live
     dtype = live.dtype
     text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
-    kept = [name for name, parameter in live.model.named_parameters() if parameter.dtype != dtype]
+    kept = [name for name, own in live.dtypes.items() if own != dtype]
     return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text
 
 

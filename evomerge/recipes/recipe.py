@@ -18,14 +18,13 @@ import yaml
 
 from evomerge import __version__
 from evomerge.common.errors import ConfigError
-from evomerge.common.names import unknown
+from evomerge.common.names import DTYPES, unknown
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.recipes.plain import Dumper, Loader, check_keys, checked_mapping, checked_number, plain_data
 from evomerge.space.groups import Group, make_groups
 from evomerge.space.named import Coefficients, array_coefficients
 
 FORMAT = 1
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class Recipe:
         scores: What the model reached, by split and task.
         heads: Task -> path of its head, relative to the recipe.
         vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
-        dtype: In which the model was scored; None in recipes up to 0.2: that in which transformers loads the base.
+        dtype: To which the weights are rounded; None in recipes up to 0.2: that in which transformers loads the base.
+        compute: In which the model was scored, where that is another; it holds the same weights.
         version: The evomerge that wrote it.
 
     Raises:
@@ -82,6 +82,7 @@ class Recipe:
     auto_class: str = "AutoModel"
     vocabulary: str = REFUSE
     dtype: str | None = None
+    compute: str | None = None
     version: str = __version__
     transform: list[dict[str, Any]] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
@@ -89,8 +90,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.vocabulary not in CHOICES:
             raise ConfigError(f"recipe: {unknown('vocabulary', self.vocabulary, CHOICES)}")
-        if self.dtype not in (None, *DTYPES):
-            raise ConfigError(f"recipe: {unknown('dtype', self.dtype, DTYPES)}")
+        for dtype in (self.dtype, self.compute):
+            if dtype not in (None, *DTYPES):
+                raise ConfigError(f"recipe: {unknown('dtype', dtype, DTYPES)}")
         if not isinstance(self.method.get("name"), str):
             raise ConfigError("recipe: method needs a name, such as {name: linear}.")
         if not all(isinstance(step, dict) and isinstance(step.get("name"), str) for step in self.transform):
@@ -119,7 +121,7 @@ class Recipe:
         for source in (data["base"], *data["experts"].values()):
             if source["hub"] is None:
                 del source["hub"]
-        usual = {"vocabulary": REFUSE, "dtype": None, "transform": [], "rows": []}
+        usual = {"vocabulary": REFUSE, "dtype": None, "compute": None, "transform": [], "rows": []}
         ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", *data))
         data = {key: data[key] for key in ordered if key not in usual or data[key] != usual[key]}
         return yaml.dump(
@@ -158,7 +160,8 @@ class Recipe:
         if isinstance(data, dict):
             data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
             data = _lifted(data)
-            known |= {key: kind for key, kind in {"dtype": str, "transform": list, "rows": list}.items() if key in data}
+            optional = {"dtype": str, "compute": str, "transform": list, "rows": list}
+            known |= {key: kind for key, kind in optional.items() if key in data}
         data = checked_mapping(data, known, "")
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
         return cls(
@@ -167,6 +170,7 @@ class Recipe:
             coefficients=_coefficients(data["coefficients"]),
             heads=checked_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
             dtype=data.get("dtype"),
+            compute=data.get("compute"),
             transform=data.get("transform", []),
             rows=data.get("rows", []),
             **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},

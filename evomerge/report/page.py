@@ -32,6 +32,7 @@ from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
 from evomerge.report.wording import closed, headline, metric, number, signed, what
 from evomerge.runs.directory import Run, open_run
+from evomerge.runs.outputs import rescored_of
 
 STOPS = {
     "budget": "It ended with its budget.",
@@ -158,7 +159,7 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "headline": headline(facts),
         "closed": closed(facts),
         "means": bars.means(facts),
-        "marks": mark_lines(facts.marks, MODELS),
+        "marks": [*mark_lines(facts.marks, MODELS), *(rescored_of(facts.summary) if facts.summary else ())],
         "tasks": tasks,
         "has_errors": tasks is not None and any(bar.error for _, rows in tasks.sections for bar in rows),
         "gains": bars.gains(facts),

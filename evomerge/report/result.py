@@ -68,6 +68,7 @@ class Result:
             base,
             places,
             auto_class=self.recipe.auto_class,
+            compute=model.get("compute"),
             vocabulary=self.recipe.vocabulary,
             allow_missing=model.get("allow_missing") or (),
             cache=model["cache"],
@@ -135,7 +136,9 @@ class Result:
         """
         live = self.candidate.family.opened
         if live.in_memory:
-            return write_module(self.model, self.recipe, Path(out), live.live.processor)
+            model = self.model
+            merged = live.live.as_written() if live.live.compute else model
+            return write_module(merged, self.recipe, Path(out), live.live.processor)
         return write_model(self.recipe, self.path, Path(out), reporter=Silent(), **options)
 
     def to_mergekit(self) -> str:

@@ -24,7 +24,7 @@ from evomerge.common.arguments import check_arguments, check_kind, is_kind
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.limits import AUTO
-from evomerge.common.names import listed, unknown
+from evomerge.common.names import DTYPES, listed, unknown
 from evomerge.common.paths import at_home
 from evomerge.common.protocols import lacking
 from evomerge.models.vocabulary import CHOICES, REFUSE
@@ -70,6 +70,7 @@ class ModelConfig:
     trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
     auto_class: str = "AutoModel"
     device: str = "auto"
+    compute: str | None = AUTO  # the dtype to compute in; null: the checkpoint's
     cache: str = ".cache/evomerge"
 
 
@@ -160,6 +161,8 @@ def check(settings: Mapping[str, Any]) -> None:
         )
     if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
         raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
+    if (compute := settings["model"].get("compute")) not in (None, AUTO, *DTYPES):
+        raise ConfigError(f"model.compute: {unknown('choice', compute, (AUTO, *DTYPES))}")
     limit = settings["time_limit"]
     if not (limit in (None, AUTO) or (is_kind(limit, "float") and 0 < limit < math.inf)):
         raise ConfigError(

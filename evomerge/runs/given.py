@@ -23,9 +23,11 @@ from evomerge.fitness.splits import Splits
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Method
 from evomerge.models.checkpoint import MEMORY, Checkpoint
+from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory
 from evomerge.models.live import LiveModel, live_module, load_live
 from evomerge.models.vocabulary import REFUSE
+from evomerge.models.weights import dtype_name
 from evomerge.problem import Sources
 from evomerge.runs.transforms import make_chain
 from evomerge.space.coefficients import CoefficientSpace, make_space
@@ -136,10 +138,10 @@ def open_family(
     with reporter.working("loading the base"):
         live = load_live(sources.base, settings["auto_class"], settings["device"], processor)
     check(live)
-    base, experts = open_sources(
-        sources, live, Path(settings["cache"]), reporter, settings.get("vocabulary", REFUSE)
-    )  # what runs of earlier versions do not say
-    return Opened(sources, dict(settings), live, base, experts)
+    live = computed_in(live, settings.get("compute"))  # runs of earlier versions say neither this nor the next
+    choice = settings.get("vocabulary", REFUSE)
+    base, experts = open_sources(sources, live, Path(settings["cache"]), reporter, choice)
+    return Opened(sources, _settled(settings, live), live, base, experts)
 
 
 def open_sources(
@@ -197,6 +199,7 @@ def take_family(
     else:
         live = load_live(sources.base, settings["auto_class"], settings["device"], False)
         ours = live.open(sources.base, **opening)
+    live = computed_in(live, settings["compute"])
     fit: dict[str, Any] = {"vocabulary": settings["vocabulary"], "base": ours}
     found = {
         name: live.open(paths[name], **opening, **fit)
@@ -204,7 +207,7 @@ def take_family(
         else live.take(_state(one), name, config=_config(one), **fit)
         for name, one in experts.items()
     }
-    return Opened(sources, settings, live, ours, found)
+    return Opened(sources, _settled(settings, live), live, ours, found)
 
 
 def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], reporter: Progress) -> Merge:
@@ -233,8 +236,13 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         bounds={name: (low, high) for name, (low, high) in (space["bounds"] or {}).items()},
     )
     with reporter.working("preparing the merge"):
-        merger = Merger(family.live.model, merged, found.groups, method, family.live.turn)
+        merger = Merger(family.live.model, merged, found.groups, method, family.live.turn, family.live.narrow)
     return Merge(dict(settings), method, transforms, vectors, found, merger)
+
+
+def _settled(settings: Mapping[str, Any], live: LiveModel) -> dict[str, Any]:
+    """Return the settings `model` with the dtype that was chosen to compute in."""
+    return {**settings, "compute": dtype_name(live.compute or live.dtype)}
 
 
 def _is_place(model: Any) -> bool:

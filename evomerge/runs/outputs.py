@@ -91,6 +91,7 @@ def summarise(
         versions={"evomerge": __version__, **{name: str(machine[name]) for name in VERSIONS}},
         bounds={variable.name: [variable.low, variable.high] for variable in problem.space.variables},
         logged=logged,
+        rescored=found.rescored,
     )
 
 
@@ -133,6 +134,9 @@ def _scores(summary: Summary) -> dict[str, Any]:
         "finalist": summary.select.winner,
     }
     rows = {name: asdict(row) for name, row in {**summary.report, **summary.paired}.items()}
+    if (again := summary.rescored) and again.score and again.paired:
+        name = f"winner_in_{again.dtype}"
+        rows |= {name: asdict(again.score), f"{name}_vs_winner": asdict(again.paired)}
     return finite({**how, **rows, **({"marks": summary.marks} if summary.marks else {})})
 
 
@@ -192,8 +196,22 @@ def table_of(summary: Summary) -> Shown:
         f"{title(summary.metric, told)} on {where}; higher is better",
         ["", "mean ± se", *(heading(task, told) for task in summary.base.tasks)],
         rows,
-        mark_lines(summary.marks, LABELS),
+        [*mark_lines(summary.marks, LABELS), *rescored_of(summary)],
     )
+
+
+def rescored_of(summary: Summary) -> list[str]:
+    """Return a sentence on the winner in the dtype of the checkpoint, where the search has computed in another."""
+    again = summary.rescored
+    if again is None:
+        return []
+    how = f"Weights rounded to {again.dtype}, scored in {again.compute}"
+    if (score := again.score) is None or (difference := again.paired) is None:
+        return [f"{how}; the winner has no score in {again.dtype}: {again.error}"]
+    return [
+        f"{how}. In {again.dtype} the winner has {plus_minus(score.mean, score.se)}; the difference is "
+        f"{plus_minus(difference.diff, difference.se, '+') or 'unknown'} (paired)."
+    ]
 
 
 def gain_of(summary: Summary) -> str:

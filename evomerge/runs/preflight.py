@@ -29,6 +29,8 @@ from evomerge.selection.choosing import merges, work
 from evomerge.transforms.chain import said
 
 GIB = 2**30
+SLOWER = 5
+"""How many times as long a model takes that is scored in a dtype that this processor has no arithmetic for."""
 
 
 def preflight(
@@ -41,6 +43,7 @@ def preflight(
     gradients: GradientEvaluator | None,
     limit: TimeLimit,
     deadline: Deadline,
+    computing: Sequence[str],
     reporter: Progress,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
@@ -55,6 +58,7 @@ def preflight(
         gradients: takes the steps of a gradient, if the searcher asks for any.
         limit: of the time of a candidate; it is told what the base takes.
         deadline: the end of the search's hours; it is told what a candidate and choosing take.
+        computing: in which dtype it is scored, where that was a choice.
         reporter: prints.
 
     Raises:
@@ -73,6 +77,7 @@ def preflight(
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem)
     rows = _facts(problem, settings, ids, gradients is not None)
+    rows += [["compute", text] for text in computing]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
     fewest = min(map(len, subsets["select"](0).values())) if objective.weights_of(ids) is not None else 0
@@ -178,6 +183,7 @@ def _times(
     weight = next(variable for variable in problem.space.variables if variable.name == "weight")
     bounds = weight.low, weight.high
     judged = work(bounds, incumbents, settings["objective"]["normalised"], size)
+    judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
     choosing = judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, fewest) * merge
     deadline.measured(each, [part.gradient for part in parts], choosing / each[False])
     _check_hours(deadline)

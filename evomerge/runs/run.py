@@ -20,14 +20,16 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.common.limits import TimeLimit
 from evomerge.common.machine import fingerprint
-from evomerge.common.names import commonest
+from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
+from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
 from evomerge.runs.build import build_problem, make_searcher
 from evomerge.runs.checks import make_fitness
+from evomerge.runs.computing import begun, check_kept, kept, said
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import in_todays_words
@@ -82,12 +84,15 @@ def run_search(
     """
     settings = plain(config)
     check(settings)
+    before, asked = begun(directory), settings["model"].get("compute")
+    settings = kept(settings, before)
     deadline = Deadline(settings["budget_hours"], clock)
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
     with reporter.bars():
         problem = build_problem(settings, reporter, fitness, given)
+    check_kept(problem.live, before)
     searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     subsets = make_subsets(problem)
@@ -104,11 +109,12 @@ def run_search(
         objective, gradients, evaluate = make_evaluators(problem, fitnesses, subsets, learning, record, limit)
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt, deadline)
+        computing, score = said(problem.live, asked, before), fitnesses["search"]
         preflight(
-            problem, searcher, settings, subsets, fitnesses["search"], objective, gradients, limit, deadline, reporter
+            problem, searcher, settings, subsets, score, objective, gradients, limit, deadline, computing, reporter
         )
         with TrialLog(directory / "trials.jsonl", identity, fingerprint(), in_todays_words) as log:
-            write_atomically(directory / "config.yaml", _as_yaml(config))
+            write_atomically(directory / "config.yaml", _as_yaml(config, problem.live))
             record_start(directory)
             record_command(directory, command)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
@@ -129,10 +135,13 @@ def run_search(
     return summary
 
 
-def _as_yaml(config: SearchConfig) -> str:
-    """Return the settings as they were given, but for transforms, whose names may stand for others one day."""
+def _as_yaml(config: SearchConfig, live: LiveModel) -> str:
+    """Return the settings as they were given, but for transforms, whose names may stand for others one day, and for the
+    dtype that was chosen to compute in.
+    """
     composed: Any = config
     given: Any = OmegaConf.to_container(composed, resolve=True)
+    given["model"]["compute"] = dtype_name(live.compute or live.dtype)
     return OmegaConf.to_yaml(OmegaConf.create(in_order(given)))
 
 

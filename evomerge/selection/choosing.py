@@ -29,7 +29,7 @@ from evomerge.selection.dropping import blocks
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
-from evomerge.selection.summary import GAIN, Selected
+from evomerge.selection.summary import GAIN, Rescored, Selected
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Selection:
     alike: list[str]
     metric: str
     select: Selected
+    rescored: Rescored | None
     coefficients: Mapping[str, np.ndarray]
 
 
@@ -101,8 +102,24 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
         metric,
         Selected(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
+        _rescored(judge, finalists[winner], outcomes["winner"], goal),
         finalists[winner],
     )
+
+
+def _rescored(judge: Judge, winner: Mapping[str, np.ndarray], known: Outcome, goal: Goal) -> Rescored | None:
+    """Score the winner once more, in the dtype of the checkpoint; what goes wrong there takes nothing from it."""
+    if judge.other is None:
+        return None
+    metric, weights = goal.report_metric, goal.weights
+    try:
+        outcome = judge.as_written(winner)
+        check_finite(outcome, metric)
+    except Stopped:
+        raise
+    except Exception as error:  # whatever a model or a user's fitness may raise
+        return Rescored(*judge.other, error=f"{type(error).__name__}: {error}".splitlines()[0])
+    return Rescored(*judge.other, score_of(outcome, metric, weights), paired(outcome, known, metric, weights))
 
 
 def _remember(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:

@@ -26,7 +26,7 @@ from evomerge.models.weights import dtype_name, listed
 from evomerge.problem import Problem, Written
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.splits import Scoring
 from evomerge.space.named import array_coefficients, name_coefficients
 from evomerge.task_vectors.family import directory_notes, loaded_in
 from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
@@ -45,7 +45,7 @@ class Contender:
     """
 
     about: dict[str, Any]
-    score: Callable[[LiveFitness, Mapping[str, list[str]]], Outcome]
+    score: Callable[[Scoring, Mapping[str, list[str]]], Outcome]
     marks: tuple[str, ...] = ()
 
 
@@ -58,7 +58,7 @@ def in_place(put: Callable[[], None], model: Any, about: Mapping[str, Any]) -> C
         about: what `Problem.contents` says of these.
     """
 
-    def placed(score: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
+    def placed(score: Scoring, ids: Mapping[str, list[str]]) -> Outcome:
         put()
         return score(ids)
 
@@ -111,12 +111,13 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
     written = _written(problem, recipe, method, chain)
     own = vectors is problem.vectors and groups == problem.space.groups and written == problem.written
 
-    live_model, cache = problem.live.model, opening.cache
+    live_model, cache, rounded = problem.live.model, opening.cache, problem.live.narrow
 
-    def score(fitness: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
+    def score(fitness: Scoring, ids: Mapping[str, list[str]]) -> Outcome:
         merger = problem.merger
         if not own:
-            merger = Merger(live_model, transformed(vectors, chain, cache), groups, method, problem.live.turn)
+            merged = transformed(vectors, chain, cache)
+            merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded)
         try:
             merger.apply(coefficients)
             return fitness(ids)

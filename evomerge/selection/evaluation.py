@@ -18,15 +18,21 @@ from typing import Any, Literal
 
 from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import TimeLimit
-from evomerge.common.names import nearest, unknown
+from evomerge.common.names import dtype_name, nearest, unknown
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.objectives import task_weights
 from evomerge.models.hub import find_directory, is_name
-from evomerge.problem import Problem
-from evomerge.search.evaluators.serial import LiveFitness, check_finite
-from evomerge.search.evaluators.splits import live_fitness, make_subsets, score_experts
+from evomerge.problem import Problem, without_compute
+from evomerge.search.evaluators.serial import check_finite
+from evomerge.search.evaluators.splits import (
+    Scoring,
+    in_checkpoints_dtype,
+    live_fitness,
+    make_subsets,
+    score_experts,
+)
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe
 from evomerge.selection.marks import Marks, marks_of
 from evomerge.selection.remember import remembered
@@ -119,7 +125,8 @@ def evaluate(
 ) -> Comparison:
     """Score models on the items of a split and compare each with the first.
 
-    Every model is found and checked before the first is scored; the base is in the live model afterwards.
+    Every model is found and checked before the first is scored; the base is in the live model afterwards. Where models
+    are scored in another dtype than that of the checkpoint, the first is scored in that one as well, and stands last.
 
     Args:
         problem: what is searched; the live model must hold the base. The metric is that of its report.
@@ -145,6 +152,12 @@ def evaluate(
             outcomes[name] = _outcome(contender, problem, score, ids, metric, timed)
     known = marks_of(problem)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
+    if problem.live.compute:
+        (first, contender), own = next(iter(contenders.items())), dtype_name(problem.live.dtype)
+        again, name = replace(contender, about=without_compute(contender.about)), f"{first} in {own}"
+        with reporter.working(f"scoring {first} once more, in {own}, the dtype of the checkpoint"):
+            written = in_checkpoints_dtype(problem.live, score)
+            outcomes[name], marks[name] = _outcome(again, problem, written, ids, metric, timed), marks[first]
     return Comparison(
         split,
         metric,
@@ -216,7 +229,7 @@ def _marks(model: Model, marks: Marks) -> list[str]:
 def _outcome(
     contender: Contender,
     problem: Problem,
-    score: LiveFitness,
+    score: Scoring,
     ids: Mapping[str, list[str]],
     metric: str,
     timed: Callable[[Callable[[], Outcome]], Outcome],

@@ -9,16 +9,18 @@ every seed, so that runs can be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from evomerge.common.limits import TimeLimit
+from evomerge.common.names import dtype_name
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
-from evomerge.problem import Problem
+from evomerge.problem import Problem, without_compute
 from evomerge.search.evaluators.serial import LiveFitness
-from evomerge.search.evaluators.splits import score_experts
+from evomerge.search.evaluators.splits import Scoring, in_checkpoints_dtype, score_experts
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.dropping import Items
 from evomerge.selection.remember import remembered
@@ -81,7 +83,26 @@ class Judge:
         ids = {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
         space = self._problem.space
         named = name_coefficients(coefficients, space.groups, space.rows)
-        return self._once(named, split, ids, lambda: self._merge(coefficients, split, ids))
+        return self._once(named, split, ids, lambda: self._merge(coefficients, self._fitnesses[split], ids))
+
+    @property
+    def other(self) -> tuple[str, str] | None:
+        """The dtype that the weights are rounded to, and the one that models are scored in; None where it is one."""
+        live = self._problem.live
+        return (dtype_name(live.dtype), dtype_name(live.compute)) if live.compute else None
+
+    def as_written(self, coefficients: Mapping[str, np.ndarray]) -> Outcome:
+        """Score a merge on the report split in the dtype of the checkpoint, as a search in that dtype would."""
+        ids = self.ids["report"]
+        named = name_coefficients(coefficients, self._problem.space.groups, self._problem.space.rows)
+        score = in_checkpoints_dtype(self._problem.live, self._fitnesses["report"])
+        compute = partial(self._merge, coefficients, score, ids)
+        limited = partial(self._limit.first, compute, self.sizes["report"] / self._candidate)
+        if self._interrupt.requested:
+            raise Stopped
+        if self._cache is None:
+            return limited()
+        return remembered(self._cache, without_compute(self._described(named, ids)), limited)
 
     def remember(self, coefficients: Mapping[str, np.ndarray], split: str, outcome: Outcome) -> None:
         """Remember a merge on all items of a split that was scored on parts of them."""
@@ -102,9 +123,9 @@ class Judge:
             lambda: score_experts(self._problem, self._fitnesses[split], self.ids[split]),
         )
 
-    def _merge(self, coefficients: Mapping[str, np.ndarray], split: str, ids: dict[str, list[str]]) -> Outcome:
+    def _merge(self, coefficients: Mapping[str, np.ndarray], score: Scoring, ids: dict[str, list[str]]) -> Outcome:
         self._problem.merger.apply(coefficients)
-        return self._fitnesses[split](ids)
+        return score(ids)
 
     def _restored(self, split: str) -> Outcome:
         self._problem.merger.restore()

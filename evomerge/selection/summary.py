@@ -48,6 +48,25 @@ class Selected:
         return -math.inf if value is None else value
 
 
+@dataclass(frozen=True)
+class Rescored:
+    """The winner once more, on the report split in the dtype of the checkpoint, where the search has used another.
+
+    Attributes:
+        dtype: of the checkpoint, to which weights are rounded.
+        compute: in which the search has scored them.
+        score: in `dtype`; None where there is none, as the next.
+        paired: that minus the winner in `compute`, on the same items.
+        error: why that is so.
+    """
+
+    dtype: str
+    compute: str
+    score: Score | None = None
+    paired: Paired | None = None
+    error: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """A search that has ended, in numbers and sentences.
@@ -74,6 +93,7 @@ class Summary:
             version 0.2, as is the next.
         logged: warnings in the log of the last process that worked on it, and how often each came; without those of
             candidates that failed.
+        rescored: the winner in the checkpoint's own dtype; None where everything was.
     """
 
     report: Mapping[str, Score]
@@ -94,6 +114,7 @@ class Summary:
     versions: Mapping[str, str] = field(default_factory=dict)
     bounds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     logged: Mapping[str, int] = field(default_factory=dict)
+    rescored: Rescored | None = None
 
     @property
     def base(self) -> Score:
@@ -123,8 +144,9 @@ class Summary:
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
         content = asdict(self)
-        if not self.marks:
-            del content["marks"]
+        for name in ("marks", "rescored"):
+            if not content[name]:
+                del content[name]
         return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -142,6 +164,7 @@ class Summary:
                     "report": {name: Score(**row) for name, row in content["report"].items()},
                     "paired": {name: Paired(**row) for name, row in content["paired"].items()},
                     "select": _choice(content["select"]),
+                    "rescored": _rescored(content.get("rescored")),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -151,3 +174,11 @@ class Summary:
 def _choice(content: Mapping[str, Any]) -> Selected:
     places = content.get("trials", {}).items()  # JSON has lists for pairs
     return Selected(**{**content, "trials": {name: place and (place[0], place[1]) for name, place in places}})
+
+
+def _rescored(content: Mapping[str, Any] | None) -> Rescored | None:
+    if content is None:
+        return None
+    score, difference = content["score"], content["paired"]
+    both = {"score": score and Score(**score), "paired": difference and Paired(**difference)}
+    return Rescored(**{**content, **both})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ class Net(torch.nn.Module):
 def tuned(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = model.state_dict()
-    return {name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    drawn = {name: 0.3 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    return {name: tensor + drawn[name].to(tensor.dtype) for name, tensor in state.items()}
 
 
 def score(model, items):
@@ -43,19 +45,19 @@ def score(model, items):
     if CALLS["left"] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     with torch.no_grad():
-        logits = model(torch.tensor([int(item.text) for item in items])).log_softmax(-1)
+        logits = model(torch.tensor([int(item.text) for item in items])).float().log_softmax(-1)
     return logits[torch.arange(len(items)), torch.tensor([item.label for item in items])]
 
 
-def run(path: Path) -> em.Result:
-    net = Net()
-    candidate = em.Candidate(em.Family(net, red=tuned(net, 1), blue=tuned(net, 2)), space="layer")
+def run(path: Path, dtype: torch.dtype = torch.float32, compute: str = "auto") -> em.Result:
+    net = Net().to(dtype)
+    candidate = em.Candidate(em.Family(net, red=tuned(net, 1), blue=tuned(net, 2), compute=compute), space="layer")
     tasks = {"red": em.items((str(i), i % 3) for i in range(90))}
     return em.search(candidate, score, tasks, searcher=em.cmaes(sigma=0.2), budget=24, run=path)
 
 
-def run_and_die(path: Path, calls: int) -> None:
+def run_and_die(path: Path, calls: int, *weights: Any) -> None:
     """Be killed within the `calls`-th call of the fitness."""
     torch.set_num_threads(1)
     CALLS["left"] = calls
-    run(path)
+    run(path, *weights)

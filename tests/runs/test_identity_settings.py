@@ -76,6 +76,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "allow_missing": (["lm_head.*"],),
     "auto_class": ("AutoModelForTextEncoding",),
     "device": ("auto",),
+    "compute": ("float64",),
 }
 """Valid values of settings by their last name, of which the first that differs is taken; numbers and switches need
 none.

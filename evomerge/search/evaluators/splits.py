@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.limits import TimeLimit
@@ -13,8 +14,13 @@ from evomerge.fitness.finite import named
 from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.models.guard import Guard
+from evomerge.models.live import LiveModel
 from evomerge.problem import Problem
 from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained, prepare
+
+Scoring = Callable[[Mapping[str, list[str]]], Outcome]
+"""Scores what is in the live model on items by task: a `LiveFitness`, say."""
 
 
 def make_subsets(problem: Problem) -> dict[str, Subset]:
@@ -31,6 +37,27 @@ def live_fitness(problem: Problem, items: Mapping[str, Sequence[Item]]) -> LiveF
     """Prepare the items of a split, once."""
     prepared = prepare(problem.fitness, problem.live.processor, items)
     return LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard)
+
+
+def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
+    """Return what scores a live model as it is then, but computes in the dtype of its checkpoint: on a copy.
+
+    Args:
+        live: computes in a wider dtype.
+        score: scores it.
+    """
+
+    def scored(ids: Mapping[str, Sequence[str]]) -> Outcome:
+        model, own = live.as_written(), live.tensors()
+
+        @torch.no_grad()
+        def rewrite() -> None:
+            for name, parameter in model.named_parameters():
+                parameter.copy_(own[name])
+
+        return LiveFitness(model, score.fitness, score.prepared, Guard(model, rewrite, own))(ids)
+
+    return scored
 
 
 def make_objective(problem: Problem, score: LiveFitness, subset: Subset, limit: TimeLimit | None = None) -> Objective:
@@ -57,7 +84,7 @@ def make_objective(problem: Problem, score: LiveFitness, subset: Subset, limit: 
     return Objective(goal.metric, goal.aggregate, goal.weights, ends)
 
 
-def score_experts(problem: Problem, score: LiveFitness, ids: Mapping[str, list[str]]) -> Outcome:
+def score_experts(problem: Problem, score: Scoring, ids: Mapping[str, list[str]]) -> Outcome:
     """Score each task's items with its own expert, and put the base back; tasks without an expert are left out.
 
     Raises:
