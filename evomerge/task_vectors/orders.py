@@ -28,7 +28,7 @@ from evomerge.task_vectors.store import TaskVectors
 FORMAT = "evomerge order 1"
 WIDEST = 1 << 16
 """Elements of a row up to which a rank takes two bytes."""
-SAMPLES = 128
+SAMPLES = 64
 """Elements of each span that are looked at together when a cut over several spans is searched."""
 
 
@@ -70,11 +70,13 @@ class Order:
         if rank >= len(self):
             return Cut(0, len(self))
         place = int(self.places[rank - 1])
-        return Cut(int(_bits(self.delta[place : place + 1].dense())[0]), place + 1)
+        magnitude = abs(self.delta[place : place + 1].dense().item())
+        return Cut(int(np.float32(magnitude).view(np.uint32)), place + 1)
 
     def bits(self, ranks: np.ndarray) -> np.ndarray:
         """Return the bits of the magnitudes at some ranks, int64 (m,), of which 0 is the largest's: int64 (m,)."""
-        return _bits(self.delta.at(torch.from_numpy(self.places[ranks].astype(np.int64))))
+        values = self.delta.at(torch.from_numpy(self.places[ranks].astype(np.int64)))
+        return values.abs().view(torch.int32).cpu().numpy().astype(np.int64)
 
 
 def stored_orders(
@@ -121,6 +123,8 @@ def cuts_over(orders: Sequence[Order], rank: int) -> list[Cut]:
         orders: of the deltas, in their order.
         rank: how many elements are kept: none below 1, and at most all.
     """
+    if len(orders) == 1:
+        return [orders[0].cut(rank)]
     low, high = np.zeros(len(orders), np.int64), np.array([len(order) for order in orders], np.int64)
     rank = min(max(rank, 0), int(high.sum()))
     while (left := rank - int(low.sum())) > 0 and int((high - low).sum()) > left:
@@ -222,10 +226,6 @@ def _samples(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     place = np.arange(len(whose)) - np.repeat(np.cumsum(number) - number, number)
     few = size[whose] <= SAMPLES
     return whose, low[whose] + np.where(few, place, (place + 1) * size[whose] // (SAMPLES + 1))
-
-
-def _bits(values: Tensor) -> np.ndarray:
-    return values.abs().view(torch.int32).cpu().numpy().astype(np.int64)
 
 
 def _check_length(size: int, name: str) -> None:
