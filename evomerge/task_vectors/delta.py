@@ -4,7 +4,7 @@ In: nothing but what a kind keeps. Out: a few operations, the same for every kin
 `task_vectors/` and `kernels/` asks which kind it is. A delta is flat: n elements, in the order of the parameter's. Its
 numbers are float32 whatever it keeps. There is one file for each kind:
 
-    dense.py      the task vector itself, float32, in memory or mapped from a file
+    dense.py      the task vector itself, float32 or bfloat16, in memory or mapped from a file
     expert.py     θ_k in its own dtype, from which θ₀ is subtracted where the task vector is needed
     quantised.py  codes of 8 or 4 bits, with a step and a zero for each group of 64 elements
     masked.py     some of the elements of another delta, by a mask of bits

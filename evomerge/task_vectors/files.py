@@ -1,8 +1,10 @@
 """Rows on disk: a file for each, computed once, named by all that its numbers depend on, read memory-mapped.
 
-In: what the deltas of rows depend on, and a generator of them, parameter by parameter. Out: float32 deltas mapped from
-`cache/<hash>.safetensors`. Rows are written side by side in one pass. They are always read from their files, also right
-after these were written, so that a first run sees what later ones see. A file is there as a whole or not at all.
+In: what the deltas of rows depend on, and a generator of them, parameter by parameter. Out: the same deltas, mapped
+from `cache/<hash>.safetensors`. Rows are written side by side in one pass. They are always read from their files, also
+right after these were written, so that a first run sees what later ones see. A file is there as a whole or not at all.
+The values of a delta stand under the name of the parameter, and parts of other kinds under names with a prefix. Of a
+masked delta, the mask alone is written: what it lies over is kept elsewhere.
 
 Every tensor begins at a multiple of 64 bytes of its file, and so of the address space, in every process: what BLAS
 makes of a tensor may depend on where in 64 bytes it begins. safetensors itself aligns to 8 bytes and allows no holes,
@@ -29,13 +31,22 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.models.weights import content_hash, file_stamps, load_file, remembered_hash
-from evomerge.task_vectors.dense import ALIGNMENT, DenseDelta, flattened
+from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.dense import ALIGNMENT, DenseDelta
+from evomerge.task_vectors.masked import MaskedDelta
+from evomerge.task_vectors.quantised import GROUP, QuantisedDelta
 
 FILLER = "__filler__"  # what the name of a tensor begins with that only fills a hole
 HASH = "sha256"  # what the header calls the hash of the tensors
+CODES = ("__codes__", "__steps__", "__zeros__")
+"""What the names of the parts of a quantised delta begin with."""
+MASK = "__mask__"
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.uint32: "U32"}
 
-Computed = Iterable[tuple[str, Mapping[str, Tensor]]]
-"""Each parameter once, with its deltas by row, float32; those that are zero are left out."""
+Rows = Mapping[str, Mapping[str, Delta]]
+"""Row -> parameter -> delta."""
+Computed = Iterable[tuple[str, Mapping[str, Delta]]]
+"""Each parameter once, with its deltas by row; those that are zero are left out."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +57,8 @@ def cached_rows(
     compute: Callable[[], Computed],
     cache: Path,
     progress: Steps | None = None,
-) -> dict[str, dict[str, DenseDelta]]:
+    below: Callable[[], Rows] = dict,
+) -> dict[str, dict[str, Delta]]:
     """Return the deltas of rows from their files; those that are missing or damaged are written first, in one pass.
 
     Args:
@@ -55,6 +67,7 @@ def cached_rows(
         compute: begins to compute the deltas; called only if a file is missing.
         cache: directory of the files.
         progress: told what is hashed, in bytes.
+        below: returns what masks lie over; called only if there are any.
 
     Raises:
         CheckpointError: a file cannot be written, or does not read back.
@@ -67,34 +80,61 @@ def cached_rows(
         if missing := {row: files[row] for row, deltas in found.items() if deltas is None}:
             _write(missing, shapes, compute)
             found |= {row: _read(file, cache, progress) for row, file in missing.items()}
-    held = {}
+    held: dict[str, dict[str, Delta]] = {}
     for row, deltas in found.items():
         if deltas is None:
             raise CheckpointError(
                 f"the task vector of {row} does not read back from {files[row]} as written; the disk is failing or "
                 f"full."
             )
-        held[row] = flattened(deltas)
+        held[row] = _deltas(row, deltas, shapes, below)
     return held
 
 
+def _parts(name: str, delta: Delta) -> dict[str, Tensor]:
+    """Return what is written of a delta, by the names under which it stands in the file."""
+    layout = delta.layout()
+    if layout.kind.startswith("masked "):
+        return {MASK + name: layout.tensors[-1]}
+    if len(layout.tensors) == 1:
+        return {name: layout.tensors[0]}
+    return {part + name: tensor for part, tensor in zip(CODES, layout.tensors, strict=True)}
+
+
+def _deltas(
+    row: str, parts: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], below: Callable[[], Rows]
+) -> dict[str, Delta]:
+    """Return the deltas of a row, of what its file holds."""
+    found: dict[str, Delta] = {}
+    for name, shape in shapes.items():
+        if name in parts:
+            found[name] = DenseDelta(parts[name].reshape(-1))
+        elif MASK + name in parts:
+            found[name] = MaskedDelta(below()[row][name], parts[MASK + name])
+        elif CODES[0] + name in parts:
+            codes, steps, zeros = (parts[part + name] for part in CODES)
+            bits = 8 * len(codes) // (GROUP * len(steps))
+            found[name] = QuantisedDelta(bits, codes, steps, zeros, 0, math.prod(shape))
+    return found
+
+
 class AlignedFile:
-    """A safetensors file of float32 tensors that come one after the other, and whose number is known at the end.
+    """A safetensors file of tensors that come one after the other, and whose number is known at the end.
 
     A context manager: the file is there under its name after `finish`, and without it nothing is.
 
     Args:
         file: where to write.
-        shapes: name -> shape of the tensors that may come; the header is kept room for.
+        shapes: parameter -> shape, of which deltas may come; the header is kept room for.
     """
 
     def __init__(self, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._file, self._part = file, file.with_name(f".partial-{file.name}")  # a rename crosses no disks
         self._header: dict[str, Any] = {}
         self._end = 0
-        most = sum(4 * math.prod(shape) + ALIGNMENT for shape in shapes.values())
-        every = {name: _entry("F32", shape, most, most) for name, shape in shapes.items()}
-        every |= {f"{FILLER}{most + place}": _entry("U8", (ALIGNMENT,), most, most) for place in range(len(shapes))}
+        most = sum(4 * math.prod(shape) + 3 * ALIGNMENT for shape in shapes.values())
+        every = {part + name: _entry("BF16", (most,), most, most) for name in shapes for part in CODES}
+        every |= {f"{FILLER}{most + place}": _entry("U8", (ALIGNMENT,), most, most) for place in range(len(every))}
         self._room = len(_text(every | {"__metadata__": {HASH: "0" * 64}}))
 
     def __enter__(self) -> Self:
@@ -113,7 +153,7 @@ class AlignedFile:
             self._stream.write(bytes(gap))
         start = self._end + gap
         self._end = start + tensor.nbytes
-        self._header[name] = _entry("F32", tensor.shape, start, self._end)
+        self._header[name] = _entry(DTYPES[tensor.dtype], tensor.shape, start, self._end)
         self._stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
@@ -148,8 +188,8 @@ def _write(files: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]], com
             open_files = {row: stack.enter_context(AlignedFile(file, shapes)) for row, file in files.items()}
             for name, deltas in compute():
                 for row, file in open_files.items():
-                    if row in deltas:
-                        file.add(name, deltas[row])
+                    for part, tensor in _parts(name, deltas[row]).items() if row in deltas else ():
+                        file.add(part, tensor)
             for file in open_files.values():
                 file.finish()
     except OSError as error:

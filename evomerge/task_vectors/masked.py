@@ -57,6 +57,12 @@ class MaskedDelta:
         end = -(-(begin + len(whole)) // STEP) * STEP
         return MaskedDelta(whole, self.words[begin // STEP * STEP // WORD : end // WORD], begin % STEP)
 
+    def at(self, places: Tensor) -> Tensor:
+        """Return some elements."""
+        bits = places + self.first
+        kept = self.words.view(torch.uint8)[bits // 8] >> bits % 8 & 1
+        return torch.where(kept.bool(), self.whole.at(places), 0.0)
+
     def over(self, base: Tensor) -> MaskedDelta:
         """Return it on the device of the base, with a mask that begins where what is kept of the delta does."""
         return MaskedDelta(self.whole.over(base), self.words.to(base.device), self.first).aligned()

@@ -74,6 +74,16 @@ class QuantisedDelta:
         codes = self.codes[size * groups.start : size * groups.stop]
         return QuantisedDelta(self.bits, codes, self.steps[groups], self.zeros[groups], first % GROUP, length)
 
+    def at(self, places: Tensor) -> Tensor:
+        """Return some elements, decoded."""
+        places = places + self.start
+        groups, inside = places // GROUP, places % GROUP
+        if self.bits == 8:
+            codes = self.codes[places]
+        else:
+            codes = self.codes[groups * HALF + inside % HALF] >> inside // HALF * 4 & 15
+        return (codes.to(torch.float32) - self.zeros[groups]) * self.steps[groups]
+
     def over(self, base: Tensor) -> QuantisedDelta:
         """Return it on the device of the base, of which it needs nothing else."""
         if self.codes.device == base.device:

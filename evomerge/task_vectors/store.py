@@ -24,6 +24,7 @@ from evomerge.models.matching import is_pooler
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, same
 from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDeltas, find_changed, is_narrow, refuse_non_finite
 from evomerge.task_vectors.files import Computed, cached_rows
 
@@ -268,7 +269,7 @@ def _subtract(
         largest = float(torch.linalg.vector_norm(delta, math.inf)) if size else 0.0
         refuse_non_finite(largest, before, parameter, name, base, expert)
         if largest > 0:
-            yield parameter, {name: delta}
+            yield parameter, {name: DenseDelta(delta.view(-1))}
         done += size
         if progress:
             progress(f"task vector of {name}", done, sum(sizes))

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
+from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import ALIGNMENT, DenseDelta
 from evomerge.task_vectors.files import FILLER, AlignedFile, Computed, cached_rows
+from evomerge.task_vectors.masked import masked
+from evomerge.task_vectors.quantised import quantised
 
 ODD = {"b": (3,), "a": (), "layer.weight": (5, 7), "z": (16, 4), "layer.bias": (1, 1, 2), "ω": (17,)}
 
@@ -50,12 +53,12 @@ def test_every_tensor_begins_at_a_multiple_of_64_bytes(
     assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
-def cached(cache: Path, compute: Callable[[], Mapping[str, Tensor]], about: object = "a row") -> dict[str, DenseDelta]:
+def cached(cache: Path, compute: Callable[[], Mapping[str, Tensor]], about: object = "a row") -> dict[str, Delta]:
     """The deltas of one row."""
 
     def each() -> Computed:
         for name, tensor in compute().items():
-            yield name, {"a": tensor}
+            yield name, {"a": DenseDelta(tensor.reshape(-1))}
 
     return cached_rows({"a": about}, ODD | {"turned": (5, 6), "cut": (5, 3)}, each, cache)["a"]
 
@@ -70,17 +73,58 @@ def test_deltas_are_read_back_without_fillers(tmp_path: Path) -> None:
     for _ in range(2):
         found = cached(tmp_path, compute)
         assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[name].values, tensor.flatten()) for name, tensor in tensors.items())
-        assert all(found[name].values.data_ptr() % ALIGNMENT == 0 for name in tensors)
+        assert all(torch.equal(found[name].dense(), tensor.flatten()) for name, tensor in tensors.items())
+        assert all(found[name].dense().data_ptr() % ALIGNMENT == 0 for name in tensors)
     assert calls == ["computed"]
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors", ".lock", ".json"}
+
+
+def test_every_kind_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    values = {name: tensor.flatten() for name, tensor in drawn(ODD | {"long": (1000,)}).items()}
+    made: dict[str, Delta] = {}
+    for name, make in zip(values, [DenseDelta, of_bits(8), of_bits(4), trimmed, narrow] * 2, strict=False):
+        made[name] = make(values[name])
+    below = {"a": {name: DenseDelta(held) for name, held in values.items()}}
+
+    rows = [(name, {"a": delta}) for name, delta in made.items()]
+
+    def once() -> dict[str, Delta]:
+        shapes = ODD | {"long": (1000,)}
+        return cached_rows({"a": "kinds"}, shapes, lambda: rows, tmp_path, below=lambda: below)["a"]
+
+    for found in (once(), once()):
+        assert found.keys() == made.keys()
+        for name, delta in made.items():
+            mine, theirs = found[name].layout(), delta.layout()
+            assert (mine.kind, mine.start) == (theirs.kind, 0)
+            assert all(map(torch.equal, mine.tensors, theirs.tensors))
+            assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in mine.tensors[-1:])
+            assert torch.equal(found[name].dense(), delta.dense())
+    (file,) = tmp_path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    again = once()
+    assert all(torch.equal(again[name].dense(), delta.dense()) for name, delta in made.items())
+
+
+def of_bits(bits: int) -> Callable[[Tensor], Delta]:
+    return lambda values: quantised(values, bits)
+
+
+def narrow(values: Tensor) -> Delta:
+    return DenseDelta(values.bfloat16())
+
+
+def trimmed(values: Tensor) -> Delta:
+    return masked(DenseDelta(values), values > 0)
 
 
 def test_tensors_in_any_layout(tmp_path: Path) -> None:
     matrix = drawn({"m": (6, 5)})["m"]
     found = cached(tmp_path, lambda: {"turned": matrix.T, "cut": matrix[1:, ::2]})
-    assert torch.equal(found["turned"].values, matrix.T.flatten())
-    assert torch.equal(found["cut"].values, matrix[1:, ::2].flatten())
+    assert torch.equal(found["turned"].dense(), matrix.T.flatten())
+    assert torch.equal(found["cut"].dense(), matrix[1:, ::2].flatten())
 
 
 def test_no_deltas_at_all(tmp_path: Path) -> None:
@@ -94,11 +138,12 @@ def test_rows_are_written_side_by_side_and_only_those_that_are_missing(tmp_path:
     def compute() -> Computed:
         for name in ODD:
             asked.append(name)
-            yield name, {"one": one[name], **({"two": two[name]} if name != "a" else {})}
+            rows = {"one": one, "two": two} if name != "a" else {"one": one}
+            yield name, {row: DenseDelta(held[name].flatten()) for row, held in rows.items()}
 
     for about in ({"one": 1, "two": 2}, {"one": 1, "two": 3}):
         found = cached_rows(about, ODD, compute, tmp_path)
-        assert all(torch.equal(found["one"][name].values, one[name].flatten()) for name in ODD)
+        assert all(torch.equal(found["one"][name].dense(), one[name].flatten()) for name in ODD)
         assert found["two"].keys() == ODD.keys() - {"a"}
     assert asked == [*ODD, *ODD]
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
@@ -116,7 +161,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 
 def test_what_fails_on_the_way_leaves_nothing_behind(tmp_path: Path) -> None:
     def half() -> Computed:
-        yield "b", {"a": torch.ones(3)}
+        yield "b", {"a": DenseDelta(torch.ones(3))}
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

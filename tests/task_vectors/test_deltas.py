@@ -42,7 +42,17 @@ def trimmed(make: Make) -> Make:
     return made
 
 
-PLAIN: dict[str, Make] = {"dense": dense, "expert": ExpertDelta, "int8": of_bits(8), "int4": of_bits(4)}
+def narrow(base: Tensor, expert: Tensor) -> Delta:
+    return DenseDelta((expert.float() - base.float()).bfloat16())
+
+
+PLAIN: dict[str, Make] = {
+    "dense": dense,
+    "bfloat16": narrow,
+    "expert": ExpertDelta,
+    "int8": of_bits(8),
+    "int4": of_bits(4),
+}
 KINDS = PLAIN | {f"masked {kind}": trimmed(make) for kind, make in PLAIN.items()}
 EXACT = ("dense", "expert")
 DTYPES = [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float64, torch.float16)]

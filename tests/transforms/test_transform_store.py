@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from evomerge.task_vectors.packing import LOSSY, pack
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
-from evomerge.transforms.chain import Step
+from evomerge.transforms.chain import Chain, Step
 from evomerge.transforms.store import transformed
 from evomerge.transforms.ties import TrimElect
 from tests.kit.models import SHAPES, Family, drawn
+from tests.kit.transforms import Scale
 from tests.kit.vectors import anonymous_memory, dense, vectors_of, whole
 
 
@@ -58,12 +61,59 @@ def test_transformed_vectors_are_kept_and_read_back(family: Family) -> None:
     assert first.dense("a", "layers.0.bias") is None
     maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(family.cache) in line]
     spans = [[int(end, 16) for end in span.split("-")] for span in maps]
-    assert any(low <= first.dense("b", "embed.weight").data_ptr() < high for low, high in spans)
+    places = [tensor.data_ptr() for tensor in first.deltas["b"]["embed.weight"].layout().tensors]
+    assert all(any(low <= place < high for low, high in spans) for place in places)
 
     again = transformed(family.vectors(), (Step(transform),), family.cache)
     assert len(transform.asked) == 1 + len(SHAPES)  # nothing is computed
     assert again.zero == first.zero
     assert torch.equal(whole(again), whole(first))
+
+
+def test_what_is_only_trimmed_is_a_mask_over_the_task_vector(family: Family) -> None:
+    """An eighth of a byte a parameter; masks over masks lie over the task vector as well."""
+    vectors = family.vectors()
+    plain, steps = family.files(), (Step(TrimElect(0.5)), Step(TrimElect(0.3)))
+    found = transformed(vectors, steps, family.cache)
+    kinds = {delta.layout().kind for held in found.deltas.values() for delta in held.values()}
+    assert kinds == {"masked dense"}
+    words = {delta.layout().tensors[-1].nbytes for held in found.deltas.values() for delta in held.values()}
+    assert words == {8 * -(-math.prod(shape) // 64) for name, shape in SHAPES.items() if name in found.deltas["b"]}
+    once = dense(whole(vectors), 0.5)
+    assert torch.equal(whole(found), dense(once, 0.3))
+    assert len(set(family.files()) - set(plain)) == 4
+
+
+def test_what_is_more_than_trimmed_is_written_out(family: Family) -> None:
+    vectors = family.vectors()
+    found = transformed(vectors, (Step(Scale(3.0), ("layers.0.*",)),), family.cache)
+    kinds = {name: delta.layout().kind for name, delta in found.deltas["b"].items()}
+    assert all(kind == ("dense" if name.startswith("layers.0.") else "masked dense") for name, kind in kinds.items())
+    assert len(set(kinds.values())) == 2
+
+
+@pytest.mark.parametrize("store", LOSSY)
+@pytest.mark.parametrize("chain", [(), (Step(TrimElect(0.3)),), (Step(TrimElect(0.3)), Step(Scale(3.0)))], ids=len)
+def test_rows_are_kept_as_was_chosen(family: Family, store: str, chain: Chain) -> None:
+    """Within the bound of the exact rows, which transforms see; what a trim left out is 0."""
+    vectors = family.vectors()
+    exact, found = transformed(vectors, chain, family.cache), transformed(vectors, chain, family.cache, store=store)
+    assert found.zero == exact.zero
+    for row, held in found.deltas.items():
+        for name, delta in held.items():
+            mine, theirs = delta.dense(), exact.deltas[row][name].dense()
+            assert (mine.double() - theirs.double()).abs().max() <= delta.bound
+            assert delta.bound > 0
+            if len(chain) == 1:
+                assert torch.equal(
+                    mine, torch.where(theirs != 0, pack(vectors.deltas[row][name].dense(), store).dense(), 0.0)
+                )
+            else:
+                assert torch.equal(mine, pack(theirs, store).dense())
+    files = family.files()
+    again = transformed(vectors, chain, family.cache, store=store)
+    assert torch.equal(whole(again), whole(found))
+    assert family.files() == files
 
 
 def test_a_damaged_file_alone_is_computed_again(family: Family, caplog: pytest.LogCaptureFixture) -> None:

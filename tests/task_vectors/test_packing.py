@@ -1,4 +1,4 @@
-"""Codes of 8 and 4 bits: the numbers of the paper's equations, and a bound that no task vector breaks."""
+"""How task vectors are kept: the numbers of the paper's equations, a bound that none breaks, and what is a mask."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from evomerge.common.errors import CheckpointError
+from evomerge.task_vectors.dense import DenseDelta
+from evomerge.task_vectors.packing import LOSSY, mask_of, pack
 from evomerge.task_vectors.quantised import LARGEST, encoded, quantised
 
 VALUES = [-0.3, -0.1, 0.0, 0.05, 0.2, 0.5]
@@ -30,15 +33,15 @@ def test_numbers_of_the_equations(bits: int) -> None:
         assert ((codes.float() - zeros) * steps).flatten().tolist() == pytest.approx(DECODED[bits], abs=1e-6)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("store", LOSSY)
 @settings(max_examples=300, deadline=None)
 @given(values=st.lists(magnitudes, min_size=1, max_size=130), scale=st.sampled_from([1.0, 1e-3, 1e-30, 1e-38, 1e-44]))
 @example(values=[1.5, -253.5, 100.5], scale=1.0)
 @example(values=[LARGEST, -LARGEST, LARGEST / 3], scale=1.0)
 @example(values=[1e-45], scale=1.0)
-def test_no_element_is_farther_off_than_the_bound(bits: int, values: list[float], scale: float) -> None:
+def test_no_element_is_farther_off_than_the_bound(store: str, values: list[float], scale: float) -> None:
     exact = torch.tensor(values) * scale
-    delta = quantised(exact, bits)
+    delta = pack(exact, store)
     found = delta.dense()
     assert torch.isfinite(found).all()
     assert (found.double() - exact.double()).abs().max() <= delta.bound
@@ -69,3 +72,21 @@ def test_a_parameter_of_many_chunks_is_quantised_group_by_group() -> None:
         whole, part = quantised(values, bits), quantised(values[1 << 18 : 1 << 19], bits)
         assert torch.equal(whole[1 << 18 : 1 << 19].dense(), part.dense())
         assert (whole.dense() - values).abs().max() <= whole.bound
+
+
+@pytest.mark.parametrize("store", LOSSY)
+def test_what_cannot_be_kept_is_refused(store: str) -> None:
+    with pytest.raises(CheckpointError, match=f"which model.store={store} cannot keep: write model.store=float32"):
+        pack(torch.tensor([1.0, 3e38]), store)
+
+
+def test_a_row_is_a_mask_only_if_every_element_is_that_of_the_task_vector_or_zero() -> None:
+    exact = torch.randn(1 << 19, generator=torch.Generator().manual_seed(0))
+    kept = torch.arange(len(exact)) % 3 > 0
+    row = torch.where(kept, exact, 0.0)
+    mask = mask_of(row, DenseDelta(exact))
+    assert mask is not None
+    assert torch.equal(mask, kept)
+    assert mask_of(row, None) is None
+    row[-1] = exact[-1].nextafter(torch.tensor(9.0))
+    assert mask_of(row, DenseDelta(exact)) is None
