@@ -22,7 +22,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import identity
 from evomerge.fitness.items import Item, Task
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
 from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
 from evomerge.models.vocabulary import REFUSE

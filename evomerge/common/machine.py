@@ -36,6 +36,7 @@ def fingerprint() -> dict[str, str | int | list[str]]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "scipy": metadata.version("scipy"),
+        "numba": metadata.version("numba"),
         "cma": metadata.version("cma"),
         "optuna": metadata.version("optuna"),
     }

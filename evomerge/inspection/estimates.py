@@ -24,7 +24,7 @@ from evomerge.fitness.items import check_disjoint
 from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
 from evomerge.models.checkpoint import from_tensors
 from evomerge.models.live import load_live
 from evomerge.runs.build import read_splits

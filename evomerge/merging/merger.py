@@ -5,8 +5,8 @@ with θ = θ₀ + Σ_k λ[g, k] τ_k (or what else the method says). It never se
 is rebuilt from θ₀, accumulated in float32 and cast once: patching by differences loses the whole update in bfloat16
 within a few hundred candidates. A live model may hold its parameters in a wider dtype than the files that a merge is
 written to: whatever is put into it is then rounded to that of the files first. Parameters in which all rows are zero
-are never touched. A method that takes every element by itself merges chunk by chunk, so what is made on the way, sums
-in float32 and task vectors that are not computed yet, takes some chunks and not a copy of the largest parameter.
+are never touched. Sites (`sites.py`) and a method make a `Builder`, which writes them without a temporary of the size
+of a parameter.
 
 Another model is put into the live model by `load`, and `restore` undoes that as well. Several mergers may share a live
 model: each writes where its own task vectors are not zero, so one that did not write last puts the base back everywhere
@@ -21,9 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,49 +29,18 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.machine import memory_limit
+from evomerge.merging.builder import Builder, as_rounded
 from evomerge.merging.kernels.products import inner_products, stack
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
+from evomerge.merging.sites import Site, find_site
 from evomerge.models.guard import Guard
 from evomerge.models.live import Turn
 from evomerge.space.groups import Group
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.dense import DenseDelta
-from evomerge.task_vectors.spans import Span, chunks
 from evomerge.task_vectors.store import TaskVectors
 
-MERGED = 1 << 20
-"""Elements that a CPU merges together, 4 MiB of float32: fewer take longer, since its threads meet more often."""
-MERGED_FAR = 1 << 24
-"""The same of other devices, where starting a kernel takes longer."""
 SHARE = 0.5
 """Of the memory that this process may have, that copies of task vectors may take."""
-
-
-@dataclass(frozen=True)
-class _Site:
-    """One span of the live model, with all that a candidate needs for it; tensors are flat views of n elements.
-
-    Attributes:
-        group: whose coefficients it has.
-        span: which elements it is.
-        live: its place in the model.
-        base: θ₀ there.
-        rows: the places, among the K, of those whose delta is not zero here.
-        prepared: by the method, for each of these.
-        chunks: of the n elements, merged one after the other; none: all of them at once.
-        rounded: the dtype to which elements are rounded before they are stored; None for that of `live`.
-        stacked: float32 (len(rows), n), where `prepared` are deltas that lie below each other.
-    """
-
-    group: int
-    span: Span
-    live: Tensor
-    base: Tensor
-    rows: list[int]
-    prepared: list[Any]
-    chunks: tuple[slice, ...]
-    rounded: torch.dtype | None = None
-    stacked: Tensor | None = None
 
 
 _Wanted = tuple[slice, Tensor | Sequence[Delta], list[tuple[int, int]]]
@@ -124,8 +91,10 @@ class Merger:
             site
             for index, group in enumerate(groups)
             for span in group.spans
-            if (site := self._site(index, span, live[span.parameter]))
+            if (site := find_site(index, span, live[span.parameter], vectors, self._rounded.get(span.parameter)))
         ]
+        self._stacked: dict[Site, Tensor] = {}
+        self._builder = Builder(self._sites, method, vectors)
 
     @torch.no_grad()
     def apply(self, coefficients: Mapping[str, np.ndarray]) -> None:
@@ -135,28 +104,7 @@ class Merger:
             coefficients: {variable: float64 (G, K)} as `CoefficientSpace.decode` gives them.
         """
         self._take_turn()
-        for site in self._sites:
-            chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
-            if not site.chunks:
-                self._merge(site.live, site.base, site.prepared, chosen, site.rounded)
-            for chunk in site.chunks:
-                prepared = [each[chunk] for each in site.prepared]
-                self._merge(site.live[chunk], site.base[chunk], prepared, chosen, site.rounded)
-
-    def _merge(
-        self,
-        live: Tensor,
-        base: Tensor,
-        prepared: list[Any],
-        chosen: Mapping[str, np.ndarray],
-        rounded: torch.dtype | None,
-    ) -> None:
-        """Overwrite some elements: the sum is made in float32, in the live memory itself if it is that, and cast."""
-        before = base.float()
-        out = live if live.dtype == torch.float32 else torch.empty_like(before)
-        self._method.merge(before, prepared, chosen, out)
-        if rounded is not None or out is not live:
-            live.copy_(_rounded(out, rounded))
+        self._builder.build(coefficients)
 
     @torch.no_grad()
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -175,7 +123,7 @@ class Merger:
         """Put the base back, bit for bit, whoever wrote into the model last."""
         self._take_turn()
         for site in self._sites:
-            site.live.copy_(_rounded(site.base, site.rounded))
+            site.live.copy_(as_rounded(site.base, site.rounded))
 
     @torch.no_grad()
     def _take_turn(self) -> None:
@@ -199,7 +147,7 @@ class Merger:
 
     def _as_stored(self, name: str, tensor: Tensor) -> Tensor:
         """Return the values of a parameter, rounded as a merge is written."""
-        return _rounded(tensor, self._rounded.get(name))
+        return as_rounded(tensor, self._rounded.get(name))
 
     def gradient(self, losses: Iterable[Tensor], wanted: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the gradient of the sum of losses of the candidate that is in the model.
@@ -249,14 +197,11 @@ class Merger:
 
     def _stack(self, wanted: np.ndarray) -> None:
         """Copy deltas below each other, so that every walk reads them in one pass."""
-        worth = [i for i, site in enumerate(self._sites) if _is_worth_stacking(site, wanted)]
-        mapped = [self._sites[i] for i in worth if self._sites[i].live.device.type == "cpu"]  # else copies anyway
-        if worth and sum(each.nbytes for site in mapped for each in site.prepared) > SHARE * memory_limit():
+        worth = [site for site in self._sites if site not in self._stacked and _is_worth_stacking(site, wanted)]
+        if sum(each.nbytes for site in worth for each in site.deltas) > SHARE * memory_limit():
             return
-        mapped.clear()  # what was prepared is freed as it is copied
-        for i in worth:
-            rows = stack(self._sites[i].prepared, self._sites[i].live.device)
-            self._sites[i] = replace(self._sites[i], prepared=[DenseDelta(row) for row in rows], stacked=rows)
+        for site in worth:
+            self._stacked[site] = stack(site.deltas, site.live.device)
 
     @contextmanager
     def _watched(self, taken: _Taken, wanted: np.ndarray) -> Iterator[None]:
@@ -264,7 +209,7 @@ class Merger:
         watched: dict[str, list[_Wanted]] = {}
         for site in self._sites:
             if wanted[site.group, site.rows].any():
-                watched.setdefault(site.span.parameter, []).append(_wanted(site, wanted))
+                watched.setdefault(site.span.parameter, []).append(_wanted(site, wanted, self._stacked.get(site)))
         hooks = []
         try:
             for name, spans in watched.items():
@@ -276,26 +221,6 @@ class Merger:
                 hook.remove()
             for name in watched:
                 self._parameters[name].requires_grad_(False).grad = None  # a backward pass that failed may leave some
-
-    def _site(self, group: int, span: Span, parameter: Tensor) -> _Site | None:
-        """Return a span of the live model with what a candidate needs for it; None where all rows are zero."""
-        place, rows = slice(span.start, span.stop), self._vectors.rows
-        deltas = [self._vectors.delta(row, span.parameter) for row in rows]
-        found = {k: delta for k, delta in enumerate(deltas) if delta is not None}
-        if not found:
-            return None
-        base = self._vectors.base.tensor(span.parameter).reshape(-1)[place].to(parameter.device)
-        prepared = [self._method.prepare(rows[k], span, delta[place].over(base)) for k, delta in found.items()]
-        size = MERGED if parameter.device.type == "cpu" else MERGED_FAR
-        some = tuple(chunks(len(base), size)) if self._method.elementwise else ()
-        some = some if len(some) > 1 else ()
-        rounded = self._rounded.get(span.parameter)
-        return _Site(group, span, parameter.view(-1)[place], base, list(found), prepared, some, rounded)
-
-
-def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return values rounded to a dtype, half to even; as they are where there is none."""
-    return tensor if dtype is None else tensor.to(dtype)
 
 
 def check_gradient(method: Method | type[Method]) -> None:
@@ -311,17 +236,17 @@ def check_gradient(method: Method | type[Method]) -> None:
         )
 
 
-def _is_worth_stacking(site: _Site, wanted: np.ndarray) -> bool:
+def _is_worth_stacking(site: Site, wanted: np.ndarray) -> bool:
     """Whether all products of a span are wanted, and its deltas take no more bytes below each other than apart."""
-    all_wanted = site.stacked is None and bool(wanted[site.group, site.rows].all())
-    return all_wanted and all(each.nbytes >= len(each) * torch.float32.itemsize for each in site.prepared)
+    all_wanted = bool(wanted[site.group, site.rows].all())
+    return all_wanted and all(each.nbytes >= len(each) * torch.float32.itemsize for each in site.deltas)
 
 
-def _wanted(site: _Site, wanted: np.ndarray) -> _Wanted:
+def _wanted(site: Site, wanted: np.ndarray, stacked: Tensor | None) -> _Wanted:
     """Return what `_take` needs of a span."""
     chosen = np.flatnonzero(wanted[site.group, site.rows])
-    some = [site.prepared[i] for i in chosen]
-    deltas = some if site.stacked is None or len(some) < len(site.prepared) else site.stacked
+    some = [site.deltas[i] for i in chosen]
+    deltas = some if stacked is None or len(some) < len(site.deltas) else stacked
     return slice(site.span.start, site.span.stop), deltas, [(site.group, site.rows[i]) for i in chosen]
 
 

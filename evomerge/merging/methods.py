@@ -1,116 +1,77 @@
-"""Methods: how one candidate is built from its coefficients, per span of a parameter.
+"""The methods, one class each: a form, and how coefficients become its numbers.
 
-In: the base and the deltas of a span, and the coefficients of its group. Out: the merged span, θ₀ plus a combination of
-the λ_k and τ_k, in float32. A method names the variables that each (group, row) has. Elections and masks are recomputed
-per candidate (`coupling: per_candidate` of mergekit), with density as a second variable that is searched like the
-weight. What is done to the task vectors once, before the search, is a transform (`transforms/`), of which a method sees
-nothing but the rows.
+Elections and masks are made anew for each candidate (`coupling: per_candidate` of mergekit), with density as a second
+variable that is searched like the weight. Which elements a density keeps is the same for all devices, threads and
+chunks: the largest come from a sort that was made once, and draws are nested in the density.
 
-    linear      Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023); of transformed task vectors too, such as TIES'
-    ties        trim by magnitude, elect signs, sum those that agree (Yadav et al. 2023), weighted before the election
-    dare_ties   drop at random and rescale, then elect and sum (Yu et al. 2024), with masks nested in the density
+    linear           Σ_k λ_k τ_k: task arithmetic (Ilharco et al. 2023); of transformed task vectors too, such as TIES'
+    ties             trim by magnitude, elect signs, sum those that agree (Yadav et al. 2023)
+    dare, dare_ties  drop at random and rescale (Yu et al. 2024); then sum, or elect and sum
+    della            drop by chance, small elements more often (Deep et al. 2024); then elect and sum
+    breadcrumbs      without the largest and the smallest (Davari and Belilovsky 2024); then sum, or elect and sum
+    slerp, nuslerp   along the great circle between two models (Shoemake 1985)
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from evomerge.common.errors import MergeError
-from evomerge.merging.kernels.exact import sum_weighted
+from evomerge.common.errors import ConfigError
+from evomerge.merging.kernels.form import Form, Numbers
+from evomerge.merging.method import Formed
+from evomerge.merging.sites import Site, Together
 from evomerge.space.coefficients import Variable
-from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.spans import Span
+from evomerge.task_vectors.draws import folded, keys
+from evomerge.task_vectors.orders import Order, cuts_over
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5)
-CANCELLED = 1e-3
-"""The share of their magnitudes to which weights may cancel in a sum that divides."""
+PLACE = Variable("t", 0.0, 1.0, 0.5)
+ALIGNED = 0.9995
+"""The cosine above which SLERP goes along a straight line, as in mergekit."""
+SLIGHT = 1e-8
+"""A sum of weights below which mergekit divides by 1."""
+
+Elect = Literal["sum", "count"]
+Over = Literal["tensor", "group"]
 
 
-@runtime_checkable
-class Method(Protocol):
-    """Builds a span of a candidate; see the module's docstring.
+class Linear(Formed):
+    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2).
 
-    Attributes:
-        name: what recipes call it.
-        title: what it does, in a few words, for a model's card.
-        paper: where it was published, as one cites it.
-        mergekit: what mergekit calls it; None where it has nothing of the kind.
-        variables: which coefficients each (group, row) has.
-        elementwise: whether it takes each element by itself. Then `prepare` returns the delta, and a span may be merged
-            in chunks.
-        linear: whether the merged span is linear in the weights, so that it has a gradient. Then it is elementwise.
+    In float32, the sum first, then θ₀, as mergekit adds them: on CPUs both merge to the same bits, of up to 255
+    experts.
     """
-
-    name: str
-    title: str
-    paper: str
-    mergekit: str | None
-    variables: tuple[Variable, ...]
-    elementwise: bool
-    linear: bool
-
-    def prepare(self, row: str, span: Span, delta: Delta) -> Any:
-        """Return what `merge` needs of a delta: the delta itself, and what can be computed once for all candidates."""
-        ...
-
-    def merge(self, base: Tensor, prepared: Sequence[Any], coefficients: Mapping[str, np.ndarray], out: Tensor) -> None:
-        """Write the merged span into `out`, float32 (n,).
-
-        Args:
-            base: θ₀ of the span, float32 (n,).
-            prepared: what `prepare` returned, for each row whose delta is not zero here.
-            coefficients: {variable: (number of those rows,)}.
-            out: where to write.
-        """
-        ...
-
-
-class Linear:
-    """Task arithmetic: θ = θ₀ + Σ_k λ_k τ_k (Ilharco et al. 2023, section 2)."""
 
     name = "linear"
     title = "the base plus the weighted sum of the experts' differences to it (task arithmetic)"
     paper = "Ilharco et al. 2023, arXiv 2212.04089"
     mergekit: str | None = "task_arithmetic"
     variables = (WEIGHT,)
-    elementwise = True
     linear = True
+    form = Form()
 
-    def prepare(self, row: str, span: Span, delta: Delta) -> Delta:
-        """Return the delta: nothing can be computed once."""
-        return delta
-
-    def merge(
-        self, base: Tensor, prepared: Sequence[Delta], coefficients: Mapping[str, np.ndarray], out: Tensor
-    ) -> None:
-        """Write θ₀ + Σ λ_k τ_k in float32: the sum first, then θ₀, as mergekit adds them.
-
-        On CPUs both merge to the same bits, of up to 255 experts, none of them without a delta here
-        (`kernels/exact.py`). A weight of 0 adds nothing, so λ = 0 is the base bit for bit.
-        """
-        weights = coefficients["weight"].tolist()
-        if not any(weights):
-            out.copy_(base)
-            return
-        sum_weighted([delta.over(base) for delta in prepared], weights, out)
-        out.add_(base)
+    def numbers(self, together: Together, prepared: Any, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return the weights."""
+        return Numbers(_weights(together, coefficients))
 
 
-class Ties:
+class Ties(Formed):
     """Trim, elect, merge (Yadav et al. 2023, section 3), with weights and densities per candidate as mergekit has them.
 
-    Trimming keeps exactly floor(density · n) elements of the span by magnitude (the lower index wins a tie). The
-    weighted, trimmed deltas elect the sign of each element by their sum (0 counts as plus), and those that agree are
-    summed; with `normalize` the sum is divided by the weights that agree, which makes the overall scale of the
-    weights meaningless, so it is off by default.
+    Trimming keeps exactly floor(density · n) elements by magnitude (the lower index wins a tie). The weighted, trimmed
+    deltas elect the sign of each element, and those that agree are summed.
+
+    Args:
+        normalize: divide by the weights that agree; then the overall scale of the weights means nothing.
+        elect: by the `sum` of the weighted elements (0 counts as plus), or by the `count` of their signs.
+        over: what the density is a share of: each `tensor`, or all elements of a `group` of the space; with
+            space=model that is the whole model, as in the paper.
     """
 
     name = "ties"
@@ -118,43 +79,104 @@ class Ties:
     paper = "Yadav et al. 2023, arXiv 2306.01708"
     mergekit: str | None = "ties"
     variables = (WEIGHT, DENSITY)
-    elementwise = False
-    linear = False
 
-    def __init__(self, normalize: bool = False) -> None:
-        self.normalize = normalize
+    def __init__(self, normalize: bool = False, elect: Elect = "sum", over: Over = "tensor") -> None:
+        self.normalize, self.elect, self.over = normalize, elect, over
+        self.form = Form("largest", _join(elect), divide=normalize)
+        _check("over", over, ("tensor", "group"))
 
-    def prepare(self, row: str, span: Span, delta: Delta) -> tuple[Tensor, Tensor]:
-        """Return the delta, float32 (n,), and the rank of each element by magnitude, largest first, int32 (n,): any
-        density is then one comparison.
-        """
-        values = delta.dense()
-        order = torch.argsort(values.abs(), descending=True, stable=True)
-        ranks = torch.empty(len(order), dtype=torch.int32, device=values.device)
-        ranks[order] = torch.arange(len(order), dtype=torch.int32, device=values.device)
-        return values, ranks
+    def prepare(self, together: Together) -> _Sorted:
+        """Sort the magnitudes."""
+        return _Sorted(together, self.over)
 
-    def merge(
-        self,
-        base: Tensor,
-        prepared: Sequence[tuple[Tensor, Tensor]],
-        coefficients: Mapping[str, np.ndarray],
-        out: Tensor,
+    def numbers(self, together: Together, prepared: _Sorted, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return weights, and the cuts that the densities ask for."""
+        density = coefficients["density"][together.places]
+        return Numbers(_weights(together, coefficients), cut=prepared.cuts(density, np.zeros_like(density)))
+
+
+class Breadcrumbs(Formed):
+    """Keep what is neither among the largest nor among the smallest (Davari and Belilovsky 2024, section 3).
+
+    Of each tensor the floor(gamma · n) largest elements are left out, and the floor(density · n) next ones kept; where
+    there are not so many, fewer of the largest are left out, as in mergekit. A density of 1 keeps all.
+
+    Args:
+        gamma: share of the elements that are left out since they are the largest.
+        elect: whether signs are elected as in TIES; None to sum what is kept.
+        normalize: divide by the weights, with an election by those that agree.
+        over: see `Ties`.
+    """
+
+    name = "breadcrumbs"
+    title = "Breadcrumbs: differences to the base without their largest and smallest elements, summed"
+    paper = "Davari and Belilovsky 2024, arXiv 2312.06795"
+    mergekit: str | None = "breadcrumbs"
+    variables = (WEIGHT, DENSITY)
+
+    def __init__(
+        self, gamma: float = 0.01, elect: Elect | None = None, normalize: bool = False, over: Over = "tensor"
     ) -> None:
-        """Write base + the elected sum."""
-        trimmed = []
-        for (delta, ranks), density in zip(prepared, coefficients["density"].tolist(), strict=True):
-            keep = math.floor(density * delta.numel() + 1e-9)  # 0.29 * 100 is 28.999999999999996
-            trimmed.append(torch.where(ranks < keep, delta, 0.0))
-        torch.add(base, elect(trimmed, coefficients["weight"], self.normalize), out=out)
+        self.gamma, self.elect, self.normalize, self.over = gamma, elect, normalize, over
+        _check_share("gamma", gamma)
+        _check("over", over, ("tensor", "group"))
+        self.form = Form("between", _join(elect), divide=normalize)
+
+    def prepare(self, together: Together) -> _Sorted:
+        """Sort the magnitudes."""
+        return _Sorted(together, self.over)
+
+    def numbers(self, together: Together, prepared: _Sorted, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return weights, and two cuts."""
+        density = coefficients["density"][together.places]
+        out = np.where(density < 1, np.minimum(self.gamma, 1), 0)
+        return Numbers(
+            _weights(together, coefficients),
+            divisor=_divisor(together, coefficients),
+            cut=prepared.cuts(density, out),
+            upper=prepared.cuts(density, out, upper=True),
+        )
 
 
-class DareTies:
-    """Drop and rescale (Yu et al. 2024), then the election and sum of TIES without a trim.
+class Dare(Formed):
+    """Drop at random and rescale (Yu et al. 2024), then sum.
 
-    An element is kept where its uniform draw u < density and divided by the density, so the expectation of the delta
-    stays. The draws depend on the seed, the row and the parameter alone: masks are nested in the density, the
-    fitness is the same for the same coefficients, and no global random state is touched.
+    An element is kept where its draw is below the density, and divided by the density, so the expectation of the delta
+    stays. Draws depend on the seed, the row, the parameter and the element alone, and masks are nested in the density.
+
+    Args:
+        seed: of the draws, which are the same for all candidates.
+        rescale: whether what is kept is divided by the density.
+        normalize: divide the sum by the weights.
+    """
+
+    name = "dare"
+    title = "DARE: differences to the base dropped at random and rescaled, summed"
+    paper = "Yu et al. 2024, arXiv 2311.03099"
+    mergekit: str | None = "dare_linear"
+    variables = (WEIGHT, DENSITY)
+
+    def __init__(self, seed: int = 0, rescale: bool = True, normalize: bool = False) -> None:
+        self.seed, self.rescale, self.normalize = seed, rescale, normalize
+        self.form = Form("drawn", "sum", divide=normalize)
+
+    def prepare(self, together: Together) -> np.ndarray:
+        """Return the keys of the draws."""
+        return _keys(together, self.seed)
+
+    def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return weights, densities and keys."""
+        return _drawn(self, together, prepared, coefficients)
+
+
+class DareTies(Formed):
+    """Drop at random and rescale as `Dare` does, then elect and sum as `Ties` does, without a trim.
+
+    Args:
+        seed: of the draws.
+        normalize: divide by the weights that agree.
+        rescale: whether what is kept is divided by the density.
+        elect: see `Ties`.
     """
 
     name = "dare_ties"
@@ -162,64 +184,268 @@ class DareTies:
     paper = "Yu et al. 2024, arXiv 2311.03099"
     mergekit: str | None = "dare_ties"
     variables = (WEIGHT, DENSITY)
-    elementwise = False
-    linear = False
 
-    def __init__(self, seed: int = 0, normalize: bool = False) -> None:
-        self.seed = seed
-        self.normalize = normalize
+    def __init__(self, seed: int = 0, normalize: bool = False, rescale: bool = True, elect: Elect = "sum") -> None:
+        self.seed, self.normalize, self.rescale, self.elect = seed, normalize, rescale, elect
+        self.form = Form("drawn", _join(elect), divide=normalize)
 
-    def prepare(self, row: str, span: Span, delta: Delta) -> tuple[Tensor, Tensor]:
-        """Return the delta and one uniform draw per element, both float32 (n,)."""
-        values = delta.dense()
-        key = hashlib.sha256(f"{self.seed}/{row}/{span.parameter}/{span.start}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-        return values, torch.rand(len(values), generator=generator).to(values.device)
+    def prepare(self, together: Together) -> np.ndarray:
+        """Return the keys of the draws."""
+        return _keys(together, self.seed)
 
-    def merge(
-        self,
-        base: Tensor,
-        prepared: Sequence[tuple[Tensor, Tensor]],
-        coefficients: Mapping[str, np.ndarray],
-        out: Tensor,
-    ) -> None:
-        """Write base + the elected sum of what was kept."""
-        kept = []
-        for (delta, draws), density in zip(prepared, coefficients["density"].tolist(), strict=True):
-            kept.append(torch.where(draws < density, delta / density, 0.0))
-        torch.add(base, elect(kept, coefficients["weight"], self.normalize), out=out)
+    def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return weights, densities and keys."""
+        return _drawn(self, together, prepared, coefficients)
 
 
-def elect(deltas: Sequence[Tensor], weights: np.ndarray, normalize: bool) -> Tensor:
-    """Sum the weighted deltas whose sign agrees with the sign of their sum (Yadav et al. 2023, steps 2 and 3).
+class Della(Formed):
+    """Drop by chance, small elements more often, then elect and sum (MAGPRUNE; Deep et al. 2024, section 3).
+
+    The chance to be kept grows with the rank of an element by magnitude within its row of the parameter, from density −
+    epsilon to density + epsilon; what is kept is divided by its chance. Where that is no chance, epsilon is less: the
+    distance of the density to 0 or 1. A density of 1 keeps all as it is.
 
     Args:
-        deltas: K tensors (n,).
-        weights: (K,).
-        normalize: divide by the sum of the weights that agree (1 where none does), as mergekit does by default.
-
-    Returns:
-        The elected sum, (n,).
-
-    Raises:
-        MergeError: weights of both signs agree in an element and cancel to less than `CANCELLED` of their magnitudes:
-            the division would make weights of thousands and more of them.
+        epsilon: half of what the chances in a row are apart.
+        seed: of the draws.
+        rescale: whether what is kept is divided by its chance.
+        elect: see `Ties`; None to sum what is kept.
+        normalize: divide by the weights, with an election by those that agree.
     """
-    weighted = torch.stack([delta * weight for delta, weight in zip(deltas, weights.tolist(), strict=True)])
-    sign = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
-    agrees = weighted * sign > 0
-    merged = torch.where(agrees, weighted, 0.0).sum(0)
-    if not normalize:
-        return merged
-    column = torch.as_tensor(weights, dtype=torch.float32, device=merged.device)[:, None]
-    total = (agrees * column).sum(0)
-    if weights.min() < 0 < weights.max():
-        cancelled = total.abs() < CANCELLED * (agrees * column.abs()).sum(0)
-        if cancelled.any():
-            given = ", ".join(f"{weight:.4g}" for weight in weights.tolist())
-            raise MergeError(
-                f"The weights {given} cancel in {int(cancelled.sum())} elements of a tensor, and method.normalize=true "
-                f"divides by their sum: write method.normalize=false, or bounds without negative weights in "
-                f"space.bounds."
-            )
-    return merged / torch.where(total == 0, 1.0, total)
+
+    name = "della"
+    title = "DELLA: differences to the base dropped by chance, small ones more often, signs elected, summed"
+    paper = "Deep et al. 2024, arXiv 2406.11617"
+    mergekit: str | None = "della"
+    variables = (WEIGHT, DENSITY)
+
+    def __init__(
+        self,
+        epsilon: float = 0.15,
+        seed: int = 0,
+        rescale: bool = True,
+        elect: Elect | None = "sum",
+        normalize: bool = False,
+    ) -> None:
+        self.epsilon, self.seed, self.rescale, self.elect, self.normalize = epsilon, seed, rescale, elect, normalize
+        _check_share("epsilon", epsilon)
+        self.form = Form("ranked", _join(elect), divide=normalize)
+
+    def prepare(self, together: Together) -> tuple[np.ndarray, list[list[torch.Tensor]]]:
+        """Return the keys of the draws, and the ranks."""
+        return _keys(together, self.seed), together.ranks()
+
+    def ranks(self, prepared: Any) -> Sequence[Sequence[torch.Tensor]]:
+        """Return the ranks."""
+        return prepared[1]
+
+    def numbers(self, together: Together, prepared: Any, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return weights, the chances of the first rank and what each rank adds, and keys."""
+        density = coefficients["density"][together.places]
+        apart = np.minimum(self.epsilon, np.minimum(density, 1 - density))
+        steps = np.array([[max(site.row_length - 1, 1)] for site in together.sites])
+        alone = np.array([[site.row_length == 1] for site in together.sites])
+        least, more = np.where(alone, density, density - apart), np.where(alone, 0, 2 * apart / steps)
+        chance = np.stack([least, more, np.full_like(density, float(self.rescale))], axis=2).astype(np.float32)
+        return Numbers(
+            _weights(together, coefficients),
+            divisor=_divisor(together, coefficients),
+            chance=chance,
+            keys=prepared[0],
+        )
+
+
+class Slerp(Formed):
+    """Go along the great circle from the base to the expert (Shoemake 1985), tensor by tensor, as mergekit does.
+
+    Of one expert. Where the two point in the same direction (a cosine above .9995 in size), along the straight line.
+    """
+
+    name = "slerp"
+    title = "SLERP: between the base and the expert along the great circle"
+    paper = "Shoemake 1985, Animating rotation with quaternion curves"
+    mergekit: str | None = "slerp"
+    variables = (PLACE,)
+    takes = 1
+    form = Form(join="blend")
+
+    def prepare(self, together: Together) -> np.ndarray:
+        """Return the cosines between base and expert, float32 (S,)."""
+        return np.array([_cosine(site) for site in together.sites], dtype=np.float32)
+
+    def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return what base and expert are multiplied by."""
+        found = [_slerp(t, dot) for t, dot in zip(coefficients["t"][together.places][:, 0], prepared, strict=True)]
+        both = np.array(found, dtype=np.float32)
+        return Numbers(both[:, 1:], base=both[:, 0])
+
+
+class NuSlerp(Formed):
+    """Go along the great circle from one expert to the other, tensor by tensor, as mergekit's `nuslerp` does.
+
+    Of two experts; t is the second weight's share of both.
+
+    Args:
+        deltas: between the differences to the base, in place of the models.
+    """
+
+    name = "nuslerp"
+    title = "NuSLERP: between two experts along the great circle"
+    paper = "Goddard et al. 2024, arXiv 2403.13257"
+    mergekit: str | None = "nuslerp"
+    variables = (WEIGHT,)
+    takes = 2
+
+    def __init__(self, deltas: bool = False) -> None:
+        self.deltas = deltas
+        self.form = Form(join="sum" if deltas else "blend", divide=True)
+
+    def prepare(self, together: Together) -> np.ndarray:
+        """Return the angles between the two, float32 (S,)."""
+        return np.array([_angle(site, self.deltas) for site in together.sites], dtype=np.float32)
+
+    def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return what the two are multiplied by, and what the sum is divided by."""
+        both = coefficients["weight"][together.places[0][:, 0]]
+        total = both.sum(axis=1)
+        t = np.where(np.abs(total) < 1e-6, 0.5, both[:, 1] / np.where(total == 0, 1, total))
+        angle, sine = prepared, np.sin(prepared)
+        straight = np.abs(sine) < 1e-8
+        first = np.where(straight, 1 - t, np.sin((1 - t) * angle)).astype(np.float32)
+        second = np.where(straight, t, np.sin(t * angle)).astype(np.float32)
+        pair = np.stack([first, second], axis=1)
+        present = np.zeros(pair.shape, dtype=bool)
+        np.put_along_axis(present, together.places[1], True, axis=1)
+        return Numbers(
+            np.take_along_axis(pair, together.places[1], axis=1),
+            base=np.where(present, 0, pair).sum(axis=1).astype(np.float32),
+            divisor=np.where(straight, 1, sine).astype(np.float32),
+        )
+
+
+def _cosine(site: Site) -> np.float32:
+    """Return the cosine between base and expert in float32, with the operations of mergekit and so with its bits."""
+    base = site.base.float()
+    one, other = (_direction(values.cpu().numpy()) for values in (base, site.deltas[0].added(base)))
+    return np.sum(one * other)
+
+
+def _direction(values: np.ndarray) -> np.ndarray:
+    size = np.linalg.norm(values)
+    return values / size if size > 1e-8 else values
+
+
+def _slerp(t: float, dot: np.float32) -> tuple[Any, Any]:
+    """Return what both ends are multiplied by at a place between them, 0 to 1 (Shoemake 1985, section 3.3)."""
+    if np.abs(dot) > ALIGNED:
+        return 1 - t, t
+    whole = np.arccos(dot)
+    part = whole * t
+    return np.sin(whole - part) / np.sin(whole), np.sin(part) / np.sin(whole)
+
+
+def _angle(site: Site, deltas: bool) -> float:
+    """Return the angle between the two experts; one without a delta here is the base."""
+    base = site.base.float()
+    held = {
+        row: delta.dense() if deltas else delta.added(base) for row, delta in zip(site.rows, site.deltas, strict=True)
+    }
+    pair = [held.get(row, torch.zeros_like(base) if deltas else base) for row in range(2)]
+    one, other = (values / torch.norm(values, dim=-1, keepdim=True).clamp(min=1e-7) for values in pair)
+    return float(torch.acos(torch.sum(one * other, dim=-1).clamp(-1, 1)))
+
+
+def _weights(together: Together, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
+    return coefficients["weight"][together.places].astype(np.float32)
+
+
+def _divisor(together: Together, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the sum of the weights of all rows by site, those with a zero delta there included; 1 for next to none."""
+    total = coefficients["weight"].sum(axis=1)[together.places[0][:, 0]]
+    return np.where(np.abs(total) < SLIGHT, 1, total).astype(np.float32)
+
+
+def _drawn(
+    method: Dare | DareTies, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]
+) -> Numbers:
+    density = coefficients["density"][together.places].astype(np.float32)
+    with np.errstate(divide="ignore"):  # a density of 0 keeps nothing
+        scale = np.where((density > 0) & method.rescale, np.float32(1) / density, np.float32(1))
+    return Numbers(
+        _weights(together, coefficients),
+        divisor=_divisor(together, coefficients),
+        chance=np.stack([density, scale], axis=2),
+        keys=prepared,
+    )
+
+
+def _keys(together: Together, seed: int) -> np.ndarray:
+    return np.array(
+        [
+            [folded(keys(seed, row, site.span.parameter), site.span.start) for row in site.names]
+            for site in together.sites
+        ],
+        dtype=np.uint32,
+    )
+
+
+class _Sorted:
+    """The sorted magnitudes of sites, and the cuts that shares of them ask for.
+
+    Args:
+        together: the sites.
+        over: what shares are of: each site by itself, or all sites of a group.
+    """
+
+    def __init__(self, together: Together, over: str) -> None:
+        own = {id(site): s for s, site in enumerate(together.sites)}
+        self._shared: dict[tuple[int, int], list[tuple[Order, tuple[int, int] | None]]] = {}
+        sites = together.sites if over == "tensor" else together.everything
+        for s, (site, orders) in enumerate(zip(sites, together.orders(sites), strict=True)):
+            for r, (row, order) in enumerate(zip(site.rows, orders, strict=True)):
+                place = (own[id(site)], r) if id(site) in own else None
+                key = (s, row) if over == "tensor" else (site.group, row)
+                self._shared.setdefault(key, []).append((order, place))
+
+    def cuts(self, density: np.ndarray, out: np.ndarray, upper: bool = False) -> np.ndarray:
+        """Return cuts, uint32 (S, R, 2).
+
+        Args:
+            density: share of the elements that are kept, (S, R).
+            out: share of the largest elements that are not, (S, R).
+            upper: the cut above which elements are not kept, in place of that above which they are.
+        """
+        found = np.zeros((*density.shape, 2), dtype=np.uint32)
+        for members in self._shared.values():
+            orders, places = zip(*members, strict=True)
+            if not (ours := [place for place in places if place is not None]):
+                continue
+            size = sum(len(order) for order in orders)
+            rank = _ranks(size, float(density[ours[0]]), float(out[ours[0]]))[upper]
+            for cut, place in zip(cuts_over(orders, rank), places, strict=True):
+                if place is not None:
+                    found[place] = cut.bits, cut.stop
+        return found
+
+
+def _ranks(size: int, density: float, out: float) -> tuple[int, int]:
+    """Return after which rank elements are not kept, and from which rank on they are."""
+    kept, top = math.floor(density * size + 1e-9), math.floor(out * size + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    top = min(top, size - kept)
+    return top + kept, top
+
+
+def _join(elect: Elect | None) -> Any:
+    _check("elect", elect, ("sum", "count", None))
+    return {"sum": "elect", "count": "count", None: "sum"}[elect]
+
+
+def _check(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        listed = ", ".join("null" if one is None else str(one) for one in known)
+        raise ConfigError(f"method.{name}={value} is not known: write one of {listed}.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"method.{name}={value} is no share: write a number from 0, below 1.")

@@ -14,13 +14,16 @@ from evomerge.common.arguments import check_arguments, check_names
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.names import unknown
-from evomerge.merging.methods import DareTies, Linear, Method, Ties
+from evomerge.merging.method import Method
+from evomerge.merging.methods import Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
 from evomerge.recipes.recipe import Recipe
 from evomerge.transforms.base import Transform
 from evomerge.transforms.chain import Chain, Step, row_names
 from evomerge.transforms.ties import TrimElect
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Linear, Ties, DareTies)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Linear, Ties, Dare, DareTies, Della, Breadcrumbs, Slerp, NuSlerp)
+}
 TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in (TrimElect,)}
 
 

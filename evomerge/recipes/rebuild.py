@@ -1,28 +1,29 @@
 """The parameters of a merged model, one at a time, from the files of base and experts: no live model, no cache.
 
 In: a recipe, and the `Checkpoint`s that it names. Out: each parameter, θ₀ + Σ λ_k τ_k or what else the method says, to
-the bit as the merger builds it on a CPU: deltas in float32, combined by the same `Method` in float32, cast once. Task
-vectors are computed where they are needed and kept nowhere: a linear merge holds a few MiB, whatever the parameter; a
-method or a transform that looks at a whole parameter holds that parameter's deltas.
+the bit as the merger builds it on a CPU, by the same `Builder`. Experts are kept as they are, and a transform holds the
+rows of one parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.common.errors import ConfigError
+from evomerge.merging.builder import Builder
+from evomerge.merging.sites import find_site
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.space.named import array_coefficients
-from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDeltas
-from evomerge.task_vectors.spans import CHUNK, Span, chunks
+from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.chain import Stage, streamed
 
@@ -75,32 +76,17 @@ class Rebuild:
             name: of the parameter.
             out: flat, (n,), of the floating dtype that it is cast to.
         """
-        base, deltas = self._vectors.base.tensor(name).reshape(-1), self._deltas(name)
-        rows = [k for k, row in enumerate(self._rows) if row in deltas]
-        if not rows:
-            out.copy_(base)
+        rows = self._rows_of(name)
+        sites = [site for group, span in self._spans[name] if (site := find_site(group, span, out, rows))]
+        if not sites:
+            out.copy_(self._vectors.base.tensor(name).reshape(-1))
             return
-        for group, span in self._spans[name]:
-            chosen = {variable: values[group, rows] for variable, values in self._coefficients.items()}
-            for chunk in self._chunks(span):
-                before = base[chunk].float()
-                some = Span(name, chunk.start, chunk.stop)
-                prepared = [self._method.prepare(row, some, delta[chunk]) for row, delta in deltas.items()]
-                merged = torch.empty_like(before)
-                self._method.merge(before, prepared, chosen, merged)
-                out[chunk] = merged
+        Builder(sites, self._method).build(self._coefficients)
 
-    def _deltas(self, name: str) -> dict[str, Delta]:
-        """Return the deltas of a parameter by row, without those that are zero."""
+    def _rows_of(self, name: str) -> TaskVectors:
+        """Return the rows that the method sees, of one parameter."""
         if self._stage is None:
-            return {row: delta for row in self._rows if (delta := self._vectors.delta(row, name)) is not None}
+            return self._vectors
         made = self._stage(name)
-        return {row: DenseDelta(made[row].reshape(-1)) for row in self._rows if row in made}
-
-    def _chunks(self, span: Span) -> Iterator[slice]:
-        """Yield the elements of a span, all at once if the method looks at all of them."""
-        if not self._method.elementwise:
-            yield slice(span.start, span.stop)
-            return
-        for chunk in chunks(span.stop - span.start, CHUNK):
-            yield slice(span.start + chunk.start, span.start + chunk.stop)
+        rows = {row: {name: DenseDelta(made[row].reshape(-1))} if row in made else {} for row in self._rows}
+        return replace(self._vectors, deltas=rows)

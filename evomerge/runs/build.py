@@ -19,7 +19,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.recipe import Recipe

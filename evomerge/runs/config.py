@@ -190,7 +190,7 @@ def check_method(settings: Mapping[str, Any], transforms: Sequence[Mapping[str, 
     Raises:
         ConfigError: there is such a one.
     """
-    from evomerge.merging.methods import Method
+    from evomerge.merging.method import Method
     from evomerge.recipes.catalog import check_chain
 
     kind = find_class(str(settings["_target_"]), "method")

@@ -21,7 +21,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item
 from evomerge.fitness.splits import Splits
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
 from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.fitness.base import Fitness
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
 from evomerge.problem import Goal, Opening, Sampling, Sources
 from evomerge.runs.build import goal_of, opening_of, sampling_of
 from evomerge.runs.config import build

@@ -19,7 +19,7 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Method
+from evomerge.merging.method import Method
 from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, listed

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import DareTies, Linear, Method, Ties
+from evomerge.merging.method import Method
+from evomerge.merging.methods import DareTies, Linear, Ties
 from evomerge.space.groups import make_groups
 from evomerge.task_vectors.dense import flattened
 from evomerge.task_vectors.store import TaskVectors

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
-from evomerge.merging.methods import elect
+from evomerge.merging.methods import Ties
 from evomerge.models.weights import read_tensors, weight_files
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
@@ -25,6 +25,7 @@ from evomerge.runs.config import plain
 from evomerge.space.groups import make_groups
 from tests.kit.evaluations import under
 from tests.kit.helpers import compose
+from tests.kit.methods import merged as by_method
 
 
 def recipe_on(
@@ -61,7 +62,9 @@ def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
         weights = np.array([of(settings, "weight") for settings, _ in models])
         if document["merge_method"] == "ties":
             assert all(of(settings, "density") == 1 or not of(settings, "weight") for settings, _ in models)
-            flat = elect([delta.flatten() for delta in deltas], weights, document["parameters"]["normalize"])
+            flat = by_method(
+                Ties(document["parameters"]["normalize"]), [each.flatten() for each in deltas], weights.tolist()
+            )
             merged[key] = tensor + flat.view(tensor.shape)
         else:
             merged[key] = tensor + sum(weight * delta for weight, delta in zip(weights, deltas, strict=True))

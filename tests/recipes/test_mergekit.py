@@ -181,7 +181,7 @@ def test_what_mergekit_cannot_express_is_refused_with_a_way_out():
         "part of a tensor.*task_arithmetic with weight 1: .evomerge export RUN --materialise DIR",
         recipe_on("chunk:2", BERT),
     )
-    refused("Unknown method 'slerp'.*linear, ties", recipe_on("layer", BERT, method="slerp"))
+    refused("Unknown method 'slurp'.*linear, ties", recipe_on("layer", BERT, method="slurp"))
     refused("did you mean 'float16'", recipe_on("layer", BERT), dtype="flaot16")
     refused("same path", recipe_on("layer", BERT, paths=("base", "a", "a")))
     refused("recipe in coefficients.weight", recipe_on("layer", {"h.0.w": (2,)}))

@@ -43,7 +43,7 @@ def rebuilt(recipe, base: Path, experts, dtype=torch.float32) -> dict[str, torch
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_what_the_merger_builds(family, tmp_path, monkeypatch, method, granularity, chunk):
     path, experts = family
-    monkeypatch.setattr("evomerge.recipes.rebuild.CHUNK", chunk)  # a multiple of 64, as `spans.CHUNK` is
+    monkeypatch.setattr("evomerge.merging.builder.CHUNK", chunk)  # a multiple of 64, as `spans.CHUNK` is
     recipe = make_recipe(path / "base", experts, method, granularity, "AutoModelForCausalLM")
     expected = live_merge(recipe, path / "base", experts, tmp_path)
     found = rebuilt(recipe, path / "base", experts)
@@ -60,7 +60,7 @@ def test_sums_of_many_experts_do_not_depend_on_the_chunks(family, tmp_path, monk
     many = {f"{name}{i}": place for i in range(7) for name, place in experts.items()}
     recipe = make_recipe(path / "base", many, "linear", "chunk:5", "AutoModelForCausalLM")
     expected = live_merge(recipe, path / "base", many, tmp_path)
-    monkeypatch.setattr("evomerge.recipes.rebuild.CHUNK", 64)
+    monkeypatch.setattr("evomerge.merging.builder.CHUNK", 64)
     found = rebuilt(recipe, path / "base", many)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.common.errors import CheckpointError
-from evomerge.merging.merger import MERGED, Merger
+from evomerge.merging.builder import CHUNK
+from evomerge.merging.merger import Merger
 from evomerge.merging.methods import Linear, Ties
 from evomerge.models.pretrained import load_model
 from evomerge.space.groups import make_groups
@@ -67,7 +68,7 @@ def test_merges_and_gradients_are_those_of_cached_task_vectors(family, tmp_path,
 def test_chunks_do_not_matter(family, tmp_path, monkeypatch):
     merged = []
     for size in (1 << 18, 64):
-        monkeypatch.setattr("evomerge.merging.merger.MERGED", size)
+        monkeypatch.setattr("evomerge.merging.builder.CHUNK", size)
         model, _ = load_model(family / "base", CAUSAL)
         kept, _ = both(family, model, tmp_path)
         groups = make_groups("layer", kept.parameters)
@@ -160,7 +161,7 @@ def test_a_merge_of_kept_experts_takes_no_memory_of_its_own(tmp_path):
     for value in (0.3, 0.6):
         merger.apply(weights(len(groups), value, 0.5, -0.1))
     assert elements > 10e6
-    chunk = (len(EXPERTS) + 3) * 4 * MERGED  # in float32: of each expert, the base and the sum, and one to spare
+    chunk = (len(EXPERTS) + 3) * 4 * CHUNK  # in float32: of each expert, the base and the sum, and one to spare
     assert anonymous_memory() - before < 2 * elements + chunk  # the model is mapped until it is written
     assert 2 * elements + chunk < 4 * sum(len(delta) for delta in vectors.deltas["red"].values()) * len(EXPERTS)
     assert isinstance(vectors, TaskVectors)

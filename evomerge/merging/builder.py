@@ -1,0 +1,162 @@
+"""The builder: sites and a method in, candidates out; compiled where there is a kernel, plain elsewhere.
+
+In: sites, and coefficients of one candidate. Out: the live places of these sites, overwritten. Sites of one kind are
+merged together. A site whose weights are all zero gets the base, bit for bit. What a kernel and the plain form make is
+the same to the last bit on a CPU, except at the end of spans with more than four rows: there mergekit adds up in
+another order (`kernels/exact.py`), so these few elements are made by the plain form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.common.errors import MergeError
+from evomerge.common.progress import Steps
+from evomerge.merging.kernels.cpu import Table, variant_of
+from evomerge.merging.kernels.exact import INTERLEAVED, VECTOR
+from evomerge.merging.kernels.form import Numbers
+from evomerge.merging.kernels.plain import Part, combine
+from evomerge.merging.kernels.source import Variant
+from evomerge.merging.method import Formed, Method, SpanMethod
+from evomerge.merging.sites import Site, Together
+from evomerge.task_vectors.spans import chunks
+from evomerge.task_vectors.store import TaskVectors
+
+CHUNK = 1 << 20
+"""Elements that the plain form merges together on a CPU, 4 MiB of float32."""
+CHUNK_FAR = 1 << 24
+"""The same of other devices, where starting a kernel takes longer."""
+PLAIN, COMPILED = "plain", "compiled"
+
+
+class Builder:
+    """Overwrites sites with candidates.
+
+    Args:
+        sites: all that is merged.
+        method: how.
+        vectors: the rows that the sites are of, so that what is derived of them is kept on disk.
+        progress: told what is prepared.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        method: Method,
+        vectors: TaskVectors | None = None,
+        progress: Steps | None = None,
+    ) -> None:
+        if isinstance(method, Formed):
+            self._parts: Sequence[_Formed | _Spans] = [*_formed(Together(sites, sites, vectors, progress), method)]
+        elif isinstance(method, SpanMethod):
+            self._parts = [_Spans(sites, method)]
+        else:
+            raise TypeError(f"{method!r} is neither formed nor a method of spans")
+        self.forms = frozenset(part.form for part in self._parts)
+
+    @torch.no_grad()
+    def build(self, coefficients: Mapping[str, np.ndarray]) -> None:
+        """Overwrite all sites.
+
+        Args:
+            coefficients: {variable: float64 (G, K)}.
+
+        Raises:
+            MergeError: weights of both signs cancel where the method divides by their sum.
+        """
+        for part in self._parts:
+            part.build(coefficients)
+
+
+class _Formed:
+    """Sites of one variant and a formed method, by a kernel where there is one."""
+
+    def __init__(self, together: Together, method: Formed, variant: Variant | None) -> None:
+        self._together, self._method = together, method
+        self._prepared = method.prepare(together)
+        self._ranks = method.ranks(self._prepared)
+        self._table = None if variant is None else Table(variant, together.sites, self._ranks)
+        self.form = PLAIN if variant is None else COMPILED
+        whole = [_uneven(site) for site in together.sites]
+        self._ends = [] if variant is None else [(s, end) for s, end in enumerate(whole) if end is not None]
+
+    def build(self, coefficients: Mapping[str, np.ndarray]) -> None:
+        numbers = self._method.numbers(self._together, self._prepared, coefficients)
+        skipped = (numbers.weight == 0).all(axis=1) & (self._method.form.join != "blend")
+        for s in np.flatnonzero(skipped).tolist():
+            site = self._together.sites[s]
+            site.live.copy_(as_rounded(site.base, site.rounded))
+        flaws = 0
+        if self._table is not None:
+            flaws = self._table.merge(numbers, skipped)
+            for s, end in self._ends:
+                flaws += 0 if skipped[s] else self._plain(s, end, numbers)
+        else:
+            for s, site in enumerate(self._together.sites):
+                size = CHUNK if site.live.device.type == "cpu" else CHUNK_FAR
+                for chunk in () if skipped[s] else chunks(len(site), size):
+                    flaws += self._plain(s, chunk, numbers)
+        if flaws:
+            raise MergeError(
+                f"The weights cancel in {flaws} elements of the model, and method.normalize=true divides by their sum: "
+                f"write method.normalize=false, or bounds without negative weights in space.bounds."
+            )
+
+    def _plain(self, s: int, chunk: slice, numbers: Numbers) -> int:
+        site = self._together.sites[s]
+        ranks = [each[chunk] for each in self._ranks[s]] if self._ranks else ()
+        part = Part(s, chunk.start, site.span.start + chunk.start, ranks)
+        deltas = [delta[chunk] for delta in site.deltas]
+        merged, flaws = combine(self._method.form, part, site.base[chunk].float(), deltas, numbers)
+        site.live[chunk].copy_(as_rounded(merged, site.rounded))
+        return flaws
+
+
+class _Spans:
+    """Sites and a method with a merge of its own."""
+
+    form = PLAIN
+
+    def __init__(self, sites: Sequence[Site], method: SpanMethod) -> None:
+        self._method = method
+        self._sites = [
+            (site, [method.prepare(row, site.span, delta) for row, delta in zip(site.names, site.deltas, strict=True)])
+            for site in sites
+        ]
+
+    def build(self, coefficients: Mapping[str, np.ndarray]) -> None:
+        for site, prepared in self._sites:
+            chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
+            size = CHUNK if site.live.device.type == "cpu" else CHUNK_FAR
+            for chunk in chunks(len(site), size if self._method.elementwise else len(site)):
+                some = [each[chunk] for each in prepared] if self._method.elementwise else prepared
+                out = torch.empty(chunk.stop - chunk.start, dtype=torch.float32, device=site.live.device)
+                self._method.merge(site.base[chunk].float(), some, chosen, out)
+                site.live[chunk].copy_(as_rounded(out, site.rounded))
+
+
+def as_rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a tensor rounded to a dtype: as it is, if there is none."""
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def _formed(whole: Together, method: Formed) -> Iterator[_Formed]:
+    """Yield the sites of each variant; those without one by their number of rows."""
+    found: dict[Variant | int, list[Site]] = {}
+    for site in whole.sites:
+        found.setdefault(variant_of(method.form, site) or len(site.rows), []).append(site)
+    for key, some in found.items():
+        yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Variant) else None)
+
+
+def _uneven(site: Site) -> slice | None:
+    """Return the end of a site in which `torch.sum` adds up rows in another order; None where it does not."""
+    size = len(site)
+    if len(site.rows) <= INTERLEAVED or not size % VECTOR:
+        return None
+    return slice(size - min(size, VECTOR + size % VECTOR), size)

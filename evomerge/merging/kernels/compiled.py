@@ -1,0 +1,81 @@
+"""Compiled kernels by variant: written as text, compiled by numba once, and kept on disk for the next process.
+
+In: a `Variant`. Out: its function. The text lies in the user's cache directory, and numba keeps what it compiled beside
+it, by processor; both may be deleted at any time. A text is named by its hash, which covers everything that it calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.files import write_atomically
+from evomerge.merging.kernels.source import Variant, source
+
+logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+
+
+@functools.cache
+def available() -> str | None:
+    """Return why numba cannot be used here; None if it can. Said once, by the log."""
+    try:
+        import evomerge.merging.kernels.bits  # noqa: F401
+    except Exception as error:  # numba raises whatever its parts do on platforms that it does not support
+        logger.warning("numba cannot be used here (%s): merges take the plain form, which is slower", error)
+        return str(error)
+    return None
+
+
+def kernel(variant: Variant) -> Callable[..., Any]:
+    """Return the compiled function of a variant; one that is not on disk yet takes some seconds, which the log says."""
+    with _lock:  # of two threads that ask for the same one, the second waits
+        return _kernel(variant)
+
+
+@functools.cache
+def _kernel(variant: Variant) -> Callable[..., Any]:
+    from evomerge.merging.kernels import bits, draw
+
+    text = source(variant)
+    name = hashlib.sha256((text + inspect.getsource(bits) + inspect.getsource(draw)).encode()).hexdigest()[:32]
+    file = _directory() / f"evomerge_kernel_{name}.py"
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        write_atomically(file, text)
+    if not list((file.parent / "__pycache__").glob(f"{file.stem}.merge-*.nbi")):
+        logger.info("compiling a kernel for %s (once on this machine)", _said(variant))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:  # not of a file that ends in .py
+        raise ImportError(file)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # numba looks for it by its name
+    spec.loader.exec_module(module)
+    return module.merge
+
+
+def _said(variant: Variant) -> str:
+    form = variant.form
+    return f"{form.keep} and {form.join} of {len(variant.rows)} rows in {variant.base}"
+
+
+@functools.cache
+def _directory() -> Path:
+    """Return where texts lie: the user's cache, or a directory of this process if nothing can be written there."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    except OSError:
+        pass
+    logger.warning("%s cannot be written: kernels are compiled again by every process", home)
+    return Path(tempfile.mkdtemp(prefix="evomerge-kernels-"))
