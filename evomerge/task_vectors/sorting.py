@@ -98,6 +98,13 @@ def rank_rows(delta: Delta, width: int, out: np.ndarray) -> None:
             out[start : start + size] = torch.argsort(order, dim=1).view(-1).numpy()
 
 
+class _Own(local):
+    """What each thread has for itself."""
+
+    def __init__(self) -> None:
+        self.sorter = Sorter()
+
+
 def in_threads(
     work: Callable[[Sorter, int], None], sizes: Sequence[int], progress: Callable[[int, int], None] | None = None
 ) -> None:
@@ -108,12 +115,10 @@ def in_threads(
         sizes: of the pieces.
         progress: told how much is done and how much there is, by this thread.
     """
-    mine, done = local(), 0
+    own, done = _Own(), 0
 
     def do(index: int) -> int:
-        if not hasattr(mine, "sorter"):
-            mine.sorter = Sorter()
-        work(mine.sorter, index)
+        work(own.sorter, index)
         return sizes[index]
 
     pool = ThreadPoolExecutor(torch.get_num_threads())
