@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +85,6 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.runs.sources import find_sources
     from evomerge.selection.evaluation import evaluate, find_model
 
-    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     reporter = Reporter()
     names = list(dict.fromkeys(options.models))
     for name in names:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -67,7 +65,6 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.runs.directory import open_run
     from evomerge.runs.points import open_problem
 
-    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     reporter, run, output = Reporter(), open_run(options.run), options.output
     _check_output(output, run)
     parts = cache(lambda: open_problem(run, reporter))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +64,6 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.runs.intent import intent_of
     from evomerge.trials import finite
 
-    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     settings = plain(compose_settings(given))
     check(settings)
     scored = settings["fitness"]["tasks"] or settings["model"]["suite"]

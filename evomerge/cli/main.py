@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"evomerge has no verb '{verb}'.{hint}")
     if arguments is None:  # else this process is somebody else's
         _let_idle_threads_sleep()
+        sys.path.insert(0, os.getcwd())  # what a user has written is found from here, as with `python -m`
     with explained("Run the same command again."):
         import_module(f"evomerge.cli.{verb}").main(rest)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import shlex
 import sys
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: settings and Hydra's own flags.
     """
-    given = [part for argument in arguments for part in spelled_out(argument, sweeps(arguments))]
+    given = [part for argument in _ordered(arguments) for part in spelled_out(argument, sweeps(arguments))]
     register()
     one = not any(argument.startswith(("-", "hydra.mode")) for argument in given)
     if one:
@@ -50,12 +49,21 @@ def main(arguments: Sequence[str]) -> None:
         _refuse_marks(given)
     else:
         check_settings(given)
-    sys.path.insert(0, os.getcwd())  # a fitness of the user's own is found from here, as with `python -m`
     sys.argv = ["evomerge search", *given]
     if one:
         _run_one(given)
     else:
         _application()
+
+
+def _ordered(arguments: Sequence[str]) -> list[str]:
+    """Return settings, then flags with their values: Hydra's parser takes no setting on either side of a flag."""
+    settings, flags = list[str](), list[str]()
+    for before, argument in pairwise(["", *arguments]):
+        follows = before.startswith("-") and "=" not in before
+        value = follows and (before in OWN_CONFIGURATION or not re.search("^[~+]|=", argument))
+        (flags if value or argument.startswith("-") else settings).append(argument)
+    return settings + flags
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")

@@ -30,7 +30,7 @@ def run(pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     few = ["budget=5", "fitness.items=6", "fitness.select_items=6", "fitness.report_items=6"]
 
     def searched(directory: str, *overrides: str) -> Path:
-        search.main([*own, *models, *few, *overrides, f"hydra.run.dir={directory}"])
+        search.main([*models, *own, *few, *overrides, f"hydra.run.dir={directory}"])
         return tmp_path / directory
 
     return searched

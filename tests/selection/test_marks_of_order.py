@@ -40,7 +40,6 @@ def test_an_experiment_that_hydra_reads_is_not(
     """The advice is followed in the second."""
     begun: list[bool] = []
     monkeypatch.setattr(search, "_application", lambda: begun.append(True))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     directory = experiment(tmp_path, text)
     (directory / "experiment" / "mine.yaml").write_bytes(mark + text.encode())
