@@ -25,6 +25,7 @@ from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
 from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
+from evomerge.models.processing import digest_processor
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
 from evomerge.space.coefficients import CoefficientSpace
@@ -171,7 +172,7 @@ class Problem:
             "experts": [[name, expert.sha256] for name, expert in vectors.experts.items()],  # in the order of the sum
             "files": digest_inputs(sources.base),
             "class": self.opening.auto_class,
-            **({} if sources.base.is_dir() else {"source": sources_of(self.live.model)}),  # in memory: no files say it
+            **({} if sources.base.is_dir() else _in_memory(self.live)),
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
             "heads": {
@@ -182,6 +183,7 @@ class Problem:
             },
             "method": self.written.method | ({"code": self.written.code} if self.written.code else {}),
             **({"transform": self.written.transform} if self.written.transform else {}),
+            # its batch size as well: sums over other batches end in other last bits, and then so does every later point
             "fitness": self.written.fitness | identity(self.fitness),
         }
 
@@ -210,6 +212,12 @@ class Problem:
 def without_compute(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return what contents are, alone or among others, where everything is computed in the dtype of the checkpoint."""
     return {name: value for name, value in description.items() if name != "compute"}
+
+
+def _in_memory(live: LiveModel) -> dict[str, str]:
+    """Return hashes of what a module in memory computes, and how its inputs are made: no files say it."""
+    own = {} if live.processor is None else {"processor": digest_processor(live.processor)}
+    return {"source": sources_of(live.model), **own}
 
 
 def digest_inputs(directory: Path) -> str:

@@ -43,13 +43,15 @@ def sources_of(model: Any) -> str:
     """Return a hash of the source of all classes of a module in memory that belong to neither torch nor transformers;
     a class without source counts by its name.
     """
-    found = []
-    for kind in sorted(
-        {type(part) for part in model.modules()}, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}"
-    ):
-        if kind.__module__.partition(".")[0] not in ("torch", "transformers"):
-            try:
-                found.append(inspect.getsource(kind))
-            except (OSError, TypeError):
-                found.append(kind.__qualname__)
-    return digest(found)
+    kinds = sorted({type(part) for part in model.modules()}, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
+    return digest(
+        [source_of(kind) for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "transformers")]
+    )
+
+
+def source_of(thing: Any) -> str:
+    """Return the source of a class or function; the name of one that has none."""
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return thing.__qualname__

@@ -7,6 +7,7 @@ What cannot be compared is said.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from evomerge.common.code import source_of
+from evomerge.common.digests import digest
 from evomerge.common.errors import CheckpointError, EvomergeError
 from evomerge.common.names import listed
 from evomerge.models.configurations import Difference, differences, said
@@ -105,6 +111,21 @@ def processing_notes(base: Processing, other: Processing, who: str) -> list[str]
         who: what it is called there.
     """
     return [f"{who} {note}" for note in (*_tokenizer(base, other), *_template(base, other), *_pixels(base, other))]
+
+
+def digest_processor(processor: Any) -> str:
+    """Return a hash of what a tokenizer or image processor in memory does; what it has read leaves no trace in it.
+
+    One of somebody else's class counts by the source of the class.
+    """
+    if isinstance(processor, PreTrainedTokenizerBase):
+        own = {name: str(value) for name, value in _settings(processor).items() if name not in UNREAD}
+        backend = {name: part for name, part in _backend(processor).items() if name not in ("truncation", "padding")}
+        return digest([own, _special(processor), processor.get_vocab(), backend, str(processor.chat_template)])
+    if isinstance(processor, ImageProcessingMixin):
+        own = {name: str(value) for name, value in processor.to_dict().items() if name not in UNREAD}
+        return digest([type(processor).__name__, own])
+    return digest(source_of(processor if inspect.isroutine(processor) else type(processor)))
 
 
 def read_templates(path: Path) -> dict[str, str]:

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, BertModel
+from transformers import AutoModel, AutoTokenizer, BertModel
 
 import evomerge as em
 from evomerge.common.progress import Silent
+from evomerge.models.processing import digest_processor
 from evomerge.runs.run import run_search
 from tests.kit.helpers import compose
 from tests.kit.models import BERT, pico
 from tests.kit.tiny import Tiny
+from tests.kit.vision import processor
 from tests.processes import api_search
 from tests.processes.api_search import Net, score, tuned
 from tests.processes.waiting import exit_code, forked
@@ -293,3 +295,28 @@ def test_what_a_module_in_memory_computes_is_part_of_a_search(tmp_path):
     em.search(em.Candidate(em.Family(plain, red=tuned), space="tensor"), value, {"red": ITEMS}, **more)
     with pytest.raises(em.EvomergeError, match="another search"):
         em.search(em.Candidate(em.Family(turned, red=tuned), space="tensor"), value, {"red": ITEMS}, **more)
+
+
+def test_the_tokenizer_of_a_module_in_memory_is_part_of_a_search(pico_suite, tmp_path):
+    """A tokenizer that has been used is the same tokenizer, and one with another token is not."""
+    net, tokenizer = Net(), AutoTokenizer.from_pretrained(pico_suite.base)
+    experts = {"red": tuned(net, 1), "blue": tuned(net, 2)}
+    more = {"searcher": "random", "budget": 2, "start": 0.4, "items": 8, "select_items": 6, "report_items": 6}
+
+    def run(tokenizer):
+        return em.search(em.Candidate(em.Family(net, experts, tokenizer=tokenizer)), score, {"red": ITEMS}, **more)
+
+    more["run"] = tmp_path / "run"
+    run(tokenizer)
+    tokenizer(["a longer text", "a text"], padding=True, truncation=True, max_length=5)
+    assert len(run(AutoTokenizer.from_pretrained(pico_suite.base)).trials) == len(run(tokenizer).trials) == 2
+    tokenizer.add_tokens("unheard")
+    with pytest.raises(em.EvomergeError, match="another search"):
+        run(tokenizer)
+
+
+def test_processors_of_any_kind_have_a_hash():
+    small, large = processor(), processor()
+    large.size = {"height": 9, "width": 9}
+    assert digest_processor(small) == digest_processor(processor()) != digest_processor(large)
+    assert digest_processor(processor) != digest_processor(pico)  # functions
