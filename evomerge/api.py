@@ -18,23 +18,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from evomerge.common.directories import TemporaryDirectory
 from evomerge.common.errors import ConfigError
+from evomerge.common.forms import checked
 from evomerge.common.limits import TimeLimit
-from evomerge.common.progress import Progress, Silent
-from evomerge.fitness.custom import Custom, name_of
-from evomerge.fitness.items import Item
+from evomerge.common.names import unknown
+from evomerge.common.progress import WRITTEN, Progress, Silent
+from evomerge.fitness.items import SPLITS, Item
 from evomerge.fitness.splits import Splits, split_items
 from evomerge.inspection.candidate import Candidate
 from evomerge.inspection.family import Family
-from evomerge.models.checkpoint import MEMORY
 from evomerge.report.result import Result
-from evomerge.runs.choices import Choice, load_choice, settings_of
-from evomerge.runs.config import SearchConfig, choices_of
+from evomerge.runs.asked import composed, fitness_of, tasks_of
+from evomerge.runs.choices import Choice, settings_of
 from evomerge.runs.given import Given
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import Interrupt, Stopped
@@ -64,6 +60,7 @@ __all__ = [
 ]
 
 
+@checked(classes="['no', 'yes']")
 def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Splits:
     """Return the items of a task: `search` items guide, `select` items choose the winner, `report` items judge it.
 
@@ -78,6 +75,25 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     return split_items(source, classes)
 
 
+@checked(
+    candidate="a Candidate",
+    budget="200",
+    run="'runs/mine' or None",
+    seed="1",
+    start="'constants', 0.4, '1/K' or the path of a recipe",
+    items="100 or None",
+    select_items="600 or None",
+    report_items="900 or None",
+    rotate="True or False",
+    aggregate="'mean' or 'worst'",
+    normalised="True or False",
+    weights="{'mood': 2, 'topic': 1} or None",
+    loss="'cross_entropy'",
+    time_limit="900, 'auto' or None",
+    budget_items="20000 or None",
+    hours="1.5 or None",
+    progress=WRITTEN,
+)
 def search(
     candidate: Candidate,
     fitness: str | Choice | Callable[..., Any],
@@ -135,8 +151,9 @@ def search(
         Stopped: it was asked to stop; the same call goes on, if it has a run directory.
     """
     family, config = candidate.family.opened, dict(candidate.merge.settings)
-    chosen, own = _fitness(fitness)
-    named, held = _tasks(tasks)
+    usual = "cmaes" if candidate.space.dim > 1 else "tpe"
+    chosen, own = fitness_of(fitness)
+    named, held = tasks_of(tasks)
     config["fitness"] = {
         **chosen,
         **{
@@ -147,18 +164,18 @@ def search(
             "report_items": report_items,
         },
     }
-    config["searcher"] = settings_of("searcher", searcher or ("cmaes" if candidate.space.dim > 1 else "tpe"))
+    config["searcher"] = settings_of("searcher", usual if searcher is None else searcher)
     config["loss"] = settings_of("loss", loss)
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
     config |= {"time_limit": time_limit, "seed": seed, "start": start}
     kept = TemporaryDirectory() if run is None else None
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
-    composed = _composed(config)
+    asked = composed(config)
     given = Given(family, candidate.merge, own, held)
     candidate.base()  # whatever was put into the live model: the first thing that is scored is the base
     try:
-        summary = run_search(composed, directory, progress or Silent(), interrupt, given)
+        summary = run_search(asked, directory, progress or Silent(), interrupt, given)
     finally:
         candidate.base()
     if summary is None:
@@ -168,6 +185,12 @@ def search(
     return Result(directory, candidate, kept, given)
 
 
+@checked(
+    result="a Result, as `search` and `load` return it",
+    models="'base', 'experts', 'constant:0.4', the name of an expert, a path, or another Result",
+    split="'search', 'select', 'report' or None",
+    progress=WRITTEN,
+)
 def evaluate(
     result: Result, *models: str | Path | Result, split: str | None = None, progress: Progress | None = None
 ) -> Comparison:
@@ -184,6 +207,8 @@ def evaluate(
     Raises:
         EvomergeError: there is no such model, or it belongs to another base.
     """
+    if split not in (None, *SPLITS):
+        raise ConfigError(unknown("split", split, SPLITS))
     named = {"winner": find_model(str(result.path), ())}
     for given in models:
         name = str(given.path if isinstance(given, Result) else given)
@@ -197,6 +222,7 @@ def evaluate(
         problem.become(None)
 
 
+@checked(run="'runs/mine'")
 def load(run: str | Path) -> Result:
     """Return the result of a search that the command, or a program, ran: `load("runs/mine")`."""
     return Result(run)
@@ -249,54 +275,3 @@ def perplexity(**settings: Any) -> Choice:
 def lm_eval(**settings: Any) -> Choice:
     """Tasks of lm-eval."""
     return Choice("fitness", "lm_eval", settings)
-
-
-def _composed(config: Mapping[str, Any]) -> Any:
-    """Return the settings of a search, held against their schema; numpy's numbers become Python's.
-
-    Raises:
-        ConfigError: one has the wrong type.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: plain(inner) for name, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return value.item() if isinstance(value, np.generic) else value
-
-    try:
-        return OmegaConf.merge(OmegaConf.structured(SearchConfig), plain(config))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'A setting'}: {str(error).splitlines()[0]}") from error
-
-
-def _fitness(given: Any) -> tuple[dict[str, Any], Custom | None]:
-    """Return the settings of a fitness; and itself, where it is a function."""
-    if isinstance(given, str) and ":" in given:
-        return load_choice("fitness", "custom", {"function": given}), None
-    if isinstance(given, str | Choice | Mapping):
-        return settings_of("fitness", given), None
-    if not callable(given):
-        raise ConfigError(
-            f"{given!r:.100} is no fitness: give a function, its name (file.py:score), or one of "
-            f"{', '.join(choices_of('fitness'))}."
-        )
-    return load_choice("fitness", "custom", {"function": name_of(given)}), Custom(given)
-
-
-def _tasks(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Splits]]:
-    """Return the settings `fitness.tasks`, and the items of those tasks that are in memory."""
-    settings: dict[str, Any] = {}
-    held: dict[str, Splits] = {}
-    for name, one in (
-        given if isinstance(given, Mapping) and not isinstance(given, Splits) else {"task": given}
-    ).items():
-        if isinstance(one, str | Path):
-            settings[name] = str(one)
-        elif isinstance(one, Mapping) and "search" not in one:
-            settings[name] = dict(one)
-        else:
-            held[name] = one if isinstance(one, Splits) else split_items(one)
-            settings[name] = {"items": str(held[name].place or MEMORY / name), "classes": list(held[name].classes)}
-    return settings, held

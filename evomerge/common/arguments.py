@@ -26,7 +26,11 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], where: str) -> No
     Raises:
         ConfigError: one is of another kind.
     """
-    for name, parameter in inspect.signature(target).parameters.items():
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # built in, such as dict: whoever needs more of it than that it can be called says so
+        return
+    for name, parameter in parameters.items():
         if name in arguments:
             kinds = tuple(part.strip() for part in str(parameter.annotation).split("|"))
             check_kind(f"{where}.{name}", arguments[name], kinds if set(kinds) <= set(KINDS) else ())

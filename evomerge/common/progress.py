@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from evomerge.trials import Trial
 
 Steps = Callable[[str, int, int], None]
 """Is told what is being done, how much of it is done, and how much there is."""
+WRITTEN = "an object with the methods of evomerge.common.progress.Progress, or None"
+"""How an argument `progress` is written."""
 Seconds = Callable[[], float]
 """Says how many seconds are left."""
 
@@ -23,6 +25,7 @@ def unlimited() -> float:
     return math.inf
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Tells a person what goes on."""
 

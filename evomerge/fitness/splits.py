@@ -55,7 +55,14 @@ def split_items(source: str | Path | Iterable[Any], classes: Sequence[str] = ())
     if isinstance(source, Mapping):
         if missing := [split for split in SPLITS if split not in source]:
             raise SuiteError(f"the items have no split {missing[0]!r}: give {', '.join(SPLITS)}, or one list for all.")
+        for split in SPLITS:
+            if not isinstance(source[split], Iterable) or isinstance(source[split], str | bytes):
+                raise SuiteError(f"the split {split!r} is {source[split]!r:.100}: give a list of items.")
         found = {split: [_item(one, classes) for one in source[split]] for split in SPLITS}
+    elif not isinstance(source, Iterable) or isinstance(source, bytes):
+        raise SuiteError(
+            f"{source!r:.100} holds no items: give a file (.jsonl, .txt), a directory, texts, or pairs (text, label)."
+        )
     else:
         distinct: dict[str, Item] = {}
         for item in (_item(one, classes) for one in source):

@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.forms import checked
 from evomerge.common.names import unknown
-from evomerge.common.progress import Progress, Silent
+from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.inspection.family import Family
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
@@ -48,6 +49,17 @@ class Candidate:
         space: the coefficient space: `dim`, `names`, `low`, `high`, `decode`, `start`.
     """
 
+    @checked(
+        family="a Family",
+        space="'layer'",
+        method="'linear'",
+        transform="'ties', ['ties'], [{'ties': {'density': 0.2}}] or None",
+        sharing="'separate' or 'shared'",
+        frozen="{'weight/*/mood': 0.4}",
+        tied="['weight/*/mood']",
+        bounds="{'weight': (0, 1.5)}",
+        progress=WRITTEN,
+    )
     def __init__(
         self,
         family: Family,
@@ -61,9 +73,12 @@ class Candidate:
         bounds: Mapping[str, Sequence[float]] | None = None,
         progress: Progress | None = None,
     ) -> None:
+        for name, pair in (bounds or {}).items():
+            if len(pair) != 2:
+                raise ConfigError(f"bounds: {name} has {pair}: write (low, high), as in {{'weight': (0, 1.5)}}.")
         given = {"sharing": sharing, "frozen": frozen and dict(frozen), "tied": tied and [*tied]}
         given["bounds"] = bounds and {name: [*pair] for name, pair in bounds.items()}
-        chain = [*transform] if isinstance(transform, list | tuple) else transform
+        chain = transform if transform is None or isinstance(transform, str | Mapping) else [*transform]
         settings = in_order({"method": settings_of("method", method), "transform": chain})
         settings["space"] = load_choice("space", space, given)
         check_method(settings["method"], settings["transform"])
@@ -99,7 +114,7 @@ class Candidate:
 
     def apply(self, x: np.ndarray) -> Any:
         """Put the candidate of a point, (dim,), into the live model, and return the model."""
-        self.merge.merger.apply(self.space.decode(x))
+        self.merge.merger.apply(self.space.decode(_numbers(x)))
         return self.model
 
     def base(self) -> Any:
@@ -107,17 +122,27 @@ class Candidate:
         self.merge.merger.restore()
         return self.model
 
+    @checked(loss="a function of the model, such as lambda model: model(batch).square().mean()")
     def gradient(self, loss: Callable[[Any], Tensor | Iterable[Tensor]]) -> np.ndarray:
         """Return the gradient of a loss with respect to the point whose candidate is in the live model, (dim,).
 
         Args:
             loss: is called with the live model, and returns a scalar, or yields several, each of which is walked
                 backward before the next is made: their gradients are added up.
+
+        Raises:
+            ConfigError: it is no function, or gives something without a gradient.
         """
 
         def losses() -> Iterable[Tensor]:
             found = loss(self.model)
-            yield from (found,) if isinstance(found, Tensor) else found
+            for one in (found,) if isinstance(found, Tensor) or not isinstance(found, Iterable) else found:
+                if not (isinstance(one, Tensor) and one.requires_grad and one.numel() == 1):
+                    raise ConfigError(
+                        f"The loss gave {one!r:.100}, which has no gradient: return a scalar tensor that was computed "
+                        f"from the model, outside of torch.no_grad(), or yield several."
+                    )
+                yield one
 
         gradients = self.merge.merger.gradient(losses(), self.space.moves("weight"))
         return self.space.pullback(gradients)

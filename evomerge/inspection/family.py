@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.common.directories import TemporaryDirectory
-from evomerge.common.progress import Progress, Silent
+from evomerge.common.errors import ConfigError
+from evomerge.common.forms import checked
+from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.common.shown import Shown
 from evomerge.inspection.geometry import Geometry, measure
 from evomerge.runs.choices import load_choice
@@ -49,6 +51,15 @@ class Family:
     ['tuned']
     """
 
+    @checked(
+        auto_class="'AutoModel' or 'AutoModelForCausalLM'",
+        device="'auto', 'cpu' or 'cuda:0'",
+        compute="'auto', 'float32' or None",
+        vocabulary="'refuse', 'base' or 'shared'",
+        allow_missing="['lm_head.*']",
+        cache="a directory, or None",
+        progress=WRITTEN,
+    )
     def __init__(
         self,
         base: Model,
@@ -66,6 +77,12 @@ class Family:
         **named: Model,
     ) -> None:
         chosen = {"auto_class": auto_class, "device": device, "compute": compute, "vocabulary": vocabulary}
+        if experts is not None and not (
+            isinstance(experts, Mapping) and all(isinstance(name, str) for name in experts)
+        ):
+            raise ConfigError(
+                f"{experts!r:.100} are no experts by name: write Family(base, {{'mood': 'models/mood'}})."
+            )
         models = {**(experts or {}), **named}
         if cache is None and not all(isinstance(model, str | Path) for model in (base, *models.values())):
             self._kept = TemporaryDirectory()

@@ -171,6 +171,7 @@ def live_module(module: nn.Module, processor: Any = None, device: str | None = N
 
     Raises:
         CheckpointError: it has no floating parameters.
+        ConfigError: there is no such device.
     """
     model = copy.deepcopy(module).eval().requires_grad_(False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -182,7 +183,9 @@ def live_module(module: nn.Module, processor: Any = None, device: str | None = N
         if names[id(parameter)] != alias
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return LiveModel(model if device is None else model.to(device), processor, shapes, tied, type(module).__name__)
+    if device is not None:
+        model = _moved(model, device)
+    return LiveModel(model, processor, shapes, tied, type(module).__name__)
 
 
 class Unavailable:
@@ -230,12 +233,7 @@ def load_live(
         if needs_processor:
             raise
         processor = Unavailable(error)
-    try:
-        model = model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"model.device={device} cannot be used here: {first_line(error)} Write model.device=cpu."
-        ) from error
+    model = _moved(model, device)
     computed = frozen(empty_model(auto_class, model.config))  # a load makes all parameters alike
     return _described(model, processor, auto_class, computed)
 
@@ -275,6 +273,15 @@ def _check_class(auto_class: str, example: str) -> None:
         raise ConfigError(
             f"transformers has no class {auto_class}: write {example}, AutoModelForCausalLM or another AutoModel class."
         )
+
+
+def _moved(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.device={device} cannot be used here: {first_line(error)} Write model.device=cpu."
+        ) from error
 
 
 def _described(model: Any, processor: Any, auto_class: str, computed: frozenset[str]) -> LiveModel:

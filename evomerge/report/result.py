@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.common.directories import TemporaryDirectory
 from evomerge.common.errors import ConfigError
+from evomerge.common.forms import checked
 from evomerge.common.progress import Silent
 from evomerge.common.shown import Shown
 from evomerge.inspection.candidate import Candidate
@@ -123,23 +124,36 @@ class Result:
         """The live model, with the winner in it."""
         return self.candidate.set(self.recipe)
 
+    @checked(file="a file, or None")
     def report(self, file: str | Path | None = None) -> Path:
         """Draw the page of the run, and return where it is."""
         return write_report(self.path, None if file is None else Path(file))
 
-    def save(self, out: str | Path, **options: Any) -> Path:
+    @checked(out="the directory to make", dtype="'bfloat16' or None", max_shard_size="'5GB' or None")
+    def save(self, out: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None) -> Path:
         """Write the merged model as a directory that `from_pretrained` loads, with its recipe and card.
 
         Args:
             out: the directory to make.
-            options: `dtype` and `max_shard_size`, for models that came from directories.
+            dtype: to cast to, such as bfloat16; None for that in which the model was scored.
+            max_shard_size: such as 5GB; None for the files that the base has.
+
+        Raises:
+            ConfigError: the directory holds something else; or models in memory are to be cast, or cut into files.
         """
         live = self.candidate.family.opened
         if live.in_memory:
+            if dtype is not None or max_shard_size is not None:
+                raise ConfigError(
+                    "dtype= and max_shard_size= are for models that came from directories: cast result.model, "
+                    "and save it yourself."
+                )
             model = self.model
             merged = live.live.as_written() if live.live.compute else model
             return write_module(merged, self.recipe, Path(out), live.live.processor)
-        return write_model(self.recipe, self.path, Path(out), reporter=Silent(), **options)
+        return write_model(
+            self.recipe, self.path, Path(out), dtype=dtype, max_shard_size=max_shard_size, reporter=Silent()
+        )
 
     def to_mergekit(self) -> str:
         """Return the winner as mergekit's YAML.

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
@@ -41,9 +43,24 @@ def load_choice(group: str, name: str, given: Mapping[str, Any] | None = None) -
     if stranger := [key for key in given if key not in list(settings)]:
         raise ConfigError(f"{group}={name}: {unknown('setting', str(stranger[0]), list(map(str, settings)))}")
     for key, value in given.items():
-        OmegaConf.update(settings, key, value, merge=False)
+        try:
+            OmegaConf.update(settings, key, without_numpy(value), merge=False)
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"{group}.{key}={value!r:.100} cannot be a setting ({str(error).splitlines()[0]}): write a number or a "
+                f"text, or a list or mapping of these, as conf/{group}/{name}.yaml has it."
+            ) from error
     found: Any = OmegaConf.to_container(settings, resolve=True)
     return found
+
+
+def without_numpy(value: Any) -> Any:
+    """Return settings with Python's own numbers in place of numpy's, and lists in place of tuples."""
+    if isinstance(value, Mapping):
+        return {name: without_numpy(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_numpy(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _read(group: str, name: str) -> Any:
@@ -98,11 +115,11 @@ def settings_of(group: str, given: Any) -> dict[str, Any]:
     Raises:
         ConfigError: it is none of these.
     """
-    if isinstance(given, Choice):
+    if isinstance(given, Choice) and given.group == group:
         return given.settings
     if isinstance(given, str):
         return load_choice(group, given)
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and isinstance(given.get("_target_"), str):
         return dict(given)
     if isinstance(given, type):
         return {"_target_": f"{given.__module__}.{given.__qualname__}"}

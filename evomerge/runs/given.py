@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item
@@ -26,7 +27,7 @@ from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory
 from evomerge.models.live import LiveModel, live_module, load_live
-from evomerge.models.vocabulary import REFUSE
+from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Sources
 from evomerge.runs.transforms import make_chain
@@ -182,6 +183,19 @@ def take_family(
         raise ConfigError("A family needs experts: Family(base, mood=..., topic=...) or Family(base, {name: ...}).")
     if isinstance(base, Mapping):
         raise ConfigError("The base is a state dict, which nobody can run: give the module with these weights in it.")
+    for name, one in {"base": base, **experts}.items():
+        if not isinstance(one, str | Path | nn.Module | Mapping):
+            raise ConfigError(
+                f"{name} is {one!r:.100}, which is no model: give a directory, a name on the hub, a module"
+                f"{' or a state dict' if name in experts else ''}."
+            )
+    if settings["vocabulary"] not in CHOICES:
+        raise ConfigError(f"vocabulary: {unknown('choice', settings['vocabulary'], CHOICES)}")
+    if processor is not None and not isinstance(base, nn.Module):
+        raise ConfigError(
+            f"tokenizer= is for a base that is a module: {base} brings its own. Leave it out, or put the files of this "
+            f"one into that directory (tokenizer.save_pretrained)."
+        )
     places = {name: find_directory(str(one)) for name, one in {"": base, **experts}.items() if _is_place(one)}
     paths = {name: places[name].path if name in places else MEMORY / (name or "base") for name in ("", *experts)}
     hub = {name: place.hub for name, place in places.items() if place.hub}
