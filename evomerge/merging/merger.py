@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.machine import memory_limit
+from evomerge.common.progress import Steps
 from evomerge.merging.builder import Builder, as_rounded
 from evomerge.merging.kernels.products import inner_products, stack
 from evomerge.merging.method import Method
@@ -61,6 +62,7 @@ class Merger:
         turn: who wrote into the model last, if others write into it as well.
         rounded: parameter -> the dtype to which its values are rounded before they are stored, where the model holds it
             in a wider one.
+        progress: told what is prepared, such as sorted magnitudes.
 
     Raises:
         CheckpointError: a parameter of the model is not what the base's files say.
@@ -74,6 +76,7 @@ class Merger:
         method: Method,
         turn: Turn | None = None,
         rounded: Mapping[str, torch.dtype] | None = None,
+        progress: Steps | None = None,
     ) -> None:
         self._method, self._rounded = method, dict(rounded or {})
         self._model, self._vectors = model, vectors
@@ -94,7 +97,7 @@ class Merger:
             if (site := find_site(index, span, live[span.parameter], vectors, self._rounded.get(span.parameter)))
         ]
         self._stacked: dict[Site, Tensor] = {}
-        self._builder = Builder(self._sites, method, vectors)
+        self._builder = Builder(self._sites, method, vectors, progress)
 
     @torch.no_grad()
     def apply(self, coefficients: Mapping[str, np.ndarray]) -> None:

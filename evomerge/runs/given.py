@@ -250,7 +250,10 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         bounds={name: (low, high) for name, (low, high) in (space["bounds"] or {}).items()},
     )
     with reporter.working("preparing the merge"):
-        merger = Merger(family.live.model, merged, found.groups, method, family.live.turn, family.live.narrow)
+        pass  # a line in a pipe; a terminal shows what takes long, such as sorting, in bars of its own
+    live = family.live
+    with reporter.bars():
+        merger = Merger(live.model, merged, found.groups, method, live.turn, live.narrow, reporter.steps)
     return Merge(dict(settings), method, transforms, vectors, found, merger)
 
 

@@ -53,7 +53,7 @@ def _kernel(variant: Variant) -> Callable[..., Any]:
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
     if not list((file.parent / "__pycache__").glob(f"{file.stem}.merge-*.nbi")):
-        logger.info("compiling a kernel for %s (once on this machine)", _said(variant))
+        logger.info("compiling the merge of %s (once on this machine, some seconds)", _said(variant))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:  # not of a file that ends in .py
         raise ImportError(file)
@@ -63,8 +63,8 @@ def _kernel(variant: Variant) -> Callable[..., Any]:
 
 
 def _said(variant: Variant) -> str:
-    form = variant.form
-    return f"{form.keep} and {form.join} of {len(variant.rows)} rows in {variant.base}"
+    count = len(variant.rows)
+    return f"{count} row{'s' * (count > 1)} in {variant.base} ({variant.form.keep}, {variant.form.join})"
 
 
 @functools.cache
