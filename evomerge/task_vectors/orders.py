@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Steps
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.mapped import mapped
+from evomerge.task_vectors.reading import Read, bits_of, reader
 from evomerge.task_vectors.sorting import Sorter, in_threads, rank_rows
 from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors
@@ -32,8 +33,7 @@ SAMPLES = 64
 """Elements of each span that are looked at together when a cut over several spans is searched."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Which elements of a delta are among the largest.
 
     Attributes:
@@ -69,9 +69,12 @@ class Order:
             return NOTHING
         if rank >= len(self):
             return Cut(0, len(self))
-        place = int(self.places[rank - 1])
-        magnitude = abs(self.delta[place : place + 1].dense().item())
-        return Cut(int(np.float32(magnitude).view(np.uint32)), place + 1)
+        place = self.places.item(rank - 1)
+        return Cut(bits_of(abs(self._read(place))), place + 1)
+
+    @cached_property
+    def _read(self) -> Read:
+        return reader(self.delta)
 
     def bits(self, ranks: np.ndarray) -> np.ndarray:
         """Return the bits of the magnitudes at some ranks, int64 (m,), of which 0 is the largest's: int64 (m,)."""

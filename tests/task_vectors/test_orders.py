@@ -21,6 +21,8 @@ from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDelta
 from evomerge.task_vectors.orders import Cut, cuts_over, order_of, row_ranks
+from evomerge.task_vectors.quantised import quantised
+from evomerge.task_vectors.reading import bits_of, reader
 
 DENORMAL = 1e-45
 few = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, DENORMAL, -DENORMAL, 2 * DENORMAL, 3.4028234663852886e38, 0.5])
@@ -148,3 +150,14 @@ def test_rows_may_have_65536_elements_and_no_more() -> None:
     assert ranks.tolist() == list(range(1 << 16))
     with pytest.raises(ConfigError, match="rows of 65537 elements"):
         row_ranks(DenseDelta(torch.zeros(65537)), 65537)
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16])
+def test_single_elements_are_read_to_the_bit(base: torch.dtype, own: torch.dtype) -> None:
+    scales = 10.0 ** torch.randint(-9, 4, (2, 500), generator=torch.Generator().manual_seed(0))
+    numbers = torch.randn(2, 500, generator=torch.Generator().manual_seed(1)) * scales
+    whole = ExpertDelta(numbers[0].to(base), numbers[1].to(own))
+    for delta in (whole, whole[100:], DenseDelta(whole.dense()), quantised(whole.dense(), 8)):
+        read = [bits_of(abs(reader(delta)(place))) for place in range(len(delta))]
+        assert read == delta.dense().abs().view(torch.int32).tolist()
