@@ -31,7 +31,8 @@ from evomerge.task_vectors.orders import Order, cuts_over
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5)
-PLACE = Variable("t", 0.0, 1.0, 0.5)
+PLACE = Variable("weight", 0.0, 1.0, 0.5)
+"""Where between the base and an expert a candidate lies: 0 and 1 are these."""
 ALIGNED = 0.9995
 """The cosine above which SLERP goes along a straight line, as in mergekit."""
 SLIGHT = 1e-8
@@ -275,7 +276,7 @@ class Slerp(Formed):
 
     def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
         """Return what base and expert are multiplied by."""
-        found = [_slerp(t, dot) for t, dot in zip(coefficients["t"][together.places][:, 0], prepared, strict=True)]
+        found = [_slerp(t, dot) for t, dot in zip(coefficients["weight"][together.places][:, 0], prepared, strict=True)]
         both = np.array(found, dtype=np.float32)
         return Numbers(both[:, 1:], base=both[:, 0])
 

@@ -53,7 +53,6 @@ def coefficients(rows: int) -> dict[str, np.ndarray]:
     return {
         "weight": rng.uniform(0.1, 1, (1, rows)),
         "density": rng.uniform(0.2, 0.9, (1, rows)),
-        "t": np.full((1, rows), 0.37),
     }
 
 
