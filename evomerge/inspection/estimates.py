@@ -26,6 +26,7 @@ from evomerge.inspection.sources import Inspection
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
 from evomerge.models.checkpoint import from_tensors
+from evomerge.models.computing import computed_in
 from evomerge.models.live import load_live
 from evomerge.runs.build import read_splits
 from evomerge.runs.checks import check_asked, check_metrics
@@ -195,6 +196,7 @@ def time_scoring(
     }
     live = load_live(sources.base, intent.opening.auto_class, device, requirements(fitness).processor)
     check_asked(fitness, items, live)
+    live = computed_in(live, intent.compute)
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ()), *leaks]
     warnings += task_notes(sources, isinstance(fitness, Headed), items)
     if isinstance(fitness, Headed):
@@ -207,7 +209,7 @@ def time_scoring(
     def once() -> None:
         check_finite(score(ids))
 
-    with failing_on_base("fitness"):
+    with failing_on_base("fitness", live):
         seconds = limit.first(lambda: _seconds(once))
         seconds = limit(lambda: _seconds(once)) if seconds < BRIEF else seconds
     return seconds, {split: subset.size for split, subset in subsets.items()}, warnings

@@ -29,6 +29,7 @@ class Intent:
         transforms: how many transforms the task vectors pass first.
         bounds: of weights.
         device: of the live model; may be `auto`.
+        compute: the dtype that it computes in; may be `auto`; None for that of the checkpoint.
         opening: how model directories are opened.
         goal: what is maximised.
         sampling: how many items are scored.
@@ -42,6 +43,7 @@ class Intent:
     transforms: int
     bounds: tuple[float, float]
     device: str
+    compute: str | None
     opening: Opening
     goal: Goal
     sampling: Sampling
@@ -70,6 +72,7 @@ def intent_of(settings: Mapping[str, Any], sources: Sources, fitness: Fitness | 
         transforms=len(settings.get("transform") or ()),
         bounds=(low, high),
         device=model["device"],
+        compute=model.get("compute"),
         opening=opening_of(settings),
         goal=goal_of(settings),
         sampling=sampling_of(settings),

@@ -15,10 +15,12 @@ from typing import Any
 
 from evomerge.common.errors import ConfigError, NotFinite
 from evomerge.common.limits import TimeLimit
+from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
 from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.models.live import LiveModel
 from evomerge.problem import Problem
 from evomerge.runs.config import classes
 from evomerge.search.deadline import Deadline
@@ -65,14 +67,14 @@ def preflight(
         ConfigError: the fitness cannot score the base, its loss has no gradient there, or the hours are too few.
     """
     ids = subsets["search"](0)
-    with failing_on_base("fitness"):
+    with failing_on_base("fitness", problem.live):
         limit.first(lambda: score(ids))  # pays for what is set up lazily
         started = time.perf_counter()
         outcome = limit(lambda: score(ids))
         check_finite(outcome)
         (value,), _ = objective(outcome)
         seconds = time.perf_counter() - started
-    with failing_on_base("loss"):
+    with failing_on_base("loss", problem.live):
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem)
@@ -98,17 +100,21 @@ def preflight(
 
 
 @contextmanager
-def failing_on_base(what: str) -> Iterator[None]:
+def failing_on_base(what: str, live: LiveModel) -> Iterator[None]:
     """Say of whatever goes wrong while the base is scored that every candidate would end like it.
 
     Args:
         what: `fitness` or `loss`.
+        live: holds the base; where it computes in another dtype than its checkpoint's, that may be the reason.
 
     Raises:
         EvomergeError: something did.
     """
     try:
-        with explained(f"The {what} fails on the base, so it would fail on every candidate"):
+        base = "the base"
+        if live.compute:
+            base += f" in {dtype_name(live.compute)} (model.compute={dtype_name(live.dtype)} computes as its files are)"
+        with explained(f"The {what} fails on {base}, so it would fail on every candidate"):
             yield
     except NotFinite as error:
         raise NotFinite(

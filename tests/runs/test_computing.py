@@ -25,6 +25,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.outputs import rescored_of
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
@@ -209,6 +210,30 @@ def test_what_is_remembered_is_that_of_a_search_in_bfloat16(slow_run, settings) 
     assert list(found.models) == ["winner", "base", name]
     assert found.models[name] == again.score
     assert found.paired[name] == again.paired
+
+
+def test_the_gradient_is_that_of_the_same_weights(built) -> None:
+    gradients = {}
+    for compute in ("float32", "bfloat16"):
+        problem = built(f"model.compute={compute}")
+        problem.merger.apply(problem.space.constant(0.5))
+        tokens = torch.tensor([[2, 7, 9, 3]])
+        output = lambda: problem.live.model(input_ids=tokens).last_hidden_state.float().square().sum()  # noqa: B023, E731
+        gradients[compute] = problem.merger.gradient(output() for _ in range(1))["weight"]
+    assert np.abs(gradients["float32"]).max() > 0
+    far = np.abs(gradients["float32"] - gradients["bfloat16"]).max()
+    assert far < 0.1 * np.abs(gradients["float32"]).max()
+
+
+def test_a_fitness_that_needs_the_checkpoints_dtype_is_told(settings, tmp_path, monkeypatch) -> None:
+    def fails(self, *args):
+        if next(self.model.parameters()).dtype == torch.float32:
+            raise RuntimeError("expected BFloat16 but found Float")
+
+    monkeypatch.setattr(LiveFitness, "__call__", fails)
+    text = r"fails on the base in float32 \(model.compute=bfloat16 computes as its files are\)"
+    with pytest.raises(ConfigError, match=text):
+        run_search(compose(*settings, "model.compute=float32"), tmp_path, Silent())
 
 
 def test_a_run_goes_on_in_what_it_began_with(slow_run, settings, monkeypatch, capsys) -> None:
