@@ -8,6 +8,7 @@ holds the array and is gone with it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -78,9 +79,11 @@ def _reserve(stream: IO[bytes], dtype: type, size: int) -> np.ndarray:
     mapping when the disk is full is killed.
     """
     nbytes = size * np.dtype(dtype).itemsize
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(stream.fileno(), 0, nbytes)
-    else:
+    except (AttributeError, OSError) as error:  # not every system has it, nor every file system
+        if isinstance(error, OSError) and error.errno != errno.EOPNOTSUPP:
+            raise
         stream.truncate(nbytes)
     return np.memmap(stream, dtype, "r+", shape=(size,))
 

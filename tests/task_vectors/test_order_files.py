@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -16,12 +17,16 @@ import pytest
 import torch
 
 from evomerge.common.errors import CheckpointError
+from evomerge.models.checkpoint import from_tensors
 from evomerge.task_vectors import mapped as files
 from evomerge.task_vectors.mapped import mapped
 from evomerge.task_vectors.orders import Order, order_of, row_ranks, stored_orders, stored_ranks
 from evomerge.task_vectors.sorting import Sorter
 from evomerge.task_vectors.spans import Span
-from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.store import TaskVectors, task_vectors
+from evomerge.transforms.chain import Step
+from evomerge.transforms.store import transformed
+from evomerge.transforms.ties import TrimElect
 from tests.kit.vectors import vectors_of
 
 SPANS = [Span("w", 0, 600), Span("zero", 0, 8), Span("v", 0, 40), Span("w", 600, 1000)]
@@ -173,10 +178,31 @@ def test_ranks_of_rows_in_files(tmp_path: Path) -> None:
     assert [file.stat().st_size for file in arrays(tmp_path)] == [2 * 1000 + 64]
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+def test_kept_experts_share_an_order_with_their_task_vectors(tmp_path: Path) -> None:
+    """It depends on the numbers, not on how they are kept; what a transform made of them has one of its own."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [{"w": torch.randn(20, 30, generator=generator).bfloat16()} for _ in range(2)]
+    base, expert = (from_tensors(tensors, sha256=str(i)) for i, tensors in enumerate(weights))
+    made = [task_vectors(base, {"a": expert}, {"w": (20, 30)}, tmp_path, keep=keep) for keep in (True, False)]
+    found = [places(stored_orders(each, "a", [Span("w", 0, 600)])) for each in made]
+    assert found[0] == found[1]
+    assert len(arrays(tmp_path)) == 1
+    trimmed = transformed(made[1], (Step(TrimElect(0.2)),), tmp_path)
+    assert places(stored_orders(trimmed, "a", [Span("w", 0, 600)])) != found[0]
+    assert len(arrays(tmp_path)) == 2
 
-    with patch("os.posix_fallocate", full), pytest.raises(CheckpointError, match=r"No space left .*model\.cache"):
+
+@pytest.mark.parametrize("error", [AttributeError(), OSError(errno.EOPNOTSUPP, "not supported")])
+def test_file_systems_that_cannot_take_room_first(tmp_path: Path, error: Exception) -> None:
+    with patch("os.posix_fallocate", side_effect=error):
+        assert places(stored_orders(vectors(tmp_path), "a", SPANS)) == expected("a")
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        patch("os.posix_fallocate", side_effect=full),
+        pytest.raises(CheckpointError, match=r"No space left .*model\.cache"),
+    ):
         stored_orders(vectors(tmp_path), "a", SPANS)
     assert not arrays(tmp_path)
