@@ -57,6 +57,8 @@ def computed_in(live: LiveModel, asked: str | None) -> LiveModel:
         if floating and torch.promote_types(tensor.dtype, chosen) == chosen:  # what is finer already stays so
             narrow[name] = tensor.dtype
             tensor.data = tensor.data.to(chosen)
+    if not narrow:  # a config that says another dtype than its model has, as after `model.float()`
+        return live
     return replace(live, narrow=narrow, compute=chosen, why=why)
 
 

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 import evomerge as em
+from evomerge.cli import evaluate
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
+from evomerge.models.computing import computed_in
+from evomerge.models.live import live_module
 from evomerge.problem import Problem
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
@@ -30,6 +34,7 @@ from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
 from tests.kit.helpers import compose
+from tests.kit.models import LLAMA, pico
 from tests.kit.narrow import narrowed, processor
 from tests.processes import api_search
 from tests.processes.api_search import Net, tuned
@@ -234,6 +239,45 @@ def test_a_fitness_that_needs_the_checkpoints_dtype_is_told(settings, tmp_path, 
     text = r"fails on the base in float32 \(model.compute=bfloat16 computes as its files are\)"
     with pytest.raises(ConfigError, match=text):
         run_search(compose(*settings, "model.compute=float32"), tmp_path, Silent())
+
+
+def test_the_recipe_alone_says_it_to_evaluate(slow_run, tmp_path) -> None:
+    recipe = tmp_path / "winner.yaml"
+    text = (slow_run / "recipe.yaml").read_text()
+    recipe.write_text(text)
+    assert evaluate._settings([], [str(recipe)], Reporter())["model"]["compute"] == "float32"
+    assert evaluate._settings(["model.compute=auto"], [str(recipe)], Reporter())["model"]["compute"] == "auto"
+    recipe.write_text(text.replace("compute: float32\n", ""))
+    assert evaluate._settings([], [str(recipe)], Reporter())["model"]["compute"] == "bfloat16"
+
+
+def test_a_config_that_says_another_dtype_than_the_model_has() -> None:
+    module: Any = pico(LlamaForCausalLM, LLAMA).float()
+    module.config.dtype = torch.bfloat16
+    live = computed_in(live_module(module), "float32")
+    assert live.compute is None
+    assert not live.narrow
+
+
+def test_what_is_finer_already_and_what_is_shared_stays_so() -> None:
+    """Parameters in float64, buffers that two modules share, whole numbers."""
+    module = Net().to(torch.bfloat16)
+    module.layers[0].weight.data = module.layers[0].weight.data.double()
+    module.register_buffer("scale", torch.ones(3, dtype=torch.bfloat16))
+    module.head.register_buffer("scale", module.scale)
+    module.register_buffer("seen", torch.tensor(3))
+    live = computed_in(live_module(module), "float32")
+    found = {name: tensor.dtype for name, tensor in live.tensors().items()}
+    assert found.pop("layers.0.weight") == torch.float64
+    assert found.pop("seen") == torch.int64
+    assert set(found.values()) == {torch.float32}
+    assert live.model.scale is live.model.head.scale
+    assert live.dtypes == {name: p.dtype for name, p in module.named_parameters()}
+    copied = live.as_written()
+    assert copied.scale is copied.head.scale
+    assert {n: t.dtype for n, t in copied.state_dict().items()} == {n: t.dtype for n, t in module.state_dict().items()}
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in copied.state_dict().items())
+    assert next(live.model.parameters()).dtype == torch.float32  # the copy is a copy
 
 
 def test_a_run_goes_on_in_what_it_began_with(slow_run, settings, monkeypatch, capsys) -> None:
