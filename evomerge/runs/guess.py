@@ -155,7 +155,7 @@ def effort(chosen: Guess, merge: float, item: float, sizes: Mapping[str, int], s
         searching = WARM * candidate + count * step if chosen.gradient else count * candidate
         sized = {"select": judged, "report": report}
         scoring = work(BOUNDS, FINALISTS, False, sized) * item
-        took = searching + scoring + merges(BOUNDS, FINALISTS, judged // chosen.tasks) * merge
+        took = searching + scoring + merges(BOUNDS, FINALISTS, [judged // chosen.tasks] * chosen.tasks) * merge
         settings: dict[str, Any] = {"fitness.items": items, "budget": count + (WARM if chosen.gradient else 0)}
         settings |= {"searcher.steps": count} if chosen.gradient else {}
         settings |= {"fitness.select_items": judged} if judged < sizes["select"] else {}

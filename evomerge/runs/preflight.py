@@ -82,8 +82,8 @@ def preflight(
     rows += [["compute", text] for text in computing]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
-    fewest = min(map(len, subsets["select"](0).values())) if objective.weights_of(ids) is not None else 0
-    times = _times(problem, searcher, settings, subsets, each, merge, fewest, inputs, deadline)
+    racing = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
+    times = _times(problem, searcher, settings, subsets, each, merge, racing, inputs, deadline)
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
@@ -160,7 +160,7 @@ def _times(
     subsets: Mapping[str, Subset],
     each: Mapping[bool, float],
     merge: float,
-    fewest: int,
+    racing: Sequence[int],
     inputs: int,
     deadline: Deadline,
 ) -> str:
@@ -173,7 +173,7 @@ def _times(
         subsets: choose the items of each split.
         each: the seconds of a candidate (False) and of a step of the gradient (True), with its merge.
         merge: the seconds of a merge.
-        fewest: the select items of the task that has the fewest; 0 where no model is dropped.
+        racing: the number of select items of each task; none where no model is dropped.
         inputs: of a step.
         deadline: the end of the search's hours; it is told.
 
@@ -190,7 +190,7 @@ def _times(
     bounds = weight.low, weight.high
     judged = work(bounds, incumbents, settings["objective"]["normalised"], size)
     judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
-    choosing = judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, fewest) * merge
+    choosing = judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, racing) * merge
     deadline.measured(each, [part.gradient for part in parts], choosing / each[False])
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):

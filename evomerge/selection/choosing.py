@@ -12,7 +12,7 @@ same on per-item differences.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -142,15 +142,15 @@ def work(bounds: tuple[float, float], incumbents: int, normalised: bool, sizes: 
     return models * sizes["select"] + 4 * sizes["report"]  # of the report: base, experts, best constant and winner
 
 
-def merges(bounds: tuple[float, float], incumbents: int, fewest: int) -> int:
+def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int]) -> int:
     """Return how many times `select` merges models, in all, if it drops none of them: anew for each block of items.
 
     Args:
         bounds: of the weight.
         incumbents: how many the searcher hands over.
-        fewest: the select items of the task that has the fewest; 0 where nothing is dropped.
+        sizes: the number of select items of each task; none where nothing is dropped.
     """
-    return (len(constants_within(*bounds)) + incumbents + 1) * blocks(fewest) + 2  # for the report: constant and winner
+    return (len(constants_within(*bounds)) + incumbents + 1) * blocks(sizes) + 2  # for the report: constant and winner
 
 
 def _objective(judge: Judge, goal: Goal) -> Objective:

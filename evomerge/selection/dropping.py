@@ -13,7 +13,7 @@ the highest value on all items is about `ALPHA` at most, however many models the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -24,8 +24,10 @@ hair then: experiments/dropping.md.
 """
 BLOCKS = 20
 """Into how many blocks items are cut; after each but the last, models may be dropped."""
-LEAST = 10
-"""The fewest items of a task in a block: with fewer, a difference is not about normal."""
+TOGETHER = 15
+"""The fewest items of all tasks in a block: with fewer, a difference is not about normal."""
+LEAST = 5
+"""The fewest items of a task in a block: with fewer, they say nothing of how far its differences lie apart."""
 
 Items = Mapping[str, Sequence[str]]
 """By task, ids of items."""
@@ -33,28 +35,25 @@ Results = Mapping[str, np.ndarray]
 """By task, (n,) numbers of one model in the order of the items."""
 
 
-def blocks(fewest: int, most: int = BLOCKS) -> int:
+def blocks(sizes: Collection[int]) -> int:
     """Return into how many blocks items are cut.
 
     Args:
-        fewest: the items of the task that has the fewest.
-        most: blocks that there may be.
+        sizes: the number of items of each task.
     """
-    return max(1, min(most, fewest // LEAST))
+    return max(1, min(BLOCKS, min(sizes, default=0) // LEAST, sum(sizes) // TOGETHER))
 
 
-def cut(ids: Items, most: int = BLOCKS) -> list[dict[str, list[str]]]:
+def cut(ids: Items) -> list[dict[str, list[str]]]:
     """Cut items into blocks, in a random order that is the same for every model and every search.
 
     Args:
         ids: by task.
-        most: how many blocks; fewer where a task has too few items for so many.
 
     Returns:
         The items of each block by task; each task has its share of every block.
     """
-    fewest = min(map(len, ids.values()), default=0)
-    count = blocks(fewest, most)
+    count = blocks([len(all_of_it) for all_of_it in ids.values()])
     parts: list[dict[str, list[str]]] = [{} for _ in range(count)]
     for number, (task, all_of_it) in enumerate(ids.items()):
         order = np.random.default_rng([number, len(all_of_it)]).permutation(len(all_of_it))

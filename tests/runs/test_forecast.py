@@ -80,9 +80,10 @@ def test_what_there_is_to_judge() -> None:
 
 
 def test_how_often_choosing_merges() -> None:
-    assert merges((0.0, 1.5), 5, 0) == 21 + 2
-    assert merges((0.0, 1.5), 5, 35) == 21 * 3 + 2
-    assert merges((0.0, 1.5), 5, 9000) == 21 * 20 + 2
+    assert merges((0.0, 1.5), 5, []) == 21 + 2
+    assert merges((0.0, 1.5), 5, [10, 20]) == 21 * 2 + 2
+    assert merges((0.0, 1.5), 5, [60]) == 21 * 4 + 2
+    assert merges((0.0, 1.5), 5, [9000, 900]) == 21 * 20 + 2
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.selection.dropping import ALPHA, BLOCKS, LEAST, Race, chances, cut
+from evomerge.selection.dropping import ALPHA, BLOCKS, LEAST, TOGETHER, Race, blocks, chances, cut
 
 DRAWS = 200
 SIZES = {"a": 240, "b": 160, "c": 120}
-LOOKS = 120 // LEAST
+FEW = {"a": 30, "b": 30, "c": 30}
 WEIGHTS = {"a": 0.5, "b": 0.25, "c": 0.25}
 Models = dict[str, dict[str, np.ndarray]]
 
@@ -29,11 +29,16 @@ def log_probability(z: np.ndarray, worth: np.ndarray) -> np.ndarray:
     return worth[:, None] / 2 - np.exp(1.2 * z)
 
 
-def drawn(seed: int, worths: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Models:
+def drawn(
+    seed: int,
+    worths: np.ndarray,
+    metric: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    sizes: Mapping[str, int] = SIZES,
+) -> Models:
     """Models on the same items: what is hard for one is hard for its neighbours, as with merges."""
     rng = np.random.default_rng(seed)
     models: Models = {str(i): {} for i in range(len(worths))}
-    for task, size in SIZES.items():
+    for task, size in sizes.items():
         z = rng.standard_normal((len(worths), size))
         for i in range(1, len(worths)):
             z[i] = 0.95 * z[i - 1] + math.sqrt(1 - 0.95**2) * z[i]
@@ -46,18 +51,19 @@ def value(rows: Mapping[str, np.ndarray]) -> float:
     return sum(WEIGHTS[task] * float(np.mean(row)) for task, row in rows.items())
 
 
-def raced(models: Models) -> tuple[str, float]:
+def raced(models: Models, sizes: Mapping[str, int] = SIZES) -> tuple[str, float]:
     """The winner, and the share of the items that was scored."""
-    race, racing, spent = Race(SIZES, WEIGHTS, LOOKS - 1), dict(models), 0
-    for block in range(1, LOOKS + 1):
-        seen = {task: size * block // LOOKS for task, size in SIZES.items()}
-        before = {task: size * (block - 1) // LOOKS for task, size in SIZES.items()}
+    looks = blocks(sizes.values())
+    race, racing, spent = Race(sizes, WEIGHTS, looks - 1), dict(models), 0
+    for block in range(1, looks + 1):
+        seen = {task: size * block // looks for task, size in sizes.items()}
+        before = {task: size * (block - 1) // looks for task, size in sizes.items()}
         spent += len(racing) * (sum(seen.values()) - sum(before.values()))
-        if block < LOOKS:
+        if block < looks:
             for name in race.drop({name: {t: r[: seen[t]] for t, r in rows.items()} for name, rows in racing.items()}):
                 del racing[name]
     winner = max(racing, key=lambda name: value(racing[name]))
-    return winner, spent / len(models) / sum(SIZES.values())
+    return winner, spent / len(models) / sum(sizes.values())
 
 
 GRID = np.linspace(0.1, 1.5, 15)
@@ -83,12 +89,24 @@ def test_the_best_is_dropped_as_seldom_as_stated(field: str, metric: Callable) -
     assert np.mean(spent) <= shares[metric is log_probability]
 
 
+@pytest.mark.parametrize("metric", [right_or_wrong, log_probability])
+@pytest.mark.parametrize("sizes", [FEW, {"a": 60}], ids=["three tasks of 30", "one of 60"])
+def test_it_is_as_seldom_on_few_items(sizes: dict[str, int], metric: Callable) -> None:
+    assert blocks(sizes.values()) == (6 if sizes is FEW else 4)
+    errors = 0
+    for seed in range(DRAWS):
+        models = drawn(seed, np.zeros(8), metric, sizes)
+        winner, _ = raced(models, sizes)
+        errors += max(value(rows) for rows in models.values()) > value(models[winner])
+    assert errors / DRAWS <= ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)
+
+
 def test_the_leader_stays_and_so_does_who_is_alike() -> None:
     rng = np.random.default_rng(0)
     rows = {task: (rng.random(size) < 0.8).astype(float) for task, size in SIZES.items()}
     hopeless = {task: np.zeros(size) for task, size in SIZES.items()}
-    few = {task: row[:LEAST] for task, row in rows.items()}
-    race = Race(SIZES, WEIGHTS, LOOKS - 1)
+    few = {task: row[:10] for task, row in rows.items()}
+    race = Race(SIZES, WEIGHTS, 11)
     assert race.drop({"one": few, "two": dict(few)}) == []
     dropped = race.drop({"one": rows, "two": dict(rows), "hopeless": hopeless})
     assert dropped == ["hopeless"]
@@ -130,7 +148,10 @@ def test_blocks_hold_every_item_once_and_each_task_has_its_share(sizes: dict[str
     ids = {task: [f"{task}{i}" for i in range(size)] for task, size in sizes.items()}
     parts = cut(ids)
     assert parts == cut(ids)
-    assert len(parts) == max(1, min(BLOCKS, min(sizes.values()) // LEAST))
+    assert len(parts) == blocks(sizes.values()) <= BLOCKS
+    if len(parts) > 1:
+        assert min(len(part[task]) for part in parts for task in ids) >= LEAST
+        assert min(sum(map(len, part.values())) for part in parts) >= TOGETHER - len(ids)
     for task, all_of_it in ids.items():
         assert sorted(item for part in parts for item in part[task]) == sorted(all_of_it)
         counts = [len(part[task]) for part in parts]
