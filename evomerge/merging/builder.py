@@ -24,6 +24,7 @@ from evomerge.merging.kernels.plain import Part, combine
 from evomerge.merging.kernels.source import Variant
 from evomerge.merging.method import Formed, Method, SpanMethod
 from evomerge.merging.sites import Site, Together
+from evomerge.merging.streaming import streamed, windows
 from evomerge.task_vectors.spans import chunks
 from evomerge.task_vectors.store import TaskVectors
 
@@ -42,6 +43,8 @@ class Builder:
         method: how.
         vectors: the rows that the sites are of, so that what is derived of them is kept on disk.
         progress: told what is prepared.
+        window: bytes of base and task vectors that are brought to the device of the model at a time; None: they are
+            there.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class Builder:
         method: Method,
         vectors: TaskVectors | None = None,
         progress: Steps | None = None,
+        window: int | None = None,
     ) -> None:
         if isinstance(method, Formed):
-            self._parts: Sequence[_Formed | _Spans] = [*_formed(Together(sites, sites, vectors, progress), method)]
+            together = Together(sites, sites, vectors, progress)
+            self._parts: Sequence[_Formed | _Spans] = [*_formed(together, method, window)]
         elif isinstance(method, SpanMethod):
             self._parts = [_Spans(sites, method)]
         else:
@@ -76,41 +81,50 @@ class Builder:
 class _Formed:
     """Sites of one variant and a formed method, by a kernel where there is one."""
 
-    def __init__(self, together: Together, method: Formed, variant: Variant | None) -> None:
-        self._together, self._method = together, method
+    def __init__(
+        self, together: Together, method: Formed, variant: Variant | None = None, window: int | None = None
+    ) -> None:
+        self._together, self._method, self._variant = together, method, variant
+        self._windows = None if window is None else windows(together.sites, window)
         self._prepared = method.prepare(together)
         self._ranks = method.ranks(self._prepared)
-        self._table = None if variant is None else Table(variant, together.sites, self._ranks)
+        self._table = None if window is not None else self._table_of(together.sites, slice(None))
         self.form = PLAIN if variant is None else COMPILED
-        whole = [_uneven(site) for site in together.sites]
-        self._ends = [] if variant is None else [(s, end) for s, end in enumerate(whole) if end is not None]
 
     def build(self, coefficients: Mapping[str, np.ndarray]) -> None:
         numbers = self._method.numbers(self._together, self._prepared, coefficients)
-        skipped = (numbers.weight == 0).all(axis=1) & (self._method.form.join != "blend")
-        for s in np.flatnonzero(skipped).tolist():
-            site = self._together.sites[s]
-            site.live.copy_(as_rounded(site.base, site.rounded))
-        flaws = 0
-        if self._table is not None:
-            flaws = self._table.merge(numbers, skipped)
-            for s, end in self._ends:
-                flaws += 0 if skipped[s] else self._plain(s, end, numbers)
+        if self._windows is None:
+            flaws = self._merge(self._together.sites, self._ranks, numbers, self._table)
         else:
-            for s, site in enumerate(self._together.sites):
-                size = CHUNK if site.live.device.type == "cpu" else CHUNK_FAR
-                for chunk in () if skipped[s] else chunks(len(site), size):
-                    flaws += self._plain(s, chunk, numbers)
+            flaws = 0
+            for window, sites in streamed(self._together.sites, self._windows):
+                ranks = self._ranks[window]
+                flaws += self._merge(sites, ranks, numbers.of(window), self._table_of(sites, window))
         if flaws:
             raise MergeError(
                 f"The weights cancel in {flaws} elements of the model, and method.normalize=true divides by their sum: "
                 f"write method.normalize=false, or bounds without negative weights in space.bounds."
             )
 
-    def _plain(self, s: int, chunk: slice, numbers: Numbers) -> int:
-        site = self._together.sites[s]
-        ranks = [each[chunk] for each in self._ranks[s]] if self._ranks else ()
-        part = Part(s, chunk.start, site.span.start + chunk.start, ranks)
+    def _table_of(self, sites: Sequence[Site], window: slice) -> Table | None:
+        return None if self._variant is None else Table(self._variant, sites, self._ranks[window])
+
+    def _merge(
+        self, sites: Sequence[Site], ranks: Sequence[Sequence[Tensor]], numbers: Numbers, table: Table | None
+    ) -> int:
+        """Overwrite sites, and return how many quotients were refused."""
+        skipped = (numbers.weight == 0).all(axis=1) & (self._method.form.join != "blend")
+        flaws = 0 if table is None else table.merge(numbers, skipped)
+        for s, site in enumerate(sites):
+            if skipped[s]:
+                site.live.copy_(as_rounded(site.base, site.rounded))
+                continue
+            for chunk in _whole(site) if table is None else _uneven(site):
+                flaws += self._plain(s, site, chunk, ranks[s] if ranks else (), numbers)
+        return flaws
+
+    def _plain(self, s: int, site: Site, chunk: slice, ranks: Sequence[Tensor], numbers: Numbers) -> int:
+        part = Part(s, chunk.start, site.span.start + chunk.start, [each[chunk] for each in ranks])
         deltas = [delta[chunk] for delta in site.deltas]
         merged, flaws = combine(self._method.form, part, site.base[chunk].float(), deltas, numbers)
         site.live[chunk].copy_(as_rounded(merged, site.rounded))
@@ -145,18 +159,22 @@ def as_rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _formed(whole: Together, method: Formed) -> Iterator[_Formed]:
+def _formed(whole: Together, method: Formed, window: int | None) -> Iterator[_Formed]:
     """Yield the sites of each variant; those without one by their number of rows."""
     found: dict[Variant | int, list[Site]] = {}
     for site in whole.sites:
         found.setdefault(variant_of(method.form, site) or len(site.rows), []).append(site)
     for key, some in found.items():
-        yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Variant) else None)
+        yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Variant) else None, window)
 
 
-def _uneven(site: Site) -> slice | None:
-    """Return the end of a site in which `torch.sum` adds up rows in another order; None where it does not."""
+def _whole(site: Site) -> Iterator[slice]:
+    """Yield all of a site, in chunks."""
+    return chunks(len(site), CHUNK if site.live.device.type == "cpu" else CHUNK_FAR)
+
+
+def _uneven(site: Site) -> Iterator[slice]:
+    """Yield the end of a site in which `torch.sum` adds up rows in another order; nothing where it does not."""
     size = len(site)
-    if len(site.rows) <= INTERLEAVED or not size % VECTOR:
-        return None
-    return slice(size - min(size, VECTOR + size % VECTOR), size)
+    if len(site.rows) > INTERLEAVED and size % VECTOR:
+        yield slice(size - min(size, VECTOR + size % VECTOR), size)

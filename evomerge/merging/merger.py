@@ -38,6 +38,7 @@ from evomerge.models.guard import Guard
 from evomerge.models.live import Turn
 from evomerge.space.groups import Group
 from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.places import Placed
 from evomerge.task_vectors.store import TaskVectors
 
 SHARE = 0.5
@@ -63,6 +64,7 @@ class Merger:
         rounded: parameter -> the dtype to which its values are rounded before they are stored, where the model holds it
             in a wider one.
         progress: told what is prepared, such as sorted magnitudes.
+        placed: where base and task vectors lie; None: on the device of the model.
 
     Raises:
         CheckpointError: a parameter of the model is not what the base's files say.
@@ -77,6 +79,7 @@ class Merger:
         turn: Turn | None = None,
         rounded: Mapping[str, torch.dtype] | None = None,
         progress: Steps | None = None,
+        placed: Placed | None = None,
     ) -> None:
         self._method, self._rounded = method, dict(rounded or {})
         self._model, self._vectors = model, vectors
@@ -90,14 +93,15 @@ class Merger:
         live = {name: parameter.detach() for name, parameter in self._parameters.items()}  # tied parameters appear once
         for name in vectors.parameters:
             _check_live(name, live.get(name), self._as_stored(name, vectors.base.tensor(name)))
+        spans = [(index, span) for index, group in enumerate(groups) for span in group.spans]
         self._sites = [
-            site
-            for index, group in enumerate(groups)
-            for span in group.spans
+            _laid(site, placed)
+            for index, span in spans
             if (site := find_site(index, span, live[span.parameter], vectors, self._rounded.get(span.parameter)))
         ]
+        far = any(site.base.device != site.live.device for site in self._sites)
         self._stacked: dict[Site, Tensor] = {}
-        self._builder = Builder(self._sites, method, vectors, progress)
+        self._builder = Builder(self._sites, method, vectors, progress, placed.window if placed and far else None)
 
     @torch.no_grad()
     def apply(self, coefficients: Mapping[str, np.ndarray]) -> None:
@@ -261,6 +265,14 @@ def _take(spans: Sequence[_Wanted], taken: _Taken, parameter: nn.Parameter) -> N
     parameter.grad = None
     for span, deltas, places in spans:
         taken += [(places, products) for products in inner_products(gradient[span], deltas)]
+
+
+def _laid(site: Site, placed: Placed | None) -> Site:
+    """Return a site with base and deltas where they are to lie."""
+    on_cpu = site.live.device.type == "cpu"
+    if placed is not None and placed.place == "host":
+        return site.held(pinned=not on_cpu)
+    return site if placed is not None and placed.place == "disk" else site.moved()
 
 
 def _check_live(name: str, live: Tensor | None, base: Tensor) -> None:

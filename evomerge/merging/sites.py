@@ -7,7 +7,7 @@ method makes the numbers of a candidate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evomerge.common.progress import Steps
-from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.delta import Delta, copied
 from evomerge.task_vectors.orders import Order, order_of, row_ranks, stored_orders, stored_ranks
 from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors
@@ -52,6 +52,23 @@ class Site:
         return self.span.stop - self.span.start
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of base and deltas, which a candidate reads."""
+        return self.base.nbytes + sum(delta.nbytes for delta in self.deltas)
+
+    def held(self, pinned: bool) -> Site:
+        """Return it with base and deltas copied into memory, from which a device may read them if it is pinned."""
+        base = copied(self.base, pinned)
+        return replace(self, base=base, deltas=[delta.held(pinned).over(base) for delta in self.deltas])
+
+    def moved(self) -> Site:
+        """Return it with base and deltas on the device of the model."""
+        if self.base.device == self.live.device:
+            return self
+        base = self.base.to(self.live.device)
+        return replace(self, base=base, deltas=[delta.over(base) for delta in self.deltas])
+
+    @property
     def row_length(self) -> int:
         """Elements of a row: the parameter's last dimension; all elements where the span cuts rows."""
         whole = self.span.start % self.width == 0 and len(self) % self.width == 0
@@ -61,7 +78,7 @@ class Site:
 def find_site(
     group: int, span: Span, parameter: Tensor, vectors: TaskVectors, rounded: torch.dtype | None = None
 ) -> Site | None:
-    """Return a span of a model with what a candidate needs for it; None where all rows are zero.
+    """Return a span of a model with what a candidate needs for it, where that lies; None where all rows are zero.
 
     Args:
         group: its place among the groups.
@@ -76,7 +93,7 @@ def find_site(
     if not found:
         return None
     shape = vectors.parameters[span.parameter]
-    base = vectors.base.tensor(span.parameter).reshape(-1)[place].to(parameter.device)
+    base = vectors.base.tensor(span.parameter).reshape(-1)[place]
     return Site(
         group=group,
         span=span,

@@ -80,6 +80,14 @@ class Delta(Protocol):
         """
         ...
 
+    def held(self, pinned: bool) -> Self:
+        """Return the same with all that is kept for it copied into memory, in place of a mapped file; without the base.
+
+        Args:
+            pinned: whether a device may read that memory by itself.
+        """
+        ...
+
     def dense(self) -> Tensor:
         """Return the task vector, float32 (n,)."""
         ...
@@ -103,6 +111,11 @@ class Delta(Protocol):
     def add_to(self, out: Tensor, weight: float) -> None:
         """Add λ·τ to `out`, float32 (n,); each product is rounded before it is added."""
         ...
+
+
+def copied(tensor: Tensor, pinned: bool) -> Tensor:
+    """Return a copy in memory, pinned or not."""
+    return tensor.pin_memory() if pinned else tensor.clone()
 
 
 def add_product(out: Tensor, values: Tensor, weight: float) -> None:

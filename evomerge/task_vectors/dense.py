@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors.delta import Layout, add_product
+from evomerge.task_vectors.delta import Layout, add_product, copied
 
 ALIGNMENT = 64  # bytes: a line of the processor's cache, and the widest register
 
@@ -53,6 +53,10 @@ class DenseDelta:
     def over(self, base: Tensor) -> DenseDelta:
         """Return it on the device of the base, of which it needs nothing else."""
         return self if self.values.device == base.device else DenseDelta(self.values.to(base.device))
+
+    def held(self, pinned: bool) -> DenseDelta:
+        """Return it copied into memory."""
+        return DenseDelta(copied(self.values, pinned))
 
     def dense(self) -> Tensor:
         """Return the values, themselves if they are float32."""

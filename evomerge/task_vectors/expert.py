@@ -21,7 +21,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.task_vectors.delta import Layout, add_product
+from evomerge.task_vectors.delta import Layout, add_product, copied
 from evomerge.task_vectors.spans import CHUNK, chunks
 
 
@@ -60,6 +60,10 @@ class ExpertDelta:
     def over(self, base: Tensor) -> ExpertDelta:
         """Return it on the device of a base that is at hand: one on a device, or in float32, serves all experts."""
         return ExpertDelta(base, self.expert.to(base.device))
+
+    def held(self, pinned: bool) -> ExpertDelta:
+        """Return it copied into memory."""
+        return ExpertDelta(self.base, copied(self.expert, pinned))
 
     def dense(self) -> Tensor:
         """Return the difference, float32 (n,), newly computed."""

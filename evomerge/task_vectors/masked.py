@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors.delta import Delta, Layout, add_product
+from evomerge.task_vectors.delta import Delta, Layout, add_product, copied
 
 WORD = 32
 """Bits of a word of a mask."""
@@ -71,6 +71,10 @@ class MaskedDelta:
         """Return it with a mask that begins where what is kept of the delta does; copied, if need be."""
         start = self.whole.layout().start
         return self if start == self.first else MaskedDelta(self.whole, packed(self.mask, start), start)
+
+    def held(self, pinned: bool) -> MaskedDelta:
+        """Return it copied into memory."""
+        return MaskedDelta(self.whole.held(pinned), copied(self.words, pinned), self.first)
 
     def dense(self) -> Tensor:
         """Return mask ⊙ τ, newly computed."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors.delta import Layout, add_product
+from evomerge.task_vectors.delta import Layout, add_product, copied
 from evomerge.task_vectors.spans import CHUNK
 
 GROUP = 64
@@ -89,6 +89,11 @@ class QuantisedDelta:
         if self.codes.device == base.device:
             return self
         codes, steps, zeros = (tensor.to(base.device) for tensor in (self.codes, self.steps, self.zeros))
+        return QuantisedDelta(self.bits, codes, steps, zeros, self.start, self.length)
+
+    def held(self, pinned: bool) -> QuantisedDelta:
+        """Return it copied into memory."""
+        codes, steps, zeros = (copied(tensor, pinned) for tensor in (self.codes, self.steps, self.zeros))
         return QuantisedDelta(self.bits, codes, steps, zeros, self.start, self.length)
 
     def dense(self) -> Tensor:

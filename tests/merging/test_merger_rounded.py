@@ -68,7 +68,7 @@ def test_a_candidate_is_rounded_as_it_is_written(method: Method, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 def test_chunks_are_rounded_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.merging.merger.MERGED", 3)
+    monkeypatch.setattr("evomerge.merging.builder.CHUNK", 3)
     (narrow, one), (wide, other), groups = mergers(dtype, Linear())
     one.apply(weights(groups, 0.3, 0.7, 1.1))
     other.apply(weights(groups, 0.3, 0.7, 1.1))

@@ -16,7 +16,7 @@ The plain reference (`plain.py`) and the compiled kernels are written for forms,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -75,3 +75,8 @@ class Numbers:
     upper: np.ndarray = field(default_factory=_none)
     chance: np.ndarray = field(default_factory=_none)
     keys: np.ndarray = field(default_factory=_none)
+
+    def of(self, sites: slice) -> Numbers:
+        """Return the numbers of some of the spans."""
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Numbers(**{name: values[sites] if values.size else values for name, values in held.items()})
