@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Steps
+from evomerge.task_vectors.cuts import NOTHING, Cut
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.mapped import mapped
 from evomerge.task_vectors.reading import Read, bits_of, reader
@@ -31,21 +32,6 @@ WIDEST = 1 << 16
 """Elements of a row up to which a rank takes two bytes."""
 SAMPLES = 64
 """Elements of each span that are looked at together when a cut over several spans is searched."""
-
-
-class Cut(NamedTuple):
-    """Which elements of a delta are among the largest.
-
-    Attributes:
-        bits: those whose magnitude in float32 has larger bits, read as an unsigned integer,
-        stop: and of those that have these bits, the ones whose place in the delta is smaller.
-    """
-
-    bits: int
-    stop: int
-
-
-NOTHING = Cut(0x7FFFFFFF, 0)
 
 
 @dataclass(frozen=True, eq=False)

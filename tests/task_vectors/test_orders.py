@@ -17,10 +17,11 @@ from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.task_vectors import sorting
+from evomerge.task_vectors.cuts import Cut
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDelta
-from evomerge.task_vectors.orders import Cut, cuts_over, order_of, row_ranks
+from evomerge.task_vectors.orders import cuts_over, order_of, row_ranks
 from evomerge.task_vectors.quantised import quantised
 from evomerge.task_vectors.reading import bits_of, reader
 

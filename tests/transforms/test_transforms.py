@@ -21,13 +21,13 @@ from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.task_vectors.dense import flattened
+from evomerge.task_vectors import cuts
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms import ties
-from evomerge.transforms.ties import TrimElect, largest
+from evomerge.transforms.ties import TrimElect
 from tests.kit.evaluations import under
 from tests.kit.helpers import compose
-from tests.kit.vectors import anonymous_memory, dense, vectors_of, whole
+from tests.kit.vectors import dense, vectors_of, whole
 
 T3 = torch.tensor([[3.0, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1], [2, 1, 0, -1, -3, 1]])
 
@@ -104,11 +104,12 @@ def families(draw: st.DrawFn) -> Tensor:
 @settings(max_examples=150, deadline=None)
 @given(rows=families(), density=st.sampled_from([0.05, 0.2, 0.29, 0.5, 0.93, 1.0]), chunk=st.sampled_from([1, 7, 1000]))
 def test_it_is_the_dense_reference_bit_for_bit(rows: Tensor, density: float, chunk: int) -> None:
-    cuts = sorted({len(rows[0]) // 3, len(rows[0]) // 2, len(rows[0])} - {0})
-    pieces = [dict(enumerate(row.tensor_split(cuts[:-1]))) for row in rows]
+    ends = sorted({len(rows[0]) // 3, len(rows[0]) // 2, len(rows[0])} - {0})
+    pieces = [dict(enumerate(row.tensor_split(ends[:-1]))) for row in rows]
     vectors = vectors_of({f"e{k}": {f"p{i}": part for i, part in row.items()} for k, row in enumerate(pieces)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ties, "CHUNK", chunk)
+        patch.setattr(cuts, "CHUNK", chunk)
         result = applied(vectors, density)
     assert torch.equal(torch.stack([torch.cat(list(row.values())) for row in result.values()]), dense(rows, density))
 
@@ -138,26 +139,6 @@ def test_without_a_rival_everything_is_kept_at_density_one() -> None:
 def test_densities_that_mean_nothing_are_refused(density: Any) -> None:
     with pytest.raises(ConfigError, match=r"The transform ties has density=.* above 0, up to 1, such as 0\.2 for 20 %"):
         TrimElect(density)
-
-
-def test_the_threshold_takes_constant_memory(tmp_path: Path) -> None:
-    """16 million elements of coarse magnitudes, 64 MiB: what a pass holds is a few chunks of 1 MiB."""
-    size, file = 1 << 24, tmp_path / "delta"
-    torch.randn(size, generator=torch.Generator().manual_seed(0)).bfloat16().float().numpy().tofile(file)
-    delta = torch.from_numpy(np.memmap(file, np.float32, "c"))
-    largest(flattened({"w": delta[: 1 << 21]}), 1 << 18, ["w"])  # what torch sets up once
-    before, seen = anonymous_memory(), []
-    given_bits = ties._bits
-
-    def watched(chunk: Tensor) -> Tensor:
-        seen.append(anonymous_memory())
-        return given_bits(chunk)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ties, "_bits", watched)
-        trim = largest(flattened({"w": delta}), size // 5, ["w"])
-    assert max(seen) - before < 16 << 20
-    assert int(torch.count_nonzero(trim("w", 0, delta))) == size // 5
 
 
 @pytest.fixture(scope="module")
