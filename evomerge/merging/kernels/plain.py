@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels.exact import sum_weighted
 from evomerge.merging.kernels.form import CANCELLED, Form, Numbers
+from evomerge.task_vectors.cuts import Cut
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.draws import uniforms
 
@@ -79,9 +80,9 @@ def _kept(form: Form, part: Part, row: int, values: Tensor, numbers: Numbers) ->
     if form.keep == "all":
         return values
     if form.keep in ("largest", "between"):
-        kept = _above(values, part.start, numbers.cut[part.site, row])
+        kept = Cut(*numbers.cut[part.site, row].tolist()).keeps(values, part.start)
         if form.keep == "between":
-            kept &= ~_above(values, part.start, numbers.upper[part.site, row])
+            kept &= ~Cut(*numbers.upper[part.site, row].tolist()).keeps(values, part.start)
         return torch.where(kept, values, 0.0)
     one, other = numbers.keys[part.site, row].tolist()
     draws = uniforms((one, other), part.first, len(values), values.device)
@@ -92,16 +93,6 @@ def _kept(form: Form, part: Part, row: int, values: Tensor, numbers: Numbers) ->
     least, more, divides = chance
     chances = least + part.ranks[row].to(values.device, torch.float32) * more
     return torch.where(draws < chances, values / chances if divides else values, 0.0)
-
-
-def _above(values: Tensor, start: int, cut: np.ndarray) -> Tensor:
-    """Whether elements are above a cut: by the bits of their magnitudes, of equal ones those before its place."""
-    limit, stop = (int(number) for number in cut)
-    bits = values.abs().view(torch.int32)
-    above = bits > limit
-    before = max(0, min(len(values), stop - start))
-    above[:before] |= bits[:before] == limit
-    return above
 
 
 def _elected(form: Form, weighted: Tensor, weights: Sequence[float]) -> tuple[Tensor, int]:
