@@ -46,7 +46,7 @@ def make_environment(directory: Path) -> None:
         venv.create(directory, with_pip=True)
     wanted = [f"mergekit=={MERGEKIT}", "pydantic<2.12", f"torch=={torch}"]
     quiet = ("--quiet", "--disable-pip-version-check", "-c", str(CONSTRAINTS))
-    _run([_program(directory, "python"), "-m", "pip", "install", *quiet, *wanted], Path.cwd())
+    _run([program(directory, "python"), "-m", "pip", "install", *quiet, *wanted], Path.cwd())
 
 
 def run_mergekit(directory: Path, config: Path, out: Path) -> None:
@@ -56,7 +56,7 @@ def run_mergekit(directory: Path, config: Path, out: Path) -> None:
         PeerError: mergekit fails.
     """
     card = "--no-write-model-card"  # for a card it asks the hub whether it knows the models
-    _run([_program(directory, "mergekit-yaml"), str(config), str(out), "--quiet", card], config.parent)
+    _run([program(directory, "mergekit-yaml"), str(config), str(out), "--quiet", card], config.parent)
 
 
 def run_mergekit_pytorch(directory: Path, config: Path, out: Path) -> None:
@@ -72,10 +72,11 @@ def run_mergekit_pytorch(directory: Path, config: Path, out: Path) -> None:
         model["model"] += "/model.safetensors"
     raw = config.with_name("mergekit-pytorch.yaml")
     raw.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    _run([_program(directory, "mergekit-pytorch"), str(raw), str(out), "--quiet"], config.parent)
+    _run([program(directory, "mergekit-pytorch"), str(raw), str(out), "--quiet"], config.parent)
 
 
-def _program(directory: Path, name: str) -> str:
+def program(directory: Path, name: str) -> str:
+    """Return the path of a program of the environment."""
     folder, suffix = ("Scripts", ".exe") if os.name == "nt" else ("bin", "")
     return str(directory.absolute() / folder / f"{name}{suffix}")
 
@@ -83,7 +84,7 @@ def _program(directory: Path, name: str) -> str:
 def _versions(directory: Path) -> dict[str, str] | None:
     """What the environment has, or None if it is not there or not complete."""
     try:
-        command = [_program(directory, "python"), "-c", VERSIONS]
+        command = [program(directory, "python"), "-c", VERSIONS]
         return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None

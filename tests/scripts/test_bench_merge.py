@@ -1,4 +1,4 @@
-"""The script that measures the memory of a merge, on a pico family: what it counts is there."""
+"""The script that times candidates, on tiny models: a line a case, with what it moves and what it says of memory."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.language import save_language_family
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_merge.py"
+TINY = ["--layers", "2", "--width", "36", "--vocabulary", "200", "--rounds", "2", "--json"]
+KEYS = {
+    *("case", "method", "dtype", "rows", "store", "seconds", "roofline_ratio", "mergekit_ratio", "prepare_seconds"),
+    "extra_memory",
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], check=False, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts anonymous memory as Linux does")
-def test_bytes_and_seconds(tmp_path):
-    family = save_language_family(tmp_path / "suite")
-    (family / "experts").mkdir()
-    for name in ("left", "right"):
-        (family / name).rename(family / "experts" / name)
-    command = [sys.executable, str(SCRIPT), "--suite", str(family), "--pairs", "2", "--json"]
-    row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert row["experts"] == 2
-    assert 2 * row["kept"]["held"] == row["cached"]["held"] == 2 * 2 * row["model"]
-    assert row["kept"]["disk"] < row["cached"]["held"] <= row["cached"]["disk"]
-    assert row["seconds_ratio"] > 0
-    assert row["seconds"]["kept"] > 0
+def test_a_line_for_each_case():
+    done = run(*TINY, "--cases", "linear bfloat16 3", "ties bfloat16 3", "linear int4 8", "dare bfloat16 3")
+    assert done.returncode == 0, done.stderr
+    rows = {row["case"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert set(rows) == {
+        *("linear bfloat16 3", "linear int4 8", "ties bfloat16 3", "dare bfloat16 3", "draws of dare alone"),
+        *("linear bfloat16 3 prepared", "linear int4 8 prepared", "ties bfloat16 3 prepared"),
+        "dare bfloat16 3 prepared",
+    }
+    assert all(set(row) == KEYS for row in rows.values())
+    assert all(rows[name]["seconds"] > 0 for name in rows if not name.endswith("prepared"))
+    assert 0 < rows["ties bfloat16 3"]["roofline_ratio"] < 1.05
+    assert rows["linear int4 8"]["rows"] == 8
+    assert rows["ties bfloat16 3"]["prepare_seconds"] > 0
+    assert "GB/s: torch copy" in done.stderr
+    assert "load after" in done.stderr
 
 
-def test_a_suite_that_is_not_there(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--suite", str(tmp_path)]
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "build_suite.py lm" in result.stderr
+def test_a_case_that_is_not_there():
+    done = run("--cases", "ties float64*")
+    assert done.returncode == 2
+    assert "ties bfloat16 3" in done.stderr

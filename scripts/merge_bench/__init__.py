@@ -1,0 +1,1 @@
+"""What `scripts/bench_merge.py` is made of."""
