@@ -238,8 +238,8 @@ def check_gradient(method: Method | type[Method]) -> None:
     """
     if not method.linear:
         raise ConfigError(
-            f"The method {method.name} elects signs anew for every candidate, so it has no gradient: write "
-            f"method=linear, or method=ties_frozen, which elects them once."
+            f"The method {method.name} is no weighted sum of task vectors, so evomerge has no gradient of it: write "
+            f"method=linear, or method=ties_frozen, which trims and elects once, before the search."
         )
 
 

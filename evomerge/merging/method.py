@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import listed
 from evomerge.merging.kernels.form import Form, Numbers
 from evomerge.merging.sites import Together
 from evomerge.space.coefficients import Variable
@@ -110,3 +112,25 @@ class Formed(ABC):
             prepared: what `prepare` returned.
             coefficients: {variable: float64 (G, K)}.
         """
+
+
+def check_rows(method: Method | type[Method], rows: Sequence[str]) -> None:
+    """Refuse another number of rows than a method takes.
+
+    Args:
+        method: the method.
+        rows: their names.
+
+    Raises:
+        ConfigError: it merges fewer or more.
+    """
+    kind: type = method if isinstance(method, type) else type(method)
+    takes = kind.takes if issubclass(kind, Formed) else None
+    if takes in (None, len(rows)):
+        return
+    what = "the base and one expert" if takes == 1 else f"{takes} experts"
+    raise ConfigError(
+        f"The method {method.name} merges {what}, and there {'is' if len(rows) == 1 else 'are'} {len(rows)} "
+        f"({listed(list(rows))}): name {takes} in model.experts, or choose a method that takes any number, such as "
+        f"method=linear."
+    )

@@ -83,8 +83,9 @@ class Ties(Formed):
 
     def __init__(self, normalize: bool = False, elect: Elect = "sum", over: Over = "tensor") -> None:
         self.normalize, self.elect, self.over = normalize, elect, over
-        self.form = Form("largest", _join(elect), divide=normalize)
+        _check("elect", elect, ("sum", "count"))
         _check("over", over, ("tensor", "group"))
+        self.form = Form("largest", _join(elect), divide=normalize)
 
     def prepare(self, together: Together) -> _Sorted:
         """Sort the magnitudes."""
@@ -119,6 +120,7 @@ class Breadcrumbs(Formed):
         self, gamma: float = 0.01, elect: Elect | None = None, normalize: bool = False, over: Over = "tensor"
     ) -> None:
         self.gamma, self.elect, self.normalize, self.over = gamma, elect, normalize, over
+        _check("elect", elect, ("sum", "count", None))
         _check_share("gamma", gamma)
         _check("over", over, ("tensor", "group"))
         self.form = Form("between", _join(elect), divide=normalize)
@@ -188,6 +190,7 @@ class DareTies(Formed):
 
     def __init__(self, seed: int = 0, normalize: bool = False, rescale: bool = True, elect: Elect = "sum") -> None:
         self.seed, self.normalize, self.rescale, self.elect = seed, normalize, rescale, elect
+        _check("elect", elect, ("sum", "count"))
         self.form = Form("drawn", _join(elect), divide=normalize)
 
     def prepare(self, together: Together) -> np.ndarray:
@@ -229,6 +232,7 @@ class Della(Formed):
         normalize: bool = False,
     ) -> None:
         self.epsilon, self.seed, self.rescale, self.elect, self.normalize = epsilon, seed, rescale, elect, normalize
+        _check("elect", elect, ("sum", "count", None))
         _check_share("epsilon", epsilon)
         self.form = Form("ranked", _join(elect), divide=normalize)
 
@@ -259,7 +263,8 @@ class Della(Formed):
 class Slerp(Formed):
     """Go along the great circle from the base to the expert (Shoemake 1985), tensor by tensor, as mergekit does.
 
-    Of one expert. Where the two point in the same direction (a cosine above .9995 in size), along the straight line.
+    Of one expert; its weight is t. Where they point in the same direction (a cosine above .9995 in size), along the
+    straight line.
     """
 
     name = "slerp"
@@ -437,7 +442,6 @@ def _ranks(size: int, density: float, out: float) -> tuple[int, int]:
 
 
 def _join(elect: Elect | None) -> Any:
-    _check("elect", elect, ("sum", "count", None))
     return {"sum": "elect", "count": "count", None: "sum"}[elect]
 
 

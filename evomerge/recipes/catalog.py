@@ -14,7 +14,7 @@ from evomerge.common.arguments import check_arguments, check_names
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.names import unknown
-from evomerge.merging.method import Method
+from evomerge.merging.method import Method, check_rows
 from evomerge.merging.methods import Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
 from evomerge.recipes.recipe import Recipe
 from evomerge.transforms.base import Transform
@@ -53,8 +53,8 @@ def make_method(recipe: Recipe) -> Method:
     """Make the method of a recipe.
 
     Raises:
-        ConfigError: there is no method of that name, it does not have these settings, or the recipe has coefficients of
-            other variables than it needs.
+        ConfigError: there is no method of that name, it does not have these settings, it merges another number of rows,
+            or the recipe has coefficients of other variables than it needs.
     """
     kind = find_method(recipe)
     given = _plain(recipe.method, "method", kind.name)
@@ -62,6 +62,7 @@ def make_method(recipe: Recipe) -> Method:
         check_names(kind, given, f"the method {kind.name}")
         check_arguments(kind, given, "method")
         method = _made(kind, given, "method")
+        check_rows(method, recipe.row_names)
     except ConfigError as error:
         raise ConfigError(f"recipe: {error}") from error
     needed = [variable.name for variable in method.variables]
@@ -139,9 +140,9 @@ def check_chain(method: type[Method] | Method, chain: Chain) -> None:
     if chain and not method.linear:
         names = ", ".join(step.transform.name for step in chain)
         raise ConfigError(
-            f"The method {method.name} cannot have the transform {names}: it trims, drops or elects anew for every "
-            f"candidate, and a transform has done that once for all. Take the method linear, which weighs the rows "
-            f"that a transform makes, or leave out the transform."
+            f"The method {method.name} cannot have the transform {names}: a transform makes rows for a weighted sum, "
+            f"and {method.name} makes another model of the experts for every candidate. Take the method linear, which "
+            f"weighs the rows that a transform makes, or leave out the transform."
         )
 
 
@@ -173,9 +174,9 @@ def _plain(given: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
     """Return settings without the name; nothing in them can name a class or a variable of its own."""
     settings = {key: value for key, value in given.items() if key != "name"}
     for key, value in settings.items():
-        if not isinstance(value, bool | int | float | str) and key != "only":
+        if not isinstance(value, bool | int | float | str | None) and key != "only":
             raise ConfigError(
-                f"recipe: {key} of the {kind} {name} is {value!r}: write a number, a word, true or false."
+                f"recipe: {key} of the {kind} {name} is {value!r}: write a number, a word, true, false or null."
             )
     return settings
 

@@ -19,7 +19,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
-from evomerge.merging.method import Method
+from evomerge.merging.method import Method, check_rows
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.recipe import Recipe
@@ -53,6 +53,8 @@ def build_problem(
     model, opening, given = settings["model"], opening_of(settings), given or Given()
     fitness = fitness or make_fitness(settings["fitness"])
     sources = find_sources(model, settings["fitness"]["tasks"], given.family and given.family.sources)
+    method: Method = given.merge.method if given.merge else build(settings["method"], "method")
+    check_rows(method, list(sources.experts))
     trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
         read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
@@ -60,7 +62,6 @@ def build_problem(
         check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
-    method: Method = given.merge.method if given.merge else build(settings["method"], "method")
     asked = partial(check_asked, fitness, items)
     family = given.family or open_family(sources, model, requirements(fitness).processor, reporter, asked)
     asked(family.live)

@@ -145,7 +145,9 @@ def check(settings: Mapping[str, Any]) -> None:
             choices = ", ".join(choices_of(group))
             raise ConfigError(f"{group}=null leaves the search without one: write {group}= and one of {choices}.")
         _arguments(settings[group], group)
-    check_method(settings["method"], settings.get("transform") or [])
+    experts = settings["model"]["experts"]
+    named = [str(name) for name in experts] if isinstance(experts, list | dict) else []
+    check_method(settings["method"], settings.get("transform") or [], named)
     for group, choosing in OUTSIDE.items():
         for name, kinds in choosing.items():
             check_kind(f"{group}.{name}", settings[group][name], kinds)
@@ -184,13 +186,20 @@ def check(settings: Mapping[str, Any]) -> None:
         )
 
 
-def check_method(settings: Mapping[str, Any], transforms: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a class that is no method, and transforms that are none, or not for this method.
+def check_method(
+    settings: Mapping[str, Any], transforms: Sequence[Mapping[str, Any]], experts: Sequence[str] = ()
+) -> None:
+    """Refuse a class that is no method or has other settings, and transforms and experts that are not for this method.
+
+    Args:
+        settings: the settings `method`.
+        transforms: the setting `transform`, resolved.
+        experts: their names, if they are known.
 
     Raises:
         ConfigError: there is such a one.
     """
-    from evomerge.merging.method import Method
+    from evomerge.merging.method import Method, check_rows
     from evomerge.recipes.catalog import check_chain
 
     kind = find_class(str(settings["_target_"]), "method")
@@ -200,6 +209,9 @@ def check_method(settings: Mapping[str, Any], transforms: Sequence[Mapping[str, 
             f"{listed(lacking(kind, Method)) or 'a class'}. See {Method.__module__}.{Method.__qualname__}."
         )
     check_chain(kind, make_chain(transforms))
+    build(settings, "method")
+    if experts:
+        check_rows(kind, experts)
 
 
 def classes(settings: Mapping[str, Any]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item
 from evomerge.fitness.splits import Splits
 from evomerge.merging.merger import Merger
-from evomerge.merging.method import Method
+from evomerge.merging.method import Method, check_rows
 from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory
@@ -232,7 +232,11 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         method: how candidates are built.
         settings: the settings `method`, `transform` and `space`.
         reporter: tells the user what goes on.
+
+    Raises:
+        ConfigError: the method merges another number of experts.
     """
+    check_rows(method, list(family.experts))
     cache, parameters, space = Path(family.settings["cache"]), family.parameters, settings["space"]
     transforms = make_chain(settings.get("transform") or [])
     keep = method.elementwise and not transforms and not family.in_memory

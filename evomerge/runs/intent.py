@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.fitness.base import Fitness
-from evomerge.merging.method import Method
+from evomerge.merging.method import Method, check_rows
 from evomerge.problem import Goal, Opening, Sampling, Sources
 from evomerge.runs.build import goal_of, opening_of, sampling_of
 from evomerge.runs.config import build
@@ -60,9 +60,10 @@ def intent_of(settings: Mapping[str, Any], sources: Sources, fitness: Fitness | 
         fitness: of the settings, if there are tasks.
 
     Raises:
-        ConfigError: the method cannot be made, or training files are missing.
+        ConfigError: the method cannot be made or merges another number of experts, or training files are missing.
     """
     model, method = settings["model"], build(settings["method"], "method")
+    check_rows(method, list(sources.experts))
     weight = next(variable for variable in method.variables if variable.name == "weight")
     low, high = (settings["space"]["bounds"] or {}).get("weight", (weight.low, weight.high))
     return Intent(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from evomerge.common.errors import ConfigError
-from evomerge.merging.methods import DareTies, Linear, Ties
+from evomerge.merging.methods import DareTies, Della, Linear, Ties
 from evomerge.recipes.catalog import METHODS, TRANSFORMS, make_chain, make_method
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.config import CONF
@@ -32,6 +32,9 @@ def test_names_become_methods():
     assert ties.normalize is True
     assert isinstance(dare, DareTies)
     assert (dare.seed, dare.normalize) == (7, False)
+    summed = make_method(recipe(name="della", elect=None, epsilon=0.1))
+    assert isinstance(summed, Della)
+    assert (summed.elect, summed.epsilon) == (None, 0.1)
 
 
 def test_names_become_transforms():
@@ -71,6 +74,9 @@ def test_every_method_of_a_search_is_here():
         ),
         ({"name": "dare_ties", "seed": "${oc.env:HOME}"}, r"method.seed=\$\{oc.env:HOME\} is no int"),
         ({"name": "dare_ties", "seed": 0.5}, "recipe: method.seed=0.5 is no int"),
+        ({"name": "ties", "elect": "none"}, r"recipe: method.elect=none is not known: write one of sum, count\."),
+        ({"name": "breadcrumbs", "gamma": 1}, "recipe: method.gamma=1 is no share: write a number from 0, below 1"),
+        ({"name": "nuslerp"}, r"recipe: The method nuslerp merges 2 experts, and there is 1 \(a\): name 2"),
         ({"name": "os.path"}, "recipe: os.path is no method"),
         ({"name": "os.system"}, "recipe: os.system is no method"),
         ({"name": "no_such_package.Method"}, "cannot be imported .*: install the package"),
@@ -96,7 +102,7 @@ def test_what_is_refused(method, message):
             {"name": FOREIGN + "Learned"},
             "needs labels, and evomerge gives a transform the task vectors alone",
         ),
-        ("ties", {"name": "ties"}, "The method ties cannot have the transform ties: it trims"),
+        ("ties", {"name": "ties"}, "The method ties cannot have the transform ties: a transform makes rows"),
     ],
 )
 def test_what_is_refused_of_transforms(method, step, message):

@@ -41,7 +41,12 @@ FREE = {
 """Settings that may not change the identity, and why."""
 CHOICES = {group: choices_of(group) for group in ("method", "transform", "space", "searcher", "fitness", "loss")}
 DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy"}
-GIVEN = {"custom": [f"fitness.function={user_fitness.__file__}:score"], "blocks": ["space.n=2"]}
+GIVEN = {
+    "custom": [f"fitness.function={user_fitness.__file__}:score"],
+    "blocks": ["space.n=2"],
+    "slerp": ["model.experts=[trees]"],
+    "nuslerp": ["model.experts=[trees,metals]"],
+}
 """What a choice cannot do without on these models."""
 TREES = "weight/*/trees"
 OTHER: dict[str, tuple[Any, ...]] = {
@@ -61,6 +66,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "coordinate": ("weight/encoder.layer.0/trees",),
     "betas": ([0.8, 0.99],),
     "schedule": ("linear",),
+    "elect": ("count",),
+    "over": ("group",),
     "metric": ("accuracy",),
     "report_metric": ("log_probability",),
     "select_items": (50,),

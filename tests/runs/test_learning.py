@@ -201,8 +201,8 @@ def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Problem) -
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method=ties", r"The method ties elects signs anew.*method=ties_frozen"),
-        ("method=dare_ties", r"The method dare_ties elects signs anew"),
+        ("method=ties", r"The method ties is no weighted sum.*method=ties_frozen"),
+        ("method=dare_ties", r"The method dare_ties is no weighted sum"),
         ("fitness=custom", r"gives none: write fitness=classification, or a searcher by values"),
     ],
 )

@@ -89,14 +89,14 @@ def test_names_of_files_compose_in_their_order(tmp_path: Path, monkeypatch: pyte
         ),
         (
             ["transform=ties", "method=ties"],
-            "The method ties cannot have the transform ties: it trims, drops or elects",
+            "The method ties cannot have the transform ties: a transform makes rows",
         ),
         (["transform=ties", "method=dare_ties"], "The method dare_ties cannot have"),
         (["transform=ties", "method=ties_frozen"], "The method brings a transform, and transform= names another"),
         (["transform=ties", "transform.ties.densty=1"], r"Did you mean transform\.ties\.density"),
         (
             ["method._target_=tests.kit.transforms.Scale"],
-            "is no method of merging: it lacks variables, elementwise, linear and 1",
+            r"is no method of merging: it lacks variables, elementwise, linear\.",
         ),
     ],
 )
