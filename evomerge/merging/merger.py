@@ -10,45 +10,29 @@ of a parameter.
 
 Another model is put into the live model by `load`, and `restore` undoes that as well. Several mergers may share a live
 model: each writes where its own task vectors are not zero, so one that did not write last puts the base back everywhere
-before it does anything (`Turn`).
-
-The gradient that AdaMerging (Yang et al. 2024) learns from is an inner product, by the chain rule of that sum:
-∂L/∂λ[g, k] = ⟨∂L/∂θ_g, τ_k,g⟩. So an ordinary backward pass on the merged parameters is enough: no graph through the
-merge, and no expert beside its task vector.
+before it does anything (`Turn`). What a gradient search learns from is in `gradient.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evomerge.common.errors import CheckpointError, ConfigError
-from evomerge.common.machine import memory_limit
+from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.merging.builder import Builder, as_rounded
-from evomerge.merging.kernels.products import inner_products, stack
+from evomerge.merging.gradient import Gradient, check_gradient
 from evomerge.merging.method import Method
 from evomerge.merging.sites import Site, find_site
 from evomerge.models.guard import Guard
 from evomerge.models.live import Turn
 from evomerge.space.groups import Group
-from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.places import Placed
 from evomerge.task_vectors.store import TaskVectors
-
-SHARE = 0.5
-"""Of the memory that this process may have, that copies of task vectors may take."""
-
-
-_Wanted = tuple[slice, Tensor | Sequence[Delta], list[tuple[int, int]]]
-"""Where in a gradient a span lies, its deltas of which products are wanted, and the (group, row) of each."""
-_Taken = list[tuple[list[tuple[int, int]], Tensor]]
-"""Inner products, (n,) each, and the (group, row) that each of the n belongs to."""
 
 
 class Merger:
@@ -100,7 +84,7 @@ class Merger:
             if (site := find_site(index, span, live[span.parameter], vectors, self._rounded.get(span.parameter)))
         ]
         far = any(site.base.device != site.live.device for site in self._sites)
-        self._stacked: dict[Site, Tensor] = {}
+        self._gradient: tuple[np.ndarray, Gradient] | None = None
         self._builder = Builder(self._sites, method, vectors, progress, placed.window if placed and far else None)
 
     @torch.no_grad()
@@ -161,11 +145,6 @@ class Merger:
 
         That is the base where another merger wrote last.
 
-        As soon as the gradient of a parameter is complete, its inner products with the deltas are taken (see
-        `products.py`: in float32 or better, whatever the addresses) and it is freed. From the first call on, float32
-        deltas of which all are wanted are in memory, below each other, and candidates are merged of these; but not
-        where they would take more than half of the memory that this process may have.
-
         Args:
             losses: scalars that depend on the model, made one after the other while this runs: each is walked backward
                 before the next is made, so there is one graph at a time. One that does not depend on any parameter with
@@ -183,88 +162,9 @@ class Merger:
         if self._turn.taken is not self._mark:
             self._take_turn()
         wanted = np.ones(self._shape, dtype=bool) if wanted is None else wanted
-        self._stack(wanted)
-        taken: _Taken = []
-        reached = False
-        with self._watched(taken, wanted), torch.enable_grad():
-            for loss in losses:
-                if loss.requires_grad:
-                    loss.backward()
-                    reached = True
-        if not reached:
-            raise ConfigError(
-                "The loss depends on none of the coefficients that are searched, so its gradient is 0 everywhere: "
-                "free more of them (space, space.frozen), or use a searcher by values such as searcher=cmaes."
-            )
-        sums = np.zeros(self._shape)
-        if taken:
-            places = np.array([place for places, _ in taken for place in places])
-            np.add.at(sums, tuple(places.T), torch.cat([products for _, products in taken]).double().cpu().numpy())
-        return {"weight": sums}
-
-    def _stack(self, wanted: np.ndarray) -> None:
-        """Copy deltas below each other, so that every walk reads them in one pass."""
-        worth = [site for site in self._sites if site not in self._stacked and _is_worth_stacking(site, wanted)]
-        if sum(each.nbytes for site in worth for each in site.deltas) > SHARE * memory_limit():
-            return
-        for site in worth:
-            self._stacked[site] = stack(site.deltas, site.live.device)
-
-    @contextmanager
-    def _watched(self, taken: _Taken, wanted: np.ndarray) -> Iterator[None]:
-        """Let the parameters with a wanted entry have gradients, each of which is taken and freed."""
-        watched: dict[str, list[_Wanted]] = {}
-        for site in self._sites:
-            if wanted[site.group, site.rows].any():
-                watched.setdefault(site.span.parameter, []).append(_wanted(site, wanted, self._stacked.get(site)))
-        hooks = []
-        try:
-            for name, spans in watched.items():
-                parameter = self._parameters[name].requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, spans, taken)))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for name in watched:
-                self._parameters[name].requires_grad_(False).grad = None  # a backward pass that failed may leave some
-
-
-def check_gradient(method: Method | type[Method]) -> None:
-    """Refuse a method that is not linear in its weights.
-
-    Raises:
-        ConfigError: it has no gradient.
-    """
-    if not method.linear:
-        raise ConfigError(
-            f"The method {method.name} is no weighted sum of task vectors, so evomerge has no gradient of it: write "
-            f"method=linear, or method=ties_frozen, which trims and elects once, before the search."
-        )
-
-
-def _is_worth_stacking(site: Site, wanted: np.ndarray) -> bool:
-    """Whether all products of a span are wanted, and its deltas take no more bytes below each other than apart."""
-    all_wanted = bool(wanted[site.group, site.rows].all())
-    return all_wanted and all(each.nbytes >= len(each) * torch.float32.itemsize for each in site.deltas)
-
-
-def _wanted(site: Site, wanted: np.ndarray, stacked: Tensor | None) -> _Wanted:
-    """Return what `_take` needs of a span."""
-    chosen = np.flatnonzero(wanted[site.group, site.rows])
-    some = [site.deltas[i] for i in chosen]
-    deltas = some if stacked is None or len(some) < len(site.deltas) else stacked
-    return slice(site.span.start, site.span.stop), deltas, [(site.group, site.rows[i]) for i in chosen]
-
-
-def _take(spans: Sequence[_Wanted], taken: _Taken, parameter: nn.Parameter) -> None:
-    """Take the inner products of a parameter's gradient with its deltas, and free the gradient."""
-    if parameter.grad is None:
-        return
-    gradient = parameter.grad.reshape(-1)
-    parameter.grad = None
-    for span, deltas, places in spans:
-        taken += [(places, products) for products in inner_products(gradient[span], deltas)]
+        if self._gradient is None or not np.array_equal(self._gradient[0], wanted):
+            self._gradient = wanted.copy(), Gradient(self._sites, self._parameters, wanted)
+        return {"weight": self._gradient[1].of(losses)}
 
 
 def _laid(site: Site, placed: Placed | None) -> Site:

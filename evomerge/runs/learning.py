@@ -17,7 +17,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Batched, Differentiable
 from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
 from evomerge.fitness.losses import Loss
-from evomerge.merging.merger import check_gradient
+from evomerge.merging.gradient import check_gradient
 from evomerge.problem import Problem
 from evomerge.runs.config import LEARNING, build, classes
 from evomerge.search.evaluators.serial import prepare

@@ -40,11 +40,7 @@ class Layout:
 
 
 class Delta(Protocol):
-    """A task vector in some elements, for reading only; see the module's docstring.
-
-    The inner products with a gradient are taken of all rows in one pass (`merging/kernels/products.py`), which needs
-    nothing but `write`.
-    """
+    """A task vector in some elements, for reading only; see the module's docstring."""
 
     @property
     def nbytes(self) -> int:

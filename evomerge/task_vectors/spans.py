@@ -9,7 +9,6 @@ CHUNK = 1 << 18
 """Elements that are worked on together, 1 MiB of float32 for each row: few enough for a processor's cache.
 
 Merges do not depend on it, since it is a multiple of all that a sum over vectors depends on (`kernels/exact.py`).
-Gradients do, in their last bits: of four times as many, a matrix-vector product errs by 2e-6 instead of 1e-7.
 """
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.builder import Builder
-from evomerge.merging.kernels import cpu
+from evomerge.merging.kernels import cpu, products
 from evomerge.merging.method import Method
 from evomerge.merging.sites import Site
 from evomerge.task_vectors.delta import Delta
@@ -50,4 +50,5 @@ def merged(
 
 def plainly(monkeypatch) -> None:
     """Let no kernel be there from now on."""
-    monkeypatch.setattr(cpu, "available", lambda: "not here")
+    for module in (cpu, products):
+        monkeypatch.setattr(module, "available", lambda: "not here")

@@ -1,7 +1,8 @@
 """Compiled kernels by variant: written as text, compiled by numba once, and kept on disk for the next process.
 
-In: a `Variant`. Out: its function. The text lies in the user's cache directory, and numba keeps what it compiled beside
-it, by processor; both may be deleted at any time. A text is named by its hash, which covers everything that it calls.
+In: a `Variant` of a merge; nothing for the products of a gradient. Out: the function. The text lies in the user's cache
+directory, and numba keeps what it compiled beside it, by processor; both may be deleted at any time. A text is named by
+its hash, which covers everything that it calls.
 """
 
 from __future__ import annotations
@@ -40,26 +41,32 @@ def available() -> str | None:
 def kernel(variant: Variant) -> Callable[..., Any]:
     """Return the compiled function of a variant; one that is not on disk yet takes some seconds, which the log says."""
     with _lock:  # of two threads that ask for the same one, the second waits
-        return _kernel(variant)
+        return _compiled(source(variant), "merge", f"the merge of {_said(variant)}")
+
+
+def products() -> Callable[..., Any]:
+    """Return the compiled function of `dots.py`, in the same way."""
+    with _lock:
+        text = Path(__file__).with_name("dots.py").read_text(encoding="utf-8")
+        return _compiled(text, "products", "the products of a gradient")
 
 
 @functools.cache
-def _kernel(variant: Variant) -> Callable[..., Any]:
+def _compiled(text: str, function: str, what: str) -> Callable[..., Any]:
     from evomerge.merging.kernels import bits, draw
 
-    text = source(variant)
     name = hashlib.sha256((text + inspect.getsource(bits) + inspect.getsource(draw)).encode()).hexdigest()[:32]
     file = _directory() / f"evomerge_kernel_{name}.py"
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
-    if not list((file.parent / "__pycache__").glob(f"{file.stem}.merge-*.nbi")):
-        logger.info("compiling the merge of %s (once on this machine, some seconds)", _said(variant))
+    if not list((file.parent / "__pycache__").glob(f"{file.stem}.{function}-*.nbi")):
+        logger.info("compiling %s (once on this machine, some seconds)", what)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:  # not of a file that ends in .py
         raise ImportError(file)
     module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # numba looks for it by its name
     spec.loader.exec_module(module)
-    return module.merge
+    return getattr(module, function)
 
 
 def _said(variant: Variant) -> str:

@@ -40,14 +40,15 @@ def variant_of(form: Form, site: Site) -> Variant | None:
     if site.live.device.type != "cpu" or available() is not None:
         return None
     names = [DTYPES.get(dtype) for dtype in (site.base.dtype, site.live.dtype, site.rounded or site.live.dtype)]
-    rows = [_row(delta) for delta in site.deltas]
+    rows = [row_of(delta) for delta in site.deltas]
     if None in names or None in rows or len(site) >= 1 << 32:
         return None
     base, live, target = (name for name in names if name)
     return Variant(form, tuple(row for row in rows if row), base, live, target)
 
 
-def _row(delta: Delta) -> Row | None:
+def row_of(delta: Delta) -> Row | None:
+    """Return how a kernel reads a delta; None if it cannot, as where the delta begins within a quantised group."""
     layout = delta.layout()
     masked, kind = layout.kind.startswith("masked "), layout.kind.removeprefix("masked ")
     row = Row(kind, DTYPES.get(layout.tensors[0].dtype, ""), masked)
@@ -76,7 +77,7 @@ class Table:
             self._places[place, :HEAD] = site.live.data_ptr(), site.base.data_ptr(), 0, site.span.start
             for k, delta in enumerate(site.deltas):
                 at = HEAD + len(COLUMNS) * k
-                self._places[place, at : at + len(COLUMNS)] = _addresses(delta)
+                self._places[place, at : at + len(COLUMNS)] = addresses(delta)
                 if ranks:
                     self._places[place, at + COLUMNS.index("ranks")] = ranks[place][k].data_ptr()
         self._pieces = np.array(
@@ -151,7 +152,7 @@ def share(work: Callable[[int, int], int], pieces: int, elements: int) -> list[i
     return results
 
 
-def _addresses(delta: Delta) -> list[int]:
+def addresses(delta: Delta) -> list[int]:
     """Return where the parts of a delta begin, in the order of `COLUMNS`."""
     layout, kind = delta.layout(), delta.layout().kind.removeprefix("masked ")
     tensors, start = list(layout.tensors), layout.start

@@ -1,69 +1,149 @@
 """Inner products of a parameter's gradient with its deltas, of which the gradient of a merge is made.
 
-In: the gradient of one parameter, whole or in a span, and its K deltas there. Out: ⟨gradient, delta_k⟩ for each, chunk
-by chunk, to be summed in float64.
-
-All K deltas are read in one pass, as a matrix-vector product: one core reads several places of memory at once about
-twice as fast as one after the other, and the gradient once instead of K times. They must lie below each other for that;
-whoever takes products again and again keeps them so (`stack`), others are copied or computed chunk by chunk.
-
-BLAS takes them in float32 or better: of eleven million elements the relative error is a few 1e-6, by the kind of CPU.
-What it makes of a chunk may depend on where in 64 bytes the operands begin, so all always begin at a multiple of that;
-and, on some CPUs, on the place of a row among the rows. So does what `stack` and
-torch allocate; a span of a parameter may begin anywhere, and is copied then.
+In: the gradient of one parameter, and the deltas of its spans. Out: ⟨gradient, delta_k⟩ for each. On a CPU a compiled
+kernel (`dots.py`) reads the gradient once and every delta as it is kept, without a copy of either, in as many threads
+as torch takes; its sums do not depend on these, nor on addresses. Of eleven million elements the relative error is
+below 1e-6. The plain form serves other devices, and what has no kernel: it computes one delta after the other, chunk by
+chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging.kernels.compiled import available, products
+from evomerge.merging.kernels.cpu import DTYPES, PIECE, addresses, row_of, share
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.dense import ALIGNMENT
-from evomerge.task_vectors.spans import CHUNK
+from evomerge.task_vectors.spans import CHUNK, Span, chunks
+
+CHUNK_FAR = 1 << 24
+"""Elements that other devices than a CPU multiply at a time."""
+ROWS = 4
+"""How many rows take as long as one in a merge: starting a thread takes as long as reading a megabyte."""
+_DTYPES = {dtype: code for code, dtype in enumerate(DTYPES)}
+_KINDS = [("dense", name) for name in DTYPES.values()] + [("expert", name) for name in DTYPES.values()]
+_KINDS += [("int8", "float32"), ("int4", "float32")]
+"""The kinds of rows, in the order of their codes in `dots.py`."""
 
 
-def stack(deltas: Sequence[Delta], device: torch.device) -> Tensor:
-    """Copy K deltas of n elements, or compute them, into float32 (K, n) whose rows begin at multiples of 64 bytes."""
-    return _fill(_room(len(deltas), len(deltas[0]), device), deltas)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A span of a parameter, and the deltas there of which products are wanted.
+
+    Attributes:
+        span: n elements.
+        base: θ₀ there, (n,).
+        deltas: of n elements each, where the base lies.
+    """
+
+    span: Span
+    base: Tensor
+    deltas: Sequence[Delta]
 
 
-def inner_products(gradient: Tensor, deltas: Tensor | Sequence[Delta]) -> Iterator[Tensor]:
-    """Yield the inner products of a gradient with K deltas, by chunk.
+class Products:
+    """Takes the inner products of gradients of one parameter.
 
     Args:
-        gradient: of any float dtype, (n,).
-        deltas: (K, n) as `stack` makes them; or K deltas of n elements, on the gradient's device.
-
-    Yields:
-        float32 or better, (K,); what is looked for is their sum. The same bits for either form of the deltas.
+        parts: of the parameter; what they hold stays where it is as long as this lives.
     """
-    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    for some, rows in zip(gradient.split(CHUNK), _chunks(deltas, gradient), strict=True):
-        yield torch.mv(rows.to(some.dtype), some.clone() if some.data_ptr() % ALIGNMENT else some)
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._table = _Table(parts) if _has_kernel(parts) else None
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """Return the products of all deltas, part by part, float64 (m,).
+
+        Args:
+            gradient: of the parameter, of any float dtype and its shape.
+        """
+        gradient = gradient.reshape(-1).contiguous()
+        if self._table is not None and gradient.device.type == "cpu" and gradient.dtype in DTYPES:
+            return torch.from_numpy(self._table.products(gradient))
+        return torch.cat([plain_products(gradient, part) for part in self._parts])
 
 
-def _chunks(deltas: Tensor | Sequence[Delta], gradient: Tensor) -> Iterator[Tensor]:
-    """Yield (K, up to CHUNK), one after the other; each may overwrite the one before."""
-    if isinstance(deltas, Tensor):
-        yield from deltas.split(CHUNK, dim=1)
-        return
-    size = len(gradient)
-    room = _room(len(deltas), min(CHUNK, size), gradient.device)
-    for start in range(0, size, CHUNK):
-        yield _fill(room[:, : size - start], [each[start : start + CHUNK] for each in deltas])
+def plain_products(gradient: Tensor, part: Part) -> Tensor:
+    """Return the inner products of a gradient and the deltas of a part: the plain form.
+
+    Args:
+        gradient: of the parameter, flat, of any float dtype; products are rounded to float32 unless it is float64.
+        part: which is brought to the gradient's device chunk by chunk, as it is kept.
+
+    Returns:
+        float64, for each delta.
+    """
+    device, wide = gradient.device, torch.promote_types(gradient.dtype, torch.float32)
+    exact = torch.float32 if device.type == "mps" else torch.float64  # which Apple's devices have not
+    gradient = gradient[part.span.start : part.span.stop]
+    total = torch.zeros(len(part.deltas), dtype=exact, device=device)
+    for chunk in chunks(len(gradient), CHUNK if device.type == "cpu" else CHUNK_FAR):
+        some, base = gradient[chunk].to(wide), part.base[chunk].to(device)
+        for k, delta in enumerate(part.deltas):
+            total[k] += (some * delta[chunk].over(base).dense()).sum(dtype=exact)
+    return total
 
 
-def _room(rows: int, size: int, device: torch.device) -> Tensor:
-    """Return float32 (rows, size) whose rows begin at multiples of 64 bytes."""
-    step = ALIGNMENT // torch.float32.itemsize
-    return torch.empty(rows, -(-size // step) * step, dtype=torch.float32, device=device)[:, :size]
+class _Table:
+    """The addresses of all that the kernel reads of some parts, but for the gradient."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._products = products()
+        counts = [len(part.deltas) for part in parts]
+        ends = np.cumsum(counts).tolist()
+        self._spans = np.array(
+            [
+                (part.span.start, *_base(part), end - count, end)
+                for part, count, end in zip(parts, counts, ends, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        self._rows = np.array(
+            [(_kind(delta), *addresses(delta)) for part in parts for delta in part.deltas], dtype=np.int64
+        )
+        sizes = [part.span.stop - part.span.start for part in parts]
+        self._pieces = np.array(
+            [
+                (place, start, min(start + PIECE, size))
+                for place, size in enumerate(sizes)
+                for start in range(0, size, PIECE)
+            ],
+            dtype=np.int64,
+        )
+        self._firsts = np.flatnonzero(np.diff(self._pieces[:, 0], prepend=-1))
+        self._wanted = np.arange(max(counts)) < np.array(counts)[:, None]
+        self._elements = sum(size * count for size, count in zip(sizes, counts, strict=True))
+
+    def products(self, gradient: Tensor) -> np.ndarray:
+        """Return the products of all deltas, float64 (m,)."""
+        sums = np.zeros((len(self._pieces), self._wanted.shape[1]))
+        given = (gradient.data_ptr(), _DTYPES[gradient.dtype], self._spans, self._rows, self._pieces, sums)
+        share(lambda first, last: self._products(*given, first, last), len(self._pieces), self._elements // ROWS)
+        return np.add.reduceat(sums, self._firsts)[self._wanted]
 
 
-def _fill(rows: Tensor, deltas: Sequence[Delta]) -> Tensor:
-    """Write deltas into rows, and return these."""
-    for row, delta in zip(rows, deltas, strict=True):
-        delta.write(row)
-    return rows
+def _base(part: Part) -> tuple[int, int]:
+    """Return the address and the dtype of a base; 0 where no row needs it."""
+    needed = any(row.kind == "expert" for delta in part.deltas if (row := row_of(delta)))
+    return part.base.data_ptr() if needed else 0, _DTYPES[part.base.dtype]
+
+
+def _kind(delta: Delta) -> int | None:
+    row = row_of(delta)
+    return _KINDS.index((row.kind, row.dtype)) if row else None
+
+
+def _has_kernel(parts: Sequence[Part]) -> bool:
+    return all(
+        part.base.device.type == "cpu"
+        and part.base.dtype in DTYPES
+        and available() is None
+        and all(_kind(delta) is not None for delta in part.deltas)
+        for part in parts
+    )
