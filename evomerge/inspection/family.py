@@ -32,6 +32,8 @@ class Family:
         device: for the live model: cpu, cuda:0; auto is the first CUDA device, or where a module is.
         compute: the dtype to compute in: float32, bfloat16; auto is the fastest one here that holds the weights, which
             stay rounded to the dtype of the base; None for that one.
+        place: where task vectors lie: device (of the model), host (in memory) or disk (mapped); auto is the first of
+            them that has room, and on a CPU they are mapped.
         vocabulary: what becomes of experts with another number of tokens: refuse, base or shared.
         allow_missing: names and patterns of tensors that experts may lack.
         cache: the directory for task vectors; None for .cache/evomerge, or a temporary one for models in memory.
@@ -55,6 +57,7 @@ class Family:
         auto_class="'AutoModel' or 'AutoModelForCausalLM'",
         device="'auto', 'cpu' or 'cuda:0'",
         compute="'auto', 'float32' or None",
+        place="'auto', 'device', 'host' or 'disk'",
         vocabulary="'refuse', 'base' or 'shared'",
         allow_missing="['lm_head.*']",
         cache="a directory, or None",
@@ -70,13 +73,20 @@ class Family:
         tokenizer: Any = None,
         device: str = "auto",
         compute: str | None = "auto",
+        place: str = "auto",
         vocabulary: str = "refuse",
         allow_missing: Sequence[str] = (),
         cache: str | Path | None = None,
         progress: Progress | None = None,
         **named: Model,
     ) -> None:
-        chosen = {"auto_class": auto_class, "device": device, "compute": compute, "vocabulary": vocabulary}
+        chosen = {
+            "auto_class": auto_class,
+            "device": device,
+            "compute": compute,
+            "place": place,
+            "vocabulary": vocabulary,
+        }
         if experts is not None and not (
             isinstance(experts, Mapping) and all(isinstance(name, str) for name in experts)
         ):

@@ -50,6 +50,9 @@ class Merger:
         progress: told what is prepared, such as sorted magnitudes.
         placed: where base and task vectors lie; None: on the device of the model.
 
+    Attributes:
+        placed: where base and task vectors lie.
+
     Raises:
         CheckpointError: a parameter of the model is not what the base's files say.
     """
@@ -65,6 +68,7 @@ class Merger:
         progress: Steps | None = None,
         placed: Placed | None = None,
     ) -> None:
+        self.placed = placed
         self._method, self._rounded = method, dict(rounded or {})
         self._model, self._vectors = model, vectors
         self._shape = (len(groups), len(vectors.rows))

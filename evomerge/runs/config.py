@@ -32,6 +32,7 @@ from evomerge.runs.paths import with_paths
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
 from evomerge.runs.transforms import in_order, make_chain
+from evomerge.task_vectors.places import PLACES
 
 CHOOSING = {
     "metric": ("str",),
@@ -71,6 +72,7 @@ class ModelConfig:
     auto_class: str = "AutoModel"
     device: str = "auto"
     compute: str | None = AUTO  # the dtype to compute in; null: the checkpoint's
+    place: str = AUTO  # where task vectors lie: device, host or disk
     cache: str = ".cache/evomerge"
 
 
@@ -165,6 +167,8 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
     if (compute := settings["model"].get("compute")) not in (None, AUTO, *DTYPES):
         raise ConfigError(f"model.compute: {unknown('choice', compute, (AUTO, *DTYPES))}")
+    if (place := settings["model"].get("place", AUTO)) not in (AUTO, *PLACES):
+        raise ConfigError(f"model.place: {unknown('choice', place, (AUTO, *PLACES))}")
     limit = settings["time_limit"]
     if not (limit in (None, AUTO) or (is_kind(limit, "float") and 0 < limit < math.inf)):
         raise ConfigError(

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.machine import memory_limit
 from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
@@ -33,6 +35,7 @@ from evomerge.problem import Sources
 from evomerge.runs.transforms import make_chain
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from evomerge.task_vectors.family import check_files, family_notes
+from evomerge.task_vectors.places import AUTO, WINDOW, Free, Placed, Sizes, choose
 from evomerge.task_vectors.store import TaskVectors, task_vectors
 from evomerge.transforms.chain import Chain
 from evomerge.transforms.store import transformed
@@ -255,10 +258,21 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     )
     with reporter.working("preparing the merge"):
         pass  # a line in a pipe; a terminal shows what takes long, such as sorting, in bars of its own
-    live = family.live
+    live, placed = family.live, _placed(family, merged)
     with reporter.bars():
-        merger = Merger(live.model, merged, found.groups, method, live.turn, live.narrow, reporter.steps)
+        merger = Merger(live.model, merged, found.groups, method, live.turn, live.narrow, reporter.steps, placed)
     return Merge(dict(settings), method, transforms, vectors, found, merger)
+
+
+def _placed(family: Opened, vectors: TaskVectors) -> Placed:
+    """Choose where task vectors lie, by what is free."""
+    parameters = list(family.live.model.parameters())
+    model, device = sum(each.nbytes for each in parameters), parameters[0].device
+    base = sum(vectors.base.tensor(name).nbytes for name in vectors.parameters)
+    free = torch.cuda.mem_get_info(device)[0] + model if device.type == "cuda" else None
+    sizes = Sizes(model, base, vectors.nbytes, WINDOW)
+    asked = str(family.settings.get("place", AUTO))
+    return choose(asked, sizes, Free(free, memory_limit()), "model.store=int4")
 
 
 def _settled(settings: Mapping[str, Any], live: LiveModel) -> dict[str, Any]:

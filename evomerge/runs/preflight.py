@@ -78,7 +78,7 @@ def preflight(
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem)
-    rows = _facts(problem, settings, ids, gradients is not None)
+    rows = _facts(problem, settings, ids)
     rows += [["compute", text] for text in computing]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
@@ -123,9 +123,7 @@ def failing_on_base(what: str, live: LiveModel) -> Iterator[None]:
         ) from error
 
 
-def _facts(
-    problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], learns: bool
-) -> list[list[str]]:
+def _facts(problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Return what is printed of sources, space and memory, as names and texts."""
     space, vectors, chain = problem.space, problem.vectors, problem.transforms
     model = sum(parameter.numel() * parameter.element_size() for parameter in problem.live.model.parameters())
@@ -147,8 +145,8 @@ def _facts(
         ],
         [
             "memory",
-            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {vectors.nbytes / GIB:.2f} GiB "
-            f"({'float32 in memory, experts kept as they are mapped' if learns else 'memory-mapped'})",
+            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {vectors.nbytes / GIB:.2f} GiB"
+            f"{f'; {placed.said}' if (placed := problem.merger.placed) else ''}",
         ],
     ]
 

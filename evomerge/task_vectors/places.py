@@ -18,6 +18,8 @@ AUTO = "auto"
 GIB = 2**30
 ROOM = 0.1
 """The share of a device's memory that is left to the passes of the model."""
+WINDOW = 1 << 30
+"""Bytes of base and task vectors that are brought to a device at a time."""
 HELD = 0.5
 """The share of the host's memory that task vectors may take."""
 

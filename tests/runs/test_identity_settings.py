@@ -32,7 +32,7 @@ FREE = {
     ("budget", "budget_items", "budget_hours"): "how long a search goes on: with more it goes on where it stopped",
     ("time_limit",): "what takes longer has failed, and that is in the log",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
-    ("model.name", "model.cache", "model.device"): "where something is kept or computed, not what",
+    ("model.name", "model.cache", "model.device", "model.place"): "where something is kept or computed, not what",
     ("model.builder",): "makes a suite where there is none; what lies in it counts",
     ("model.allow_missing",): "decides what is refused; the same tensors are merged in the same way",
     ("model.trained_on",): "decides what evomerge warns of",
@@ -84,6 +84,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "auto_class": ("AutoModelForTextEncoding",),
     "device": ("auto",),
     "compute": ("float64",),
+    "place": ("host",),
 }
 """Valid values of settings by their last name, of which the first that differs is taken; numbers and switches need
 none.
