@@ -1,5 +1,5 @@
 """What a candidate of 16 bits costs in each dtype to compute in: `python scripts/bench_compute.py [--suite suites/lm]
-[--rounds 9] [--isa AVX2] [--json]`.
+[--rounds 9] [--isa all] [--isa AVX2] [--json]`.
 
 Base and experts of a suite are copied in bfloat16. Live models that compute in bfloat16 and in float32 then build the
 same candidates, one after the other, round by round, and are run on 8 texts of 96 tokens, as `model.compute` lets a
@@ -8,7 +8,7 @@ a candidate takes in bfloat16 as in what `auto` chooses (median over rounds), an
 which it chooses. Before anything is timed, both models are held against each other: their weights must be equal.
 
 `--isa` limits the instructions that oneDNN uses, as on a processor that has no others: AVX2, or AVX512_CORE, which has
-no arithmetic in bfloat16. It is for a process of its own, and may be given several times.
+no arithmetic in bfloat16. Each that is given has a row of its own, measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", type=Path, default=Path("suites/lm"), help="directory of base/ and experts/")
     parser.add_argument("--rounds", type=int, default=9, help="candidates of each dtype that are timed")
-    parser.add_argument("--isa", action="append", default=[], help="AVX2 or AVX512_CORE: as on such a processor")
+    parser.add_argument("--isa", action="append", help="all, AVX2 or AVX512_CORE: as on such a processor")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -126,8 +126,8 @@ def main() -> None:
         for path in [arguments.suite / "base", *sorted((arguments.suite / "experts").iterdir())]:
             copy_in_bfloat16(path, models / path.relative_to(arguments.suite))
         command = [sys.executable, __file__, "--models", str(models), "--suite", str(arguments.suite)]
-        for isa in [None, *arguments.isa]:
-            limited = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
+        for isa in arguments.isa or ["all"]:
+            limited = {} if isa == "all" else {"ONEDNN_MAX_CPU_ISA": isa}
             process = subprocess.run(
                 [*command, "--rounds", str(arguments.rounds)],
                 check=True,
