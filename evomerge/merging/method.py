@@ -75,6 +75,7 @@ class Formed(ABC):
     Attributes:
         form: how spans are merged.
         takes: the number of rows that it merges; None for any.
+        whole: whether what it does to a site depends on the other sites of its group.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Formed(ABC):
     elementwise: bool = True
     linear: bool = False
     takes: int | None = None
+    whole: bool = False
     form: Form
 
     def prepare(self, together: Together) -> Any:

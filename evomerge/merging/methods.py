@@ -85,6 +85,7 @@ class Ties(Formed):
         self.normalize, self.elect, self.over = normalize, elect, over
         _check("elect", elect, ("sum", "count"))
         _check("over", over, ("tensor", "group"))
+        self.whole = over == "group"
         self.form = Form("largest", _join(elect), divide=normalize)
 
     def prepare(self, together: Together) -> _Sorted:
@@ -123,6 +124,7 @@ class Breadcrumbs(Formed):
         _check("elect", elect, ("sum", "count", None))
         _check_share("gamma", gamma)
         _check("over", over, ("tensor", "group"))
+        self.whole = over == "group"
         self.form = Form("between", _join(elect), divide=normalize)
 
     def prepare(self, together: Together) -> _Sorted:

@@ -14,6 +14,7 @@ from evomerge.common.arguments import check_arguments, check_names
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.names import unknown
+from evomerge.merging.earlier import REFUSAL
 from evomerge.merging.method import Method, check_rows
 from evomerge.merging.methods import Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
 from evomerge.recipes.recipe import Recipe
@@ -25,6 +26,10 @@ METHODS: dict[str, type[Method]] = {
     method.name: method for method in (Linear, Ties, Dare, DareTies, Della, Breadcrumbs, Slerp, NuSlerp)
 }
 TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in (TrimElect,)}
+
+
+EARLIER = ("0.1", "0.2")
+"""Versions whose random masks were others."""
 
 
 def find_method(recipe: Recipe) -> type[Method]:
@@ -53,10 +58,12 @@ def make_method(recipe: Recipe) -> Method:
     """Make the method of a recipe.
 
     Raises:
-        ConfigError: there is no method of that name, it does not have these settings, it merges another number of rows,
-            or the recipe has coefficients of other variables than it needs.
+        ConfigError: there is no method of that name, its masks are others now, it does not have these settings, it
+            merges another number of rows, or the recipe has coefficients of other variables than it needs.
     """
     kind = find_method(recipe)
+    if kind is DareTies and recipe.version.startswith(EARLIER) and recipe.thinned:
+        raise ConfigError(f"recipe: evomerge {recipe.version} wrote it. {REFUSAL}")
     given = _plain(recipe.method, "method", kind.name)
     try:
         check_names(kind, given, f"the method {kind.name}")

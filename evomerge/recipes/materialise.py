@@ -1,5 +1,7 @@
 """The way out where mergekit cannot express a recipe: models in which the hard part is done, and a plain merge of them.
 
+The methods slerp and nuslerp have no such part, and mergekit elects by no count: these are refused.
+
 In: a recipe. Out: a directory with a model for each expert, base + what the method makes of its task vector before
 experts meet, and a YAML in which mergekit does the rest. The hard part is a transform that looked at the whole model
 (the rest is a weighted sum, mergekit's `task_arithmetic`), random masks (the rest is the election and sum of `ties`, of
@@ -20,7 +22,9 @@ from pathlib import Path
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Progress
+from evomerge.merging.method import Formed
 from evomerge.problem import Problem
+from evomerge.recipes.catalog import make_method
 from evomerge.recipes.handover import as_mergekit
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe, Source
@@ -85,12 +89,12 @@ def _alone(recipe: Recipe, name: str, parts: bool) -> Coefficients:
 
 def _rest(recipe: Recipe, directory: Path, parts: bool) -> Recipe:
     """What is left to do with the models: a weighted sum, after an election where the method has one."""
-    elects = recipe.method["name"] != "linear"
+    elects, divides = _form(recipe)
     granularity, weights = recipe.granularity, recipe.coefficients["weight"]
     if parts:
         granularity, weights = "model", {"model": dict.fromkeys(recipe.row_names, 1.0)}
     density = {group: dict.fromkeys(row, 1.0) for group, row in weights.items()}
-    method = {"name": "ties", "normalize": recipe.method.get("normalize", False)} if elects else {"name": "linear"}
+    method = {"name": "ties" if elects else "dare", "normalize": divides} if elects or divides else {"name": "linear"}
     return replace(
         recipe,
         experts={name: Source((directory / name).as_posix(), "") for name in recipe.row_names},
@@ -98,5 +102,21 @@ def _rest(recipe: Recipe, directory: Path, parts: bool) -> Recipe:
         transform=[],
         rows=[],
         granularity=granularity,
-        coefficients={"weight": weights, **({"density": density} if elects else {})},
+        coefficients={"weight": weights, **({"density": density} if elects or divides else {})},
     )
+
+
+def _form(recipe: Recipe) -> tuple[bool, bool]:
+    """Return whether experts elect signs when they meet, and whether their sum is divided by weights.
+
+    Raises:
+        ConfigError: mergekit has no such sum.
+    """
+    method = make_method(recipe)
+    if not isinstance(method, Formed) or method.takes is not None or method.form.join == "count":
+        what = "elect=count" if isinstance(method, Formed) and method.form.join == "count" else method.name
+        raise ConfigError(
+            f"mergekit export: a merge by {what} is no sum of experts that can be changed one by one before mergekit "
+            f"merges them: merge with `evomerge merge`."
+        )
+    return method.form.elects, method.form.divide

@@ -9,11 +9,13 @@ refuses to write what would resolve to anything else.
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import yaml
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import dtype_name, unknown
+from evomerge.recipes.mergekit_methods import as_settings, called_there, has_base, shared_settings
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.spans import Span
 
@@ -24,16 +26,15 @@ _HEADER = """\
 # Where mergekit-yaml does not know the architecture or fails on it (BertModel in 0.1.5), mergekit-pytorch takes this
 # file, with the weight files (.../model.safetensors) in place of the directories.
 """
-_CAVEATS = {
-    "ties": """\
+_SORTED = """\
 # Where elements of a task vector are equal in magnitude and some of them are trimmed, mergekit keeps any of them (its
 # sort is not stable) and evomerge the first. `evomerge export RUN --materialise DIR` keeps those of evomerge.
-""",
-    "dare_ties": """\
+"""
+_DRAWN = """\
 # Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
 # task vector where evomerge divides by the density. `evomerge export RUN --materialise DIR` keeps those of evomerge.
-""",
-}
+"""
+_CAVEATS = {"ties": _SORTED, "breadcrumbs": _SORTED, "dare": _DRAWN, "dare_ties": _DRAWN, "della": _DRAWN}
 """What mergekit does otherwise, by the recipe's method."""
 
 
@@ -58,7 +59,7 @@ def to_mergekit(
     Raises:
         ConfigError: mergekit cannot express this recipe; the message says what to do instead.
     """
-    method, called, variables = _check(recipe, parameters, dtype)
+    called = _check(recipe, parameters, dtype, extra)
     names = {
         name: list(dict.fromkeys([name, keys[name]]))
         for name, shape in parameters.items()
@@ -67,22 +68,21 @@ def to_mergekit(
     for alias, source in (tied or {}).items():
         if source in names and alias not in names[source]:
             names[source].append(alias)
-    shared = {"normalize": bool(recipe.method.get("normalize", False)), "lambda": 1.0, "int8_mask": False}
-    if method == "dare_ties":
-        shared["rescale"] = True
-    values = recipe.per_parameter(parameters)
-    if method == "ties":
-        values["density"] = {
-            expert: {name: _density(density, math.prod(parameters[name])) for name, density in row.items()}
-            for expert, row in values["density"].items()
-        }
-    models = []
-    for expert, source in recipe.experts.items():
-        settings = {v: _conditions(values[v][expert], names, extra, f"{v} of {expert}") for v in variables}
-        models.append({"model": _reference(source), "parameters": settings})
+    values = as_settings(recipe, parameters)
+    filters = {
+        name: {expert: _conditions(row, names, extra, f"{name} of {expert}") for expert, row in rows.items()}
+        for name, rows in values.items()
+    }
+    shared = shared_settings(recipe)
+    if "t" in filters:  # mergekit has one for both models
+        shared |= {"t": next(iter(filters.pop("t").values()))}
+    models = [
+        {"model": _reference(source), **({"parameters": own} if (own := _of(filters, expert)) else {})}
+        for expert, source in recipe.experts.items()
+    ]
     document = {
         "merge_method": called,
-        "base_model": _reference(recipe.base),
+        **({"base_model": _reference(recipe.base)} if has_base(recipe) else {}),
         "dtype": "float32",
         "out_dtype": dtype_name(dtype),
         "parameters": shared,
@@ -94,30 +94,24 @@ def to_mergekit(
 
 def caveat(recipe: Recipe) -> str:
     """Return what mergekit does otherwise with a recipe that it can express, as comments; empty if all is alike."""
-    densities = recipe.coefficients.get("density", {})
-    thinned = any(density < 1 for row in densities.values() for density in row.values())
-    return _CAVEATS.get(str(recipe.method["name"]), "") if thinned else ""
+    return _CAVEATS.get(str(recipe.method["name"]), "") if recipe.thinned else ""
 
 
-def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[str, str, list[str]]:
-    """The method, what mergekit calls it, and its variables, if mergekit has what the recipe needs."""
-    from evomerge.recipes.catalog import find_method  # which loads torch; a YAML needs none
+def _of(filters: Mapping[str, Mapping[str, Any]], expert: str) -> dict[str, Any]:
+    return {name: rows[expert] for name, rows in filters.items()}
 
-    method = str(recipe.method["name"])
+
+def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str, extra: Collection[str]) -> str:
+    """What mergekit calls the method, if it has what the recipe needs."""
     if transforms := ", ".join(step["name"] for step in recipe.transform):
         raise ConfigError(
             f"mergekit export: this recipe's task vectors were transformed before the search ({transforms}), and "
             "mergekit works tensor by tensor. Write each row out as base + transformed task vector and merge those by "
             "task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
         )
-    if (called := find_method(recipe).mergekit) is None:
-        raise ConfigError(f"mergekit export: mergekit has no method {method}: merge with `evomerge merge`.")
+    called = called_there(recipe, parameters, extra)
     if dtype_name(dtype) not in _DTYPES:
         raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
-    variables = ["weight"] if method == "linear" else ["weight", "density"]
-    for variable in variables:
-        if variable not in recipe.coefficients:
-            raise ConfigError(f"mergekit export: the method {method} needs a {variable}, and the recipe has none.")
     paths = [recipe.base.path, *(source.path for source in recipe.experts.values())]
     if len(set(paths)) < len(paths):
         raise ConfigError(
@@ -133,17 +127,7 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
                     "* task vector) and merge those by task_arithmetic with weight 1: `evomerge export RUN "
                     "--materialise DIR`."
                 )
-    return method, called, variables
-
-
-def _density(density: float, size: int) -> float:
-    """The density for which mergekit, too, keeps floor(density * size + 1e-9) elements, as `Ties` does.
-
-    mergekit keeps int(density * size), at least one unless the density is 0: one too many in a small tensor, and one
-    too few where the product falls just short of a whole number (0.29 * 100 is 28.999999999999996).
-    """
-    keep = math.floor(density * size + 1e-9)
-    return density if keep == max(1, int(density * size)) else (keep + 0.5) / size if keep else 0.0
+    return called
 
 
 def _reference(source: Source) -> str | dict[str, dict[str, str]]:

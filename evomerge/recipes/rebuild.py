@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.merging.builder import Builder
-from evomerge.merging.sites import find_site
+from evomerge.merging.method import Formed
+from evomerge.merging.sites import Site, find_site
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
@@ -77,11 +79,24 @@ class Rebuild:
             out: flat, (n,), of the floating dtype that it is cast to.
         """
         rows = self._rows_of(name)
-        sites = [site for group, span in self._spans[name] if (site := find_site(group, span, out, rows))]
-        if not sites:
+        if isinstance(self._method, Formed) and self._method.whole:
+            out.copy_(self._whole[name])
+            return
+        if not (sites := self._sites(name, out, rows)):
             out.copy_(self._vectors.base.tensor(name).reshape(-1))
             return
         Builder(sites, self._method).build(self._coefficients)
+
+    @cached_property
+    def _whole(self) -> dict[str, Tensor]:
+        """All parameters in float32: a share over several tensors needs all of them at once."""
+        merged = {name: self._vectors.base.tensor(name).reshape(-1).float().clone() for name in self._spans}
+        sites = [site for name, out in merged.items() for site in self._sites(name, out, self._vectors)]
+        Builder(sites, self._method).build(self._coefficients)
+        return merged
+
+    def _sites(self, name: str, out: Tensor, rows: TaskVectors) -> list[Site]:
+        return [site for group, span in self._spans[name] if (site := find_site(group, span, out, rows))]
 
     def _rows_of(self, name: str) -> TaskVectors:
         """Return the rows that the method sees, of one parameter."""

@@ -115,6 +115,11 @@ class Recipe:
         """The names of the rows that the coefficients are for, in order: the experts, unless it says otherwise."""
         return list(self.rows or self.experts)
 
+    @property
+    def thinned(self) -> bool:
+        """Whether some density is below 1."""
+        return any(value < 1 for row in self.coefficients.get("density", {}).values() for value in row.values())
+
     def to_yaml(self) -> str:
         """The recipe as YAML, one line per group, in the order in which it was made; what is as usual is left out."""
         data = dataclasses.asdict(self)

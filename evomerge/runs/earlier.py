@@ -1,5 +1,7 @@
 """What version 0.2 wrote, as this version says it: settings of a run directory, and identities in the header of a log.
 
+A run of `dare_ties` is only reported, since its masks were others (`merging/earlier.py`).
+
 In: the plain containers of a `config.yaml`, or of a header. Out: the same in today's words, so that a run of 0.2 is
 reported, exported, evaluated and resumed as the search that it is. Two things have changed: classes lie in other
 modules, and a transform stands beside the method, no longer in it. What is in today's words already stays as it is.
@@ -8,13 +10,21 @@ modules, and a transform stands beside the method, no longer in it. What is in t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from evomerge.common.errors import LogError
+from evomerge.search.journal import read_log
 
 MOVED = {
     "evomerge.methods": "evomerge.merging.methods",
     "evomerge.fitness.lm_eval": "evomerge.fitness.lm_eval.harness",
 }
 """Modules of classes that settings name."""
+OTHERS = {"evomerge.methods.DareTies": "evomerge.merging.earlier.EarlierDareTies"}
+"""Classes whose results were others."""
+ADDED = {"evomerge.methods.Ties": {"elect": "sum", "over": "tensor"}}
+"""Settings that a class has now, at the values that it had without them."""
 
 
 def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,14 +36,34 @@ def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
     return _lifted(_renamed(given))
 
 
+def check_begun(directory: Path) -> None:
+    """Refuse to go on with a run whose candidates this version would build otherwise.
+
+    Args:
+        directory: the run directory; it may be new.
+
+    Raises:
+        LogError: it is such a run.
+    """
+    log = directory / "trials.jsonl"
+    identity = next(read_log(log), {}).get("identity") if log.exists() else None
+    if identity is not None and in_todays_words(identity)["method"]["_target_"] in OTHERS.values():
+        from evomerge.merging.earlier import REFUSAL  # here, since settings are read without torch
+
+        raise LogError(f"The run {directory} is of an earlier version. {REFUSAL}")
+
+
 def _renamed(node: Any) -> Any:
     """Return the same with every class under its new module."""
     if isinstance(node, Mapping):
-        return {name: _class(value) if name == "_target_" else _renamed(value) for name, value in node.items()}
+        named = {name: _class(value) if name == "_target_" else _renamed(value) for name, value in node.items()}
+        return {**named, **ADDED.get(str(node.get("_target_")), {})}
     return [_renamed(value) for value in node] if isinstance(node, list) else node
 
 
 def _class(target: str) -> str:
+    if target in OTHERS:
+        return OTHERS[target]
     module, _, name = str(target).rpartition(".")
     return f"{MOVED.get(module, module)}.{name}"
 

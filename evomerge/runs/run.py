@@ -32,7 +32,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import begun, check_kept, kept, said
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.directory import record_command
-from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.earlier import check_begun, in_todays_words
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
@@ -84,6 +84,7 @@ def run_search(
     """
     settings = plain(config)
     check(settings)
+    check_begun(directory)
     before, asked = begun(directory), settings["model"].get("compute")
     settings = kept(settings, before)
     deadline = Deadline(settings["budget_hours"], clock)

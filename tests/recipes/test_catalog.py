@@ -119,6 +119,17 @@ def test_transforms_that_are_none():
         recipe(rows=["a", "a"])
 
 
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_masks_that_came_from_another_generator(version):
+    """Where nothing is dropped, there are none."""
+    old = replace(recipe(name="dare_ties"), version=version)
+    with pytest.raises(ConfigError, match=rf"evomerge {version} wrote it.*another generator.*'evomerge<0\.3'.*again"):
+        make_method(old)
+    whole = {"weight": ROWS, "density": {"model": {"a": 1.0}}}
+    assert isinstance(make_method(replace(old, coefficients=whole)), DareTies)
+    assert isinstance(make_method(replace(recipe(name="ties"), version=version)), Ties)
+
+
 def test_coefficients_of_other_variables():
     with pytest.raises(
         ConfigError, match="it has coefficients of weight, and the method ties needs weight and density"

@@ -35,7 +35,7 @@ def recipe_on(
     rng = np.random.default_rng(seed)
     start = plain(compose("model=pico"))
     recipe = make_recipe(under(problem, start), problem.space.constant(np.full(3, 0.4)), {}, {})
-    variables = ("weight",) if method["name"] == "linear" else ("weight", "density")
+    variables = ("weight",) if method["name"] in ("linear", "slerp") else ("weight", "density")
     coefficients = {
         variable: {
             group.name: {expert: float(rng.uniform(0.1, 0.9)) for expert in rows or recipe.experts}
@@ -67,7 +67,8 @@ def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
             )
             merged[key] = tensor + flat.view(tensor.shape)
         else:
-            merged[key] = tensor + sum(weight * delta for weight, delta in zip(weights, deltas, strict=True))
+            total = weights.sum() if document["parameters"]["normalize"] else 1
+            merged[key] = tensor + sum(weight * delta for weight, delta in zip(weights, deltas, strict=True)) / total
     return merged
 
 
@@ -78,8 +79,15 @@ def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
         ("module", {"name": "dare_ties", "seed": 3, "normalize": True}, "ties"),
         ("chunk:2", {"name": "dare_ties", "seed": 3, "normalize": False}, "ties"),
         ("chunk:2", {"name": "ties", "normalize": False}, "ties"),
+        ("layer", {"name": "ties", "over": "group"}, "ties"),
+        ("module", {"name": "dare"}, "task_arithmetic"),
+        ("module", {"name": "dare", "normalize": True}, "dare_linear"),
+        ("module", {"name": "della"}, "ties"),
+        ("module", {"name": "della", "elect": None}, "task_arithmetic"),
+        ("model", {"name": "breadcrumbs", "over": "group"}, "task_arithmetic"),
+        ("module", {"name": "breadcrumbs", "elect": "sum", "normalize": True}, "ties"),
     ],
-    ids=["parts", "masks", "masks and parts", "trimmed parts"],
+    ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else given,
 )
 def test_materialised_experts_merge_to_the_recipe(
     problem: Problem, tmp_path: Path, granularity: str, method: dict[str, Any], rest: str
@@ -119,6 +127,15 @@ def test_what_cannot_be_materialised_is_refused_before_anything_is_written(probl
     with pytest.raises(ConfigError, match=r"weights of the experts are divided by their sum.*evomerge merge"):
         materialise(problem, recipe_on(problem, "chunk:2", {"name": "ties", "normalize": True}), target, Reporter())
     assert not target.exists()
+    for method, what in (({"name": "ties", "elect": "count"}, "elect=count"), ({"name": "slerp"}, "slerp")):
+        recipe = recipe_on(problem, "layer", method)
+        if method["name"] == "slerp":
+            rows = {group: {"trees": row["trees"]} for group, row in recipe.coefficients["weight"].items()}
+            own = {"trees": recipe.experts["trees"]}
+            recipe = replace(recipe, experts=own, coefficients={"weight": rows})
+        with pytest.raises(ConfigError, match=f"a merge by {what} is no sum of experts.*evomerge merge"):
+            materialise(problem, recipe, target, Reporter())
+        assert not target.exists()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="not empty"):
         materialise(problem, recipe_on(problem, "chunk:2", {"name": "linear"}), tmp_path, Reporter())

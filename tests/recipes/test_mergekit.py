@@ -33,13 +33,13 @@ SAME = {name: name for name in BERT}
 
 def recipe_on(granularity, parameters, method="linear", seed=0, paths=("base", "experts/a", "experts/b"), **options):
     rng = np.random.default_rng(seed)
-    experts = dict(zip("ab", (Source(path, "cd" * 32) for path in paths[1:]), strict=True))
+    experts = dict(zip("ab", (Source(path, "cd" * 32) for path in paths[1:]), strict=False))
     coefficients = {
         variable: {
             group.name: {expert: float(rng.integers(1, 100) / 100) for expert in experts}
             for group in make_groups(granularity, parameters)
         }
-        for variable in (("weight",) if method == "linear" else ("weight", "density"))
+        for variable in (("weight",) if method in ("linear", "slerp", "nuslerp") else ("weight", "density"))
     }
     return Recipe(Source(paths[0], "ab" * 32), experts, {"name": method, **options}, granularity, coefficients)
 
@@ -162,6 +162,87 @@ def test_dare_ties_says_that_the_masks_differ():
     assert "Not bit-equal" in text
 
 
+@pytest.mark.parametrize(
+    ("method", "called", "shared"),
+    [
+        ({"name": "dare", "seed": 3, "rescale": False}, "dare_linear", {"normalize": False, "rescale": False}),
+        ({"name": "dare_ties", "rescale": False, "elect": "sum"}, "dare_ties", {"normalize": False, "rescale": False}),
+        ({"name": "della", "normalize": True}, "della", {"normalize": True, "rescale": True}),
+        ({"name": "della", "elect": None}, "della_linear", {"normalize": False, "rescale": True}),
+        ({"name": "breadcrumbs", "elect": None, "normalize": True}, "breadcrumbs", {"normalize": True}),
+        ({"name": "breadcrumbs", "elect": "sum"}, "breadcrumbs_ties", {"normalize": False}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else None,
+)
+def test_each_sum_has_its_name_in_mergekit(method, called, shared):
+    """All of its settings are written out, since mergekit's defaults are others."""
+    name, settings = method["name"], {key: value for key, value in method.items() if key != "name"}
+    recipe = recipe_on("layer", BERT, method=name, **settings)
+    text = to_mergekit(recipe, SAME, BERT, "float32")
+    document = yaml.safe_load(text)
+    assert document["merge_method"] == called
+    assert document["parameters"] == {"lambda": 1.0, "int8_mask": False, **shared}
+    for variable in ("weight", "density"):
+        values = recipe.per_parameter(BERT)[variable]
+        assert all(resolver(text, variable)(one) == [values["a"][one], values["b"][one]] for one in BERT)
+    assert ("Not bit-equal" in text) == (name not in ("ties", "breadcrumbs"))
+
+
+def test_breadcrumbs_counts_as_ours_does():
+    """mergekit counts int(gamma * n) and int(density * n), evomerge floor(share * n + 1e-9)."""
+    shapes = {"h.0.w": (100,), "h.1.w": (50, 50), "ln_f.weight": (3,)}
+    recipe = recipe_on("layer", shapes, method="breadcrumbs", gamma=0.29)
+    for group in recipe.coefficients["density"]:
+        recipe.coefficients["density"][group]["a"] = 0.57
+    text = to_mergekit(recipe, {name: name for name in shapes}, shapes, "float32")
+    counts = {
+        name: [int(resolver(text, setting)(name)[0] * np.prod(shape)) for setting in ("density", "gamma")]
+        for name, shape in shapes.items()
+    }
+    assert counts == {"h.0.w": [57, 29], "h.1.w": [1425, 725], "ln_f.weight": [1, 0]}
+
+
+def test_the_chances_of_della_stay_inside_what_mergekit_takes():
+    """It refuses density - epsilon <= 0 and density + epsilon >= 1, where evomerge takes a smaller epsilon."""
+    shapes = {"h.0.w": (4, 4), "h.1.w": (4, 4), "h.2.w": (4, 4)}
+    recipe = recipe_on("layer", shapes, method="della", epsilon=0.15)
+    for group, density in {"h.0": 0.5, "h.1": 0.1, "h.2": 0.9}.items():
+        recipe.coefficients["density"][group]["a"] = density
+    text = to_mergekit(recipe, {name: name for name in shapes}, shapes, "float32")
+    epsilon = {name: resolver(text, "epsilon")(name)[0] for name in shapes}
+    assert epsilon["h.0.w"] == 0.15
+    assert 0.0998 < epsilon["h.1.w"] < 0.1
+    assert 0.9 + epsilon["h.2.w"] < 1
+    shapes["h.2.bias"] = (1,)
+    recipe = recipe_on("layer", shapes, method="della")
+    with pytest.raises(ConfigError, match=r"h\.2\.bias has rows of one element.*evomerge merge"):
+        to_mergekit(recipe, {name: name for name in shapes}, shapes, "float32")
+
+
+def test_slerp_has_one_number_for_both_models():
+    recipe = recipe_on("layer", BERT, method="slerp", paths=("base", "experts/a"))
+    document = yaml.safe_load(to_mergekit(recipe, SAME, BERT, "float32", extra=("cls.weight",)))
+    assert (document["merge_method"], document["base_model"]) == ("slerp", "base")
+    assert document["models"] == [{"model": "experts/a"}]
+    filters, values = document["parameters"].pop("t"), recipe.per_parameter(BERT)["weight"]["a"]
+    assert document["parameters"] == {}
+    for name in (*BERT, "cls.weight"):
+        assert next(one["value"] for one in filters if one.get("filter", "") in name) == values.get(name, 0.0)
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_nuslerp_has_a_base_where_it_takes_differences_to_it(deltas):
+    recipe = recipe_on("layer", BERT, method="nuslerp", deltas=deltas)
+    document = yaml.safe_load(text := to_mergekit(recipe, SAME, BERT, "float32"))
+    assert document["merge_method"] == "nuslerp"
+    assert ("base_model" in document) == deltas
+    assert document["parameters"] == {"nuslerp_flatten": True, "nuslerp_row_wise": False}
+    values = recipe.per_parameter(BERT)["weight"]
+    assert all(resolver(text)(name) == [values["a"][name], values["b"][name]] for name in BERT)
+    with pytest.raises(ConfigError, match=r"mixes every tensor of the two experts, and cls\.weight stays the base's"):
+        to_mergekit(recipe, SAME, BERT, "float32", extra=("cls.weight",))
+
+
 def test_ties_says_what_happens_among_equal_magnitudes_only_where_something_is_trimmed():
     recipe = recipe_on("layer", BERT, method="ties")
     assert "any of them" in to_mergekit(recipe, SAME, BERT, "float32")
@@ -189,5 +270,9 @@ def test_what_mergekit_cannot_express_is_refused_with_a_way_out():
         r"transformed before the search \(ties\).*base \+ transformed task vector.*--materialise DIR",
         replace(recipe_on("layer", BERT), transform=[{"name": "ties", "density": 0.2}]),
     )
+    for method in ("ties", "dare_ties", "della", "breadcrumbs"):
+        refused("elect=count.*method.elect=sum", recipe_on("layer", BERT, method=method, elect="count"))
+    for method in ("ties", "breadcrumbs"):
+        refused("over=group counts.*method.over=tensor", recipe_on("layer", BERT, method=method, over="group"))
     linear = recipe_on("layer", BERT)
     refused("ties needs a density", Recipe(linear.base, linear.experts, {"name": "ties"}, "layer", linear.coefficients))

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from evomerge.cli import evaluate, export, merge, report
-from evomerge.common.errors import LogError
+from evomerge.common.errors import ConfigError, LogError
 from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Silent
 from evomerge.recipes.recipe import Recipe
+from evomerge.report.result import Result as open_result
+from evomerge.runs.config import check
 from evomerge.runs.directory import open_run
 from evomerge.runs.earlier import in_todays_words
 from evomerge.runs.outputs import run_digest
@@ -84,13 +87,37 @@ def test_the_words_of_settings() -> None:
     hybrid = {"_target_": "evomerge.searchers.hybrid.Hybrid", "first": {"_target_": "evomerge.searchers.tpe.Tpe"}}
     given: dict[str, Any] = {"method": {"_target_": "evomerge.methods.Ties", "normalize": True}, "searcher": hybrid}
     found = in_todays_words({**given, "fitness": fitness, "loss": None})
-    assert found["method"] == {"_target_": "evomerge.merging.methods.Ties", "normalize": True}
+    added = {"elect": "sum", "over": "tensor"}
+    assert found["method"] == {"_target_": "evomerge.merging.methods.Ties", "normalize": True, **added}
     assert found["searcher"] == hybrid
     assert found["fitness"] == {**fitness, "_target_": "evomerge.fitness.lm_eval.harness.LmEval"}
     assert in_todays_words(found) == found
     assert in_todays_words({"method": {"_target_": "mine.methods.Linear", "transform": None}}) == {
         "method": {"_target_": "mine.methods.Linear"}
     }
+
+
+def test_a_run_with_other_masks_is_reported_and_nothing_else(old: Path) -> None:
+    dare = {"_target_": "evomerge.methods.DareTies", "seed": 0, "normalize": False, "transform": None}
+    header, *records = read_log(old / "trials.jsonl")
+    header["identity"]["method"] = dare
+    settings = yaml.safe_load((old / "config.yaml").read_text())
+    (old / "config.yaml").write_text(yaml.safe_dump({**settings, "method": dare}))
+    (old / "trials.jsonl").unlink()
+    journal = Journal(old / "trials.jsonl")
+    journal.open()
+    for record in (header, *records):
+        journal.append(record)
+    journal.close()
+    report.main([str(old)])
+    assert (old / "report.html").is_file()
+    refused = r"random masks of dare_ties came from another generator.*pip install 'evomerge<0\.3'"
+    with pytest.raises(LogError, match=rf"The run {old} is of an earlier version\. .*{refused}"):
+        run_search(compose(*SEARCH[:-1], "method=dare_ties", "budget=14"), old, Silent())
+    with pytest.raises(ConfigError, match=refused):
+        open_result(old).problem  # noqa: B018
+    with pytest.raises(ConfigError, match=refused):
+        check(open_run(old).settings)
 
 
 def test_it_goes_on_as_if_nothing_had_happened(old: Path, today: Path) -> None:

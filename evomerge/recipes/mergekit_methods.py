@@ -1,0 +1,130 @@
+"""What the methods of a recipe are in mergekit 0.1.5: names, settings and numbers there, or why they are not there.
+
+In: a recipe. Out: the name of mergekit's method, its settings, and a number for each setting, model and tensor.
+mergekit has a method of its own where evomerge has a setting (`breadcrumbs_ties`, `della_linear`), counts shares of
+tensors alone, elects by sums alone, and rounds shares otherwise. What it would do otherwise is refused, never written.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from evomerge.common.errors import ConfigError
+from evomerge.recipes.recipe import Recipe
+
+Shapes = Mapping[str, tuple[int, ...]]
+Values = dict[str, dict[str, dict[str, float]]]
+"""{setting: {expert: {parameter: number}}}."""
+
+_WITHOUT_ELECTION = {"breadcrumbs": "breadcrumbs", "della": "della_linear"}
+_WITH_ELECTION = {"breadcrumbs": "breadcrumbs_ties", "della": "della"}
+_INSIDE = 0.999
+"""The share of the distance of a density to 0 or 1 that DELLA's epsilon may take: mergekit wants it to be less."""
+
+
+def called_there(recipe: Recipe, parameters: Shapes, extra: Collection[str]) -> str:
+    """Return what mergekit calls the method of a recipe with its settings.
+
+    Args:
+        recipe: the recipe.
+        parameters: name -> shape.
+        extra: file keys that stay the base's.
+
+    Raises:
+        ConfigError: mergekit has nothing of the kind.
+    """
+    from evomerge.recipes.catalog import find_method  # which loads torch; a YAML needs none
+
+    method, settings = str(recipe.method["name"]), recipe.method
+    kind = find_method(recipe)
+    if kind.mergekit is None:
+        raise ConfigError(f"mergekit export: mergekit has no method {method}: merge with `evomerge merge`.")
+    for variable in kind.variables:
+        if variable.name not in recipe.coefficients:
+            raise ConfigError(f"mergekit export: the method {method} needs a {variable.name}, and the recipe has none.")
+    if settings.get("elect") == "count":
+        raise ConfigError(
+            f"mergekit export: no method of mergekit elects signs by their count, as elect=count does: merge with "
+            f"`evomerge merge`, or search {method} with method.elect=sum."
+        )
+    if settings.get("over", "tensor") != "tensor":
+        raise ConfigError(
+            "mergekit export: over=group counts the density over all tensors of a group, and mergekit over each one: "
+            "merge with `evomerge merge`, write the trimmed experts out (`evomerge export RUN --materialise DIR`), or "
+            "search with method.over=tensor."
+        )
+    if method == "nuslerp" and extra:
+        raise ConfigError(
+            f"mergekit export: mergekit's nuslerp mixes every tensor of the two experts, and {min(extra)} stays the "
+            f"base's here: merge with `evomerge merge`."
+        )
+    if method == "della":
+        _check_rows(recipe, parameters)
+    if method in _WITH_ELECTION:
+        elects = settings.get("elect", "sum" if method == "della" else None)
+        return (_WITH_ELECTION if elects else _WITHOUT_ELECTION)[method]
+    return kind.mergekit
+
+
+def has_base(recipe: Recipe) -> bool:
+    """Return whether the base is one of the models that mergekit is given: its nuslerp takes differences to it."""
+    return recipe.method["name"] != "nuslerp" or bool(recipe.method.get("deltas"))
+
+
+def shared_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that all models share."""
+    method, settings = recipe.method["name"], recipe.method
+    if method == "slerp":
+        return {}
+    if method == "nuslerp":
+        return {"nuslerp_flatten": True, "nuslerp_row_wise": False}
+    rescale = {"rescale": bool(settings.get("rescale", True))} if method in ("dare", "dare_ties", "della") else {}
+    return {"normalize": bool(settings.get("normalize", False)), "lambda": 1.0, "int8_mask": False, **rescale}
+
+
+def as_settings(recipe: Recipe, parameters: Shapes) -> Values:
+    """Return the numbers of a recipe as settings of mergekit, by setting, expert and parameter."""
+    method, values = recipe.method["name"], recipe.per_parameter(parameters)
+    sizes = {name: math.prod(shape) for name, shape in parameters.items()}
+    if method == "slerp":
+        return {"t": values["weight"]}
+    if method == "ties":
+        values["density"] = _each(values["density"], lambda name, density: _share(density, sizes[name], least=1))
+    if method == "breadcrumbs":
+        gamma = float(recipe.method.get("gamma", 0.01))
+        values["gamma"] = _each(values["density"], lambda name, density: _share(gamma, sizes[name]))
+        values["density"] = _each(values["density"], lambda name, density: _share(density, sizes[name]))
+    if method == "della":
+        epsilon = float(recipe.method.get("epsilon", 0.15))
+        values["epsilon"] = _each(
+            values["density"], lambda name, density: min(epsilon, _INSIDE * max(min(density, 1 - density), 0.0))
+        )
+    return values
+
+
+def _each(
+    rows: Mapping[str, Mapping[str, float]], change: Callable[[str, float], float]
+) -> dict[str, dict[str, float]]:
+    return {expert: {name: change(name, value) for name, value in row.items()} for expert, row in rows.items()}
+
+
+def _share(share: float, size: int, least: int = 0) -> float:
+    """The share for which mergekit, too, counts floor(share * size + 1e-9) elements.
+
+    It counts int(share * size), of the largest at least one unless the share is 0: one too many in a small tensor, and
+    one too few where the product falls just short of a whole number (0.29 * 100 is 28.999999999999996).
+    """
+    count = math.floor(share * size + 1e-9)
+    return share if count == max(least, int(share * size)) else (count + 0.5) / size if count else 0.0
+
+
+def _check_rows(recipe: Recipe, parameters: Shapes) -> None:
+    """Refuse DELLA of a tensor with rows of one element: mergekit divides by their number less one."""
+    densities = recipe.per_parameter(parameters)["density"]
+    for name, shape in parameters.items():
+        alone = shape[1] == 1 if len(shape) > 1 else math.prod(shape) == 1
+        if alone and any(0 < row[name] < 1 for row in densities.values()):
+            raise ConfigError(
+                f"mergekit export: {name} has rows of one element, and mergekit's della divides by their number less "
+                f"one: merge with `evomerge merge`, or hold the density there at 1 (space.frozen)."
+            )
