@@ -6,9 +6,9 @@ right after these were written, so that a first run sees what later ones see. A 
 The values of a delta stand under the name of the parameter, and parts of other kinds under names with a prefix. Of a
 masked delta, the mask alone is written: what it lies over is kept elsewhere.
 
-Every tensor begins at a multiple of 64 bytes of its file, and so of the address space, in every process: what BLAS
-makes of a tensor may depend on where in 64 bytes it begins. safetensors itself aligns to 8 bytes and allows no holes,
-so the header is filled up with spaces, and between tensors lie fillers.
+Every tensor begins at a multiple of 64 bytes of its file, and so of the address space, as whatever torch allocates
+does: kernels read whole lines of the processor's cache. safetensors itself aligns to 8 bytes and allows no holes, so
+the header is filled up with spaces, and between tensors lie fillers.
 """
 
 from __future__ import annotations
