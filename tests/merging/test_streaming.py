@@ -46,7 +46,9 @@ def test_an_error_on_the_way_is_raised(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [methods.Linear(), methods.Ties(over="group"), methods.DareTies(normalize=True), methods.Della()], ids=str
+    "method",
+    [methods.Linear(), methods.Ties(over="group"), methods.DareTies(normalize=True), methods.Della()],
+    ids=lambda method: method.name,
 )
 def test_a_merge_in_windows_is_the_same(method: Any) -> None:
     rng = np.random.default_rng(0)
