@@ -41,6 +41,7 @@ class Shape:
             num_key_value_heads=3,
             vocab_size=self.vocabulary,
             tie_word_embeddings=True,
+            architectures=[LlamaForCausalLM.__name__],
         )
 
 

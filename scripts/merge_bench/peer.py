@@ -7,11 +7,12 @@ memory. Every expert has one weight and one density for all tensors, the simples
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import yaml
-from mergekit_parity.peer import make_environment, program
+from mergekit_parity.peer import PeerError, make_environment, program
 
 from merge_bench.models import BASE
 
@@ -57,7 +58,7 @@ def seconds_of(environment: Path, models: Path, method: str, rows: int) -> list[
         rows: number of experts.
 
     Raises:
-        PeerError: mergekit cannot be installed.
+        PeerError: mergekit cannot be installed, or fails.
     """
     make_environment(environment)
     several = {"weight": 0.4} if method == "linear" else {"weight": 0.4, "density": 0.5}
@@ -72,5 +73,9 @@ def seconds_of(environment: Path, models: Path, method: str, rows: int) -> list[
     config = models / f"mergekit-{method}.yaml"
     config.write_text(yaml.safe_dump(document), encoding="utf-8")
     command = [program(environment, "python"), "-c", THEIRS, str(config), str(TIMES.get(method, USUALLY))]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"})
+    surroundings = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    surroundings.pop("PYTHONPATH", None)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=surroundings)
+    if done.returncode:
+        raise PeerError(f"mergekit failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
