@@ -27,7 +27,7 @@ import yaml
 from mergekit.architecture import get_architecture_info
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor
-from mergekit.io.tasks import LoaderCache
+from mergekit.io.tasks import LoaderCache, ReturnTensor
 from mergekit.merge import _model_out_config
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
@@ -40,7 +40,12 @@ for _ in range(int(sys.argv[2])):
     cache = LoaderCache()
     cache.setup(options=options)
     out = _model_out_config(config, architecture, trust_remote_code=False)
-    targets = MergePlanner(config, architecture, options=options, out_model_config=out).plan_in_memory()
+    planner = MergePlanner(config, architecture, options=options, out_model_config=out)
+    planner._plan()  # as plan_in_memory does, in which pydantic refuses the tasks
+    targets = [
+        ReturnTensor.model_construct(weight_info=weight, tensor_task=task, dtype=config.out_dtype)
+        for weight, task in planner._tensors
+    ]
     merged = [value for _, value in Executor(targets, math_device="cpu", storage_device="cpu").run(quiet=True)]
     seconds.append(time.perf_counter() - started)
 print(json.dumps(seconds))
