@@ -17,6 +17,7 @@ from evomerge.merging.sites import Site
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDelta
+from evomerge.task_vectors.quantised import quantised
 from tests.kit.methods import plainly, site_of
 
 SIZE = 64 * 33
@@ -131,6 +132,23 @@ def test_all_of_many_pieces_are_written_whatever_the_threads(monkeypatch) -> Non
     assert not torch.any(found[0] == 7)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "dare", "della summed"])
+def test_tiles_end_where_a_number_of_theirs_changes(name: str, monkeypatch) -> None:
+    """Cuts have places between equal elements, and the numbers of places have another upper half after 2^16."""
+    site = drawn(3, torch.bfloat16, size=cpu.PIECE + 64 * 33, start=1000 * 64)
+    fast, plain = both(site, FORMS[name], monkeypatch)
+    assert torch.equal(fast, plain)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["linear", "ties", "dare"])
+def test_codes_are_decoded_as_the_plain_form_does(name: str, bits: int, monkeypatch) -> None:
+    whole = drawn(3, torch.float32, "dense", size=SIZE - 7)
+    packed = [quantised(delta.dense(), bits) for delta in whole.deltas]
+    fast, plain = both(site_of(whole.base, packed), FORMS[name], monkeypatch)
+    assert torch.equal(fast, plain)
 
 
 def test_merges_in_several_threads_and_in_a_fork_do_not_hang(monkeypatch) -> None:

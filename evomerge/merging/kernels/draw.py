@@ -5,6 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+LOW = np.uint32(0xFF)
+"""The bits of a random number that u has not."""
+
 
 @numba.njit(inline="always")
 def draw(place, key, other):
@@ -15,12 +18,31 @@ def draw(place, key, other):
         key: the first key, uint32, with the upper bits of the place in it (`draws.folded`).
         other: the second key, uint32.
     """
-    return _mixed(np.uint32(_mixed(np.uint32(place ^ key)) + other))
+    return mixed(place ^ with_high(place, key), other)
 
 
 @numba.njit(inline="always")
-def _mixed(word):
-    word = np.uint32(word ^ (word >> np.uint32(16)))
+def with_high(place, key):
+    """Return the first key with what a place adds to it in the first step: the same for all with its upper 16 bits."""
+    return np.uint32(key ^ np.uint32(np.uint32(place ^ key) >> np.uint32(16)))
+
+
+@numba.njit(inline="always")
+def mixed(word, other):
+    """Return the random bits of the element at a place: `word` is that place ^ `with_high`."""
+    word = np.uint32(_rest(np.uint32(word)) + other)
+    return _rest(np.uint32(word ^ (word >> np.uint32(16))))
+
+
+@numba.njit
+def limit(density):
+    """Return the number up to which random bits, with `LOW` set, have u < density: below `LOW`, none has."""
+    steps = np.ceil(np.float64(density) * 16777216.0)
+    return np.uint32(0) if steps < 1 else np.uint32(np.int64(min(steps, 16777216.0)) * 256 - 1)
+
+
+@numba.njit(inline="always")
+def _rest(word):
     word = np.uint32(word * np.uint32(0x21F0AAAD))
     word = np.uint32(word ^ (word >> np.uint32(15)))
     word = np.uint32(word * np.uint32(0xD35A2D97))

@@ -26,6 +26,8 @@ SEGMENT = 32
 """Elements of a segment: half a group of the quantised kinds, and one word of a mask."""
 TILE = 2048
 """Elements whose sums wait between loops."""
+HIGH = 1 << 16
+"""Elements of a parameter whose numbers have the same upper half."""
 HEAD = 4
 """Columns of a place before those of the rows: live, base, whether it is skipped, its first element."""
 COLUMNS = ("values", "steps", "zeros", "mask", "ranks")
@@ -92,7 +94,7 @@ def _module(variant: Variant) -> Iterator[str]:
     yield "import numpy as np"
     yield "from numba import carray"
     yield f"from evomerge.merging.kernels.bits import {', '.join(_BITS)}"
-    yield "from evomerge.merging.kernels.draw import draw"
+    yield "from evomerge.merging.kernels.draw import LOW, draw, limit, mixed, with_high"
     yield ""
     arguments = "int64[:,::1], float32[:,:,::1], uint32[:,:,::1], float32[:,::1], int64[:,::1], int64, int64"
     yield f'@numba.njit("int64({arguments})", nogil=True, cache=True, error_model="numpy")'
@@ -107,15 +109,32 @@ def _module(variant: Variant) -> Iterator[str]:
     yield "        if places[s, 2]:"
     yield "            continue"
     yield "        start, stop = pieces[p, 1], pieces[p, 2]"
-    yield f"        for a in range(start, stop, {TILE if len(split) > 1 else 1 << 62}):"
+    yield "        a = start"
+    yield "        while a < stop:"
     yield f"            n = min(stop - a, {TILE if len(split) > 1 else 1 << 62})"
-    for line in _tile(variant, split):
+    for line in (*_ends(variant), *_tile(variant, split), "a += n"):
         yield "            " + line
     yield "    return flaws"
 
 
 def _blocks(rows: int) -> list[range]:
     return [range(start, min(start + TOGETHER, rows)) for start in range(0, rows, TOGETHER)]
+
+
+def _ends(variant: Variant) -> Iterator[str]:
+    """Yield what ends a tile where something changes that is then the same for all of its elements: on which side of
+    the place of a cut they lie, the upper halves of their numbers. Segments are not cut into pieces.
+    """
+    keep = variant.form.keep
+    if variant.packed:
+        return
+    if keep in ("drawn", "ranked"):
+        yield f"n = min(n, {HIGH} - (places[s, 3] + a) % {HIGH})"
+    if keep in ("largest", "between"):
+        for k in range(len(variant.rows)):
+            for place in (1, 3) if keep == "between" else (1,):
+                yield f"left = np.int64(whole[s, {k}, {place}]) - a"
+                yield "n = min(n, left) if left > 0 else n"
 
 
 def _tile(variant: Variant, split: list[range]) -> Iterator[str]:
@@ -154,21 +173,20 @@ def _row_arrays(k: int, variant: Variant) -> Iterator[str]:
     if variant.form.keep == "ranked":
         yield f"rank{k} = carray(pointer({at['ranks']} + 2 * a), n, np.uint16)"
     yield f"w{k} = floats[s, {k}, 0]"
-    names = {
-        "all": [],
-        "largest": [f"cut{k} = whole[s, {k}, 0]", f"stop{k} = whole[s, {k}, 1]"],
-        "between": [
-            f"cut{k} = whole[s, {k}, 0]",
-            f"stop{k} = whole[s, {k}, 1]",
-            f"top{k} = whole[s, {k}, 2]",
-            f"end{k} = whole[s, {k}, 3]",
-        ],
-        "drawn": [f"chance{k} = floats[s, {k}, 1]", f"scale{k} = floats[s, {k}, 2]"],
-        "ranked": [f"chance{k} = floats[s, {k}, 1]", f"more{k} = floats[s, {k}, 2]", f"scale{k} = floats[s, {k}, 3]"],
-    }
-    yield from names[variant.form.keep]
-    if variant.form.keep in ("drawn", "ranked"):
+    keep, simple = variant.form.keep, not variant.packed
+    for name, place in (("cut", 0), ("top", 2)):
+        if keep == "between" or (keep == "largest" and name == "cut"):
+            yield f"{name}{k}, stop_{name}{k} = whole[s, {k}, {place}], whole[s, {k}, {place + 1}]"
+            if simple:  # all elements are before the place of the cut, or none is
+                yield f"{name}{k} = {name}{k} if a < stop_{name}{k} else np.uint32({name}{k} + np.uint32(1))"
+    if keep == "drawn":
+        yield f"limit{k}, scale{k} = limit(floats[s, {k}, 1]), floats[s, {k}, 2]"
+    if keep == "ranked":
+        yield f"chance{k}, more{k}, scale{k} = floats[s, {k}, 1], floats[s, {k}, 2], floats[s, {k}, 3]"
+    if keep in ("drawn", "ranked"):
         yield f"key{k}, other{k} = whole[s, {k}, 0], whole[s, {k}, 1]"
+        if simple:
+            yield f"key{k} = with_high(there, key{k})"
 
 
 def _loops(variant: Variant, block: range, first: bool, last: bool) -> Iterator[str]:
@@ -187,7 +205,8 @@ def _loops(variant: Variant, block: range, first: bool, last: bool) -> Iterator[
             if row.kind in ("int8", "int4"):
                 yield f"    at{k}, from{k} = step{k}[g // 2], np.float32(zero{k}[g // 2])"
             if row.kind == "int4":
-                yield f"    shift{k}, byte{k} = np.uint32((g % 2) * 4), np.uint64((g // 2) * 32)"
+                yield f"    byte{k} = np.uint64((g // 2) * 32)"
+                yield f"    half{k}, unit{k} = np.uint8(240 if g % 2 else 15), np.float32(0.0625 if g % 2 else 1)"
             if row.masked:
                 yield f"    word{k} = mask{k}[g]"
         yield f"    for j in range({limit or f'n % {SEGMENT}'}):"
@@ -238,8 +257,8 @@ def _value(k: int, variant: Variant) -> Iterator[str]:
     if row.kind == "int8":
         yield f"x = (np.float32(x{k}[i]) - from{k}) * at{k}"
     elif row.kind == "int4":
-        yield f"code = (np.uint32(x{k}[byte{k} + np.uint64(j)]) >> shift{k}) & np.uint32(15)"
-        yield f"x = (np.float32(code) - from{k}) * at{k}"
+        yield f"code = np.uint8(x{k}[byte{k} + np.uint64(j)] & half{k})"  # a shift would take lanes of 64 bits
+        yield f"x = (np.float32(code) * unit{k} - from{k}) * at{k}"
     else:
         yield f"x = {_READ[row.dtype].format(f'x{k}[i]')}" + (" - b" if row.kind == "expert" and not blends else "")
     if row.masked:
@@ -247,18 +266,20 @@ def _value(k: int, variant: Variant) -> Iterator[str]:
     if blends and (row.kind != "expert" or row.masked):
         yield "x = b + x"
     if form.keep in ("largest", "between"):
-        yield "m, here_i = as_bits(x) & np.uint32(0x7FFFFFFF), np.uint32(here + np.uint32(i))"
-        inside = "(m > {0}{k}) | ((m == {0}{k}) & (here_i < {1}{k}))"
-        kept = inside.format("cut", "stop", k=k)
+        yield "m = as_bits(x) & np.uint32(0x7FFFFFFF)"
+        before = "(np.uint32(here + np.uint32(i)) < stop_{0}{k})"
+        inside = f"(m > {{0}}{{k}}) | ((m == {{0}}{{k}}) & {before})" if variant.packed else "m >= {0}{k}"
+        kept = f"({inside.format('cut', k=k)})"
         if form.keep == "between":
-            kept = f"({kept}) & ~({inside.format('top', 'end', k=k)})"
+            kept = f"{kept} & ~({inside.format('top', k=k)})"
         yield f"x = x if {kept} else zero"
     if form.keep in ("drawn", "ranked"):
-        yield f"u = np.float32(draw(np.uint32(there + np.uint32(i)), key{k}, other{k}) >> np.uint32(8))"
-        yield "u = u * np.float32(2.0**-24)"
+        yield "place = np.uint32(there + np.uint32(i))"
+        yield f"bits = {'draw(place, ' if variant.packed else 'mixed(place ^ '}key{k}, other{k})"
     if form.keep == "drawn":
-        yield f"x = x * scale{k} if u < chance{k} else zero"
+        yield f"x = x * scale{k} if (bits | LOW) <= limit{k} else zero"
     if form.keep == "ranked":
+        yield "u = np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)"
         yield f"c = chance{k} + np.float32(rank{k}[i]) * more{k}"
         yield f"x = (x / c if scale{k} != zero else x) if u < c else zero"
     yield f"v = x * w{k}"
