@@ -7,9 +7,10 @@ how many tensors are the same bits, and the largest distance in units in the las
 status is 1 if one is larger than 1, or if one model has a tensor that the other lacks. With `--run`, the winners of
 these run directories are merged instead, from their own `recipe.yaml` and `mergekit.yaml`.
 
-Not compared, since mergekit cannot express them: `dare_ties` (its masks come from another random generator), task
-vectors that were transformed over the whole model, and groups that are parts of tensors; `evomerge export RUN
---materialise DIR` is the way out for these.
+Not compared, since mergekit cannot express them: random masks, which come from another generator (`dare` and `della`
+are compared where they drop nothing), elections by count, shares over several tensors, task vectors that were
+transformed over the whole model, and groups that are parts of tensors; `evomerge export RUN --materialise DIR` is the
+way out for most of these.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def run_winner(run: Path, environment: Path) -> Verdict:
     recipe = Recipe.from_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
     live = load_skeleton(Path(recipe.base.path), recipe.auto_class)
     document = yaml.safe_load((run / "mergekit.yaml").read_text(encoding="utf-8"))
-    document["base_model"] = str(Path(document["base_model"]).absolute())
+    if "base_model" in document:
+        document["base_model"] = str(Path(document["base_model"]).absolute())
     for model in document["models"]:
         model["model"] = str(Path(model["model"]).absolute())
     with TemporaryDirectory() as scratch:

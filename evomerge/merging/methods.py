@@ -15,11 +15,12 @@ chunks: the largest come from a sort that was made once, and draws are nested in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.merging.kernels.form import Form, Numbers
@@ -28,6 +29,7 @@ from evomerge.merging.sites import Site, Together
 from evomerge.space.coefficients import Variable
 from evomerge.task_vectors.draws import folded, keys
 from evomerge.task_vectors.orders import Order, cuts_over
+from evomerge.task_vectors.spans import chunks
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5)
@@ -36,7 +38,11 @@ PLACE = Variable("weight", 0.0, 1.0, 0.5)
 ALIGNED = 0.9995
 """The cosine above which SLERP goes along a straight line, as in mergekit."""
 SLIGHT = 1e-8
-"""A sum of weights below which mergekit divides by 1."""
+"""A sum of weights, or a norm, below which mergekit divides by 1."""
+COLINEAR = 1e-16
+"""How little the square of a cosine may be from 1 where NuSLERP goes along a straight line, as in mergekit."""
+PIECE = 1 << 14
+"""Elements that are added up together; torch takes several threads for more than twice as many."""
 
 Elect = Literal["sum", "count"]
 Over = Literal["tensor", "group"]
@@ -238,11 +244,11 @@ class Della(Formed):
         _check_share("epsilon", epsilon)
         self.form = Form("ranked", _join(elect), divide=normalize)
 
-    def prepare(self, together: Together) -> tuple[np.ndarray, list[list[torch.Tensor]]]:
+    def prepare(self, together: Together) -> tuple[np.ndarray, list[list[Tensor]]]:
         """Return the keys of the draws, and the ranks."""
         return _keys(together, self.seed), together.ranks()
 
-    def ranks(self, prepared: Any) -> Sequence[Sequence[torch.Tensor]]:
+    def ranks(self, prepared: Any) -> Sequence[Sequence[Tensor]]:
         """Return the ranks."""
         return prepared[1]
 
@@ -277,15 +283,18 @@ class Slerp(Formed):
     takes = 1
     form = Form(join="blend")
 
-    def prepare(self, together: Together) -> np.ndarray:
+    def prepare(self, together: Together) -> Tensor:
         """Return the cosines between base and expert, float32 (S,)."""
-        return np.array([_cosine(site) for site in together.sites], dtype=np.float32)
+        return torch.tensor([_cosine(site, (None, 0)) for site in together.sites])
 
-    def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
-        """Return what base and expert are multiplied by."""
-        found = [_slerp(t, dot) for t, dot in zip(coefficients["weight"][together.places][:, 0], prepared, strict=True)]
-        both = np.array(found, dtype=np.float32)
-        return Numbers(both[:, 1:], base=both[:, 0])
+    def numbers(self, together: Together, prepared: Tensor, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+        """Return what base and expert are multiplied by (Shoemake 1985, section 3.3)."""
+        t = torch.tensor(coefficients["weight"][together.places][:, 0], dtype=torch.float32)
+        straight = prepared.abs() > ALIGNED
+        angle = torch.acos(torch.where(straight, 0, prepared))
+        base = torch.where(straight, 1 - t, torch.sin((1 - t) * angle) / torch.sin(angle))
+        expert = torch.where(straight, t, torch.sin(t * angle) / torch.sin(angle))
+        return Numbers(expert[:, None].numpy(), base=base.numpy())
 
 
 class NuSlerp(Formed):
@@ -308,59 +317,60 @@ class NuSlerp(Formed):
         self.deltas = deltas
         self.form = Form(join="sum" if deltas else "blend", divide=True)
 
-    def prepare(self, together: Together) -> np.ndarray:
-        """Return the angles between the two, float32 (S,)."""
-        return np.array([_angle(site, self.deltas) for site in together.sites], dtype=np.float32)
+    def prepare(self, together: Together) -> Tensor:
+        """Return the cosines between the two, float32 (S,)."""
+        return torch.tensor([_cosine(site, (0, 1), self.deltas) for site in together.sites])
 
-    def numbers(self, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]) -> Numbers:
+    def numbers(self, together: Together, prepared: Tensor, coefficients: Mapping[str, np.ndarray]) -> Numbers:
         """Return what the two are multiplied by, and what the sum is divided by."""
         both = coefficients["weight"][together.places[0][:, 0]]
         total = both.sum(axis=1)
-        t = np.where(np.abs(total) < 1e-6, 0.5, both[:, 1] / np.where(total == 0, 1, total))
-        angle, sine = prepared, np.sin(prepared)
-        straight = np.abs(sine) < 1e-8
-        first = np.where(straight, 1 - t, np.sin((1 - t) * angle)).astype(np.float32)
-        second = np.where(straight, t, np.sin(t * angle)).astype(np.float32)
-        pair = np.stack([first, second], axis=1)
+        share = np.where(np.abs(total) < 1e-6, 0.5, both[:, 1] / np.where(total == 0, 1, total))
+        first, second = (torch.tensor(each, dtype=torch.float32) for each in (1 - share, share))
+        straight = 1 - prepared.square() <= COLINEAR
+        angle = torch.acos(torch.where(straight, 0, prepared))
+        pair = torch.stack(
+            [torch.where(straight, each, torch.sin(each * angle)) for each in (first, second)], dim=1
+        ).numpy()
+        divisor = torch.where(straight, 1, torch.sin(angle)).numpy()
         present = np.zeros(pair.shape, dtype=bool)
         np.put_along_axis(present, together.places[1], True, axis=1)
         return Numbers(
             np.take_along_axis(pair, together.places[1], axis=1),
             base=np.where(present, 0, pair).sum(axis=1).astype(np.float32),
-            divisor=np.where(straight, 1, sine).astype(np.float32),
+            divisor=divisor,
         )
 
 
-def _cosine(site: Site) -> np.float32:
-    """Return the cosine between base and expert in float32, with the operations of mergekit and so with its bits."""
-    base = site.base.float()
-    one, other = (_direction(values.cpu().numpy()) for values in (base, site.deltas[0].added(base)))
-    return np.sum(one * other)
+def _cosine(site: Site, ends: tuple[int | None, int | None], deltas: bool = False) -> Tensor:
+    """Return the cosine between two models in float32, with the operations of mergekit 0.1.5 on every piece.
 
+    Pieces are so small that torch adds up each in one thread: the number of threads changes nothing.
 
-def _direction(values: np.ndarray) -> np.ndarray:
-    size = np.linalg.norm(values)
-    return values / size if size > 1e-8 else values
+    Args:
+        site: the span.
+        ends: their rows; None for the base. A row without a delta here is the base as well.
+        deltas: between their differences to the base.
+    """
+    held = dict(zip(site.rows, site.deltas, strict=True))
 
+    def pieces() -> Iterator[list[Tensor]]:
+        for place in chunks(len(site), PIECE):
+            base = site.base[place].float()
+            found = []
+            for end in ends:
+                delta = held.get(end) if end is not None else None
+                if delta is None:
+                    found.append(torch.zeros_like(base) if deltas else base)
+                else:
+                    found.append(delta[place].dense() if deltas else delta[place].added(base))
+            yield found
 
-def _slerp(t: float, dot: np.float32) -> tuple[Any, Any]:
-    """Return what both ends are multiplied by at a place between them, 0 to 1 (Shoemake 1985, section 3.3)."""
-    if np.abs(dot) > ALIGNED:
-        return 1 - t, t
-    whole = np.arccos(dot)
-    part = whole * t
-    return np.sin(whole - part) / np.sin(whole), np.sin(part) / np.sin(whole)
-
-
-def _angle(site: Site, deltas: bool) -> float:
-    """Return the angle between the two experts; one without a delta here is the base."""
-    base = site.base.float()
-    held = {
-        row: delta.dense() if deltas else delta.added(base) for row, delta in zip(site.rows, site.deltas, strict=True)
-    }
-    pair = [held.get(row, torch.zeros_like(base) if deltas else base) for row in range(2)]
-    one, other = (values / torch.norm(values, dim=-1, keepdim=True).clamp(min=1e-7) for values in pair)
-    return float(torch.acos(torch.sum(one * other, dim=-1).clamp(-1, 1)))
+    norms = torch.stack([torch.stack([torch.linalg.vector_norm(one) for one in both]) for both in pieces()])
+    sizes = torch.linalg.vector_norm(norms, dim=0)
+    sizes = torch.where(sizes > SLIGHT, sizes, 1)
+    dots = [(one / sizes[0] * (other / sizes[1])).sum() for one, other in pieces()]
+    return torch.stack(dots).sum().clamp(-1, 1).cpu()
 
 
 def _weights(together: Together, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -368,9 +378,13 @@ def _weights(together: Together, coefficients: Mapping[str, np.ndarray]) -> np.n
 
 
 def _divisor(together: Together, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the sum of the weights of all rows by site, those with a zero delta there included; 1 for next to none."""
-    total = coefficients["weight"].sum(axis=1)[together.places[0][:, 0]]
-    return np.where(np.abs(total) < SLIGHT, 1, total).astype(np.float32)
+    """Return the sum of the weights of all rows by site, those with a zero delta there included; 1 for next to none.
+
+    In float32, as mergekit adds them, since it is a quotient of what may nearly cancel.
+    """
+    weights = torch.tensor(coefficients["weight"], dtype=torch.float32)
+    total = torch.cat([row[:, None].sum(dim=0) for row in weights]).numpy()
+    return np.where(np.abs(total) < SLIGHT, np.float32(1), total)[together.places[0][:, 0]]
 
 
 def _drawn(

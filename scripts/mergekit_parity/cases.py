@@ -3,8 +3,8 @@
 In: a case. Out: a directory with base, experts, `recipe.yaml` and `mergekit.yaml`. Pico models have sizes that are no
 multiples of what processors work on at a time, and five experts, from which on the order of sums shows.
 
-Densities of `ties` are such that no two elements of one task vector are equal where it is trimmed: there, mergekit
-keeps any of them (its sort is not stable, and so depends on the processor), and evomerge the first.
+Densities of `ties` and `breadcrumbs` are such that no two elements of one task vector are equal where it is trimmed:
+there, mergekit keeps any of them (its sort is not stable, and so depends on the processor), and evomerge the first.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ BERT: dict[str, Any] = {
 GPT2: dict[str, Any] = {"n_embd": 24, "n_layer": 3, "n_head": 2, "vocab_size": 51, "n_positions": 13}
 TRIES = 500
 """Densities that are drawn at most until one cuts between unequal elements."""
+SUMS = ("ties", "dare", "della", "breadcrumbs")
+"""Methods with densities; those of random masks are compared at a density of 1, where nothing is dropped."""
+GAMMA = 0.01
+"""The share of the largest elements that breadcrumbs leaves out, if not said otherwise."""
+TAKES = {"slerp": 1, "nuslerp": 2}
 SUITE = Path(__file__).parents[2] / "suites" / "text"
 
 
@@ -74,11 +79,19 @@ class Case:
     granularity: str
     method: str = "linear"
     normalize: bool = False
+    elect: str | None = None
 
     @property
     def name(self) -> str:
         """What the output calls it."""
-        return f"{self.family} {self.granularity} {self.method}{' normalize' * self.normalize}"
+        how = f"{' normalize' * self.normalize}{' elected' * bool(self.elect)}"
+        return f"{self.family} {self.granularity} {self.method}{how}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method as a recipe has it."""
+        divides = {"normalize": self.normalize} if self.method in SUMS else {}
+        return {"name": self.method, **divides, **({"elect": self.elect} if self.elect else {})}
 
 
 CAUSAL, HEADLESS = "AutoModelForCausalLM", "AutoModel"
@@ -112,6 +125,14 @@ ALL = (
     Case("gpt2", "tensor"),
     Case("gpt2", "blocks:3", "ties", normalize=True),
     Case("bert", "tensor", "ties"),
+    Case("llama", "tensor", "breadcrumbs"),
+    Case("llama-bf16-sharded", "layer", "breadcrumbs", elect="sum"),
+    Case("llama", "layer", "dare", normalize=True),
+    Case("llama", "layer", "della", elect="sum"),
+    Case("llama", "tensor", "slerp"),
+    Case("llama-bf16-sharded", "layer", "slerp"),
+    Case("llama", "tensor", "nuslerp"),
+    Case("llama-bf16-sharded", "layer", "nuslerp"),
     Case("minilm", "layer"),
     Case("minilm", "tensor", "ties"),
 )
@@ -137,6 +158,7 @@ def write_case(case: Case, directory: Path) -> dict[str, str]:
         (directory / "base").symlink_to(SUITE / "base")
         for name in names:
             (directory / name).symlink_to(SUITE / "experts" / name)
+    names = names[: TAKES.get(case.method)]
     live = load_skeleton(directory / "base", family.auto_class)
 
     def opened(name: str) -> Checkpoint:
@@ -147,7 +169,7 @@ def write_case(case: Case, directory: Path) -> dict[str, str]:
     recipe = Recipe(
         base=Source("base", base.sha256),
         experts={name: Source(name, expert.sha256) for name, expert in experts.items()},
-        method={"name": case.method, **({"normalize": case.normalize} if case.method == "ties" else {})},
+        method=case.settings,
         granularity=case.granularity,
         coefficients=_coefficients(case, parameters, base, experts, seed),
         auto_class=family.auto_class,
@@ -168,13 +190,15 @@ def _coefficients(
 ) -> Coefficients:
     rng, groups = np.random.default_rng(seed), make_groups(case.granularity, parameters)
     weights = {group.name: {expert: float(rng.uniform(-0.5, 1.5)) for expert in experts} for group in groups}
-    if case.method != "ties":
+    if case.method not in SUMS:
         return {"weight": weights}
+    if case.method in ("dare", "della"):
+        return {"weight": weights, "density": {group: dict.fromkeys(row, 1.0) for group, row in weights.items()}}
     densities: dict[str, dict[str, float]] = {group.name: {} for group in groups}
     for name, expert in experts.items():
         for group in groups:
             ranked = [_ranked(base.tensor(span.parameter), expert.tensor(span.parameter)) for span in group.spans]
-            densities[group.name][name] = _density(rng, ranked)
+            densities[group.name][name] = _density(rng, ranked, GAMMA if case.method == "breadcrumbs" else 0.0)
     return {"weight": weights, "density": densities}
 
 
@@ -183,11 +207,15 @@ def _ranked(base: Tensor, expert: Tensor) -> Tensor:
     return (expert.float() - base.float()).abs().reshape(-1).sort(descending=True).values
 
 
-def _density(rng: np.random.Generator, ranked: Sequence[Tensor]) -> float:
+def _density(rng: np.random.Generator, ranked: Sequence[Tensor], out: float) -> float:
     """A density that cuts between two unequal elements in every one of these task vectors, or 1."""
     for density in rng.uniform(0.05, 1.0, TRIES).tolist():
-        cuts = [(values, math.floor(density * len(values) + 1e-9)) for values in ranked]
-        if all(cut == 0 or values[cut - 1] > values[cut] for values, cut in cuts):
+        cuts = []
+        for values in ranked:
+            keep, top = (math.floor(share * len(values) + 1e-9) for share in (density, out))
+            top = min(top, len(values) - keep)
+            cuts += [(values, top), (values, top + keep)]
+        if all(cut in (0, len(values)) or values[cut - 1] > values[cut] for values, cut in cuts):
             return density
     return 1.0
 

@@ -67,7 +67,8 @@ def run_mergekit_pytorch(directory: Path, config: Path, out: Path) -> None:
         PeerError: mergekit fails.
     """
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
-    document["base_model"] += "/model.safetensors"
+    if "base_model" in document:
+        document["base_model"] += "/model.safetensors"
     for model in document["models"]:
         model["model"] += "/model.safetensors"
     raw = config.with_name("mergekit-pytorch.yaml")
