@@ -30,6 +30,7 @@ from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.stores import AUTO, LOSSY, kept_as
 from evomerge.transforms.chain import Chain
 
 
@@ -61,12 +62,19 @@ class Opening:
         auto_class: the transformers class whose parameters are merged.
         vocabulary: what becomes of experts with another number of tokens: `refuse`, `base` or `shared`.
         allow_missing: tensors, by name or pattern, that experts may lack and that may be left over.
+        store: how task vectors are kept; see `task_vectors/packing.py`.
     """
 
     cache: Path
     auto_class: str = "AutoModel"
     vocabulary: str = REFUSE
     allow_missing: tuple[str, ...] = ()
+    store: str = AUTO
+
+    @property
+    def kept_as(self) -> str:
+        """How task vectors are kept; float32 stands for all that keep every bit."""
+        return kept_as(self.store)
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ class Problem:
     Attributes:
         sources: where models and tasks come from.
         live: the loaded base.
-        vectors: base and task vectors, before any transform.
+        vectors: base and task vectors, exact, before any transform.
+        rows: what candidates are combined of: these after the transforms, as they are kept.
         space: the coefficient space.
         method: how candidates are built.
         merger: builds them, of the transformed task vectors if there are transforms.
@@ -150,6 +159,7 @@ class Problem:
     sources: Sources
     live: LiveModel
     vectors: TaskVectors
+    rows: TaskVectors
     space: CoefficientSpace
     method: Method
     merger: Merger
@@ -175,6 +185,7 @@ class Problem:
             **({} if sources.base.is_dir() else _in_memory(self.live)),
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
+            **({"store": self.opening.store} if self.opening.store in LOSSY else {}),
             "heads": {
                 name: hashlib.sha256(task.head.read_bytes()).hexdigest()
                 if task.head

@@ -36,6 +36,7 @@ from evomerge.models.computing import choose, computed_in, product_seconds
 from evomerge.models.live import LiveModel, load_live
 from evomerge.space.groups import make_groups
 from evomerge.task_vectors.store import task_vectors
+from evomerge.task_vectors.stores import AUTO
 
 CLASS = "AutoModelForCausalLM"
 DTYPES = ("bfloat16", "float32")
@@ -58,7 +59,7 @@ def make_merger(models: Path, live: LiveModel) -> tuple[Merger, tuple[int, int]]
         return live.open(path, cache=models / "cache")
 
     experts = {path.name: opened(path) for path in sorted((models / "experts").iterdir())}
-    vectors = task_vectors(opened(models / "base"), experts, live.parameters, models / "cache", keep=True)
+    vectors = task_vectors(opened(models / "base"), experts, live.parameters, models / "cache", store=AUTO)
     groups = make_groups("layer", vectors.parameters)
     return Merger(live.model, vectors, groups, Linear(), rounded=live.narrow), (len(groups), len(experts))
 

@@ -46,6 +46,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as they were scored if left out"
     )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="merge the experts as they are where the search packed task vectors (model.store), and say what differs",
+    )
     given = parser.parse_args(arguments)
     experts = _places(given.expert)
 
@@ -61,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         experts=experts,
         max_shard_size=given.max_shard_size,
         dtype=given.dtype,
+        exact=given.exact,
         reporter=Reporter(),
     )
     print(f"merged model: {out}")

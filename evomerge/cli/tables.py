@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from evomerge.cli.progress import PIPE_WIDTH, Reporter
+from evomerge.task_vectors.stores import FLOAT32, kept_as
 
 SHORT = 8  # letters; where an expert has a longer name, numbers stand for all of them at the head of columns
 ALIKE = {
@@ -183,13 +184,17 @@ def _needs(needs: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         return
     deltas, model = size(needs["task_vectors"]), needs["model"]
     cached, kept = needs["cache"], needs["task_vectors"] - needs["cache"]
-    forms = [f"{size(cached)} in float32, with a cache of that size on disk"] * bool(cached or not kept)
+    form = kept_as(needs["store"])
+    forms = [f"{size(cached)} in {form}, with a cache of that size on disk"] * bool(cached or not kept)
     forms += [f"{size(kept)} of experts kept as they are"] * bool(kept)
     text = f"task vectors {deltas} ({'; '.join(forms)})"
     if needs["device"] == "cpu":
         yield "memory", f"model {size(model)}; {text}, memory-mapped"
     else:
         yield "memory", f"model and base {size(2 * model)}, {text} on {needs['device']}"
+    if form != FLOAT32:
+        off = "nobody can say by how much" if needs["bound"] is None else f"by {needs['bound']:.2g} at most"
+        yield "store", f"{form}: a parameter may be off from that of the merge of exact experts, {off}"
     text = f"about {duration(needs['merge'])} to build a candidate on {needs['device']}"
     if needs["score"] is None:
         text += "; how long it takes to score one is measured where there are tasks: fitness.tasks=... or a suite"

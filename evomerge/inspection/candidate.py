@@ -26,6 +26,7 @@ from evomerge.runs.given import make_merge
 from evomerge.runs.transforms import in_order
 from evomerge.selection.contenders import read_recipe
 from evomerge.space.coefficients import CoefficientSpace
+from evomerge.task_vectors.stores import AUTO, kept_as
 
 
 class Candidate:
@@ -188,6 +189,11 @@ class Candidate:
             raise ConfigError(
                 f"The recipe transforms task vectors by {steps or 'nothing'}, and this candidate by "
                 f"{own_steps or 'nothing'}: make a candidate with the same transform=."
+            )
+        if recipe.kept_as != (own := kept_as(opened.settings.get("store", AUTO))):
+            raise ConfigError(
+                f"The recipe is of task vectors in {recipe.kept_as}, and this candidate's are in {own}: make a family "
+                f"with store={recipe.kept_as!r}."
             )
         if sorted(recipe.row_names) != sorted(self.space.rows):
             raise ConfigError(

@@ -25,7 +25,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
-from evomerge.models.checkpoint import from_tensors
+from evomerge.models.checkpoint import Checkpoint, from_tensors
 from evomerge.models.computing import computed_in
 from evomerge.models.live import load_live
 from evomerge.runs.build import read_splits
@@ -40,10 +40,11 @@ from evomerge.selection.choosing import work
 from evomerge.selection.marks import task_notes
 from evomerge.space.groups import Group
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.dense import DenseDelta
-from evomerge.task_vectors.expert import ExpertDelta, is_narrow
+from evomerge.task_vectors.expert import ExpertDelta, ExpertDeltas, is_narrow
+from evomerge.task_vectors.packing import pack, packed_bytes
 from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.stores import AUTO, EXPERT, FLOAT32, kept_as
 
 SAMPLE = 1 << 24  # elements of task vectors, 64 MiB in all, that are merged to measure how long a merge takes
 BRIEF = 5.0  # seconds; what takes less is timed once more, since the first call pays for what is set up lazily
@@ -56,9 +57,12 @@ class Costs:
     Attributes:
         model: bytes of the live model.
         task_vectors: bytes of the task vectors, mapped into memory.
-        cache: those of them that a cache on disk holds, in float32; the rest are experts as they are.
+        cache: those of them that a cache on disk holds; the rest are experts as they are.
+        store: how task vectors are kept (`model.store`).
         device: where candidates are built.
         merge: seconds to build one.
+        bound: how far a parameter may be from that of the merge of exact task vectors, with the largest weights; 0
+            where task vectors keep every bit, None where the method has no bound, or transforms come before.
         score: seconds to score one; None without tasks.
         items: on how many items; None without tasks.
         selection: seconds to choose the winner and to report it; None without tasks.
@@ -69,6 +73,8 @@ class Costs:
     cache: int
     device: str
     merge: float
+    store: str
+    bound: float | None = None
     score: float | None = None
     items: int | None = None
     selection: float | None = None
@@ -88,7 +94,7 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
     Raises:
         EvomergeError: the tasks cannot be read, or the fitness fails on the base.
     """
-    device, method = intent.device, intent.method
+    device, method, store = intent.device, intent.method, intent.opening.store
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = {name: math.prod(shape) for name, shape in found.parameters.items()}
@@ -101,15 +107,15 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
         if name in refused:
             continue
         held = {each: count + (each in changed) for each, count in held.items()}
-        if method.elementwise and not intent.transforms and is_narrow(checkpoints[name], sizes):
+        if not intent.transforms and (store == EXPERT or (store == AUTO and is_narrow(checkpoints[name], sizes))):
             kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
         else:
-            cache += sum(4 * sizes[each] for each in changed)
+            cache += sum(packed_bytes(sizes[each], store) for each in changed)
     dtypes = found.base.facts.dtypes if found.base.facts else {}
     dtype: torch.dtype = getattr(torch, next(iter(dtypes), "float32"))
     fits = sum(name not in refused for name in found.compared)
     with reporter.working("timing a merge"):
-        once = time_merge(method, max(fits, 1), dtype, device, kept > cache)
+        once = time_merge(method, max(fits, 1), dtype, device, EXPERT if kept > cache else store)
     read = sum(size * (held[name] + 2) for name, size in sizes.items() if held[name])  # and base, and what is written
     needs = Costs(
         model=sum(size * dtype.itemsize for size in sizes.values()),
@@ -117,6 +123,8 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
         cache=cache,
         device=device,
         merge=once * read,
+        store=store,
+        bound=_bound(found, checkpoints, intent, reporter),
     )
     if not intent.sources.tasks or intent.fitness is None:
         return needs, []
@@ -127,7 +135,26 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
     return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
 
 
-def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, kept: bool = False) -> float:
+def _bound(
+    found: Inspection, checkpoints: Mapping[str, Checkpoint], intent: Intent, reporter: Progress
+) -> float | None:
+    """Return how far a parameter may be off at most, with the largest weights; None where nobody can say."""
+    store, base = intent.opening.store, found.base.checkpoint
+    if kept_as(store) == FLOAT32:
+        return 0.0
+    if intent.transforms or not intent.method.linear or base is None:
+        return None
+    refused = {member.name for member in found.refused}
+    total = dict.fromkeys(found.parameters, 0.0)
+    with reporter.working("packing task vectors"):
+        for name, expert in checkpoints.items():
+            if name not in refused:
+                for parameter, delta in ExpertDeltas(base, expert, found.parameters).items():
+                    total[parameter] += pack(delta.dense(), store).bound
+    return max(map(abs, intent.bounds)) * max(total.values())
+
+
+def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, store: str = AUTO) -> float:
     """Merge random weights in place.
 
     Args:
@@ -135,7 +162,7 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
         experts: of how many task vectors.
         dtype: of the live model and the base.
         device: of the live model.
-        kept: experts of 16 bits are kept as they are.
+        store: how task vectors are kept.
 
     Returns:
         Seconds for each element that is read or written: of the base, of each task vector, of the model.
@@ -149,7 +176,7 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, ke
     deltas: dict[str, dict[str, Delta]] = {}
     for name in names:
         drawn = torch.randn(n, generator=generator)
-        deltas[name] = {"sample": ExpertDelta(weight, drawn.bfloat16()) if kept else DenseDelta(drawn)}
+        deltas[name] = {"sample": ExpertDelta(weight, drawn.bfloat16()) if store == EXPERT else pack(drawn, store)}
     model = nn.ParameterDict({"sample": nn.Parameter(weight.clone(), requires_grad=False)}).to(device)
     vectors = TaskVectors(base, dict.fromkeys(names, base), {"sample": (n,)}, deltas)
     merger = Merger(model, vectors, (Group("sample", (Span("sample", 0, n),), None),), method)

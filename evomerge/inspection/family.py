@@ -14,11 +14,13 @@ from typing import Any
 from evomerge.common.directories import TemporaryDirectory
 from evomerge.common.errors import ConfigError
 from evomerge.common.forms import checked
+from evomerge.common.names import unknown
 from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.common.shown import Shown
 from evomerge.inspection.geometry import Geometry, measure
 from evomerge.runs.choices import load_choice
 from evomerge.runs.given import Model, take_family
+from evomerge.task_vectors.stores import CHOICES as STORES
 
 
 class Family:
@@ -35,6 +37,7 @@ class Family:
         place: where task vectors lie: device (of the model), host (in memory) or disk (mapped); auto is the first of
             them that has room, and on a CPU they are mapped.
         vocabulary: what becomes of experts with another number of tokens: refuse, base or shared.
+        store: how task vectors are kept: auto, float32 or expert, which lose nothing; bfloat16, int8 or int4.
         allow_missing: names and patterns of tensors that experts may lack.
         cache: the directory for task vectors; None for .cache/evomerge, or a temporary one for models in memory.
         progress: is told what goes on.
@@ -59,6 +62,7 @@ class Family:
         compute="'auto', 'float32' or None",
         place="'auto', 'device', 'host' or 'disk'",
         vocabulary="'refuse', 'base' or 'shared'",
+        store="'auto', 'int8' or 'int4'",
         allow_missing="['lm_head.*']",
         cache="a directory, or None",
         progress=WRITTEN,
@@ -75,6 +79,7 @@ class Family:
         compute: str | None = "auto",
         place: str = "auto",
         vocabulary: str = "refuse",
+        store: str = "auto",
         allow_missing: Sequence[str] = (),
         cache: str | Path | None = None,
         progress: Progress | None = None,
@@ -93,12 +98,16 @@ class Family:
             raise ConfigError(
                 f"{experts!r:.100} are no experts by name: write Family(base, {{'mood': 'models/mood'}})."
             )
+        if store not in STORES:
+            raise ConfigError(f"store: {unknown('choice', store, STORES)}")
         models = {**(experts or {}), **named}
         if cache is None and not all(isinstance(model, str | Path) for model in (base, *models.values())):
             self._kept = TemporaryDirectory()
             cache = self._kept.path
         places = {} if cache is None else {"cache": str(cache)}
-        settings = load_choice("model", "directories", {**chosen, "allow_missing": [*allow_missing] or None, **places})
+        settings = load_choice(
+            "model", "directories", {**chosen, "store": store, "allow_missing": [*allow_missing] or None, **places}
+        )
         self.opened = take_family(base, models, settings, tokenizer, progress or Silent())
         self.notes = self.opened.notes(allow_missing)
 

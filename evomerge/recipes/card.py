@@ -37,6 +37,8 @@ def model_card(
     dtype: str | None = None,
     notes: Sequence[str] = (),
     family: Sequence[str] = (),
+    kept: Sequence[str] = (),
+    exact: bool = False,
 ) -> str:
     """Return the text of the card.
 
@@ -48,6 +50,8 @@ def model_card(
         dtype: to which the weights were cast, if not that in which they were scored.
         notes: sentences about what is not merged, or left out.
         family: what should be known of base and experts, as `family_notes` returns it.
+        kept: what should be known of task vectors that were packed, as `kept_notes` returns it.
+        exact: whether the experts were merged as they are, whatever was scored.
     """
     sources = {base: recipe.base, **{path: recipe.experts[name] for name, path in experts.items()}}
     hub = {path: source.hub.partition("@")[0] for path, source in sources.items() if source.hub}
@@ -73,7 +77,8 @@ def model_card(
         *_scores(recipe),
         *_coefficients(recipe, parameters),
         *_listed("What is not merged", notes),
-        _again(recipe, dtype),
+        *_listed("How the task vectors were kept", kept),
+        _again(recipe, dtype, exact),
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
@@ -208,10 +213,11 @@ def _listed(title: str, notes: Sequence[str]) -> Iterator[str]:
         yield f"## {title}\n\n" + "\n".join(f"- {' '.join(note.split())}" for note in notes)
 
 
-def _again(recipe: Recipe, dtype: str | None) -> str:
+def _again(recipe: Recipe, dtype: str | None, exact: bool) -> str:
     flags = [] if recipe.base.hub else ["--base path/to/base"]
     flags += [f"--expert {name}=path/to/{name}" for name, source in recipe.experts.items() if not source.hub]
-    command = " \\\n    ".join(["evomerge merge recipe.yaml merged/", *([f"--dtype {dtype}"] if dtype else []), *flags])
+    cast = [f"--dtype {dtype}"] if dtype else []
+    command = " \\\n    ".join(["evomerge merge recipe.yaml merged/", *cast, *(["--exact"] if exact else []), *flags])
     return (
         f"## How to build it again\n\n```bash\n{command}\n```\n\n`recipe.yaml` has every coefficient, and the hashes "
         f"of the weights that they belong to."

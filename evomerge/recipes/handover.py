@@ -11,18 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 
 from evomerge import __version__
 from evomerge.common.code import called
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
+from evomerge.merging.bounds import parameter_bounds
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Problem
 from evomerge.recipes.mergekit import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.named import name_coefficients
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.stores import LOSSY
 
 OTHER_DTYPES = """\
 # Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype
@@ -54,6 +57,7 @@ def make_recipe(
         method=_method(problem),
         transform=[step.about() for step in problem.transforms],
         rows=list(space.rows) if list(space.rows) != list(sources.experts) else [],
+        store=_store(problem, np.asarray(coefficients["weight"], dtype=float)),
         granularity=problem.written.granularity,
         coefficients=name_coefficients(coefficients, space.groups, space.rows),
         scores=dict(scores),
@@ -132,6 +136,17 @@ def copy_heads(heads: Mapping[str, str], source: Path, directory: Path) -> None:
                 f"{target} is there already, and it is another head than that of this recipe: name a file in another "
                 f"directory."
             )
+
+
+def _store(problem: Problem, weights: np.ndarray) -> dict[str, Any]:
+    """Return how task vectors are kept, and what that may change at most; nothing where it changes nothing."""
+    if problem.opening.store not in LOSSY:
+        return {}
+    groups = problem.space.groups
+    bounds = parameter_bounds(problem.method, problem.rows, groups, weights)
+    names = [group.name for group in groups]
+    found = {} if bounds is None else {"bound": dict(zip(names, bounds.tolist(), strict=True))}
+    return {"name": problem.opening.store, **found}
 
 
 def _method(problem: Problem) -> dict[str, Any]:

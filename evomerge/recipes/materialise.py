@@ -64,8 +64,11 @@ def materialise(problem: Problem, recipe: Recipe, directory: Path, reporter: Pro
     rest = _rest(recipe, directory, parts)
     yaml = as_mergekit(problem, rest)  # what even this cannot express is said before anything is written
     directory.mkdir(parents=True, exist_ok=True)
+    store = {"name": recipe.kept_as} if recipe.store else {}  # as it was scored; the bound is that of other weights
     for name in recipe.row_names:
-        alone = replace(recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32")
+        alone = replace(
+            recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32", store=store
+        )
         write_model(alone, directory, directory / name, dtype="float32", reporter=reporter)
     done = " and ".join(step["name"] for step in recipe.transform or [recipe.method])
     write_atomically(directory / "mergekit.yaml", NOTE.format(done=done + " and the weights" * parts) + yaml)
@@ -101,6 +104,7 @@ def _rest(recipe: Recipe, directory: Path, parts: bool) -> Recipe:
         method=method,
         transform=[],
         rows=[],
+        store={},
         granularity=granularity,
         coefficients={"weight": weights, **({"density": density} if elects or divides else {})},
     )

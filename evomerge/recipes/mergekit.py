@@ -15,6 +15,7 @@ import yaml
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import dtype_name, unknown
+from evomerge.recipes.kept import mergekit_caveat
 from evomerge.recipes.mergekit_methods import as_settings, called_there, has_base, shared_settings
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.spans import Span
@@ -89,7 +90,7 @@ def to_mergekit(
         "models": models,
     }
     text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=math.inf)
-    return _HEADER.format(version=recipe.version) + caveat(recipe) + text
+    return _HEADER.format(version=recipe.version) + caveat(recipe) + mergekit_caveat(recipe) + text
 
 
 def caveat(recipe: Recipe) -> str:

@@ -31,8 +31,9 @@ from evomerge.recipes.beside import copy_file, look_beside, unmerged
 from evomerge.recipes.card import model_card
 from evomerge.recipes.copies import tied_copies
 from evomerge.recipes.dtypes import BY_NAME, parameter_dtypes, scored_dtype
+from evomerge.recipes.kept import kept_notes
 from evomerge.recipes.origins import find_heads, find_origins, open_origin
-from evomerge.recipes.rebuild import Rebuild
+from evomerge.recipes.rebuild import Compared, Rebuild
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.shards import Entry, bytes_of, check_size, plan_shards, write_shards
 from evomerge.task_vectors.family import family_notes
@@ -56,6 +57,7 @@ def write_model(
     experts: Mapping[str, Path] | None = None,
     max_shard_size: str | None = None,
     dtype: str | None = None,
+    exact: bool = False,
     reporter: Progress,
 ) -> Path:
     """Build the merged model of a recipe as a directory.
@@ -73,6 +75,8 @@ def write_model(
         experts: where experts are, by name, if not where the recipe says.
         max_shard_size: such as 5GB; None for the files that the base has.
         dtype: to cast to, such as bfloat16; None for that in which the model was scored.
+        exact: merge the experts as they are where the recipe's task vectors were packed, and say what that changes. It
+            takes two copies in float32 of the largest parameter.
         reporter: is told what goes on.
 
     Returns:
@@ -89,13 +93,15 @@ def write_model(
         check_size(max_shard_size)
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
     record = {"format": FORMAT, "recipe": digest, "dtype": dtype, "max_shard_size": max_shard_size}
+    exact = exact and bool(recipe.store)
+    record |= {"exact": True} if exact else {}
     if _is_there(out, record):
         reporter.say(f"{out} is this very merge already: nothing to do.")
         return out
     places = find_origins(recipe, beside, base, experts or {})
     heads = find_heads(recipe, beside)
     live = load_skeleton(places[""], recipe.auto_class)
-    ours, rebuild, parameters, family = _opened(recipe, places, live, reporter)
+    ours, rebuild, parameters, family = _opened(recipe, places, live, exact, reporter)
     found, scored = look_beside(places[""], _experts(recipe, places)), scored_dtype(recipe, ours, live)
     kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
     dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
@@ -106,13 +112,15 @@ def write_model(
     with whole_directory(out) as directory:
         _check_room(directory, bytes_of(shards) + found.nbytes + SPARE)
         with reporter.bars(), reporter.working("merging"):
-            fill = partial(_fill, rebuild, ours)
-            write_shards(shards, fill, directory, reporter.steps)
+            write_shards(shards, partial(_fill, rebuild, ours), directory, reporter.steps)
+        kept = kept_notes(recipe, rebuild.difference if isinstance(rebuild, Compared) else None)
+        for note in kept:
+            reporter.say(f"note: {note}")
         found.copy(directory)
         for task, file in heads.items():
             copy_file(file, directory / recipe.heads[task])
         write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family)
+        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family, kept, exact)
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
         _write_config(ours, directory, dtype_name(kind))  # last: without it nothing loads
@@ -129,8 +137,8 @@ def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
 
 
 def _opened(
-    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, reporter: Progress
-) -> tuple[Checkpoint, Rebuild, dict[str, tuple[int, ...]], list[str]]:
+    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, exact: bool, reporter: Progress
+) -> tuple[Checkpoint, Rebuild | Compared, dict[str, tuple[int, ...]], list[str]]:
     """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, and what should
     be known of the family, which is said.
 
@@ -150,7 +158,10 @@ def _opened(
     for note in family:
         reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):
-        return ours, Rebuild(recipe, ours, experts, parameters), parameters, family
+        rebuild = Rebuild(recipe, ours, experts, parameters)
+        if exact:
+            rebuild = Compared(Rebuild(recipe, ours, experts, parameters, exact=True), rebuild)
+        return ours, rebuild, parameters, family
 
 
 def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:
@@ -187,7 +198,7 @@ def _check_room(directory: Path, needed: int) -> None:
 
 
 @torch.no_grad()
-def _fill(rebuild: Rebuild, base: Checkpoint, entry: Entry, out: Tensor) -> None:
+def _fill(rebuild: Rebuild | Compared, base: Checkpoint, entry: Entry, out: Tensor) -> None:
     """Write the values of a tensor: merged where it is a parameter, else the base's."""
     whole = base.tensors[entry.key].reshape(-1)
     if entry.parameter is None:

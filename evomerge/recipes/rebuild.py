@@ -1,8 +1,8 @@
 """The parameters of a merged model, one at a time, from the files of base and experts: no live model, no cache.
 
 In: a recipe, and the `Checkpoint`s that it names. Out: each parameter, θ₀ + Σ λ_k τ_k or what else the method says, to
-the bit as the merger builds it on a CPU, by the same `Builder`. Experts are kept as they are, and a transform holds the
-rows of one parameter.
+the bit as the merger builds it on a CPU, by the same `Builder`. Experts are kept as they are; a transform, or a store
+that packs task vectors, holds the rows of one parameter.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from evomerge.models.checkpoint import Checkpoint
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.space.named import array_coefficients
-from evomerge.task_vectors.dense import DenseDelta
+from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.expert import ExpertDeltas
+from evomerge.task_vectors.packing import pack
 from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.stores import FLOAT32, LOSSY
 from evomerge.transforms.chain import Stage, streamed
+from evomerge.transforms.store import kept_row
 
 
 class Rebuild:
@@ -38,6 +41,7 @@ class Rebuild:
         base: θ₀.
         experts: θ_k by name, in any order.
         parameters: name -> shape of those that the recipe's groups are made of, in the order of the live model.
+        exact: combine exact task vectors, also where the recipe says that what was scored was made of others.
 
     Raises:
         ConfigError: the recipe's method or groups are not those of these parameters, or a coefficient is too large.
@@ -49,7 +53,9 @@ class Rebuild:
         base: Checkpoint,
         experts: Mapping[str, Checkpoint],
         parameters: Mapping[str, tuple[int, ...]],
+        exact: bool = False,
     ) -> None:
+        self._store = FLOAT32 if exact else recipe.kept_as
         self._method, chain = make_method(recipe), make_chain(recipe, parameters)
         groups = recipe.groups(parameters)
         self._coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
@@ -63,7 +69,7 @@ class Rebuild:
         own = {name: experts[name] for name in recipe.experts}
         deltas = {name: ExpertDeltas(base, expert, parameters) for name, expert in own.items()}
         shapes = {name: tuple(shape) for name, shape in parameters.items()}
-        self._vectors = TaskVectors(base, own, shapes, deltas)
+        self._exact = self._vectors = TaskVectors(base, own, shapes, deltas)
         self._stage: Stage | None = None
         for step in chain:
             self._vectors = streamed(self._vectors, self._stage) if self._stage else self._vectors
@@ -100,8 +106,43 @@ class Rebuild:
 
     def _rows_of(self, name: str) -> TaskVectors:
         """Return the rows that the method sees, of one parameter."""
-        if self._stage is None:
+        if self._stage is None and self._store not in LOSSY:
             return self._vectors
-        made = self._stage(name)
-        rows = {row: {name: DenseDelta(made[row].reshape(-1))} if row in made else {} for row in self._rows}
+        made = self._stage(name) if self._stage else _dense(self._exact, name)
+        rows = {row: {name: self._kept(row, name, made[row])} if row in made else {} for row in self._rows}
         return replace(self._vectors, deltas=rows)
+
+    def _kept(self, row: str, name: str, values: Tensor) -> Delta:
+        """Return a row as the search kept it, to the bit."""
+        exact = self._exact.deltas.get(row, {}).get(name) if self._stage and self._store in LOSSY else None
+        below = None if exact is None else lambda: pack(exact.dense(), self._store)
+        return kept_row(values, self._store, exact, below)
+
+
+class Compared:
+    """Writes one merge, and compares it with another one.
+
+    Args:
+        rebuild: what is written.
+        other: what it is compared with.
+
+    Attributes:
+        difference: the largest difference of a parameter until now, in float32.
+    """
+
+    def __init__(self, rebuild: Rebuild, other: Rebuild) -> None:
+        self._rebuild, self._other = rebuild, other
+        self.difference = 0.0
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Write a merged parameter; see `Rebuild.write`."""
+        mine, theirs = (torch.empty(len(out)) for _ in range(2))
+        self._rebuild.write(name, mine)
+        self._other.write(name, theirs)
+        out.copy_(mine)
+        self.difference = max(self.difference, float(torch.linalg.vector_norm(theirs.sub_(mine), torch.inf)))
+
+
+def _dense(vectors: TaskVectors, name: str) -> dict[str, Tensor]:
+    """Return the rows of a parameter in float32, without those that are zero."""
+    return {row: delta.dense() for row in vectors.rows if (delta := vectors.delta(row, name)) is not None}

@@ -23,6 +23,7 @@ from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.recipes.plain import Dumper, Loader, check_keys, checked_mapping, checked_number, plain_data
 from evomerge.space.groups import Group, make_groups
 from evomerge.space.named import Coefficients, array_coefficients
+from evomerge.task_vectors.stores import FLOAT32, LOSSY
 
 FORMAT = 1
 
@@ -58,6 +59,8 @@ class Recipe:
         transform: What was done to the task vectors before the search, in order: `name`, settings, and `only`, the
             parameters that it is for, where that is not all of them.
         rows: The names of the rows that the coefficients are for, where these are not the experts.
+        store: How task vectors were kept, where that is not exact: `name` (`model.store`); and `bound`, group -> how
+            far a parameter may be from that of the merge of exact ones, before it is rounded, if the method has one.
         auto_class: The transformers class whose parameters the groups are made of: AutoModel, AutoModelForCausalLM ...
         granularity: Which groups there are: `layer`, `blocks:4`, ... (see `make_groups`).
         coefficients: Variable -> group -> row -> value, for every group and every row.
@@ -86,6 +89,7 @@ class Recipe:
     version: str = __version__
     transform: list[dict[str, Any]] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
+    store: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.vocabulary not in CHOICES:
@@ -99,9 +103,15 @@ class Recipe:
             raise ConfigError("recipe: transform must be a list, and each of it needs a name, such as {name: ties}.")
         if not all(isinstance(row, str) for row in self.rows) or len(set(self.rows)) < len(self.rows):
             raise ConfigError(f"recipe: rows must be names, each once, not {self.rows}.")
+        if self.store and self.store.get("name") not in LOSSY:
+            raise ConfigError(f"recipe: store.name: {unknown('choice', str(self.store.get('name')), LOSSY)}")
         if not self.experts or not self.coefficients:
             raise ConfigError("recipe: it needs at least one expert and the coefficients of at least one variable.")
         groups = next(iter(self.coefficients.values()))
+        if "bound" in self.store:
+            check_keys(self.store["bound"], groups, "store.bound", "group")
+            for group, value in self.store["bound"].items():
+                checked_number(value, f"store.bound.{group}")
         for variable, rows in self.coefficients.items():
             check_keys(rows, groups, f"coefficients.{variable}", "group")
             for group, row in rows.items():
@@ -120,14 +130,24 @@ class Recipe:
         """Whether some density is below 1."""
         return any(value < 1 for row in self.coefficients.get("density", {}).values() for value in row.values())
 
+    @property
+    def kept_as(self) -> str:
+        """How the task vectors were kept: one of `LOSSY`, or float32 where nothing was lost."""
+        return str(self.store.get("name", FLOAT32))
+
+    @property
+    def bound(self) -> float | None:
+        """How far a parameter may be from that of the merge of exact task vectors; None where nobody knows."""
+        return max(self.store["bound"].values()) if "bound" in self.store else None if self.store else 0.0
+
     def to_yaml(self) -> str:
         """The recipe as YAML, one line per group, in the order in which it was made; what is as usual is left out."""
         data = dataclasses.asdict(self)
         for source in (data["base"], *data["experts"].values()):
             if source["hub"] is None:
                 del source["hub"]
-        usual = {"vocabulary": REFUSE, "dtype": None, "compute": None, "transform": [], "rows": []}
-        ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", *data))
+        usual = {"vocabulary": REFUSE, "dtype": None, "compute": None, "transform": [], "rows": [], "store": {}}
+        ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", "store", *data))
         data = {key: data[key] for key in ordered if key not in usual or data[key] != usual[key]}
         return yaml.dump(
             {"format": FORMAT, **plain_data(data, "")},
@@ -165,7 +185,7 @@ class Recipe:
         if isinstance(data, dict):
             data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
             data = _lifted(data)
-            optional = {"dtype": str, "compute": str, "transform": list, "rows": list}
+            optional = {"dtype": str, "compute": str, "transform": list, "rows": list, "store": dict}
             known |= {key: kind for key, kind in optional.items() if key in data}
         data = checked_mapping(data, known, "")
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
@@ -178,6 +198,7 @@ class Recipe:
             compute=data.get("compute"),
             transform=data.get("transform", []),
             rows=data.get("rows", []),
+            store=_store(data.get("store", {})),
             **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},
         )
 
@@ -253,6 +274,12 @@ def _lifted(data: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError("recipe: transform stands beside the method and in it as well: leave out that in the method.")
     rest = {name: value for name, value in method.items() if name != "transform"}
     return {**data, "method": rest, "transform": [method["transform"]] if method["transform"] else []}
+
+
+def _store(data: dict[str, Any]) -> dict[str, Any]:
+    if not data:
+        return {}
+    return checked_mapping(data, {"name": str, **({"bound": dict} if "bound" in data else {})}, "store")
 
 
 def _source(data: Any, where: str) -> Source:

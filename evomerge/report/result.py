@@ -31,6 +31,7 @@ from evomerge.runs.given import Given
 from evomerge.runs.outputs import gain_of, table_of
 from evomerge.runs.points import open_problem
 from evomerge.selection.summary import Summary
+from evomerge.task_vectors.stores import AUTO
 from evomerge.trials import Trial
 
 
@@ -72,6 +73,7 @@ class Result:
             compute=model.get("compute"),
             vocabulary=self.recipe.vocabulary,
             allow_missing=model.get("allow_missing") or (),
+            store=model.get("store", AUTO),
             cache=model["cache"],
         )
         found = {"": family.opened.base, **family.opened.experts}
@@ -130,30 +132,32 @@ class Result:
         return write_report(self.path, None if file is None else Path(file))
 
     @checked(out="the directory to make", dtype="'bfloat16' or None", max_shard_size="'5GB' or None")
-    def save(self, out: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None) -> Path:
+    def save(
+        self, out: str | Path, *, dtype: str | None = None, max_shard_size: str | None = None, exact: bool = False
+    ) -> Path:
         """Write the merged model as a directory that `from_pretrained` loads, with its recipe and card.
 
         Args:
             out: the directory to make.
             dtype: to cast to, such as bfloat16; None for that in which the model was scored.
             max_shard_size: such as 5GB; None for the files that the base has.
+            exact: merge the experts as they are where the search packed task vectors (`Family(store=...)`).
 
         Raises:
             ConfigError: the directory holds something else; or models in memory are to be cast, or cut into files.
         """
         live = self.candidate.family.opened
         if live.in_memory:
-            if dtype is not None or max_shard_size is not None:
+            if dtype is not None or max_shard_size is not None or exact:
                 raise ConfigError(
-                    "dtype= and max_shard_size= are for models that came from directories: cast result.model, "
+                    "dtype=, max_shard_size= and exact= are for models that came from directories: cast result.model, "
                     "and save it yourself."
                 )
             model = self.model
             merged = live.live.as_written() if live.live.compute else model
             return write_module(merged, self.recipe, Path(out), live.live.processor)
-        return write_model(
-            self.recipe, self.path, Path(out), dtype=dtype, max_shard_size=max_shard_size, reporter=Silent()
-        )
+        options: dict[str, Any] = {"dtype": dtype, "max_shard_size": max_shard_size, "exact": exact}
+        return write_model(self.recipe, self.path, Path(out), **options, reporter=Silent())
 
     def to_mergekit(self) -> str:
         """Return the winner as mergekit's YAML.

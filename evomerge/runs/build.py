@@ -34,6 +34,7 @@ from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes
 from evomerge.space.coefficients import CoefficientSpace
+from evomerge.task_vectors.stores import AUTO
 
 
 def build_problem(
@@ -75,6 +76,7 @@ def build_problem(
         sources=sources,
         live=family.live,
         vectors=merge.vectors,
+        rows=merge.rows,
         space=merge.space,
         method=method,
         merger=merge.merger,
@@ -93,7 +95,8 @@ def opening_of(settings: Mapping[str, Any]) -> Opening:
     """Return how model directories are opened under the settings of a search."""
     model = settings["model"]
     choice = model.get("vocabulary", REFUSE)  # runs of earlier versions do not say it, nor what may be missing
-    return Opening(Path(model["cache"]), model["auto_class"], choice, tuple(model.get("allow_missing") or ()))
+    allowed, store = tuple(model.get("allow_missing") or ()), model.get("store", AUTO)
+    return Opening(Path(model["cache"]), model["auto_class"], choice, allowed, store)
 
 
 def goal_of(settings: Mapping[str, Any]) -> Goal:

@@ -33,6 +33,7 @@ from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
 from evomerge.runs.transforms import in_order, make_chain
 from evomerge.task_vectors.places import PLACES
+from evomerge.task_vectors.stores import CHOICES as STORES
 
 CHOOSING = {
     "metric": ("str",),
@@ -73,6 +74,7 @@ class ModelConfig:
     device: str = "auto"
     compute: str | None = AUTO  # the dtype to compute in; null: the checkpoint's
     place: str = AUTO  # where task vectors lie: device, host or disk
+    store: str = AUTO  # how task vectors are kept
     cache: str = ".cache/evomerge"
 
 
@@ -169,6 +171,8 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.compute: {unknown('choice', compute, (AUTO, *DTYPES))}")
     if (place := settings["model"].get("place", AUTO)) not in (AUTO, *PLACES):
         raise ConfigError(f"model.place: {unknown('choice', place, (AUTO, *PLACES))}")
+    if (store := settings["model"].get("store", AUTO)) not in STORES:
+        raise ConfigError(f"model.store: {unknown('choice', store, STORES)}")
     limit = settings["time_limit"]
     if not (limit in (None, AUTO) or (is_kind(limit, "float") and 0 < limit < math.inf)):
         raise ConfigError(

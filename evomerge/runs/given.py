@@ -85,7 +85,8 @@ class Merge:
         settings: the settings `method`, `transform` and `space`.
         method: how candidates are built.
         transforms: what is done to the task vectors before.
-        vectors: base and task vectors, before any transform.
+        vectors: base and task vectors, exact, before any transform.
+        rows: what candidates are combined of: these after the transforms, as they are kept.
         space: the coefficient space.
         merger: builds them, in the live model of the family.
     """
@@ -94,6 +95,7 @@ class Merge:
     method: Method
     transforms: Chain
     vectors: TaskVectors
+    rows: TaskVectors
     space: CoefficientSpace
     merger: Merger
 
@@ -242,15 +244,15 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     check_rows(method, list(family.experts))
     cache, parameters, space = Path(family.settings["cache"]), family.parameters, settings["space"]
     transforms = make_chain(settings.get("transform") or [])
-    keep = method.elementwise and not transforms and not family.in_memory
-    vectors = task_vectors(family.base, family.experts, parameters, cache, reporter.steps, keep=keep)
-    merged = transformed(vectors, transforms, cache, reporter.steps)
+    store = family.settings.get("store", AUTO)
+    vectors = task_vectors(family.base, family.experts, parameters, cache, reporter.steps, store)
+    rows = transformed(vectors, transforms, cache, reporter.steps, store)
     found = make_space(
         space["granularity"],
         parameters,
-        merged.rows,
+        rows.rows,
         method.variables,
-        merged.zero,
+        rows.zero,
         sharing=space["sharing"],
         frozen=space["frozen"],
         tied=space["tied"],
@@ -258,10 +260,10 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     )
     with reporter.working("preparing the merge"):
         pass  # a line in a pipe; a terminal shows what takes long, such as sorting, in bars of its own
-    live, placed = family.live, _placed(family, merged)
+    live, placed = family.live, _placed(family, rows)
     with reporter.bars():
-        merger = Merger(live.model, merged, found.groups, method, live.turn, live.narrow, reporter.steps, placed)
-    return Merge(dict(settings), method, transforms, vectors, found, merger)
+        merger = Merger(live.model, rows, found.groups, method, live.turn, live.narrow, reporter.steps, placed)
+    return Merge(dict(settings), method, transforms, vectors, rows, found, merger)
 
 
 def _placed(family: Opened, vectors: TaskVectors) -> Placed:

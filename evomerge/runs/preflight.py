@@ -23,6 +23,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Problem
 from evomerge.runs.config import classes
+from evomerge.runs.kept import store_text
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained
@@ -79,6 +80,7 @@ def preflight(
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem)
     rows = _facts(problem, settings, ids)
+    rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
@@ -125,7 +127,7 @@ def failing_on_base(what: str, live: LiveModel) -> Iterator[None]:
 
 def _facts(problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Return what is printed of sources, space and memory, as names and texts."""
-    space, vectors, chain = problem.space, problem.vectors, problem.transforms
+    space, chain = problem.space, problem.transforms
     model = sum(parameter.numel() * parameter.element_size() for parameter in problem.live.model.parameters())
     return [
         ["base", str(problem.sources.base)],
@@ -145,7 +147,7 @@ def _facts(problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequ
         ],
         [
             "memory",
-            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {vectors.nbytes / GIB:.2f} GiB"
+            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {problem.rows.nbytes / GIB:.2f} GiB"
             f"{f'; {placed.said}' if (placed := problem.merger.placed) else ''}",
         ],
     ]

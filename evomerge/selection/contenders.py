@@ -110,13 +110,14 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
     named = name_coefficients(coefficients, groups, recipe.row_names)
     written = _written(problem, recipe, method, chain)
     own = vectors is problem.vectors and groups == problem.space.groups and written == problem.written
+    own = own and recipe.kept_as == opening.kept_as
 
     live_model, cache, rounded = problem.live.model, opening.cache, problem.live.narrow
 
     def score(fitness: Scoring, ids: Mapping[str, list[str]]) -> Outcome:
         merger = problem.merger
         if not own:
-            merged = transformed(vectors, chain, cache)
+            merged = transformed(vectors, chain, cache, store=recipe.kept_as)
             merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded)
         try:
             merger.apply(coefficients)
@@ -124,7 +125,8 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
         finally:
             merger.restore()
 
-    about = replace(problem, vectors=vectors, written=written).contents
+    opened = replace(opening, store=recipe.kept_as)
+    about = replace(problem, vectors=vectors, written=written, opening=opened).contents
     return Contender({"model": named, **about}, score)
 
 

@@ -1,13 +1,10 @@
-"""How task vectors are kept: the choices of `model.store`, and the delta that each makes of a task vector.
+"""How task vectors are kept: the delta that each choice of `model.store` makes of a task vector.
 
-In: a task vector in float32. Out: a delta, by the name of the choice. Three of them keep every bit: float32, `expert`
-(θ_k itself, from its own file) and `auto`, which takes one or the other. The others lose some, and their deltas say how
-much at most. What a transform only set to zero in places is kept as a mask over the task vector, whatever the choice.
+In: a task vector in float32, and a choice (`stores.py`). Out: a delta. What a transform only set to zero in places is
+kept as a mask over the task vector, whatever the choice; here it is found.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +12,9 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
-from evomerge.task_vectors.quantised import LARGEST, quantised
+from evomerge.task_vectors.quantised import GROUP, LARGEST, quantised
 from evomerge.task_vectors.spans import CHUNK, chunks
-
-Store = Literal["auto", "float32", "bfloat16", "expert", "int8", "int4"]
-AUTO: Store = "auto"
-CHOICES: tuple[Store, ...] = ("auto", "float32", "bfloat16", "expert", "int8", "int4")
-LOSSY: tuple[Store, ...] = ("bfloat16", "int8", "int4")
-"""Those that make other candidates than the exact task vectors."""
+from evomerge.task_vectors.stores import LOSSY
 
 
 def pack(values: Tensor, store: str) -> Delta:
@@ -44,7 +36,14 @@ def pack(values: Tensor, store: str) -> Delta:
         )
     if store == "bfloat16":
         return DenseDelta(values.bfloat16())
-    return quantised(values, 8 if store == "int8" else 4)
+    return quantised(values, int(store.removeprefix("int")))
+
+
+def packed_bytes(length: int, store: str) -> int:
+    """Return the bytes that `pack` takes for a parameter of some elements."""
+    if store in ("int8", "int4"):
+        return -(-length // GROUP) * (8 * int(store.removeprefix("int")) + 5)
+    return (2 if store in LOSSY else 4) * length
 
 
 def mask_of(values: Tensor, delta: Delta | None) -> Tensor | None:

@@ -27,6 +27,7 @@ from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDeltas, find_changed, is_narrow, refuse_non_finite
 from evomerge.task_vectors.files import Computed, cached_rows
+from evomerge.task_vectors.stores import AUTO, FLOAT32
 
 FORMAT = "evomerge task vector 2"
 RELATED = 0.5  # cosine of the weights: fine-tuning leaves it above .9, independent training near 0
@@ -94,7 +95,7 @@ def task_vectors(
     parameters: Mapping[str, tuple[int, ...]],
     cache: Path,
     progress: Steps | None = None,
-    keep: bool = False,
+    store: str = FLOAT32,
 ) -> TaskVectors:
     """Reads the task vectors from the cache and computes those that it lacks, with one parameter in memory at a time.
 
@@ -104,7 +105,8 @@ def task_vectors(
         parameters: name -> shape of the live model.
         cache: directory of the task vectors; it may be deleted at any time.
         progress: told what is done, in elements or bytes.
-        keep: keep experts of 16 bits as they are: half the bytes, and the same numbers, where they are only summed up.
+        store: which form they have (`packing.py`), of those that lose nothing: float32; `auto`, experts of 16 bits as
+            they are, of half the bytes; any other one, all experts as they are.
 
     Raises:
         CheckpointError: a weight is not finite.
@@ -112,7 +114,7 @@ def task_vectors(
 
     def one(name: str, expert: Checkpoint) -> Mapping[str, Delta]:
         common = _common(base, expert, parameters)
-        if keep and is_narrow(expert, common):
+        if store not in (AUTO, FLOAT32) or (store == AUTO and is_narrow(expert, common)):
             changed = find_changed(contents[name], base, expert, name, common, cache, progress)
             return ExpertDeltas(base, expert, parameters, changed)
         computed = partial(_subtract, base, expert, name, parameters, progress)

@@ -22,8 +22,9 @@ from evomerge.common.progress import Steps
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.files import Computed, Rows, cached_rows
 from evomerge.task_vectors.masked import masked
-from evomerge.task_vectors.packing import AUTO, LOSSY, mask_of, pack
+from evomerge.task_vectors.packing import mask_of, pack
 from evomerge.task_vectors.store import TaskVectors, describe
+from evomerge.task_vectors.stores import AUTO, LOSSY
 from evomerge.transforms.chain import Chain, Stage, Step, row_names
 
 FORMAT = "evomerge transformed task vector 3"

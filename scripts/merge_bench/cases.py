@@ -147,7 +147,9 @@ def _vectors(case: Case, directory: Path, live: LiveModel) -> TaskVectors:
     cache = Path(mkdtemp(dir=directory))
     base = live.open(directory / BASE, cache=directory / "hashes")
     experts = {f"e{k}": live.open(directory / str(k), cache=directory / "hashes") for k in range(case.rows)}
-    vectors = task_vectors(base, experts, live.parameters, cache, keep=case.store != "float32")
+    vectors = task_vectors(
+        base, experts, live.parameters, cache, store="float32" if case.store == "float32" else "auto"
+    )
     if not case.store.startswith("int"):
         return vectors
     bits = int(case.store.removeprefix("int"))

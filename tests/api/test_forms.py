@@ -142,7 +142,9 @@ def test_a_tokenizer_beside_a_directory_is_not_passed_over(pico_suite: Any) -> N
 
 
 def test_models_in_memory_are_not_cast(result: em.Result, tmp_path: Any) -> None:
-    with pytest.raises(em.EvomergeError, match="dtype= and max_shard_size= are for models that came from directories"):
+    with pytest.raises(
+        em.EvomergeError, match="dtype=, max_shard_size= and exact= are for models that came from directories"
+    ):
         result.save(tmp_path / "merged", dtype="bfloat16")
 
 

@@ -17,6 +17,7 @@ from evomerge.models.live import load_skeleton
 from evomerge.models.matching import Layout
 from evomerge.models.vocabulary import compare_tokens, row_notes, token_notes
 from evomerge.task_vectors.store import check_family, describe, task_vectors
+from evomerge.task_vectors.stores import AUTO, FLOAT32
 from tests.kit.merging import tensors_of
 from tests.kit.models import BERT, TINY, opened, pico, to_bin
 from tests.kit.vocabularies import CAUSAL, EMBEDDING, HEAD, SIZES, V, llama, opened_all, save_family
@@ -90,7 +91,7 @@ def test_rows_beyond_stay_the_bases_whatever_the_dtypes(tmp_path: Path, dtype, b
     path = save_family(tmp_path, tied=True, dtype=dtype)
     llama(V, True).to(base_dtype).save_pretrained(path / "base")
     live, base, experts = opened_all(path, "shared", "shorter", "longer")
-    vectors = task_vectors(base, experts, live.parameters, tmp_path / "cache", keep=keep)
+    vectors = task_vectors(base, experts, live.parameters, tmp_path / "cache", store=AUTO if keep else FLOAT32)
     for name, both in {"shorter": V - 5, "longer": V}.items():
         delta = vectors.dense(name, EMBEDDING)
         assert delta is not None

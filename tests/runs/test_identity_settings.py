@@ -85,6 +85,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "device": ("auto",),
     "compute": ("float64",),
     "place": ("host",),
+    "store": ("int8",),
 }
 """Valid values of settings by their last name, of which the first that differs is taken; numbers and switches need
 none.

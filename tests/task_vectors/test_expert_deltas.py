@@ -20,6 +20,7 @@ from evomerge.space.groups import make_groups
 from evomerge.task_vectors.expert import ExpertDeltas
 from evomerge.task_vectors.spans import chunks
 from evomerge.task_vectors.store import TaskVectors, task_vectors
+from evomerge.task_vectors.stores import AUTO, FLOAT32
 from tests.kit.merging import CAUSAL, EXPERTS, opened, save_family
 from tests.kit.models import LLAMA, LLAMA_TIED, Family, pico, rewritten
 from tests.kit.tiny import state, weights
@@ -36,7 +37,7 @@ def both(path, model, cache):
     """The task vectors of a family: kept as experts, and cached in float32."""
     found = opened({"": path / "base", **{name: path / name for name in EXPERTS}}, model)
     base = found.pop("")
-    return [task_vectors(base, found, shapes_of(model), cache, keep=keep) for keep in (True, False)]
+    return [task_vectors(base, found, shapes_of(model), cache, store=store) for store in (AUTO, FLOAT32)]
 
 
 @pytest.fixture(scope="module", params=[(LLAMA, torch.bfloat16), (LLAMA_TIED, torch.float16)], ids=["bf16", "fp16"])
@@ -81,7 +82,7 @@ def test_what_is_kept_and_what_is_on_the_disk(family, tmp_path):
     model, _ = load_model(family / "base", CAUSAL)
     found = opened({"": family / "base", **{name: family / name for name in EXPERTS}}, model)
     base, shapes, told = found.pop(""), shapes_of(model), []
-    kept = task_vectors(base, found, shapes, tmp_path, lambda what, *_: told.append(what), keep=True)
+    kept = task_vectors(base, found, shapes, tmp_path, lambda what, *_: told.append(what), store=AUTO)
     assert {file.suffix for file in tmp_path.iterdir()} == {".json"}
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 10_000
     assert set(told) == {f"looking at {name}" for name in EXPERTS}
@@ -93,19 +94,19 @@ def test_what_is_kept_and_what_is_on_the_disk(family, tmp_path):
         assert all(torch.equal(kept.dense(name, each), cached.dense(name, each)) for each in cached.deltas[name])
         assert kept.delta(name, "model.embed_tokens.weight") is kept.dense(name, "model.embed_tokens.weight") is None
     told.clear()
-    again = task_vectors(base, found, shapes, tmp_path, lambda what, *_: told.append(what), keep=True)
+    again = task_vectors(base, found, shapes, tmp_path, lambda what, *_: told.append(what), store=AUTO)
     assert told == []
     assert again.zero == kept.zero
     for file in tmp_path.glob("*.json"):
         file.write_text("{")
-    assert task_vectors(base, found, shapes, tmp_path, keep=True).zero == kept.zero
+    assert task_vectors(base, found, shapes, tmp_path, store=AUTO).zero == kept.zero
 
 
 def test_an_expert_of_16_bits_of_a_float32_base(tmp_path):
     family = Family(tmp_path, a={}, b={})
     rewritten(tmp_path / "a", lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()})
     base, a, b = family.open()
-    vectors = task_vectors(base, {"a": a, "b": b}, {n: t.shape for n, t in family.base.items()}, tmp_path, keep=True)
+    vectors = task_vectors(base, {"a": a, "b": b}, {n: t.shape for n, t in family.base.items()}, tmp_path, store=AUTO)
     assert isinstance(vectors.deltas["a"], ExpertDeltas)
     assert not isinstance(vectors.deltas["b"], ExpertDeltas)
     for name, tensor in family.base.items():
@@ -120,7 +121,7 @@ def test_what_is_not_finite_is_refused(tmp_path, who, value):
     rewritten(tmp_path / who, lambda t: t | {"norm.weight": torch.full((8,), value, dtype=torch.bfloat16)})
     base, a = family.open()
     with pytest.raises(CheckpointError, match=f"{'the base' if who == 'base' else 'expert a'} is not finite"):
-        task_vectors(base, {"a": a}, {n: t.shape for n, t in family.base.items()}, tmp_path / "cache", keep=True)
+        task_vectors(base, {"a": a}, {n: t.shape for n, t in family.base.items()}, tmp_path / "cache", store=AUTO)
 
 
 @settings(deadline=None)
@@ -155,7 +156,7 @@ def test_a_merge_of_kept_experts_takes_no_memory_of_its_own(tmp_path):
     found = opened({"": tmp_path / "base", **{name: tmp_path / name for name in EXPERTS}}, model)
     base = found.pop("")
     before = anonymous_memory()
-    vectors = task_vectors(base, found, shapes_of(model), tmp_path / "cache", keep=True)
+    vectors = task_vectors(base, found, shapes_of(model), tmp_path / "cache", store=AUTO)
     groups = make_groups("layer", vectors.parameters)
     merger = Merger(model, vectors, groups, Linear())
     for value in (0.3, 0.6):

@@ -24,6 +24,7 @@ from evomerge.task_vectors.orders import Order, order_of, row_ranks, stored_orde
 from evomerge.task_vectors.sorting import Sorter
 from evomerge.task_vectors.spans import Span
 from evomerge.task_vectors.store import TaskVectors, task_vectors
+from evomerge.task_vectors.stores import AUTO, FLOAT32
 from evomerge.transforms.chain import Step
 from evomerge.transforms.store import transformed
 from evomerge.transforms.ties import TrimElect
@@ -183,7 +184,7 @@ def test_kept_experts_share_an_order_with_their_task_vectors(tmp_path: Path) -> 
     generator = torch.Generator().manual_seed(0)
     weights = [{"w": torch.randn(20, 30, generator=generator).bfloat16()} for _ in range(2)]
     base, expert = (from_tensors(tensors, sha256=str(i)) for i, tensors in enumerate(weights))
-    made = [task_vectors(base, {"a": expert}, {"w": (20, 30)}, tmp_path, keep=keep) for keep in (True, False)]
+    made = [task_vectors(base, {"a": expert}, {"w": (20, 30)}, tmp_path, store=store) for store in (AUTO, FLOAT32)]
     found = [places(stored_orders(each, "a", [Span("w", 0, 600)])) for each in made]
     assert found[0] == found[1]
     assert len(arrays(tmp_path)) == 1

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from evomerge.common.errors import CheckpointError
 from evomerge.task_vectors.dense import DenseDelta
-from evomerge.task_vectors.packing import LOSSY, mask_of, pack
+from evomerge.task_vectors.packing import mask_of, pack
 from evomerge.task_vectors.quantised import LARGEST, encoded, quantised
+from evomerge.task_vectors.stores import LOSSY
 
 VALUES = [-0.3, -0.1, 0.0, 0.05, 0.2, 0.5]
 CODES = {2: [0, 1, 1, 1, 2, 3], 3: [0, 2, 3, 3, 5, 7], 4: [0, 4, 6, 7, 10, 15], 8: [0, 64, 96, 112, 160, 255]}

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors.packing import LOSSY, pack
+from evomerge.task_vectors.packing import pack
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.stores import LOSSY
 from evomerge.transforms.base import Transform
 from evomerge.transforms.chain import Chain, Step
 from evomerge.transforms.store import transformed
