@@ -17,11 +17,11 @@ from torch import Tensor
 
 from evomerge.common.errors import MergeError
 from evomerge.common.progress import Steps
-from evomerge.merging.kernels.cpu import Table, variant_of
+from evomerge.merging.kernels.choice import Kernel, kernel_of
 from evomerge.merging.kernels.exact import INTERLEAVED, VECTOR
 from evomerge.merging.kernels.form import Numbers
 from evomerge.merging.kernels.plain import Part, combine
-from evomerge.merging.kernels.source import Variant
+from evomerge.merging.kernels.table import Merges
 from evomerge.merging.method import Formed, Method, SpanMethod
 from evomerge.merging.sites import Site, Together
 from evomerge.merging.streaming import streamed, windows
@@ -32,7 +32,7 @@ CHUNK = 1 << 20
 """Elements that the plain form merges together on a CPU, 4 MiB of float32."""
 CHUNK_FAR = 1 << 24
 """The same of other devices, where starting a kernel takes longer."""
-PLAIN, COMPILED = "plain", "compiled"
+PLAIN = "plain"
 
 
 class Builder:
@@ -82,14 +82,14 @@ class _Formed:
     """Sites of one variant and a formed method, by a kernel where there is one."""
 
     def __init__(
-        self, together: Together, method: Formed, variant: Variant | None = None, window: int | None = None
+        self, together: Together, method: Formed, kernel: Kernel | None = None, window: int | None = None
     ) -> None:
-        self._together, self._method, self._variant = together, method, variant
+        self._together, self._method, self._kernel = together, method, kernel
         self._windows = None if window is None else windows(together.sites, window)
         self._prepared = method.prepare(together)
         self._ranks = method.ranks(self._prepared)
         self._table = None if window is not None else self._table_of(together.sites, slice(None))
-        self.form = PLAIN if variant is None else COMPILED
+        self.form = PLAIN if kernel is None else kernel.form
 
     def build(self, coefficients: Mapping[str, np.ndarray]) -> None:
         numbers = self._method.numbers(self._together, self._prepared, coefficients)
@@ -106,11 +106,11 @@ class _Formed:
                 f"write method.normalize=false, or bounds without negative weights in space.bounds."
             )
 
-    def _table_of(self, sites: Sequence[Site], window: slice) -> Table | None:
-        return None if self._variant is None else Table(self._variant, sites, self._ranks[window])
+    def _table_of(self, sites: Sequence[Site], window: slice) -> Merges | None:
+        return None if self._kernel is None else self._kernel.table(sites, self._ranks[window])
 
     def _merge(
-        self, sites: Sequence[Site], ranks: Sequence[Sequence[Tensor]], numbers: Numbers, table: Table | None
+        self, sites: Sequence[Site], ranks: Sequence[Sequence[Tensor]], numbers: Numbers, table: Merges | None
     ) -> int:
         """Overwrite sites, and return how many quotients were refused."""
         skipped = (numbers.weight == 0).all(axis=1) & (self._method.form.join != "blend")
@@ -160,12 +160,12 @@ def as_rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _formed(whole: Together, method: Formed, window: int | None) -> Iterator[_Formed]:
-    """Yield the sites of each variant; those without one by their number of rows."""
-    found: dict[Variant | int, list[Site]] = {}
+    """Yield the sites of each kernel; those without one by their number of rows."""
+    found: dict[Kernel | int, list[Site]] = {}
     for site in whole.sites:
-        found.setdefault(variant_of(method.form, site) or len(site.rows), []).append(site)
+        found.setdefault(kernel_of(method.form, site, streamed=window is not None) or len(site.rows), []).append(site)
     for key, some in found.items():
-        yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Variant) else None, window)
+        yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Kernel) else None, window)
 
 
 def _whole(site: Site) -> Iterator[slice]:
@@ -176,5 +176,5 @@ def _whole(site: Site) -> Iterator[slice]:
 def _uneven(site: Site) -> Iterator[slice]:
     """Yield the end of a site in which `torch.sum` adds up rows in another order; nothing where it does not."""
     size = len(site)
-    if len(site.rows) > INTERLEAVED and size % VECTOR:
+    if site.live.device.type == "cpu" and len(site.rows) > INTERLEAVED and size % VECTOR:
         yield slice(size - min(size, VECTOR + size % VECTOR), size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.builder import Builder
-from evomerge.merging.kernels import cpu, products
+from evomerge.merging.kernels import compiled, products
 from evomerge.merging.method import Method
 from evomerge.merging.sites import Site
 from evomerge.task_vectors.delta import Delta
@@ -50,5 +50,5 @@ def merged(
 
 def plainly(monkeypatch) -> None:
     """Let no kernel be there from now on."""
-    for module in (cpu, products):
+    for module in (compiled, products):
         monkeypatch.setattr(module, "available", lambda: "not here")

@@ -11,56 +11,20 @@ import pytest
 import torch
 
 from evomerge.merging import methods
-from evomerge.merging.builder import COMPILED, PLAIN, Builder
+from evomerge.merging.builder import PLAIN, Builder
 from evomerge.merging.kernels import cpu
 from evomerge.merging.sites import Site
-from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.dense import DenseDelta
-from evomerge.task_vectors.expert import ExpertDelta
 from evomerge.task_vectors.quantised import quantised
+from tests.kit.forms import FORMS, SIZE, coefficients, drawn
 from tests.kit.methods import plainly, site_of
 
-SIZE = 64 * 33
-FORMS = {
-    "linear": methods.Linear(),
-    "ties": methods.Ties(),
-    "ties normalized": methods.Ties(normalize=True),
-    "ties by count": methods.Ties(elect="count"),
-    "dare": methods.Dare(seed=3),
-    "dare normalized": methods.Dare(normalize=True),
-    "dare_ties": methods.DareTies(seed=3),
-    "della": methods.Della(),
-    "della summed": methods.Della(elect=None, rescale=False),
-    "breadcrumbs": methods.Breadcrumbs(gamma=0.1),
-    "breadcrumbs elected": methods.Breadcrumbs(gamma=0.1, elect="sum", normalize=True),
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def drawn(rows: int, dtype: torch.dtype, kind: str = "expert", size: int = SIZE, **more: Any) -> Site:
-    """A site with deltas that are zero in a fifth of their elements, and with many equal ones."""
-    generator = torch.Generator().manual_seed(rows)
-    base = (torch.randn(size, generator=generator) / 50).to(dtype)
-    deltas: list[Delta] = []
-    for _ in range(rows):
-        tuned = torch.randn(size, generator=generator) / 500 * (torch.rand(size, generator=generator) > 0.2)
-        expert = (base.float() + tuned).to(dtype)
-        deltas.append(ExpertDelta(base, expert) if kind == "expert" else DenseDelta(expert.float() - base.float()))
-    return site_of(base, deltas, **{"live": dtype, "width": 64 if size % 64 == 0 else None, **more})
-
-
-def coefficients(rows: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(rows)
-    return {
-        "weight": rng.uniform(0.1, 1, (1, rows)),
-        "density": rng.uniform(0.2, 0.9, (1, rows)),
-    }
 
 
 def both(site: Site, method: Any, monkeypatch, given: dict[str, np.ndarray] | None = None) -> tuple[Any, Any]:
     """What kernel and plain form make."""
     found = []
-    for form in (COMPILED, PLAIN):
+    for form in (cpu.Table.form, PLAIN):
         builder = Builder([site], method)
         assert builder.forms == {form}
         builder.build(given or coefficients(len(site.rows)))

@@ -16,8 +16,8 @@ from evomerge.merging.streaming import streamed, windows
 from evomerge.space.groups import make_groups
 from evomerge.task_vectors.places import Placed
 from tests.kit.exact import tiny, vectors_of
+from tests.kit.forms import drawn
 from tests.kit.tiny import state, weights
-from tests.merging.test_kernels import drawn
 
 
 def sites(count: int) -> list[Any]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.common.files import write_atomically
-from evomerge.merging.kernels.source import Variant, source
+from evomerge.merging.kernels.source import source
+from evomerge.merging.kernels.table import Variant
 
 logger = logging.getLogger(__name__)
 _lock = threading.Lock()

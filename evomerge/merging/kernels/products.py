@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.kernels.compiled import available, products
-from evomerge.merging.kernels.cpu import DTYPES, PIECE, addresses, row_of, share
+from evomerge.merging.kernels.cpu import PIECE, share
+from evomerge.merging.kernels.table import DTYPES, addresses, row_of
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.spans import CHUNK, Span, chunks
 

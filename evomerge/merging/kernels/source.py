@@ -14,9 +14,9 @@ are packed (quantised, masked) are read in segments of 32 elements, in which eve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from evomerge.merging.kernels.form import CANCELLED, Form
+from evomerge.merging.kernels.table import COLUMNS, HEAD, Variant
 
 TOGETHER = 8
 """Rows that one loop reads: more would not find registers."""
@@ -28,60 +28,12 @@ TILE = 2048
 """Elements whose sums wait between loops."""
 HIGH = 1 << 16
 """Elements of a parameter whose numbers have the same upper half."""
-HEAD = 4
-"""Columns of a place before those of the rows: live, base, whether it is skipped, its first element."""
-COLUMNS = ("values", "steps", "zeros", "mask", "ranks")
-"""Addresses of a row in a place; 0 for what its kind has not."""
 
 _BITS = ("as_bits", "from_bfloat16", "from_float16", "pointer", "to_bfloat16", "to_float16")
 _WORDS = {"float32": "np.float32", "bfloat16": "np.uint16", "float16": "np.uint16"}
 _READ = {"float32": "{}", "bfloat16": "from_bfloat16({})", "float16": "from_float16({})"}
 _ROUND = {"float32": "{}", "bfloat16": "to_bfloat16({})", "float16": "to_float16({})"}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is kept of a row.
-
-    Attributes:
-        kind: `dense`, `expert`, `int8` or `int4`.
-        dtype: of the values of the first two.
-        masked: whether a mask of bits lies over it.
-    """
-
-    kind: str
-    dtype: str = "float32"
-    masked: bool = False
-
-    @property
-    def packed(self) -> bool:
-        """Whether it is read in segments."""
-        return self.masked or self.kind in ("int8", "int4")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What one kernel is compiled for.
-
-    Attributes:
-        form: how spans are merged.
-        rows: what is kept of each row.
-        base: dtype of θ₀.
-        live: dtype of the model.
-        rounded: dtype to which the result is rounded before it is written in that of the model.
-    """
-
-    form: Form
-    rows: tuple[Row, ...]
-    base: str
-    live: str
-    rounded: str
-
-    @property
-    def packed(self) -> bool:
-        """Whether some row is read in segments."""
-        return any(row.packed for row in self.rows)
 
 
 def source(variant: Variant) -> str:
