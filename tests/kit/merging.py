@@ -28,6 +28,8 @@ from evomerge.transforms.store import transformed
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"name": "linear"},
     "ties": {"name": "ties", "normalize": False},
+    "ties over groups": {"name": "ties", "over": "group"},
+    "della": {"name": "della", "seed": 3},
     "dare_ties": {"name": "dare_ties", "seed": 3, "normalize": True},
     "ties_frozen": {"name": "linear"},
 }
