@@ -37,8 +37,8 @@ class DenseDelta:
         """0 in float32; in bfloat16, half of a unit in the last of 8 binary places of the largest element."""
         if self.values.dtype == torch.float32:
             return 0.0
-        exponent = math.frexp(float(self.values.abs().max()))[1] if len(self.values) else 0
-        return max(2.0 ** (exponent - 9), SMALLEST / 2)
+        largest = float(self.values.abs().max()) if len(self.values) else 0.0
+        return max(2.0 ** (math.frexp(largest)[1] - 9) if largest else 0.0, SMALLEST / 2)
 
     def __len__(self) -> int:
         return len(self.values)

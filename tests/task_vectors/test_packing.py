@@ -65,6 +65,8 @@ def test_the_bound_is_half_a_step() -> None:
     assert quantised(values, 4).bound == pytest.approx(1 / 15, rel=1e-3)
     assert quantised(torch.zeros(64), 8).bound == 0
     assert quantised(torch.zeros(0), 8).bound == 0
+    assert pack(torch.tensor([1.0, -1.5]), "bfloat16").bound == 2.0**-8
+    assert pack(torch.zeros(64), "bfloat16").bound < 1e-40
 
 
 def test_a_parameter_of_many_chunks_is_quantised_group_by_group() -> None:
