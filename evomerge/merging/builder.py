@@ -33,6 +33,8 @@ CHUNK = 1 << 20
 CHUNK_FAR = 1 << 24
 """The same of other devices, where starting a kernel takes longer."""
 PLAIN = "plain"
+SMALL = 1 << 20
+"""Elements below which a model on a CPU is merged without kernels: compiling them would take longer than they save."""
 
 
 class Builder:
@@ -162,8 +164,12 @@ def as_rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _formed(whole: Together, method: Formed, window: int | None) -> Iterator[_Formed]:
     """Yield the sites of each kernel; those without one by their number of rows."""
     found: dict[Kernel | int, list[Site]] = {}
+    small = sum(len(site) for site in whole.sites) < SMALL
     for site in whole.sites:
-        found.setdefault(kernel_of(method.form, site, streamed=window is not None) or len(site.rows), []).append(site)
+        kernel = None
+        if not (small and site.live.device.type == "cpu"):
+            kernel = kernel_of(method.form, site, streamed=window is not None)
+        found.setdefault(kernel or len(site.rows), []).append(site)
     for key, some in found.items():
         yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Kernel) else None, window)
 
