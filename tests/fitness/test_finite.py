@@ -214,6 +214,7 @@ def settings(family: Path, *more: str) -> list[str]:
         f"model.experts=[{family}/high_half]",
         f"model.cache={family}/cache",
         "model.device=cpu",
+        "model.compute=null",  # in half precision, where these logits are infinite
         "space=model",
         *more,
     ]

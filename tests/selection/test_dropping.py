@@ -161,4 +161,4 @@ def test_blocks_hold_every_item_once_and_each_task_has_its_share(sizes: dict[str
 def test_items_that_lie_by_class_are_shuffled() -> None:
     ids = {"a": [f"{i // 100}-{i}" for i in range(200)]}
     first = cut(ids)[0]["a"]
-    assert 2 <= sum(item.startswith("0-") for item in first) <= 8  # of 10
+    assert 0.2 <= sum(item.startswith("0-") for item in first) / len(first) <= 0.8
