@@ -89,6 +89,11 @@ class Formed(ABC):
     whole: bool = False
     form: Form
 
+    @property
+    def counts_zero(self) -> bool:
+        """Whether the weight of a row counts where its delta is zero: in a sum that is divided by all weights."""
+        return self.form.divide and not self.form.elects
+
     def prepare(self, together: Together) -> Any:
         """Return what can be computed once for all candidates.
 

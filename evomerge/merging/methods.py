@@ -27,12 +27,12 @@ from evomerge.merging.kernels.form import Form, Numbers
 from evomerge.merging.method import Formed
 from evomerge.merging.sites import Site, Together
 from evomerge.space.coefficients import Variable
-from evomerge.task_vectors.draws import folded, keys
+from evomerge.task_vectors.draws import STEP, folded, keys
 from evomerge.task_vectors.orders import Order, cuts_over
 from evomerge.task_vectors.spans import chunks
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
-DENSITY = Variable("density", 0.0, 1.0, 0.5)
+DENSITY = Variable("density", 0.0, 1.0, 0.5, share=True)
 PLACE = Variable("weight", 0.0, 1.0, 0.5)
 """Where between the base and an expert a candidate lies: 0 and 1 are these."""
 ALIGNED = 0.9995
@@ -391,6 +391,7 @@ def _drawn(
     method: Dare | DareTies, together: Together, prepared: np.ndarray, coefficients: Mapping[str, np.ndarray]
 ) -> Numbers:
     density = coefficients["density"][together.places].astype(np.float32)
+    density[density < STEP] = 0  # draws have no smaller steps, and its inverse would be too large
     with np.errstate(divide="ignore"):  # a density of 0 keeps nothing
         scale = np.where((density > 0) & method.rescale, np.float32(1) / density, np.float32(1))
     return Numbers(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -42,24 +41,24 @@ def streamed(sites: Sequence[Site], cuts: Sequence[slice]) -> Iterator[tuple[sli
     if not cuts:
         return
     device = sites[0].live.device
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     with ThreadPoolExecutor(1) as loader:
-        coming = loader.submit(_moved, sites[cuts[0]], device)
+        coming = loader.submit(_moved, sites[cuts[0]], beside)
         for place, cut in enumerate(cuts):
             here = coming.result()
             if place + 1 < len(cuts):
-                coming = loader.submit(_moved, sites[cuts[place + 1]], device)
+                coming = loader.submit(_moved, sites[cuts[place + 1]], beside)
             yield cut, here
-            if device.type == "cuda":  # or the next window would be put where this one is still read
+            if beside is not None:  # or the next window would be put where this one is still read
                 torch.cuda.current_stream(device).synchronize()
+            del here
 
 
-def _moved(sites: Sequence[Site], device: torch.device) -> list[Site]:
-    """Copy base and deltas to the device of the model."""
-    beside: AbstractContextManager[object] = nullcontext()
-    if device.type == "cuda":
-        beside = torch.cuda.stream(torch.cuda.Stream(device))
-    with beside:
+def _moved(sites: Sequence[Site], beside: torch.cuda.Stream | None) -> list[Site]:
+    """Copy base and deltas to the device of the model, there beside what else goes on."""
+    if beside is None:
+        return [site.moved() for site in sites]
+    with torch.cuda.stream(beside):
         moved = [site.moved() for site in sites]
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()
+        beside.synchronize()
     return moved

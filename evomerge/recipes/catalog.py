@@ -28,7 +28,7 @@ METHODS: dict[str, type[Method]] = {
 TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in (TrimElect,)}
 
 
-EARLIER = ("0.1", "0.2")
+EARLIER = ("0.1.", "0.2.")
 """Versions whose random masks were others."""
 
 
@@ -73,6 +73,12 @@ def make_method(recipe: Recipe) -> Method:
     except ConfigError as error:
         raise ConfigError(f"recipe: {error}") from error
     needed = [variable.name for variable in method.variables]
+    for variable in method.variables:
+        values = [value for row in recipe.coefficients.get(variable.name, {}).values() for value in row.values()]
+        if variable.share and not all(0 <= value <= 1 for value in values):
+            raise ConfigError(
+                f"recipe: coefficients.{variable.name} has a number outside of 0 to 1, and it is a share: correct it."
+            )
     if sorted(needed) != sorted(recipe.coefficients):
         raise ConfigError(
             f"recipe: it has coefficients of {' and '.join(recipe.coefficients)}, and the method {method.name} needs "

@@ -57,7 +57,7 @@ class Rebuild:
     ) -> None:
         self._store = FLOAT32 if exact else recipe.kept_as
         self._method, chain = make_method(recipe), make_chain(recipe, parameters)
-        groups = recipe.groups(parameters)
+        self._groups = groups = recipe.groups(parameters)
         self._coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
         for variable, values in self._coefficients.items():
             if np.abs(values).max() > np.finfo(np.float32).max:
@@ -84,10 +84,10 @@ class Rebuild:
             name: of the parameter.
             out: flat, (n,), of the floating dtype that it is cast to.
         """
-        rows = self._rows_of(name)
         if isinstance(self._method, Formed) and self._method.whole:
             out.copy_(self._whole[name])
             return
+        rows = self._rows_of(name)
         if not (sites := self._sites(name, out, rows)):
             out.copy_(self._vectors.base.tensor(name).reshape(-1))
             return
@@ -97,8 +97,9 @@ class Rebuild:
     def _whole(self) -> dict[str, Tensor]:
         """All parameters in float32: a share over several tensors needs all of them at once."""
         merged = {name: self._vectors.base.tensor(name).reshape(-1).float().clone() for name in self._spans}
-        sites = [site for name, out in merged.items() for site in self._sites(name, out, self._vectors)]
-        Builder(sites, self._method).build(self._coefficients)
+        spans = [(index, span) for index, group in enumerate(self._groups) for span in group.spans]  # as the merger has
+        found = (find_site(index, span, merged[span.parameter], self._rows_of(span.parameter)) for index, span in spans)
+        Builder([site for site in found if site], self._method).build(self._coefficients)
         return merged
 
     def _sites(self, name: str, out: Tensor, rows: TaskVectors) -> list[Site]:

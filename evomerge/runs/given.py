@@ -24,7 +24,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item
 from evomerge.fitness.splits import Splits
 from evomerge.merging.merger import Merger
-from evomerge.merging.method import Method, check_rows
+from evomerge.merging.method import Formed, Method, check_rows
 from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory
@@ -37,6 +37,7 @@ from evomerge.space.coefficients import CoefficientSpace, make_space
 from evomerge.task_vectors.family import check_files, family_notes
 from evomerge.task_vectors.places import AUTO, WINDOW, Free, Placed, Sizes, choose
 from evomerge.task_vectors.store import TaskVectors, task_vectors
+from evomerge.task_vectors.stores import EXPERT, LOSSY
 from evomerge.transforms.chain import Chain
 from evomerge.transforms.store import transformed
 
@@ -245,6 +246,8 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     cache, parameters, space = Path(family.settings["cache"]), family.parameters, settings["space"]
     transforms = make_chain(settings.get("transform") or [])
     store = family.settings.get("store", AUTO)
+    if isinstance(method, Formed) and method.form.join == "blend" and store not in LOSSY:
+        store = EXPERT  # θ_k itself: θ₀ + τ_k is it but for a rounding
     vectors = task_vectors(family.base, family.experts, parameters, cache, reporter.steps, store)
     rows = transformed(vectors, transforms, cache, reporter.steps, store)
     found = make_space(
@@ -252,7 +255,7 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         parameters,
         rows.rows,
         method.variables,
-        rows.zero,
+        () if isinstance(method, Formed) and method.counts_zero else rows.zero,
         sharing=space["sharing"],
         frozen=space["frozen"],
         tied=space["tied"],
@@ -272,7 +275,9 @@ def _placed(family: Opened, vectors: TaskVectors) -> Placed:
     model, device = sum(each.nbytes for each in parameters), parameters[0].device
     base = sum(vectors.base.tensor(name).nbytes for name in vectors.parameters)
     free = torch.cuda.mem_get_info(device)[0] + model if device.type == "cuda" else None
-    sizes = Sizes(model, base, vectors.nbytes, WINDOW)
+    held = [deltas[name].nbytes for deltas in vectors.deltas.values() for name in deltas] if free else []
+    largest = len(vectors.deltas) * max(held, default=0)  # with the base, since no delta is larger than float32's
+    sizes = Sizes(model, base, vectors.nbytes, max(WINDOW, 2 * largest))
     asked = str(family.settings.get("place", AUTO))
     return choose(asked, sizes, Free(free, memory_limit()), "model.store=int4")
 

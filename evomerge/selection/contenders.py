@@ -118,7 +118,8 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
         merger = problem.merger
         if not own:
             merged = transformed(vectors, chain, cache, store=recipe.kept_as)
-            merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded)
+            placed = problem.merger.placed
+            merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded, placed=placed)
         try:
             merger.apply(coefficients)
             return fitness(ids)

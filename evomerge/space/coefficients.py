@@ -24,12 +24,16 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Variable:
-    """A number that a method has for each (group, row), such as weight or density, with its box and start value."""
+    """A number that a method has for each (group, row), such as weight or density, with its box and start value.
+
+    A share has no value outside of 0 to 1, whatever bounds a user writes.
+    """
 
     name: str
     low: float
     high: float
     start: float
+    share: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,5 +296,9 @@ def _bounded(variables: Sequence[Variable], bounds: Mapping[str, tuple[float, fl
     for name, v in own.items():
         if not (np.isfinite([v.low, v.high]).all() and v.low < v.high):
             raise SpaceError(f"The bounds of {name} are [{v.low}, {v.high}]; write a lower and a higher finite number.")
+        if v.share and not 0 <= v.low < v.high <= 1:
+            raise SpaceError(
+                f"The bounds of {name} are [{v.low}, {v.high}], and it is a share: write two numbers from 0 to 1."
+            )
         own[name] = replace(v, start=min(max(v.start, v.low), v.high))
     return list(own.values())

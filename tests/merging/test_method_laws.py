@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evomerge.common.errors import SpaceError
 from evomerge.merging.builder import Builder
 from evomerge.merging.methods import Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
+from evomerge.space.coefficients import make_space
 from evomerge.task_vectors.dense import DenseDelta
 from tests.kit.methods import merged, plainly, site_of
 
@@ -225,3 +227,17 @@ def test_sixteen_bits_are_summed_in_float32() -> None:
     site = site_of(torch.ones(8).bfloat16(), [DenseDelta(torch.full((8,), 1 / 512))] * 4, torch.bfloat16)
     Builder([site], Linear()).build({"weight": np.ones((1, 4))})
     assert site.live.float().tolist() == [1.0078125] * 8
+
+
+def test_where_weights_count_without_a_task_vector() -> None:
+    """A sum that is divided by all weights is another one where a row's weight is held at 0."""
+    assert NuSlerp().counts_zero
+    assert Dare(normalize=True).counts_zero
+    assert not Linear().counts_zero
+    assert not Ties(normalize=True).counts_zero
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 2), (-0.1, 0.5)])
+def test_a_density_is_a_share(bounds: tuple[float, float]) -> None:
+    with pytest.raises(SpaceError, match="it is a share: write two numbers from 0 to 1"):
+        make_space("model", {"p": (4,)}, ["a"], Dare.variables, bounds={"density": bounds})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import torch
 from transformers import LlamaForCausalLM
 
 from evomerge.common.errors import ConfigError
-from evomerge.models.live import load_skeleton
+from evomerge.merging.merger import Merger
+from evomerge.models.live import load_live, load_skeleton
 from evomerge.models.pretrained import rename_keys
+from evomerge.recipes.catalog import make_method
 from evomerge.recipes.rebuild import Rebuild
+from evomerge.space.named import array_coefficients
 from evomerge.task_vectors.expert import ExpertDeltas
 from evomerge.task_vectors.store import task_vectors
+from evomerge.transforms.store import transformed
 from tests.kit.merging import METHODS, live_merge, make_recipe, opened, save_family
 from tests.kit.models import LLAMA, pico
 
@@ -127,3 +132,22 @@ def test_skeletons_have_the_names_of_the_loaded_model(family):
     assert list(skeleton.parameters.items()) == [(name, tuple(p.shape)) for name, p in model.named_parameters()]
     keys = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
     assert skeleton.rename(keys) == partial(rename_keys, model)(keys)
+
+
+@pytest.mark.parametrize("store", ["int4", "bfloat16"])
+def test_shares_of_groups_are_of_what_was_kept(family, tmp_path, store):
+    """A cut over a whole group is found in the rows that the search has merged, not in those of the files."""
+    path, experts = family
+    recipe = make_recipe(path / "base", experts, "ties over groups", "model", "AutoModelForCausalLM")
+    recipe = replace(recipe, store={"name": store})
+    skeleton = load_skeleton(path / "base", recipe.auto_class)
+    live = load_live(path / "base", recipe.auto_class, "cpu", needs_processor=False)
+    ours = live.open(path / "base")
+    found = {name: live.open(experts[name], base=ours) for name in recipe.experts}
+    vectors = task_vectors(ours, found, skeleton.parameters, tmp_path, store=store)
+    rows = transformed(vectors, (), tmp_path, store=store)
+    groups = recipe.groups(skeleton.parameters)
+    merger = Merger(live.model, rows, groups, make_method(recipe))
+    merger.apply(array_coefficients(recipe.coefficients, groups, recipe.row_names))
+    written = rebuilt(recipe, path / "base", experts)
+    assert all(torch.equal(written[name], value) for name, value in live.model.named_parameters())

@@ -78,12 +78,12 @@ def _said(variant: Variant) -> str:
 @functools.cache
 def _directory() -> Path:
     """Return where texts lie: the user's cache, or a directory of this process if nothing can be written there."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home
-    except OSError:
+    except (OSError, RuntimeError):  # of a user without a home
         pass
-    logger.warning("%s cannot be written: kernels are compiled again by every process", home)
+    logger.warning("the user's cache cannot be written: kernels are compiled again by every process")
     return Path(tempfile.mkdtemp(prefix="evomerge-kernels-"))

@@ -103,6 +103,8 @@ def variant_of(form: Form, site: Site) -> Variant | None:
     rows = [row_of(delta) for delta in site.deltas]
     if None in names or None in rows or len(site) >= 1 << 32:
         return None
+    if form.keep in ("drawn", "ranked") and site.span.start >> 32 != (site.span.stop - 1) >> 32:
+        return None  # keys hold up to the next multiple of 2³²
     base, live, target = (name for name in names if name)
     return Variant(form, tuple(row for row in rows if row), base, live, target)
 
