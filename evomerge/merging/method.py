@@ -19,7 +19,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
 from evomerge.merging.kernels.form import Form, Numbers
 from evomerge.merging.sites import Together
-from evomerge.space.coefficients import Variable
+from evomerge.space.variable import Variable
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.spans import Span
 

@@ -26,7 +26,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.merging.kernels.form import Form, Numbers
 from evomerge.merging.method import Formed
 from evomerge.merging.sites import Site, Together
-from evomerge.space.coefficients import Variable
+from evomerge.space.variable import Variable
 from evomerge.task_vectors.draws import STEP, folded, keys
 from evomerge.task_vectors.orders import Order, cuts_over
 from evomerge.task_vectors.spans import chunks

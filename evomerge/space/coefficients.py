@@ -16,24 +16,11 @@ from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
 from evomerge.space.entries import held_entries, tied_entries
 from evomerge.space.groups import Group, make_groups
+from evomerge.space.variable import Variable
 
 SHARING = ("separate", "shared")
 ROUNDING = 1e-9
 """How far beyond a bound a coefficient may lie and still be taken for the bound itself."""
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A number that a method has for each (group, row), such as weight or density, with its box and start value.
-
-    A share has no value outside of 0 to 1, whatever bounds a user writes.
-    """
-
-    name: str
-    low: float
-    high: float
-    start: float
-    share: bool = False
 
 
 @dataclass(frozen=True, eq=False)

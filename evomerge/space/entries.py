@@ -13,7 +13,7 @@ from evomerge.common.errors import SpaceError
 from evomerge.common.names import matching
 
 if TYPE_CHECKING:
-    from evomerge.space.coefficients import Variable
+    from evomerge.space.variable import Variable
 
 
 def held_entries(

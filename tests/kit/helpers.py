@@ -10,7 +10,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from evomerge.runs.config import CONF, register
-from evomerge.space.coefficients import CoefficientSpace, Variable, make_space
+from evomerge.space.coefficients import CoefficientSpace, make_space
+from evomerge.space.variable import Variable
 
 
 def compose(*overrides: str) -> Any:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 import evomerge
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.space.coefficients import Variable, make_space
+from evomerge.space.coefficients import make_space
 from evomerge.space.groups import make_groups
+from evomerge.space.variable import Variable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "recipe.yaml"
 SHAPES = {"emb.weight": (5, 2), "h.0.w": (3, 2), "h.1.w": (3, 2), "h.2.w": (4, 2), "ln_f.weight": (2,)}

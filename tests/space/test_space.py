@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import SpaceError
-from evomerge.space.coefficients import Variable, make_space
+from evomerge.space.coefficients import make_space
+from evomerge.space.variable import Variable
 
 SHAPES = {
     "emb.weight": (5, 2),

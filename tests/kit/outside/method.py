@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from evomerge.space.coefficients import Variable
+from evomerge.space.variable import Variable
 
 
 class Limited:
