@@ -376,4 +376,4 @@ def test_it_holds_the_largest_shard_and_little_else(tmp_path):
     assert sum(sizes) > 150 * MIB
     assert max(sizes) < 40 * MIB
     assert said["samples"] > 100
-    assert said["peak"] - said["before"] < max(sizes) + 24 * MIB
+    assert said["peak"] - said["before"] < max(sizes) + 56 * MIB  # 24, and the compiler, which is loaded on the way

@@ -158,4 +158,4 @@ def test_the_rows_of_one_parameter_in_memory_at_a_time(tmp_path: Path) -> None:
     result = transformed(vectors, (Step(TrimElect(0.2)),), tmp_path, lambda *_: seen.append(anonymous_memory()))
     assert len(result.deltas) == 5
     # the rows of a parameter are as large as one expert here; what the allocator keeps comes beside them
-    assert max(seen) - before < 2.5 * size
+    assert max(seen) - before < 3.5 * size
