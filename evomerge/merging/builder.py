@@ -148,8 +148,7 @@ class _Spans:
     def build(self, coefficients: Mapping[str, np.ndarray]) -> None:
         for site, prepared in self._sites:
             chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
-            size = CHUNK if site.live.device.type == "cpu" else CHUNK_FAR
-            for chunk in chunks(len(site), size if self._method.elementwise else len(site)):
+            for chunk in _whole(site) if self._method.elementwise else (slice(0, len(site)),):
                 some = [each[chunk] for each in prepared] if self._method.elementwise else prepared
                 out = torch.empty(chunk.stop - chunk.start, dtype=torch.float32, device=site.live.device)
                 self._method.merge(site.base[chunk].float(), some, chosen, out)
