@@ -91,6 +91,11 @@ class Merger:
         self._gradient: tuple[np.ndarray, Gradient] | None = None
         self._builder = Builder(self._sites, method, vectors, progress, placed.window if placed and far else None)
 
+    @property
+    def forms(self) -> frozenset[str]:
+        """The forms that build candidates: `compiled`, `triton` or `plain`; more than one where sites differ."""
+        return self._builder.forms
+
     @torch.no_grad()
     def apply(self, coefficients: Mapping[str, np.ndarray]) -> None:
         """Overwrite the model with a candidate.

@@ -168,7 +168,7 @@ def _scores(recipe: Recipe) -> Iterator[str]:
         ]
         for name, row in rows.items()
     ]
-    how = [f"{what}: {scores[what]}" for what in ("metric", "split", "items", "trials") if what in scores]
+    how = [f"{what}: {scores[what]}" for what in ("metric", "split", "items", "trials", "kernels") if what in scores]
     if recipe.compute:
         how.append(f"weights rounded to {recipe.dtype}, scored in {recipe.compute}")
     columns = ["", "mean ± standard error", *(heading(task, scores.get("measures") or {}) for task in tasks)]

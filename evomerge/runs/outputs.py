@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def write_outputs(
         reporter: is told where mergekit cannot express the recipe.
     """
     heads = keep_heads(problem, directory)
-    recipe = make_recipe(problem, coefficients, _scores(summary), heads)
+    recipe = make_recipe(problem, coefficients, _scores(summary, problem.merger.forms), heads)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
     try:
         write_atomically(directory / "mergekit.yaml", mergekit_yaml(problem, recipe))
@@ -122,8 +122,13 @@ def write_outputs(
     write_atomically(directory / "summary.json", summary.to_json())
 
 
-def _scores(summary: Summary) -> dict[str, Any]:
-    """Return what the recipe says of its worth: which metric, on which items, and how the winner was found."""
+def _scores(summary: Summary, forms: Collection[str]) -> dict[str, Any]:
+    """Return what the recipe says of its worth: which metric, on which items, and how the winner was found and built.
+
+    Args:
+        summary: what is known of the search.
+        forms: see `Merger.forms`.
+    """
     told = dict(summary.measures)
     how = {
         "metric": title(summary.metric, told),
@@ -132,6 +137,7 @@ def _scores(summary: Summary) -> dict[str, Any]:
         "items": summary.items["report"],
         "trials": summary.trials,
         "finalist": summary.select.winner,
+        "kernels": ", ".join(sorted(forms)),
     }
     rows = {name: asdict(row) for name, row in {**summary.report, **summary.paired}.items()}
     if (again := summary.rescored) and again.score and again.paired:

@@ -137,7 +137,7 @@ def test_the_licence_is_that_of_all_parents_or_none(tmp_path, cards, expected):
 
 
 def test_scores_with_their_errors(places):
-    card = made(recipe(scores=SCORES), places)
+    card = made(recipe(scores={**SCORES, "kernels": "compiled"}), places)
     assert rows_of(card, "Scores") == [
         ["", "mean ± standard error", "mood", "topic"],
         ["---", "---:", "---:", "---:"],
@@ -145,7 +145,7 @@ def test_scores_with_their_errors(places):
         ["best constant", "0.8000 ± 0.0200", "0.800", "0.800"],
         ["winner", "0.8123 ± 0.0123", "0.900", "0.700"],
     ]
-    assert "metric: accuracy; split: report; items: 600; trials: 40; higher is better." in card.text
+    assert "metric: accuracy; split: report; items: 600; trials: 40; kernels: compiled; higher is better." in card.text
     assert "winner − best constant: +0.0123 ± 0.0056 (paired)" in card.text
 
 
