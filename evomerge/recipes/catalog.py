@@ -14,17 +14,15 @@ from evomerge.common.arguments import check_arguments, check_names
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import Exited, contained
 from evomerge.common.names import unknown
+from evomerge.merging import methods
 from evomerge.merging.earlier import REFUSAL
 from evomerge.merging.method import Method, check_rows
-from evomerge.merging.methods import Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
 from evomerge.recipes.recipe import Recipe
 from evomerge.transforms.base import Transform
 from evomerge.transforms.chain import Chain, Step, row_names
 from evomerge.transforms.ties import TrimElect
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Linear, Ties, Dare, DareTies, Della, Breadcrumbs, Slerp, NuSlerp)
-}
+METHODS: dict[str, type[Method]] = {method.name: method for method in methods.METHODS}
 TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in (TrimElect,)}
 
 
@@ -62,7 +60,7 @@ def make_method(recipe: Recipe) -> Method:
             merges another number of rows, or the recipe has coefficients of other variables than it needs.
     """
     kind = find_method(recipe)
-    if kind is DareTies and recipe.version.startswith(EARLIER) and recipe.thinned:
+    if kind is methods.DareTies and recipe.version.startswith(EARLIER) and recipe.thinned:
         raise ConfigError(f"recipe: evomerge {recipe.version} wrote it. {REFUSAL}")
     given = _plain(recipe.method, "method", kind.name)
     try:
