@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
-from evomerge.common.names import listed
 from evomerge.common.progress import Steps
+from evomerge.models.conversions import Conversion, Converted
 from evomerge.models.matching import Layout, Match, match
 from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
 from evomerge.models.weights import (
@@ -53,7 +53,8 @@ class Checkpoint:
         path: the directory; of tensors in memory, what messages call them.
         config: its config.json.
         sha256: hash of all tensors in the files: key, dtype, shape and bytes, in the order of the keys.
-        keys: parameter name of the live model -> file key, in the order of the live model.
+        keys: parameter name of the live model -> file key, in the order of the live model; the first one where several
+            are converted to the parameter.
         extra: file keys that are no parameter of the live model: heads, buffers, position_ids.
         missing: parameters of the live model that no file holds.
         tensors: every tensor in the files by file key, memory-mapped.
@@ -66,6 +67,8 @@ class Checkpoint:
         names: file key -> its name in the live model, as transformers gives it.
         buffers: those of `extra` that are buffers of the live model.
         notes: what else is to be known of the files, as sentences that lack whom they are about.
+        conversions: of the tensors that transformers fuses, splits or permutes.
+        converted: the parameters that come of it, in the live model's shape.
     """
 
     path: Path
@@ -83,6 +86,8 @@ class Checkpoint:
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
     buffers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    conversions: tuple[Conversion, ...] = ()
+    converted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def spare(self) -> list[str]:
@@ -91,8 +96,10 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of a parameter, memory-mapped, in the dtype of the file. One that got rows of the base is in
-        memory, in a dtype that holds those of both exactly.
+        memory, in a dtype that holds those of both exactly; so is one that was converted, where there is no cache.
         """
+        if name in self.converted:
+            return self.converted[name]
         return self.fitted[name] if name in self.fitted else self.tensors[self.keys[name]]
 
     def dtype(self, name: str) -> torch.dtype:
@@ -124,7 +131,7 @@ def open_checkpoint(
     Raises:
         CheckpointError: there is no such directory or no weights in it, a file is damaged or unsafe, the weights are
             quantised, a shape or dtype does not fit the live model, two tensors that stand for one parameter differ, or
-            transformers fuses, splits or permutes its tensors at load.
+            transformers cannot convert them to parameters and, of a base, back.
     """
     path = Path(path).expanduser()
     files = weight_files(path)
@@ -142,6 +149,7 @@ def open_checkpoint(
         notes=notes,
         vocabulary=vocabulary,
         base=base,
+        cache=cache,
     )
 
 
@@ -156,6 +164,7 @@ def from_tensors(
     notes: Sequence[str] = (),
     vocabulary: str = REFUSE,
     base: Checkpoint | None = None,
+    cache: Path | None = None,
 ) -> Checkpoint:
     """Makes a checkpoint of tensors by their keys, such as a state dict; they are not copied.
 
@@ -169,6 +178,7 @@ def from_tensors(
         notes: what else is to be known of them.
         vocabulary: what becomes of an expert with another number of tokens than the base: one of `vocabulary.CHOICES`.
         base: θ₀, of an expert; its own rows stay whatever the expert has.
+        cache: directory that keeps what is converted; None: in memory, at each access.
 
     Raises:
         CheckpointError: as `open_checkpoint`, of tensors that can be read.
@@ -176,11 +186,14 @@ def from_tensors(
     config, layout = dict(config or {}), layout or Layout()
     parameters = {key: tuple(tensor.shape) for key, tensor in tensors.items()} if parameters is None else parameters
     found = match(tensors, parameters, layout)
-    if found.converted and len(found.held) < len(parameters):
-        raise CheckpointError(
-            f"{path}: transformers fuses, splits or permutes {listed(found.converted)} at load (as for mixtures of"
-            " experts), so that no parameter of the live model is what the file holds. This is not supported yet."
-        )
+    for one in found.conversions:
+        for key in one.sources:
+            _check_dtype(path, tensors, key)
+        try:
+            one.check(tensors, parameters, back=base is None)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    converted = {name: one for one in found.conversions for name in one.names}
     tokens = layout.tokens or {**(config.get("text_config") or {}), **config}.get("vocab_size")
     rows: dict[str, Rows] = {}
     for name, keys in found.held.items():
@@ -188,13 +201,16 @@ def from_tensors(
         _check_tensors(path, tensors, keys, name, found)
         if other := [key for key in keys if tuple(tensors[key].shape) != tuple(parameters[name])]:
             rows[name] = _other_rows(path, tokens, other[0], tensors[other[0]], name, parameters[name], chosen)
-    kept = {name: keys[0] for name, keys in found.held.items() if name not in rows or rows[name].merged}
+    first = {name: keys[0] for name, keys in found.held.items() if name not in rows or rows[name].merged}
+    first |= {name: one.sources[0] for name, one in converted.items()}
+    kept = {name: first[name] for name in parameters if name in first}
     fitted = {name: _fit(tensors[kept[name]], rows[name], base, name) for name in rows if base and name in kept}
-    missing = tuple(name for name in parameters if name not in found.held)
+    missing = tuple(name for name in parameters if name not in found.held and name not in converted)
+    sha256 = content_hash(tensors) if sha256 is None else sha256
     return Checkpoint(
         path=path,
         config=config,
-        sha256=content_hash(tensors) if sha256 is None else sha256,
+        sha256=sha256,
         keys=kept,
         extra=tuple(found.extra),
         missing=missing,
@@ -207,6 +223,8 @@ def from_tensors(
         names=found.names,
         buffers=tuple(key for key in found.extra if found.names[key] in layout.buffers),
         notes=tuple(notes),
+        conversions=tuple(found.conversions),
+        converted=Converted(found.conversions, tensors, sha256, cache),
     )
 
 
@@ -224,12 +242,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str
         CheckpointError: one is no floating tensor, or two differ.
     """
     for key in keys:
-        if tensors[key].dtype not in FLOATS:
-            raise CheckpointError(
-                f"{path}: {key} is {tensors[key].dtype}; the weights are quantised, and a difference of codes is no"
-                " task vector. Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and"
-                " save it anew)."
-            )
+        _check_dtype(path, tensors, key)
     other = next((key for key in keys[1:] if not torch.equal(tensors[keys[0]], tensors[key])), None)
     if other and found.names[other] == found.names[keys[0]]:
         raise CheckpointError(
@@ -240,6 +253,15 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str
         raise CheckpointError(
             f"{path}: {keys[0]} and {other} differ, but the base ties them into one parameter ({name}), so one of them"
             f" would be lost. {UNTIE}"
+        )
+
+
+def _check_dtype(path: Path, tensors: Mapping[str, Tensor], key: str) -> None:
+    if tensors[key].dtype not in FLOATS:
+        raise CheckpointError(
+            f"{path}: {key} is {tensors[key].dtype}; the weights are quantised, and a difference of codes is no"
+            " task vector. Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and"
+            " save it anew)."
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.models.checkpoint import MEMORY, Checkpoint, from_tensors, open_checkpoint
+from evomerge.models.conversions import find_conversions
 from evomerge.models.matching import Layout, match
 from evomerge.models.pretrained import (
     can_tie,
@@ -153,6 +155,7 @@ class LiveModel:
             computed=self.computed,
             spare=passed_over(self.model),
             rename=self.rename,
+            convert=partial(find_conversions, self.model),
             tokens=getattr(text, "vocab_size", None),
         )
 

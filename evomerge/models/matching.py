@@ -9,12 +9,18 @@ what is left over. A file may use other names than the live model: each key is r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from torch import Tensor
+
+from evomerge.models.conversions import Conversion
+
 Rename = Callable[[Iterable[str]], Mapping[str, str | None]]
 """File keys -> the names that transformers gives them at load, None where it makes other tensors of them."""
+Convert = Callable[[Mapping[str, Tensor]], Sequence[Conversion]]
+"""Tensors by file key -> what transformers converts of them at load."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Layout:
         computed: parameters of the live model that are never trained, so that files may leave them out.
         spare: what transformers passes over in a file of this class, as a pattern of names; None for nothing.
         rename: transformers' renaming; None where files have the names of the live model.
+        convert: its conversions; None where it has none.
         tokens: the size of the vocabulary by the directory's own config; None where it does not say.
     """
 
@@ -39,6 +46,7 @@ class Layout:
     computed: Collection[str] = ()
     spare: re.Pattern[str] | None = None
     rename: Rename | None = None
+    convert: Convert | None = None
     tokens: int | None = None
 
 
@@ -49,7 +57,7 @@ class Match:
     Attributes:
         held: parameter -> the keys under which the file holds it, those of its aliases included; the first one counts.
         names: key -> its name in the live model, as transformers gives it.
-        converted: keys that transformers fuses with others, splits or permutes.
+        conversions: of keys that transformers fuses with others, splits or permutes; none of them is in `held`.
         extra: keys that are no parameter of the live model: heads, buffers, whatever else.
         stray: those of them under the live model's own modules that it does not know, and transformers does not pass
             over: a layer too many, say, or the parts of a quantised matrix.
@@ -58,26 +66,31 @@ class Match:
 
     held: dict[str, list[str]]
     names: dict[str, str]
-    converted: list[str]
+    conversions: list[Conversion]
     extra: list[str]
     stray: list[str]
     untied: list[str]
 
 
-def match(keys: Collection[str], parameters: Collection[str], layout: Layout) -> Match:
+def match(tensors: Mapping[str, Tensor], parameters: Collection[str], layout: Layout) -> Match:
     """Find what each key of a file is.
 
     Args:
-        keys: of all tensors in the files.
+        tensors: in the files, by key.
         parameters: the live model's, tied ones once.
         layout: what names mean.
     """
+    keys = tensors.keys()
+    conversions = [
+        one for one in (layout.convert(tensors) if layout.convert else ()) if set(one.names) <= set(parameters)
+    ]
+    became = {key: one.names[0] for one in conversions for key in one.sources}
     renamed = layout.rename(keys) if layout.rename else {key: key for key in keys}
     families = _families(parameters, layout.tied or {})
     known = {name for family in families.values() for name in family} | set(layout.buffers)
-    names = {key: _placed(renamed[key], key, known, layout.prefix) for key in keys}
+    names = {key: became.get(key) or _placed(renamed[key], key, known, layout.prefix) for key in keys}
     by_name: dict[str, list[str]] = {}
-    for key in keys:
+    for key in (key for key in keys if key not in became):
         by_name.setdefault(names[key], []).append(key)
     held = {}
     for owner, family in families.items():
@@ -88,7 +101,7 @@ def match(keys: Collection[str], parameters: Collection[str], layout: Layout) ->
     return Match(
         held=held,
         names=names,
-        converted=[key for key in keys if renamed[key] is None],
+        conversions=conversions,
         extra=extra,
         stray=[key for key in extra if _is_stray(names[key], parameters, layout)],
         untied=[]

@@ -85,6 +85,12 @@ def as_mergekit(problem: Problem, recipe: Recipe) -> str:
     """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
     vectors, live = problem.vectors, problem.live
     dtype = live.dtype
+    if vectors.base.conversions:
+        raise ConfigError(
+            f"mergekit export: transformers makes {vectors.base.conversions[0].names[0]} of several tensors of the "
+            f"base's files at load, and mergekit merges by the tensors of one of these forms. Merge with `evomerge "
+            f"merge`, which writes the base's own form."
+        )
     text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
     kept = [name for name, own in live.dtypes.items() if own != dtype]
     return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text

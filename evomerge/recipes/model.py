@@ -12,12 +12,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from evomerge.common.directories import whole_directory
 from evomerge.common.errors import CheckpointError, ConfigError
@@ -31,13 +29,13 @@ from evomerge.recipes.beside import copy_file, look_beside, unmerged
 from evomerge.recipes.card import model_card
 from evomerge.recipes.copies import tied_copies
 from evomerge.recipes.dtypes import BY_NAME, parameter_dtypes, scored_dtype
+from evomerge.recipes.filling import Filling
 from evomerge.recipes.kept import kept_notes
 from evomerge.recipes.origins import find_heads, find_origins, open_origin
 from evomerge.recipes.rebuild import Compared, Rebuild
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.shards import Entry, bytes_of, check_size, plan_shards, write_shards
+from evomerge.recipes.shards import bytes_of, check_size, plan_shards, write_shards
 from evomerge.task_vectors.family import family_notes
-from evomerge.task_vectors.spans import CHUNK
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """What a config calls it now, and what it called it in earlier years."""
@@ -112,7 +110,7 @@ def write_model(
     with whole_directory(out) as directory:
         _check_room(directory, bytes_of(shards) + found.nbytes + SPARE)
         with reporter.bars(), reporter.working("merging"):
-            write_shards(shards, partial(_fill, rebuild, ours), directory, reporter.steps)
+            write_shards(shards, Filling(rebuild, ours, parameters), directory, reporter.steps)
         kept = kept_notes(recipe, rebuild.difference if isinstance(rebuild, Compared) else None)
         for note in kept:
             reporter.say(f"note: {note}")
@@ -195,27 +193,6 @@ def _check_room(directory: Path, needed: int) -> None:
             f"The merged model needs {needed / 2**30:.2f} GiB, and {directory.parent} has {free / 2**30:.2f} GiB left: "
             f"make room, or write to another disk."
         )
-
-
-@torch.no_grad()
-def _fill(rebuild: Rebuild | Compared, base: Checkpoint, entry: Entry, out: Tensor) -> None:
-    """Write the values of a tensor: merged where it is a parameter, else the base's."""
-    whole = base.tensors[entry.key].reshape(-1)
-    if entry.parameter is None:
-        out.copy_(whole)
-    else:
-        rebuild.write(entry.parameter, out)
-    if entry.parameter is None and out.dtype == whole.dtype:
-        return  # masks of earlier years hold -inf
-    for some, before in zip(out.split(CHUNK), whole.split(CHUNK), strict=True):
-        lost = ~torch.isfinite(some)
-        if torch.any(lost if entry.parameter else lost & torch.isfinite(before)):
-            kind = dtype_name(out.dtype)
-            hint = " float16 ends at 65504: write --dtype bfloat16 or float32." if kind == "float16" else ""
-            raise CheckpointError(
-                f"{entry.key} of the merged model is not finite in {kind}: a coefficient of the recipe is too large, "
-                f"or a source holds inf or NaN.{hint}"
-            )
 
 
 def _write_config(base: Checkpoint, directory: Path, dtype: str) -> None:

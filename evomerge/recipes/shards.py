@@ -24,6 +24,7 @@ from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.conversions import Conversion
 from evomerge.models.weights import load_file, read_json, weight_files
 
 SINGLE = "model.safetensors"
@@ -33,12 +34,15 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the output; `parameter` is its name in the live model, None where it has none (heads, buffers)."""
+    """A tensor of the output; `parameter` is its name in the live model, None where it has none (heads, buffers). Of
+    those that a conversion makes of parameters, it is the first.
+    """
 
     key: str
     parameter: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype
+    conversion: Conversion | None = None
 
     @property
     def nbytes(self) -> int:
@@ -70,9 +74,15 @@ def plan_shards(
         ConfigError: the size cannot be read.
     """
     names = {key: name for name, key in base.keys.items()}
-    entries = {}
-    for key, tensor in base.tensors.items():
-        if key in names:
+    conversions = {key: one for one in base.conversions for key in one.sources}
+    entries: dict[str, Entry] = {}
+    places = {key: i for i, key in enumerate(base.tensors)}
+    beside = {key: min(places[each] for each in one.sources) for key, one in conversions.items()}
+    for key in sorted(places, key=lambda key: beside.get(key, places[key])):  # what comes of one parameter, in a row
+        tensor = base.tensors[key]
+        if one := conversions.get(key):
+            entries[key] = Entry(key, one.names[0], tuple(tensor.shape), dtypes[one.names[0]], one)
+        elif key in names:
             entries[key] = Entry(key, names[key], tuple(tensor.shape), dtypes[names[key]])
         elif key in base.extra and key not in copies:
             own = others if others and tensor.dtype.is_floating_point else tensor.dtype
@@ -158,10 +168,10 @@ def _as_the_base(path: Path, entries: Mapping[str, Entry]) -> Shards:
     if len(files) == 1:
         return {SINGLE: list(entries.values())}
     shards: Shards = {}
-    for key, file in read_json(files[0])["weight_map"].items():
-        if key in entries:
-            name = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", file)
-            shards.setdefault(name, []).append(entries[key])
+    where = read_json(files[0])["weight_map"]
+    for key in (key for key in entries if key in where):
+        name = re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", where[key])
+        shards.setdefault(name, []).append(entries[key])
     return dict(sorted(shards.items()))
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, GPT2Config, LlamaConfig, MixtralConfig, T5Config
 
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.conversions import find_conversions
 from evomerge.models.matching import Layout
 from evomerge.models.pretrained import rename_keys
 from evomerge.task_vectors.store import check_family, task_vectors
@@ -38,6 +39,7 @@ def opened(path, model, **kwargs) -> Checkpoint:
         tied=model.all_tied_weights_keys,
         buffers=[name for name, _ in model.named_buffers()],
         rename=partial(rename_keys, model),
+        convert=partial(find_conversions, model),
     )
     return open_checkpoint(path, shapes, layout, **kwargs)
 
