@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from evomerge.common.errors import ConfigError
 def called(name: str, kind: type) -> str:
     """Return what a recipe calls a method or transform: its name, or module and class of one that is not ours."""
     return name if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def target_of(kind: type) -> str:
+    """Return the path by which configurations name a class: that of its package, where the package has it as well."""
+    package = kind.__module__.rpartition(".")[0]
+    exported = getattr(sys.modules.get(package), kind.__qualname__, None) is kind
+    return f"{package if exported else kind.__module__}.{kind.__qualname__}"
 
 
 def is_ours(kind: type) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evomerge.common.code import target_of
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.runs.config import CONF, SearchConfig, choices_of
@@ -122,7 +123,7 @@ def settings_of(group: str, given: Any) -> dict[str, Any]:
     if isinstance(given, Mapping) and isinstance(given.get("_target_"), str):
         return dict(given)
     if isinstance(given, type):
-        return {"_target_": f"{given.__module__}.{given.__qualname__}"}
+        return {"_target_": target_of(given)}
     raise ConfigError(
         f"{given!r:.100} is no {group}: give the name of one ({', '.join(choices_of(group))}), or a class."
     )

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evomerge.common.code import code_of
+from evomerge.common.code import code_of, target_of
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
@@ -172,17 +172,13 @@ def of_directory(path: Path, problem: Problem, reporter: Progress) -> Contender:
 def _written(problem: Problem, recipe: Recipe, method: Method, chain: Chain) -> Written:
     """Return method and transforms of a recipe as its search had them, which is how outcomes are remembered."""
     own = {name: value for name, value in recipe.method.items() if name != "name"}
-    steps = [{**step.about(), "_target_": _qualified(step.transform)} for step in chain]
+    steps = [{**step.about(), "_target_": target_of(type(step.transform))} for step in chain]
     for step, one in zip(steps, chain, strict=True):
         del step["name"]
         if code := code_of(type(one.transform)):
             step["code"] = code
-    named = {"_target_": _qualified(method), **own}
+    named = {"_target_": target_of(type(method)), **own}
     return replace(problem.written, method=named, transform=steps, code=code_of(type(method)))
-
-
-def _qualified(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def _its_vectors(path: Path, recipe: Recipe, vectors: TaskVectors) -> TaskVectors:
