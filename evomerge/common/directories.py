@@ -22,6 +22,24 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.files import sync
 
 
+def make_cache(path: Path) -> None:
+    """Make a directory that remembers what can be computed again, if it is not there.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK | os.X_OK) else "it may not be written to"
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        raise ConfigError(
+            f"The cache {path} cannot be used: {reason}. Name another directory: model.cache=DIR, in Python "
+            f"Family(..., cache=DIR)."
+        )
+
+
 @contextmanager
 def whole_directory(out: Path) -> Iterator[Path]:
     """Give a directory to write into, which becomes `out` when the context ends well; if not, nothing is left.

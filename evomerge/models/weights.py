@@ -21,6 +21,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from evomerge.common.directories import make_cache
 from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import dtype_name, listed
@@ -234,7 +235,7 @@ def remembered_hash(
     sha256 = content_hash(tensors, what, progress)
     if time.time_ns() - max(changed for *_, changed in stamps) < CLOCK_TICK:
         return sha256
-    cache.mkdir(parents=True, exist_ok=True)
+    make_cache(cache)
     with FileLock(cache / "hashes.lock"):
         hashes = _read_hashes(store) | {where: {"files": stamps, "sha256": sha256}}
         write_atomically(store, json.dumps(hashes, indent=1))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.common.directories import make_cache
 from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
 from evomerge.common.progress import Steps
@@ -177,7 +178,7 @@ def find_changed(
         done += len(whole)
         if progress:
             progress(f"looking at {name}", done, total)
-    cache.mkdir(parents=True, exist_ok=True)
+    make_cache(cache)
     write_atomically(file, json.dumps({"changed": changed}))
     return frozenset(changed)
 

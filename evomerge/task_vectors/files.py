@@ -28,6 +28,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from evomerge.common.directories import make_cache
 from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.models.weights import content_hash, file_stamps, load_file, remembered_hash
@@ -74,7 +75,7 @@ def cached_rows(
     """
     names = {row: hashlib.sha256(json.dumps(about).encode()).hexdigest() for row, about in contents.items()}
     files = {row: cache / f"{name}.safetensors" for row, name in names.items()}
-    cache.mkdir(parents=True, exist_ok=True)
+    make_cache(cache)
     with FileLock(next(iter(files.values())).with_suffix(".lock")):  # a second process waits, and reads what is there
         found = {row: _read(file, cache, progress) for row, file in files.items()}
         if missing := {row: files[row] for row, deltas in found.items() if deltas is None}:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from evomerge.common.directories import make_cache
 from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.models.weights import content_hash, file_stamps, remembered_hash
@@ -57,7 +58,7 @@ def mapped(
         return array
     try:
         if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
+            make_cache(cache)
         if cache is None or contents is None:
             with tempfile.TemporaryFile(dir=cache) as stream:
                 fill(array := _reserve(stream, dtype, size))

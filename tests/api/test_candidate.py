@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import evomerge as em
+from evomerge.common.errors import ConfigError
 from evomerge.recipes.recipe import Source
+from evomerge.runs.suite import Suite
 from tests.processes.api_search import Net, score, tuned
 
 ITEMS = em.items((str(i), i % 3) for i in range(90))
@@ -157,3 +160,9 @@ def test_numbers_of_numpy_are_numbers(family):
     before = state(candidate.set(0.25))
     assert same(candidate.set(np.float32(0.25)), before)
     assert same(candidate.set({"red": np.float64(0.25), "blue": np.float32(0.25)}), before)
+
+
+def test_a_cache_that_cannot_be_written_is_named(pico_suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"file/cache cannot be used.*cache=DIR"):
+        em.Candidate(em.Family(pico_suite.base, pico_suite.experts, cache=tmp_path / "file" / "cache"), "model")
