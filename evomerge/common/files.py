@@ -9,15 +9,15 @@ import secrets
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the text of a file in one step; if that fails, the file is as it was and nothing else is left behind.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the content of a file in one step; if that fails, the file is as it was and nothing else is left behind.
 
-    Line ends are written as they are, in UTF-8. The file gets the mode of a new file (0o666 less the umask).
+    Text is written in UTF-8, its line ends as they are. The file gets the mode of a new file (0o666 less the umask).
 
     Raises:
         OSError: it cannot be written, for example because the disk is full or the directory does not exist.
     """
-    content = text.encode("utf-8")
+    content = content.encode("utf-8") if isinstance(content, str) else content
     partial = path.with_name(f".partial-{secrets.token_hex(8)}")  # in the same directory: a rename crosses no disks
     try:
         with partial.open("xb") as stream:

@@ -13,13 +13,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import mkdtemp
 
-import numba
 import numpy as np
 
 from evomerge.merging import methods
 from evomerge.merging.builder import Builder
+from evomerge.merging.kernels.compiled import function, lanes
 from evomerge.merging.kernels.cpu import PIECE, share
-from evomerge.merging.kernels.draw import draw
+from evomerge.merging.kernels.draw import mixed, uniform, with_high
+from evomerge.merging.kernels.lanes import WORD, Code, Variable, counted
+from evomerge.merging.kernels.source import HIGH
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Formed
 from evomerge.merging.sites import find_site
@@ -168,25 +170,31 @@ def draws_alone(rows: int, elements: int) -> Callable[[int], float]:
         elements: of the model.
     """
 
+    count = function(_drawing(), "drawn", 4, "the draws alone")
+
     def run(number: int) -> float:
-        keys = np.random.default_rng(number).integers(0, 1 << 32, (rows, 2), dtype=np.uint32)
+        keys = np.random.default_rng(number).integers(0, 1 << 32, (rows, 2))
         started = time.perf_counter()
-        for pair in keys:
+        for one, other in keys.tolist():
 
-            def count(first: int, last: int, pair: np.ndarray = pair) -> int:
-                return int(_count(elements, pair[0], pair[1], first, last))
+            def some(first: int, last: int, one: int = one, other: int = other) -> int:
+                return count(one, other, first * PIECE, min(last * PIECE, elements))
 
-            share(count, -(-elements // PIECE), elements)
+            share(some, -(-elements // PIECE), elements)
         return time.perf_counter() - started
 
     return run
 
 
-@numba.njit("int64(int64, uint32, uint32, int64, int64)", nogil=True)
-def _count(elements, one, other, first, last):
-    start, found = np.uint32(first * PIECE), np.uint32(0)
-    for i in range(min(last * PIECE, elements) - first * PIECE):
-        bits = draw(np.uint32(start + np.uint32(i)), one, other) >> np.uint32(8)
-        kept = np.float32(bits) * np.float32(2.0**-24) < np.float32(0.5)
-        found = np.uint32(found + (np.uint32(1) if kept else np.uint32(0)))
-    return np.int64(found)
+def _drawing() -> str:
+    """Return the text of what counts the draws below a half of some elements, in tiles as merges have them."""
+    code, wide = Code("drawn", 4), lanes()
+    one, other, first, last = code.arguments
+    place, found = Variable(first), Variable(code.number(0))
+    with code.loop(place, last) as start:
+        key, end = with_high(start.to(WORD), one.to(WORD)), ((start | (HIGH - 1)) + 1).at_most(last)
+        with code.loop(place, end) as i:
+            bits = mixed(i.to(WORD).spread(wide).numbered() ^ key, other.to(WORD))
+            found.set(found.get() + counted(uniform(bits) < 0.5))
+            place.set(i + wide)
+    return code.returned(found.get())

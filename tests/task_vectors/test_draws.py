@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from evomerge.merging.kernels.draw import draw
+from evomerge.merging.kernels.compiled import function
+from evomerge.merging.kernels.draw import draw, uniform
+from evomerge.merging.kernels.lanes import WORD, Code, Variable
 from evomerge.task_vectors.draws import Keys, folded, keys, uniforms
 
 N = 1 << 20
@@ -103,19 +105,24 @@ def test_dropping_and_rescaling_keeps_the_expectation() -> None:
     assert (kept.std(0) / error - 1).abs().max() < 0.05
 
 
-@numba.njit
-def fill(start, key, other, size):
-    """A loop as the kernels have it."""
-    out = np.empty(size, np.float32)
-    for i in range(size):
-        bits = np.uint32(draw(np.uint32(start + np.uint32(i)), key, other) >> np.uint32(8))
-        out[i] = np.float32(bits) * np.float32(2.0**-24)
-    return out
+@pytest.fixture(scope="module")
+def fill() -> Callable[..., int]:
+    """Writes the numbers of some elements, in groups of 8 and then one by one."""
+    code = Code("fill", 5)
+    start, key, other, size, out = code.arguments
+    element = Variable(code.number(0))
+    for lanes, stop in ((8, size - (size & 7)), (1, size)):
+        with code.loop(element, stop) as i:
+            bits = draw((start + i).to(WORD).spread(lanes).numbered(), key.to(WORD), other.to(WORD))
+            code.store(uniform(bits), out + i * 4)
+            element.set(i + lanes)
+    return function(code.returned(element.get()), "fill", 5, "a test")
 
 
 @settings(deadline=None)
 @given(WORDS, WORDS, st.integers(0, 1 << 34), st.integers(1, 300))
-def test_compiled_equals_plain(key: int, other: int, start: int, size: int) -> None:
+def test_compiled_equals_plain(fill: Callable[..., int], key: int, other: int, start: int, size: int) -> None:
     size = min(size, (1 << 32) - start % (1 << 32))
-    words = [np.uint32(word) for word in (start % (1 << 32), *folded((key, other), start))]
-    assert torch.equal(torch.from_numpy(fill(*words, size)), uniforms((key, other), start, size))
+    out = torch.empty(size)
+    assert fill(start % (1 << 32), *folded((key, other), start), size, out.data_ptr()) == size
+    assert torch.equal(out, uniforms((key, other), start, size))

@@ -1,73 +1,159 @@
-"""Compiled kernels by variant: written as text, compiled by numba once, and kept on disk for the next process.
+"""Compiled kernels by variant: written as text for LLVM, compiled once, and kept on disk for the next process.
 
-In: a `Variant` of a merge; nothing for the products of a gradient. Out: the function. The text lies in the user's cache
-directory, and numba keeps what it compiled beside it, by processor; both may be deleted at any time. A text is named by
-its hash, which covers everything that it calls.
+In: a `Variant` of a merge. Out: the function. What was compiled lies in the user's cache directory, one file a kernel
+behind the hash of what it holds, and may be deleted at any time. A file is named by the hash of its text, of LLVM's
+version and of the processor, so that nothing is found where it does not fit; one that is damaged is written again.
+One process compiles at a time, so what several want at once is compiled once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
-import importlib.util
-import inspect
 import logging
 import os
-import sys
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from evomerge.common.files import write_atomically
-from evomerge.merging.kernels.source import source
 from evomerge.merging.kernels.table import Variant
 
 logger = logging.getLogger(__name__)
 _lock = threading.Lock()
+PATIENCE = 10.0
+"""Seconds to wait for another process that compiles."""
 
 
 @functools.cache
 def available() -> str | None:
-    """Return why numba cannot be used here; None if it can. Said once, by the log."""
+    """Return why nothing can be compiled here; None if it can. Said once, by the log."""
     try:
-        import evomerge.merging.kernels.bits  # noqa: F401
-    except Exception as error:  # numba raises whatever its parts do on platforms that it does not support
-        logger.warning("numba cannot be used here (%s): merges take the plain form, which is slower", error)
+        _machine()
+    except Exception as error:  # llvmlite raises whatever its library does on platforms that it does not support
+        logger.warning("llvmlite cannot be used here (%s): merges take the plain form, which is slower", error)
         return str(error)
     return None
 
 
-def kernel(variant: Variant) -> Callable[..., Any]:
-    """Return the compiled function of a variant; one that is not on disk yet takes some seconds, which the log says."""
+@functools.cache
+def kernel(variant: Variant) -> Callable[..., int]:
+    """Return the compiled function of a variant; if it is not on disk yet, the log says that it is compiled."""
+    from evomerge.merging.kernels.source import source
+
     with _lock:  # of two threads that ask for the same one, the second waits
-        return _compiled(source(variant), "merge", f"the merge of {_said(variant)}")
+        return function(source(variant, lanes()), "merge", 7, f"the merge of {_said(variant)}")
 
 
-def products() -> Callable[..., Any]:
-    """Return the compiled function of `dots.py`, in the same way."""
-    with _lock:
-        text = Path(__file__).with_name("dots.py").read_text(encoding="utf-8")
-        return _compiled(text, "products", "the products of a gradient")
+def function(text: str, name: str, arguments: int, what: str) -> Callable[..., int]:
+    """Return a compiled function of integers of 64 bits that returns one, and lets go of Python's lock.
+
+    Args:
+        text: for LLVM.
+        name: of the function.
+        arguments: how many.
+        what: how the log calls it.
+    """
+    file = _directory() / f"{_named(text)}.kernel"
+    if (found := _read(file)) is None:
+        with _alone(file.with_name("lock")):
+            if (found := _read(file)) is None:
+                found = _compile(text, what)
+                write_atomically(file, hashlib.sha256(found).digest() + found)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arguments)(_loaded(found, name))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let no other process of this machine compile meanwhile, or it would compile the same."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except (Timeout, OSError) as error:  # another one hangs, or the file system has no locks
+        logger.debug("compiling without a lock: %s", error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _compile(text: str, what: str) -> bytes:
+    import llvmlite.binding as llvm
+
+    logger.info("compiling %s (once on this machine)", what)
+    started = time.perf_counter()
+    module = llvm.parse_assembly(text)
+    module.triple = _machine().triple
+    module.data_layout = str(_machine().target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False  # the text has it all
+    builder = llvm.create_pass_builder(_machine(), options)
+    builder.getModulePassManager().run(module, builder)
+    found = _machine().emit_object(module)
+    logger.debug("compiled %s in %.2f s", what, time.perf_counter() - started)
+    return found
+
+
+def _loaded(compiled: bytes, name: str) -> int:
+    """Return the address of a function of what was compiled; it stays there as long as the process lives."""
+    import llvmlite.binding as llvm
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(compiled))
+    engine.finalize_object()
+    address = engine.get_function_address(name)
+    engine.detach()  # or the memory of the function would be given back with it
+    return address
 
 
 @functools.cache
-def _compiled(text: str, function: str, what: str) -> Callable[..., Any]:
-    from evomerge.merging.kernels import bits, draw
+def _machine() -> Any:
+    """Return LLVM's description of this machine."""
+    return _target_machine()
 
-    name = hashlib.sha256((text + inspect.getsource(bits) + inspect.getsource(draw)).encode()).hexdigest()[:32]
-    file = _directory() / f"evomerge_kernel_{name}.py"
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_atomically(file, text)
-    if not list((file.parent / "__pycache__").glob(f"{file.stem}.{function}-*.nbi")):
-        logger.info("compiling %s (once on this machine, some seconds)", what)
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:  # not of a file that ends in .py
-        raise ImportError(file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # numba looks for it by its name
-    spec.loader.exec_module(module)
-    return getattr(module, function)
+
+def _target_machine() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=cpu, features=features, opt=2, jit=True, codemodel="jitdefault"
+    )
+
+
+def lanes() -> int:
+    """Return how many elements a loop takes at a time: two registers of floats."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return 32 if features.get("avx512f") else 16 if features.get("avx") else 8
+
+
+def _named(text: str) -> str:
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    machine = (llvmlite.__version__, llvm.llvm_version_info, llvm.get_host_cpu_name(), llvm.get_default_triple())
+    features = llvm.get_host_cpu_features().flatten()
+    return hashlib.sha256(repr((text, machine, features)).encode()).hexdigest()[:32]
+
+
+def _read(file: Path) -> bytes | None:
+    """Return what was compiled; None if it is not there, or damaged."""
+    try:
+        held = file.read_bytes()
+    except OSError:
+        return None
+    return held[32:] if held[:32] == hashlib.sha256(held[32:]).digest() else None
 
 
 def _said(variant: Variant) -> str:
@@ -77,7 +163,7 @@ def _said(variant: Variant) -> str:
 
 @functools.cache
 def _directory() -> Path:
-    """Return where texts lie: the user's cache, or a directory of this process if nothing can be written there."""
+    """Return where kernels lie: the user's cache, or a directory of this process if nothing can be written there."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
         home.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,8 @@ class Table:
         """Overwrite the sites; see `Merges`."""
         at = self._places
         at.write(numbers, skipped)
-        tables = (at.places, at.floats, at.whole, at.spans, self._pieces)
-        flaws = share(lambda first, last: int(self._merge(*tables, first, last)), len(self._pieces), self._elements)
+        tables = [table.ctypes.data for table in (at.places, at.floats, at.whole, at.spans, self._pieces)]
+        flaws = share(lambda first, last: self._merge(*tables, first, last), len(self._pieces), self._elements)
         at.written()
         return sum(flaws)
 

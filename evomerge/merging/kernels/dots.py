@@ -5,21 +5,71 @@ segment at a time, which then waits in the processor's nearest cache for the row
 segment is summed in float32, in the lanes of the processor, and segments are added up in float64, one after the other:
 the same bits whatever the kind of a row, whichever thread takes a piece, and wherever in memory anything lies.
 
-`compiled.py` reads this file as a text, so that what is compiled is kept in the user's cache; nobody imports it.
+numba compiles it, and keeps what it compiled beside this file or in the user's cache.
 """
 
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false
 # numba gives intrinsics their first argument itself
+from __future__ import annotations
+
 import numba
 import numpy as np
-from numba import carray
-
-from evomerge.merging.kernels.bits import from_bfloat16, from_float16, pointer
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 SEGMENT = 2048
 GROUP, HALF, WORD = 64, 32, 32
 FLOAT32, BFLOAT16 = 0, 1  # float16 is 2; experts are 3 more
 EXPERT, INT8 = 3, 6
+_EXPONENTS = np.float32(2.0**112)  # what the exponents of float16 and float32 are apart
+
+
+@intrinsic
+def pointer(context, address):
+    """Return an address, an integer, as a pointer for `numba.carray`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@intrinsic
+def as_float(context, bits):
+    """Return the float32 that has these bits, uint32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def as_bits(context, number):
+    """Return the bits of a float32, uint32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@numba.njit
+def from_bfloat16(bits):
+    """Return the float32 of the bits of a bfloat16."""
+    return as_float(np.uint32(bits) << np.uint32(16))
+
+
+@numba.njit
+def from_float16(bits):
+    """Return the float32 of the bits of a float16."""
+    wide = np.uint32(bits)
+    magnitude = as_float((wide & np.uint32(0x7FFF)) << np.uint32(13)) * _EXPONENTS
+    found = as_bits(magnitude)
+    found = found if (wide & np.uint32(0x7C00)) != np.uint32(0x7C00) else found | np.uint32(0x7F800000)
+    return as_float(found | ((wide & np.uint32(0x8000)) << np.uint32(16)))
 
 
 @numba.njit(fastmath={"reassoc", "contract"})

@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
-import numba
-import numpy as np
+from evomerge.merging.kernels.lanes import DOUBLE, FLOAT, LONG, WORD, Value
 
-LOW = np.uint32(0xFF)
+LOW = 0xFF
 """The bits of a random number that u has not."""
 
 
-@numba.njit(inline="always")
-def draw(place, key, other):
-    """Return 32 random bits of the element at a place of its parameter; u is the upper 24 of them times 2⁻²⁴.
+def draw(place: Value, key: Value, other: Value) -> Value:
+    """Return 32 random bits of the elements at some places of their parameter; u is the upper 24 of them times 2⁻²⁴.
 
     Args:
-        place: the lower 32 bits of the place, uint32.
-        key: the first key, uint32, with the upper bits of the place in it (`draws.folded`).
-        other: the second key, uint32.
+        place: the lower 32 bits of the places.
+        key: the first key, with the upper bits of the places in it (`draws.folded`).
+        other: the second key.
     """
     return mixed(place ^ with_high(place, key), other)
 
 
-@numba.njit(inline="always")
-def with_high(place, key):
+def with_high(place: Value, key: Value) -> Value:
     """Return the first key with what a place adds to it in the first step: the same for all with its upper 16 bits."""
-    return np.uint32(key ^ np.uint32(np.uint32(place ^ key) >> np.uint32(16)))
+    return key ^ ((place ^ key) >> 16)
 
 
-@numba.njit(inline="always")
-def mixed(word, other):
-    """Return the random bits of the element at a place: `word` is that place ^ `with_high`."""
-    word = np.uint32(_rest(np.uint32(word)) + other)
-    return _rest(np.uint32(word ^ (word >> np.uint32(16))))
+def mixed(words: Value, other: Value) -> Value:
+    """Return the random bits of the elements at some places: `words` are these ^ `with_high`."""
+    words = _rest(words) + other
+    return _rest(words ^ (words >> 16))
 
 
-@numba.njit
-def limit(density):
+def uniform(bits: Value) -> Value:
+    """Return u."""
+    return (bits >> 8).to(FLOAT) * 2.0**-24
+
+
+def limit(density: Value) -> Value:
     """Return the number up to which random bits, with `LOW` set, have u < density: below `LOW`, none has."""
-    steps = np.ceil(np.float64(density) * 16777216.0)
-    return np.uint32(0) if steps < 1 else np.uint32(np.int64(min(steps, 16777216.0)) * 256 - 1)
+    exact = density.to(DOUBLE) * 2.0**24
+    steps = exact.to(LONG)
+    steps = (steps + (exact > steps.to(DOUBLE)).to(LONG)).at_most(1 << 24)
+    return steps.same(0).where(0, (steps * 256 - 1).to(WORD))
 
 
-@numba.njit(inline="always")
-def _rest(word):
-    word = np.uint32(word * np.uint32(0x21F0AAAD))
-    word = np.uint32(word ^ (word >> np.uint32(15)))
-    word = np.uint32(word * np.uint32(0xD35A2D97))
-    return np.uint32(word ^ (word >> np.uint32(15)))
+def _rest(words: Value) -> Value:
+    words = words * 0x21F0AAAD
+    words = words ^ (words >> 15)
+    words = words * 0xD35A2D97
+    return words ^ (words >> 15)

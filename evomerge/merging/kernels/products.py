@@ -9,18 +9,21 @@ chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.compiled import available, products
 from evomerge.merging.kernels.cpu import PIECE, share
 from evomerge.merging.kernels.table import DTYPES, addresses, row_of
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.spans import CHUNK, Span, chunks
+
+logger = logging.getLogger(__name__)
 
 CHUNK_FAR = 1 << 24
 """Elements that other devices than a CPU multiply at a time."""
@@ -91,11 +94,31 @@ def plain_products(gradient: Tensor, part: Part) -> Tensor:
     return total
 
 
+@functools.cache
+def available() -> str | None:
+    """Return why numba cannot be used here; None if it can. Said once, by the log."""
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # numba raises whatever its parts do on platforms that it does not support
+        logger.warning("numba cannot be used here (%s): gradients take the plain form, which is slower", error)
+        return str(error)
+    return None
+
+
+@functools.cache
+def _compiled() -> Callable[..., int]:
+    """Return the kernel; numba compiles it once on a machine, and keeps it beside its file or in the user's cache."""
+    logger.debug("loading the products of a gradient: the first time on a machine, numba compiles them")
+    from evomerge.merging.kernels.dots import products
+
+    return products
+
+
 class _Table:
     """The addresses of all that the kernel reads of some parts, but for the gradient."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self._products = products()
+        self._products = _compiled()
         counts = [len(part.deltas) for part in parts]
         ends = np.cumsum(counts).tolist()
         self._spans = np.array(

@@ -1,265 +1,252 @@
-"""The text of a compiled kernel: one loop over the elements of a span that reads base and rows and writes the result.
+"""A kernel as a function of LLVM: one loop over the elements of a span that reads base and rows and writes the result.
 
-In: a `Variant`: a form, the dtypes of base and model, and the kind of each row. Out: Python for numba. All rows are
+In: a `Variant`: a form, the dtypes of base and model, and the kind of each row. Out: text for LLVM. All rows are
 written out, so that an element is read once, stays in registers, and is written once. What the loop computes is what
 `plain.py` computes, in the same order and with the same roundings:
 
-- each product is rounded before it is added (numba fuses none), row by row, and sums of 16 rows are added up;
+- each product is rounded before it is added, row by row, and sums of 16 rows are added up;
 - an election keeps the sums of the positive and of the negative elements, and takes the one whose sign won.
 
-More than `TOGETHER` rows are read in several loops over a tile, whose sums wait in the processor's cache. Kinds that
-are packed (quantised, masked) are read in segments of 32 elements, in which everything but the element is the same.
+The loop takes `lanes` elements at a time, and the last ones of a span one by one. Kinds that are packed (quantised,
+masked) are read in whole groups of 64 elements, in which everything but the element is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+from evomerge.merging.kernels.bits import BYTES, WORDS, rounded, widened
+from evomerge.merging.kernels.draw import LOW, draw, limit, mixed, uniform, with_high
 from evomerge.merging.kernels.form import CANCELLED, Form
-from evomerge.merging.kernels.table import COLUMNS, HEAD, Variant
+from evomerge.merging.kernels.lanes import BIT, BYTE, FLOAT, HALF, LONG, WORD, Code, Value, Variable, counted
+from evomerge.merging.kernels.table import COLUMNS, GROUP, HEAD, Row, Variant
 
-TOGETHER = 8
-"""Rows that one loop reads: more would not find registers."""
 PARTIAL = 16
 """Rows after which a new partial sum begins, as in `torch.sum`."""
-SEGMENT = 32
-"""Elements of a segment: half a group of the quantised kinds, and one word of a mask."""
-TILE = 2048
-"""Elements whose sums wait between loops."""
+AHEAD = 1024
+"""Bytes ahead of the codes of a row that the processor is asked to fetch: it does not see so many rows coming."""
 HIGH = 1 << 16
 """Elements of a parameter whose numbers have the same upper half."""
 
-_BITS = ("as_bits", "from_bfloat16", "from_float16", "pointer", "to_bfloat16", "to_float16")
-_WORDS = {"float32": "np.float32", "bfloat16": "np.uint16", "float16": "np.uint16"}
-_READ = {"float32": "{}", "bfloat16": "from_bfloat16({})", "float16": "from_float16({})"}
-_ROUND = {"float32": "{}", "bfloat16": "to_bfloat16({})", "float16": "to_float16({})"}
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+Numbers = Mapping[str, Value]
+"""What is the same for all elements of a row."""
 
 
-def source(variant: Variant) -> str:
-    """Return the module of a kernel; its function `merge` says how many quotients were refused."""
-    return "\n".join(_module(variant)) + "\n"
+def source(variant: Variant, lanes: int) -> str:
+    """Return the text of `merge`, which says how many quotients were refused.
 
+    It takes the addresses of the arrays of `table.Places`, that of the pieces, the first piece and the one after the
+    last.
 
-def _module(variant: Variant) -> Iterator[str]:
-    yield "import numba"
-    yield "import numpy as np"
-    yield "from numba import carray"
-    yield f"from evomerge.merging.kernels.bits import {', '.join(_BITS)}"
-    yield "from evomerge.merging.kernels.draw import LOW, draw, limit, mixed, with_high"
-    yield ""
-    arguments = "int64[:,::1], float32[:,:,::1], uint32[:,:,::1], float32[:,::1], int64[:,::1], int64, int64"
-    yield f'@numba.njit("int64({arguments})", nogil=True, cache=True, error_model="numpy")'
-    yield "def merge(places, floats, whole, spans, pieces, first, last):"
-    yield "    zero, one, flaws = np.float32(0), np.float32(1), 0"
-    split = _blocks(len(variant.rows))
-    if len(split) > 1:
-        for name in _sums(variant.form):
-            yield f"    part_{name}, total_{name} = np.empty({TILE}, np.float32), np.empty({TILE}, np.float32)"
-    yield "    for p in range(first, last):"
-    yield "        s = pieces[p, 0]"
-    yield "        if places[s, 2]:"
-    yield "            continue"
-    yield "        start, stop = pieces[p, 1], pieces[p, 2]"
-    yield "        a = start"
-    yield "        while a < stop:"
-    yield f"            n = min(stop - a, {TILE if len(split) > 1 else 1 << 62})"
-    for line in (*_ends(variant), *_tile(variant, split), "a += n"):
-        yield "            " + line
-    yield "    return flaws"
-
-
-def _blocks(rows: int) -> list[range]:
-    return [range(start, min(start + TOGETHER, rows)) for start in range(0, rows, TOGETHER)]
-
-
-def _ends(variant: Variant) -> Iterator[str]:
-    """Yield what ends a tile where something changes that is then the same for all of its elements: on which side of
-    the place of a cut they lie, the upper halves of their numbers. Segments are not cut into pieces.
+    Args:
+        variant: what it merges.
+        lanes: elements that it takes at a time; a variant that is packed takes whole groups instead.
     """
-    keep = variant.form.keep
-    if variant.packed:
-        return
-    if keep in ("drawn", "ranked"):
-        yield f"n = min(n, {HIGH} - (places[s, 3] + a) % {HIGH})"
-    if keep in ("largest", "between"):
-        for k in range(len(variant.rows)):
-            for place in (1, 3) if keep == "between" else (1,):
-                yield f"left = np.int64(whole[s, {k}, {place}]) - a"
-                yield "n = min(n, left) if left > 0 else n"
+    return _Kernel(variant, GROUP if variant.packed else lanes).text()
 
 
-def _tile(variant: Variant, split: list[range]) -> Iterator[str]:
-    """Yield what is done with n elements from `a` on."""
-    form = variant.form
-    yield from (_array("base", "places[s, 1]", variant.base), _array("live", "places[s, 0]", variant.live))
-    if form.join == "blend":
-        yield "base_weight = spans[s, 0]"
-    if form.divide and not form.elects:
-        yield "divisor = spans[s, 1]"
-    yield "here, there = np.uint32(a), np.uint32(places[s, 3] + a)"
-    for block in split:
-        for k in block:
-            yield from _row_arrays(k, variant)
-        yield from _loops(variant, block, first=block is split[0], last=block is split[-1])
+class _Kernel:
+    """Writes the function of a variant."""
+
+    def __init__(self, variant: Variant, lanes: int) -> None:
+        self.variant, self.form, self.lanes = variant, variant.form, lanes
+        self.code = Code("merge", 7)
+        self._flaws = Variable(self.code.number(0))
+
+    def text(self) -> str:
+        code = self.code
+        *_, pieces, first, last = code.arguments
+        turn = Variable(first)
+        with code.loop(turn, last) as p:
+            turn.set(p + 1)
+            site, start, stop = (code.load(LONG, pieces + p * 24 + 8 * i) for i in range(3))
+            with code.when(self._place(site, 2).same(0)):
+                self._piece(site, start, stop)
+        return code.returned(self._flaws.get())
+
+    def _place(self, site: Value, column: int) -> Value:
+        """Return an entry of `Places.places`."""
+        columns = HEAD + len(COLUMNS) * len(self.variant.rows)
+        return self.code.load(LONG, self.code.arguments[0] + site * (8 * columns) + 8 * column)
+
+    def _piece(self, site: Value, start: Value, stop: Value) -> None:
+        """Write what is done with the elements of a piece: tile by tile, each in whole steps and then one by one."""
+        code, element = self.code, Variable(start)
+        self._live, self._base, first = (self._place(site, column) for column in (0, 1, 3))
+        self._base_weight, self._divisor = (code.load(FLOAT, code.arguments[3] + site * 8 + 4 * i) for i in range(2))
+        rows = [self._numbers(site, k) for k in range(len(self.variant.rows))]
+        with code.loop(element, stop) as a:
+            end = stop
+            for near in self._limits(rows, a, first):
+                end = end.at_most(near)
+            here = [{**numbers, **self._of_tile(numbers, a, first)} for numbers in rows]
+            whole = end - ((end - a) & (self.lanes - 1))
+            for lanes, until in ((self.lanes, whole), (1, end)):
+                with code.loop(element, until) as i:
+                    self._elements(i, lanes, here, first)
+                    element.set(i + lanes)
+
+    def _numbers(self, site: Value, k: int) -> Numbers:
+        """Return where a row lies, and the numbers of the candidate."""
+        code, keep, rows = self.code, self.form.keep, len(self.variant.rows)
+        _, floats, whole, *_ = code.arguments
+        found = {name: self._place(site, HEAD + len(COLUMNS) * k + i) for i, name in enumerate(COLUMNS)}
+        at = (site * rows + k) * 16
+        weight, *chances = (code.load(FLOAT, floats + at + 4 * i) for i in range(4))
+        words = [code.load(WORD, whole + at + 4 * i) for i in range(4)]
+        found["weight"] = weight
+        if keep in ("largest", "between"):
+            found |= dict(zip(("cut", "stop cut", "top", "stop top"), words, strict=True))
+        if keep in ("drawn", "ranked"):
+            found |= {"key": words[0], "other": words[1]}
+        if keep == "drawn":
+            found |= {"limit": limit(chances[0]), "scale": chances[1]}
+        if keep == "ranked":
+            found |= dict(zip(("chance", "more", "divides"), chances, strict=True))
+        return found
+
+    def _limits(self, rows: Sequence[Numbers], a: Value, first: Value) -> Iterator[Value]:
+        """Yield where a tile ends that begins at `a`, since something changes that is the same for all of it: on which
+        side of the place of a cut they lie, the upper halves of their numbers. Groups are not cut into pieces.
+        """
+        if self.variant.packed:
+            return
+        if self.form.keep in ("drawn", "ranked"):
+            yield ((first + a) | (HIGH - 1)) + 1 - first
+        for name in self._cuts:
+            for numbers in rows:
+                place = numbers[f"stop {name}"].to(LONG)
+                yield (place > a).where(place, (1 << 64) - 1)
+
+    def _of_tile(self, numbers: Numbers, a: Value, first: Value) -> Numbers:
+        """Return those of the numbers of a row that are others in each tile."""
+        if self.variant.packed:
+            return {}
+        found = {}
+        for name in self._cuts:  # all elements are before the place of the cut, or none is
+            cut = numbers[name]
+            found[name] = (a < numbers[f"stop {name}"].to(LONG)).where(cut, cut + 1)
+        if "key" in numbers:
+            found["key"] = with_high((first + a).to(WORD), numbers["key"])
+        return found
+
+    @property
+    def _cuts(self) -> tuple[str, ...]:
+        return {"largest": ("cut",), "between": ("cut", "top")}.get(self.form.keep, ())
+
+    def _elements(self, i: Value, lanes: int, rows: Sequence[Numbers], first: Value) -> None:
+        """Write what is done with some elements, the first of them i."""
+        variant, form = self.variant, self.form
+        base = self._read(self._base, i, lanes, variant.base)
+        sums: dict[str, Value] = {"t": base * self._base_weight} if form.join == "blend" else {}
+        totals: dict[str, Value] = {}
+        for k, numbers in enumerate(rows):
+            if k and k % PARTIAL == 0:
+                totals, sums = _added(totals, sums), {}
+            weighted = self._value(k, i, lanes, base, numbers, first) * numbers["weight"]
+            sums = _added(sums, _terms(form, weighted, numbers["weight"]))
+        merged = self._merged(_added(totals, sums))
+        found = rounded(merged if form.join == "blend" else base + merged, variant.rounded)
+        if variant.live != variant.rounded:
+            found = rounded(widened(found, variant.rounded), variant.live)
+        self.code.store(found, self._live + i * BYTES[variant.live])
+
+    def _read(self, address: Value, i: Value, lanes: int, dtype: str) -> Value:
+        return widened(self.code.load(WORDS[dtype], address + i * BYTES[dtype], lanes), dtype)
+
+    def _value(self, k: int, i: Value, lanes: int, base: Value, numbers: Numbers, first: Value) -> Value:
+        """Return the elements of a row, 0 where they are not kept."""
+        row, blends = self.variant.rows[k], self.form.join == "blend"
+        if row.kind in ("int8", "int4"):
+            x = self._decoded(row, i, lanes, numbers)
+        else:
+            x = self._read(numbers["values"], i, lanes, row.dtype)
+            if row.kind == "expert" and not blends:
+                x = x - base
+        if row.masked:
+            x = self._bits(numbers["mask"], i, lanes).where(x, 0.0)
+        if blends and (row.kind != "expert" or row.masked):
+            x = base + x
+        if self._cuts:
+            kept, *beyond = (self._above(x, i, numbers, name) for name in self._cuts)
+            return (kept & ~beyond[0] if beyond else kept).where(x, 0.0)
+        if self.form.keep == "all":
+            return x
+        place = (first + i).to(WORD).spread(lanes).numbered()
+        key, other = numbers["key"], numbers["other"]
+        bits = draw(place, key, other) if self.variant.packed else mixed(place ^ key, other)
+        if self.form.keep == "drawn":
+            return ((bits | LOW) <= numbers["limit"]).where(x * numbers["scale"], 0.0)
+        rank = self.code.load(HALF, numbers["ranks"] + i * 2, lanes).to(FLOAT)
+        chance = numbers["chance"] + rank * numbers["more"]
+        wanted = numbers["divides"].same(0.0).where(x, x / chance)
+        return (uniform(bits) < chance).where(wanted, 0.0)
+
+    def _above(self, x: Value, i: Value, numbers: Numbers, name: str) -> Value:
+        """Return which elements are above a cut, or at it and before its place."""
+        magnitude = x.bits(WORD) & 0x7FFFFFFF
+        if not self.variant.packed:
+            return magnitude >= numbers[name]
+        before = i.to(WORD).spread(x.lanes).numbered() < numbers[f"stop {name}"]
+        return (magnitude > numbers[name]) | (magnitude.same(numbers[name]) & before)
+
+    def _decoded(self, row: Row, i: Value, lanes: int, numbers: Numbers) -> Value:
+        """Return elements of a quantised row: a group, or one."""
+        code, values, group = self.code, numbers["values"], i >> 6
+        if row.kind == "int8":
+            codes = code.load(BYTE, values + i, lanes)
+            if lanes == GROUP:
+                code.prefetch(values + i + AHEAD)
+        elif lanes == GROUP:  # the first half of a group is in the low bits
+            both = code.load(BYTE, values + group * 32, lanes // 2)
+            code.prefetch(values + group * 32 + AHEAD)
+            codes = (both & 15).followed(both >> 4)
+        else:
+            byte = code.load(BYTE, values + group * 32 + (i & 31))
+            codes = (byte >> ((i & 32) >> 3).to(BYTE)) & 15
+        step = code.load(FLOAT, numbers["steps"] + group * 4)
+        zero = code.load(BYTE, numbers["zeros"] + group)
+        return (_shifted(codes) - _shifted(zero)) * step
+
+    def _bits(self, address: Value, i: Value, lanes: int) -> Value:
+        """Return the bits of a mask: of a group, or of one element."""
+        if lanes == GROUP:
+            return self.code.load(WORD, address + (i >> 3), 2).bits(BIT, GROUP)
+        word = self.code.load(WORD, address + (i >> 5) * 4)
+        return (word >> (i & 31).to(WORD)).to(BIT)
+
+    def _merged(self, sums: Mapping[str, Value]) -> Value:
+        """Return what the sums over the rows make."""
+        t = sums["t"]
+        if not self.form.elects:
+            return t / self._divisor if self.form.divide else t
+        plus = t >= 0.0
+        merged = plus.where(sums["up"], sums["down"])
+        if not self.form.divide:
+            return merged
+        agreed, size = plus.where(sums["w up"], sums["w down"]), plus.where(sums["a up"], sums["a down"])
+        refused = abs(agreed) < size * CANCELLED
+        self._flaws.set(self._flaws.get() + counted(refused))
+        return merged / agreed.same(0.0).where(1.0, agreed)
 
 
-def _array(name: str, address: str, dtype: str) -> str:
-    return f"{name} = carray(pointer({address} + {_BYTES[dtype]} * a), n, {_WORDS[dtype]})"
+def _shifted(codes: Value) -> Value:
+    """Return 2²³ + code as float32: by its bits, which is less work than to convert a code."""
+    return codes.filled(0x4B000000).bits(FLOAT)
 
 
-def _row_arrays(k: int, variant: Variant) -> Iterator[str]:
-    """Yield what a row reads, and its numbers."""
-    row, at = variant.rows[k], {name: f"places[s, {HEAD + len(COLUMNS) * k + i}]" for i, name in enumerate(COLUMNS)}
-    if row.kind == "int8":
-        yield f"x{k} = carray(pointer({at['values']} + a), n, np.uint8)"
-    elif row.kind == "int4":
-        yield f"x{k} = carray(pointer({at['values']} + a // 2), n // 2 + 32, np.uint8)"
-    else:
-        yield _array(f"x{k}", at["values"], row.dtype)
-    if row.kind in ("int8", "int4"):
-        yield f"step{k} = carray(pointer({at['steps']} + 4 * (a // 64)), n // 64 + 2, np.float32)"
-        yield f"zero{k} = carray(pointer({at['zeros']} + a // 64), n // 64 + 2, np.uint8)"
-    if row.masked:
-        yield f"mask{k} = carray(pointer({at['mask']} + 4 * (a // 32)), n // 32 + 1, np.uint32)"
-    if variant.form.keep == "ranked":
-        yield f"rank{k} = carray(pointer({at['ranks']} + 2 * a), n, np.uint16)"
-    yield f"w{k} = floats[s, {k}, 0]"
-    keep, simple = variant.form.keep, not variant.packed
-    for name, place in (("cut", 0), ("top", 2)):
-        if keep == "between" or (keep == "largest" and name == "cut"):
-            yield f"{name}{k}, stop_{name}{k} = whole[s, {k}, {place}], whole[s, {k}, {place + 1}]"
-            if simple:  # all elements are before the place of the cut, or none is
-                yield f"{name}{k} = {name}{k} if a < stop_{name}{k} else np.uint32({name}{k} + np.uint32(1))"
-    if keep == "drawn":
-        yield f"limit{k}, scale{k} = limit(floats[s, {k}, 1]), floats[s, {k}, 2]"
-    if keep == "ranked":
-        yield f"chance{k}, more{k}, scale{k} = floats[s, {k}, 1], floats[s, {k}, 2], floats[s, {k}, 3]"
-    if keep in ("drawn", "ranked"):
-        yield f"key{k}, other{k} = whole[s, {k}, 0], whole[s, {k}, 1]"
-        if simple:
-            yield f"key{k} = with_high(there, key{k})"
+def _added(sums: Mapping[str, Value], terms: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: sums[name] + term if name in sums else term for name, term in terms.items()}
 
 
-def _loops(variant: Variant, block: range, first: bool, last: bool) -> Iterator[str]:
-    """Yield the loops over the elements for some rows."""
-    body = list(_element(variant, block, first, last))
-    if not variant.packed:
-        yield "for i in range(n):"
-        yield from ("    " + line for line in body)
-        return
-    for limit in (SEGMENT, 0):  # whole segments, of a length that is known; and what is left
-        yield f"for g in range(n // {SEGMENT}):" if limit else f"if n % {SEGMENT}:"
-        if not limit:
-            yield f"    g = n // {SEGMENT}"
-        for k in block:
-            row = variant.rows[k]
-            if row.kind in ("int8", "int4"):
-                yield f"    at{k}, from{k} = step{k}[g // 2], np.float32(zero{k}[g // 2])"
-            if row.kind == "int4":
-                yield f"    byte{k} = np.uint64((g // 2) * 32)"
-                yield f"    half{k}, unit{k} = np.uint8(240 if g % 2 else 15), np.float32(0.0625 if g % 2 else 1)"
-            if row.masked:
-                yield f"    word{k} = mask{k}[g]"
-        yield f"    for j in range({limit or f'n % {SEGMENT}'}):"
-        yield f"        i = np.uint64(g * {SEGMENT}) + np.uint64(j)"
-        yield from ("        " + line for line in body)
-
-
-def _sums(form: Form) -> list[str]:
-    """Return the names of what is summed over the rows."""
-    if not form.elects:
-        return ["t"]
-    return ["t", "up", "down", *(["w_up", "w_down", "a_up", "a_down"] if form.divide else [])]
-
-
-def _element(variant: Variant, block: range, first: bool, last: bool) -> Iterator[str]:
-    """Yield what is done with element i."""
-    form, names = variant.form, _sums(variant.form)
-    yield f"b = {_READ[variant.base].format('base[i]')}"
-    fresh = block[0] % PARTIAL == 0
-    if not fresh:
-        yield from (f"{name} = part_{name}[i]" for name in names)
-    elif form.join == "blend":
-        yield "t = b * base_weight"
-    for k in block:
-        yield from _value(k, variant)
-        begins = fresh and k == block[0] and form.join != "blend"
-        for name, term in _terms(k, form).items():
-            yield f"{name} = {term}" if begins else f"{name} = {name} + {term}"
-    if (block[-1] + 1) % PARTIAL and not last:
-        yield from (f"part_{name}[i] = {name}" for name in names)
-        return
-    if block[-1] >= PARTIAL:
-        yield from (f"{name} = total_{name}[i] + {name}" for name in names)
-    if not last:
-        yield from (f"total_{name}[i] = {name}" for name in names)
-        return
-    yield from _result(form)
-    result = _ROUND[variant.rounded].format("result")
-    if variant.live != variant.rounded:
-        result = _ROUND[variant.live].format(_READ[variant.rounded].format(result))
-    yield f"live[i] = {result}"
-
-
-def _value(k: int, variant: Variant) -> Iterator[str]:
-    """Yield v, the weighted element of a row, 0 where it is not kept."""
-    row, form = variant.rows[k], variant.form
-    blends = form.join == "blend"
-    if row.kind == "int8":
-        yield f"x = (np.float32(x{k}[i]) - from{k}) * at{k}"
-    elif row.kind == "int4":
-        yield f"code = np.uint8(x{k}[byte{k} + np.uint64(j)] & half{k})"  # a shift would take lanes of 64 bits
-        yield f"x = (np.float32(code) * unit{k} - from{k}) * at{k}"
-    else:
-        yield f"x = {_READ[row.dtype].format(f'x{k}[i]')}" + (" - b" if row.kind == "expert" and not blends else "")
-    if row.masked:
-        yield f"x = x if (word{k} >> np.uint32(j)) & np.uint32(1) else zero"
-    if blends and (row.kind != "expert" or row.masked):
-        yield "x = b + x"
-    if form.keep in ("largest", "between"):
-        yield "m = as_bits(x) & np.uint32(0x7FFFFFFF)"
-        before = "(np.uint32(here + np.uint32(i)) < stop_{0}{k})"
-        inside = f"(m > {{0}}{{k}}) | ((m == {{0}}{{k}}) & {before})" if variant.packed else "m >= {0}{k}"
-        kept = f"({inside.format('cut', k=k)})"
-        if form.keep == "between":
-            kept = f"{kept} & ~({inside.format('top', k=k)})"
-        yield f"x = x if {kept} else zero"
-    if form.keep in ("drawn", "ranked"):
-        yield "place = np.uint32(there + np.uint32(i))"
-        yield f"bits = {'draw(place, ' if variant.packed else 'mixed(place ^ '}key{k}, other{k})"
-    if form.keep == "drawn":
-        yield f"x = x * scale{k} if (bits | LOW) <= limit{k} else zero"
-    if form.keep == "ranked":
-        yield "u = np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)"
-        yield f"c = chance{k} + np.float32(rank{k}[i]) * more{k}"
-        yield f"x = (x / c if scale{k} != zero else x) if u < c else zero"
-    yield f"v = x * w{k}"
-
-
-def _terms(k: int, form: Form) -> dict[str, str]:
+def _terms(form: Form, v: Value, weight: Value) -> dict[str, Value]:
     """Return what a row adds to each sum."""
     if not form.elects:
-        return {"t": "v"}
-    vote = "v" if form.join == "elect" else "(one if v > zero else (-one if v < zero else zero))"
-    terms = {"t": vote, "up": "(v if v > zero else zero)", "down": "(v if v < zero else zero)"}
+        return {"t": v}
+    up, down = v > 0.0, v < 0.0
+    vote = v if form.join == "elect" else up.where(1.0, down.where(-1.0, 0.0))
+    terms = {"t": vote, "up": up.where(v, 0.0), "down": down.where(v, 0.0)}
     if form.divide:
-        terms |= {"w_up": f"(w{k} if v > zero else zero)", "w_down": f"(w{k} if v < zero else zero)"}
-        terms |= {"a_up": f"(abs(w{k}) if v > zero else zero)", "a_down": f"(abs(w{k}) if v < zero else zero)"}
+        terms |= {"w up": up.where(weight, 0.0), "w down": down.where(weight, 0.0)}
+        terms |= {"a up": up.where(abs(weight), 0.0), "a down": down.where(abs(weight), 0.0)}
     return terms
-
-
-def _result(form: Form) -> Iterator[str]:
-    """Yield the merged element."""
-    if form.elects:
-        yield "merged = up if t >= zero else down"
-        if form.divide:
-            yield "agreed = w_up if t >= zero else w_down"
-            yield "size = a_up if t >= zero else a_down"
-            yield f"flaws += np.int64(abs(agreed) < np.float32({CANCELLED}) * size)"
-            yield "merged = merged / (agreed if agreed != zero else one)"
-    elif form.divide:
-        yield "merged = t / divisor"
-    else:
-        yield "merged = t"
-    yield "result = merged" if form.join == "blend" else "result = b + merged"
