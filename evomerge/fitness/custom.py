@@ -26,6 +26,7 @@ from types import CellType, ModuleType
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import contained, line_of
@@ -91,7 +92,7 @@ class Custom:
 
     def _numbers(self, scores: Any, task: str, n: int) -> np.ndarray:
         try:
-            values = np.asarray(scores[task], dtype=np.float64).copy()  # the function may use its array again
+            values = np.array(_widened(scores[task]), dtype=np.float64)  # a copy: the function may use its array again
             got = f"an array of shape {values.shape}"
         except (KeyError, IndexError, TypeError, ValueError):
             values, got = None, f"no numbers for it, but {scores!r:.100}"
@@ -101,6 +102,13 @@ class Custom:
                 f"{got}. Return {self._wanted}."
             )
         return values
+
+
+def _widened(numbers: Any) -> Any:
+    """Return numbers in a form that numpy reads: tensors on the CPU, and in float64, since numpy has no bfloat16."""
+    if isinstance(numbers, list | tuple):
+        return [_widened(number) for number in numbers]
+    return numbers.detach().cpu().double() if isinstance(numbers, Tensor) else numbers
 
 
 def load_function(name: str) -> Function:

@@ -139,6 +139,14 @@ def test_the_line_of_a_class_that_cannot_be_imported(tmp_path, monkeypatch):
         build({"_target_": "own_searcher.Searcher"}, "searcher")
 
 
+@pytest.mark.parametrize(
+    "numbers", ["torch.ones(len(c), dtype=torch.bfloat16)", "[torch.ones(()).bfloat16() for _ in c]"]
+)
+def test_tensors_of_any_dtype_are_numbers(tmp_path, numbers):
+    outcome = scored(tmp_path, f"import torch; return {{t: {numbers} for t, c in items.items()}}")
+    assert outcome.results["trees"]["score"].tolist() == [1.0] * 8
+
+
 def test_an_array_that_the_function_uses_again(tmp_path):
     """What it writes into it later is another model's."""
     (tmp_path / "mine.py").write_text(
