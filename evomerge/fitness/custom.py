@@ -26,7 +26,6 @@ from types import CellType, ModuleType
 from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import contained, line_of
@@ -106,9 +105,11 @@ class Custom:
 
 def _widened(numbers: Any) -> Any:
     """Return numbers in a form that numpy reads: tensors on the CPU, and in float64, since numpy has no bfloat16."""
+    from torch import Tensor  # here, where a model has been scored: settings are read without torch
+
     if isinstance(numbers, list | tuple):
         return [_widened(number) for number in numbers]
-    return numbers.detach().cpu().double() if isinstance(numbers, Tensor) else numbers
+    return numbers.detach().cpu().double().numpy() if isinstance(numbers, Tensor) else numbers
 
 
 def load_function(name: str) -> Function:
