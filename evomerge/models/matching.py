@@ -12,14 +12,16 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # file names are matched without torch
+    from torch import Tensor
 
-from evomerge.models.conversions import Conversion
+    from evomerge.models.conversions import Conversion
 
 Rename = Callable[[Iterable[str]], Mapping[str, str | None]]
 """File keys -> the names that transformers gives them at load, None where it makes other tensors of them."""
-Convert = Callable[[Mapping[str, Tensor]], Sequence[Conversion]]
+Convert = Callable[["Mapping[str, Tensor]"], "Sequence[Conversion]"]
 """Tensors by file key -> what transformers converts of them at load."""
 
 
