@@ -26,6 +26,7 @@ from evomerge.merging.method import Method
 from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
 from evomerge.models.processing import digest_processor
+from evomerge.models.sentences import settings_of
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
 from evomerge.space.coefficients import CoefficientSpace
@@ -183,6 +184,7 @@ class Problem:
             "files": digest_inputs(sources.base),
             "class": self.opening.auto_class,
             **({} if sources.base.is_dir() else _in_memory(self.live)),
+            **({"modules": steps} if (steps := settings_of(self.live.model)) else {}),
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
             **({"store": self.opening.store} if self.opening.store in LOSSY else {}),

@@ -139,7 +139,7 @@ class Classification:
             output = self._heads[batch.head].module(model)(**batch.inputs)
             answers = {}
             for task, (rows, positions, labels) in batch.tasks.items():
-                logits = self._heads[task].logits(output, batch.inputs.get("attention_mask"), rows)
+                logits = self._heads[task].logits(output, batch.inputs.get("attention_mask"), rows, model)
                 self._check_label(task, int(labels.max()), logits.shape[1])
                 answers[task] = Answers(positions, logits, labels)
             yield answers

@@ -23,12 +23,15 @@ from evomerge.common.errors import CheckpointError, EvomergeError
 from evomerge.common.names import listed
 from evomerge.models.live import load_skeleton
 from evomerge.models.pretrained import load_model, takes_images
+from evomerge.models.sentences import embedding_of
 from evomerge.models.weights import read_tensors, weight_files
 
 SCALE = 20.0  # of the cosines: logits of a head
-POOLINGS = ("mean", "cls_mean")
+SENTENCE = "sentence"
+POOLINGS = ("mean", "cls_mean", SENTENCE)
 """What a head makes of the last hidden states of an item: their mean; or the first, and the mean of the others, one
-after the other (the linear probes of DINOv2, Oquab et al. 2023)."""
+after the other (the linear probes of DINOv2, Oquab et al. 2023); or what the base's own modules of
+sentence-transformers make of them."""
 
 
 class Head(Protocol):
@@ -38,8 +41,12 @@ class Head(Protocol):
         """Return the module to run: the live model, or one that shares its parameters."""
         ...
 
-    def logits(self, output: Any, attention_mask: Tensor | None, rows: Tensor) -> Tensor:
-        """Return logits (len(rows), C) for some rows of a batch; images have no mask."""
+    def logits(
+        self, output: Any, attention_mask: Tensor | None, rows: Tensor, model: nn.Module | None = None
+    ) -> Tensor:
+        """Return logits (len(rows), C) for some rows of a batch; images have no mask. Who runs the live model names it,
+        for heads that use its modules of sentence-transformers.
+        """
         ...
 
     @property
@@ -92,10 +99,16 @@ class FrozenHead:
         """Return the live model, without a head that it may have."""
         return _backbone(model)
 
-    def logits(self, output: Any, attention_mask: Tensor | None, rows: Tensor) -> Tensor:
+    def logits(
+        self, output: Any, attention_mask: Tensor | None, rows: Tensor, model: nn.Module | None = None
+    ) -> Tensor:
         """Return scale · features · Wᵀ + b, (len(rows), C)."""
         mask = None if attention_mask is None else attention_mask[rows]
-        features = pool(output.last_hidden_state[rows].float(), mask, self._pooling)
+        hidden = output.last_hidden_state[rows]
+        if self._pooling == SENTENCE:
+            features = embedding_of(model or nn.Module(), hidden, mask).float()
+        else:
+            features = pool(hidden.float(), mask, self._pooling)
         if self._normalise:
             features = nn.functional.normalize(features, dim=-1)
         if self._weight.device != features.device:
@@ -163,7 +176,9 @@ class OwnHead:
             self._view = (model, self._make_view(model))
         return self._view[1]
 
-    def logits(self, output: Any, attention_mask: Tensor | None, rows: Tensor) -> Tensor:
+    def logits(
+        self, output: Any, attention_mask: Tensor | None, rows: Tensor, model: nn.Module | None = None
+    ) -> Tensor:
         """Return the classifier's logits, (len(rows), C)."""
         return output.logits[rows].float()
 

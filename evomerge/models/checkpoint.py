@@ -21,6 +21,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.models.conversions import Conversion, Converted
 from evomerge.models.matching import Layout, Match, match
+from evomerge.models.sentences import module_files, module_tensors
 from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
 from evomerge.models.weights import (
     check_readable,
@@ -69,6 +70,7 @@ class Checkpoint:
         notes: what else is to be known of the files, as sentences that lack whom they are about.
         conversions: of the tensors that transformers fuses, splits or permutes.
         converted: the parameters that come of it, in the live model's shape.
+        modules: folders of the directory whose weight files are read as well (`sentences.py`); keys begin with them.
     """
 
     path: Path
@@ -88,6 +90,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     conversions: tuple[Conversion, ...] = ()
     converted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    modules: tuple[str, ...] = ()
 
     @property
     def spare(self) -> list[str]:
@@ -137,8 +140,12 @@ def open_checkpoint(
     files = weight_files(path)
     check_readable(path)
     config = read_json(path / "config.json")
-    stamps = file_stamps(files)  # before the first byte is read: a file that changes from here on will not match them
+    modules = module_files(path, parameters)
+    stamps = file_stamps(
+        [*files, *modules.values()]
+    )  # before the first byte is read: a file that changes from here on will not match them
     tensors, notes = read_weights(files)
+    tensors |= module_tensors(modules)
     return from_tensors(
         tensors,
         parameters,
@@ -150,6 +157,7 @@ def open_checkpoint(
         vocabulary=vocabulary,
         base=base,
         cache=cache,
+        modules=tuple(modules),
     )
 
 
@@ -165,6 +173,7 @@ def from_tensors(
     vocabulary: str = REFUSE,
     base: Checkpoint | None = None,
     cache: Path | None = None,
+    modules: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Makes a checkpoint of tensors by their keys, such as a state dict; they are not copied.
 
@@ -179,6 +188,7 @@ def from_tensors(
         vocabulary: what becomes of an expert with another number of tokens than the base: one of `vocabulary.CHOICES`.
         base: θ₀, of an expert; its own rows stay whatever the expert has.
         cache: directory that keeps what is converted; None: in memory, at each access.
+        modules: folders of the directory whose tensors are among them, under keys that begin so.
 
     Raises:
         CheckpointError: as `open_checkpoint`, of tensors that can be read.
@@ -225,6 +235,7 @@ def from_tensors(
         notes=tuple(notes),
         conversions=tuple(found.conversions),
         converted=Converted(found.conversions, tensors, sha256, cache),
+        modules=modules,
     )
 
 

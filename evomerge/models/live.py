@@ -37,6 +37,7 @@ from evomerge.models.pretrained import (
     rename_keys,
     takes_images,
 )
+from evomerge.models.sentences import attach_modules
 from evomerge.models.weights import check_readable, dtype_name, read_tensors, same, weight_files
 
 
@@ -230,6 +231,7 @@ def load_live(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_model(path, auto_class)
+    attach_modules(model, path)
     try:
         processor = load_image_processor(path) if takes_images(model) else load_tokenizer(path)
     except EvomergeError as error:
@@ -268,6 +270,7 @@ def load_skeleton(path: Path, auto_class: str, dtype: torch.dtype | None = None)
         ) from error
     computed = frozen(model)
     _untie(model, path)
+    attach_modules(model, path, weights=False)
     return _described(model.eval().requires_grad_(False), None, auto_class, computed)
 
 

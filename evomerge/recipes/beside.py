@@ -7,7 +7,7 @@ modules of a pipeline whose weights are no part of the merge, and about tensors 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,18 +45,19 @@ class Beside:
             copy_file(self.base / source, directory / target)
 
 
-def look_beside(base: Path, experts: Mapping[str, Path]) -> Beside:
+def look_beside(base: Path, experts: Mapping[str, Path], merged: Collection[str] = ()) -> Beside:
     """Return what lies beside the weights of a base.
 
     Args:
         base: its directory.
         experts: those of the experts by name.
+        merged: folders whose weights are merged, and written anew.
     """
     found = sort_directory(base)
-    files = {name: name for name in found.taken}
+    files = {name: name for name in found.taken if not (name.split("/")[0] in merged and fits(name, WEIGHTS))}
     if "README.md" in found.written:
         files[BASE_CARD] = "README.md"
-    return Beside(base, files, (*_left(base, found), *_modules(base, found, experts)))
+    return Beside(base, files, (*_left(base, found), *_modules(base, found, experts, merged)))
 
 
 def unmerged(base: Checkpoint, left: Sequence[str], auto_class: str) -> Iterator[str]:
@@ -90,12 +91,14 @@ def _left(base: Path, found: Sorting) -> Iterator[str]:
         yield f"left out ({why}): {listed(names)}"
 
 
-def _modules(base: Path, found: Sorting, experts: Mapping[str, Path]) -> Iterator[str]:
+def _modules(base: Path, found: Sorting, experts: Mapping[str, Path], merged: Collection[str]) -> Iterator[str]:
     """Say which modules of a pipeline have weights that stay the base's, and which are not there."""
     for folder, kind in module_folders(base / MODULES).items():
         files = [name for name in found.taken if name.startswith(f"{folder}/")]
         if not files and not kind.endswith(".Normalize"):  # which has no settings, so no folder that git would keep
             yield f"{MODULES} of the base names {folder}, and there is no such folder: the pipeline will not load"
+        elif folder in merged:
+            continue
         elif heavy := [name for name in files if fits(name, WEIGHTS)]:
             other = [name for name, path in experts.items() if any(_differ(base / f, path / f) for f in heavy)]
             yield f"{folder} is a module of its own, whose weights are not merged: they are the base's" + (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the output; `parameter` is its name in the live model, None where it has none (heads, buffers). Of
+    """A tensor of the output under the key that it has in the base, whose module's folder its own file leaves out (see
+    `Checkpoint.modules`); `parameter` is its name in the live model, None where it has none (heads, buffers). Of
     those that a conversion makes of parameters, it is the first.
     """
 
@@ -87,8 +88,12 @@ def plan_shards(
         elif key in base.extra and key not in copies:
             own = others if others and tensor.dtype.is_floating_point else tensor.dtype
             entries[key] = Entry(key, None, tuple(tensor.shape), own)
+    modules = {
+        f"{folder}/{SINGLE}": [entries.pop(key) for key in list(entries) if key.startswith(f"{folder}.")]
+        for folder in base.modules
+    }
     if max_shard_size is None:
-        return _as_the_base(base.path, entries)
+        return _as_the_base(base.path, entries) | modules
     check_size(max_shard_size)
     split = split_state_dict_into_shards_factory(
         entries,
@@ -96,7 +101,7 @@ def plan_shards(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    return {file: [entries[key] for key in keys] for file, keys in split.filename_to_tensors.items()}
+    return {file: [entries[key] for key in keys] for file, keys in split.filename_to_tensors.items()} | modules
 
 
 def check_size(size: str) -> None:
@@ -140,11 +145,12 @@ def write_shards(
         for entry, part in zip(entries, block[: sum(rooms[file])].split(rooms[file]), strict=True):
             flat = part[: entry.nbytes].view(entry.dtype)
             fill(entry, flat)
-            tensors[entry.key] = flat.view(entry.shape)
+            tensors[_key(file, entry)] = flat.view(entry.shape)
             done += entry.nbytes
             if progress:
                 progress("writing the merged model", done, total)
         target = directory / file
+        target.parent.mkdir(exist_ok=True)
         target.touch()
         mode = target.stat().st_mode  # of a new file here; save_file makes one that only its owner can read
         try:
@@ -155,9 +161,10 @@ def write_shards(
                 f"room there, or write elsewhere; nothing is left of this attempt."
             ) from error
         target.chmod(mode)
-        _check(target, entries)
-    if list(shards) != [SINGLE]:
-        files = {entry.key: file for file, entries in shards.items() for entry in entries}
+        _check(target, {_key(file, entry): entry for entry in entries})
+    files = {entry.key: file for file, entries in shards.items() for entry in entries if "/" not in file}
+    if set(files.values()) != {SINGLE}:
+        total = sum(entry.nbytes for file, entries in shards.items() for entry in entries if "/" not in file)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
         write_atomically(directory / INDEX, json.dumps(index, indent=2) + "\n")
 
@@ -175,8 +182,13 @@ def _as_the_base(path: Path, entries: Mapping[str, Entry]) -> Shards:
     return dict(sorted(shards.items()))
 
 
-def _check(file: Path, entries: Sequence[Entry]) -> None:
+def _key(file: str, entry: Entry) -> str:
+    """The key of a tensor in its own file."""
+    return entry.key.removeprefix(file.removesuffix(SINGLE).replace("/", "."))
+
+
+def _check(file: Path, entries: Mapping[str, Entry]) -> None:
     """Refuse a file that does not hold what was written: keys, dtypes and shapes; nothing is read beside its header."""
     held = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in load_file(file).items()}
-    if held != {entry.key: (entry.shape, entry.dtype) for entry in entries}:
+    if held != {key: (entry.shape, entry.dtype) for key, entry in entries.items()}:
         raise CheckpointError(f"{file} does not read back as it was written: the disk is failing or full.")
