@@ -115,7 +115,7 @@ class _Formed:
         self, sites: Sequence[Site], ranks: Sequence[Sequence[Tensor]], numbers: Numbers, table: Merges | None
     ) -> int:
         """Overwrite sites, and return how many quotients were refused."""
-        skipped = (numbers.weight == 0).all(axis=1) & (self._method.form.join != "blend")
+        skipped = (numbers.weight == 0).all(axis=1) & (not self._method.form.blends)
         flaws = 0 if table is None else table.merge(numbers, skipped)
         for s, site in enumerate(sites):
             if skipped[s]:

@@ -246,7 +246,7 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     cache, parameters, space = Path(family.settings["cache"]), family.parameters, settings["space"]
     transforms = make_chain(settings.get("transform") or [])
     store = family.settings.get("store", AUTO)
-    if isinstance(method, Formed) and method.form.join == "blend" and store not in LOSSY:
+    if isinstance(method, Formed) and method.form.blends and store not in LOSSY:
         store = EXPERT  # θ_k itself: θ₀ + τ_k is it but for a rounding
     vectors = task_vectors(family.base, family.experts, parameters, cache, reporter.steps, store)
     rows = transformed(vectors, transforms, cache, reporter.steps, store)

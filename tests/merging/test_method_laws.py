@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evomerge.common.errors import SpaceError
+from evomerge.common.errors import MergeError, SpaceError
 from evomerge.merging.builder import Builder
-from evomerge.merging.methods import Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
+from evomerge.merging.methods import Average, Breadcrumbs, Dare, DareTies, Della, Linear, NuSlerp, Slerp, Ties
 from evomerge.space.coefficients import make_space
 from evomerge.task_vectors.dense import DenseDelta
 from tests.kit.methods import merged, plainly, site_of
@@ -222,6 +222,25 @@ def test_both_ends_of_a_circle(method: Any, seed: int) -> None:
         near(merged(method, deltas, [0.0, 0.3], base=base), base + deltas[1], atol=1e-5, rtol=1e-5)
 
 
+@laws
+@given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.25, 2.0, 8.0]))
+def test_an_average_is_of_the_models_and_the_scale_of_its_weights_means_nothing(seed: int, scale: float) -> None:
+    base, deltas = drawn(seed, 2)
+    ours = merged(Average(), deltas, [1.0, 3.0], base=base)
+    torch.testing.assert_close(ours, base + (deltas[0] + 3 * deltas[1]) / 4)
+    assert torch.equal(merged(Average(), deltas, [scale, 3 * scale], base=base), ours)
+    torch.testing.assert_close(merged(Average(), deltas, [0.0, 0.7], base=base), base + deltas[1])
+
+
+def test_an_average_counts_the_base_where_it_is_a_row() -> None:
+    """A row without a difference is the base; weights that sum to nothing give no model."""
+    site = site_of(torch.ones(8), [DenseDelta(torch.full((8,), 4.0))])
+    Builder([site], Average()).build({"weight": np.array([[1.0, 3.0]])})
+    assert site.live.tolist() == [(5.0 + 3.0) / 4] * 8
+    with pytest.raises(MergeError, match="sum to 0"):
+        Builder([site], Average()).build({"weight": np.array([[1.0, -1.0]])})
+
+
 def test_sixteen_bits_are_summed_in_float32() -> None:
     """Four steps of 2⁻⁹ on 1 in bfloat16, each of which alone is lost in rounding."""
     site = site_of(torch.ones(8).bfloat16(), [DenseDelta(torch.full((8,), 1 / 512))] * 4, torch.bfloat16)
@@ -232,6 +251,7 @@ def test_sixteen_bits_are_summed_in_float32() -> None:
 def test_where_weights_count_without_a_task_vector() -> None:
     """A sum that is divided by all weights is another one where a row's weight is held at 0."""
     assert NuSlerp().counts_zero
+    assert Average().counts_zero
     assert Dare(normalize=True).counts_zero
     assert not Linear().counts_zero
     assert not Ties(normalize=True).counts_zero

@@ -12,6 +12,7 @@ The plain reference (`plain.py`) and the compiled kernels are written for forms,
             elect     the same over the rows whose weighted element has the sign of the sum of all of these
             count     the same over those that have the sign of the majority
             blend     w_0 θ₀ + Σ_k w_k θ_k: of weights, not of task vectors
+            mean      the same, each product added unrounded; no kernel is compiled for it
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 Keep = Literal["all", "largest", "between", "drawn", "ranked"]
-Join = Literal["sum", "elect", "count", "blend"]
+Join = Literal["sum", "elect", "count", "blend", "mean"]
 
 CANCELLED = 1e-3
 """The share of their magnitudes to which weights may cancel in a sum that divides."""
@@ -44,6 +45,11 @@ class Form:
     divide: bool = False
 
     @property
+    def blends(self) -> bool:
+        """Whether weights are joined, not task vectors, so that a weight of 0 does not leave the base."""
+        return self.join in ("blend", "mean")
+
+    @property
     def elects(self) -> bool:
         """Whether the rows elect a sign."""
         return self.join in ("elect", "count")
@@ -59,7 +65,7 @@ class Numbers:
 
     Attributes:
         weight: w, float32 (S, R).
-        base: w_0 of `blend`, float32 (S,).
+        base: w_0 of `blend` and `mean`, float32 (S,).
         divisor: of a sum that is divided, float32 (S,).
         cut: bits and place of the cut above which elements are kept, uint32 (S, R, 2); see `task_vectors/orders.py`.
         upper: the same of the cut above which they are not, uint32 (S, R, 2).

@@ -55,20 +55,29 @@ def combine(form: Form, part: Part, base: Tensor, deltas: Sequence[Delta], numbe
         out = torch.empty_like(base)
         sum_weighted(deltas, weights, out)
         return out.add_(base), 0
-    blends = form.join == "blend"
-    rows = [delta.added(base) if blends else delta.dense() for delta in deltas]
+    rows = [delta.added(base) if form.blends else delta.dense() for delta in deltas]
+    if form.join == "mean":
+        return _averaged(part, base, rows, weights, numbers), 0
     kept = [_kept(form, part, k, values, numbers) for k, values in enumerate(rows)]
     weighted = torch.stack([values * weight for values, weight in zip(kept, weights, strict=True)])
     if form.elects:
         merged, flaws = _elected(form, weighted, weights)
         return base + merged, flaws
-    if blends:
+    if form.blends:
         total = base * _number(numbers.base, part.site)
         for row in weighted:
             total += row
         return total / _number(numbers.divisor, part.site) if form.divide else total, 0
     total = weighted.sum(0)
     return base + (total / _number(numbers.divisor, part.site) if form.divide else total), 0
+
+
+def _averaged(part: Part, base: Tensor, rows: Sequence[Tensor], weights: Sequence[float], numbers: Numbers) -> Tensor:
+    """Return the average of base and rows; each product is added unrounded, as mergekit's `linear` does."""
+    total = torch.zeros_like(base)
+    for values, weight in zip((base, *rows), (_number(numbers.base, part.site), *weights), strict=True):
+        total.addcmul_(values, torch.tensor(weight, dtype=torch.float32, device=base.device))
+    return total / _number(numbers.divisor, part.site)
 
 
 def _number(values: np.ndarray, site: int) -> float:

@@ -101,7 +101,7 @@ def variant_of(form: Form, site: Site) -> Variant | None:
     """
     names = [DTYPES.get(dtype) for dtype in (site.base.dtype, site.live.dtype, site.rounded or site.live.dtype)]
     rows = [row_of(delta) for delta in site.deltas]
-    if None in names or None in rows or len(site) >= 1 << 32:
+    if form.join == "mean" or None in names or None in rows or len(site) >= 1 << 32:
         return None
     if form.keep in ("drawn", "ranked") and site.span.start >> 32 != (site.span.stop - 1) >> 32:
         return None  # keys hold up to the next multiple of 2³²

@@ -6,22 +6,25 @@ variable that is searched like the weight.
     linear.py   linear: Σ_k λ_k τ_k, task arithmetic (Ilharco et al. 2023); of transformed task vectors too
     trimmed.py  ties, breadcrumbs: what is kept is chosen by magnitude
     drawn.py    dare, dare_ties, della: what is kept is drawn
+    average.py  average: Σ_k w_k θ_k / Σ_k w_k, of the models themselves (Wortsman et al. 2022)
     circles.py  slerp, nuslerp: along the great circle between two models
 """
 
+from evomerge.merging.methods.average import Average
 from evomerge.merging.methods.circles import NuSlerp, Slerp
 from evomerge.merging.methods.common import DENSITY, WEIGHT
 from evomerge.merging.methods.drawn import Dare, DareTies, Della
 from evomerge.merging.methods.linear import Linear
 from evomerge.merging.methods.trimmed import Breadcrumbs, Ties
 
-METHODS = (Linear, Ties, Dare, DareTies, Della, Breadcrumbs, Slerp, NuSlerp)
+METHODS = (Linear, Ties, Dare, DareTies, Della, Breadcrumbs, Slerp, NuSlerp, Average)
 """All of them, as recipes and lists name them."""
 
 __all__ = [
     "DENSITY",
     "METHODS",
     "WEIGHT",
+    "Average",
     "Breadcrumbs",
     "Dare",
     "DareTies",
