@@ -30,6 +30,7 @@ import yaml
 if TYPE_CHECKING:
     from mergekit_parity.cases import Case
     from mergekit_parity.compare import Verdict
+    from mergekit_parity.reading import Reading
 
 ENVIRONMENT = Path(__file__).parents[1] / ".cache" / "mergekit-venv"
 
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cases and print what they give; return the exit status."""
     parser = argparse.ArgumentParser(description="Compare merges with mergekit's own, tensor by tensor.")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each case, and nothing else")
-    parser.add_argument("--small", action="store_true", help="four cases instead of all")
+    parser.add_argument("--small", action="store_true", help="a few cases instead of all")
+    parser.add_argument("--read", action="store_true", help="only the cases of reading mergekit's YAML")
     parser.add_argument("--venv", type=Path, default=ENVIRONMENT, help="the environment of mergekit, made if missing")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run directory, instead of the cases")
     arguments = parser.parse_args(argv)
@@ -48,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from mergekit_parity.cases import ALL, SMALL, is_there  # here, since torch comes with it: --help should not wait
     from mergekit_parity.peer import PeerError, make_environment
+    from mergekit_parity.reading import READINGS, SMALL_READINGS
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -60,11 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for run in arguments.run:
         status |= _tell(run.name, run_winner(run, arguments.venv), arguments.json)
-    for case in () if arguments.run else SMALL if arguments.small else ALL:
+    for case in () if arguments.run or arguments.read else SMALL if arguments.small else ALL:
         if not is_there(case):
             print(f"skipped: {case.name}, whose models scripts/build_suite.py text makes", file=sys.stderr)
             continue
         status |= _tell(case.name, run_case(case, arguments.venv), arguments.json)
+    for reading in () if arguments.run else SMALL_READINGS if arguments.small else READINGS:
+        status |= _tell(reading.name, run_reading(reading, arguments.venv), arguments.json)
     return status
 
 
@@ -110,18 +115,39 @@ def run_case(case: Case, environment: Path) -> Verdict:
         return merge_twice(recipe, config, directory, environment, FAMILIES[case.family].raw, tied)
 
 
+def run_reading(case: Reading, environment: Path) -> Verdict:
+    """Merge a YAML twice, both from its own text, and compare."""
+    from mergekit_parity.reading import write_reading
+
+    with TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        tied = write_reading(case, directory)
+        config = directory / "mergekit.yaml"
+        verdict = merge_twice(config, config, directory, environment, False, tied, case.limit)
+        if verdict.max_ulp:
+            verdict.notes.append(case.why)
+        return verdict
+
+
 def merge_twice(
-    recipe: Path, config: Path, scratch: Path, environment: Path, raw: bool, tied: Mapping[str, str]
+    recipe: Path,
+    config: Path,
+    scratch: Path,
+    environment: Path,
+    raw: bool,
+    tied: Mapping[str, str],
+    limit: int = 1,
 ) -> Verdict:
     """Merge a recipe by evomerge and its YAML by mergekit, and compare; what goes wrong on the way is a fault, too.
 
     Args:
-        recipe: our recipe.
+        recipe: our recipe, or the YAML that both merge.
         config: mergekit's YAML of the same.
         scratch: an empty directory, or one with other names in it than `ours` and `theirs`.
         environment: of mergekit.
         raw: whether mergekit has to take the weight files alone.
         tied: alias -> key of the tensors that are tied.
+        limit: how many units in the last place an element may differ by.
     """
     from mergekit_parity.compare import Verdict, compare
     from mergekit_parity.peer import PeerError, run_mergekit, run_mergekit_pytorch
@@ -140,7 +166,7 @@ def merge_twice(
     except PeerError as error:
         return Verdict(faults=[str(error)])
     ours, theirs = (read_tensors(weight_files(scratch / name)) for name in ("ours", "theirs"))
-    return compare(ours, theirs, tied)
+    return compare(ours, theirs, tied, limit)
 
 
 if __name__ == "__main__":

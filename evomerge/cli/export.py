@@ -128,7 +128,7 @@ def _choose(run: Run, options: argparse.Namespace, parts: Parts, reporter: Repor
 def _text(run: Run, recipe: Recipe, options: argparse.Namespace, parts: Parts, reporter: Reporter) -> str:
     """Return what is to be written; the heads of a recipe that goes to a file are written beside it."""
     from evomerge.recipes.handover import mergekit_yaml
-    from evomerge.recipes.mergekit import caveat
+    from evomerge.recipes.mergekit.write import caveat
 
     if options.form == "mergekit":
         text = mergekit_yaml(parts(), recipe)

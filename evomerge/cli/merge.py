@@ -1,18 +1,26 @@
-"""`evomerge merge`: the merged model of a recipe, as a directory that transformers loads."""
+"""`evomerge merge`: the merged model of a recipe, or of a merge YAML of mergekit, as a directory that transformers
+loads.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.common.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to import; `--help` needs none
+    from evomerge.cli.progress import Reporter
+    from evomerge.recipes.recipe import Recipe
 
 EXAMPLES = """\
 examples:
   evomerge merge runs/<name>/recipe.yaml merged/
   evomerge merge recipe.yaml merged/ --base models/base --expert mood=models/mood --expert topic=models/topic
   evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
+  evomerge merge mergekit.yaml merged/       a merge YAML of mergekit's; what is done otherwise is named with its line
 
 The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
 commit on the hub, if they came from there. Their weights must be those that the recipe was made from, by their hashes.
@@ -30,11 +38,14 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="evomerge merge",
-        description="Build the merged model of a recipe: weights, what lies beside the base's, heads, recipe and card.",
+        description="Build the merged model of a recipe, or of a merge YAML of mergekit: weights, what lies beside the "
+        "base's, heads, recipe and card.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", type=Path, help="a recipe.yaml, with its heads/ beside it")
+    parser.add_argument(
+        "recipe", type=Path, help="a recipe.yaml, with its heads/ beside it; or a merge YAML of mergekit"
+    )
     parser.add_argument("out", type=Path, help="the directory to make")
     parser.add_argument("--base", type=Path, metavar="DIR", help="where the base is, if not where the recipe says")
     parser.add_argument(
@@ -57,7 +68,8 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.cli.progress import Reporter
     from evomerge.recipes.model import write_model
 
-    recipe = _read(given.recipe)
+    reporter = Reporter()
+    recipe = _read(given.recipe, reporter)
     out = write_model(
         recipe,
         given.recipe.parent,
@@ -67,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         max_shard_size=given.max_shard_size,
         dtype=given.dtype,
         exact=given.exact,
-        reporter=Reporter(),
+        reporter=reporter,
     )
     print(f"merged model: {out}")
     print(f'load it with: transformers.{recipe.auto_class}.from_pretrained("{out}")')
@@ -84,7 +96,8 @@ def _places(given: Sequence[str]) -> dict[str, Path]:
     return places
 
 
-def _read(path: Path):
+def _read(path: Path, reporter: Reporter) -> Recipe:
+    from evomerge.recipes.mergekit.document import is_mergekit
     from evomerge.recipes.recipe import Recipe
 
     if not path.is_file():
@@ -92,6 +105,14 @@ def _read(path: Path):
         hint = f"write {inside}" if inside.is_file() else "a search writes one at its end, runs/<name>/recipe.yaml"
         raise ConfigError(f"There is no recipe {path}: {hint}.")
     try:
-        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not is_mergekit(text):
+            return Recipe.from_yaml(text)
+        from evomerge.recipes.mergekit.read import read_mergekit
+
+        told = read_mergekit(text, path.parent, reporter)
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    for note in told.notes:
+        reporter.say(f"note: {path}: {note}")
+    return told.recipe

@@ -21,7 +21,7 @@ from evomerge.common.names import listed
 from evomerge.merging.bounds import parameter_bounds
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Problem
-from evomerge.recipes.mergekit import to_mergekit
+from evomerge.recipes.mergekit.write import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.named import name_coefficients
 from evomerge.task_vectors.store import TaskVectors

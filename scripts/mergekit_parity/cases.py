@@ -26,7 +26,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig
 from evomerge.common.files import write_atomically
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import load_skeleton
-from evomerge.recipes.mergekit import to_mergekit
+from evomerge.recipes.mergekit.write import to_mergekit
 from evomerge.recipes.recipe import Coefficients, Recipe, Source
 from evomerge.space.groups import make_groups
 
@@ -152,7 +152,7 @@ def write_case(case: Case, directory: Path) -> dict[str, str]:
     family, seed = FAMILIES[case.family], zlib.crc32(case.name.encode())
     names = list(EXPERTS)
     if family.config is not None:
-        _write_models(family, directory, seed)
+        write_models(family, directory, seed)
     else:
         names = sorted(path.name for path in (SUITE / "experts").iterdir())
         (directory / "base").symlink_to(SUITE / "base")
@@ -220,7 +220,7 @@ def _density(rng: np.random.Generator, ranked: Sequence[Tensor], out: float) -> 
     return 1.0
 
 
-def _write_models(family: Family, directory: Path, seed: int) -> None:
+def write_models(family: Family, directory: Path, seed: int) -> None:
     """Write a base whose tensors, norms included, are all drawn, and experts that differ from it everywhere."""
     assert family.config is not None
     generator = torch.Generator().manual_seed(seed)

@@ -36,18 +36,21 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tied: Mapping[str, str] | None = None) -> Verdict:
+def compare(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tied: Mapping[str, str] | None = None, limit: int = LIMIT
+) -> Verdict:
     """Compare every tensor of two models.
 
     Args:
         ours: file key -> tensor.
         theirs: the same of the other model.
         tied: alias -> key: an alias may be there or not, if it holds what the key holds.
+        limit: how many units in the last place an element may differ by.
     """
     verdict = Verdict()
     for key in sorted({*ours, *theirs}):
         if key in ours and key in theirs:
-            _compare_tensor(key, ours[key], theirs[key], verdict)
+            _compare_tensor(key, ours[key], theirs[key], verdict, limit)
             continue
         who, held, lacks = ("evomerge", ours, "mergekit") if key in ours else ("mergekit", theirs, "evomerge")
         source = (tied or {}).get(key, key)
@@ -69,7 +72,7 @@ def _place(tensor: Tensor) -> Tensor:
     return torch.where(bits < 0, torch.iinfo(BITS[tensor.dtype]).min - bits, bits)
 
 
-def _compare_tensor(key: str, one: Tensor, other: Tensor, verdict: Verdict) -> None:
+def _compare_tensor(key: str, one: Tensor, other: Tensor, verdict: Verdict, limit: int) -> None:
     verdict.tensors += 1
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         verdict.faults.append(
@@ -85,5 +88,5 @@ def _compare_tensor(key: str, one: Tensor, other: Tensor, verdict: Verdict) -> N
         return
     largest = int(ulp_distance(one, other).max())
     verdict.max_ulp = max(verdict.max_ulp, largest)
-    if largest > LIMIT:
+    if largest > limit:
         verdict.faults.append(f"{key} differs by up to {largest} ulp")

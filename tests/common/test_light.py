@@ -18,7 +18,7 @@ DATA = (
     *("evomerge.search.journal", "evomerge.search.log", "evomerge.search.stopping", "evomerge.fitness.base"),
     *("evomerge.fitness.items", "evomerge.fitness.objectives", "evomerge.fitness.sampling", "evomerge.fitness.custom"),
     *("evomerge.selection.statistics", "evomerge.selection.doubts", "evomerge.selection.remember"),
-    *("evomerge.recipes.recipe", "evomerge.recipes.mergekit", "evomerge.runs.directory"),
+    *("evomerge.recipes.recipe", "evomerge.recipes.mergekit.write", "evomerge.runs.directory"),
 )
 """Searchers but for the libraries of two of them, statistics, logs, items, recipes: all that is no model."""
 

@@ -24,7 +24,7 @@ from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.models.hub import find_directory, is_name, name_directories, short_name
 from evomerge.models.live import load_skeleton
 from evomerge.recipes.card import model_card
-from evomerge.recipes.mergekit import to_mergekit
+from evomerge.recipes.mergekit.write import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.config import ModelConfig
 from evomerge.runs.run import run_search

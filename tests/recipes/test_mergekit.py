@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
-from evomerge.recipes.mergekit import caveat, to_mergekit
+from evomerge.recipes.mergekit.write import caveat, to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.groups import make_groups
 

@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import check_mergekit as command  # noqa: E402
-from mergekit_parity import cases, peer  # noqa: E402
+from mergekit_parity import cases, peer, reading  # noqa: E402
 from mergekit_parity.compare import Verdict, compare, ulp_distance  # noqa: E402
 
 from evomerge.cli.main import main as evomerge  # noqa: E402
+from evomerge.recipes.mergekit.methods import PEERS  # noqa: E402
 
 ENVIRONMENT = Path(os.environ.get("EVOMERGE_MERGEKIT_VENV", command.ENVIRONMENT))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -125,12 +126,22 @@ def test_every_granularity_is_there() -> None:
     assert len({case.name for case in cases.ALL}) == len(cases.ALL)
 
 
+def test_cases_of_reading_are_of_many_shapes() -> None:
+    texts = [case.text for case in reading.READINGS]
+    assert len({(case.text, case.family) for case in reading.READINGS}) == len(texts) >= 20
+    assert len({case.name for case in reading.READINGS}) == len(texts)
+    assert all(case.why for case in reading.READINGS if case.limit)
+    assert {peer.name for peer in PEERS} <= {yaml.safe_load(text)["merge_method"] for text in texts}
+
+
 def run(monkeypatch: pytest.MonkeyPatch, verdicts: list[Verdict], *arguments: str) -> int:
     """The command, with verdicts that are given."""
     left = iter(verdicts)
     monkeypatch.setattr(peer, "make_environment", lambda directory: None)
     monkeypatch.setattr(command, "run_case", lambda case, environment: next(left))
-    monkeypatch.setattr(cases, "SMALL", cases.SMALL[: len(verdicts)])
+    monkeypatch.setattr(command, "run_reading", lambda case, environment: next(left))
+    monkeypatch.setattr(cases, "SMALL", cases.SMALL[: len(verdicts) - 1])
+    monkeypatch.setattr(reading, "SMALL_READINGS", reading.SMALL_READINGS[:1])
     return command.main(["--small", *arguments])
 
 
@@ -148,6 +159,7 @@ def test_json_is_a_line_for_each_case_and_nothing_else(
     said = capsys.readouterr()
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [list(row) for row in rows] == 2 * [["case", "tensors", "bit_equal", "max_ulp"]]
+    assert rows[1] == {"case": reading.SMALL_READINGS[0].name, "tensors": 1, "bit_equal": 1, "max_ulp": 0}
     assert rows[0] == {"case": cases.SMALL[0].name, "tensors": 3, "bit_equal": 2, "max_ulp": 1}
     assert "also writes head" in said.err
 
@@ -247,5 +259,16 @@ def test_a_run_without_a_winner_is_refused(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda case: case.name)
 def test_mergekit_makes_the_same_bits(case: cases.Case) -> None:
     verdict = command.run_case(case, ENVIRONMENT)
+    assert verdict.faults == []
+    assert verdict.bit_equal == verdict.tensors > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not ENVIRONMENT.is_dir(), reason=f"no mergekit in {ENVIRONMENT}: scripts/check_mergekit.py makes it"
+)
+@pytest.mark.parametrize("case", reading.SMALL_READINGS, ids=lambda case: case.name)
+def test_mergekit_makes_the_same_bits_of_its_own_yaml(case: reading.Reading) -> None:
+    verdict = command.run_reading(case, ENVIRONMENT)
     assert verdict.faults == []
     assert verdict.bit_equal == verdict.tensors > 0

@@ -1,8 +1,8 @@
-"""What the methods of a recipe are in mergekit 0.1.5: names, settings and numbers there, or why they are not there.
+"""What the numbers of a recipe are as settings of mergekit 0.1.5, or why mergekit cannot be given them.
 
 In: a recipe. Out: the name of mergekit's method, its settings, and a number for each setting, model and tensor.
-mergekit has a method of its own where evomerge has a setting (`breadcrumbs_ties`, `della_linear`), counts shares of
-tensors alone, elects by sums alone, and rounds shares otherwise. What it would do otherwise is refused, never written.
+mergekit counts shares of tensors alone, elects by sums alone, and rounds shares otherwise. What it would do otherwise
+is refused, never written.
 """
 
 import math
@@ -10,14 +10,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from evomerge.common.errors import ConfigError
+from evomerge.recipes.mergekit.methods import peer_of
 from evomerge.recipes.recipe import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]
 Values = dict[str, dict[str, dict[str, float]]]
 """{setting: {expert: {parameter: number}}}."""
 
-_WITHOUT_ELECTION = {"breadcrumbs": "breadcrumbs", "della": "della_linear"}
-_WITH_ELECTION = {"breadcrumbs": "breadcrumbs_ties", "della": "della"}
 _INSIDE = 0.999
 """The share of the distance of a density to 0 or 1 that DELLA's epsilon may take: mergekit wants it to be less."""
 
@@ -37,12 +36,13 @@ def called_there(recipe: Recipe, parameters: Shapes, extra: Collection[str]) -> 
 
     method, settings = str(recipe.method["name"]), recipe.method
     kind = find_method(recipe)
-    if kind.mergekit is None:
+    peer = peer_of(settings)
+    if peer is None and settings.get("elect") != "count":
         raise ConfigError(f"mergekit export: mergekit has no method {method}: merge with `evomerge merge`.")
     for variable in kind.variables:
         if variable.name not in recipe.coefficients:
             raise ConfigError(f"mergekit export: the method {method} needs a {variable.name}, and the recipe has none.")
-    if settings.get("elect") == "count":
+    if peer is None:
         raise ConfigError(
             f"mergekit export: no method of mergekit elects signs by their count, as elect=count does: merge with "
             f"`evomerge merge`, or search {method} with method.elect=sum."
@@ -53,21 +53,23 @@ def called_there(recipe: Recipe, parameters: Shapes, extra: Collection[str]) -> 
             "merge with `evomerge merge`, write the trimmed experts out (`evomerge export RUN --materialise DIR`), or "
             "search with method.over=tensor."
         )
-    if method == "nuslerp" and extra:
+    if method in ("nuslerp", "average") and extra:
+        which = "two experts" if method == "nuslerp" else "experts"
         raise ConfigError(
-            f"mergekit export: mergekit's nuslerp mixes every tensor of the two experts, and {min(extra)} stays the "
-            f"base's here: merge with `evomerge merge`."
+            f"mergekit export: mergekit's {peer.name} mixes every tensor of the {which}, and {min(extra)} stays "
+            f"the base's here: merge with `evomerge merge`."
         )
     if method == "della":
         _check_rows(recipe, parameters)
-    if method in _WITH_ELECTION:
-        elects = settings.get("elect", "sum" if method == "della" else None)
-        return (_WITH_ELECTION if elects else _WITHOUT_ELECTION)[method]
-    return kind.mergekit
+    return peer.name
 
 
 def has_base(recipe: Recipe) -> bool:
-    """Return whether the base is one of the models that mergekit is given: its nuslerp takes differences to it."""
+    """Return whether the base is one of the models that mergekit is given: its nuslerp takes differences to it, and its
+    linear counts it where it is one of those that are averaged.
+    """
+    if recipe.method["name"] == "average":
+        return recipe.base.path in (source.path for source in recipe.experts.values())
     return recipe.method["name"] != "nuslerp" or bool(recipe.method.get("deltas"))
 
 
@@ -76,6 +78,8 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
     method, settings = recipe.method["name"], recipe.method
     if method == "slerp":
         return {}
+    if method == "average":
+        return {"normalize": True}
     if method == "nuslerp":
         return {"nuslerp_flatten": True, "nuslerp_row_wise": False}
     rescale = {"rescale": bool(settings.get("rescale", True))} if method in ("dare", "dare_ties", "della") else {}

@@ -1,0 +1,91 @@
+"""Which method is which: the one table of mergekit 0.1.5's methods and evomerge's, for writing and for reading.
+
+In: a recipe's method, or a name in a YAML. Out: a `Peer`, with mergekit's defaults; or why there is none. mergekit has
+a method of its own where evomerge has a setting (`breadcrumbs_ties`, `della_linear`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evomerge.common.names import nearest
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A method of mergekit, and what it is here.
+
+    Attributes:
+        name: mergekit's.
+        method: evomerge's.
+        own: settings of evomerge's method that tell it from others of mergekit's.
+        shared: settings of all models in mergekit, with its defaults; None: it must be given.
+        each: settings of each model, alike.
+        drawn: whether elements are dropped at random.
+    """
+
+    name: str
+    method: str
+    own: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    each: Mapping[str, float | None] = field(default_factory=dict)
+    drawn: bool = False
+
+
+def _sum(normalize: bool = False, rescale: bool = False) -> dict[str, Any]:
+    return {"normalize": normalize, "rescale": rescale, "lambda": 1.0, "int8_mask": False}
+
+
+_THINNED = {"weight": None, "density": 1.0}
+PEERS = (
+    Peer("linear", "average", shared={"normalize": True}, each={"weight": None}),
+    Peer("task_arithmetic", "linear", shared=_sum(), each={"weight": None}),
+    Peer("ties", "ties", {"elect": "sum"}, _sum(normalize=True), _THINNED),
+    Peer("dare_linear", "dare", {}, _sum(rescale=True), _THINNED, drawn=True),
+    Peer("dare_ties", "dare_ties", {"elect": "sum"}, _sum(rescale=True), _THINNED, drawn=True),
+    Peer("breadcrumbs", "breadcrumbs", {"elect": None}, _sum(), {**_THINNED, "gamma": 0.01}),
+    Peer("breadcrumbs_ties", "breadcrumbs", {"elect": "sum"}, _sum(), {**_THINNED, "gamma": 0.01}),
+    Peer("della", "della", {"elect": "sum"}, _sum(True, True), {**_THINNED, "epsilon": 0.15}, drawn=True),
+    Peer("della_linear", "della", {"elect": None}, _sum(rescale=True), {**_THINNED, "epsilon": 0.15}, drawn=True),
+    Peer("slerp", "slerp", shared={"t": None}),
+    Peer("nuslerp", "nuslerp", shared={"nuslerp_row_wise": False, "nuslerp_flatten": True}, each={"weight": None}),
+)
+_ELECTS = {"breadcrumbs": None}
+"""What `elect` is where a recipe does not say it; else the sum."""
+_ABSENT = {
+    "passthrough": "copies layers, which makes another model; evomerge merges models of one architecture",
+    "model_stock": "finds weights by the angles between experts; write weights and merge_method: linear",
+    "sce": "selects elements by their variance and weighs experts by them; ties and task_arithmetic come near",
+    "multislerp": "goes along a sphere between many models; nuslerp does it between two, linear in a straight line",
+    "karcher": "averages models on a sphere; linear does it in a straight line",
+    "nearswap": "moves the base to elements that are near; slerp goes between two models",
+    "arcee_fusion": "takes elements over by their importance; ties keeps the largest differences",
+    "ram": "tells elements that experts share from their own; ties elects between them",
+    "ramplus_tl": "tells elements that experts share from their own; ties elects between them",
+}
+"""Methods of mergekit that evomerge has not, and what comes near."""
+
+
+def peer_named(name: str) -> Peer | str:
+    """Return mergekit's method of a name, or why evomerge has none."""
+    if found := next((peer for peer in PEERS if peer.name == name), None):
+        return found
+    known = ", ".join(peer.name for peer in PEERS)
+    if name in _ABSENT:
+        return f"evomerge has no method {name}, which {_ABSENT[name]}. It reads {known}"
+    near = "".join(f"; is {one} meant?" for one in nearest(name, [*_ABSENT, *(peer.name for peer in PEERS)]))
+    return f"mergekit 0.1.5 has no method {name}{near or '.'} evomerge reads {known}"
+
+
+def peer_of(method: Mapping[str, Any]) -> Peer | None:
+    """Return what mergekit has for the method of a recipe with its settings; None if nothing.
+
+    Args:
+        method: `name` and settings, as a recipe has them.
+    """
+    elect = method.get("elect", _ELECTS.get(str(method["name"]), "sum"))
+    return next(
+        (peer for peer in PEERS if peer.method == method["name"] and peer.own.get("elect", elect) == elect), None
+    )
