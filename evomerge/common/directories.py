@@ -2,7 +2,8 @@
 
 In: a path that is free, or an empty directory. Out: a hidden directory beside it to write into, which takes that place
 in one step when everything in it has reached the disk. What a kill leaves behind is hidden, and the next one who writes
-to the same path removes it.
+to the same path removes it. Temporary ones may be in a place that is asked for, and then hold a lock as long as their
+process lives: what a killed one leaves there, the next one removes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import sync
+
+ALIVE = "alive"
+"""The lock in a temporary directory that its process holds."""
 
 
 def make_cache(path: Path) -> None:
@@ -88,3 +92,37 @@ class TemporaryDirectory:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="evomerge-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class ScratchDirectory:
+    """A temporary directory in a place of its own, removed with this object or at the end of the program.
+
+    What killed processes have left there under the same name is removed when one is made.
+
+    Args:
+        place: the directory to make it in.
+        name: the beginning of its name.
+
+    Attributes:
+        path: the directory; only its owner can look into it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, place: Path, name: str) -> None:
+        for left in place.glob(f"{name}-*/{ALIVE}"):
+            with suppress(Timeout, OSError), FileLock(left, timeout=0):  # else somebody's who lives, or another user's
+                shutil.rmtree(left.parent)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
+            lock = FileLock(self.path / ALIVE)
+            with suppress(Timeout, OSError):  # somebody has taken it for a dead one's in this moment
+                lock.acquire(timeout=0)
+                break
+        weakref.finalize(self, _remove, self.path, lock)
+
+
+def _remove(path: Path, lock: FileLock) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    lock.release()

@@ -20,6 +20,10 @@ class NotFinite(EvomergeError, ArithmeticError):
     """What a model says are no finite numbers, so it has no score."""
 
 
+class CommandError(EvomergeError):
+    """A command that scores a model has failed, or has not answered as it must, so the model has no score."""
+
+
 class SpaceError(EvomergeError):
     """The coefficient space that was asked for cannot be built."""
 

@@ -5,6 +5,7 @@ capability by having its members, without inheriting anything; `check_whole` ref
 
     Reads            its items come from elsewhere than files of labelled texts
     Headed           it scores with the heads of the tasks
+    Exporting        it scores the model as a directory
     Differentiable   it gives logits, so coefficients can be learned from it
     Batched          its batches can be halved where memory does not suffice
     Checking         it finds with the model at hand that items cannot be scored
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from evomerge.common.code import code_of
@@ -90,6 +92,37 @@ class Headed(Protocol):
 
     def with_heads(self, heads: Mapping[str, Head]) -> Fitness:
         """Return a fitness of the same settings that scores with these heads, by task."""
+        ...
+
+
+class Writer(Protocol):
+    """Writes what is in a live model as a model directory.
+
+    Attributes:
+        nbytes: about how many bytes such a directory has.
+    """
+
+    nbytes: int
+
+    def prepare(self, directory: Path) -> None:
+        """Write the files that are the same for every candidate: config, tokenizer, what else lies beside weights."""
+        ...
+
+    def write(self, model: Any, directory: Path) -> None:
+        """Write the weights beside them, to the bit those that a merged model would have.
+
+        Raises:
+            NotFinite: they are no finite numbers.
+        """
+        ...
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """A fitness that scores the model as a directory, and so needs somebody who writes it."""
+
+    def with_writer(self, writer: Writer) -> Fitness:
+        """Return a fitness of the same settings that has its models written by this one."""
         ...
 
 

@@ -101,17 +101,15 @@ def split_of(content: str) -> str:
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
-    """Write items as JSON lines, images as data URIs; an unlabeled item has `"label": null`."""
-    rows = (
-        {
-            "id": item.id,
-            **({"image": data_uri(item.image)} if item.image else {"text": item.text}),
-            "label": None if item.label == UNLABELED else item.label,
-        }
-        for item in items
-    )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Write items as JSON lines; see `row_of`."""
+    text = "".join(json.dumps(row_of(item), ensure_ascii=False) + "\n" for item in items)
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def row_of(item: Item) -> dict[str, object]:
+    """Return an item as plain data, an image as a data URI; the label of an unlabeled item is None."""
+    content = {"image": data_uri(item.image)} if item.image else {"text": item.text}
+    return {"id": item.id, **content, "label": None if item.label == UNLABELED else item.label}
 
 
 def read_items(

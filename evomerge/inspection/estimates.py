@@ -19,7 +19,7 @@ from torch import nn
 from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.capabilities import Headed, Reads, check_items, requirements
+from evomerge.fitness.capabilities import Exporting, Headed, Reads, check_items, requirements
 from evomerge.fitness.items import check_disjoint
 from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
@@ -28,6 +28,7 @@ from evomerge.merging.method import Method
 from evomerge.models.checkpoint import Checkpoint, from_tensors
 from evomerge.models.computing import computed_in
 from evomerge.models.live import load_live
+from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.build import read_splits
 from evomerge.runs.checks import check_asked, check_metrics
 from evomerge.runs.intent import Intent
@@ -228,6 +229,8 @@ def time_scoring(
     warnings += task_notes(sources, isinstance(fitness, Headed), items)
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, parameters))
+    if isinstance(fitness, Exporting):
+        fitness = fitness.with_writer(writer_of(live, live.open(sources.base, cache=intent.opening.cache)))
     prepared = {split: prepare(fitness, live.processor, chosen) for split, chosen in items.items()}
     for split, subset in subsets.items():
         check_items(fitness, live.model, prepared[split], subset.every(), split)

@@ -122,7 +122,7 @@ def write_model(
         card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family, kept, exact)
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
-        _write_config(ours, directory, dtype_name(kind))  # last: without it nothing loads
+        write_config(ours, directory, dtype_name(kind))  # last: without it nothing loads
     return out
 
 
@@ -196,7 +196,7 @@ def _check_room(directory: Path, needed: int) -> None:
         )
 
 
-def _write_config(base: Checkpoint, directory: Path, dtype: str) -> None:
+def write_config(base: Checkpoint, directory: Path, dtype: str) -> None:
     """Write the base's config.json, with the dtype in which the weights are loaded as they were scored."""
 
     def changed(config: Mapping[str, Any], says: bool) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.capabilities import Headed, Reads, requirements
+from evomerge.fitness.capabilities import Exporting, Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.merging.method import Method, check_rows
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
+from evomerge.recipes.live_directory import writer_of
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.config import CHOOSING, build
@@ -72,6 +73,8 @@ def build_problem(
     merge = given.merge or make_merge(family, method, settings, reporter)
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, family.parameters))
+    if isinstance(fitness, Exporting):
+        fitness = fitness.with_writer(writer_of(family.live, family.base))
     return Problem(
         sources=sources,
         live=family.live,

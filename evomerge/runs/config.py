@@ -53,7 +53,7 @@ OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": 
 UNNAMED = (
     *("budget", "budget_items", "budget_hours", "time_limit"),
     *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
-    *("fitness.report_metric", "fitness.select_items", "fitness.report_items"),
+    *("fitness.report_metric", "fitness.select_items", "fitness.report_items", "fitness.directory"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
 

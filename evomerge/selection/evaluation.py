@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from evomerge.common.errors import ConfigError, EvomergeError, MergeError, NotFinite
+from evomerge.common.errors import CommandError, ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import dtype_name, nearest, unknown
 from evomerge.common.progress import Progress
@@ -251,7 +251,7 @@ def _outcome(
         else:
             outcome = compute()
         check_finite(outcome, metric)
-    except (NotFinite, MergeError) as error:  # of this model alone
+    except (NotFinite, MergeError, CommandError) as error:  # of this model alone
         return str(error)
     except EvomergeError:  # of items or settings: no model would have a score
         raise

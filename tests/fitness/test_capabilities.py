@@ -14,6 +14,7 @@ from evomerge.fitness.capabilities import (
     Batched,
     Checking,
     Differentiable,
+    Exporting,
     Headed,
     Identified,
     Measuring,
@@ -24,6 +25,7 @@ from evomerge.fitness.capabilities import (
     requirements,
 )
 from evomerge.fitness.classification import Classification
+from evomerge.fitness.command import Command
 from evomerge.fitness.custom import Custom
 from evomerge.fitness.lm_eval.harness import LmEval
 from evomerge.fitness.perplexity import Perplexity
@@ -31,7 +33,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.learning import check_learning
 from tests.kit.evaluations import settings_of
 
-PROTOCOLS = {Batched, Checking, Differentiable, Headed, Identified, Measuring, Reads}
+PROTOCOLS = {Batched, Checking, Differentiable, Exporting, Headed, Identified, Measuring, Reads}
 
 
 class Plain:
@@ -80,6 +82,7 @@ class Written(Read):
         (Perplexity(), {Batched, Differentiable, Reads}),
         (LmEval(), {Batched, Differentiable, Reads, Checking, Measuring, Identified}),
         (Custom("tests.kit.user_fitness:score"), {Identified}),
+        (Command("true {model} {items} {out}"), {Exporting, Identified}),
         (Plain(), set()),
         (Written(), {Differentiable, Reads}),
     ],

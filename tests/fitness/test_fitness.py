@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,20 +18,24 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.classification import Classification
+from evomerge.fitness.command import Command
 from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import UNLABELED, Item
 from evomerge.problem import Problem
+from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.build import build_problem, read_splits
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import plain
 from evomerge.runs.sources import make_heads
+from tests.kit import outside_command
 from tests.kit.classifiers import build_classifiers, save_classifiers
 from tests.kit.helpers import compose
 from tests.kit.language import documents, write_jsonl, write_task
 
 CLASSIFICATION = ("frozen", "own", "own-pooler", "mixed")
 LANGUAGE = ("lm_eval", "perplexity")
-FITNESSES = (*CLASSIFICATION, "file", "module", *LANGUAGE)
+FITNESSES = (*CLASSIFICATION, "file", "module", "command", *LANGUAGE)
+OUTSIDE = f"{sys.executable} -I -S '{outside_command.__file__}' {{model}} {{items}} {{out}}"
 TASKS = ("animals", "trees", "metals")
 CLOSE = {"atol": 1e-5, "rtol": 0}  # padding and the place in a batch change sums in their last digits
 
@@ -79,6 +84,7 @@ def cases(pico_suite, problem, language_family, tmp_path_factory) -> Callable[[s
         makers = {
             "file": lambda: Custom(f"{Path(__file__).parents[1] / 'kit' / 'user_fitness.py'}:score"),
             "module": lambda: Custom("tests.kit.user_fitness:score"),
+            "command": lambda: Command(OUTSIDE, str(path)).with_writer(writer_of(parts.live, parts.vectors.base)),
         }
         heads = make_heads(parts.sources, parts.vectors.parameters)
         make = makers.get(name, lambda **settings: Classification(heads, **{"batch_size": 5, **settings}))

@@ -248,7 +248,7 @@ def dying(recipe: Recipe, path: Path, out: Path, after: str) -> None:
     module, name = {
         "shard": (shards, "save_file"),
         "card": (model, "model_card"),
-        "config": (model, "_write_config"),
+        "config": (model, "write_config"),
         "sync": (directories, "sync"),
     }[after]
     setattr(module, name, die_after(getattr(module, name)))

@@ -34,6 +34,7 @@ FREE = {
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
     ("model.name", "model.cache", "model.device", "model.place"): "where something is kept or computed, not what",
     ("model.builder",): "makes a suite where there is none; what lies in it counts",
+    ("fitness.directory",): "where a command's models are written to, not what",
     ("model.allow_missing",): "decides what is refused; the same tensors are merged in the same way",
     ("model.trained_on",): "decides what evomerge warns of",
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
@@ -42,6 +43,7 @@ FREE = {
 CHOICES = {group: choices_of(group) for group in ("method", "transform", "space", "searcher", "fitness", "loss")}
 DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy"}
 GIVEN = {
+    "command": ["fitness.command='true {model} {items} {out}'"],
     "custom": [f"fitness.function={user_fitness.__file__}:score"],
     "blocks": ["space.n=2"],
     "slerp": ["model.experts=[trees]"],
@@ -82,6 +84,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "vocabulary": ("base",),
     "allow_missing": (["lm_head.*"],),
     "auto_class": ("AutoModelForTextEncoding",),
+    "command": ("true {model} {items} {out} more",),
     "device": ("auto",),
     "compute": ("float64",),
     "place": ("host",),
@@ -113,6 +116,7 @@ def places(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "base": str(pico_suite.experts["trees"]),
         "trained_on": {"trees": str(trees.items / "train.jsonl")},
         "cache": str(path / "cache"),
+        "directory": str(path),
         "tasks": {"trees": {"items": str(trees.items), "head": str(trees.head)}},
         "function": f"{path / 'mine.py'}:score",
     }
@@ -189,8 +193,9 @@ def test_each_setting_changes_the_identity_or_says_why_not(
 
 
 def test_settings_that_change_nothing_are_settings(composed: Callable[..., Any]) -> None:
-    known = dict(leaves(OmegaConf.to_container(composed(), resolve=False)))
-    assert {path for paths in FREE for path in paths} <= known.keys()
+    each = [composed(), composed("fitness=command", *GIVEN["command"])]
+    known = {name for one in each for name, _ in leaves(OmegaConf.to_container(one, resolve=False))}
+    assert {path for paths in FREE for path in paths} <= known
     assert set(UNNAMED) <= {path for paths in FREE for path in paths}  # they may not even name another run
 
 

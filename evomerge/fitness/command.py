@@ -1,0 +1,260 @@
+"""A user's command as a fitness: the way to vLLM, judges and private harnesses, which read a model from a directory.
+
+    fitness=command fitness.command='python my_eval.py {model} {items} {out}'
+
+Every candidate is written as a model directory, in the dtype of the checkpoint, and the command is run with it, once.
+In: `{model}`, that directory; `{items}`, a file of JSON lines {"id", "task", "text" or "image", "label"}. Out: `{out}`,
+a file that the command writes, one JSON line {"id": ..., "score": ...} for each item, higher is better, in any order;
+with "task" where two tasks have an item of the same id. No shell reads the command. A status other than 0, a time-out,
+and an answer that is not one number for each item cost that candidate. The directory is gone when the command has
+ended; what a killed search leaves behind, the next one removes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import string
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.directories import ScratchDirectory
+from evomerge.common.errors import CommandError, ConfigError
+from evomerge.common.limits import Shielded
+from evomerge.common.names import listed
+from evomerge.common.processes import ProcessGroup
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.capabilities import Requirements, Writer
+from evomerge.fitness.items import Item, row_of
+
+PLACES = ("model", "items", "out")
+"""What a command is told, each in braces."""
+MEMORY = Path("/dev/shm")
+"""Where files are held in memory."""
+SPARE = 1 << 24
+"""Bytes that must be free beside a model, for items and answers."""
+SAID = 3
+"""How many of the last lines that a command has said are told when it has failed."""
+
+Key = tuple[str, str]
+"""Task and id of an item."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    items: dict[Key, Item]
+
+
+class Command:
+    """Fitness by a command of the user's; its one metric is `score`.
+
+    Args:
+        command: its words, with `{model}`, `{items}` and `{out}` where these belong, each once or more; a brace that
+            stands for itself is doubled.
+        directory: where models are written to; None for memory where a model fits, else the temporary directory.
+
+    Raises:
+        ConfigError: the command cannot be read, a place is missing or unknown, or there is no such program or
+            directory.
+    """
+
+    metrics: tuple[str, ...] = ("score",)
+    pure = False  # the command may draw, ask others, or change between two runs
+    requires = Requirements(processor=False)
+
+    def __init__(self, command: str, directory: str | None = None) -> None:
+        self._words = _words(command)
+        self._directory = None if directory is None else Path(directory).expanduser()
+        if self._directory is not None and not self._directory.is_dir():
+            raise ConfigError(f"fitness.directory={directory} is no directory: make it, or write null.")
+        self._writer: Writer | None = None
+        self._scratch: ScratchDirectory | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the words of the command, those that are files by name and hash; where it works does not count."""
+        return {"command": [_named(word) for word in self._words], "directory": None}
+
+    def with_writer(self, writer: Writer) -> Command:
+        """Return the same command, with somebody who writes its models."""
+        other = copy.copy(self)
+        other._writer, other._scratch = writer, None
+        return other
+
+    def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
+        """Keep the items; the rest is the command's."""
+        return _Prepared({(task, item.id): item for task, chosen in items.items() for item in chosen})
+
+    def __call__(self, model: Any, prepared: _Prepared, ids: Mapping[str, Sequence[str]]) -> Outcome:
+        """Write the model, run the command and read its answers.
+
+        Raises:
+            CommandError: it has failed, or has not answered as it must.
+            NotFinite: the weights are not.
+            ConfigError: there is no room for a model.
+        """
+        keys = [(task, item) for task, chosen in ids.items() for item in chosen]
+        with self._written(model) as folder:
+            rows = ({"task": task, **row_of(prepared.items[task, item])} for task, item in keys)
+            (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            self._run(folder)
+            scores = _read(folder / "out.jsonl", keys)
+        return Outcome(
+            {task: list(chosen) for task, chosen in ids.items()},
+            {task: {"score": np.array([scores[task, item] for item in chosen])} for task, chosen in ids.items()},
+        )
+
+    @contextmanager
+    def _written(self, model: Any) -> Iterator[Path]:
+        """Write a model into a directory of its own, which is removed at the end."""
+        if self._writer is None:
+            raise ConfigError("A command scores directories, and nobody here writes the model as one: search with it.")
+        if self._scratch is None:
+            scratch = ScratchDirectory(self._place(self._writer.nbytes), f"evomerge-{os.getuid()}")
+            (scratch.path / "same").mkdir()
+            self._writer.prepare(scratch.path / "same")
+            self._scratch = scratch  # last: whoever is interrupted before leaves nothing that looks whole
+        with _Folder(self._scratch.path) as folder:
+            shutil.copytree(self._scratch.path / "same", folder / "model", copy_function=os.link)
+            self._writer.write(model, folder / "model")
+            yield folder
+
+    def _place(self, needed: int) -> Path:
+        """Return where there is room for a model."""
+        needed += SPARE
+        places = [self._directory] if self._directory else [MEMORY, Path(tempfile.gettempdir())]
+        free = {place: shutil.disk_usage(place).free for place in places if place.is_dir()}
+        for place, left in free.items():
+            if left >= needed and os.access(place, os.W_OK):
+                return place
+        there = ", ".join(f"{place} has {left / 2**30:.2f} GiB" for place, left in free.items())
+        raise ConfigError(
+            f"A model is written for the command, which takes {needed / 2**30:.2f} GiB, and there is no room for it: "
+            f"{there}. Write fitness.directory=DIR, a directory on a larger disk that can be written to."
+        )
+
+    def _run(self, folder: Path) -> None:
+        """Run the command on what is in a folder."""
+        places = {"model": folder / "model", "items": folder / "items.jsonl", "out": folder / "out.jsonl"}
+        said = folder / "stderr"
+        try:
+            with ProcessGroup([word.format_map(places) for word in self._words], said) as running:
+                status = running.wait()
+        except OSError as error:
+            raise CommandError(f"the command {self._words[0]} cannot be started: {error.strerror}") from error
+        if status:
+            how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+            raise CommandError(f"the command {how}{_last(said)}")
+
+
+class _Folder(Shielded):
+    """A directory of one candidate, as a context."""
+
+    def __init__(self, place: Path) -> None:
+        self._path = Path(tempfile.mkdtemp(dir=place))
+
+    def __enter__(self) -> Path:
+        return self._path
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _words(command: str) -> tuple[str, ...]:
+    """Return the words of a command, in which places are in braces."""
+    setting, example = f"fitness.command={command}", "fitness.command='python my_eval.py {model} {items} {out}'"
+    try:
+        words = tuple(shlex.split(command))
+        found = [name for word in words for _, name, form, how in string.Formatter().parse(word) if name is not None]
+        odd = [name for name in found if name not in PLACES]
+        for word in words:
+            word.format_map(dict.fromkeys({*PLACES, *found}, Path()))
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{setting} cannot be read: {error}. Write {example}; a brace that stands for itself is doubled."
+        ) from error
+    if odd:
+        raise ConfigError(
+            f"{setting} has the place {{{odd[0]}}}, and a command is told {{model}}, {{items}} and {{out}}: write "
+            f"{example}; a brace that stands for itself is doubled."
+        )
+    if missing := [f"{{{name}}}" for name in PLACES if name not in found]:
+        raise ConfigError(f"{setting} lacks {listed(missing)}, so it cannot score a model: write {example}.")
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"{setting}: there is no program {words[0]} that can be run: write its path.")
+    return words
+
+
+def _named(word: str) -> str | list[str]:
+    """Return a word of a command; of one that is a file, its name and a hash of its content."""
+    path = Path(word)
+    return [path.name, hashlib.sha256(path.read_bytes()).hexdigest()[:16]] if path.is_file() else word
+
+
+def _last(said: Path) -> str:
+    """Return the last lines that a command has said, as one."""
+    with said.open("rb") as file:
+        file.seek(max(said.stat().st_size - 4096, 0))
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return f", saying: {' / '.join(lines[-SAID:])[-240:]}" if lines else ", and said nothing on stderr"
+
+
+def _read(out: Path, keys: Sequence[Key]) -> dict[Key, float]:
+    """Return the scores that a command has written, by task and id.
+
+    Raises:
+        CommandError: they are not one number for each item.
+    """
+    try:
+        lines = out.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = "has written no {out}" if isinstance(error, FileNotFoundError) else "has an {out} that nobody can read"
+        raise CommandError(f'the command {what}: it must hold {{"id": ..., "score": ...}} for each item') from error
+    tasks: dict[str, list[str]] = {}
+    for task, item in keys:
+        tasks.setdefault(item, []).append(task)
+    scores: dict[Key, float] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            key, score = _row(line, tasks, f"line {number} of the command's {{out}}")
+            if key in scores:
+                raise CommandError(f"line {number} of the command's {{out}} scores the item {key[1]} once more")
+            scores[key] = score
+    if missing := [key for key in keys if key not in scores]:
+        task, item = missing[0]
+        n = len(keys)
+        raise CommandError(
+            f"the command has scored {len(scores)} of {n} items: {item} of {task} has no line in {{out}}"
+        )
+    return scores
+
+
+def _row(line: str, tasks: Mapping[str, Sequence[str]], where: str) -> tuple[Key, float]:
+    """Return what a line says.
+
+    Args:
+        line: as the command has written it.
+        tasks: item -> the tasks that have it.
+        where: the line, for messages.
+    """
+    try:
+        row = json.loads(line)
+        item, score, task = row["id"], row["score"], row.get("task")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CommandError(f'{where} is no {{"id": ..., "score": ...}}: {line!r:.80}') from None
+    if not isinstance(score, int | float):
+        raise CommandError(f"{where}: the score of {item} is {score!r:.40}, which is no number")
+    if not isinstance(item, str) or item not in tasks or task not in (None, *tasks[item]):
+        raise CommandError(f"{where} scores {item!r:.40}, and it was not asked for{f' of {task}' if task else ''}")
+    if task is None and len(tasks[item]) > 1:
+        raise CommandError(f'{where}: {listed(tasks[item])} have the item {item}, so the line needs its "task"')
+    return (task or tasks[item][0], item), float(score)
