@@ -9,6 +9,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +18,16 @@ from evomerge.common.errors import CheckpointError
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.conversions import Conversion
 from evomerge.models.weights import dtype_name
-from evomerge.recipes.rebuild import Compared, Rebuild
 from evomerge.recipes.shards import Entry
 from evomerge.task_vectors.spans import CHUNK
+
+
+class Merged(Protocol):
+    """Has the parameters of a merge."""
+
+    def write(self, name: str, out: Tensor) -> None:
+        """Write one into flat memory, (n,), rounded to its dtype."""
+        ...
 
 
 class Filling:
@@ -31,9 +39,7 @@ class Filling:
         parameters: name -> shape of what is merged.
     """
 
-    def __init__(
-        self, rebuild: Rebuild | Compared, base: Checkpoint, parameters: Mapping[str, tuple[int, ...]]
-    ) -> None:
+    def __init__(self, rebuild: Merged, base: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> None:
         self._rebuild, self._base, self._parameters = rebuild, base, parameters
         self._last: tuple[Conversion, dict[str, Tensor]] | None = None
 

@@ -7,7 +7,6 @@ under the names of the base's files; what is no parameter is the base's.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from evomerge.models.live import LiveModel
 from evomerge.models.weights import dtype_name
 from evomerge.recipes.beside import look_beside
 from evomerge.recipes.copies import tied_copies
+from evomerge.recipes.filling import Filling
 from evomerge.recipes.model import write_config
-from evomerge.recipes.shards import Entry, bytes_of, plan_shards, write_shards
+from evomerge.recipes.shards import bytes_of, plan_shards, write_shards
 
 
 def writer_of(live: LiveModel, base: Checkpoint) -> Writer:
@@ -42,7 +42,7 @@ class DirectoryWriter:
 
     def __init__(self, live: LiveModel, base: Checkpoint) -> None:
         self._base, self._dtype = base, live.dtype
-        self._beside = look_beside(base.path, {})
+        self._beside = look_beside(base.path, {}, base.modules)
         self._shards = plan_shards(base, live.dtypes, copies=tied_copies(base, live.dtype))
         self.nbytes = bytes_of(self._shards) + self._beside.nbytes
 
@@ -54,14 +54,20 @@ class DirectoryWriter:
     @torch.no_grad()
     def write(self, model: Any, directory: Path) -> None:
         """Write the weights."""
-        write_shards(self._shards, partial(self._fill, dict(model.named_parameters())), directory)
+        parameters = _Parameters(model)
+        write_shards(self._shards, Filling(parameters, self._base, parameters.shapes), directory)
 
-    def _fill(self, parameters: dict[str, Tensor], entry: Entry, out: Tensor) -> None:
-        if entry.parameter is None:
-            out.copy_(self._base.tensors[entry.key].reshape(-1))
-        else:
-            out.copy_(parameters[entry.parameter].reshape(-1))
-            _check_finite(entry.key, out)
+
+class _Parameters:
+    """The parameters of a live model, as what rebuilds a merge has them."""
+
+    def __init__(self, model: Any) -> None:
+        self._own = dict(model.named_parameters())
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self._own.items()}
+
+    def write(self, name: str, out: Tensor) -> None:
+        out.copy_(self._own[name].reshape(-1))
+        _check_finite(name, out)
 
 
 class ModuleWriter:
