@@ -41,11 +41,11 @@ from evomerge.selection.choosing import work
 from evomerge.selection.marks import task_notes
 from evomerge.space.groups import Group
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.expert import ExpertDelta, ExpertDeltas, is_narrow
+from evomerge.task_vectors.expert import ExpertDelta, is_narrow
 from evomerge.task_vectors.packing import pack, packed_bytes
 from evomerge.task_vectors.spans import Span
-from evomerge.task_vectors.store import TaskVectors
-from evomerge.task_vectors.stores import AUTO, EXPERT, FLOAT32, kept_as
+from evomerge.task_vectors.store import TaskVectors, exact_deltas
+from evomerge.task_vectors.stores import AUTO, EXPERT, FLOAT32, LOSSY, kept_as
 
 SAMPLE = 1 << 24  # elements of task vectors, 64 MiB in all, that are merged to measure how long a merge takes
 BRIEF = 5.0  # seconds; what takes less is timed once more, since the first call pays for what is set up lazily
@@ -108,6 +108,10 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
         if name in refused:
             continue
         held = {each: count + (each in changed) for each, count in held.items()}
+        if not intent.transforms and store not in LOSSY:  # factors stay what they are
+            factors = {each: one for each, one in checkpoints[name].factors.items() if each in changed}
+            kept += sum(one.left.nbytes + one.right.nbytes for one in factors.values())
+            changed -= factors.keys()
         if not intent.transforms and (store == EXPERT or (store == AUTO and is_narrow(checkpoints[name], sizes))):
             kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
         else:
@@ -150,7 +154,7 @@ def _bound(
     with reporter.working("packing task vectors"):
         for name, expert in checkpoints.items():
             if name not in refused:
-                for parameter, delta in ExpertDeltas(base, expert, found.parameters).items():
+                for parameter, delta in exact_deltas(base, expert, found.parameters).items():
                     total[parameter] += pack(delta.dense(), store).bound
     return max(map(abs, intent.bounds)) * max(total.values())
 

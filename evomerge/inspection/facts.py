@@ -14,11 +14,12 @@ from typing import Any
 
 import transformers
 
+from evomerge.models.adapter_files import adapter_file, is_adapter
 from evomerge.models.cards import read_licence
 from evomerge.models.pretrained import read_config
 from evomerge.models.processing import Processing
 from evomerge.models.vocabulary import read_vocabulary
-from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
+from evomerge.models.weights import ADAPTER, dtype_name, load_file, read_json, read_tensors, weight_files
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelFacts:
     """What a model directory says of itself.
 
     Attributes:
-        architecture: the class that its config.json names.
+        architecture: the class that its config.json names; what kind of adapter it is.
         elements: of all floating tensors in its files.
         dtypes: of these tensors -> how many elements are in it, the most first.
         bytes: size of the weight files on disk.
@@ -51,15 +52,16 @@ class ModelFacts:
 
 
 def read_facts(path: Path) -> ModelFacts:
-    """Read what a model directory says of itself.
+    """Read what the directory of a model or of an adapter says of itself.
 
     Raises:
         CheckpointError: there is no such directory, it holds no weights or no config.json, or a file is damaged.
     """
-    files = weight_files(path)
-    config = read_json(path / "config.json")
+    adapter = path.is_dir() and is_adapter(path)
+    files = [adapter_file(path)] if adapter else weight_files(path)
+    config = {"architectures": [_kind(path)]} if adapter else read_json(path / "config.json")
     dtypes: Counter[str] = Counter()
-    for tensor in read_tensors(files).values():
+    for tensor in (load_file(files[0]) if adapter else read_tensors(files)).values():
         if tensor.is_floating_point():
             dtypes[dtype_name(tensor.dtype)] += math.prod(tensor.shape)
     architectures = config.get("architectures")
@@ -78,6 +80,11 @@ def read_facts(path: Path) -> ModelFacts:
         pixels=processing.stated_pixels or None,
         licence=read_licence(path),
     )
+
+
+def _kind(path: Path) -> str:
+    """Return what an adapter is."""
+    return f"PEFT adapter ({read_json(path / ADAPTER).get('peft_type')})"
 
 
 def _tied(path: Path, architecture: str | None) -> bool | None:

@@ -9,7 +9,7 @@ the elements of largest magnitude alone, as TIES looks at them (Yadav et al. 202
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,16 +184,33 @@ def _chunks(
     held = torch.empty(1 + len(experts), CHUNK)
     for name in parameters:
         ours = base.tensor(name).reshape(-1)
-        theirs = [expert.tensor(name).reshape(-1) if name in expert.keys else None for expert in experts]
+        theirs = [_reader(expert, name) for expert in experts]
         for start in range(0, len(ours), CHUNK):
             chunk = held[:, : min(CHUNK, len(ours) - start)]
             chunk[0] = ours[start : start + CHUNK]
-            for row, tensor in zip(chunk[1:], theirs, strict=True):
-                if tensor is None:
-                    row.zero_()
-                else:
-                    row.copy_(tensor[start : start + CHUNK]).sub_(chunk[0])
+            for row, read in zip(chunk[1:], theirs, strict=True):
+                read(start, chunk[0], row)
             yield name, chunk
+
+
+def _reader(expert: Checkpoint, name: str) -> Callable[[int, Tensor, Tensor], None]:
+    """Return what writes the task vector in some elements of a parameter, given the first, the base there, and where
+    to write.
+    """
+    if (factors := expert.factors.get(name)) is not None:
+        return lambda start, base, out: factors.write(start, out)
+    if name not in expert.keys:
+        return lambda start, base, out: _zero(out)
+    tensor = expert.tensor(name).reshape(-1)
+    return lambda start, base, out: _subtract(tensor[start : start + len(out)], base, out)
+
+
+def _zero(out: Tensor) -> None:
+    out.zero_()
+
+
+def _subtract(expert: Tensor, base: Tensor, out: Tensor) -> None:
+    out.copy_(expert).sub_(base)
 
 
 def _cutoff(counts: Tensor, keep: float) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
+from evomerge.models.adapted import Adapted
 from evomerge.models.conversions import Conversion, Converted
+from evomerge.models.factors import Factors
 from evomerge.models.matching import Layout, Match, match
 from evomerge.models.sentences import module_files, module_tensors
 from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
@@ -71,6 +73,8 @@ class Checkpoint:
         conversions: of the tensors that transformers fuses, splits or permutes.
         converted: the parameters that come of it, in the live model's shape.
         modules: folders of the directory whose weight files are read as well (`sentences.py`); keys begin with them.
+        adapted: what an adapter makes of the base (`adapters.py`): then `keys` are of what it changes, and nothing is
+            missing; None for a whole model.
     """
 
     path: Path
@@ -91,6 +95,12 @@ class Checkpoint:
     conversions: tuple[Conversion, ...] = ()
     converted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     modules: tuple[str, ...] = ()
+    adapted: Adapted | None = None
+
+    @property
+    def factors(self) -> Mapping[str, Factors]:
+        """The parameters that an adapter changes by a product of two factors, and these; none of a whole model."""
+        return self.adapted.factors if self.adapted else {}
 
     @property
     def spare(self) -> list[str]:
@@ -106,7 +116,9 @@ class Checkpoint:
         return self.fitted[name] if name in self.fitted else self.tensors[self.keys[name]]
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype in which the file holds a parameter."""
+        """The dtype in which the file holds a parameter; float32 of what an adapter makes of the base."""
+        if self.adapted and name in self.adapted.computed:
+            return torch.float32
         return self.tensors[self.keys[name]].dtype
 
 

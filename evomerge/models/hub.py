@@ -26,8 +26,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm
 
 from evomerge.common.errors import CheckpointError, ConfigError
+from evomerge.models.adapter_files import check_expert_files, is_adapter
 from evomerge.models.files_beside import MODULES, TRAINING, module_folders, sort_files
-from evomerge.models.weights import weight_files
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -116,7 +116,7 @@ def find_directory(text: str) -> ModelPlace:
             f"download {wanted}`, which fills the cache (HF_HUB_CACHE says where it is)."
         ) from error
     try:
-        weight_files(path)
+        check_expert_files(path)
     except CheckpointError as error:
         raise CheckpointError(
             f"{text} was found on the hub or in its cache, but cannot be used. {error} If only a part of it was "
@@ -150,12 +150,14 @@ def _cached(repo: str, revision: str | None) -> Path:
 
 
 def _complete(repo: str, commit: str) -> Path | None:
-    """Return a snapshot of the cache that holds a whole model, or None."""
+    """Return a snapshot of the cache that holds a whole model or an adapter, or None."""
     try:
         path = _cached(repo, commit)
-        weight_files(path)
+        check_expert_files(path)
     except Exception:  # whatever it is, the hub is asked
         return None
+    if is_adapter(path):
+        return path
     rest = ("*token*", "vocab*", "preprocessor_config.json", "processor_config.json")
     return path if (path / "config.json").is_file() and any(next(path.glob(one), None) for one in rest) else None
 

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.models.adapter_files import is_adapter
+from evomerge.models.adapters import open_adapter
 from evomerge.models.checkpoint import MEMORY, Checkpoint, from_tensors, open_checkpoint
 from evomerge.models.conversions import find_conversions
 from evomerge.models.matching import Layout, match
@@ -83,7 +86,7 @@ class LiveModel:
     why: str = field(default="", compare=False)
 
     def open(self, path: str | Path, **options: Any) -> Checkpoint:
-        """Open a model directory by the parameters of this model.
+        """Open a model directory, or an adapter on top of a base, by the parameters of this model.
 
         Args:
             path: of the base, of an expert, or of another model of the architecture.
@@ -92,7 +95,9 @@ class LiveModel:
         Raises:
             CheckpointError: it does not fit.
         """
-        return open_checkpoint(path, self.parameters, self.layout(Path(path).expanduser()), **options)
+        if is_adapter(path := Path(path).expanduser()):
+            return open_adapter(path, self.parameters, self.layout(), **options)
+        return open_checkpoint(path, self.parameters, self.layout(path), **options)
 
     def take(self, tensors: Mapping[str, Tensor], name: str, **options: Any) -> Checkpoint:
         """Make a checkpoint of tensors in memory, such as a state dict, by the parameters of this model.
@@ -139,7 +144,7 @@ class LiveModel:
         """
         buffers = frozenset(name for name, _ in self.model.named_buffers())
         if not isinstance(self.model, transformers.PreTrainedModel):
-            return Layout(tied=self.tied, buffers=buffers, computed=self.computed)
+            return Layout(tied=self.tied, buffers=buffers, computed=self.computed, transposed=self.transposed)
         config, own = None, None
         try:
             config = self.model.config if path is None else read_config(path)
@@ -158,7 +163,14 @@ class LiveModel:
             rename=self.rename,
             convert=partial(find_conversions, self.model),
             tokens=getattr(text, "vocab_size", None),
+            transposed=self.transposed,
         )
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The matrices whose first dimension is that of inputs."""
+        found = (name for name, module in self.model.named_modules() if isinstance(module, Conv1D))
+        return frozenset(f"{name}.weight" for name in found)
 
     def rename(self, keys: Iterable[str]) -> dict[str, str | None]:
         """Return the names that transformers gives to the keys of a file of this model; see `rename_keys`."""

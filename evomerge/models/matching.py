@@ -39,6 +39,8 @@ class Layout:
         rename: transformers' renaming; None where files have the names of the live model.
         convert: its conversions; None where it has none.
         tokens: the size of the vocabulary by the directory's own config; None where it does not say.
+        transposed: the parameters whose first dimension is that of inputs, as of GPT-2's Conv1D; None where it is not
+            known.
     """
 
     prefix: str = ""
@@ -50,6 +52,7 @@ class Layout:
     rename: Rename | None = None
     convert: Convert | None = None
     tokens: int | None = None
+    transposed: Collection[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def weight_files(path: Path) -> list[Path]:
             return [index, *shards]
     if (path / ADAPTER).is_file():
         raise CheckpointError(
-            f"{path} holds a PEFT adapter, not a model. Fold it into its base first:"
+            f"{path} holds a PEFT adapter, not a model: give it as an expert, and the model that it was trained on as"
+            " the base. To use it as a model, fold it into its base first:"
             " PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIR), then write DIR."
         )
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"

@@ -17,8 +17,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from evomerge.common.errors import SpaceError
 from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading
+from evomerge.models.adapter_files import is_adapter
 from evomerge.models.cards import read_card
-from evomerge.models.weights import listed, read_json
+from evomerge.models.vocabulary import read_object
+from evomerge.models.weights import ADAPTER, listed
 from evomerge.recipes.catalog import find_method, find_transforms
 from evomerge.recipes.recipe import Recipe
 from evomerge.space.groups import Group, make_groups
@@ -104,9 +106,9 @@ def parent_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _mentioned(path: Path) -> Iterator[str]:
     """Yield the ids of models on the hub that a model's config and card mention."""
-    config, card = read_json(path / "config.json"), read_card(path)
-    parents = card.get("base_model")
-    for id in [config.get("_name_or_path"), *(parents if isinstance(parents, list) else [parents])]:
+    config, adapter, card = read_object(path / "config.json"), read_object(path / ADAPTER), read_card(path)
+    parents, stated = card.get("base_model"), [config.get("_name_or_path"), adapter.get("base_model_name_or_path")]
+    for id in [*stated, *(parents if isinstance(parents, list) else [parents])]:
         if isinstance(id, str) and HUB_ID.fullmatch(id):
             yield id
 
@@ -147,7 +149,10 @@ def _use(recipe: Recipe, base: Path) -> str:
 
 def _parents(recipe: Recipe, base: Path, experts: Mapping[str, Path], names: Mapping[Path, str]) -> str:
     rows = [["base", names[base], recipe.base.sha256[:12]]]
-    rows += [[expert, names[path], recipe.experts[expert].sha256[:12]] for expert, path in experts.items()]
+    rows += [
+        [expert, names[path] + " (an adapter)" * is_adapter(path), recipe.experts[expert].sha256[:12]]
+        for expert, path in experts.items()
+    ]
     return "## What was merged\n\n" + _table(["", "model", "hash of its weights"], rows, "---")
 
 

@@ -24,10 +24,9 @@ from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.space.named import array_coefficients
 from evomerge.task_vectors.delta import Delta
-from evomerge.task_vectors.expert import ExpertDeltas
 from evomerge.task_vectors.packing import pack
 from evomerge.task_vectors.spans import Span
-from evomerge.task_vectors.store import TaskVectors
+from evomerge.task_vectors.store import TaskVectors, exact_deltas
 from evomerge.task_vectors.stores import FLOAT32, LOSSY
 from evomerge.transforms.chain import Stage, streamed
 from evomerge.transforms.store import kept_row
@@ -67,7 +66,7 @@ class Rebuild:
             for span in group.spans:
                 self._spans.setdefault(span.parameter, []).append((index, span))
         own = {name: experts[name] for name in recipe.experts}
-        deltas = {name: ExpertDeltas(base, expert, parameters) for name, expert in own.items()}
+        deltas = {name: exact_deltas(base, expert, parameters) for name, expert in own.items()}
         shapes = {name: tuple(shape) for name, shape in parameters.items()}
         self._exact = self._vectors = TaskVectors(base, own, shapes, deltas)
         self._stage: Stage | None = None

@@ -141,7 +141,7 @@ def open_family(
         reporter: tells the user what goes on.
         check: refuses a base that cannot serve, before gigabytes of experts are read.
     """
-    check_files([sources.base, *sources.experts.values()])
+    check_files(sources.base, sources.experts.values())
     with reporter.working("loading the base"):
         live = load_live(sources.base, settings["auto_class"], settings["device"], processor)
     check(live)
@@ -210,7 +210,7 @@ def take_family(
     settings["experts"] = {name: str(one) if _is_place(one) else str(paths[name]) for name, one in experts.items()}
     if len(places) == len(experts) + 1:
         return open_family(sources, settings, False, reporter)
-    check_files([place.path for place in places.values()])
+    check_files(sources.base if "" in places else None, [paths[name] for name in paths if name in places])
     opening: dict[str, Any] = {"cache": Path(settings["cache"]), "progress": reporter.steps}
     if isinstance(base, nn.Module):
         live = live_module(base, processor, None if settings["device"] == "auto" else settings["device"])

@@ -153,9 +153,9 @@ def of_directory(path: Path, problem: Problem, reporter: Progress) -> Contender:
     notes += [f"{path} {note}" for note in (*found.notes, *row_notes(found.rows))]
     if lost:
         notes.append(f"{path} lacks {listed(lost)}: the base's stays")
-    if (cosine := weight_cosine(base, found, both)) < RELATED:
+    if not found.adapted and (cosine := weight_cosine(base, found, both)) < RELATED:
         notes.append(f"{path} was not tuned from this base: the cosine of their weights is {cosine:.3f}")
-    if (theirs := loaded_in(found)) != (ours := dtype_name(live.dtype)):
+    if not found.adapted and (theirs := loaded_in(found)) != (ours := dtype_name(live.dtype)):
         notes.append(
             f"{path} is scored in {ours}, as the base is; loaded by itself it is in {theirs} (its dtype), and its "
             f"logits are rounded otherwise"

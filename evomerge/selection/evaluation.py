@@ -23,6 +23,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.objectives import task_weights
+from evomerge.models.adapter_files import is_adapter
 from evomerge.models.hub import find_directory, is_name
 from evomerge.problem import Problem, without_compute
 from evomerge.search.evaluators.serial import check_finite
@@ -111,7 +112,7 @@ def find_model(text: str, experts: Collection[str]) -> Model:
     path = Path(text).expanduser()
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return Model("recipe", path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or is_adapter(path):
         return Model("directory", path)
     if (path / "recipe.yaml").is_file():
         return Model("recipe", path / "recipe.yaml")

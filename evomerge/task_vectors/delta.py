@@ -6,6 +6,7 @@ numbers are float32 whatever it keeps. There is one file for each kind:
 
     dense.py      the task vector itself, float32 or bfloat16, in memory or mapped from a file
     expert.py     θ_k in its own dtype, from which θ₀ is subtracted where the task vector is needed
+    low_rank.py   s·B·A, two factors of which it is the product
     quantised.py  codes of 8 or 4 bits, with a step and a zero for each group of 64 elements
     masked.py     some of the elements of another delta, by a mask of bits
 
@@ -28,9 +29,10 @@ class Layout:
 
     Attributes:
         kind: `dense` (the task vector itself), `expert` (θ_k, from which θ₀ is subtracted), `int8` or `int4`
-            (`quantised.py`); and before it `masked ` where a mask lies over it.
+            (`quantised.py`), `low_rank` (which kernels get multiplied out); and before it `masked ` where a mask lies
+            over it.
         tensors: what is kept, flat: the values of the first two kinds, whose dtype says the rest; codes, steps and
-            zeros of the quantised ones; then the words of the mask.
+            zeros of the quantised ones; the factors of the last, which are matrices; then the words of the mask.
         start: the element of all these at which the delta begins.
     """
 

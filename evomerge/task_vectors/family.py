@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 
 from evomerge.common.names import listed
+from evomerge.models.adapter_files import check_expert_files, is_adapter
 from evomerge.models.cards import read_licence
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.configurations import Configuration, configuration_notes, differences, said
@@ -58,12 +60,14 @@ def family_notes(
         CheckpointError: base or experts cannot be merged; see `check_family`.
     """
     stored = {name: path for name, path in places.items() if path.is_dir() and base.path.is_dir()}  # not in memory
+    models = {name: experts[name] for name in stored if not experts[name].adapted}
     return [
         *check_family(base, experts, parameters, allowed),
         *(_missing(base) if pooled else ()),
         *(() if written else _outside(live, base, experts)),
         *(directory_notes(base.path, {f"expert {name}": path for name, path in stored.items()}) if stored else ()),
-        *_dtypes(base, {name: experts[name] for name in stored}),
+        *_dtypes(base, models),
+        *_other_bases(base, experts),
         *_labels(live, base, experts),
         *_licences(base.path, list(places.values())),
         *_likenesses(base, experts, parameters),
@@ -82,21 +86,31 @@ def directory_notes(base: Path, others: Mapping[str, Path]) -> list[str]:
         note
         for who, path in others.items()
         for note in (
-            *configuration_notes(configuration, Configuration(path), who),
-            *processing_notes(processing, Processing(path), who),
+            *(() if is_adapter(path) else configuration_notes(configuration, Configuration(path), who)),
+            *(
+                processing_notes(processing, Processing(path), who)
+                if not is_adapter(path) or _has_tokenizer(path)
+                else ()
+            ),
         )
     ]
 
 
-def check_files(places: Iterable[Path]) -> None:
-    """Refuse directories whose weights or config.json are not there or cannot be read, before any is loaded.
+def check_files(base: Path | None, experts: Iterable[Path]) -> None:
+    """Refuse directories whose weights or settings are not there or cannot be read, before any is loaded.
+
+    Args:
+        base: a whole model; None where it is in memory.
+        experts: whole models and adapters.
 
     Raises:
         CheckpointError: one does not.
     """
-    for path in places:
-        weight_files(path)
-        check_readable(path)
+    if base is not None:
+        weight_files(base)
+        check_readable(base)
+    for path in experts:
+        check_expert_files(path)
 
 
 def loaded_in(checkpoint: Checkpoint) -> str:
@@ -166,6 +180,38 @@ def _dtypes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
     return notes
 
 
+def _has_tokenizer(path: Path) -> bool:
+    """Whether an adapter came with the tokenizer that it was trained with; many come without, and use the base's."""
+    return any(path.glob("tokenizer*"))
+
+
+def _other_bases(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
+    """Adapters that name another base than the one that is given: perhaps the same one in another place."""
+    notes = []
+    for name, expert in experts.items():
+        named = expert.adapted.named_base if expert.adapted else None
+        if named and not _same_model(named, base):
+            notes.append(
+                f"expert {name} is an adapter that was trained on {named}, and the base is {base.path}: if that is "
+                f"another model, and not a copy of it, the adapter means nothing here"
+            )
+    return notes
+
+
+def _same_model(named: str, base: Checkpoint) -> bool:
+    """Whether the name that an adapter has for its base is that of the base: its directory, its last part, what its
+    config.json says, or the hub's directory of it in the cache.
+    """
+    path = base.path.resolve()
+    if Path(named).exists() and Path(named).resolve() == path:
+        return True
+    known = {
+        base.config.get("_name_or_path"),
+        *(part.removeprefix("models--").replace("--", "/") for part in path.parts),
+    }
+    return named in known or Path(named).name == path.name
+
+
 def _labels(live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]) -> list[str]:
     """Experts whose rows of a head that is merged stand for other classes than the base's."""
     if not live.auto_class.endswith("Classification"):
@@ -226,14 +272,19 @@ def _products(base: Checkpoint, experts: Sequence[Checkpoint], parameters: Mappi
         before = ours[chosen].float()
         rows = torch.stack(
             [
-                (expert.tensor(name)[chosen].float() - before).flatten()
-                if name in expert.keys
-                else torch.zeros(before.numel())
+                _difference(expert, name, chosen, before) if name in expert.keys else torch.zeros(before.numel())
                 for expert in experts
             ]
         )
         gram += step * (rows @ rows.T).numpy()
     return gram
+
+
+def _difference(expert: Checkpoint, name: str, chosen: Any, before: Tensor) -> Tensor:
+    """Return τ in some rows, flat; of factors, without multiplying out the others."""
+    if (factors := expert.factors.get(name)) is None:
+        return (expert.tensor(name)[chosen].float() - before).flatten()
+    return (factors.left[chosen] @ factors.right * factors.scale).flatten()
 
 
 def _equal(base: Checkpoint, expert: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> bool:

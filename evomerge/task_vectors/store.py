@@ -6,7 +6,7 @@ where it is needed (`expert.py`). Both sides are cast to float32 before they are
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDeltas, find_changed, is_narrow, refuse_non_finite
 from evomerge.task_vectors.files import Computed, cached_rows
+from evomerge.task_vectors.low_rank import AdapterDeltas
 from evomerge.task_vectors.stores import AUTO, FLOAT32
 
 FORMAT = "evomerge task vector 2"
@@ -113,17 +114,29 @@ def task_vectors(
     """
 
     def one(name: str, expert: Checkpoint) -> Mapping[str, Delta]:
-        common = _common(base, expert, parameters)
+        common = [each for each in _common(base, expert, parameters) if each not in expert.factors]
+        if not expert.adapted:
+            return whole(name, expert, common)
+        return AdapterDeltas(expert, shapes, whole(name, expert, common) if common else {})
+
+    def whole(name: str, expert: Checkpoint, common: Sequence[str]) -> Mapping[str, Delta]:
         if store not in (AUTO, FLOAT32) or (store == AUTO and is_narrow(expert, common)):
             changed = find_changed(contents[name], base, expert, name, common, cache, progress)
-            return ExpertDeltas(base, expert, parameters, changed)
-        computed = partial(_subtract, base, expert, name, parameters, progress)
+            return ExpertDeltas(base, expert, common, changed)
+        computed = partial(_subtract, base, expert, name, common, progress)
         return cached_rows({name: contents[name]}, shapes, computed, cache, progress)[name]
 
     shapes = {name: tuple(shape) for name, shape in parameters.items()}
     contents = {name: describe(base, expert, parameters) for name, expert in experts.items()}
     deltas = {name: one(name, expert) for name, expert in experts.items()}
     return TaskVectors(base, dict(experts), shapes, deltas, contents, cache)
+
+
+def exact_deltas(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> Mapping[str, Delta]:
+    """Return the deltas of an expert by parameter, exact and without a cache: an expert as it is, or an adapter."""
+    names = [*parameters]
+    whole = ExpertDeltas(base, expert, [name for name in names if name not in expert.factors])
+    return AdapterDeltas(expert, names, whole) if expert.adapted else whole
 
 
 def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) -> list[Any]:
@@ -166,7 +179,7 @@ def check_family(
                 f" {listed(expert.extra)}. Its architecture is not the base's: take experts tuned from this base."
             )
         check_expert(f"expert {name}", expert, base, allowed)
-        if (cosine := weight_cosine(base, expert, common)) < RELATED:
+        if not expert.adapted and (cosine := weight_cosine(base, expert, common)) < RELATED:
             raise CheckpointError(
                 f"expert {name} ({expert.path}) was not tuned from base {base.path}: the cosine of their weights is"
                 f" {cosine:.3f}, and fine-tuning leaves it near 1. A task vector is the difference to the base that an"
@@ -220,7 +233,7 @@ def beside_parameters(base: Checkpoint, other: Checkpoint) -> list[str]:
         elif before.is_floating_point() and not same(before, other.tensors[key]):
             changed.append(key)
     held = {other.names[key] for key in other.buffers}
-    if lacking := [name for key in base.buffers if (name := base.names[key]) not in held]:
+    if not other.adapted and (lacking := [name for key in base.buffers if (name := base.names[key]) not in held]):
         texts.append(f"lacks {listed(lacking)}, no parameters of the live model: the base's stay")
     if beyond:
         texts.append(f"has {listed(beyond)} beyond the base: kept aside, not merged")
@@ -236,6 +249,8 @@ def unlike(base: Checkpoint, other: Checkpoint) -> str:
         base: θ₀, whose tensors stay where the other has none, and whose buffers always stay.
         other: an expert, or another model of the architecture.
     """
+    if other.adapted:
+        return ""
     ours = {base.names[key]: base.tensors[key] for key in base.buffers}
     held = {other.names[key]: other.tensors[key] for key in other.buffers}
     taken = [name for name in other.missing if name in base.keys and not is_pooler(name)]

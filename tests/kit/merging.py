@@ -80,8 +80,10 @@ def make_recipe(
     **more: Any,
 ) -> Recipe:
     """A recipe with coefficients drawn at random, some of them 0."""
-    found = opened({"": base, **experts}, load_skeleton(base, auto_class).model, more.get("vocabulary", "refuse"))
-    shapes = load_skeleton(base, auto_class).parameters
+    live, found, fit = load_skeleton(base, auto_class), {}, more.get("vocabulary", "refuse")
+    for name, path in {"": base, **experts}.items():
+        found[name] = live.open(path, vocabulary=fit, base=found.get(""))
+    shapes = live.parameters
     groups = make_groups(granularity, {name: s for name, s in shapes.items() if name not in found[""].missing})
     rng = np.random.default_rng(seed)
     ranges = (

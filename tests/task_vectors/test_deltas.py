@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 import evomerge
 from evomerge.merging.kernels.products import Part, Products
+from evomerge.models.factors import Factors
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.expert import ExpertDelta
+from evomerge.task_vectors.low_rank import LowRankDelta
 from evomerge.task_vectors.masked import masked
 from evomerge.task_vectors.quantised import quantised
 from evomerge.task_vectors.spans import Span
@@ -46,12 +49,21 @@ def narrow(base: Tensor, expert: Tensor) -> Delta:
     return DenseDelta((expert.float() - base.float()).bfloat16())
 
 
+def low_rank(base: Tensor, expert: Tensor) -> Delta:
+    """Factors of a matrix that has as many elements, which are drawn."""
+    width = max(1, math.isqrt(len(base)))
+    generator = torch.Generator().manual_seed(len(base))
+    left, right = (torch.randn(shape, generator=generator) for shape in ((-(-len(base) // width), 3), (3, width)))
+    return LowRankDelta(Factors(left, right, 0.3), 0, len(left) * width)[: len(base)]
+
+
 PLAIN: dict[str, Make] = {
     "dense": dense,
     "bfloat16": narrow,
     "expert": ExpertDelta,
     "int8": of_bits(8),
     "int4": of_bits(4),
+    "low_rank": low_rank,
 }
 KINDS = PLAIN | {f"masked {kind}": trimmed(make) for kind, make in PLAIN.items()}
 EXACT = ("dense", "expert")
@@ -146,6 +158,9 @@ def test_a_layout_is_all_that_a_kernel_needs(make: Make, place: slice) -> None:
         group, j = divmod(i, 64)
         if kind == "dense":
             value = tensors[0][i]
+        elif kind == "low_rank":
+            row, column = divmod(i, tensors[1].shape[1])
+            value = sum(tensors[0][row, j] * tensors[1][j, column] for j in range(3)) * 0.3
         elif kind == "expert":
             value = tensors[0][i].float() - base[place][i - layout.start].float()
         else:
@@ -214,6 +229,8 @@ def test_nobody_outside_asks_which_kind_it_is() -> None:
         "ExpertDelta",
         "ExpertDeltas",
         "QuantisedDelta",
+        "LowRankDelta",
+        "AdapterDeltas",
         "MaskedDelta",
         "Linear",
         "Ties",

@@ -3,8 +3,8 @@
 In: the gradient of one parameter, and the deltas of its spans. Out: ⟨gradient, delta_k⟩ for each. On a CPU a compiled
 kernel (`dots.py`) reads the gradient once and every delta as it is kept, without a copy of either, in as many threads
 as torch takes; its sums do not depend on these, nor on addresses. Of eleven million elements the relative error is
-below 1e-6. The plain form serves other devices, and what has no kernel: it computes one delta after the other, chunk by
-chunk.
+below 1e-6. Of factors the product is taken without multiplying them out. The plain form serves other devices, and what
+has no kernel: it computes one delta after the other, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from evomerge.merging.kernels.cpu import PIECE, share
 from evomerge.merging.kernels.table import DTYPES, addresses, row_of
 from evomerge.task_vectors.delta import Delta
+from evomerge.task_vectors.low_rank import LowRankDelta
 from evomerge.task_vectors.spans import CHUNK, Span, chunks
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,12 @@ class Products:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
-        self._table = _Table(parts) if _has_kernel(parts) else None
+        kinds = [_kind(delta) if _has_kernel(part) else None for part in parts for delta in part.deltas]
+        self._by_kernel = np.array([kind is not None for kind in kinds], dtype=bool)
+        marks = iter(self._by_kernel)
+        read = [replace(part, deltas=[delta for delta in part.deltas if next(marks)]) for part in parts]
+        read = [part for part in read if part.deltas]
+        self._table = _Table(read) if read else None
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """Return the products of all deltas, part by part, float64 (m,).
@@ -68,9 +74,15 @@ class Products:
             gradient: of the parameter, of any float dtype and its shape.
         """
         gradient = gradient.reshape(-1).contiguous()
-        if self._table is not None and gradient.device.type == "cpu" and gradient.dtype in DTYPES:
-            return torch.from_numpy(self._table.products(gradient))
-        return torch.cat([plain_products(gradient, part) for part in self._parts])
+        if self._table is None or gradient.device.type != "cpu" or gradient.dtype not in DTYPES:
+            return torch.cat([plain_products(gradient, part) for part in self._parts])
+        found, marks = np.empty(len(self._by_kernel)), iter(self._by_kernel)
+        found[self._by_kernel] = self._table.products(gradient)
+        others = [replace(part, deltas=[delta for delta in part.deltas if not next(marks)]) for part in self._parts]
+        if not self._by_kernel.all():
+            rest = [plain_products(gradient, part) for part in others if part.deltas]
+            found[~self._by_kernel] = torch.cat(rest).numpy()
+        return torch.from_numpy(found)
 
 
 def plain_products(gradient: Tensor, part: Part) -> Tensor:
@@ -87,9 +99,15 @@ def plain_products(gradient: Tensor, part: Part) -> Tensor:
     exact = torch.float32 if device.type == "mps" else torch.float64  # which Apple's devices have not
     gradient = gradient[part.span.start : part.span.stop]
     total = torch.zeros(len(part.deltas), dtype=exact, device=device)
-    for chunk in chunks(len(gradient), CHUNK if device.type == "cpu" else CHUNK_FAR):
+    rest: list[tuple[int, Delta]] = []
+    for k, delta in enumerate(part.deltas):
+        if isinstance(delta, LowRankDelta) and wide != exact:  # in float64 the delta is what it is in float32
+            total[k] = delta.over(gradient).product(gradient.to(wide))
+        else:
+            rest.append((k, delta))
+    for chunk in chunks(len(gradient), CHUNK if device.type == "cpu" else CHUNK_FAR) if rest else ():
         some, base = gradient[chunk].to(wide), part.base[chunk].to(device)
-        for k, delta in enumerate(part.deltas):
+        for k, delta in rest:
             total[k] += (some * delta[chunk].over(base).dense()).sum(dtype=exact)
     return total
 
@@ -163,11 +181,5 @@ def _kind(delta: Delta) -> int | None:
     return _KINDS.index((row.kind, row.dtype)) if row else None
 
 
-def _has_kernel(parts: Sequence[Part]) -> bool:
-    return all(
-        part.base.device.type == "cpu"
-        and part.base.dtype in DTYPES
-        and available() is None
-        and all(_kind(delta) is not None for delta in part.deltas)
-        for part in parts
-    )
+def _has_kernel(part: Part) -> bool:
+    return part.base.device.type == "cpu" and part.base.dtype in DTYPES and available() is None

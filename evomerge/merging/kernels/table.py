@@ -116,7 +116,7 @@ def row_of(delta: Delta) -> Row | None:
     row = Row(kind, DTYPES.get(layout.tensors[0].dtype, ""), masked)
     if kind in ("dense", "expert"):
         return row if row.dtype and not (masked and layout.start % 32) else None
-    return None if layout.start % GROUP else Row(kind, masked=masked)
+    return None if kind == "low_rank" or layout.start % GROUP else Row(kind, masked=masked)
 
 
 class Places:
