@@ -1,50 +1,54 @@
 """The bandwidth of memory: the fastest of a copy, a sum that only reads, and a sum of several inputs into one output.
 
-Each is done in numba and in torch, with the threads of torch, over buffers of a model's size that were really written
-to: pages that never were are all the same page, which lies in the processor's cache.
+Each is done by a compiled kernel, written as those of merges are, and by torch, with the threads of torch, over buffers
+of a model's size. Inputs lie in the pages of a file and the output in those of the process, as weights and model do: a
+file's pages mostly lie side by side in memory, others do not, and are read at two thirds of the speed. What only reads
+goes through many inputs: a single one does not keep the memory busy, and starting threads would be a good part of its
+time.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 
+from evomerge.merging.kernels.compiled import function, lanes
 from evomerge.merging.kernels.cpu import share
+from evomerge.merging.kernels.lanes import FLOAT, Code, Value, Variable, counted
 
 PIECE = 1 << 18
-"""Elements that a thread of a numba loop takes at a time."""
+"""Elements that a thread of a kernel takes at a time."""
 
 
-def probes(nbytes: int, inputs: set[int]) -> dict[str, tuple[int, Callable[[int], float]]]:
+def probes(directory: Path, nbytes: int, inputs: set[int]) -> dict[str, tuple[int, Callable[[int], float]]]:
     """Return what measures bandwidth: by name the bytes that are moved, and what moves them
-    (in a round) and returns its seconds.
+    (in a round) and returns its seconds; those of torch come last.
 
     Args:
+        directory: where a file is written.
         nbytes: of a buffer.
         inputs: the numbers of inputs to sum up.
     """
-    count = nbytes // 4
-    rows = torch.empty(max(inputs), count).uniform_()
+    count = nbytes // 256 * 64  # whole steps of all kernels
+    file, shape = directory / "inputs", (max(inputs), count)
+    np.memmap(file, np.float32, "w+", shape=shape)[:] = np.linspace(0, 1, count, dtype=np.float32)
+    rows = torch.from_numpy(np.memmap(file, np.float32, "c", shape=shape))
     out = torch.empty(count).uniform_()
-    numbers, written = rows.numpy(), out.numpy()
-    words = numbers.view(np.int64)
-    found: dict[str, tuple[int, Callable[[], object]]] = {
-        "torch copy": (2 * nbytes, lambda: out.copy_(rows[0])),
-        "torch read": (nbytes, lambda: rows[0].sum()),
-        "numba copy": (2 * nbytes, lambda: _shared(count, lambda a, b: _copy(numbers[0], written, a, b))),
-        "numba read": (nbytes, lambda: _shared(count // 2, lambda a, b: _read(words[0], a, b))),
-    }
+    found: dict[str, tuple[int, Callable[[], object]]] = {"kernel copy": (2 * nbytes, _shared(_adding(1), rows, out))}
     for number in sorted(inputs):
-        add, some = _adder(number), rows[:number]
-        found[f"torch sum of {number}"] = ((number + 1) * nbytes, lambda some=some: torch.sum(some, 0, out=out))
-        found[f"numba sum of {number}"] = (
-            (number + 1) * nbytes,
-            lambda add=add: _shared(count, lambda a, b: add(numbers, written, a, b)),
-        )
+        found[f"kernel read of {number}"] = (number * nbytes, _shared(_reading(number), rows, out))
+        found[f"kernel sum of {number}"] = ((number + 1) * nbytes, _shared(_adding(number), rows, out))
+    found["torch copy"] = (2 * nbytes, lambda: out.copy_(rows[0]))
+    found["torch read"] = (nbytes * len(rows), rows.sum)
+    for number in sorted(inputs):
+        work = functools.partial(torch.sum, rows[:number], 0, out=out)
+        found[f"torch sum of {number}"] = ((number + 1) * nbytes, work)
     return {name: (moved, _timed(work)) for name, (moved, work) in found.items()}
 
 
@@ -57,36 +61,41 @@ def _timed(work: Callable[[], object]) -> Callable[[int], float]:
     return run
 
 
-def _shared(count: int, work: Callable[[int, int], object]) -> None:
-    """Do something with some elements in all threads."""
+def _shared(text: str, rows: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
+    """Return what does something with all elements, in all threads."""
+    work, count = function(text, "probe", 4, "a probe of the bandwidth"), rows.shape[1]
+    stride, at, to = rows.stride(0) * 4, rows.data_ptr(), out.data_ptr()
     pieces = -(-count // PIECE)
-    share(lambda first, last: int(bool(work(first * PIECE, min(last * PIECE, count)))), pieces, count)
+
+    def some(first: int, last: int) -> int:
+        start, stop = first * PIECE, min(last * PIECE, count)
+        return work(at + 4 * start, stride, to + 4 * start, stop - start)
+
+    return lambda: share(some, pieces, count)
 
 
-@numba.njit("void(float32[::1], float32[::1], int64, int64)", nogil=True)
-def _copy(source, target, first, last):
-    source, target = source[first:last], target[first:last]
-    for i in range(len(target)):
-        target[i] = source[i]
+def _reading(number: int) -> str:
+    """Return the text of what reads rows, and adds up all their elements in some lanes."""
+    code, wide = Code("probe", 4), lanes()
+    source, stride, _, count = code.arguments
+    element, total = Variable(code.number(0)), Variable(code.number(0, FLOAT).spread(wide))
+    with code.loop(element, count) as i:
+        total.set(total.get() + _sum(code, number, source + i * 4, stride, wide))
+        element.set(i + wide)
+    return code.returned(counted(total.get().same(0)))
 
 
-@numba.njit("int64(int64[::1], int64, int64)", nogil=True)
-def _read(source, first, last):
-    source, total = source[first:last], 0
-    for i in range(len(source)):
-        total += source[i]
-    return total
+def _adding(number: int) -> str:
+    """Return the text of what adds up rows, so that each element of each row is read once; of a copy for one row."""
+    code, wide = Code("probe", 4), lanes()
+    source, stride, target, count = code.arguments
+    element = Variable(code.number(0))
+    with code.loop(element, count) as i:
+        code.store(_sum(code, number, source + i * 4, stride, wide), target + i * 4)
+        element.set(i + wide)
+    return code.returned(count)
 
 
-def _adder(number: int) -> Callable[..., None]:
-    """Return what adds up rows: written out, so that each element of each row is read once."""
-    lines = [
-        "def add(rows, out, first, last):",
-        "    out = out[first:last]",
-        *(f"    row{k} = rows[{k}, first:last]" for k in range(number)),
-        "    for i in range(len(out)):",
-        f"        out[i] = {' + '.join(f'row{k}[i]' for k in range(number))}",
-    ]
-    space: dict[str, Callable[..., None]] = {}
-    exec("\n".join(lines), space)
-    return numba.njit("void(float32[:, ::1], float32[::1], int64, int64)", nogil=True)(space["add"])
+def _sum(code: Code, number: int, address: Value, stride: Value, wide: int) -> Value:
+    rows = (code.load(FLOAT, address + stride * k, wide) for k in range(number))
+    return functools.reduce(operator.add, rows)

@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from merge_bench.cases import Case, Ready, draws_alone
 from merge_bench.models import Shape, write_models
 from merge_bench.peer import NAMES, seconds_of
 
+PAUSE = 0.3
+"""Seconds after the probes of torch, whose threads go on for a while, waiting for more: in the way of all others."""
 DRAWS = "draws of dare alone"
 KEYS = ("method", "dtype", "rows", "store", "seconds", "roofline_ratio", "mergekit_ratio", "prepare_seconds")
 
@@ -40,15 +43,17 @@ def measure(
     live = write_models(directory, shape, max(case.rows for case in cases))
     elements = sum(parameter.numel() for parameter in live.model.parameters())
     ready = [Ready(case, directory, live) for case in cases]
-    moved = probes(2 * elements, {case.rows + 1 for case in cases})
-    timed = {each.case.name: each.merge for each in ready} | {name: work for name, (_, work) in moved.items()}
+    moved = probes(directory, 2 * elements, {case.rows + 1 for case in cases})
+    timed: dict[str, Callable[[int], float]] = {each.case.name: each.merge for each in ready}
     if any(case.method.form.keep == "drawn" for case in cases):
         timed[DRAWS] = draws_alone(3, elements)
+    timed |= {name: work for name, (_, work) in moved.items()}
     _say(f"{elements / 1e6:.1f} M parameters; load before: {os.getloadavg()}")
     found: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, work in timed.items():
             found[name].append(work(number))
+        time.sleep(PAUSE)
     seconds = {name: statistics.median(each[1:]) for name, each in found.items()}  # the first reads the files
     bandwidths = {name: nbytes / seconds[name] for name, (nbytes, _) in moved.items()}
     said = ", ".join(f"{name} {bandwidth / 1e9:.1f}" for name, bandwidth in bandwidths.items())

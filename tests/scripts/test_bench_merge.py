@@ -33,10 +33,10 @@ def test_a_line_for_each_case():
     }
     assert all(set(row) == KEYS for row in rows.values())
     assert all(rows[name]["seconds"] > 0 for name in rows if not name.endswith("prepared"))
-    assert 0 < rows["ties bfloat16 3"]["roofline_ratio"] < 1.05
+    assert 0 <= rows["ties bfloat16 3"]["roofline_ratio"] < 1.05  # of so few elements, near nothing
     assert rows["linear int4 8"]["rows"] == 8
     assert rows["ties bfloat16 3"]["prepare_seconds"] > 0
-    assert "GB/s: torch copy" in done.stderr
+    assert "GB/s: kernel copy" in done.stderr
     assert "load after" in done.stderr
 
 

@@ -173,12 +173,12 @@ class Value:
 
 
 class Variable:
-    """A value with one lane that changes as a function runs."""
+    """A value that changes as a function runs."""
 
     def __init__(self, value: Value) -> None:
         self._at = value.at
         with value.at.goto_entry_block():
-            self._place = value.at.alloca(value.kind)
+            self._place = value.at.alloca(value.raw.type)
         self.set(value)
 
     def get(self) -> Value:

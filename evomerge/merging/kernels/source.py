@@ -23,8 +23,9 @@ from evomerge.merging.kernels.table import COLUMNS, GROUP, HEAD, Row, Variant
 
 PARTIAL = 16
 """Rows after which a new partial sum begins, as in `torch.sum`."""
-AHEAD = 1024
-"""Bytes ahead of the codes of a row that the processor is asked to fetch: it does not see so many rows coming."""
+AHEAD = {"values": 512, "steps": 256, "zeros": 64}
+"""Bytes ahead of what is read of a quantised row that the processor is asked to fetch: by itself it does not see so
+many places coming, and waits for a tenth of the time."""
 HIGH = 1 << 16
 """Elements of a parameter whose numbers have the same upper half."""
 
@@ -195,15 +196,16 @@ class _Kernel:
         code, values, group = self.code, numbers["values"], i >> 6
         if row.kind == "int8":
             codes = code.load(BYTE, values + i, lanes)
-            if lanes == GROUP:
-                code.prefetch(values + i + AHEAD)
         elif lanes == GROUP:  # the first half of a group is in the low bits
             both = code.load(BYTE, values + group * 32, lanes // 2)
-            code.prefetch(values + group * 32 + AHEAD)
             codes = (both & 15).followed(both >> 4)
         else:
             byte = code.load(BYTE, values + group * 32 + (i & 31))
             codes = (byte >> ((i & 32) >> 3).to(BYTE)) & 15
+        if lanes == GROUP:
+            places = {"values": i if row.kind == "int8" else group * 32, "steps": group * 4, "zeros": group}
+            for name, ahead in AHEAD.items():
+                code.prefetch(numbers[name] + places[name] + ahead)
         step = code.load(FLOAT, numbers["steps"] + group * 4)
         zero = code.load(BYTE, numbers["zeros"] + group)
         return (_shifted(codes) - _shifted(zero)) * step
