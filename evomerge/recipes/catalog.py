@@ -18,12 +18,12 @@ from evomerge.merging import methods
 from evomerge.merging.earlier import REFUSAL
 from evomerge.merging.method import Method, check_rows
 from evomerge.recipes.recipe import Recipe
+from evomerge.transforms import families
 from evomerge.transforms.base import Transform
 from evomerge.transforms.chain import Chain, Step, row_names
-from evomerge.transforms.ties import TrimElect
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in methods.METHODS}
-TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in (TrimElect,)}
+TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in families.TRANSFORMS}
 
 
 EARLIER = ("0.1.", "0.2.")

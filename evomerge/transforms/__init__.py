@@ -1,1 +1,10 @@
-"""Transforms: what is done to all task vectors once, before the search (`base.py` says what one is)."""
+"""Transforms: what is done to all task vectors once, before the search, a file a family (`base.py` says what one is).
+
+ties.py        ties: trim and elect at once
+magnitude.py   trim, breadcrumbs: what is kept is chosen by magnitude
+chance.py      dare, della: what is kept is drawn
+signs.py       elect, magmax, unified: experts agree on signs, or on owners
+masks.py       consensus, cabs, sce: what other task vectors say of an element
+spectral.py    truncate, star, tsvm, iso_c, iso_cts: matrices by their singular values
+sequential.py  opcm: one expert after the other
+"""

@@ -51,14 +51,15 @@ class Transform(ABC):
         """
         return list(experts)
 
-    @abstractmethod
     def prepare(self, store: TaskVectors, statistics: Any) -> Any:
-        """Return what `apply` needs to know of the whole model: streamed, small, and never written to disk.
+        """Return what `apply` needs to know of the whole model: streamed, small, and never written to disk; None if
+        that is nothing.
 
         Args:
             store: the task vectors of the parameters that this transform is for.
             statistics: what was learned from inputs, labels or gradients; None for a transform that needs nothing.
         """
+        return None
 
     @abstractmethod
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: Any) -> Mapping[str, Tensor]:

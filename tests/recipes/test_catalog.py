@@ -90,7 +90,7 @@ def test_what_is_refused(method, message):
 @pytest.mark.parametrize(
     ("method", "step", "message"),
     [
-        ("linear", {"name": "dare"}, "recipe: Unknown transform 'dare'"),
+        ("linear", {"name": "dear"}, "recipe: Unknown transform 'dear'"),
         ("linear", {"name": "ties", "density": 2}, "recipe: The transform ties has density=2"),
         ("linear", {"name": "ties", "densty": 0.2}, "recipe: Unknown setting of the transform ties 'densty': did you"),
         ("linear", {"name": "ties", "density": [1]}, r"recipe: density of the transform ties is \[1\]: write a number"),

@@ -169,8 +169,9 @@ def test_settings_of_a_run_directory_stay_as_they_are() -> None:
             "[{ties: {density: 0.5, only: [encoder.*]}}, {_target_: tests.kit.transforms.Common, only: ['*dense*']}]",
             ["common", "animals", "trees", "metals"],
         ),
+        ("[{trim: {scope: row}}, iso_cts]", ["common", "animals", "trees", "metals"]),
     ],
-    ids=["one merged row", "a common row, in a chain of parts"],
+    ids=["one merged row", "a common row, in a chain of parts", "singular values"],
 )
 def test_a_search_over_rows_that_are_no_experts(
     pico_suite: Suite, tmp_path: Path, transform: str, rows: list[str]

@@ -1,0 +1,15 @@
+"""All transforms of all families, in one list: a new one is added here."""
+
+from evomerge.transforms.chance import Dare, Della
+from evomerge.transforms.magnitude import Breadcrumbs, Trim
+from evomerge.transforms.masks import Cabs, Consensus, Sce
+from evomerge.transforms.sequential import Opcm
+from evomerge.transforms.signs import Elect, MagMax, Unified
+from evomerge.transforms.spectral import IsoC, IsoCts, Star, Truncate, TsvM
+from evomerge.transforms.ties import TrimElect
+
+TRANSFORMS = (
+    *(TrimElect, Trim, Elect, Breadcrumbs, Dare, Della, MagMax, Unified),
+    *(Consensus, Cabs, Sce, Truncate, Star, TsvM, IsoC, IsoCts, Opcm),
+)
+"""All of them, as recipes and lists name them."""

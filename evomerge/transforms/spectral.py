@@ -1,0 +1,213 @@
+"""Transforms of matrices by their singular values; what is no matrix is averaged.
+
+In: task vectors; each matrix of one is decomposed as U diag(s) Vᵀ, in float32. Out: rows, matrix by matrix. Large
+matrices take a while: `only` leaves embeddings as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.base import Transform
+from evomerge.transforms.parts import share
+
+_share = share  # where an argument is called so
+
+NOISE = 1e-6
+"""Singular values below this share of the largest are taken for zero where vectors are made orthogonal."""
+
+
+class Svd(NamedTuple):
+    """U (m, r), s (r,) and V (n, r) of a matrix, the largest singular values first."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+    def product(self) -> Tensor:
+        """Return the matrix, (m, n)."""
+        return self.u * self.s @ self.v.T
+
+    def first(self, rank: int) -> Svd:
+        """Return the part of the largest singular values."""
+        return Svd(self.u[:, :rank], self.s[:rank], self.v[:, :rank])
+
+
+def svd(matrix: Tensor) -> Svd:
+    """Decompose a matrix, (m, n)."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return Svd(u, s, vh.T)
+
+
+def orthogonal(vectors: Tensor) -> Tensor:
+    """Return the nearest matrix whose columns are orthogonal and of length one: the polar factor.
+
+    Where columns depend on each other there is no such matrix; then directions that they do not span are left out.
+
+    Args:
+        vectors: (m, r).
+    """
+    x, d, y = svd(vectors)
+    return x * (d > NOISE * d.max()) @ y.T if len(d) else vectors
+
+
+class Truncate(Transform):
+    """Keep the largest singular values of each matrix: T_k is the nearest matrix to τ_k of a lower rank.
+
+    By itself it shows what the low-rank step of the other spectral methods does.
+
+    Args:
+        share: which share of the singular values is kept, at least one.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+
+    name = "truncate"
+    title = "differences to the base of a lower rank"
+    paper = "Eckart and Young 1936, The approximation of one matrix by another of lower rank"
+
+    def __init__(self, share: float = 0.2) -> None:
+        self.share = _share(self.name, "share", share)
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: None) -> dict[str, Tensor]:
+        """Return the rows of a lower rank; those of what is no matrix as they are."""
+        return {row: self._truncated(delta) if delta.dim() == 2 else delta for row, delta in deltas.items()}
+
+    def _truncated(self, delta: Tensor) -> Tensor:
+        return svd(delta).first(max(1, int(self.share * min(delta.shape) + 1e-9))).product()
+
+
+class _Mean(Transform):
+    """A transform that averages what is no matrix; abstract."""
+
+    def prepare(self, store: TaskVectors, statistics: Any) -> int:
+        """Return the number of task vectors, those that are zero somewhere included."""
+        return len(store.rows)
+
+
+class Star(_Mean):
+    """Keep the directions that carry most, and scale them up to carry all (Lee et al. 2025, section 3).
+
+    The first singular values whose sum reaches a share of all are kept, and multiplied by what was lost; then all task
+    vectors are averaged.
+
+    Args:
+        energy: the share of the sum of the singular values.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+
+    name = "star"
+    title = "STAR: differences to the base of a lower rank, rescaled and averaged"
+    paper = "Lee et al. 2025, arXiv 2502.10339"
+
+    def __init__(self, energy: float = 0.4) -> None:
+        self.energy = share(self.name, "energy", energy, example=0.4)
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
+        """Return the rescaled rows, over their number."""
+        return {row: (self._kept(d) if d.dim() == 2 else d) / state for row, d in deltas.items()}
+
+    def _kept(self, delta: Tensor) -> Tensor:
+        found = svd(delta)
+        sums = found.s.double().cumsum(0)
+        rank = 1 + int(torch.searchsorted(sums, self.energy * sums[-1] * (1 - 1e-9)))
+        kept = found.first(min(rank, len(sums)))
+        return kept._replace(s=kept.s * float(sums[-1] / sums[len(kept.s) - 1])).product()
+
+
+class TsvM(_Mean):
+    """Merge the largest singular vectors of all tasks, made orthogonal (Gargiulo et al. 2025, section 4: TSV-M).
+
+    Of each of K tasks the first ⌊min(m, n) / K⌋ are kept. The left ones of all tasks together are replaced by the
+    nearest orthogonal ones, and so are the right ones.
+    """
+
+    name = "tsvm"
+    title = "TSV-M: singular vectors of all tasks made orthogonal"
+    paper = "Gargiulo et al. 2025, arXiv 2412.00081"
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
+        """Return what each task adds: its block of the orthogonal vectors."""
+        rank = min(next(iter(deltas.values())).shape) // state if _matrices(deltas) else 0
+        if not rank:
+            return {row: delta / state for row, delta in deltas.items()}
+        kept = [svd(delta).first(rank) for delta in deltas.values()]
+        u = orthogonal(torch.cat([one.u for one in kept], dim=1)).split(rank, dim=1)
+        v = orthogonal(torch.cat([one.v for one in kept], dim=1)).split(rank, dim=1)
+        return {row: Svd(u[k], kept[k].s, v[k]).product() for k, row in enumerate(deltas)}
+
+
+class IsoC(_Mean):
+    """One row: the sum of all task vectors, its singular values all replaced by their mean (Marczak et al. 2025,
+    section 4: Iso-C).
+    """
+
+    name = "iso_c"
+    title = "Iso-C: the sum of the differences to the base, as strong in all its directions"
+    paper = "Marczak et al. 2025, arXiv 2502.04959"
+
+    def rows(self, experts: Sequence[str]) -> Sequence[str]:
+        """Return the one row."""
+        return ["merged"]
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
+        """Return the row."""
+        if not deltas:
+            return {}
+        total = sum(deltas.values(), torch.zeros(()))
+        if not _matrices(deltas):
+            return {"merged": total / state}
+        found = svd(total)
+        return {"merged": found._replace(s=found.s.mean().expand_as(found.s)).product()}
+
+
+class IsoCts(_Mean):
+    """A common row, and one of each task: the directions of the sum, and what each task has beside them; all as strong
+    (Marczak et al. 2025, section 4: Iso-CTS).
+
+    Args:
+        share: which share of the directions is common.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+
+    name = "iso_cts"
+    title = "Iso-CTS: common and task-specific directions, all as strong"
+    paper = "Marczak et al. 2025, arXiv 2502.04959"
+
+    def __init__(self, share: float = 0.8) -> None:
+        self.share = _share(self.name, "share", share)
+
+    def rows(self, experts: Sequence[str]) -> Sequence[str]:
+        """Return the common row and the experts'."""
+        return ["common", *experts]
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
+        """Return the rows."""
+        if not _matrices(deltas):
+            return {row: delta / state for row, delta in deltas.items()}
+        total = svd(sum(deltas.values(), torch.zeros(())))
+        size = len(total.s)
+        each = min(round((size - int(size * self.share)) / state), size // state)
+        common = total.first(size - each * state)
+        own = [svd(delta - common.u @ (common.u.T @ delta)).first(each) for delta in deltas.values()]
+        blocks = [*own, common]
+        ranks = [len(block.s) for block in blocks]
+        u = orthogonal(torch.cat([block.u for block in blocks], dim=1)).split(ranks, dim=1)
+        v = orthogonal(torch.cat([block.v for block in blocks], dim=1)).split(ranks, dim=1)
+        mean = torch.cat([block.s for block in blocks]).mean()
+        made = [Svd(u[k], mean.expand(rank), v[k]).product() for k, rank in enumerate(ranks)]
+        return {"common": made[-1], **dict(zip(deltas, made[:-1], strict=True))}
+
+
+def _matrices(deltas: Mapping[str, Tensor]) -> bool:
+    return all(delta.dim() == 2 for delta in deltas.values()) and bool(deltas)
