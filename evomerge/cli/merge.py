@@ -5,7 +5,7 @@ loads.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ examples:
   evomerge merge runs/<name>/recipe.yaml merged/
   evomerge merge recipe.yaml merged/ --base models/base --expert mood=models/mood --expert topic=models/topic
   evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
+  evomerge merge recipe.yaml adapter/ --adapter          of adapters: one PEFT adapter, exact, of all their ranks
+  evomerge merge recipe.yaml adapter/ --adapter --rank 16
   evomerge merge mergekit.yaml merged/       a merge YAML of mergekit's; what is done otherwise is named with its line
 
 The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
@@ -62,7 +64,17 @@ def main(arguments: Sequence[str]) -> None:
         action="store_true",
         help="merge the experts as they are where the search packed task vectors (model.store), and say what differs",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="write one PEFT adapter in place of a model, where all experts are some"
+    )
+    parser.add_argument(
+        "--rank", type=int, metavar="N", help="with --adapter: the nearest one of this rank, and how far off it is"
+    )
     given = parser.parse_args(arguments)
+    if given.rank is not None and not given.adapter:
+        parser.error("--rank N is the rank of an adapter: write --adapter --rank N")
+    if given.adapter and (given.dtype or given.max_shard_size or given.exact):
+        parser.error("--adapter writes factors in float32: leave out --dtype, --max-shard-size and --exact")
     experts = _places(given.expert)
 
     from evomerge.cli.progress import Reporter
@@ -70,6 +82,8 @@ def main(arguments: Sequence[str]) -> None:
 
     reporter = Reporter()
     recipe = _read(given.recipe, reporter)
+    if given.adapter:
+        return _write_adapter(given, recipe, experts, reporter)
     out = write_model(
         recipe,
         given.recipe.parent,
@@ -83,6 +97,23 @@ def main(arguments: Sequence[str]) -> None:
     )
     print(f"merged model: {out}")
     print(f'load it with: transformers.{recipe.auto_class}.from_pretrained("{out}")')
+    return None
+
+
+def _write_adapter(given: argparse.Namespace, recipe: Recipe, experts: Mapping[str, Path], reporter: Reporter) -> None:
+    """Write a merge of adapters as one of them."""
+    from evomerge.recipes.adapter import write_adapter
+
+    places = {"base": given.base, "experts": experts}
+    written = write_adapter(recipe, given.recipe.parent, given.out, rank=given.rank, reporter=reporter, **places)
+    if written.error:
+        share, name = written.worst
+        print(
+            f"rank {written.rank} leaves out {written.error:.2%} of the merge (relative Frobenius norm), and at most "
+            f"{share:.2%} of a parameter ({name})"
+        )
+    print(f"merged adapter: {written.path} (rank {written.rank})")
+    print(f'load it with: peft.PeftModel.from_pretrained(base, "{written.path}")')
 
 
 def _places(given: Sequence[str]) -> dict[str, Path]:

@@ -1,0 +1,256 @@
+"""A linear merge of adapters as one PEFT adapter, which `PeftModel.from_pretrained` loads on top of the base.
+
+In: a recipe whose experts are adapters of factors alone. Out: a directory with adapter_config.json and
+adapter_model.safetensors. Of all ranks together it is the merge that was scored, but for rounding: the weights of each
+group are in its rows. Of a lower rank it is the nearest one, and how far it is from it is said. What cannot be an
+adapter is refused, before anything is written, with what to write instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from evomerge.common.directories import whole_directory
+from evomerge.common.errors import ConfigError
+from evomerge.common.files import write_atomically
+from evomerge.common.names import listed
+from evomerge.common.progress import Progress
+from evomerge.merging.kernels.form import Form
+from evomerge.merging.method import Formed
+from evomerge.models.adapters import FRONT
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.weights import ADAPTER
+from evomerge.recipes.catalog import make_method
+from evomerge.recipes.combined import Combined, combined
+from evomerge.recipes.origins import find_origins, open_origin
+from evomerge.recipes.recipe import Recipe
+
+WHOLE = "Leave --adapter out: `evomerge merge` then writes a whole model."
+TASKS = {"AutoModelForCausalLM": "CAUSAL_LM", "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM"}
+"""What PEFT calls the tasks of classes."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a merge of adapters.
+
+    Attributes:
+        path: the directory.
+        rank: the largest of a module.
+        error: the Frobenius norm of what a lower rank leaves out, as a share of that of the whole merge; 0 if exact.
+        worst: the largest such share of a parameter, and which.
+    """
+
+    path: Path
+    rank: int
+    error: float
+    worst: tuple[float, str]
+
+
+def write_adapter(
+    recipe: Recipe,
+    beside: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    experts: Mapping[str, Path] | None = None,
+    rank: int | None = None,
+    reporter: Progress,
+) -> Written:
+    """Write the merge of a recipe as one adapter.
+
+    Args:
+        recipe: what to build.
+        beside: the directory of the recipe, where its sources are if they are not where it says.
+        out: the directory to make; missing or empty.
+        base: where the base is, if not where the recipe says.
+        experts: where experts are, by name, if not where the recipe says.
+        rank: of each module, at most; None for an exact merge.
+        reporter: is told what goes on.
+
+    Raises:
+        ConfigError: the merge is no sum of factors, `out` is not free, or a source is not found.
+        CheckpointError: a source is damaged or has other weights than the recipe says.
+    """
+    _check_recipe(recipe)
+    if rank is not None and rank < 1:
+        raise ConfigError(f"--rank {rank} is no rank: write a number of 1 or more.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already, and nothing is overwritten: name a new directory.")
+    places = find_origins(recipe, beside, base, experts or {})
+    live = load_skeleton(places[""], recipe.auto_class)
+    with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
+        ours = open_origin("", recipe.base, places[""], live, reporter)
+        fit = {"vocabulary": recipe.vocabulary, "base": ours}
+        found = {
+            name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
+        }
+    weights = _weights(recipe, live, ours, found)
+    _check_experts(found, weights, live)
+    with reporter.working("combining the adapters"):
+        merged = {}
+        for name, rows in weights.items():
+            merged[name] = combined([found[expert].factors[name] for expert in rows], [*rows.values()], rank)
+    if not merged:
+        raise ConfigError(f"All weights of this recipe are 0: it is the base, and no adapter. {WHOLE}")
+    modules = _modules(merged, found)
+    with whole_directory(out) as directory:
+        tensors = dict(_tensors(merged, modules, live))
+        save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+        write_atomically(directory / ADAPTER, json.dumps(_config(recipe, merged, modules, live), indent=2) + "\n")
+        write_atomically(directory / "recipe.yaml", recipe.to_yaml())
+        write_atomically(directory / "README.md", _card(recipe))
+    shares = {name: math.sqrt(one.lost / one.size) if one.size else 0.0 for name, one in merged.items()}
+    size, lost = sum(one.size for one in merged.values()), sum(one.lost for one in merged.values())
+    worst = max(shares, key=lambda name: shares[name])
+    error = math.sqrt(lost / size) if size else 0.0
+    return Written(out, max(one.rank for one in merged.values()), error, (shares[worst], worst))
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Refuse a merge that is no weighted sum of the experts' own task vectors."""
+    method = make_method(recipe)
+    if not (isinstance(method, Formed) and method.form == Form() and method.linear):
+        raise ConfigError(
+            f"--adapter: the method {method.name} is no weighted sum of the experts, so the merge has no low rank. "
+            f"{WHOLE} Or search by method=linear."
+        )
+    if recipe.transform:
+        names = " and ".join(step["name"] for step in recipe.transform)
+        raise ConfigError(
+            f"--adapter: the task vectors of this recipe were transformed ({names}), and what comes of that is no "
+            f"product of the adapters' factors. {WHOLE}"
+        )
+    if recipe.store:
+        raise ConfigError(
+            f"--adapter: this recipe was scored with task vectors in {recipe.kept_as}, and not with the adapters' own "
+            f"factors. {WHOLE} Or search with model.store=auto, which keeps factors as they are."
+        )
+
+
+def _weights(
+    recipe: Recipe, live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of the experts row by row, float64 (m,), by parameter, where an expert has a task vector and a
+    weight.
+
+    Raises:
+        ConfigError: a group is a part of a row.
+    """
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
+    found: dict[str, dict[str, Tensor]] = {}
+    for group in recipe.groups(parameters):
+        weights = recipe.coefficients["weight"][group.name]
+        for span in group.spans:
+            shape = parameters[span.parameter]
+            width = math.prod(shape[1:])
+            for expert in (name for name, one in experts.items() if span.parameter in one.keys and weights[name]):
+                if span.start % width or span.stop % width:
+                    raise ConfigError(
+                        f"--adapter: the group {group.name} ends within a row of {span.parameter}, and a product of "
+                        f"factors has a weight for each row. {WHOLE} Or search another granularity."
+                    )
+                empty = torch.zeros(shape[0] if shape else 1, dtype=torch.float64)
+                rows = found.setdefault(span.parameter, {}).setdefault(expert, empty)
+                rows[span.start // width : span.stop // width] = weights[expert]
+    return found
+
+
+def _check_experts(
+    found: Mapping[str, Checkpoint], weights: Mapping[str, Mapping[str, Tensor]], live: LiveModel
+) -> None:
+    """Refuse experts that are more than factors where they have a weight."""
+    for expert, checkpoint in found.items():
+        if not checkpoint.adapted and any(expert in rows for rows in weights.values()):
+            raise ConfigError(
+                f"--adapter: the expert {expert} is a whole model, whose task vector has no low rank. {WHOLE}"
+            )
+        others = [
+            name for name in checkpoint.keys if name not in checkpoint.factors and expert in weights.get(name, {})
+        ]
+        if others:
+            raise ConfigError(
+                f"--adapter: the expert {expert} holds {listed(others)}, which are no products of factors (modules, "
+                f"biases or embeddings that were trained as a whole, or DoRA), and PEFT cannot weigh them. {WHOLE}"
+            )
+    tied = {*live.tied, *live.tied.values()}
+    if both := [name for name in weights if name in tied]:
+        raise ConfigError(
+            f"--adapter: the base ties {both[0]} to another tensor, and the merge that was scored changed both, which "
+            f"an adapter does not. {WHOLE}"
+        )
+
+
+def _modules(merged: Mapping[str, Combined], found: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Return what the adapters call the modules of parameters; the live model's names where they do not agree."""
+    names = {name: {one.factors[name].module for one in found.values() if name in one.factors} for name in merged}
+    if all(len(those) == 1 for those in names.values()):
+        return {name: next(iter(those)) for name, those in names.items()}
+    return {name: name.rpartition(".")[0] for name in merged}
+
+
+def _tensors(
+    merged: Mapping[str, Combined], modules: Mapping[str, str], live: LiveModel
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of an adapter as PEFT names and lays them out."""
+    for name, one in merged.items():
+        front, left, right = FRONT + modules[name], one.left, one.right
+        if isinstance(live.model.get_submodule(name.rpartition(".")[0]), nn.Embedding):
+            yield f"{front}.lora_embedding_A", left.T.contiguous()
+            yield f"{front}.lora_embedding_B", right.T.contiguous()
+            continue
+        if name in live.transposed:
+            left, right = right.T, left.T
+        kernel = live.parameters[name][2:]  # of a convolution
+        yield (
+            f"{front}.lora_A.weight",
+            right.reshape(len(right), *live.parameters[name][1:]).contiguous() if kernel else right.contiguous(),
+        )
+        yield f"{front}.lora_B.weight", left.reshape(*left.shape, *(1 for _ in kernel)).contiguous()
+
+
+def _config(
+    recipe: Recipe, merged: Mapping[str, Combined], modules: Mapping[str, str], live: LiveModel
+) -> dict[str, Any]:
+    """Return the settings with which PEFT multiplies the factors by 1."""
+    ranks = {modules[name]: one.rank for name, one in merged.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    other = {module: rank for module, rank in ranks.items() if rank != usual}
+    return {
+        "peft_type": "LORA",
+        "task_type": TASKS.get(recipe.auto_class),
+        "base_model_name_or_path": recipe.base.hub.partition("@")[0] if recipe.base.hub else recipe.base.path,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": any(name in live.transposed for name in merged),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _card(recipe: Recipe) -> str:
+    """Return a card that says what was merged."""
+    base = recipe.base.hub.partition("@")[0] if recipe.base.hub else Path(recipe.base.path).name
+    rows: Sequence[str] = [
+        f"- {name}: {Path(one.path).name}, {one.sha256[:12]}" for name, one in recipe.experts.items()
+    ]
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [merge, evomerge, lora]\n---\n\n"
+        f"# Merge of {len(rows)} adapters\n\nOne adapter for {base}, merged from these by evomerge {recipe.version} "
+        "(`recipe.yaml` has every coefficient):\n\n" + "\n".join(rows) + "\n"
+    )
