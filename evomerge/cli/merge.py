@@ -22,6 +22,7 @@ examples:
   evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
   evomerge merge recipe.yaml adapter/ --adapter          of adapters: one PEFT adapter, exact, of all their ranks
   evomerge merge recipe.yaml adapter/ --adapter --rank 16
+  evomerge merge recipe.yaml merged/ --push owner/name
   evomerge merge mergekit.yaml merged/       a merge YAML of mergekit's; what is done otherwise is named with its line
 
 The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
@@ -70,20 +71,39 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--rank", type=int, metavar="N", help="with --adapter: the nearest one of this rank, and how far off it is"
     )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send it to the hub as well, with recipe and card")
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--private", action="store_true", help="with --push: only its owner may see it; so if left out")
+    seen.add_argument("--public", action="store_true", help="with --push: everybody may see it")
     given = parser.parse_args(arguments)
     if given.rank is not None and not given.adapter:
         parser.error("--rank N is the rank of an adapter: write --adapter --rank N")
     if given.adapter and (given.dtype or given.max_shard_size or given.exact):
         parser.error("--adapter writes factors in float32: leave out --dtype, --max-shard-size and --exact")
+    if (given.private or given.public) and not given.push:
+        parser.error("--private and --public say who may see what is sent: write --push owner/name as well")
     experts = _places(given.expert)
 
     from evomerge.cli.progress import Reporter
-    from evomerge.recipes.model import write_model
+    from evomerge.models.upload import Upload
 
+    upload = Upload(given.push, not given.public) if given.push else None
+    if upload:
+        upload.check(given.out)
     reporter = Reporter()
     recipe = _read(given.recipe, reporter)
     if given.adapter:
-        return _write_adapter(given, recipe, experts, reporter)
+        _write_adapter(given, recipe, experts, reporter)
+    else:
+        _write_model(given, recipe, experts, reporter)
+    if upload:
+        print(f"on the hub: {upload.send(given.out)}")
+
+
+def _write_model(given: argparse.Namespace, recipe: Recipe, experts: Mapping[str, Path], reporter: Reporter) -> None:
+    """Write the merged model."""
+    from evomerge.recipes.model import write_model
+
     out = write_model(
         recipe,
         given.recipe.parent,
@@ -97,7 +117,6 @@ def main(arguments: Sequence[str]) -> None:
     )
     print(f"merged model: {out}")
     print(f'load it with: transformers.{recipe.auto_class}.from_pretrained("{out}")')
-    return None
 
 
 def _write_adapter(given: argparse.Namespace, recipe: Recipe, experts: Mapping[str, Path], reporter: Reporter) -> None:

@@ -1,7 +1,10 @@
-"""A hub of one model: as a directory that looks like the hub's cache, and as a server that speaks its language."""
+"""A hub of one model: as a directory that looks like the hub's cache, and as a server that speaks its language; and a
+hub that takes models.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -89,6 +92,101 @@ def serving(name: str, model: Path) -> Iterator[tuple[str, list[str]]]:
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", server.asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Receiver(ThreadingHTTPServer):
+    """A hub of `somebody`, who is in the organisation `lab`, with the token `secret`.
+
+    Attributes:
+        repositories: by name, whether it is private, and its files.
+        broken: how many commits fail yet.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receiving)
+        self.repositories: dict[str, tuple[bool, dict[str, bytes]]] = {}
+        self.broken = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Receiving(BaseHTTPRequestHandler):
+    server: Receiver
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is printed."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if self.headers.get("authorization") != "Bearer secret":
+            return self._send({"error": "Invalid username or password."}, 401)
+        if path == "/api/whoami-v2":
+            return self._send({"name": "somebody", "orgs": [{"name": "lab"}]})
+        name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
+        if name not in self.server.repositories:
+            return self._send({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        private, files = self.server.repositories[name]
+        if path.startswith("/api/"):
+            siblings = [{"rfilename": file} for file in files]
+            return self._send({"id": name, "sha": COMMIT, "private": private, "siblings": siblings})
+        content = files[path.removeprefix(f"/{name}/resolve/main/")]
+        return self._send(content, headers={"ETag": '"1"', "X-Repo-Commit": COMMIT})
+
+    def do_POST(self) -> None:
+        path, body = urlsplit(self.path).path, self.rfile.read(int(self.headers["Content-Length"]))
+        if path == "/api/validate-yaml":
+            return self._send({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            given = json.loads(body)
+            name = f"{given['organization']}/{given['name']}"
+            private = given.get("private", given.get("visibility") == "private")
+            there = name in self.server.repositories
+            self.server.repositories.setdefault(name, (private, {".gitattributes": b""}))
+            return self._send({"url": f"{self.server.endpoint}/{name}"}, 409 if there else 200)
+        name, what = "/".join(path.split("/")[3:5]), path.split("/")[5]
+        if what == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return self._send({"files": [{**file, "shouldIgnore": False} for file in files]})
+        if self.server.broken:
+            self.server.broken -= 1
+            return self._send({"error": "out of order"}, 403)
+        rows = [json.loads(line) for line in body.splitlines()]
+        files = [row["value"] for row in rows if row["key"] == "file"]
+        added = {file["path"]: base64.b64decode(file["content"]) for file in files}
+        self.server.repositories[name][1].update(added)
+        url = f"{self.server.endpoint}/{name}/commit/{COMMIT}"
+        return self._send({"commitUrl": url, "commitOid": COMMIT, "success": True})
+
+    def _send(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    """Serve a hub that takes models."""
+    server = Receiver()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
     finally:
         server.shutdown()
         server.server_close()
