@@ -1,5 +1,6 @@
 """All transforms of all families, in one list: a new one is added here."""
 
+from evomerge.transforms.averages import ModelStock
 from evomerge.transforms.chance import Dare, Della
 from evomerge.transforms.magnitude import Breadcrumbs, Trim
 from evomerge.transforms.masks import Cabs, Consensus, Sce
@@ -10,6 +11,6 @@ from evomerge.transforms.ties import TrimElect
 
 TRANSFORMS = (
     *(TrimElect, Trim, Elect, Breadcrumbs, Dare, Della, MagMax, Unified),
-    *(Consensus, Cabs, Sce, Truncate, Star, TsvM, IsoC, IsoCts, Opcm),
+    *(Consensus, Cabs, Sce, Truncate, Star, TsvM, IsoC, IsoCts, Opcm, ModelStock),
 )
 """All of them, as recipes and lists name them."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.task_vectors.draws import keys, uniforms
+from evomerge.transforms.averages import ModelStock
 from evomerge.transforms.base import Transform
 from evomerge.transforms.chance import Dare, Della
 from evomerge.transforms.magnitude import Breadcrumbs, Trim
@@ -214,6 +215,13 @@ def test_iso_cts() -> None:
 )
 def test_opcm(alpha: float, expected: list[float]) -> None:
     close(total(Opcm(alpha), [W1, W2])[0], expected)
+
+
+def test_model_stock_goes_as_far_as_the_angle_says() -> None:
+    close(total(ModelStock(), [torch.tensor([2.0, 0]), torch.tensor([1.0, 1])]), [1.242641, 0.414214])
+    assert total(ModelStock(), [torch.tensor([2.0, 0])]).tolist() == [2, 0]
+    assert total(ModelStock(), [torch.tensor([2.0, 0]), torch.tensor([-2.0, 1])]).tolist() == [0, 0]
+    close(total(ModelStock(), [torch.tensor([2.0, 0])] * 3), [2, 0])
 
 
 @pytest.mark.parametrize(
