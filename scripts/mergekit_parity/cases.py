@@ -126,6 +126,8 @@ ALL = (
     Case("gpt2", "blocks:3", "ties", normalize=True),
     Case("bert", "tensor", "ties"),
     Case("llama", "tensor", "breadcrumbs"),
+    Case("llama", "tensor", "breadcrumbs", normalize=True),
+    Case("llama-tied-bf16", "layer", "breadcrumbs", normalize=True, elect="sum"),
     Case("llama-bf16-sharded", "layer", "breadcrumbs", elect="sum"),
     Case("llama", "layer", "dare", normalize=True),
     Case("llama", "layer", "della", elect="sum"),

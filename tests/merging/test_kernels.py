@@ -12,7 +12,7 @@ import torch
 
 from evomerge.merging import methods
 from evomerge.merging.builder import PLAIN, Builder
-from evomerge.merging.kernels import cpu
+from evomerge.merging.kernels import compiled, cpu
 from evomerge.merging.sites import Site
 from evomerge.task_vectors.quantised import quantised
 from tests.kit.forms import FORMS, SIZE, coefficients, drawn
@@ -112,6 +112,18 @@ def test_codes_are_decoded_as_the_plain_form_does(name: str, bits: int, monkeypa
     whole = drawn(3, torch.float32, "dense", size=SIZE - 7)
     packed = [quantised(delta.dense(), bits) for delta in whole.deltas]
     fast, plain = both(site_of(whole.base, packed), FORMS[name], monkeypatch)
+    assert torch.equal(fast, plain)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_processors_with_fewer_lanes(bits: int | None, lanes: int, monkeypatch) -> None:
+    site = drawn(3, torch.bfloat16, "dense", size=SIZE - 7)
+    if bits:
+        site = site_of(site.base, [quantised(delta.dense(), bits) for delta in site.deltas], live=torch.bfloat16)
+    monkeypatch.setattr(compiled, "lanes", lambda: lanes)
+    monkeypatch.setattr(cpu, "kernel", compiled.kernel.__wrapped__)
+    fast, plain = both(site, methods.Linear(), monkeypatch)
     assert torch.equal(fast, plain)
 
 

@@ -49,7 +49,7 @@ def kernel(variant: Variant) -> Callable[..., int]:
     from evomerge.merging.kernels.source import source
 
     with _lock:  # of two threads that ask for the same one, the second waits
-        return function(source(variant, lanes()), "merge", 7, f"the merge of {_said(variant)}")
+        return function(source(variant, lanes(), tables=lanes() == 32), "merge", 7, f"the merge of {_said(variant)}")
 
 
 def function(text: str, name: str, arguments: int, what: str) -> Callable[..., int]:

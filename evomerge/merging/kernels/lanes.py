@@ -69,6 +69,21 @@ class Value:
         places = ir.Constant(ir.VectorType(WORD, 4 * n), [n + i % 4 if i % 4 else i // 4 for i in range(4 * n)])
         return self._new(self.at.shuffle_vector(self.raw, fill, places)).bits(WORD, n)
 
+    def in_table(self, table: Value) -> Value:
+        """Return the number of a table of 16 floats at each place, a word of which only the lowest 4 bits count.
+
+        It takes an instruction of AVX-512 for 16 places.
+        """
+        kind = ir.FunctionType(table.raw.type, [table.raw.type, ir.VectorType(WORD, 16)])
+        look = self.at.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
+        parts = []
+        for start in range(0, self.lanes, 16):
+            places = ir.Constant(ir.VectorType(WORD, 16), list(range(start, start + 16)))
+            parts.append(self._new(self.at.call(look, [table.raw, self.at.shuffle_vector(self.raw, self.raw, places)])))
+        while len(parts) > 1:
+            parts = [one.followed(other) for one, other in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
     def numbered(self) -> Value:
         """Return the first lane and those that count on from there; of a value with the same in all lanes."""
         if self.lanes == 1:

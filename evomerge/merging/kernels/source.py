@@ -33,7 +33,7 @@ Numbers = Mapping[str, Value]
 """What is the same for all elements of a row."""
 
 
-def source(variant: Variant, lanes: int) -> str:
+def source(variant: Variant, lanes: int, tables: bool = False) -> str:
     """Return the text of `merge`, which says how many quotients were refused.
 
     It takes the addresses of the arrays of `table.Places`, that of the pieces, the first piece and the one after the
@@ -42,15 +42,16 @@ def source(variant: Variant, lanes: int) -> str:
     Args:
         variant: what it merges.
         lanes: elements that it takes at a time; a variant that is packed takes whole groups instead.
+        tables: whether the processor can look up 16 floats at once.
     """
-    return _Kernel(variant, GROUP if variant.packed else lanes).text()
+    return _Kernel(variant, GROUP if variant.packed else lanes, tables).text()
 
 
 class _Kernel:
     """Writes the function of a variant."""
 
-    def __init__(self, variant: Variant, lanes: int) -> None:
-        self.variant, self.form, self.lanes = variant, variant.form, lanes
+    def __init__(self, variant: Variant, lanes: int, tables: bool) -> None:
+        self.variant, self.form, self.lanes, self.tables = variant, variant.form, lanes, tables
         self.code = Code("merge", 7)
         self._flaws = Variable(self.code.number(0))
 
@@ -144,7 +145,10 @@ class _Kernel:
         for k, numbers in enumerate(rows):
             if k and k % PARTIAL == 0:
                 totals, sums = _added(totals, sums), {}
-            weighted = self._value(k, i, lanes, base, numbers, first) * numbers["weight"]
+            if self._has_table(variant.rows[k], lanes):
+                weighted = self._in_table(i, numbers)
+            else:
+                weighted = self._value(k, i, lanes, base, numbers, first) * numbers["weight"]
             sums = _added(sums, _terms(form, weighted, numbers["weight"]))
         merged = self._merged(_added(totals, sums))
         found = rounded(merged if form.join == "blend" else base + merged, variant.rounded)
@@ -203,12 +207,31 @@ class _Kernel:
             byte = code.load(BYTE, values + group * 32 + (i & 31))
             codes = (byte >> ((i & 32) >> 3).to(BYTE)) & 15
         if lanes == GROUP:
-            places = {"values": i if row.kind == "int8" else group * 32, "steps": group * 4, "zeros": group}
-            for name, ahead in AHEAD.items():
-                code.prefetch(numbers[name] + places[name] + ahead)
-        step = code.load(FLOAT, numbers["steps"] + group * 4)
-        zero = code.load(BYTE, numbers["zeros"] + group)
+            self._fetch(i if row.kind == "int8" else group * 32, group, numbers)
+        return self._number(codes, group, numbers)
+
+    def _number(self, codes: Value, group: Value, numbers: Numbers) -> Value:
+        """Return (code − zero) · step of codes of a group."""
+        step = self.code.load(FLOAT, numbers["steps"] + group * 4)
+        zero = self.code.load(BYTE, numbers["zeros"] + group)
         return (_shifted(codes) - _shifted(zero)) * step
+
+    def _fetch(self, place: Value, group: Value, numbers: Numbers) -> None:
+        for name, at in {"values": place, "steps": group * 4, "zeros": group}.items():
+            self.code.prefetch(numbers[name] + at + AHEAD[name])
+
+    def _has_table(self, row: Row, lanes: int) -> bool:
+        """Return whether a row has so few different numbers in a group that they are computed once, and looked up."""
+        plain = row.kind == "int4" and not row.masked and self.form.keep == "all" and self.form.join != "blend"
+        return plain and self.tables and lanes == GROUP
+
+    def _in_table(self, i: Value, numbers: Numbers) -> Value:
+        """Return the weighted elements of a group of codes of 4 bits."""
+        code, group = self.code, i >> 6
+        self._fetch(group * 32, group, numbers)
+        table = self._number(code.number(0, BYTE).spread(16).numbered(), group, numbers) * numbers["weight"]
+        words = code.load(BYTE, numbers["values"] + group * 32, 32).to(WORD)
+        return words.in_table(table).followed((words >> 4).in_table(table))
 
     def _bits(self, address: Value, i: Value, lanes: int) -> Value:
         """Return the bits of a mask: of a group, or of one element."""
