@@ -61,7 +61,7 @@ class Opening:
     Attributes:
         cache: directory that remembers content hashes, task vectors and outcomes.
         auto_class: the transformers class whose parameters are merged.
-        vocabulary: what becomes of experts with another number of tokens: `refuse`, `base` or `shared`.
+        vocabulary: what becomes of experts with another number of tokens: `refuse`, `base`, `shared` or `union`.
         allow_missing: tensors, by name or pattern, that experts may lack and that may be left over.
         store: how task vectors are kept; see `task_vectors/packing.py`.
     """
@@ -177,15 +177,18 @@ class Problem:
     def contents(self) -> dict[str, Any]:
         """All that decides how a merge with given coefficients scores on given items, as the sources were at first."""
         sources, vectors = self.sources, self.vectors
-        cut = any(expert.rows for expert in vectors.experts.values())  # only then is the vocabulary a choice
+        union = {"union": self.live.union.digest} if self.live.union else {}
+        cut = union or any(expert.rows for expert in vectors.experts.values())  # only then is the vocabulary a choice
         return {
             "base": vectors.base.sha256,
             "experts": [[name, expert.sha256] for name, expert in vectors.experts.items()],  # in the order of the sum
             "files": digest_inputs(sources.base),
             "class": self.opening.auto_class,
             **({} if sources.base.is_dir() else _in_memory(self.live)),
+            **({"part": self.live.part} if self.live.part else {}),
             **({"modules": steps} if (steps := settings_of(self.live.model)) else {}),
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
+            **union,
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
             **({"store": self.opening.store} if self.opening.store in LOSSY else {}),
             "heads": {

@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> None:
             reporter,
             model["vocabulary"],
             allowed=model["allow_missing"] or (),
+            part=model["part"],
             pooled=not (sources.tasks and isinstance(fitness, Headed)),
         )
     needs = None

@@ -36,7 +36,8 @@ class Family:
             stay rounded to the dtype of the base; None for that one.
         place: where task vectors lie: device (of the model), host (in memory) or disk (mapped); auto is the first of
             them that has room, and on a CPU they are mapped.
-        vocabulary: what becomes of experts with another number of tokens: refuse, base or shared.
+        vocabulary: what becomes of experts with another number of tokens: refuse, base, shared or union.
+        part: the module of the base that experts of another architecture are: language_model, say.
         store: how task vectors are kept: auto, float32 or expert, which lose nothing; bfloat16, int8 or int4.
         allow_missing: names and patterns of tensors that experts may lack.
         cache: the directory for task vectors; None for .cache/evomerge, or a temporary one for models in memory.
@@ -61,7 +62,8 @@ class Family:
         device="'auto', 'cpu' or 'cuda:0'",
         compute="'auto', 'float32' or None",
         place="'auto', 'device', 'host' or 'disk'",
-        vocabulary="'refuse', 'base' or 'shared'",
+        vocabulary="'refuse', 'base', 'shared' or 'union'",
+        part="'language_model' or None",
         store="'auto', 'int8' or 'int4'",
         allow_missing="['lm_head.*']",
         cache="a directory, or None",
@@ -79,6 +81,7 @@ class Family:
         compute: str | None = "auto",
         place: str = "auto",
         vocabulary: str = "refuse",
+        part: str | None = None,
         store: str = "auto",
         allow_missing: Sequence[str] = (),
         cache: str | Path | None = None,
@@ -91,6 +94,7 @@ class Family:
             "compute": compute,
             "place": place,
             "vocabulary": vocabulary,
+            "part": part,
         }
         if experts is not None and not (
             isinstance(experts, Mapping) and all(isinstance(name, str) for name in experts)

@@ -24,7 +24,7 @@ from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.completeness import check_base
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.pretrained import load_model
-from evomerge.models.vocabulary import REFUSE
+from evomerge.models.vocabulary import REFUSE, UNION
 from evomerge.problem import Sources
 from evomerge.space.groups import Group, make_groups
 from evomerge.task_vectors.expert import not_finite
@@ -108,6 +108,7 @@ def inspect_sources(
     vocabulary: str = REFUSE,
     allowed: Collection[str] = (),
     pooled: bool = True,
+    part: str | None = None,
 ) -> Inspection:
     """Compare base and experts.
 
@@ -120,6 +121,7 @@ def inspect_sources(
         vocabulary: what becomes of experts with another number of tokens (`model.vocabulary`).
         allowed: tensors that may be missing or left over (`model.allow_missing`).
         pooled: whether what is scored may look at pooled outputs; heads do not.
+        part: the module of the base that experts of another architecture are (`model.part`).
 
     Raises:
         CheckpointError: the base cannot be read.
@@ -127,7 +129,9 @@ def inspect_sources(
     """
     facts = read_facts(sources.base)
     with reporter.working("loading the base"):
-        live = _load(sources.base, auto_class)
+        live = _load(sources.base, auto_class).with_part(part)
+        if vocabulary == UNION:
+            live = live.united(sources.base, sources.experts.values())
 
     opened = partial(live.open, cache=cache, progress=reporter.steps)
     checkpoint = opened(sources.base)

@@ -10,7 +10,7 @@ in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class Checkpoint:
         modules: folders of the directory whose weight files are read as well (`sentences.py`); keys begin with them.
         adapted: what an adapter makes of the base (`adapters.py`): then `keys` are of what it changes, and nothing is
             missing; None for a whole model.
+        union: a hash of the vocabulary into which its rows were put (`union.py`); None for its own.
     """
 
     path: Path
@@ -93,8 +94,9 @@ class Checkpoint:
     buffers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     conversions: tuple[Conversion, ...] = ()
-    converted: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    converted: Converted = field(default_factory=lambda: Converted((), {}, "", None), repr=False)
     modules: tuple[str, ...] = ()
+    union: str | None = None
     adapted: Adapted | None = None
 
     @property
@@ -120,6 +122,23 @@ class Checkpoint:
         if self.adapted and name in self.adapted.computed:
             return torch.float32
         return self.tensors[self.keys[name]].dtype
+
+    def under(self, names: Mapping[str, str]) -> Checkpoint:
+        """Return the same under other names of its parameters, without those that have none.
+
+        Args:
+            names: name -> the other one.
+        """
+        kept = {
+            key: {names[name]: value for name, value in getattr(self, key).items() if name in names}
+            for key in ("keys", "rows", "fitted")
+        }
+        told = {
+            key: tuple(names[name] for name in getattr(self, key) if name in names)
+            for key in ("missing", "computed", "untied")
+        }
+        placed = {key: names.get(name, name) for key, name in self.names.items()}
+        return replace(self, **kept, **told, names=placed, converted=self.converted.under(names))
 
 
 def open_checkpoint(

@@ -83,9 +83,11 @@ class Configuration:
 
     Attributes:
         path: the directory.
+        text: of the part that reads alone, in a model of several.
     """
 
     path: Path
+    text: bool = False
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -102,7 +104,8 @@ class Configuration:
         if not (self.path / "config.json").is_file():
             raise CheckpointError(f"{self.path} has no config.json")
         try:
-            return read_config(self.path)
+            found = read_config(self.path)
+            return found.get_text_config() if self.text else found
         except Exception as error:  # of whatever kind the reader of its config raises
             raise CheckpointError(
                 f"transformers cannot read {self.path / 'config.json'}: {first_line(error)}"

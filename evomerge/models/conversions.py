@@ -194,11 +194,21 @@ class Converted(Mapping[str, Tensor]):
     def __init__(
         self, conversions: Collection[Conversion], tensors: Mapping[str, Tensor], sha256: str, cache: Path | None
     ) -> None:
-        self._by_name = {name: one for one in conversions for name in one.names}
+        self._by_name = {name: (name, one) for one in conversions for name in one.names}
         self._tensors, self._sha256, self._cache = tensors, sha256, cache
 
+    def under(self, names: Mapping[str, str]) -> Converted:
+        """Return the same under other names, without those that have none.
+
+        Args:
+            names: name -> the other one.
+        """
+        found = copy.copy(self)
+        found._by_name = {names[name]: one for name, one in self._by_name.items() if name in names}
+        return found
+
     def __getitem__(self, name: str) -> Tensor:
-        conversion = self._by_name[name]
+        name, conversion = self._by_name[name]
         if self._cache is None:
             return conversion.read(self._tensors)[name]
         contents = [FORMAT, transformers.__version__, self._sha256, name, conversion.sources]

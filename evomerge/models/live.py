@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from evomerge.models.adapters import open_adapter
 from evomerge.models.checkpoint import MEMORY, Checkpoint, from_tensors, open_checkpoint
 from evomerge.models.conversions import find_conversions
 from evomerge.models.matching import Layout, match
+from evomerge.models.parts import check_whole, find_part, is_part, open_part
 from evomerge.models.pretrained import (
     can_tie,
     check_directory,
@@ -41,6 +42,7 @@ from evomerge.models.pretrained import (
     takes_images,
 )
 from evomerge.models.sentences import attach_modules
+from evomerge.models.union import Union, unite
 from evomerge.models.weights import check_readable, dtype_name, read_tensors, same, weight_files
 
 
@@ -72,6 +74,8 @@ class LiveModel:
             wider one; see `computing.py`.
         compute: that wider dtype; None where the model computes in the checkpoint's.
         why: the reason, where evomerge has chosen between the two.
+        part: the module that experts of another architecture stand for; None where there are none.
+        union: the vocabulary of base and experts, where it has one for all of them.
     """
 
     model: Any
@@ -84,6 +88,8 @@ class LiveModel:
     narrow: Mapping[str, torch.dtype] = field(default_factory=dict)
     compute: torch.dtype | None = None
     why: str = field(default="", compare=False)
+    part: str | None = None
+    union: Union | None = None
 
     def open(self, path: str | Path, **options: Any) -> Checkpoint:
         """Open a model directory, or an adapter on top of a base, by the parameters of this model.
@@ -97,7 +103,40 @@ class LiveModel:
         """
         if is_adapter(path := Path(path).expanduser()):
             return open_adapter(path, self.parameters, self.layout(), **options)
-        return open_checkpoint(path, self.parameters, self.layout(path), **options)
+        if self.union is not None:
+            options.pop("vocabulary", None)
+            if options.get("base") is not None:
+                return self.union.expert(self, path, **options)
+            return self._holding(self.union.base(self, path, **options))
+        if options.get("base") is not None and is_part(self, path):
+            return open_part(self, path, **options)
+        found = open_checkpoint(path, self.parameters, self.layout(path), **options)
+        if options.get("base") is not None:
+            check_whole(self, found)
+        return found
+
+    def united(self, base: Path, experts: Iterable[Path]) -> LiveModel:
+        """Return the same with rows for the tokens of all experts; see `unite`."""
+        return unite(self, base, [path.expanduser() for path in experts])
+
+    def _holding(self, base: Checkpoint) -> Checkpoint:
+        """Write θ₀ of new tokens into the model, which has drawn them at random."""
+        for name, tensor in base.fitted.items():
+            parameter = self.model.get_parameter(name)
+            if not parameter.is_meta:
+                parameter.data.copy_(tensor)
+        return base
+
+    def with_part(self, part: str | None) -> LiveModel:
+        """Return the same, of whose modules experts may be one.
+
+        Args:
+            part: the name of the module, or the end of it; None for no module.
+
+        Raises:
+            ConfigError: there is no such module.
+        """
+        return self if part is None else replace(self, part=find_part(self, part))
 
     def take(self, tensors: Mapping[str, Tensor], name: str, **options: Any) -> Checkpoint:
         """Make a checkpoint of tensors in memory, such as a state dict, by the parameters of this model.

@@ -102,15 +102,20 @@ class Processing:
         return {file.name: file.read_bytes() for file in files}
 
 
-def processing_notes(base: Processing, other: Processing, who: str) -> list[str]:
+def processing_notes(
+    base: Processing, other: Processing, who: str, text: bool = False, united: bool = False
+) -> list[str]:
     """Return in what a directory makes inputs otherwise than the base, as sentences.
 
     Args:
         base: of the base.
         other: of the other directory.
         who: what it is called there.
+        text: whether it only reads, whatever the base does.
+        united: whether the tokens of both are in one tokenizer.
     """
-    return [f"{who} {note}" for note in (*_tokenizer(base, other), *_template(base, other), *_pixels(base, other))]
+    pixels = [] if text else _pixels(base, other)
+    return [f"{who} {note}" for note in (*_tokenizer(base, other, united), *_template(base, other), *pixels)]
 
 
 def digest_processor(processor: Any) -> str:
@@ -144,7 +149,7 @@ def read_templates(path: Path) -> dict[str, str]:
     return found
 
 
-def _tokenizer(base: Processing, other: Processing) -> list[str]:
+def _tokenizer(base: Processing, other: Processing, united: bool) -> list[str]:
     if base.tokenizing == other.tokenizing:
         return []
     if base.has_vocabulary != other.has_vocabulary:
@@ -162,7 +167,7 @@ def _tokenizer(base: Processing, other: Processing) -> list[str]:
         how = "could be compared with the base's " + beyond if beyond != "at all" else "could not be compared"
         return [*notes, f"has another {listed(names)} than the base: its tokenizer {how} ({unread})"]
     ours, theirs = base.tokenizer, other.tokenizer
-    notes = token_notes(ours.get_vocab(), theirs.get_vocab())
+    notes = [] if united else token_notes(ours.get_vocab(), theirs.get_vocab())
     both = ours.get_vocab().keys() & theirs.get_vocab().keys()
     found = differences(_special(ours), _special(theirs)) + differences(_parts(ours, both), _parts(theirs, both))
     found += [one for one in differences(_settings(ours), _settings(theirs)) if not _is_known(one, found)]

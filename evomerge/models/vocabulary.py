@@ -3,7 +3,7 @@
 In: the user's choice of what becomes of rows that only one of two models has (`model.vocabulary`), and model
 directories. Out: `Rows`, what was done to a parameter; and sentences for people. A row stands for a token, so rows can
 be merged where both have them, counted from the first: whoever adds tokens adds rows at the end. The tokenizer of a
-merged model is always the base's.
+merged model is the base's, unless it is the union of all.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from evomerge.common.names import listed
 
-REFUSE, BASE, SHARED = CHOICES = ("refuse", "base", "shared")
+REFUSE, BASE, SHARED, UNION = CHOICES = ("refuse", "base", "shared", "union")
 """What becomes of an expert with another number of rows than the base: it is refused; its rows are left out, all of
-them; or those that both have are merged."""
+them; those that both have are merged; or each token of all models gets a row of its own (`union.py`)."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evomerge.common.names import listed
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.files_beside import MODULES, WEIGHTS, Sorting, fits, module_folders, sort_directory
+from evomerge.models.processing import SETTINGS, VOCABULARIES
 from evomerge.models.weights import weight_files
 
 BASE_CARD = "BASE_README.md"
@@ -28,11 +30,13 @@ class Beside:
         base: its directory.
         files: path in a merged model -> path in the base, with `/` between folders.
         notes: sentences about what is left out, or is not merged.
+        tokenizer: of the merged model, where it has another one than the base.
     """
 
     base: Path
     files: dict[str, str]
     notes: tuple[str, ...]
+    tokenizer: Any = None
 
     @property
     def nbytes(self) -> int:
@@ -43,21 +47,26 @@ class Beside:
         """Copy the files into a directory; what is a link in the base is a file there."""
         for target, source in self.files.items():
             copy_file(self.base / source, directory / target)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
 
 
-def look_beside(base: Path, experts: Mapping[str, Path], merged: Collection[str] = ()) -> Beside:
+def look_beside(base: Path, experts: Mapping[str, Path], merged: Collection[str] = (), tokenizer: Any = None) -> Beside:
     """Return what lies beside the weights of a base.
 
     Args:
         base: its directory.
         experts: those of the experts by name.
         merged: folders whose weights are merged, and written anew.
+        tokenizer: of the merged model, where it has another one.
     """
     found = sort_directory(base)
     files = {name: name for name in found.taken if not (name.split("/")[0] in merged and fits(name, WEIGHTS))}
+    if tokenizer is not None:
+        files = {name: file for name, file in files.items() if not fits(name, (*VOCABULARIES, *SETTINGS))}
     if "README.md" in found.written:
         files[BASE_CARD] = "README.md"
-    return Beside(base, files, (*_left(base, found), *_modules(base, found, experts, merged)))
+    return Beside(base, files, (*_left(base, found), *_modules(base, found, experts, merged)), tokenizer)
 
 
 def unmerged(base: Checkpoint, left: Sequence[str], auto_class: str) -> Iterator[str]:

@@ -54,7 +54,7 @@ class Filling:
         Raises:
             CheckpointError: a value is not finite.
         """
-        whole = self._base.tensors[entry.key].reshape(-1)
+        whole = self._base.tensors[entry.key].reshape(-1) if entry.parameter is None else out
         if entry.parameter is None:
             out.copy_(whole)
         elif entry.conversion is None:

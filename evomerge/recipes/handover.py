@@ -64,6 +64,8 @@ def make_recipe(
         heads=dict(heads),
         auto_class=problem.opening.auto_class,
         vocabulary=problem.opening.vocabulary,
+        part=problem.live.part,
+        union=problem.live.union.digest if problem.live.union else None,
         dtype=dtype_name(problem.live.dtype),
         compute=dtype_name(problem.live.compute) if problem.live.compute else None,
         version=__version__,
@@ -85,6 +87,11 @@ def as_mergekit(problem: Problem, recipe: Recipe) -> str:
     """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
     vectors, live = problem.vectors, problem.live
     dtype = live.dtype
+    if live.union:
+        raise ConfigError(
+            "mergekit export: the experts' rows were put to the tokens of all models (model.vocabulary=union), which "
+            "mergekit orders otherwise. Merge with `evomerge merge`."
+        )
     if vectors.base.conversions:
         raise ConfigError(
             f"mergekit export: transformers makes {vectors.base.conversions[0].names[0]} of several tensors of the "

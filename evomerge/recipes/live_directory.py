@@ -42,14 +42,15 @@ class DirectoryWriter:
 
     def __init__(self, live: LiveModel, base: Checkpoint) -> None:
         self._base, self._dtype = base, live.dtype
-        self._beside = look_beside(base.path, {}, base.modules)
+        self._beside = look_beside(base.path, {}, base.modules, live.union and live.union.tokenizer)
+        self._tokens = live.union and live.union.size
         self._shards = plan_shards(base, live.dtypes, copies=tied_copies(base, live.dtype))
         self.nbytes = bytes_of(self._shards) + self._beside.nbytes
 
     def prepare(self, directory: Path) -> None:
         """Write what lies beside the weights, and the config."""
         self._beside.copy(directory)
-        write_config(self._base, directory, dtype_name(self._dtype))
+        write_config(self._base, directory, dtype_name(self._dtype), self._tokens)
 
     @torch.no_grad()
     def write(self, model: Any, directory: Path) -> None:

@@ -24,6 +24,7 @@ from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.vocabulary import UNION
 from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
 from evomerge.recipes.beside import copy_file, look_beside, unmerged
 from evomerge.recipes.card import model_card
@@ -98,9 +99,11 @@ def write_model(
         return out
     places = find_origins(recipe, beside, base, experts or {})
     heads = find_heads(recipe, beside)
-    live = load_skeleton(places[""], recipe.auto_class)
+    live = load_skeleton(places[""], recipe.auto_class).with_part(recipe.part)
+    if recipe.vocabulary == UNION:
+        live = _united(recipe, live, places)
     ours, rebuild, parameters, family = _opened(recipe, places, live, exact, reporter)
-    found = look_beside(places[""], _experts(recipe, places), ours.modules)
+    found = look_beside(places[""], _experts(recipe, places), ours.modules, live.union and live.union.tokenizer)
     scored = scored_dtype(recipe, ours, live)
     kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
     dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
@@ -122,7 +125,9 @@ def write_model(
         card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family, kept, exact)
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
-        write_config(ours, directory, dtype_name(kind))  # last: without it nothing loads
+        write_config(
+            ours, directory, dtype_name(kind), live.union and live.union.size
+        )  # last: without it nothing loads
     return out
 
 
@@ -196,8 +201,21 @@ def _check_room(directory: Path, needed: int) -> None:
         )
 
 
-def write_config(base: Checkpoint, directory: Path, dtype: str) -> None:
-    """Write the base's config.json, with the dtype in which the weights are loaded as they were scored."""
+def _united(recipe: Recipe, live: LiveModel, places: Mapping[str, Path]) -> LiveModel:
+    """Return the skeleton with rows for the tokens of all experts, if they are those of the recipe."""
+    live = live.united(places[""], _experts(recipe, places).values())
+    if live.union and live.union.digest != recipe.union:
+        raise CheckpointError(
+            "The tokenizers of base and experts are not those that the recipe was made with (model.vocabulary=union), "
+            "so rows would stand for other tokens. Take the directories as they were, or search anew."
+        )
+    return live
+
+
+def write_config(base: Checkpoint, directory: Path, dtype: str, tokens: int | None = None) -> None:
+    """Write the base's config.json, with the dtype in which the weights are loaded as they were scored, and as many
+    tokens as there are rows.
+    """
 
     def changed(config: Mapping[str, Any], says: bool) -> dict[str, Any]:
         own = {
@@ -206,6 +224,8 @@ def write_config(base: Checkpoint, directory: Path, dtype: str) -> None:
             else value
             for name, value in config.items()
         }
+        if tokens and "vocab_size" in own:
+            own["vocab_size"] = tokens
         said = [name for name in DTYPE_KEYS if own.get(name) is not None]
         return {**own, **dict.fromkeys(said or (["dtype"] if says else []), dtype)}
 

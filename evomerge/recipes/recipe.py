@@ -67,6 +67,8 @@ class Recipe:
         scores: What the model reached, by split and task.
         heads: Task -> path of its head, relative to the recipe.
         vocabulary: What became of experts with another number of tokens than the base (`model.vocabulary`).
+        part: The module of the base that experts of another architecture are (`model.part`); None where there is none.
+        union: A hash of the vocabulary of base and experts (`model.vocabulary=union`).
         dtype: To which the weights are rounded; None in recipes up to 0.2: that in which transformers loads the base.
         compute: In which the model was scored, where that is another; it holds the same weights.
         version: The evomerge that wrote it.
@@ -84,6 +86,8 @@ class Recipe:
     heads: dict[str, str] = field(default_factory=dict)
     auto_class: str = "AutoModel"
     vocabulary: str = REFUSE
+    part: str | None = None
+    union: str | None = None
     dtype: str | None = None
     compute: str | None = None
     version: str = __version__
@@ -146,7 +150,8 @@ class Recipe:
         for source in (data["base"], *data["experts"].values()):
             if source["hub"] is None:
                 del source["hub"]
-        usual = {"vocabulary": REFUSE, "dtype": None, "compute": None, "transform": [], "rows": [], "store": {}}
+        usual: dict[str, Any] = {"vocabulary": REFUSE, **dict.fromkeys(("part", "union", "dtype", "compute"))}
+        usual |= {"transform": [], "rows": [], "store": {}}
         ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", "store", *data))
         data = {key: data[key] for key in ordered if key not in usual or data[key] != usual[key]}
         return yaml.dump(
@@ -185,7 +190,15 @@ class Recipe:
         if isinstance(data, dict):
             data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
             data = _lifted(data)
-            optional = {"dtype": str, "compute": str, "transform": list, "rows": list, "store": dict}
+            optional = {
+                "part": str,
+                "union": str,
+                "dtype": str,
+                "compute": str,
+                "transform": list,
+                "rows": list,
+                "store": dict,
+            }
             known |= {key: kind for key, kind in optional.items() if key in data}
         data = checked_mapping(data, known, "")
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
@@ -194,6 +207,8 @@ class Recipe:
             experts=experts,
             coefficients=_coefficients(data["coefficients"]),
             heads=checked_mapping(data["heads"], dict.fromkeys(data["heads"], str), "heads"),
+            part=data.get("part"),
+            union=data.get("union"),
             dtype=data.get("dtype"),
             compute=data.get("compute"),
             transform=data.get("transform", []),

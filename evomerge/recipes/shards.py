@@ -84,7 +84,8 @@ def plan_shards(
         if one := conversions.get(key):
             entries[key] = Entry(key, one.names[0], tuple(tensor.shape), dtypes[one.names[0]], one)
         elif key in names:
-            entries[key] = Entry(key, names[key], tuple(tensor.shape), dtypes[names[key]])
+            shape = base.fitted.get(names[key], tensor).shape
+            entries[key] = Entry(key, names[key], tuple(shape), dtypes[names[key]])
         elif key in base.extra and key not in copies:
             own = others if others and tensor.dtype.is_floating_point else tensor.dtype
             entries[key] = Entry(key, None, tuple(tensor.shape), own)

@@ -67,7 +67,8 @@ class ModelConfig:
     builder: str | None = None  # a function that builds the suite where it is missing, with its module
     base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
-    vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base or shared
+    vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base, shared or union
+    part: str | None = None  # the module of the base that experts of another architecture are
     allow_missing: Any = None  # [name or pattern, ...] of tensors that experts may lack, and that may be left over
     trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
     auto_class: str = "AutoModel"

@@ -29,7 +29,7 @@ from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory
 from evomerge.models.live import LiveModel, live_module, load_live
-from evomerge.models.vocabulary import CHOICES, REFUSE
+from evomerge.models.vocabulary import CHOICES, REFUSE, UNION
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Sources
 from evomerge.runs.transforms import make_chain
@@ -145,8 +145,11 @@ def open_family(
     with reporter.working("loading the base"):
         live = load_live(sources.base, settings["auto_class"], settings["device"], processor)
     check(live)
-    live = computed_in(live, settings.get("compute"))  # runs of earlier versions say neither this nor the next
+    # runs of earlier versions say neither this nor the next
+    live = computed_in(live, settings.get("compute")).with_part(settings.get("part"))
     choice = settings.get("vocabulary", REFUSE)
+    if choice == UNION:
+        live = live.united(sources.base, sources.experts.values())
     base, experts = open_sources(sources, live, Path(settings["cache"]), reporter, choice)
     return Opened(sources, _settled(settings, live), live, base, experts)
 
@@ -210,6 +213,11 @@ def take_family(
     settings["experts"] = {name: str(one) if _is_place(one) else str(paths[name]) for name, one in experts.items()}
     if len(places) == len(experts) + 1:
         return open_family(sources, settings, False, reporter)
+    if settings["vocabulary"] == UNION:
+        raise ConfigError(
+            "vocabulary='union' compares tokenizers, and models in memory have none beside them: save them with their "
+            "tokenizers, and name the directories."
+        )
     check_files(sources.base if "" in places else None, [paths[name] for name in paths if name in places])
     opening: dict[str, Any] = {"cache": Path(settings["cache"]), "progress": reporter.steps}
     if isinstance(base, nn.Module):
@@ -219,7 +227,7 @@ def take_family(
     else:
         live = load_live(sources.base, settings["auto_class"], settings["device"], False)
         ours = live.open(sources.base, **opening)
-    live = computed_in(live, settings["compute"])
+    live = computed_in(live, settings["compute"]).with_part(settings["part"])
     fit: dict[str, Any] = {"vocabulary": settings["vocabulary"], "base": ours}
     found = {
         name: live.open(paths[name], **opening, **fit)

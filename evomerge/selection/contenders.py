@@ -90,6 +90,11 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
             f"{opening.auto_class}: write model.auto_class={recipe.auto_class}."
         )
     vectors = _its_vectors(path, recipe, problem.vectors)
+    if recipe.part != problem.live.part:
+        raise ConfigError(
+            f"{path} was made with model.part={recipe.part or 'null'}, and the experts here are opened with "
+            f"{problem.live.part or 'null'}: write model.part={recipe.part or 'null'}."
+        )
     if recipe.vocabulary != opening.vocabulary and any(expert.rows for expert in vectors.experts.values()):
         raise ConfigError(
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "

@@ -24,6 +24,7 @@ from evomerge.models.cards import read_licence
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.configurations import Configuration, configuration_notes, differences, said
 from evomerge.models.live import LiveModel
+from evomerge.models.parts import is_part
 from evomerge.models.processing import Processing, processing_notes
 from evomerge.models.weights import check_readable, dtype_name, first_dtype, loaded_dtype, weight_files
 from evomerge.task_vectors.store import check_family, rounding
@@ -61,11 +62,13 @@ def family_notes(
     """
     stored = {name: path for name, path in places.items() if path.is_dir() and base.path.is_dir()}  # not in memory
     models = {name: experts[name] for name in stored if not experts[name].adapted}
+    named = {f"expert {name}": path for name, path in stored.items()}
+    parts = [who for who, path in named.items() if not is_adapter(path) and is_part(live, path)]
     return [
         *check_family(base, experts, parameters, allowed),
         *(_missing(base) if pooled else ()),
         *(() if written else _outside(live, base, experts)),
-        *(directory_notes(base.path, {f"expert {name}": path for name, path in stored.items()}) if stored else ()),
+        *(directory_notes(base.path, named, parts, live.union is not None) if stored else ()),
         *_dtypes(base, models),
         *_other_bases(base, experts),
         *_labels(live, base, experts),
@@ -74,21 +77,29 @@ def family_notes(
     ]
 
 
-def directory_notes(base: Path, others: Mapping[str, Path]) -> list[str]:
+def directory_notes(
+    base: Path, others: Mapping[str, Path], parts: Collection[str] = (), united: bool = False
+) -> list[str]:
     """Return in what directories are configured otherwise than the base, and make other inputs of texts and images.
 
     Args:
         base: the directory of the base.
         others: the other ones, by what they are called in the sentences.
+        parts: those of them that are the base's part for texts.
+        united: whether one tokenizer knows the tokens of all.
     """
-    configuration, processing = Configuration(base), Processing(base)
+    whole, text, processing = Configuration(base), Configuration(base, text=True), Processing(base)
     return [
         note
         for who, path in others.items()
         for note in (
-            *(() if is_adapter(path) else configuration_notes(configuration, Configuration(path), who)),
             *(
-                processing_notes(processing, Processing(path), who)
+                ()
+                if is_adapter(path)
+                else configuration_notes(text if who in parts else whole, Configuration(path), who)
+            ),
+            *(
+                processing_notes(processing, Processing(path), who, who in parts, united)
                 if not is_adapter(path) or _has_tokenizer(path)
                 else ()
             ),

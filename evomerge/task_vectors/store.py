@@ -145,7 +145,8 @@ def describe(base: Checkpoint, expert: Checkpoint, parameters: Iterable[str]) ->
         [parameter, base.keys[parameter], expert.keys[parameter]] for parameter in _common(base, expert, parameters)
     ]
     rows = {parameter: expert.rows[parameter].merged for parameter in parameters if parameter in expert.rows}
-    return [FORMAT, base.sha256, expert.sha256, keys, *([["rows", rows]] if rows else [])]
+    cut = [*([["rows", rows]] if rows else []), *([["union", expert.union]] if expert.union else [])]
+    return [FORMAT, base.sha256, expert.sha256, keys, *cut]
 
 
 def check_family(

@@ -1,0 +1,149 @@
+"""One vocabulary for a base and its experts (`model.vocabulary=union`): rows go where their tokens are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import CheckpointError, ConfigError
+from evomerge.problem import Problem
+from evomerge.recipes.handover import make_recipe, mergekit_yaml
+from evomerge.recipes.model import write_model
+from evomerge.runs.build import build_problem
+from tests.kit.evaluations import settings_of
+from tests.kit.language import VOCABULARY, documents, save_tokenizer, write_jsonl
+from tests.kit.vocabularies import CAUSAL, EMBEDDING, HEAD, llama
+
+V, LAMBDAS = len(VOCABULARY), {"one": 0.7, "two": -0.4}
+NEW = {"one": ["nou", "also"], "two": ["also", "zwei", "drei"]}
+"""`also` is new in both; `two` has its tokens in another order than the base, and lacks one of the base's."""
+
+
+def vocabulary(name: str) -> list[str]:
+    if name == "two":
+        return [*VOCABULARY[:3], *reversed(VOCABULARY[4:]), *NEW["two"]]
+    return [*VOCABULARY, *NEW.get(name, [])]
+
+
+def save_family(path: Path, tied: bool = False) -> None:
+    """Three models whose rows, and whose weights elsewhere, are drawn anew for each token and name."""
+    base = llama(V + 2, tied)  # two rows of padding
+    for number, name in enumerate(("base", "one", "two")):
+        words = vocabulary(name)
+        model, generator = llama(V + 2 if name == "base" else len(words), tied), torch.Generator().manual_seed(number)
+        start = dict(base.named_parameters())
+        for key, parameter in model.named_parameters():
+            before = start[key].data
+            if key in (EMBEDDING, HEAD):
+                rows = [VOCABULARY.index(word) if word in VOCABULARY else V for word in words]
+                before = before[rows] if name != "base" else before
+            parameter.data = before + bool(number) * 0.1 * torch.randn(before.shape, generator=generator)
+        model.save_pretrained(path / name)
+        save_tokenizer(path / name, words)
+    write_jsonl(path / "texts.jsonl", [{"text": f"{row['text']} also zwei"} for row in documents(40)])
+
+
+@pytest.fixture
+def problem_of(tmp_path: Path) -> Callable[..., Problem]:
+    def build(*more: str) -> Problem:
+        own = [f"model.base={tmp_path}/base", f"model.experts=[{tmp_path}/one,{tmp_path}/two]", "model.device=cpu"]
+        task = f"fitness.tasks={{mine: {{task: {tmp_path}/texts.jsonl}}}}"
+        rest = [f"model.cache={tmp_path}/cache", f"model.auto_class={CAUSAL}", "model.vocabulary=union"]
+        return build_problem(settings_of("fitness=perplexity", *own, task, *rest, *more), Reporter())
+
+    return build
+
+
+def by_hand(path: Path, parameter: str, tied: bool) -> dict[str, torch.Tensor]:
+    """The merged row of each token, as mergekit's union has it: a row that a model lacks is the base's, or else the one
+    of the model that has it, or the mean of those that do.
+    """
+    held = {name: load_file(path / name / "model.safetensors") for name in ("base", *LAMBDAS)}
+    key = EMBEDDING if tied else parameter
+    rows = {name: dict(zip(vocabulary(name), tensors[key], strict=False)) for name, tensors in held.items()}
+    merged = {}
+    for token in dict.fromkeys([*VOCABULARY, *NEW["one"], *NEW["two"]]):
+        donors = [rows[name][token] for name in LAMBDAS if token in rows[name]]
+        before = rows["base"][token] if token in rows["base"] else torch.stack(donors).mean(0)
+        merged[token] = before + sum(w * (rows[name].get(token, before) - before) for name, w in LAMBDAS.items())
+    return merged
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_each_token_has_a_row_of_its_own(tmp_path, problem_of, tied):
+    save_family(tmp_path, tied)
+    problem = problem_of()
+    known = problem.live.processor.get_vocab()
+    assert {token: known[token] for token in VOCABULARY} == {token: at for at, token in enumerate(VOCABULARY)}
+    assert [known[token] for token in ("nou", "also", "zwei", "drei")] == [V, V + 1, V + 2, V + 3]
+    coefficients = problem.space.constant(list(LAMBDAS.values()))
+    problem.merger.apply(coefficients)
+    live = dict(problem.live.model.named_parameters())
+    for parameter in [EMBEDDING] if tied else [EMBEDDING, HEAD]:
+        assert len(live[parameter]) == V + 4
+        for token, row in by_hand(tmp_path, parameter, tied).items():
+            torch.testing.assert_close(live[parameter][known[token]], row, rtol=0, atol=1e-6)
+    recipe = make_recipe(problem, coefficients, {}, {})
+    out = write_model(recipe, tmp_path, tmp_path / "merged", reporter=Reporter())
+    again, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert again.config.vocab_size == V + 4
+    assert tokenizer.get_vocab() == known
+    inputs = tokenizer("w1 also zwei nou w2", return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [[known[word] for word in ("w1", "also", "zwei", "nou", "w2")]]
+    with torch.no_grad():
+        theirs, ours = (model(**inputs).logits for model in (again, problem.live.model))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    problem.merger.restore()
+    torch.testing.assert_close(live[EMBEDDING], problem.vectors.base.tensor(EMBEDDING), rtol=0, atol=0)
+
+
+def test_a_tokenizer_that_has_changed_is_no_source_of_the_recipe(tmp_path, problem_of):
+    save_family(tmp_path)
+    problem = problem_of()
+    recipe = make_recipe(problem, problem.space.constant(0.5), {}, {})
+    with pytest.raises(ConfigError, match=r"mergekit export: .*model\.vocabulary=union"):
+        mergekit_yaml(problem, recipe)
+    save_tokenizer(tmp_path / "one", [*VOCABULARY, "other", "also"])
+    assert problem_of().contents["union"] != problem.contents["union"]
+    with pytest.raises(CheckpointError, match=r"tokenizers of base and experts are not those"):
+        write_model(recipe, tmp_path, tmp_path / "merged", reporter=Reporter())
+
+
+def another_kind(path: Path) -> None:
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    vocab = [[token, -1.0] for token in tokenizer["model"]["vocab"]]
+    tokenizer["model"] = {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": False}
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def without(path: Path) -> None:
+    for file in path.glob("*token*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (another_kind, r"two has a tokenizer of another kind \(Unigram\) than the base \(WordLevel\)"),
+        (without, r"model\.vocabulary=union compares tokenizers: .*two has no tokenizer"),
+    ],
+)
+def test_tokenizers_that_cannot_be_compared_are_refused(tmp_path, problem_of, change: Any, message: str):
+    save_family(tmp_path)
+    change(tmp_path / "two")
+    with pytest.raises(CheckpointError, match=message):
+        problem_of()
+
+
+def test_a_head_that_is_not_merged_gets_no_rows_and_is_refused(tmp_path, problem_of):
+    save_family(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds lm_head\.weight, a row for each token, and AutoModel has no such"):
+        problem_of("model.auto_class=AutoModel", "fitness=custom", f"fitness.function={__file__}:by_hand")
