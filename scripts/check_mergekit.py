@@ -116,16 +116,24 @@ def run_case(case: Case, environment: Path) -> Verdict:
 
 
 def run_reading(case: Reading, environment: Path) -> Verdict:
-    """Merge a YAML twice, both from its own text, and compare."""
+    """Merge a YAML twice, both from its own text, and compare; no unit may differ.
+
+    Where mergekit does otherwise than the text says, it merges the twin of the text, and a note tells how far the text
+    itself is from that.
+    """
     from mergekit_parity.reading import write_reading
 
     with TemporaryDirectory() as scratch:
         directory = Path(scratch)
         tied = write_reading(case, directory)
-        config = directory / "mergekit.yaml"
-        verdict = merge_twice(config, config, directory, environment, False, tied, case.limit)
-        if verdict.max_ulp:
-            verdict.notes.append(case.why)
+        config, twin = directory / "mergekit.yaml", directory / "twin.yaml"
+        verdict = merge_twice(config, twin, directory, environment, False, tied, limit=0)
+        if case.twin:
+            own = compared(directory / "ours", config, directory / "own", environment, False, tied, None)
+            verdict.notes.append(
+                f"mergekit's own merge of this text: {own.bit_equal} of {own.tensors} bit-equal, max {own.max_ulp} "
+                f"ulp; {case.why}"
+            )
         return verdict
 
 
@@ -149,24 +157,43 @@ def merge_twice(
         tied: alias -> key of the tensors that are tied.
         limit: how many units in the last place an element may differ by.
     """
-    from mergekit_parity.compare import Verdict, compare
-    from mergekit_parity.peer import PeerError, run_mergekit, run_mergekit_pytorch
+    from mergekit_parity.compare import Verdict
 
     from evomerge.cli.main import main as evomerge
-    from evomerge.models.weights import read_tensors, weight_files
 
-    merge_as_they_do = run_mergekit_pytorch if raw else run_mergekit
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             evomerge(["merge", str(recipe), str(scratch / "ours")])
-        merge_as_they_do(environment, config, scratch / "theirs")
     except SystemExit:
         return Verdict(faults=[f"evomerge merge failed: {said.getvalue()}"])
+    return compared(scratch / "ours", config, scratch / "theirs", environment, raw, tied, limit)
+
+
+def compared(
+    ours: Path, config: Path, theirs: Path, environment: Path, raw: bool, tied: Mapping[str, str], limit: int | None
+) -> Verdict:
+    """Merge a YAML by mergekit, and compare what comes out with a merge of ours.
+
+    Args:
+        ours: the directory of our merge.
+        config: mergekit's YAML.
+        theirs: the directory to make.
+        environment: of mergekit.
+        raw: whether mergekit has to take the weight files alone.
+        tied: alias -> key of the tensors that are tied.
+        limit: how many units in the last place an element may differ by; None: any number.
+    """
+    from mergekit_parity.compare import Verdict, compare
+    from mergekit_parity.peer import PeerError, run_mergekit, run_mergekit_pytorch
+
+    from evomerge.models.weights import read_tensors, weight_files
+
+    try:
+        (run_mergekit_pytorch if raw else run_mergekit)(environment, config, theirs)
     except PeerError as error:
         return Verdict(faults=[str(error)])
-    ours, theirs = (read_tensors(weight_files(scratch / name)) for name in ("ours", "theirs"))
-    return compare(ours, theirs, tied, limit)
+    return compare(*(read_tensors(weight_files(path)) for path in (ours, theirs)), tied, limit)
 
 
 if __name__ == "__main__":

@@ -176,9 +176,9 @@ class Recipe:
             raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
         if isinstance(data, dict) and "merge_method" in data:
             raise ConfigError(
-                "recipe: this is a YAML for mergekit, which `mergekit-yaml` runs: name a recipe.yaml instead, as "
-                "`evomerge search` and `evomerge export` write it; to search what a mergekit YAML merges, write its "
-                "base_model as model.base and its models as model.experts."
+                "recipe: this is a YAML for mergekit, which `evomerge merge` merges, and with which start= begins a "
+                "search: name a recipe.yaml instead, as `evomerge search` and `evomerge export` write it, or the "
+                "directory of what was merged."
             )
         known = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
         known |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str, "vocabulary": str}

@@ -23,12 +23,12 @@ from evomerge.merging.method import Method, check_rows
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
-from evomerge.recipes.recipe import Recipe
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.given import Given, make_merge, open_family
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
+from evomerge.runs.starts import read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.searchers.base import Searcher, check_searcher
@@ -152,14 +152,19 @@ def read_splits(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[
 
 
 def make_searcher(
-    settings: Mapping[str, Any], space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]
+    settings: Mapping[str, Any],
+    space: CoefficientSpace,
+    parameters: Mapping[str, tuple[int, ...]],
+    sources: Sources | None = None,
 ) -> Searcher:
     """Return the searcher, with the warm start that `start` asks for.
 
     Args:
-        settings: of the search; `start` is `constants`, a number, the text `1/K`, or the path of a recipe.
+        settings: of the search; `start` is `constants`, a number, the text `1/K`, or the path of a recipe or of a merge
+            YAML of mergekit's.
         space: where it searches.
         parameters: name -> shape, to carry a recipe over to other groups.
+        sources: base and experts, by which a YAML may name them.
 
     Raises:
         ConfigError: `start` is none of these, or the searcher's settings do not fit the space.
@@ -180,9 +185,6 @@ def make_searcher(
     if not isinstance(start, str) or not Path(start).is_file():
         raise ConfigError(
             f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, "
-            f"start=1/K or start=runs/<name>/recipe.yaml."
+            f"start=1/K, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
         )
-    known = Recipe.from_yaml(Path(start).read_text(encoding="utf-8")).on_groups(space.groups, space.rows, parameters)
-    return make(
-        space.start({variable.name: known[variable.name] for variable in space.variables if variable.name in known})
-    )
+    return make(space.start(read_start(start, settings["method"], space, parameters, sources)))

@@ -201,7 +201,7 @@ def _point(run: Run, trial: Trial) -> Point:
 
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
-    searcher = make_searcher(run.settings, problem.space, problem.vectors.parameters)
+    searcher = make_searcher(run.settings, problem.space, problem.vectors.parameters, problem.sources)
     for batch in run.batches:
         asked = searcher.ask()
         if asked.points.shape != batch.points.shape or not np.allclose(asked.points, batch.points, 0, TOLERANCE):

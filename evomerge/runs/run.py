@@ -94,7 +94,7 @@ def run_search(
     with reporter.bars():
         problem = build_problem(settings, reporter, fitness, given)
     check_kept(problem.live, before)
-    searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
+    searcher = make_searcher(settings, problem.space, problem.vectors.parameters, problem.sources)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None

@@ -37,7 +37,10 @@ class Verdict:
 
 
 def compare(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tied: Mapping[str, str] | None = None, limit: int = LIMIT
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    tied: Mapping[str, str] | None = None,
+    limit: int | None = LIMIT,
 ) -> Verdict:
     """Compare every tensor of two models.
 
@@ -45,7 +48,7 @@ def compare(
         ours: file key -> tensor.
         theirs: the same of the other model.
         tied: alias -> key: an alias may be there or not, if it holds what the key holds.
-        limit: how many units in the last place an element may differ by.
+        limit: how many units in the last place an element may differ by; None: any number.
     """
     verdict = Verdict()
     for key in sorted({*ours, *theirs}):
@@ -72,7 +75,7 @@ def _place(tensor: Tensor) -> Tensor:
     return torch.where(bits < 0, torch.iinfo(BITS[tensor.dtype]).min - bits, bits)
 
 
-def _compare_tensor(key: str, one: Tensor, other: Tensor, verdict: Verdict, limit: int) -> None:
+def _compare_tensor(key: str, one: Tensor, other: Tensor, verdict: Verdict, limit: int | None) -> None:
     verdict.tensors += 1
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         verdict.faults.append(
@@ -88,5 +91,5 @@ def _compare_tensor(key: str, one: Tensor, other: Tensor, verdict: Verdict, limi
         return
     largest = int(ulp_distance(one, other).max())
     verdict.max_ulp = max(verdict.max_ulp, largest)
-    if largest > limit:
+    if limit is not None and largest > limit:
         verdict.faults.append(f"{key} differs by up to {largest} ulp")

@@ -23,14 +23,14 @@ class Reading:
         name: what the output calls it.
         text: the YAML; models are `base` and `a` to `e`.
         family: of the models.
-        limit: how many units in the last place an element may differ by.
-        why: where that is not 0.
+        twin: a text of which mergekit makes what evomerge makes of the other, where its own differs.
+        why: what it does otherwise then.
     """
 
     name: str
     text: str
     family: str = "llama"
-    limit: int = 0
+    twin: str = ""
     why: str = ""
 
 
@@ -42,6 +42,7 @@ def write_reading(case: Reading, directory: Path) -> dict[str, str]:
     """
     write_models(FAMILIES[case.family], directory, zlib.crc32(case.name.encode()))
     write_atomically(directory / "mergekit.yaml", case.text)
+    write_atomically(directory / "twin.yaml", case.twin or case.text)
     return load_skeleton(directory / "base", FAMILIES[case.family].auto_class).tied
 
 
@@ -56,7 +57,6 @@ def _each(name: str, **settings: str) -> str:
 
 
 SIXTEEN = "mergekit rounds every step to 16 bits, evomerge the result alone"
-LAMBDA = "mergekit multiplies the sum by lambda, evomerge the weights"
 GRADIENT = "[0.1, 0.35, 0.9]"
 FILTERS = "[{filter: self_attn, value: [0.2, 0.8]}, {filter: mlp, value: 0.4}, {value: 0.55}]"
 A, B, C = (_each(one, weight=value) for one, value in (("a", "0.3"), ("b", "0.45"), ("c", "-0.2")))
@@ -102,8 +102,6 @@ READINGS = (
     Reading(
         "read task_arithmetic lambda",
         _models("task_arithmetic", A, B, more="parameters: {lambda: 0.7}\n"),
-        limit=1,
-        why=LAMBDA,
     ),
     Reading(
         "read task_arithmetic layer slices",
@@ -135,7 +133,7 @@ READINGS = (
         "read task_arithmetic bfloat16",
         _models("task_arithmetic", A, B, dtype="bfloat16"),
         family="llama-bf16-sharded",
-        limit=1,
+        twin=_models("task_arithmetic", A, B, more="out_dtype: bfloat16\n"),
         why=SIXTEEN,
     ),
     Reading("read linear base listed", _models("linear", _each("base", weight="0.5"), A, _each("b", weight=GRADIENT))),
@@ -186,4 +184,4 @@ READINGS = (
     Reading("read nuslerp", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight="0.6"), base=None)),
     Reading("read nuslerp with a base", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight=GRADIENT))),
 )
-"""All of them; those without a limit must be equal in every bit."""
+"""All of them; every bit must be equal."""

@@ -315,7 +315,6 @@ def told(verb, *arguments: str) -> str:
             r"write (--expert) NAME=DIR",
             ["runs/one/recipe.yaml", "m2", "{}", "mood=mood"],
         ),
-        (merge, ["runs/one/mergekit.yaml", "m3"], r"name a (recipe\.yaml) instead", ["runs/one/{}", "m3"]),
         (export, ["runs/one", "-o", "other"], r"name a file in it, such as (\S+)\.$", ["runs/one", "-o", "{}"]),
         (export, ["runs"], r"There is .*(runs/one)\.", ["{}"]),
         (report, ["runs"], r"There is .*(runs/one)\.", ["{}"]),
@@ -347,11 +346,11 @@ def test_so_does_whoever_follows_another_verb(run: Path, capsys, monkeypatch, ve
     verb.main([argument.replace("{}", found[1]) for argument in right])
 
 
-def test_a_recipe_as_a_start_that_is_a_mergekit_yaml_is_told_so(place: Path) -> None:
+def test_a_mergekit_yaml_as_a_start_of_other_models_is_told_so(place: Path) -> None:
     (place / "merge.yaml").write_text("merge_method: linear\nmodels: [{model: a}]\n")
     said = refusal({**OWN, "start": "merge.yaml"})
     assert said is not None
-    assert "this is a YAML for mergekit" in said
+    assert "start=merge.yaml: line 2: a is none of the experts of this search" in said
 
 
 def test_a_head_that_is_missing_may_be_taken_out_of_the_recipe(run: Path, tmp_path: Path) -> None:

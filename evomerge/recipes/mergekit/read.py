@@ -17,7 +17,7 @@ from evomerge.common.progress import Progress
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.hub import ModelPlace, find_directory, name_directories
 from evomerge.models.live import LiveModel, load_skeleton
-from evomerge.models.weights import read_json
+from evomerge.models.weights import dtype_name, first_dtype, read_json
 from evomerge.recipes.mergekit.document import Document, Reference, read_document
 from evomerge.recipes.mergekit.methods import Peer, peer_named
 from evomerge.recipes.mergekit.numbers import Reader, by_group, fewest_groups
@@ -27,6 +27,12 @@ from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.groups import make_groups
 from evomerge.task_vectors.family import auto_class_of
 
+IN_FLOAT32 = ("linear", "slerp")
+"""Methods with which mergekit computes in float32, whatever dtype says."""
+ROUNDED = (
+    "mergekit would compute every step in the 16 bits of dtype; evomerge computes in float32 and rounds the result "
+    "once, as mergekit does with dtype: float32 and out_dtype"
+)
 GRANULARITIES = ("model", "layer", "module", "tensor")
 """From the coarsest; the first that can express a YAML is taken."""
 
@@ -73,6 +79,9 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
     architecture = next(iter(ours.config.get("architectures") or ()), "")
     plan = make_plan(document, shapes, ours.keys, architecture)
     read = Reader(document, peer, experts, plan, shapes).read()
+    held = document.dtype or dtype_name(first_dtype(ours.tensors))
+    if peer.name not in IN_FLOAT32 and held in ("bfloat16", "float16"):
+        document.notes.add(None, ROUNDED)
     members = {name: _members(name, shapes) for name in GRANULARITIES}
     groups = {name: [list(found) for found in each.values()] for name, each in members.items() if each}
     granularity = fewest_groups(read.values, groups)
