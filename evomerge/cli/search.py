@@ -20,6 +20,7 @@ from hydra.types import RunMode
 
 from evomerge.cli.callbacks import REASON
 from evomerge.cli.common import SIGNALLED, explained
+from evomerge.cli.evolve import evolved
 from evomerge.cli.pages import draw_run
 from evomerge.cli.quoting import as_text, quoted
 from evomerge.cli.settings import check_settings, explaining, known_settings, spelled_out, sweeps
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: settings and Hydra's own flags.
     """
+    arguments = evolved(arguments)
     given = [part for argument in _ordered(arguments) for part in spelled_out(argument, sweeps(arguments))]
     register()
     one = not any(argument.startswith(("-", "hydra.mode")) for argument in given)

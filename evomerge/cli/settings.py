@@ -211,7 +211,7 @@ def spelled_out(argument: str, sweep: bool = False) -> list[str]:
         argument: as it was written.
         sweep: whether a comma stands between several values.
     """
-    match = re.fullmatch(r"space=(blocks|chunk):(\d+)", argument)
+    match = re.fullmatch(r"space=(blocks|modules|chunk):(\d+)", argument)
     if match:
         return [f"space={match[1]}", f"space.n={match[2]}"]
     name, equals, value = argument.partition("=")

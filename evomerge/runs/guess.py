@@ -115,7 +115,7 @@ def guess(base: str, experts: Sequence[str], tasks: Sequence[str]) -> Guess:
             f"texts, or tasks of lm-eval."
         )
     places = name_directories(experts)
-    words = _words([*places, *(one.name for one in found)])
+    words = words_for([*places, *(one.name for one in found)])
     settings: dict[str, Any] = {"model.base": base, "model.experts": {words[name]: at for name, at in places.items()}}
     renamed = "".join(f"; {name} is called {word}" for name, word in words.items() if name != word)
     if kinds == ["labels"]:
@@ -228,7 +228,7 @@ def _refuse_namesakes(tasks: Sequence[Found]) -> None:
         places[task.name] = task.place
 
 
-def _words(names: Sequence[str]) -> dict[str, str]:
+def words_for(names: Sequence[str]) -> dict[str, str]:
     """Return names that the command line can have for experts and tasks, by what these are called."""
     words: dict[str, str] = {}
     for name in dict.fromkeys(names):

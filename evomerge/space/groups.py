@@ -18,7 +18,7 @@ from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
 from evomerge.task_vectors.spans import Span
 
-GRANULARITIES = ("model", "blocks:n", "layer", "module", "tensor", "chunk:n", "line")
+GRANULARITIES = ("model", "blocks:n", "layer", "modules:n", "module", "tensor", "chunk:n", "line")
 
 _CONTAINERS = ("layers", "layer", "h", "blocks", "block", "resblocks")
 # The kind of a module from a token of its name, in order of precedence: BERT's attention.output.LayerNorm and Llama's
@@ -52,8 +52,9 @@ def make_groups(granularity: str, parameters: Mapping[str, tuple[int, ...]]) -> 
 
     Args:
         granularity: `model` (one group), `blocks:n` (n runs of blocks per axis), `layer` (a block), `module`
-            (attention, mlp, norm, other within a block), `tensor` (a parameter), `chunk:n` (n spans of each parameter,
-            sizes as in np.array_split) or `line` (the groups of `layer`, for two coefficients per row).
+            (attention, mlp, norm, other within a block), `modules:n` (the same within a run of blocks), `tensor` (a
+            parameter), `chunk:n` (n spans of each parameter, sizes as in np.array_split) or `line` (the groups of
+            `layer`, for two coefficients per row).
         parameters: name -> shape, in the order of the live model (it tells embeddings from head), tied ones once.
 
     Returns:
@@ -79,8 +80,12 @@ def make_groups(granularity: str, parameters: Mapping[str, tuple[int, ...]]) -> 
             "Write tensor (a group per parameter) or model (one group)."
         )
     else:
-        labels = _runs(depths, n) if kind == "blocks" else {block: f"{block.axis}.{block.index}" for block in depths}
-        members = _members(list(sizes), blocks, labels, split=kind == "module")
+        labels = (
+            _runs(depths, n)
+            if kind in ("blocks", "modules")
+            else {block: f"{block.axis}.{block.index}" for block in depths}
+        )
+        members = _members(list(sizes), blocks, labels, split=kind in ("module", "modules"))
 
     groups = []
     for label, names in members.items():

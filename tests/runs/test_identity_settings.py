@@ -46,6 +46,7 @@ GIVEN = {
     "command": ["fitness.command='true {model} {items} {out}'"],
     "custom": [f"fitness.function={user_fitness.__file__}:score"],
     "blocks": ["space.n=2"],
+    "modules": ["space.n=2"],
     "slerp": ["model.experts=[trees]"],
     "nuslerp": ["model.experts=[trees,metals]"],
 }

@@ -137,7 +137,7 @@ def read_document(text: str) -> Document:
     if kinds == ["modules"]:
         holder = _module(root.items["modules"])
         scopes.insert(0, _settings(holder))
-    reference = _reference(base) if base else None
+    reference = read_reference(base) if base else None
     models, slices = holder.get("models"), holder.get("slices")
     found = [_models(models, notes)] if models else [_slice(one, reference, notes) for one in (slices or holder).list]
     tokenizer, named = root.get("tokenizer"), root.get("tokenizer_source")
@@ -169,14 +169,14 @@ def _models(models: Node, notes: Notes) -> Slice:
     sources = []
     for one in models.list:
         notes.unread(one, ("model", "parameters"), "a model in `models`")
-        sources.append(Origin(_reference(_needed(one, "model")), None, _settings(one), one.line))
+        sources.append(Origin(read_reference(_needed(one, "model")), None, _settings(one), one.line))
     return _checked(Slice(tuple(sources), {}, models.line))
 
 
 def _slice(node: Node, base: Reference | None, notes: Notes) -> Slice:
     notes.unread(node, ("sources", "base_model", "parameters", "residual_weight"), "a slice")
     own = node.get("base_model")
-    if own and _reference(own) != base:
+    if own and read_reference(own) != base:
         raise own.error(
             f"this slice has {own.plain()} for its base, and all of a model has one base in evomerge. Write one "
             f"base_model above, or merge the slices' parts one after another"
@@ -188,7 +188,7 @@ def _slice(node: Node, base: Reference | None, notes: Notes) -> Slice:
         ends = [end.value for end in reach.list]
         if len(ends) != 2 or not all(isinstance(end, int) for end in ends):
             raise reach.error(f"layer_range is {reach.plain()}: write the first layer and the one after the last")
-        sources.append(Origin(_reference(_needed(one, "model")), (ends[0], ends[1]), _settings(one), one.line))
+        sources.append(Origin(read_reference(_needed(one, "model")), (ends[0], ends[1]), _settings(one), one.line))
     return _checked(Slice(tuple(sources), _settings(node), node.line))
 
 
@@ -218,7 +218,7 @@ def _settings(node: Node) -> Settings:
     return {} if found is None else {key: value for key, value in found.items.items() if value.value is not None}
 
 
-def _reference(node: Node) -> Reference:
+def read_reference(node: Node) -> Reference:
     """A model: `path`, `path@revision`, `path+adapter`, or a mapping of these."""
     if not isinstance(node.value, dict):
         model, _, lora = node.text().partition("+")

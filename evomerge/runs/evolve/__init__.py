@@ -1,0 +1,1 @@
+"""Configurations of mergekit-evolve as searches; `configuration.py` reads them."""
