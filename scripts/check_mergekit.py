@@ -193,7 +193,8 @@ def compared(
         (run_mergekit_pytorch if raw else run_mergekit)(environment, config, theirs)
     except PeerError as error:
         return Verdict(faults=[str(error)])
-    return compare(*(read_tensors(weight_files(path)) for path in (ours, theirs)), tied, limit)
+    one, other = (read_tensors(weight_files(path)) for path in (ours, theirs))
+    return compare(one, other, tied, limit)
 
 
 if __name__ == "__main__":
