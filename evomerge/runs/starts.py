@@ -78,6 +78,10 @@ def _of_yaml(
     architecture = str(next(iter(config.get("architectures") or ()), "LlamaForCausalLM"))
     plan = make_plan(document, parameters, {name: name for name in parameters}, architecture)
     read = Reader(document, peer, rows, plan, parameters).read()
+    if read.transform:
+        raise document.method.error(
+            f"{peer.name} has no numbers to begin with: write transform={peer.transform}, and start=1"
+        )
     _check_method(read.method, method)
     wanted = {variable: _on_groups(values, space) for variable, values in read.values.items()}
     kept = space.decode(space.start(wanted))

@@ -14,6 +14,8 @@ from torch import Tensor
 
 LIMIT = 1
 """How many units in the last place an element may differ by."""
+NEAR = 1e-6
+"""How far elements may be from each other where the last bits may differ, as a share of the largest of a tensor."""
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 

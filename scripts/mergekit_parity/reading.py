@@ -24,6 +24,7 @@ class Reading:
         text: the YAML; models are `base` and `a` to `e`.
         family: of the models.
         twin: a text of which mergekit makes what evomerge makes of the other, where its own differs.
+        loose: whether the last bits may differ: by `NEAR` of the largest element of a tensor.
         why: what it does otherwise then.
     """
 
@@ -31,6 +32,7 @@ class Reading:
     text: str
     family: str = "llama"
     twin: str = ""
+    loose: bool = False
     why: str = ""
 
 
@@ -56,6 +58,8 @@ def _each(name: str, **settings: str) -> str:
     return f"{{model: {name}, parameters: {{{inside}}}}}"
 
 
+LAMBDA = "mergekit multiplies the sum by lambda, evomerge the weights"
+ORDER = "mergekit adds up in another order"
 SIXTEEN = "mergekit rounds every step to 16 bits, evomerge the result alone"
 GRADIENT = "[0.1, 0.35, 0.9]"
 FILTERS = "[{filter: self_attn, value: [0.2, 0.8]}, {filter: mlp, value: 0.4}, {value: 0.55}]"
@@ -102,6 +106,8 @@ READINGS = (
     Reading(
         "read task_arithmetic lambda",
         _models("task_arithmetic", A, B, more="parameters: {lambda: 0.7}\n"),
+        twin=_models("task_arithmetic", _each("a", weight="0.21"), _each("b", weight="0.315")),
+        why=LAMBDA,
     ),
     Reading(
         "read task_arithmetic layer slices",
@@ -180,6 +186,13 @@ READINGS = (
     Reading("read slerp", _models("slerp", "{model: base}", "{model: a}", more=f"parameters: {{t: {SLERP_T}}}\n")),
     Reading(
         "read slerp slices", f"merge_method: slerp\nbase_model: base\ndtype: bfloat16\n{CIRCLE}", "llama-bf16-sharded"
+    ),
+    Reading("read model_stock", _models("model_stock", *(f"{{model: {one}}}" for one in "abc")), loose=True, why=ORDER),
+    Reading(
+        "read sce",
+        _models("sce", *(f"{{model: {one}}}" for one in "abc"), more="parameters: {select_topk: 0.5}\n"),
+        loose=True,
+        why=ORDER,
     ),
     Reading("read nuslerp", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight="0.6"), base=None)),
     Reading("read nuslerp with a base", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight=GRADIENT))),

@@ -143,7 +143,7 @@ def test_all_that_is_otherwise_is_told(here: Path, capsys: pytest.CaptureFixture
             DARE.replace("granularity: 1", "granularity: 3"),
             r"line 5: the model has 2 layers, and layer_granularity must",
         ),
-        (DARE.replace("[left, right]", "[left+lora]"), r"line 2: left\+lora has an adapter"),
+        (DARE.replace("[left, right]", "[left+lora]"), r"line 2: left\+lora is an adapter on another model"),
         (DARE.replace("tokenizer_source: base", "filters: [q_proj]"), r"line 6: the filter q_proj picks tensors"),
         (DARE.replace("name: pico_answer", "name: pico_choice"), r"line 9: pico_choice is named twice"),
         (

@@ -33,6 +33,21 @@ ELSEWHERE = ("make ", "pip install", "python scripts/build_suite.py")
 RUN = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
 OWN = [command for command in RUN if re.search(r"path/to|merged|runs/(mine|by-hand)", command)]
 """About one's own models: each needs what those before it made."""
+THEIRS = """\
+merge_method: task_arithmetic
+base_model: path/to/base
+models:
+- {model: path/to/mood, parameters: {weight: [0.2, 0.6]}}
+- {model: path/to/topic, parameters: {weight: 0.3}}
+"""
+EVOLVE = """\
+genome:
+  models: [suites/lm/experts/left, suites/lm/experts/right]
+  merge_method: task_arithmetic
+  base_model: suites/lm/base
+tasks:
+- name: pico_left
+"""
 SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.report_items=60")
 
 
@@ -103,6 +118,9 @@ def place(pico_suite: Suite, own_classifiers: Path, tmp_path_factory: pytest.Tem
     (path / "path").mkdir()
     (path / "path" / "to").symlink_to(own_classifiers)
     save_language_suite(path / "suites" / "lm")
+    (path / "tasks").symlink_to(path / "suites" / "lm" / "tasks")
+    (path / "their.yml").write_text(THEIRS)
+    (path / "evolve.yml").write_text(EVOLVE)
     for name in ("mood.jsonl", "topic.jsonl"):
         (path / name).symlink_to(own_classifiers / name)
     return path

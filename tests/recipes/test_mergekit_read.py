@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,7 +20,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.models.live import load_skeleton
 from evomerge.models.weights import read_tensors, weight_files
-from evomerge.recipes.catalog import METHODS
+from evomerge.recipes.catalog import METHODS, TRANSFORMS
 from evomerge.recipes.mergekit.evaluate import evaluate, number
 from evomerge.recipes.mergekit.methods import PEERS, peer_named, peer_of
 from evomerge.recipes.mergekit.nodes import read_nodes
@@ -130,6 +132,35 @@ def test_linear_averages_the_models_themselves(family: Path, tmp_path: Path) -> 
     assert read(text, family).recipe.base.path == str(family / "red")
 
 
+@pytest.mark.parametrize(("method", "step"), [("model_stock", {}), ("sce", {"density": 0.4})])
+def test_methods_that_are_transforms_here(method: str, step: dict, family: Path) -> None:
+    text = f"merge_method: {method}\nbase_model: base\nmodels: [{{model: red}}, {{model: green}}]\n"
+    text += "parameters: {select_topk: 0.4}\n" * (method == "sce")
+    recipe = read(text, family).recipe
+    assert recipe.transform == [{"name": method, **step}]
+    assert recipe.coefficients == {"weight": {"model": {"red": 1.0, "green": 1.0}}}
+
+
+def test_an_adapter_of_the_base_is_an_expert(family: Path, tmp_path: Path) -> None:
+    """`base+adapter` is the adapter as an expert of that base."""
+    (tmp_path / "adapter").mkdir()
+    layer = "base_model.model.model.layers.1.self_attn.q_proj"
+    left, right = torch.full((8, 1), 0.5), torch.arange(8.0)[None]
+    save_file(
+        {f"{layer}.lora_A.weight": right, f"{layer}.lora_B.weight": left},
+        tmp_path / "adapter" / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(
+            {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"], "layers_to_transform": [1]}
+        )
+    )
+    text = HEAD + f"models:\n- {{model: base+{tmp_path}/adapter, parameters: {{weight: 0.5}}}}\n"
+    ours, base = merged(text, family, tmp_path / "out"), tensors(family, "base")
+    torch.testing.assert_close(ours[QUERY.format(1)], base[QUERY.format(1)] + 0.5 * 2 * left @ right)
+    assert torch.equal(ours[QUERY.format(0)], base[QUERY.format(0)])
+
+
 def test_lambda_and_normalize_scale_a_sum(family: Path) -> None:
     text = HEAD + "parameters: {weight: 0.5, lambda: 2, normalize: true}\nmodels: [{model: red}, {model: green}]\n"
     assert weights(text, family)[QUERY.format(0)] == {"red": 1.0, "green": 1.0}
@@ -140,7 +171,7 @@ def test_the_merge_of_a_yaml_is_written_in_its_dtype(family: Path, tmp_path: Pat
     assert {tensor.dtype for tensor in merged(text, family, tmp_path / "out").values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if not peer.transform], ids=lambda peer: peer.name)
 def test_what_is_written_is_read_as_the_same_recipe(peer, family: Path) -> None:
     """Each method of the table, with numbers for each tensor."""
     experts = {"slerp": ["red"], "nuslerp": ["red", "green"]}.get(peer.name, ["red", "green", "blue"])
@@ -167,7 +198,8 @@ def test_every_method_is_in_the_table_and_says_so_itself() -> None:
         assert kind.mergekit in {peer.name for peer in PEERS if peer.method == name}
     for peer in PEERS:
         assert peer_named(peer.name) is peer
-        assert peer_of({"name": peer.method, **peer.own}) is peer
+        assert peer.transform is None or TRANSFORMS[peer.transform].mergekit == peer.name
+        assert peer.transform or peer_of({"name": peer.method, **peer.own}) is peer
     assert peer_of({"name": "ties", "elect": "count"}) is None
 
 
@@ -213,7 +245,14 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("merge_method: model_stock\nbase_model: base\n" + WHOLE, r"line 1: evomerge has no method model_stock, which"),
+        (
+            "merge_method: karcher\nbase_model: base\n" + WHOLE,
+            r"line 1: evomerge has no method karcher, which averages",
+        ),
+        (
+            "merge_method: model_stock\nbase_model: base\nparameters: {filter_wise: true}\n" + WHOLE,
+            r"line 3: evomerge takes the angles of whole tensors",
+        ),
         (
             "merge_method: tis\nbase_model: base\n" + WHOLE,
             r"line 1: mergekit 0\.1\.5 has no method tis; is ties meant\?",
@@ -221,7 +260,7 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
         ("merge_method: ties\n" + WHOLE, r"line 1: ties needs a base_model"),
         (HEAD + "models: [{model: red}]\n", r"line 4: red has no weight for the tensor model\.embed_tokens\.weight"),
         (HEAD + "models: [{model: red}, {model: red}]\n", r"line 4: red is named twice"),
-        (HEAD + "models:\n- model: red+lora\n", r"line 5: red\+lora is a model with an adapter"),
+        (HEAD + "models:\n- model: red+lora\n", r"line 5: red\+lora is an adapter on another model than the base"),
         (HEAD + "models: [{model: red@v1}]\n", r"line 4: red is a directory, which has no revision v1"),
         (HEAD, r"line 1: there must be one of models, slices and modules"),
         (HEAD + "models:\n- parameters: {weight: 1}\n", r"line 5: there is no model"),

@@ -7,7 +7,7 @@ sources. What no setting can say is refused here; what depends on the models is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import DTYPES, unknown
@@ -38,11 +38,36 @@ class Reference:
 
     @property
     def place(self) -> str:
-        """The model as evomerge names it: a directory, `owner/name` or `owner/name@revision`."""
+        """The model as evomerge names it, or its adapter: a directory, `owner/name` or `owner/name@revision`."""
+        return self.lora or self.alone
+
+    @property
+    def alone(self) -> str:
+        """The same without its adapter."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
+    def without(self) -> Reference:
+        """Return the model without its adapter."""
+        return replace(self, lora=None)
+
+    def check_adapter(self, base: Reference) -> None:
+        """Refuse an adapter on another model than the base.
+
+        Args:
+            base: the base.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        if self.lora and self.without() != base:
+            raise ConfigError(
+                f"line {self.line}: {self} is an adapter on another model than the base ({base}), and an adapter is an "
+                f"expert of the model that it was trained on: fold it in first (PEFT's merge_and_unload, then "
+                f"save_pretrained), and name that directory."
+            )
+
     def __str__(self) -> str:
-        return self.place + (f"+{self.lora}" if self.lora else "")
+        return self.alone + (f"+{self.lora}" if self.lora else "")
 
 
 @dataclass(frozen=True)

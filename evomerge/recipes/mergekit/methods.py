@@ -24,6 +24,7 @@ class Peer:
         shared: settings of all models in mergekit, with its defaults; None: it must be given.
         each: settings of each model, alike.
         drawn: whether elements are dropped at random.
+        transform: what evomerge does to the task vectors before a sum with weights of 1, where that is the method.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Peer:
     shared: Mapping[str, Any] = field(default_factory=dict)
     each: Mapping[str, float | None] = field(default_factory=dict)
     drawn: bool = False
+    transform: str | None = None
 
 
 def _sum(normalize: bool = False, rescale: bool = False) -> dict[str, Any]:
@@ -50,14 +52,14 @@ PEERS = (
     Peer("della", "della", {"elect": "sum"}, _sum(True, True), {**_THINNED, "epsilon": 0.15}, drawn=True),
     Peer("della_linear", "della", {"elect": None}, _sum(rescale=True), {**_THINNED, "epsilon": 0.15}, drawn=True),
     Peer("slerp", "slerp", shared={"t": None}),
+    Peer("model_stock", "linear", shared={"filter_wise": False}, transform="model_stock"),
+    Peer("sce", "linear", shared={"select_topk": 1.0, "int8_mask": False}, transform="sce"),
     Peer("nuslerp", "nuslerp", shared={"nuslerp_row_wise": False, "nuslerp_flatten": True}, each={"weight": None}),
 )
 _ELECTS = {"breadcrumbs": None}
 """What `elect` is where a recipe does not say it; else the sum."""
 _ABSENT = {
     "passthrough": "copies layers, which makes another model; evomerge merges models of one architecture",
-    "model_stock": "finds weights by the angles between experts; write weights and merge_method: linear",
-    "sce": "selects elements by their variance and weighs experts by them; ties and task_arithmetic come near",
     "multislerp": "goes along a sphere between many models; nuslerp does it between two, linear in a straight line",
     "karcher": "averages models on a sphere; linear does it in a straight line",
     "nearswap": "moves the base to elements that are near; slerp goes between two models",
@@ -86,6 +88,5 @@ def peer_of(method: Mapping[str, Any]) -> Peer | None:
         method: `name` and settings, as a recipe has them.
     """
     elect = method.get("elect", _ELECTS.get(str(method["name"]), "sum"))
-    return next(
-        (peer for peer in PEERS if peer.method == method["name"] and peer.own.get("elect", elect) == elect), None
-    )
+    alike = (peer for peer in PEERS if peer.method == method["name"] and not peer.transform)
+    return next((peer for peer in alike if peer.own.get("elect", elect) == elect), None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.common.errors import ConfigError
@@ -23,7 +23,7 @@ from evomerge.space.named import Coefficients
 
 Values = dict[str, dict[str, dict[str, float]]]
 """{variable: {parameter: {expert: number}}}."""
-FLAGS = ("normalize", "rescale", "int8_mask", "nuslerp_row_wise", "nuslerp_flatten")
+FLAGS = ("normalize", "rescale", "int8_mask", "nuslerp_row_wise", "nuslerp_flatten", "filter_wise")
 DRAWN = (
     "elements are dropped at random, and evomerge draws other ones than mergekit, whose draws depend on the order in "
     "which it comes to tensors; what is kept is divided by its chance, where mergekit restores the sum of magnitudes"
@@ -41,10 +41,12 @@ class Read:
     Attributes:
         method: as a recipe has it.
         values: the coefficients, by variable, parameter and expert.
+        transform: what is done to task vectors before, as a recipe has it.
     """
 
     method: dict[str, Any]
     values: Values
+    transform: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Reader:
@@ -81,12 +83,26 @@ class Reader:
             (expert,) = self._experts
             places = self._shared("t")
             return Read({"name": "slerp"}, {"weight": {name: {expert: value} for name, value in places.items()}})
+        if self._peer.transform:
+            ones = {name: dict.fromkeys(self._experts, 1.0) for name in self._sizes}
+            return Read({"name": "linear"}, {"weight": ones}, [self._transform()])
         weights = self._each("weight")
         if self._peer.name == "nuslerp":
             return Read(self._nuslerp(), {"weight": weights})
         if self._peer.name == "linear":
             return Read({"name": "average"}, {"weight": self._averaged(weights)})
         return self._summed(weights)
+
+    def _transform(self) -> dict[str, Any]:
+        """Return the transform that makes rows which are added with weights of 1."""
+        if self._peer.name == "sce":
+            share = min(float(self._constant("select_topk")), 1.0)
+            if share <= 0:
+                raise self._error("select_topk", "nothing is selected, so the base is all that is left: write a share")
+            return {"name": "sce", "density": share}
+        if self._constant("filter_wise"):
+            raise self._error("filter_wise", "evomerge takes the angles of whole tensors: write filter_wise: false")
+        return {"name": "model_stock"}
 
     def _nuslerp(self) -> dict[str, Any]:
         if self._constant("nuslerp_row_wise") or not self._constant("nuslerp_flatten"):

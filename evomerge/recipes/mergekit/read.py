@@ -33,6 +33,7 @@ ROUNDED = (
     "mergekit would compute every step in the 16 bits of dtype; evomerge computes in float32 and rounds the result "
     "once, as mergekit does with dtype: float32 and out_dtype"
 )
+ORDER = "mergekit adds up in another order here, so the last bits differ"
 GRANULARITIES = ("model", "layer", "module", "tensor")
 """From the coarsest; the first that can express a YAML is taken."""
 
@@ -80,6 +81,8 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
     plan = make_plan(document, shapes, ours.keys, architecture)
     read = Reader(document, peer, experts, plan, shapes).read()
     held = document.dtype or dtype_name(first_dtype(ours.tensors))
+    if peer.transform:
+        document.notes.add(None, ORDER)
     if peer.name not in IN_FLOAT32 and held in ("bfloat16", "float16"):
         document.notes.add(None, ROUNDED)
     members = {name: _members(name, shapes) for name in GRANULARITIES}
@@ -91,6 +94,7 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
             name: Source(str(places[one].path), opened[name].sha256, places[one].hub) for name, one in experts.items()
         },
         method=read.method,
+        transform=read.transform,
         granularity=granularity,
         coefficients=by_group(read.values, {group: names[0] for group, names in members[granularity].items()}),
         auto_class=live.auto_class,
@@ -107,21 +111,19 @@ def _taking_part(document: Document, peer: Peer) -> tuple[Reference, list[Refere
         ConfigError: there is no base, or not the number of models that the method takes.
     """
     models, base = document.models, document.base
-    for model in [*models, *([base] if base else [])]:
-        if model.lora:
-            raise ConfigError(
-                f"line {model.line}: {model} is a model with an adapter, and evomerge takes models as they are: fold "
-                f"the adapter in first (PEFT's merge_and_unload, then save_pretrained), and name that directory."
-            )
+    for model in models:
+        model.check_adapter(base or models[0].without())
+    if base and base.lora:
+        raise ConfigError(f"line {base.line}: {base} is an adapter, and a base is a whole model: fold it in first.")
     if peer.name == "linear":
         if base and base not in models:
             raise ConfigError(
                 f"line {base.line}: mergekit's linear counts base_model as one of the models, and it has no weight: "
                 f"list it in `models` with a weight, or leave base_model out."
             )
-        return base or models[0], models
+        return base or models[0].without(), models
     if peer.name == "nuslerp" and base is None:
-        experts, base = models, models[0]
+        experts, base = models, models[0].without()
     elif base is None:
         raise document.method.error(f"{peer.name} needs a base_model, to which the others are differences")
     else:
@@ -139,12 +141,15 @@ def _taking_part(document: Document, peer: Peer) -> tuple[Reference, list[Refere
 
 def _find(model: Reference, beside: Path) -> ModelPlace:
     """Return where a model is: from here, from where the YAML lies, or on the hub."""
-    path = Path(model.path).expanduser()
+    text, revision = model.path, model.revision
+    if model.lora:
+        text, _, revision = model.lora.partition("@")
+    path = Path(text).expanduser()
     place = next((place for place in (path, beside / path) if place.exists()), None)
-    if place and model.revision:
+    if place and revision:
         raise ConfigError(
-            f"line {model.line}: {model.path} is a directory, which has no revision {model.revision}: name the "
-            f"directory alone. A path with @ in it is written {{model: {{path: ...}}}}."
+            f"line {model.line}: {text} is a directory, which has no revision {revision}: name the directory alone. A "
+            f"path with @ in it is written {{model: {{path: ...}}}}."
         )
     return ModelPlace(place) if place else find_directory(model.place)
 

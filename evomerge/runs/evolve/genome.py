@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from evomerge.common.errors import ConfigError
 from evomerge.models.hub import find_directory, name_directories
 from evomerge.models.vocabulary import read_object
 from evomerge.recipes.mergekit.document import Reference, read_reference
@@ -50,8 +49,8 @@ def _read_models(genome: Node, account: Account) -> Reference:
     base_node = genome.get("base_model")
     base = read_reference(base_node) if base_node else None
     method = method_of(genome)
-    if adapter := next((model for model in [*models, base] if model and model.lora), None):
-        raise ConfigError(f"line {adapter.line}: {adapter} has an adapter: fold it into a model first, and name that.")
+    for model in models:
+        model.check_adapter(base or models[0].without())
     if method in ("ties", "dare_ties", "task_arithmetic") and base is None:
         raise genome.error(f"{method} needs a base_model")
     experts = models if method == "linear" else [model for model in models if model != (base or models[0])]
@@ -59,7 +58,7 @@ def _read_models(genome: Node, account: Account) -> Reference:
         base, experts = _circle(genome, models)
     names = name_directories([model.place for model in experts])
     words = words_for(list(names))
-    start = base or models[0]
+    start = base or models[0].without()
     account.take(
         "models, base_model",
         {"model.base": start.place, "model.experts": {words[name]: path for name, path in names.items()}},
