@@ -31,6 +31,9 @@ OTHER_DTYPES = """\
 # Not bit-equal to the model that evomerge scored: transformers keeps {names} in another dtype
 # than {dtype}, in which mergekit writes every tensor. `evomerge merge` keeps them.
 """
+FOLDED = """\
+# mergekit folds adapters into the base by PEFT, and rounds that before it merges; evomerge rounds once.
+"""
 
 
 def make_recipe(
@@ -98,7 +101,13 @@ def as_mergekit(problem: Problem, recipe: Recipe) -> str:
             f"base's files at load, and mergekit merges by the tensors of one of these forms. Merge with `evomerge "
             f"merge`, which writes the base's own form."
         )
-    text = to_mergekit(recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied)
+    adapters = [
+        name
+        for name, source in recipe.experts.items()
+        if (found := vectors.experts.get(name)) and found.adapted and found.sha256 == source.sha256
+    ]
+    given = (recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied, adapters)
+    text = (FOLDED if adapters else "") + to_mergekit(*given)
     kept = [name for name, own in live.dtypes.items() if own != dtype]
     return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text
 
@@ -172,7 +181,7 @@ def _check_names(vectors: TaskVectors) -> None:
     """Refuse a mergekit.yaml that mergekit could not run: it looks for the base's tensor names in every expert."""
     for name, expert in vectors.experts.items():
         for parameter, key in expert.keys.items():
-            if vectors.base.keys.get(parameter, key) != key:
+            if not expert.adapted and vectors.base.keys.get(parameter, key) != key:
                 raise ConfigError(
                     f"mergekit needs the same tensor names in all files, and the expert {name} has {key} where the "
                     f"base has {vectors.base.keys[parameter]}. Save the experts' backbones alone, as the base is "

@@ -16,6 +16,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
 from evomerge.fitness.capabilities import Headed
 from evomerge.fitness.items import Item
+from evomerge.models.adapter_files import is_adapter
 from evomerge.models.configurations import Configuration, compare_configurations, said
 from evomerge.problem import Problem, Sources
 from evomerge.task_vectors.store import unlike
@@ -78,10 +79,10 @@ class Marks:
         return texts
 
     def _compare(self, path: Path) -> str:
-        """Say in what the forward pass of a directory is another; nothing where it is the base's, or where one of the
-        two is in memory.
+        """Say in what the forward pass of a directory is another; nothing where it is the base's, as that of an adapter
+        is, or where one of the two is in memory.
         """
-        if not (path.is_dir() and self._base.path.is_dir()):
+        if not (path.is_dir() and self._base.path.is_dir()) or is_adapter(path):
             return ""
         try:
             return said(one for one in compare_configurations(self._base, Configuration(path)) if one.forward)

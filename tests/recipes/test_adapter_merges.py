@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import evomerge as em
+from evomerge.cli.merge import main
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.models.live import load_live
 from evomerge.recipes.adapter import write_adapter
+from evomerge.recipes.mergekit.read import read_mergekit
+from evomerge.recipes.mergekit.write import to_mergekit
+from evomerge.task_vectors.low_rank import LowRankDelta
 from tests.kit.adapters import CAUSAL, folded_by_peft, gpt2, llama, loaded_by_peft, opened, save_adapter
 from tests.kit.language import save_tokenizer
 from tests.kit.merging import METHODS, live_merge, loaded, make_recipe, names, same, save_family, write
@@ -134,3 +142,107 @@ def test_what_is_tied_is_refused(tmp_path):
     recipe = make_recipe(tmp_path / "base", expert, "linear", "model", CAUSAL, 1)
     with pytest.raises(ConfigError, match=r"ties model\.embed_tokens\.weight to another"):
         write_adapter(recipe, tmp_path, tmp_path / "out", reporter=Silent())
+
+
+def test_the_command_writes_it(adapters, tmp_path, capsys, monkeypatch):
+    path, experts = adapters
+    recipe = make_recipe(path / "base", experts, "linear", "model", CAUSAL)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    monkeypatch.chdir(tmp_path)
+    main(["recipe.yaml", "adapter", "--adapter", "--rank", "2"])
+    said = capsys.readouterr().out
+    assert "rank 2 leaves out" in said
+    assert "merged adapter: adapter (rank 2)" in said
+    with pytest.raises(ConfigError, match="nothing is overwritten"):
+        main(["recipe.yaml", "adapter", "--adapter"])
+    with pytest.raises(SystemExit):
+        main(["recipe.yaml", "other", "--rank", "2"])
+
+
+def test_a_yaml_of_mergekit_with_an_adapter(adapters, tmp_path):
+    """Read as base+adapter, and written so: the same recipe comes of both."""
+    path, experts = adapters
+    text = (
+        "merge_method: task_arithmetic\nbase_model: {base}\ndtype: float32\nmodels:\n"
+        "- model: {base}+{low}\n  parameters: {{weight: 0.5}}\n- model: {base}+{wide}\n  parameters: {{weight: 0.25}}\n"
+    ).format(base=path / "base", **experts)
+    recipe = read_mergekit(text, path, Silent()).recipe
+    assert {name: one.path for name, one in recipe.experts.items()} == {n: str(experts[n]) for n in ("low", "wide")}
+    assert {one for row in recipe.coefficients["weight"].values() for one in row.items()} == {
+        ("low", 0.5),
+        ("wide", 0.25),
+    }
+    live, base, _ = opened(path / "base", experts["low"])
+    shapes = {name: tuple(shape) for name, shape in live.parameters.items()}
+    written = to_mergekit(recipe, base.keys, shapes, "float32", base.extra, live.tied, ["low", "wide"])
+    again = read_mergekit(written, path, Silent()).recipe
+    assert (again.experts, again.coefficients) == (recipe.experts, recipe.coefficients)
+
+
+def test_a_family_of_adapters(adapters, tmp_path):
+    """The gradient by factors is that of the same expert folded into a whole model, and the candidate is it."""
+    path, experts = adapters
+    model = llama()
+    model.load_state_dict(folded_by_peft(path / "base", experts["low"]), strict=False)
+    model.save_pretrained(tmp_path / "whole")
+    found = []
+    for expert in (experts["low"], tmp_path / "whole"):
+        family = em.Family(path / "base", {"low": expert}, auto_class=CAUSAL, device="cpu", cache=tmp_path / "cache")
+        candidate = em.Candidate(family, "layer")
+        merged = logits(candidate.set(0.7)).clone()
+        found.append((merged, candidate.gradient(lambda live: logits(live).square().mean())))
+        if expert == experts["low"]:
+            assert family.opened.experts["low"].factors
+    assert (found[0][0] - found[1][0]).norm() <= 1e-5 * found[0][0].norm()
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)
+
+
+def test_nobody_holds_more_of_a_product_than_is_merged(adapters, tmp_path, monkeypatch):
+    """Factors are multiplied out chunk by chunk, whatever the method, and for a gradient not at all."""
+    path, experts = adapters
+    seen, dense = [], LowRankDelta.dense
+    monkeypatch.setattr("evomerge.merging.builder.CHUNK", 320)
+    monkeypatch.setattr(
+        LowRankDelta, "write", spy(LowRankDelta.write, lambda delta, out, weight=1.0: seen.append(len(out)))
+    )
+    for method in ("linear", "dare_ties"):
+        live_merge(make_recipe(path / "base", experts, method, "model", CAUSAL), path / "base", experts, tmp_path / "c")
+        assert 0 < max(seen) <= 384
+    delta = LowRankDelta(
+        opened(path / "base", experts["low"])[2].factors["model.layers.0.self_attn.q_proj.weight"], 0, 1024
+    )
+    gradient, size = torch.ones(1024), len(seen)
+    assert dense(delta).double().sum().item() == pytest.approx(delta.product(gradient).item(), rel=1e-5)
+    assert len(seen) == size + 1
+
+
+def spy(function: Any, told: Any) -> Any:
+    """The same function, of whose calls somebody is told."""
+
+    def called(*given: Any, **named: Any) -> Any:
+        told(*given, **named)
+        return function(*given, **named)
+
+    return called
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+def test_it_is_what_peft_combines(adapters, tmp_path, kind):
+    """PEFT's `cat` is the exact merge, and its `svd` the nearest one of a rank."""
+    path, experts = adapters
+    weights = {"low": 0.7, "mixed": 0.4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = loaded_by_peft(path / "base", experts["low"])
+        model.load_adapter(experts["mixed"], "mixed")
+        rank = {"svd_rank": 2} if kind == "svd" else {}
+        model.add_weighted_adapter(["default", "mixed"], [*weights.values()], "sum", combination_type=kind, **rank)
+        model.set_adapter("sum")
+        theirs = dict(model.merge_and_unload(adapter_names=["sum"]).named_parameters())
+    recipe = make_recipe(path / "base", {name: experts[name] for name in weights}, "linear", "model", CAUSAL, 1)
+    recipe = replace(recipe, coefficients={"weight": {"model": weights}})
+    write_adapter(recipe, path, tmp_path / "out", rank=rank.get("svd_rank"), reporter=Silent())
+    _, base, merged = opened(path / "base", tmp_path / "out")
+    for name in merged.factors:
+        change = theirs[name] - base.tensor(name)
+        assert (merged.tensor(name) - theirs[name]).norm() <= 1e-4 * change.norm()

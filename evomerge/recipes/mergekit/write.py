@@ -46,6 +46,7 @@ def to_mergekit(
     dtype: str,
     extra: Collection[str] = (),
     tied: Mapping[str, str] | None = None,
+    adapters: Collection[str] = (),
 ) -> str:
     """Write a recipe as mergekit's YAML (for mergekit 0.1.5).
 
@@ -56,6 +57,7 @@ def to_mergekit(
         dtype: In which the merged model is saved: the base's, such as bfloat16.
         extra: File keys that are no parameter of the live model; they stay the base's.
         tied: alias -> parameter, for names under which a file may hold a tied parameter once more.
+        adapters: The experts that are adapters, which mergekit folds into the base first.
 
     Raises:
         ConfigError: mergekit cannot express this recipe; the message says what to do instead.
@@ -78,7 +80,10 @@ def to_mergekit(
     if "t" in filters:  # mergekit has one for both models
         shared |= {"t": next(iter(filters.pop("t").values()))}
     models = [
-        {"model": _reference(source), **({"parameters": own} if (own := _of(filters, expert)) else {})}
+        {
+            "model": _with_adapter(recipe.base, source) if expert in adapters else _reference(source),
+            **({"parameters": own} if (own := _of(filters, expert)) else {}),
+        }
         for expert, source in recipe.experts.items()
     ]
     document = {
@@ -138,6 +143,18 @@ def _reference(source: Source) -> str | dict[str, dict[str, str]]:
     """
     path = source.path
     return source.hub or ({"model": {"path": path}} if "+" in path or "@" in path else path)
+
+
+def _with_adapter(base: Source, adapter: Source) -> dict[str, dict[str, str]]:
+    """A base and an adapter of it, as mergekit names them."""
+    return {"model": _place(base), "lora": _place(adapter)}
+
+
+def _place(source: Source) -> dict[str, str]:
+    if source.hub is None:
+        return {"path": source.path}
+    path, _, revision = source.hub.partition("@")
+    return {"path": path, **({"revision": revision} if revision else {})}
 
 
 def _conditions(
