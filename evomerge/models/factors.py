@@ -8,13 +8,21 @@ product of BLAS do: what is scored and what is written are the same. Other devic
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 1 << 15
-"""Elements that are multiplied out together: few enough for a processor's cache."""
+"""Elements that torch multiplies out together: few enough for a processor's cache."""
+SMALL = 1 << 20
+"""Products below which numba is not asked: loading its code would take longer."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +64,9 @@ class Factors:
 
     def rows(self, first: int, last: int) -> Tensor:
         """Return some rows of the matrix, float32 (last − first, n)."""
-        return _product(self.left[first:last], self.right).mul_(self.scale)
+        out = self.left.new_empty(last - first, self.right.shape[1])
+        _multiply(self.left[first:last], self.right, self.scale, out)
+        return out
 
     def write(self, start: int, out: Tensor) -> None:
         """Write a run of elements, counted row by row.
@@ -66,11 +76,16 @@ class Factors:
             out: where to write, float32 (k,).
         """
         width, stop = self.right.shape[1], start + len(out)
-        some = max(1, BLOCK // width) if out.device.type == "cpu" else len(self.left)
-        for first in range(start // width, -(-stop // width), some):
-            last = min(first + some, -(-stop // width))
-            begin, end = max(start, first * width), min(stop, last * width)
-            out[begin - start : end - start] = self.rows(first, last).view(-1)[begin - first * width :][: end - begin]
+        first, last = -(-start // width), stop // width
+        if first <= last:
+            begin, end = first * width - start, last * width - start
+            _multiply(self.left[first:last], self.right, self.scale, out[begin:end].view(-1, width))
+        else:
+            begin, end = len(out), len(out)
+        for low, high in ((0, begin), (end, len(out))):  # in rows of which it has a part
+            if low < high:
+                row, place = divmod(start + low, width)
+                out[low:high] = self.rows(row, row + 1)[0, place : place + high - low]
 
     def at(self, places: Tensor) -> Tensor:
         """Return some elements, float32 (k,).
@@ -91,11 +106,29 @@ class Factors:
         return out
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return left · right, float32 (m, n)."""
+def _multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    """Write s · left · right, float32 (m, n)."""
     if left.device.type != "cpu":
-        return left @ right
-    out, one = left.new_zeros(len(left), right.shape[1]), left.new_empty(len(left), right.shape[1])
-    for j in range(len(right)):
-        out += torch.mul(left[:, j : j + 1], right[j], out=one)
-    return out
+        torch.mul(left @ right, scale, out=out)
+        return
+    if out.numel() * len(right) >= SMALL and (compiled := _compiled()) is not None:
+        compiled(left.numpy(), right.numpy(), np.float32(scale), out.numpy())
+        return
+    some = max(1, BLOCK // max(out.shape[1], 1))
+    for rows, target in zip(left.split(some), out.split(some), strict=True):
+        target.zero_()
+        one = torch.empty_like(target)
+        for j in range(len(right)):
+            target += torch.mul(rows[:, j : j + 1], right[j], out=one)
+        target *= scale
+
+
+@functools.cache
+def _compiled() -> Callable[..., None] | None:
+    """Return the compiled loop; None where numba is not supported, which the log says once."""
+    try:
+        from evomerge.models.multiplying import multiply
+    except Exception as error:  # numba raises whatever its parts do on platforms that it does not support
+        logger.warning("numba cannot be used here (%s): adapters are multiplied out by torch, which is slower", error)
+        return None
+    return multiply

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.common.errors import CheckpointError
+from evomerge.models.factors import Factors
 from evomerge.models.live import load_skeleton
 from evomerge.task_vectors.store import task_vectors
 from tests.kit.adapters import CAUSAL, folded_by_peft, gpt2, llama, opened, rewrite, save_adapter
@@ -230,3 +231,21 @@ def test_more_tokens_than_the_base(tmp_path):
     expert = opened(base, adapter, vocabulary="shared")[2]
     assert expert.tensor("lm_head.weight").shape == (50, 32)
     assert {*expert.rows} == {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 700 * 300), (7, 100_003), (299, 301), (10, 20)])
+def test_compiled_or_not_a_product_has_the_same_bits(start, stop, monkeypatch):
+    """And any part of it, whatever else is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(shape, generator=generator) for shape in ((700, 9), (9, 300)))
+    factors, found = Factors(left, right, 0.37), []
+    for small in (0, 1 << 62):
+        monkeypatch.setattr("evomerge.models.factors.SMALL", small)
+        factors.write(start, out := torch.empty(stop - start))
+        found.append(out)
+    places = torch.arange(start, stop)[::7]
+    assert torch.equal(*found)
+    assert torch.equal(factors.at(places), found[0][::7])
+    assert torch.equal(factors.whole()[start:stop], found[0])
+    exact = ((left.double() @ right.double()) * 0.37).flatten()[start:stop]
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-4, atol=1e-5)
