@@ -37,6 +37,7 @@ def fingerprint() -> dict[str, str | int | list[str]]:
         "numpy": np.__version__,
         "scipy": metadata.version("scipy"),
         "numba": metadata.version("numba"),
+        "llvmlite": metadata.version("llvmlite"),
         "cma": metadata.version("cma"),
         "optuna": metadata.version("optuna"),
     }

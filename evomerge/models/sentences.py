@@ -184,27 +184,27 @@ def _maker(folder: Path, kind: str) -> Any:
     return MAKERS.get(_last(kind)) if there and "." not in folder.name else None
 
 
-def _pooling(path: Path, settings: Mapping[str, Any]) -> Pooling:
-    given = settings.get("pooling_mode") or [mode for key, mode in EARLIER.items() if settings.get(key)] or ["mean"]
+def _pooling(path: Path, config: Mapping[str, Any]) -> Pooling:
+    given = config.get("pooling_mode") or [mode for key, mode in EARLIER.items() if config.get(key)] or ["mean"]
     modes = [given] if isinstance(given, str) else list(given)
     if unknown := [mode for mode in modes if mode not in POOLED]:
         raise CheckpointError(f"{path / 'config.json'} pools by {unknown[0]}; there is {', '.join(POOLED)}.")
     return Pooling(modes)
 
 
-def _dense(path: Path, settings: Mapping[str, Any]) -> Dense:
-    more = {name: settings.get(name) for name in ("module_input_name", "module_output_name")}
-    if settings.get("use_residual") or any(value not in (None, "sentence_embedding") for value in more.values()):
+def _dense(path: Path, config: Mapping[str, Any]) -> Dense:
+    more = {name: config.get(name) for name in ("module_input_name", "module_output_name")}
+    if config.get("use_residual") or any(value not in (None, "sentence_embedding") for value in more.values()):
         raise CheckpointError(
             f"{path / 'config.json'}: a dense module with a residual, or of anything but the embedding, is not known "
             f"here. Take the folder out of {MODULES} and merge the model without it."
         )
-    name = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = getattr(nn, name.rpartition(".")[2], None) if name.startswith("torch.nn.") else None
     try:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"activation_function is {name}")
-        return Dense((settings["in_features"], settings["out_features"]), settings.get("bias", True), kind())
+        return Dense((config["in_features"], config["out_features"]), config.get("bias", True), kind())
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path / 'config.json'} describes no dense module that can be built: {error}. It needs in_features, "
@@ -256,7 +256,7 @@ POOLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Step]] = {
     "Pooling": _pooling,
     "Dense": _dense,
-    "Normalize": lambda path, settings: Normalise(),
-    "Dropout": lambda path, settings: nn.Identity(),  # which does something in training alone
+    "Normalize": lambda path, config: Normalise(),
+    "Dropout": lambda path, config: nn.Identity(),  # which does something in training alone
 }
 """The modules that are known, by the last part of their class."""
