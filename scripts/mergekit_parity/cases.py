@@ -61,6 +61,7 @@ class Family:
         shard: the largest size of a weight file.
         raw: whether mergekit has to take the weight files alone.
         twice: whether the files hold the tied head as well.
+        kin: whether experts have most of their change in common.
     """
 
     auto_class: str
@@ -69,6 +70,7 @@ class Family:
     shard: str = "1GB"
     raw: bool = False
     twice: bool = False
+    kin: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ FAMILIES = {
     "llama-tied-twice": Family(CAUSAL, lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True), twice=True),
     "llama-bf16-sharded": Family(CAUSAL, lambda: LlamaConfig(**LLAMA), torch.bfloat16, "12KB"),
     "llama-tied-bf16": Family(CAUSAL, lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True), torch.bfloat16),
+    "llama-kin": Family(CAUSAL, lambda: LlamaConfig(**LLAMA), kin=True),
     "gpt2": Family(CAUSAL, lambda: GPT2Config(**GPT2)),
     "bert": Family(HEADLESS, lambda: BertConfig(**BERT), raw=True),
     "minilm": Family(HEADLESS, None, raw=True),
@@ -232,7 +235,9 @@ def write_models(family: Family, directory: Path, seed: int) -> None:
     for name in ("base", *EXPERTS):
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                change = 0.02 * torch.randn(parameter.shape, generator=generator)
+                change = (
+                    0.02 * torch.randn(parameter.shape, generator=generator) + family.kin * 0.02 * start[key].sign()
+                )
                 parameter.copy_(start[key] if name == "base" else start[key] + change)
         model.to(family.dtype).save_pretrained(directory / name, max_shard_size=family.shard)
         model.float()

@@ -187,7 +187,13 @@ READINGS = (
     Reading(
         "read slerp slices", f"merge_method: slerp\nbase_model: base\ndtype: bfloat16\n{CIRCLE}", "llama-bf16-sharded"
     ),
-    Reading("read model_stock", _models("model_stock", *(f"{{model: {one}}}" for one in "abc")), loose=True, why=ORDER),
+    Reading(
+        "read model_stock",
+        _models("model_stock", *(f"{{model: {one}}}" for one in "abc")),
+        family="llama-kin",
+        loose=True,
+        why=ORDER,
+    ),
     Reading(
         "read sce",
         _models("sce", *(f"{{model: {one}}}" for one in "abc"), more="parameters: {select_topk: 0.5}\n"),

@@ -33,7 +33,14 @@ ROUNDED = (
     "mergekit would compute every step in the 16 bits of dtype; evomerge computes in float32 and rounds the result "
     "once, as mergekit does with dtype: float32 and out_dtype"
 )
-ORDER = "mergekit adds up in another order here, so the last bits differ"
+NEARLY = {
+    "sce": "mergekit adds up in another order here, so the last bits differ",
+    "model_stock": (
+        "where the task vectors of a tensor point away from each other, mergekit goes beyond the base, and evomerge "
+        "stays at it; elsewhere the last bits differ"
+    ),
+}
+"""What mergekit does otherwise where a method is a transform here."""
 GRANULARITIES = ("model", "layer", "module", "tensor")
 """From the coarsest; the first that can express a YAML is taken."""
 
@@ -82,7 +89,7 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
     read = Reader(document, peer, experts, plan, shapes).read()
     held = document.dtype or dtype_name(first_dtype(ours.tensors))
     if peer.transform:
-        document.notes.add(None, ORDER)
+        document.notes.add(None, NEARLY[peer.transform])
     if peer.name not in IN_FLOAT32 and held in ("bfloat16", "float16"):
         document.notes.add(None, ROUNDED)
     members = {name: _members(name, shapes) for name in GRANULARITIES}
@@ -156,8 +163,9 @@ def _find(model: Reference, beside: Path) -> ModelPlace:
 
 def _skeleton(path: Path) -> LiveModel:
     """Return the base's names and shapes, as of the class that it was saved from."""
-    architectures = read_json(path / "config.json").get("architectures") or [""]
-    return load_skeleton(path, auto_class_of(str(architectures[0])) or "AutoModel")
+    architecture = str((read_json(path / "config.json").get("architectures") or [""])[0])
+    headless = "For" not in architecture and "LMHead" not in architecture
+    return load_skeleton(path, "AutoModel" if headless else auto_class_of(architecture) or "AutoModel")
 
 
 def _opened(
