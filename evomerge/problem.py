@@ -21,12 +21,15 @@ from evomerge.common.machine import fingerprint
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import identity
 from evomerge.fitness.items import Item, Task
+from evomerge.fitness.sampling import Subset
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
+from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
 from evomerge.models.processing import digest_processor
 from evomerge.models.sentences import settings_of
+from evomerge.models.templates import digest_template
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
 from evomerge.space.coefficients import CoefficientSpace
@@ -64,6 +67,9 @@ class Opening:
         vocabulary: what becomes of experts with another number of tokens: `refuse`, `base`, `shared` or `union`.
         allow_missing: tensors, by name or pattern, that experts may lack and that may be left over.
         store: how task vectors are kept; see `task_vectors/packing.py`.
+        buffers: what a merge has of floating buffers: `base`, `average` or `recalibrate`.
+        buffer_items: of how many search items they are taken anew.
+        template: whose chat template, end token and generation config a merge has: `base`, or the name of an expert.
     """
 
     cache: Path
@@ -71,6 +77,9 @@ class Opening:
     vocabulary: str = REFUSE
     allow_missing: tuple[str, ...] = ()
     store: str = AUTO
+    buffers: str = BASE
+    buffer_items: int = 256
+    template: str = "base"
 
     @property
     def kept_as(self) -> str:
@@ -179,6 +188,7 @@ class Problem:
         sources, vectors = self.sources, self.vectors
         union = {"union": self.live.union.digest} if self.live.union else {}
         cut = union or any(expert.rows for expert in vectors.experts.values())  # only then is the vocabulary a choice
+        taken = [self.calibration] if self.buffers == RECALIBRATE else []
         return {
             "base": vectors.base.sha256,
             "experts": [[name, expert.sha256] for name, expert in vectors.experts.items()],  # in the order of the sum
@@ -189,6 +199,8 @@ class Problem:
             **({"modules": steps} if (steps := settings_of(self.live.model)) else {}),
             **({"vocabulary": self.opening.vocabulary} if cut else {}),
             **union,
+            **({"template": digest_template(self.template)} if self.template else {}),
+            **({"buffers": [self.buffers, *taken]} if self.buffers != BASE else {}),
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
             **({"store": self.opening.store} if self.opening.store in LOSSY else {}),
             "heads": {
@@ -210,6 +222,22 @@ class Problem:
         return {"evomerge": __version__, "fingerprint": {**fingerprint(), "device": str(device)}}
 
     @property
+    def template(self) -> Path | None:
+        """The directory of the expert whose chat template a merge has; None where it is the base's."""
+        return None if self.opening.template == "base" else self.sources.experts[self.opening.template]
+
+    @property
+    def buffers(self) -> str:
+        """What a merge has of floating buffers; the base's where there are none."""
+        return self.opening.buffers if floating_buffers(self.vectors.base) else BASE
+
+    @property
+    def calibration(self) -> dict[str, list[str]]:
+        """The search items of which buffers are taken anew, by task."""
+        size = max(self.opening.buffer_items, len(self.items["search"]))
+        return Subset(self.items["search"], size, 0)(0)
+
+    @property
     def experts(self) -> dict[str, str]:
         """The expert of each task, for those tasks that have one."""
         return {name: task.expert for name, task in self.sources.tasks.items() if task.expert}
@@ -222,7 +250,7 @@ class Problem:
         if expert is None:
             self.merger.restore()
         else:
-            self.merger.load(self.vectors.added(expert))
+            self.merger.load(self.vectors.added(expert), floating_buffers(self.vectors.experts[expert]))
 
 
 def without_compute(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from evomerge.common.names import unknown
 from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.common.shown import Shown
 from evomerge.inspection.geometry import Geometry, measure
+from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.runs.choices import load_choice
 from evomerge.runs.given import Model, take_family
 from evomerge.task_vectors.stores import CHOICES as STORES
@@ -39,6 +40,8 @@ class Family:
         vocabulary: what becomes of experts with another number of tokens: refuse, base, shared or union.
         part: the module of the base that experts of another architecture are: language_model, say.
         store: how task vectors are kept: auto, float32 or expert, which lose nothing; bfloat16, int8 or int4.
+        buffers: floating buffers of a merge, such as the statistics of batch norm: base, average (over the experts), or
+            recalibrate (taken anew of each candidate of a search).
         allow_missing: names and patterns of tensors that experts may lack.
         cache: the directory for task vectors; None for .cache/evomerge, or a temporary one for models in memory.
         progress: is told what goes on.
@@ -65,6 +68,7 @@ class Family:
         vocabulary="'refuse', 'base', 'shared' or 'union'",
         part="'language_model' or None",
         store="'auto', 'int8' or 'int4'",
+        buffers="'base', 'average' or 'recalibrate'",
         allow_missing="['lm_head.*']",
         cache="a directory, or None",
         progress=WRITTEN,
@@ -83,6 +87,7 @@ class Family:
         vocabulary: str = "refuse",
         part: str | None = None,
         store: str = "auto",
+        buffers: str = "base",
         allow_missing: Sequence[str] = (),
         cache: str | Path | None = None,
         progress: Progress | None = None,
@@ -104,13 +109,17 @@ class Family:
             )
         if store not in STORES:
             raise ConfigError(f"store: {unknown('choice', store, STORES)}")
+        if buffers not in BUFFERS:
+            raise ConfigError(f"buffers: {unknown('choice', buffers, BUFFERS)}")
         models = {**(experts or {}), **named}
         if cache is None and not all(isinstance(model, str | Path) for model in (base, *models.values())):
             self._kept = TemporaryDirectory()
             cache = self._kept.path
         places = {} if cache is None else {"cache": str(cache)}
         settings = load_choice(
-            "model", "directories", {**chosen, "store": store, "allow_missing": [*allow_missing] or None, **places}
+            "model",
+            "directories",
+            {**chosen, "store": store, "buffers": buffers, "allow_missing": [*allow_missing] or None, **places},
         )
         self.opened = take_family(base, models, settings, tokenizer, progress or Silent())
         self.notes = self.opened.notes(allow_missing)

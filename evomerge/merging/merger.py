@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
+from evomerge.merging.buffers import Buffers
 from evomerge.merging.builder import Builder, as_rounded
 from evomerge.merging.gradient import Gradient, check_gradient
 from evomerge.merging.method import Method
@@ -52,6 +53,7 @@ class Merger:
 
     Attributes:
         placed: where base and task vectors lie.
+        buffers: writes floating buffers as well; None where they are the base's for all.
 
     Raises:
         CheckpointError: a parameter of the model is not what the base's files say.
@@ -69,6 +71,7 @@ class Merger:
         placed: Placed | None = None,
     ) -> None:
         self.placed = placed
+        self.buffers: Buffers | None = None
         self._method, self._rounded = method, dict(rounded or {})
         self._model, self._vectors = model, vectors
         self._shape = (len(groups), len(vectors.rows))
@@ -105,18 +108,23 @@ class Merger:
         """
         self._take_turn()
         self._builder.build(coefficients)
+        if self.buffers is not None:
+            self.buffers.merge()
 
     @torch.no_grad()
-    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load(self, tensors: Iterable[tuple[str, Tensor]], buffers: Mapping[str, Tensor] | None = None) -> None:
         """Overwrite the model with another one, seen through the parameters that are merged.
 
         Args:
             tensors: of these parameters, by name, in any dtype; parameters without one are the base's.
+            buffers: its floating buffers, by name; they are the base's where they are so for all.
         """
         self.restore()
         self._loaded = True
         for name, tensor in tensors:
             self._parameters[name].copy_(self._as_stored(name, tensor))
+        if self.buffers is not None and buffers:
+            self.buffers.write(buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -124,6 +132,8 @@ class Merger:
         self._take_turn()
         for site in self._sites:
             site.live.copy_(as_rounded(site.base, site.rounded))
+        if self.buffers is not None:
+            self.buffers.restore()
 
     @torch.no_grad()
     def _take_turn(self) -> None:

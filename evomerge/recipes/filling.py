@@ -37,10 +37,17 @@ class Filling:
         rebuild: makes merged parameters.
         base: θ₀.
         parameters: name -> shape of what is merged.
+        others: key -> the values of a tensor that is no parameter, where they are not the base's.
     """
 
-    def __init__(self, rebuild: Merged, base: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> None:
-        self._rebuild, self._base, self._parameters = rebuild, base, parameters
+    def __init__(
+        self,
+        rebuild: Merged,
+        base: Checkpoint,
+        parameters: Mapping[str, tuple[int, ...]],
+        others: Mapping[str, Tensor],
+    ) -> None:
+        self._rebuild, self._base, self._parameters, self._others = rebuild, base, parameters, others
         self._last: tuple[Conversion, dict[str, Tensor]] | None = None
 
     @torch.no_grad()
@@ -56,7 +63,7 @@ class Filling:
         """
         whole = self._base.tensors[entry.key].reshape(-1) if entry.parameter is None else out
         if entry.parameter is None:
-            out.copy_(whole)
+            out.copy_(self._others.get(entry.key, whole).reshape(-1))
         elif entry.conversion is None:
             self._rebuild.write(entry.parameter, out)
         else:

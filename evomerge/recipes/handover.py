@@ -19,6 +19,7 @@ from evomerge.common.code import called
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
 from evomerge.merging.bounds import parameter_bounds
+from evomerge.models.buffers import BASE, RECALIBRATE
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Problem
 from evomerge.recipes.mergekit.write import to_mergekit
@@ -41,6 +42,7 @@ def make_recipe(
     coefficients: Mapping[str, Any],
     scores: Mapping[str, Any],
     heads: Mapping[str, str],
+    buffers: Mapping[str, str] | None = None,
 ) -> Recipe:
     """Return the recipe of a candidate.
 
@@ -49,7 +51,18 @@ def make_recipe(
         coefficients: {variable: (G, K)} as `CoefficientSpace.decode` gives them, or lists of lists.
         scores: what the model is worth.
         heads: task -> path of its head, relative to where the recipe will be.
+        buffers: what the recipe says of floating buffers, as `keep_buffers` returns it; None where nothing was kept.
+
+    Raises:
+        ConfigError: the candidate's buffers were taken anew, and nothing was kept.
     """
+    if buffers is None and problem.buffers == RECALIBRATE:
+        raise ConfigError(
+            "With model.buffers=recalibrate only the winner's statistics are kept, so no other candidate has a recipe: "
+            "search with model.buffers=average, or take the winner."
+        )
+    if buffers is None:
+        buffers = {} if problem.buffers == BASE else {"name": problem.buffers}
     sources, vectors, space = problem.sources, problem.vectors, problem.space
     return Recipe(
         base=Source(str(sources.base), vectors.base.sha256, sources.hub.get("")),
@@ -65,6 +78,8 @@ def make_recipe(
         coefficients=name_coefficients(coefficients, space.groups, space.rows),
         scores=dict(scores),
         heads=dict(heads),
+        buffers=dict(buffers),
+        template=problem.opening.template if problem.template else None,
         auto_class=problem.opening.auto_class,
         vocabulary=problem.opening.vocabulary,
         part=problem.live.part,
@@ -88,6 +103,11 @@ def mergekit_yaml(problem: Problem, recipe: Recipe) -> str:
 
 def as_mergekit(problem: Problem, recipe: Recipe) -> str:
     """Return the same for experts whose files have the base's tensor names, whatever those of this search have."""
+    if recipe.buffers:
+        raise ConfigError(
+            f"mergekit export: mergekit has no way to make the floating buffers of this merge "
+            f"(model.buffers={recipe.buffers['name']}): merge with `evomerge merge`."
+        )
     vectors, live = problem.vectors, problem.live
     dtype = live.dtype
     if live.union:

@@ -2,7 +2,7 @@
 
 In: the live model and the base's files, or a module that came from no directory. Out: a `Writer`. Everything that is
 the same for all candidates is written once; of a candidate, the weights alone. They are in the checkpoint's dtype,
-under the names of the base's files; what is no parameter is the base's.
+under the names of the base's files; what is neither parameter nor buffer is the base's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from evomerge.common.errors import NotFinite
 from evomerge.fitness.capabilities import Writer
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel
+from evomerge.models.templates import write_template
 from evomerge.models.weights import dtype_name
 from evomerge.recipes.beside import look_beside
 from evomerge.recipes.copies import tied_copies
@@ -27,21 +28,22 @@ from evomerge.recipes.model import write_config
 from evomerge.recipes.shards import bytes_of, plan_shards, write_shards
 
 
-def writer_of(live: LiveModel, base: Checkpoint) -> Writer:
+def writer_of(live: LiveModel, base: Checkpoint, template: Path | None = None) -> Writer:
     """Return what writes the candidates in a live model as directories.
 
     Args:
         live: the model.
         base: θ₀, its files, or what holds its tensors in memory.
+        template: the directory of the expert whose chat template they have; None for the base's.
     """
-    return DirectoryWriter(live, base) if base.path.is_dir() else ModuleWriter(live)
+    return DirectoryWriter(live, base, template) if base.path.is_dir() else ModuleWriter(live)
 
 
 class DirectoryWriter:
     """Writes a live model whose base came from a directory."""
 
-    def __init__(self, live: LiveModel, base: Checkpoint) -> None:
-        self._base, self._dtype = base, live.dtype
+    def __init__(self, live: LiveModel, base: Checkpoint, template: Path | None) -> None:
+        self._base, self._dtype, self._template = base, live.dtype, template
         self._beside = look_beside(base.path, {}, base.modules, live.union and live.union.tokenizer)
         self._tokens = live.union and live.union.size
         self._shards = plan_shards(base, live.dtypes, copies=tied_copies(base, live.dtype))
@@ -50,13 +52,16 @@ class DirectoryWriter:
     def prepare(self, directory: Path) -> None:
         """Write what lies beside the weights, and the config."""
         self._beside.copy(directory)
+        if self._template is not None:
+            write_template(directory, self._template)
         write_config(self._base, directory, dtype_name(self._dtype), self._tokens)
 
     @torch.no_grad()
     def write(self, model: Any, directory: Path) -> None:
         """Write the weights."""
-        parameters = _Parameters(model)
-        write_shards(self._shards, Filling(parameters, self._base, parameters.shapes), directory)
+        parameters, own = _Parameters(model), dict(model.named_buffers())
+        buffers = {key: own[self._base.names[key]] for key in self._base.buffers}
+        write_shards(self._shards, Filling(parameters, self._base, parameters.shapes, buffers), directory)
 
 
 class _Parameters:

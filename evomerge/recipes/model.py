@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evomerge.common.directories import whole_directory
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
+from evomerge.models.buffers import BASE
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.templates import write_template
 from evomerge.models.vocabulary import UNION
 from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
 from evomerge.recipes.beside import copy_file, look_beside, unmerged
+from evomerge.recipes.buffers import merged_buffers
 from evomerge.recipes.card import model_card
 from evomerge.recipes.copies import tied_copies
 from evomerge.recipes.dtypes import BY_NAME, parameter_dtypes, scored_dtype
@@ -102,25 +106,29 @@ def write_model(
     live = load_skeleton(places[""], recipe.auto_class).with_part(recipe.part)
     if recipe.vocabulary == UNION:
         live = _united(recipe, live, places)
-    ours, rebuild, parameters, family = _opened(recipe, places, live, exact, reporter)
+    ours, rebuild, parameters, family, buffers = _opened(recipe, beside, places, live, exact, reporter)
     found = look_beside(places[""], _experts(recipe, places), ours.modules, live.union and live.union.tokenizer)
     scored = scored_dtype(recipe, ours, live)
     kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
     dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
     shards = plan_shards(ours, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies)
-    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class), *_rounded(kind, scored)]
+    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class), *_rounded(kind, scored), *_asked(recipe)]
     for note in notes:
         reporter.say(f"note: {note}")
     with whole_directory(out) as directory:
         _check_room(directory, bytes_of(shards) + found.nbytes + SPARE)
         with reporter.bars(), reporter.working("merging"):
-            write_shards(shards, Filling(rebuild, ours, parameters), directory, reporter.steps)
+            write_shards(shards, Filling(rebuild, ours, parameters, buffers), directory, reporter.steps)
         kept = kept_notes(recipe, rebuild.difference if isinstance(rebuild, Compared) else None)
         for note in kept:
             reporter.say(f"note: {note}")
         found.copy(directory)
+        if recipe.template is not None:
+            write_template(directory, places[recipe.template])
         for task, file in heads.items():
             copy_file(file, directory / recipe.heads[task])
+        if "file" in recipe.buffers:
+            copy_file(beside / recipe.buffers["file"], directory / recipe.buffers["file"])
         write_atomically(directory / "recipe.yaml", recipe.to_yaml())
         card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family, kept, exact)
         write_atomically(directory / "README.md", card)
@@ -140,11 +148,20 @@ def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
         )
 
 
+def _asked(recipe: Recipe) -> Iterator[str]:
+    """Say whose template the merge has."""
+    if recipe.template is not None:
+        yield (
+            f"chat template, end token and generation config are those of the expert {recipe.template}, with which "
+            f"it was scored; the rest of the tokenizer is the base's"
+        )
+
+
 def _opened(
-    recipe: Recipe, places: Mapping[str, Path], live: LiveModel, exact: bool, reporter: Progress
-) -> tuple[Checkpoint, Rebuild | Compared, dict[str, tuple[int, ...]], list[str]]:
-    """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, and what should
-    be known of the family, which is said.
+    recipe: Recipe, beside: Path, places: Mapping[str, Path], live: LiveModel, exact: bool, reporter: Progress
+) -> tuple[Checkpoint, Rebuild | Compared, dict[str, tuple[int, ...]], list[str], dict[str, Tensor]]:
+    """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, what should be
+    known of the family, which is said, and by key the buffers that the merge has otherwise than the base.
 
     Raises:
         CheckpointError: a source is damaged or has other weights than the recipe says.
@@ -158,14 +175,16 @@ def _opened(
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     own = {name: places[name] for name in experts}
     anything = ["*"]  # whoever searched with these meant it
-    family = family_notes(own, live, ours, experts, parameters, anything, written=True)
+    family = family_notes(
+        own, live, ours, experts, parameters, anything, written=True, buffers=recipe.buffers.get("name", BASE)
+    )
     for note in family:
         reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):
         rebuild = Rebuild(recipe, ours, experts, parameters)
         if exact:
             rebuild = Compared(Rebuild(recipe, ours, experts, parameters, exact=True), rebuild)
-        return ours, rebuild, parameters, family
+        return ours, rebuild, parameters, family, merged_buffers(recipe, beside, ours, experts)
 
 
 def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:

@@ -19,6 +19,7 @@ import yaml
 from evomerge import __version__
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import DTYPES, unknown
+from evomerge.models.buffers import check_buffers
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.recipes.plain import Dumper, Loader, check_keys, checked_mapping, checked_number, plain_data
 from evomerge.space.groups import Group, make_groups
@@ -70,6 +71,9 @@ class Recipe:
         part: The module of the base that experts of another architecture are (`model.part`); None where there is none.
         union: A hash of the vocabulary of base and experts (`model.vocabulary=union`).
         dtype: To which the weights are rounded; None in recipes up to 0.2: that in which transformers loads the base.
+        template: The expert whose chat template, end token and generation config the merge has; None for the base's.
+        buffers: What the merge has of floating buffers, where these are not the base's: `name` (`model.buffers`); and
+            for recalibrate `file`, where they are, relative to the recipe, and its `sha256`.
         compute: In which the model was scored, where that is another; it holds the same weights.
         version: The evomerge that wrote it.
 
@@ -94,6 +98,8 @@ class Recipe:
     transform: list[dict[str, Any]] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if self.vocabulary not in CHOICES:
@@ -109,6 +115,9 @@ class Recipe:
             raise ConfigError(f"recipe: rows must be names, each once, not {self.rows}.")
         if self.store and self.store.get("name") not in LOSSY:
             raise ConfigError(f"recipe: store.name: {unknown('choice', str(self.store.get('name')), LOSSY)}")
+        check_buffers(self.buffers)
+        if self.template is not None and self.template not in self.experts:
+            raise ConfigError(f"recipe: template: {unknown('expert', str(self.template), self.experts)}")
         if not self.experts or not self.coefficients:
             raise ConfigError("recipe: it needs at least one expert and the coefficients of at least one variable.")
         groups = next(iter(self.coefficients.values()))
@@ -150,8 +159,11 @@ class Recipe:
         for source in (data["base"], *data["experts"].values()):
             if source["hub"] is None:
                 del source["hub"]
-        usual: dict[str, Any] = {"vocabulary": REFUSE, **dict.fromkeys(("part", "union", "dtype", "compute"))}
-        usual |= {"transform": [], "rows": [], "store": {}}
+        usual: dict[str, Any] = {
+            "vocabulary": REFUSE,
+            **dict.fromkeys(("part", "union", "dtype", "compute", "template")),
+        }
+        usual |= {"transform": [], "rows": [], "store": {}, "buffers": {}}
         ordered = dict.fromkeys(("base", "experts", "method", "transform", "rows", "store", *data))
         data = {key: data[key] for key in ordered if key not in usual or data[key] != usual[key]}
         return yaml.dump(
@@ -198,6 +210,8 @@ class Recipe:
                 "transform": list,
                 "rows": list,
                 "store": dict,
+                "buffers": dict,
+                "template": str,
             }
             known |= {key: kind for key, kind in optional.items() if key in data}
         data = checked_mapping(data, known, "")
@@ -211,9 +225,11 @@ class Recipe:
             union=data.get("union"),
             dtype=data.get("dtype"),
             compute=data.get("compute"),
+            template=data.get("template"),
             transform=data.get("transform", []),
             rows=data.get("rows", []),
             store=_store(data.get("store", {})),
+            buffers=checked_mapping(one := data.get("buffers", {}), dict.fromkeys(one, str), "buffers"),
             **{key: data[key] for key in ("method", "granularity", "scores", "auto_class", "vocabulary", "version")},
         )
 

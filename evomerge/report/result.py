@@ -18,7 +18,9 @@ from evomerge.common.progress import Silent
 from evomerge.common.shown import Shown
 from evomerge.inspection.candidate import Candidate
 from evomerge.inspection.family import Family
+from evomerge.models.buffers import BASE
 from evomerge.problem import Problem
+from evomerge.recipes.buffers import put_statistics, statistics_of
 from evomerge.recipes.coefficients import Coefficients
 from evomerge.recipes.model import write_model
 from evomerge.recipes.modules import write_module
@@ -74,6 +76,7 @@ class Result:
             vocabulary=self.recipe.vocabulary,
             allow_missing=model.get("allow_missing") or (),
             store=model.get("store", AUTO),
+            buffers=model.get("buffers", BASE),
             cache=model["cache"],
         )
         found = {"": family.opened.base, **family.opened.experts}
@@ -124,7 +127,10 @@ class Result:
     @property
     def model(self) -> Any:
         """The live model, with the winner in it."""
-        return self.candidate.set(self.recipe)
+        model = self.candidate.set(self.recipe)
+        if "file" in self.recipe.buffers:  # taken anew at the end of the search, whoever has loaded it
+            put_statistics(model, statistics_of(self.recipe, self.path))
+        return model
 
     @checked(file="a file, or None")
     def report(self, file: str | Path | None = None) -> Path:

@@ -19,7 +19,10 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Exporting, Headed, Reads, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
+from evomerge.fitness.recalibration import Recalibration, norms_of
+from evomerge.merging.buffers import Buffers
 from evomerge.merging.method import Method, check_rows
+from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
@@ -31,6 +34,7 @@ from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
+from evomerge.search.evaluators.serial import prepare
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes
@@ -69,13 +73,16 @@ def build_problem(
     asked(family.live)
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ())]
     warnings += family.notes(opening.allow_missing, pooled=not isinstance(fitness, Headed))
+    if opening.template != BASE:
+        warnings.append(f"all are asked as the expert {opening.template} is: with its chat template and end token")
     warnings += [*leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
     merge = given.merge or make_merge(family, method, settings, reporter)
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, family.parameters))
     if isinstance(fitness, Exporting):
-        fitness = fitness.with_writer(writer_of(family.live, family.base))
-    return Problem(
+        template = None if opening.template == BASE else sources.experts[opening.template]
+        fitness = fitness.with_writer(writer_of(family.live, family.base, template))
+    problem = Problem(
         sources=sources,
         live=family.live,
         vectors=merge.vectors,
@@ -92,6 +99,34 @@ def build_problem(
         written=written_of(settings),
         transforms=merge.transforms,
     )
+    if problem.opening.buffers != BASE and problem.buffers == BASE:
+        warnings.append(f"model.buffers={opening.buffers} changes nothing: the base's files hold no statistics")
+    if problem.buffers == RECALIBRATE:
+        recalibrate(problem)
+    return problem
+
+
+def recalibrate(problem: Problem) -> None:
+    """Let the merger of a problem take the statistics of batch norm anew of every candidate.
+
+    Raises:
+        ConfigError: the fitness does not run the live model, or there is no batch norm.
+    """
+    live, fitness = problem.live, problem.fitness
+    if isinstance(fitness, Exporting):
+        raise ConfigError(
+            "model.buffers=recalibrate runs the live model with the fitness, and a command does not run it: write "
+            "model.buffers=average."
+        )
+    if not norms_of(live.model):
+        kind = type(live.model).__name__
+        raise ConfigError(f"model.buffers=recalibrate: {kind} has no batch norm: write model.buffers=average.")
+    ids = problem.calibration
+    chosen = {task: set(each) for task, each in ids.items()}
+    items = {task: [item for item in problem.items["search"][task] if item.id in chosen[task]] for task in ids}
+    prepared = prepare(fitness, live.processor, items)
+    anew = Recalibration(live.model, fitness, prepared, ids, live.narrow)
+    problem.merger.buffers = Buffers(live.model, floating_buffers(problem.vectors.base), anew)
 
 
 def opening_of(settings: Mapping[str, Any]) -> Opening:
@@ -99,7 +134,8 @@ def opening_of(settings: Mapping[str, Any]) -> Opening:
     model = settings["model"]
     choice = model.get("vocabulary", REFUSE)  # runs of earlier versions do not say it, nor what may be missing
     allowed, store = tuple(model.get("allow_missing") or ()), model.get("store", AUTO)
-    return Opening(Path(model["cache"]), model["auto_class"], choice, allowed, store)
+    buffers = model.get("buffers", BASE), model.get("buffer_items", 256), model.get("template", BASE)
+    return Opening(Path(model["cache"]), model["auto_class"], choice, allowed, store, *buffers)
 
 
 def goal_of(settings: Mapping[str, Any]) -> Goal:

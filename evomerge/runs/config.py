@@ -27,6 +27,8 @@ from evomerge.common.limits import AUTO
 from evomerge.common.names import DTYPES, listed, unknown
 from evomerge.common.paths import at_home
 from evomerge.common.protocols import lacking
+from evomerge.models.buffers import BASE
+from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.paths import with_paths
 from evomerge.runs.targets import CONF as CONF
@@ -69,6 +71,9 @@ class ModelConfig:
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
     vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base, shared or union
     part: str | None = None  # the module of the base that experts of another architecture are
+    template: str = BASE  # whose chat template, end token and generation config: base, or the name of an expert
+    buffers: str = BASE  # floating buffers of a merge: base, average or recalibrate
+    buffer_items: int = 256  # search items of which recalibrate takes them
     allow_missing: Any = None  # [name or pattern, ...] of tensors that experts may lack, and that may be left over
     trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
     auto_class: str = "AutoModel"
@@ -168,6 +173,10 @@ def check(settings: Mapping[str, Any]) -> None:
         )
     if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
         raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
+    if (buffers := settings["model"].get("buffers", BASE)) not in BUFFERS:
+        raise ConfigError(f"model.buffers: {unknown('choice', buffers, BUFFERS)}")
+    if (taken := settings["model"].get("buffer_items", 1)) < 1:
+        raise ConfigError(f"model.buffer_items={taken}: statistics need at least one item.")
     if (compute := settings["model"].get("compute")) not in (None, AUTO, *DTYPES):
         raise ConfigError(f"model.compute: {unknown('choice', compute, (AUTO, *DTYPES))}")
     if (place := settings["model"].get("place", AUTO)) not in (AUTO, *PLACES):

@@ -23,12 +23,15 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.items import Item
 from evomerge.fitness.splits import Splits
+from evomerge.merging.buffers import Buffers
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Formed, Method, check_rows
+from evomerge.models.buffers import AVERAGE, BASE, averaged, floating_buffers
 from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
 from evomerge.models.hub import find_directory
 from evomerge.models.live import LiveModel, live_module, load_live
+from evomerge.models.templates import adopt
 from evomerge.models.vocabulary import CHOICES, REFUSE, UNION
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Sources
@@ -70,7 +73,16 @@ class Opened:
 
     def notes(self, allowed: Sequence[str] = (), pooled: bool = True) -> list[str]:
         """Return what should be known of the family, and refuse one that does not fit together; see `family_notes`."""
-        return family_notes(self.sources.experts, self.live, self.base, self.experts, self.parameters, allowed, pooled)
+        return family_notes(
+            self.sources.experts,
+            self.live,
+            self.base,
+            self.experts,
+            self.parameters,
+            allowed,
+            pooled,
+            buffers=self.settings.get("buffers", BASE),
+        )
 
     @property
     def in_memory(self) -> bool:
@@ -150,6 +162,10 @@ def open_family(
     choice = settings.get("vocabulary", REFUSE)
     if choice == UNION:
         live = live.united(sources.base, sources.experts.values())
+    if (template := settings.get("template", BASE)) != BASE:
+        if template not in sources.experts:
+            raise ConfigError(f"model.template: {unknown('expert', template, [BASE, *sources.experts])}")
+        adopt(live, template, sources.experts[template])
     base, experts = open_sources(sources, live, Path(settings["cache"]), reporter, choice)
     return Opened(sources, _settled(settings, live), live, base, experts)
 
@@ -274,6 +290,9 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     live, placed = family.live, _placed(family, rows)
     with reporter.bars():
         merger = Merger(live.model, rows, found.groups, method, live.turn, live.narrow, reporter.steps, placed)
+    if family.settings.get("buffers") == AVERAGE:
+        own = floating_buffers(family.base)
+        merger.buffers = Buffers(live.model, own, averaged(family.base, family.experts))
     return Merge(dict(settings), method, transforms, vectors, rows, found, merger)
 
 

@@ -26,7 +26,9 @@ from evomerge.common.progress import Progress
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
 from evomerge.fitness.capabilities import measures
+from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
+from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
@@ -112,7 +114,10 @@ def write_outputs(
         reporter: is told where mergekit cannot express the recipe.
     """
     heads = keep_heads(problem, directory)
-    recipe = make_recipe(problem, coefficients, _scores(summary, problem.merger.forms), heads)
+    if problem.buffers == RECALIBRATE:
+        problem.merger.apply(coefficients)
+    buffers = keep_buffers(problem, directory)
+    recipe = make_recipe(problem, coefficients, _scores(summary, problem.merger.forms), heads, buffers)
     write_atomically(directory / "recipe.yaml", recipe.to_yaml())
     try:
         write_atomically(directory / "mergekit.yaml", mergekit_yaml(problem, recipe))

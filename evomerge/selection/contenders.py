@@ -20,6 +20,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
+from evomerge.models.buffers import BASE, floating_buffers
 from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, listed
@@ -100,6 +101,11 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
             f"{opening.vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
+    if (kept := recipe.buffers.get("name", BASE)) != problem.buffers:
+        raise ConfigError(
+            f"{path} was made with model.buffers={kept}, and candidates here have model.buffers={problem.buffers}: "
+            f"write model.buffers={kept}."
+        )
     live = dtype_name(problem.live.dtype)
     if recipe.dtype not in (None, live):
         raise ConfigError(
@@ -125,6 +131,7 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
             merged = transformed(vectors, chain, cache, store=recipe.kept_as)
             placed = problem.merger.placed
             merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded, placed=placed)
+            merger.buffers = problem.merger.buffers
         try:
             merger.apply(coefficients)
             return fitness(ids)
@@ -165,13 +172,17 @@ def of_directory(path: Path, problem: Problem, reporter: Progress) -> Contender:
             f"{path} is scored in {ours}, as the base is; loaded by itself it is in {theirs} (its dtype), and its "
             f"logits are rounded otherwise"
         )
-    notes += [f"{path} {note}" for note in beside_parameters(base, found)]
+    notes += [f"{path} {note}" for note in beside_parameters(base, found, problem.buffers)]
     for note in notes:
         reporter.say(f"warning: {note}")
     named = {"directory": found.sha256, **({"vocabulary": opening.vocabulary} if found.rows else {})}
-    put = partial(problem.merger.load, [(name, found.tensor(name)) for name in both])
+    put = partial(problem.merger.load, [(name, found.tensor(name)) for name in both], floating_buffers(found))
     placed = in_place(put, named, problem.contents)
-    return replace(placed, marks=(f"it is scored with {text}",)) if (text := unlike(base, found)) else placed
+    return (
+        replace(placed, marks=(f"it is scored with {text}",))
+        if (text := unlike(base, found, problem.buffers))
+        else placed
+    )
 
 
 def _written(problem: Problem, recipe: Recipe, method: Method, chain: Chain) -> Written:

@@ -104,7 +104,7 @@ def task_notes(sources: Sources, by_head: bool, items: Mapping[str, Mapping[str,
 def marks_of(problem: Problem) -> Marks:
     """Return what says of rows what is not as their names say, with the tensors of experts."""
     vectors = problem.vectors
-    tensors = {name: unlike(vectors.base, expert) for name, expert in vectors.experts.items()}
+    tensors = {name: unlike(vectors.base, expert, problem.buffers) for name, expert in vectors.experts.items()}
     return Marks(problem.sources, isinstance(problem.fitness, Headed), tensors)
 
 

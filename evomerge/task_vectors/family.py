@@ -20,6 +20,7 @@ from torch import Tensor
 
 from evomerge.common.names import listed
 from evomerge.models.adapter_files import check_expert_files, is_adapter
+from evomerge.models.buffers import BASE
 from evomerge.models.cards import read_licence
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.configurations import Configuration, configuration_notes, differences, said
@@ -44,6 +45,7 @@ def family_notes(
     allowed: Collection[str] = (),
     pooled: bool = True,
     written: bool = False,
+    buffers: str = BASE,
 ) -> list[str]:
     """Return all that should be known of a family.
 
@@ -55,6 +57,7 @@ def family_notes(
         parameters: name -> shape of what is merged.
         allowed: names and patterns of tensors that may be missing or left over (`model.allow_missing`).
         pooled: whether what is scored may look at pooled outputs; heads do not.
+        buffers: what a merge has of floating buffers (`model.buffers`).
         written: whether the merge becomes a directory, of which is said elsewhere what stays the base's.
 
     Raises:
@@ -65,7 +68,7 @@ def family_notes(
     named = {f"expert {name}": path for name, path in stored.items()}
     parts = [who for who, path in named.items() if not is_adapter(path) and is_part(live, path)]
     return [
-        *check_family(base, experts, parameters, allowed),
+        *check_family(base, experts, parameters, allowed, buffers),
         *(_missing(base) if pooled else ()),
         *(() if written else _outside(live, base, experts)),
         *(directory_notes(base.path, named, parts, live.union is not None) if stored else ()),

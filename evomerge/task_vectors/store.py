@@ -18,6 +18,7 @@ from torch import Tensor
 from evomerge.common.errors import CheckpointError
 from evomerge.common.names import listed
 from evomerge.common.progress import Steps
+from evomerge.models.buffers import BASE
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.completeness import check_base, check_expert
 from evomerge.models.matching import is_pooler
@@ -154,6 +155,7 @@ def check_family(
     experts: Mapping[str, Checkpoint],
     parameters: Mapping[str, tuple[int, ...]],
     allowed: Collection[str] = (),
+    buffers: str = BASE,
 ) -> list[str]:
     """Refuses what cannot be merged, before anything expensive starts (shapes were compared at opening).
 
@@ -162,6 +164,7 @@ def check_family(
         experts: θ_k by expert.
         parameters: name -> shape of what is merged.
         allowed: names and patterns of tensors that experts may lack and that may be left over (`model.allow_missing`).
+        buffers: what a merge has of floating buffers (`model.buffers`).
 
     Returns:
         Warnings, each a sentence that begins with whom it concerns.
@@ -186,7 +189,7 @@ def check_family(
                 f" {cosine:.3f}, and fine-tuning leaves it near 1. A task vector is the difference to the base that an"
                 " expert was tuned from: name that one."
             )
-        warnings += [f"expert {name} {text}" for text in _differences(base, expert, common)]
+        warnings += [f"expert {name} {text}" for text in _differences(base, expert, common, buffers)]
     return warnings
 
 
@@ -206,7 +209,7 @@ def weight_cosine(base: Checkpoint, expert: Checkpoint, common: list[str]) -> fl
     return dot / math.sqrt(square * other) if square and other else float(square == other)
 
 
-def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> list[str]:
+def _differences(base: Checkpoint, expert: Checkpoint, common: list[str], buffers: str) -> list[str]:
     """What a user should know about an expert beside its task vector."""
     texts = [*expert.notes, *row_notes(expert.rows)]
     if lacking := [name for name in expert.missing if name in base.keys]:
@@ -219,12 +222,12 @@ def _differences(base: Checkpoint, expert: Checkpoint, common: list[str]) -> lis
         )
     if aside := [name for name in base.missing if name in expert.keys]:
         texts.append(f"has {listed(aside)} beyond the base: kept aside, not merged")
-    return texts + beside_parameters(base, expert)
+    return texts + beside_parameters(base, expert, buffers)
 
 
-def beside_parameters(base: Checkpoint, other: Checkpoint) -> list[str]:
-    """In what the files of another model differ from the base's beside the parameters: heads and buffers, which stay
-    the base's. Sentences that lack whom they are about.
+def beside_parameters(base: Checkpoint, other: Checkpoint, buffers: str = BASE) -> list[str]:
+    """In what the files of another model differ from the base's beside the parameters: heads, which stay the base's,
+    and buffers, where these stay so too (`model.buffers`). Sentences that lack whom they are about.
     """
     ours, texts = {base.names[key]: base.tensors[key] for key in base.extra}, []
     beyond, changed = [], []
@@ -232,30 +235,36 @@ def beside_parameters(base: Checkpoint, other: Checkpoint) -> list[str]:
         if (before := ours.get(other.names[key])) is None:
             beyond += [key] if other.tensors[key].is_floating_point() else []
         elif before.is_floating_point() and not same(before, other.tensors[key]):
-            changed.append(key)
+            changed += [key] if buffers == BASE or key not in other.buffers else []
     held = {other.names[key] for key in other.buffers}
     if not other.adapted and (lacking := [name for key in base.buffers if (name := base.names[key]) not in held]):
         texts.append(f"lacks {listed(lacking)}, no parameters of the live model: the base's stay")
     if beyond:
         texts.append(f"has {listed(beyond)} beyond the base: kept aside, not merged")
     if changed:
-        texts.append(f"differs from the base in {listed(changed)}, no parameters of the live model: the base's stay")
+        hint = " unless you write model.buffers=average" if any(key in other.buffers for key in changed) else ""
+        texts.append(
+            f"differs from the base in {listed(changed)}, no parameters of the live model: the base's stay{hint}"
+        )
     return texts
 
 
-def unlike(base: Checkpoint, other: Checkpoint) -> str:
+def unlike(base: Checkpoint, other: Checkpoint, buffers: str = BASE) -> str:
     """With which tensors that are not its own a model is scored here; nothing where all are, poolers aside.
 
     Args:
         base: θ₀, whose tensors stay where the other has none, and whose buffers always stay.
         other: an expert, or another model of the architecture.
+        buffers: what a merge has of floating buffers; where these are not the base's, a model is scored with its own.
     """
     if other.adapted:
         return ""
     ours = {base.names[key]: base.tensors[key] for key in base.buffers}
     held = {other.names[key]: other.tensors[key] for key in other.buffers}
     taken = [name for name in other.missing if name in base.keys and not is_pooler(name)]
-    taken += [name for name in {**ours, **held} if not (name in ours and name in held and same(ours[name], held[name]))]
+    own = [name for name in held if buffers != BASE and name in ours and held[name].is_floating_point()]
+    names = [name for name in {**ours, **held} if name not in own]
+    taken += [name for name in names if not (name in ours and name in held and same(ours[name], held[name]))]
     texts = [f"the base's {listed(taken)} in place of its own"] if taken else []
     return " and ".join([*texts, *([f"without its {listed(other.stray)}"] if other.stray else [])])
 

@@ -37,6 +37,10 @@ FREE = {
     ("fitness.directory",): "where a command's models are written to, not what",
     ("model.allow_missing",): "decides what is refused; the same tensors are merged in the same way",
     ("model.trained_on",): "decides what evomerge warns of",
+    (
+        "model.buffers",
+        "model.buffer_items",
+    ): "count where there are statistics (test_buffers.py): not here",
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
 }
 """Settings that may not change the identity, and why."""
@@ -90,6 +94,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "compute": ("float64",),
     "place": ("host",),
     "store": ("int8",),
+    "buffers": ("average",),
+    "template": ("trees",),
 }
 """Valid values of settings by their last name, of which the first that differs is taken; numbers and switches need
 none.
