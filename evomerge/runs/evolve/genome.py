@@ -151,7 +151,7 @@ def _read_filters(filters: Node, parts: int, theirs: str, smooth: bool, account:
             f"norms: write filters of these ({', '.join(MODULES)}), or leave filters out, which searches layers"
         )
     why = "attention, mlp and norms apart; embeddings and head as well" + (
-        f"; {parts} steps in place of a ramp" if smooth else ""
+        f"; {parts} steps in place of a ramp" if smooth and parts > 1 else ""
     )
     account.take(f"{theirs}, filters: {', '.join(names)}", {"space": "modules", "space.n": parts}, why)
 
