@@ -16,6 +16,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest
 from evomerge.fitness.heads import FrozenHead, Head, OwnHead, count_classes
 from evomerge.fitness.items import Item, Task, read_items
+from evomerge.models.adapter_files import is_adapter
 from evomerge.models.hub import find_directory, short_name
 from evomerge.models.vocabulary import read_object
 from evomerge.problem import Sources
@@ -88,11 +89,22 @@ def read_split(tasks: Mapping[str, Task], split: str, labelled: bool = True) -> 
 
 
 def make_heads(sources: Sources, parameters: Mapping[str, Any]) -> dict[str, Head]:
-    """Return the head of each task: the frozen one that it names, or else its expert's own."""
+    """Return the head of each task: the frozen one that it names, or else its expert's own.
+
+    Raises:
+        ConfigError: a task has none, or its expert is an adapter.
+    """
     heads: dict[str, Head] = {}
     for name, task in sources.tasks.items():
         if task.head is not None:
             heads[name] = FrozenHead(task.head)
+        elif task.expert and is_adapter(sources.experts[task.expert]):
+            raise ConfigError(
+                f"The task {name} is scored with the head of its expert {task.expert}, which is an adapter "
+                f"({sources.experts[task.expert]}), and a head runs in a whole classifier. Fold the adapter into it: "
+                f"PeftModel.from_pretrained(classifier, adapter).merge_and_unload().save_pretrained(DIR), and name DIR "
+                f"as the expert; or give the task a frozen head: fitness.tasks.{name}.head=path.safetensors."
+            )
         elif task.expert:
             heads[name] = OwnHead(sources.experts[task.expert], parameters)
         else:

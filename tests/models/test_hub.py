@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from evomerge.cli.main import main
@@ -300,6 +302,20 @@ def test_download_of_a_model_of_earlier_years(tmp_path: Path) -> None:
         assert done.stdout == f"lab/old@{COMMIT}\n", done.stderr
         assert sum(".bin" in line for line in asked if line.startswith("GET")) >= 3
         assert not any("training_args" in line for line in asked)
+
+
+def test_download_of_an_adapter(tmp_path: Path) -> None:
+    """Its settings and weights, and the tokenizer beside them; from the cache as well, where the hub is gone."""
+    (tmp_path / "adapter").mkdir()
+    save_file({"w": torch.zeros(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter" / "training_args.bin").write_bytes(b"never asked for")
+    with serving("lab/lora", tmp_path / "adapter") as (endpoint, asked):
+        done = python(FIND.format(["lab/lora"]), tmp_path, endpoint)
+        assert done.stdout == f"lab/lora@{COMMIT}\n", done.stderr
+        assert not any("training_args" in line for line in asked)
+    done = python(FIND.format([f"lab/lora@{COMMIT}"]), tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert done.stdout == f"lab/lora@{COMMIT}\n", done.stderr
 
 
 def test_the_command_downloads(family: Path, tmp_path: Path) -> None:

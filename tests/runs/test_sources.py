@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,16 @@ def test_each_task_has_the_head_that_it_names_or_its_experts_own(pico_suite, pic
     head = pico_suite.tasks["metals"].head
     heads = make_heads(found(pico, f"fitness.tasks={{trees: i, q: {{items: i, head: {head}}}}}"), {})
     assert [(name, type(head)) for name, head in heads.items()] == [("trees", OwnHead), ("q", FrozenHead)]
+
+
+def test_the_head_of_an_adapter_is_refused(pico, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    sources = found(pico, "fitness.tasks={trees: i}")
+    sources = replace(sources, experts={**sources.experts, "trees": tmp_path})
+    with pytest.raises(
+        ConfigError, match=r"task trees is scored with the head of its expert trees, which is an adapter"
+    ):
+        make_heads(sources, {})
 
 
 def test_a_task_without_a_head(pico):
