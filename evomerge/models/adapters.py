@@ -29,8 +29,9 @@ from evomerge.models.adapted import Adapted, Computed, Make
 from evomerge.models.adapter_files import adapter_file
 from evomerge.models.adapter_settings import AdapterSettings, read_settings
 from evomerge.models.changes import biased, dora, summed, with_rows
-from evomerge.models.checkpoint import UNTIE, Checkpoint, from_tensors
+from evomerge.models.checkpoint import Checkpoint, from_tensors
 from evomerge.models.factors import Factors
+from evomerge.models.fitting import UNTIE
 from evomerge.models.matching import Layout, match
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import file_stamps, load_file, remembered_hash, same

@@ -22,9 +22,10 @@ from evomerge.common.progress import Steps
 from evomerge.models.adapted import Adapted
 from evomerge.models.conversions import Conversion, Converted
 from evomerge.models.factors import Factors
-from evomerge.models.matching import Layout, Match, match
+from evomerge.models.fitting import check_dtype, check_tensors, other_rows
+from evomerge.models.matching import Layout, match
 from evomerge.models.sentences import module_files, module_tensors
-from evomerge.models.vocabulary import BASE, REFUSE, SHARED, Rows
+from evomerge.models.vocabulary import REFUSE, Rows
 from evomerge.models.weights import (
     check_readable,
     content_hash,
@@ -37,15 +38,6 @@ from evomerge.models.weights import (
 
 MEMORY = Path("memory")
 """What messages call a model that comes from no directory, where nobody has named it."""
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-UNTIE = (
-    "Give the base a head of its own: load it with its AutoModel class, set model.config.tie_word_embeddings = False, "
-    "head = model.get_output_embeddings() and head.weight = torch.nn.Parameter(head.weight.detach().clone()), call "
-    "model.save_pretrained(DIR), save the tokenizer there too, and name DIR as the base."
-)
-"""How a base that ties becomes one that does not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +221,7 @@ def from_tensors(
     found = match(tensors, parameters, layout)
     for one in found.conversions:
         for key in one.sources:
-            _check_dtype(path, tensors, key)
+            check_dtype(path, tensors, key)
         try:
             one.check(tensors, parameters, back=base is None)
         except CheckpointError as error:
@@ -239,9 +231,9 @@ def from_tensors(
     rows: dict[str, Rows] = {}
     for name, keys in found.held.items():
         chosen = vocabulary if base is not None and name in base.keys else REFUSE
-        _check_tensors(path, tensors, keys, name, found)
+        check_tensors(path, tensors, keys, name, found)
         if other := [key for key in keys if tuple(tensors[key].shape) != tuple(parameters[name])]:
-            rows[name] = _other_rows(path, tokens, other[0], tensors[other[0]], name, parameters[name], chosen)
+            rows[name] = other_rows(path, tokens, other[0], tensors[other[0]], name, parameters[name], chosen)
     first = {name: keys[0] for name, keys in found.held.items() if name not in rows or rows[name].merged}
     first |= {name: one.sources[0] for name, one in converted.items()}
     kept = {name: first[name] for name in parameters if name in first}
@@ -268,68 +260,6 @@ def from_tensors(
         converted=Converted(found.conversions, tensors, sha256, cache),
         modules=modules,
     )
-
-
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[str], name: str, found: Match) -> None:
-    """Refuses tensors that cannot stand for a parameter.
-
-    Args:
-        path: of the model directory, for messages.
-        tensors: by file key.
-        keys: of the tensors that hold the parameter: several where it is tied.
-        name: of the parameter.
-        found: what the keys are.
-
-    Raises:
-        CheckpointError: one is no floating tensor, or two differ.
-    """
-    for key in keys:
-        _check_dtype(path, tensors, key)
-    other = next((key for key in keys[1:] if not torch.equal(tensors[keys[0]], tensors[key])), None)
-    if other and found.names[other] == found.names[keys[0]]:
-        raise CheckpointError(
-            f"{path}: {keys[0]} and {other} both stand for {name} and differ, so nobody can say which of them counts."
-            " Save the model anew with save_pretrained."
-        )
-    if other:
-        raise CheckpointError(
-            f"{path}: {keys[0]} and {other} differ, but the base ties them into one parameter ({name}), so one of them"
-            f" would be lost. {UNTIE}"
-        )
-
-
-def _check_dtype(path: Path, tensors: Mapping[str, Tensor], key: str) -> None:
-    if tensors[key].dtype not in FLOATS:
-        raise CheckpointError(
-            f"{path}: {key} is {tensors[key].dtype}; the weights are quantised, and a difference of codes is no"
-            " task vector. Give the checkpoint in float32, bfloat16 or float16 (load it, call dequantize(), and"
-            " save it anew)."
-        )
-
-
-def _other_rows(
-    path: Path, tokens: int | None, key: str, tensor: Tensor, name: str, shape: tuple[int, ...], vocabulary: str
-) -> Rows:
-    """What becomes of a tensor of another shape than the live model's, whose rows stand for tokens.
-
-    Raises:
-        CheckpointError: they do not, or nobody has said what to do with it.
-    """
-    held = tuple(tensor.shape)
-    where = f"{path}: {key} has shape {held}, but the live model's {name} has {shape}"
-    if not held or held[1:] != shape[1:] or tokens != held[0]:
-        raise CheckpointError(
-            f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"
-            " headless with AutoModel."
-        )
-    if vocabulary not in (BASE, SHARED):
-        raise CheckpointError(
-            f"{where}: the vocabularies differ ({held[0]} tokens and {shape[0]}), so rows do not stand for the same"
-            " tokens. If tokens or padding were only added at the end, write model.vocabulary=shared, which merges the"
-            f" first {min(held[0], shape[0])} rows; model.vocabulary=base keeps all rows of the base; otherwise take a"
-            " model with the base's tokenizer."
-        )
-    return Rows(held[0], shape[0], min(held[0], shape[0]) if vocabulary == SHARED else 0)
 
 
 def _fit(tensor: Tensor, rows: Rows, base: Checkpoint, name: str) -> Tensor:

@@ -20,15 +20,17 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.common.errors import CheckpointError, EvomergeError
 from evomerge.models.adapter_files import is_adapter
 from evomerge.models.adapters import open_adapter
 from evomerge.models.checkpoint import MEMORY, Checkpoint, from_tensors, open_checkpoint
 from evomerge.models.conversions import find_conversions
-from evomerge.models.matching import Layout, match
+from evomerge.models.matching import Layout
 from evomerge.models.parts import check_whole, find_part, is_part, open_part
 from evomerge.models.pretrained import (
+    Unavailable,
     can_tie,
+    check_class,
     check_directory,
     empty_model,
     first_line,
@@ -36,14 +38,16 @@ from evomerge.models.pretrained import (
     load_image_processor,
     load_model,
     load_tokenizer,
+    moved,
     passed_over,
     read_config,
     rename_keys,
     takes_images,
+    untie,
 )
 from evomerge.models.sentences import attach_modules
 from evomerge.models.union import Union, unite
-from evomerge.models.weights import check_readable, dtype_name, read_tensors, same, weight_files
+from evomerge.models.weights import check_readable, dtype_name
 
 
 @dataclass
@@ -239,28 +243,8 @@ def live_module(module: nn.Module, processor: Any = None, device: str | None = N
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if device is not None:
-        model = _moved(model, device)
+        model = moved(model, device)
     return LiveModel(model, processor, shapes, tied, type(module).__name__)
-
-
-class Unavailable:
-    """Stands for a processor that cannot be loaded, where it may be that nobody needs it: any use raises the reason.
-
-    Args:
-        error: the reason.
-    """
-
-    def __init__(self, error: EvomergeError) -> None:
-        self._error = error
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python itself asks of any object
-            raise AttributeError(name)
-        raise self._error
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise the reason."""
-        raise self._error
 
 
 def load_live(
@@ -278,7 +262,7 @@ def load_live(
         ConfigError: no such class or device; or the model takes images, and Pillow is not installed.
         CheckpointError: transformers cannot load the directory, or it has no tokenizer (image processor).
     """
-    _check_class(auto_class, "model.auto_class=AutoModel")
+    check_class(auto_class, "model.auto_class=AutoModel")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model, _ = load_model(path, auto_class)
@@ -289,7 +273,7 @@ def load_live(
         if needs_processor:
             raise
         processor = Unavailable(error)
-    model = _moved(model, device)
+    model = moved(model, device)
     computed = frozen(empty_model(auto_class, model.config))  # a load makes all parameters alike
     return _described(model, processor, auto_class, computed)
 
@@ -309,7 +293,7 @@ def load_skeleton(path: Path, auto_class: str, dtype: torch.dtype | None = None)
         CheckpointError: there is no such directory, its weights are quantised, or transformers cannot make a model of
             its config.
     """
-    _check_class(auto_class, "auto_class: AutoModel")
+    check_class(auto_class, "auto_class: AutoModel")
     check_directory(path)
     check_readable(path)
     try:
@@ -320,42 +304,11 @@ def load_skeleton(path: Path, auto_class: str, dtype: torch.dtype | None = None)
             f"It must be a directory with config.json and weights, as save_pretrained writes it."
         ) from error
     computed = frozen(model)
-    _untie(model, path)
+    untie(model, path)
     attach_modules(model, path, weights=False)
     return _described(model.eval().requires_grad_(False), None, auto_class, computed)
-
-
-def _check_class(auto_class: str, example: str) -> None:
-    if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
-        raise ConfigError(
-            f"transformers has no class {auto_class}: write {example}, AutoModelForCausalLM or another AutoModel class."
-        )
-
-
-def _moved(model: Any, device: str) -> Any:
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"model.device={device} cannot be used here: {first_line(error)} Write model.device=cpu."
-        ) from error
 
 
 def _described(model: Any, processor: Any, auto_class: str, computed: frozenset[str]) -> LiveModel:
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return LiveModel(model, processor, parameters, dict(model.all_tied_weights_keys), auto_class, computed)
-
-
-def _untie(model: Any, path: Path) -> None:
-    """Take apart what the files hold as two different tensors, as transformers does at load."""
-    tied = model.all_tied_weights_keys
-    if not tied:
-        return
-    tensors = read_tensors(weight_files(path))
-    layout = Layout(prefix=model.base_model_prefix, rename=lambda keys: rename_keys(model, keys))
-    held = match(tensors, {*tied.keys(), *tied.values()}, layout).held
-    for alias, source in list(tied.items()):
-        if alias in held and source in held and not same(tensors[held[alias][0]], tensors[held[source][0]]):
-            owner, _, leaf = alias.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(model.get_parameter(source))))
-            del tied[alias]

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging as bars
 from transformers.utils.import_utils import is_vision_available
 
-from evomerge.common.errors import CheckpointError, ConfigError
-from evomerge.models.weights import check_readable
+from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.models.matching import Layout, match
+from evomerge.models.weights import check_readable, read_tensors, same, weight_files
 
 VOCABULARIES = {"tokenizer.json", "tokenizer.model", "tekken.json"}
 """Where any tokenizer may keep its vocabulary, beside the files that its class names."""
@@ -179,6 +181,71 @@ def load_image_processor(path: Path) -> Any:
             f"{path} has no image processor that transformers can load: {first_line(error)} Save the base's beside "
             f"its weights: AutoImageProcessor.from_pretrained(<its origin>).save_pretrained(<this directory>)."
         ) from error
+
+
+def check_class(auto_class: str, example: str) -> None:
+    """Refuse a name that is no class of transformers which loads models.
+
+    Args:
+        auto_class: the name.
+        example: what to write, up to the first class.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    if not auto_class.startswith("AutoModel") or not hasattr(transformers, auto_class):
+        raise ConfigError(
+            f"transformers has no class {auto_class}: write {example}, AutoModelForCausalLM or another AutoModel class."
+        )
+
+
+def moved(model: Any, device: str) -> Any:
+    """Return a model on a device.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.device={device} cannot be used here: {first_line(error)} Write model.device=cpu."
+        ) from error
+
+
+class Unavailable:
+    """Stands for a processor that cannot be loaded, where it may be that nobody needs it: any use raises the reason.
+
+    Args:
+        error: the reason.
+    """
+
+    def __init__(self, error: EvomergeError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself asks of any object
+            raise AttributeError(name)
+        raise self._error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise the reason."""
+        raise self._error
+
+
+def untie(model: Any, path: Path) -> None:
+    """Take apart what the files hold as two different tensors, as transformers does at load."""
+    tied = model.all_tied_weights_keys
+    if not tied:
+        return
+    tensors = read_tensors(weight_files(path))
+    layout = Layout(prefix=model.base_model_prefix, rename=lambda keys: rename_keys(model, keys))
+    held = match(tensors, {*tied.keys(), *tied.values()}, layout).held
+    for alias, source in list(tied.items()):
+        if alias in held and source in held and not same(tensors[held[alias][0]], tensors[held[source][0]]):
+            owner, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(model.get_parameter(source))))
+            del tied[alias]
 
 
 def check_directory(path: Path) -> None:
