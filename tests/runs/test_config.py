@@ -31,6 +31,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     config = compose(
         *([f"experiment={choice}"] if group == "experiment" else [override]),
         *(["fitness.function=a:b"] if choice == "custom" else []),
+        *(["fitness.command='eval {model} {items} {out}'"] if choice == "command" else []),
     )
     settings_ = plain(config)
     check(settings_)
