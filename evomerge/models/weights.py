@@ -86,8 +86,8 @@ def check_readable(path: Path) -> None:
             method = given.get("quant_method") or "by a method it does not name" if isinstance(given, dict) else given
             raise CheckpointError(
                 f"{path} is quantised ({method}), as quantization_config in its config.json says: a difference of codes"
-                " is no task vector. Take the model as it was before, or load it, call dequantize(), delete"
-                " quantization_config from its config, and save it anew."
+                " is no task vector. Take the model as it was before; or, for an expert, write model.dequantise=true,"
+                " which takes the numbers that transformers makes of it."
             )
     if named := config.get("transformers_weights"):
         raise CheckpointError(

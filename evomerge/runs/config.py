@@ -71,6 +71,7 @@ class ModelConfig:
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
     vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base, shared or union
     part: str | None = None  # the module of the base that experts of another architecture are
+    dequantise: bool = False  # take quantised experts as the numbers that transformers makes of them
     template: str = BASE  # whose chat template, end token and generation config: base, or the name of an expert
     buffers: str = BASE  # floating buffers of a merge: base, average or recalibrate
     buffer_items: int = 256  # search items of which recalibrate takes them

@@ -17,6 +17,7 @@ from evomerge.common.names import nearest
 from evomerge.fitness.heads import FrozenHead, Head, OwnHead, count_classes
 from evomerge.fitness.items import Item, Task, read_items
 from evomerge.models.adapter_files import is_adapter
+from evomerge.models.dequantised import dequantised, is_quantised
 from evomerge.models.hub import find_directory, short_name
 from evomerge.models.vocabulary import read_object
 from evomerge.problem import Sources
@@ -71,6 +72,10 @@ def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = N
         )
     places, hub = _locate({"": model["base"], **named})
     base = places.pop("")
+    if model.get("dequantise"):
+        for name in [name for name, path in places.items() if is_quantised(path)]:
+            places[name] = dequantised(places[name], model["auto_class"], Path(model["cache"]))
+            hub.pop(name, None)  # there it is quantised
     return Sources(base, places, *_tasks(tasks, places), hub)
 
 
