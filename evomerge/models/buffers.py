@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:  # whoever reads settings or a recipe needs no torch
+    from torch import Tensor
+
+    from evomerge.models.checkpoint import Checkpoint
 
 BASE, AVERAGE, RECALIBRATE = "base", "average", "recalibrate"
 CHOICES = (BASE, AVERAGE, RECALIBRATE)
@@ -33,6 +35,8 @@ def averaged(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> dict[str, T
     """Return the mean of the experts' floating buffers, taken in float64 and rounded to the base's dtype. An expert
     that lacks one counts with the base's.
     """
+    import torch
+
     held = [floating_buffers(expert) for expert in experts.values()]
     return {
         name: torch.stack([own.get(name, ours).double() for own in held]).mean(0).to(ours.dtype)
