@@ -29,6 +29,9 @@ from evomerge.models.weights import read_tensors, weight_files
 if TYPE_CHECKING:
     from evomerge.models.live import LiveModel
 
+WORDS = "WordLevel"
+"""The kind of vocabulary that has no pieces of words."""
+
 
 @dataclass(frozen=True, eq=False)
 class Union:
@@ -148,6 +151,12 @@ def unite(live: LiveModel, base: Path, experts: Sequence[Path]) -> LiveModel:
             )
         known, added = tokenizer.get_vocab(), other.added_tokens_decoder
         new = sorted((at, token) for token, at in other.get_vocab().items() if token not in known and at < rows)
+        if kind != WORDS and (pieces := [token for at, token in new if at not in added]):
+            raise CheckpointError(
+                f"{path} has {len(pieces)} tokens that the base lacks ({listed(pieces)}) and that nobody added: they "
+                f"are pieces of its {kind}, which come of rules that the base's tokenizer lacks, and added to that one "
+                f"they would cut other words. Write model.vocabulary=base, which keeps the base's rows."
+            )
         tokenizer.add_tokens([added.get(at, token) for at, token in new])
     size = max(before, 1 + max(tokenizer.get_vocab().values()))
     model = live.model

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
+from evomerge.models.live import load_live
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe, mergekit_yaml
 from evomerge.recipes.model import write_model
@@ -141,6 +144,28 @@ def test_tokenizers_that_cannot_be_compared_are_refused(tmp_path, problem_of, ch
     change(tmp_path / "two")
     with pytest.raises(CheckpointError, match=message):
         problem_of()
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_pieces_of_another_tokenizer_are_no_tokens_of_the_base(tmp_path, added):
+    """An added token is one as it stands; a piece comes of merges, and would cut words of the base elsewhere."""
+    for name in ("base", "one"):
+        merges = [("h", "e"), *([("s", "he")] if name == "one" and not added else [])]
+        words = [*"!she<>", *(left + right for left, right in merges)]
+        pieces = BPE({word: i for i, word in enumerate(words)}, merges)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(pieces), eos_token="!")
+        if added and name == "one":
+            tokenizer.add_tokens(["<she>"])
+        tokenizer.save_pretrained(tmp_path / name)
+        llama(len(tokenizer), False).save_pretrained(tmp_path / name)
+    live = load_live(tmp_path / "base", CAUSAL, "cpu")
+    if added:
+        assert live.united(tmp_path / "base", [tmp_path / "one"]).processor.tokenize("she<she>") == ["s", "he", "<she>"]
+    else:
+        with pytest.raises(
+            CheckpointError, match=r"one has 1 tokens that the base lacks \(she\) and that nobody added"
+        ):
+            live.united(tmp_path / "base", [tmp_path / "one"])
 
 
 def test_a_head_that_is_not_merged_gets_no_rows_and_is_refused(tmp_path, problem_of):
