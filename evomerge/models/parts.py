@@ -97,9 +97,12 @@ def open_part(live: LiveModel, path: Path, base: Checkpoint, **options: Any) -> 
     )
     shapes = {own: live.parameters[ours] for own, ours in names.items() if ours in live.parameters}
     found = open_checkpoint(path, shapes, layout, base=base.under(inner), **options)
-    outside = [name for name in live.parameters if name not in inner]
-    note = f"is the {part} of the base: {len(outside)} parameters outside of it stay the base's (model.part)"
-    return replace(found.under(names), notes=(*found.notes, note))
+    lacking = [name for name in live.parameters if name not in inner]
+    inside = [name for name in lacking if name.startswith(f"{part}.")]
+    outside = len(lacking) - len(inside)
+    note = f"is the {part} of the base: {outside} parameters outside of it stay the base's (model.part)"
+    found = found.under(names)
+    return replace(found, missing=(*found.missing, *inside), notes=(*found.notes, note))
 
 
 def check_whole(live: LiveModel, found: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -138,6 +139,14 @@ def test_a_part_that_lacks_a_tensor_is_refused_by_its_name_in_the_base(tmp_path,
     save_family(tmp_path, "llava")
     rewritten(tmp_path / "reads", lambda t: {key: one for key, one in t.items() if key != "model.norm.weight"})
     with pytest.raises(CheckpointError, match=r"expert reads .* lacks model\.language_model\.norm\.weight"):
+        problem_of()
+
+
+def test_a_part_with_fewer_layers_is_refused(tmp_path, problem_of):
+    save_family(tmp_path, "llava")
+    config = LlamaConfig(**{**LLAMA.to_dict(), "num_hidden_layers": 1, "layer_types": None})
+    pico(LlamaForCausalLM, config).save_pretrained(tmp_path / "reads")
+    with pytest.raises(CheckpointError, match=r"reads .* lacks model\.language_model\.layers\.1\.self_attn\.q_proj"):
         problem_of()
 
 
