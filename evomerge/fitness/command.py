@@ -124,7 +124,7 @@ class Command:
             self._writer.prepare(scratch.path / "same")
             self._scratch = scratch  # last: whoever is interrupted before leaves nothing that looks whole
         with _Folder(self._scratch.path) as folder:
-            shutil.copytree(self._scratch.path / "same", folder / "model", copy_function=os.link)
+            shutil.copytree(self._scratch.path / "same", folder / "model")  # no links: the command may write there
             self._writer.write(model, folder / "model")
             yield folder
 

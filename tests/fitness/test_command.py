@@ -129,6 +129,15 @@ def test_what_it_may_not_do_costs_the_candidate_and_is_said(command, tmp_path, b
     assert in_use(tmp_path) in ([], ["alive"])
 
 
+def test_what_it_writes_into_the_model_is_not_given_to_the_next_one(command):
+    fitness = command(
+        "with open(model + '/config.json', 'a') as file: file.write(' ')\n"
+        + EVERY.replace("'score': 1", "'score': os.path.getsize(model + '/config.json')")
+    )
+    first, second = (scored(fitness).results["trees"]["score"].tolist() for _ in range(2))
+    assert first == second == [3, 3, 3]
+
+
 def test_a_score_that_is_no_finite_number_is_refused_as_for_any_fitness(command):
     outcome = scored(command(EVERY.replace("'score': 1", "'score': float('nan')")))
     with pytest.raises(NotFinite, match="score of 3 of 3 items of animals is not a finite number"):
