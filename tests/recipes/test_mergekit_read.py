@@ -136,7 +136,9 @@ def test_linear_averages_the_models_themselves(family: Path, tmp_path: Path) -> 
 def test_methods_that_are_transforms_here(method: str, step: dict, family: Path) -> None:
     text = f"merge_method: {method}\nbase_model: base\nmodels: [{{model: red}}, {{model: green}}]\n"
     text += "parameters: {select_topk: 0.4}\n" * (method == "sce")
-    recipe = read(text, family).recipe
+    told = read(text, family)
+    recipe = told.recipe
+    assert any("beyond the base" in note for note in told.notes) == (method == "model_stock")
     assert recipe.transform == [{"name": method, **step}]
     assert recipe.coefficients == {"weight": {"model": {"red": 1.0, "green": 1.0}}}
 
@@ -263,6 +265,8 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
         (HEAD + "models:\n- model: red+lora\n", r"line 5: red\+lora is an adapter on another model than the base"),
         (HEAD + "models: [{model: red@v1}]\n", r"line 4: red is a directory, which has no revision v1"),
         (HEAD, r"line 1: there must be one of models, slices and modules"),
+        (HEAD + "models: [{model: 2024-13-45}]\n", r"this is not valid YAML: month must be in"),
+        (HEAD + "models: &a [*a]\n", r"this is not valid YAML: maximum recursion"),
         (HEAD + "models:\n- parameters: {weight: 1}\n", r"line 5: there is no model"),
         (HEAD.replace("float32", "floot32") + WHOLE, r"line 3: Unknown dtype 'floot32': did you mean 'float32'"),
         (HEAD + "chat_template: chatml\n" + WHOLE, r"line 4: the merged model has the chat template of the base"),

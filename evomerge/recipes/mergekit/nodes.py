@@ -111,7 +111,7 @@ def read_nodes(text: str) -> Node:
         if root is None:
             raise ConfigError("the file is empty.")
         return _node(loader, root, root.start_mark.line + 1)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, a list within itself
         raise ConfigError(f"this is not valid YAML: {error}") from error
     finally:
         loader.dispose()
