@@ -55,7 +55,7 @@ def _taken_apart(arguments: Sequence[str]) -> tuple[Path, Options, list[str]]:
             rest.append(argument)
         elif name in SWITCHES:
             given[name] = "off" if flag.startswith("--no-") else ""
-        elif not equals and not left:
+        elif not (value if equals else left):
             raise ConfigError(f"{flag} needs a value, such as {FLAG} their.yml or --max-fevals 100.")
         elif flag == FLAG:
             path = value or left.pop(0)

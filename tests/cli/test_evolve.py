@@ -53,6 +53,12 @@ def settings_of(text: str, *more: str) -> dict[str, str]:
     return dict(one.split("=", 1) for one in evolved(["--evolve", "their.yml", *OPTIONS, *more]))
 
 
+@pytest.mark.parametrize("given", [["--evolve"], ["--evolve="], ["--evolve", "their.yml", "--max-fevals="]])
+def test_an_option_without_its_value_is_refused(given: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--(evolve|max-fevals) needs a value, such as --evolve their\.yml"):
+        evolved(given)
+
+
 def test_the_arguments_of_other_searches_are_left_alone() -> None:
     assert evolved(["model=pico", "--help"]) == ["model=pico", "--help"]
 
