@@ -7,7 +7,8 @@ In: a cache that remembers outcomes of constants and of other merges on the same
 leaves it (`evomerge export RUN --finalist best -o best.yaml` writes a finalist). Out: a table. A draw resamples the
 items of each task with replacement. On it the best is chosen by a race (`selection/racing.py`), among the constants and
 among the other merges with the best constant. Regret is the value of the best of all minus that of the one chosen, both
-on all items of the draw. What was scored before is not scored again, in the race as without it.
+on all items of the draw: of a race among its own models, of the choice among all of them. What was scored before is not
+scored again, in the race as without it.
 """
 
 from __future__ import annotations
@@ -100,10 +101,13 @@ def simulate(
         found[f"{len(constants)} constants"].append(one)
         if len(finalists) < NEAR:
             continue
-        _, two = _race({**finalists, f"constant {best}": constants[best]}, drawn, objective, known)
+        last = {**finalists, f"constant {best}": constants[best]}
+        winner, two = _race(last, drawn, objective, known)
         found[f"{len(finalists) + 1} finalists"].append(two)
-        worse = max(one.regret, two.regret)
-        found["both"].append(Line(worse, one.wrong or two.wrong, one.spent + two.spent, one.whole + two.whole))
+        worse, cost = max(one.regret, two.regret), (one.spent + two.spent, one.whole + two.whole)
+        found["both"].append(Line(worse, one.wrong or two.wrong, *cost))
+        lost = _best({**constants, **finalists}, drawn, objective) - _best({winner: last[winner]}, drawn, objective)
+        found["the choice"].append(Line(lost, lost > LARGE + 1e-9, *cost))
         found[f"{NEAR} near-equal finalists, alone"].append(_race(near, drawn, objective, set())[1])
     size = sum(len(row) for row in next(iter(constants.values())).values())
     for what, lines in found.items():
@@ -141,6 +145,15 @@ def _race(
     better = any(full[name] > full[chosen.name] + LARGE and chosen.seen[name] < size for name in models)
     whole = size * len({content[name] for name in models} - {known_one for known_one, *_ in before})
     return chosen.name, Line(regret, better, spent, whole)
+
+
+def _best(models: Mapping[str, Rows], drawn: Rows, objective: Objective) -> float:
+    """Return the highest value on all items of a draw."""
+    ids = {task: [str(i) for i in range(len(order))] for task, order in drawn.items()}
+    outcomes = [
+        Outcome(ids, {t: {objective.metric: row[drawn[t]]} for t, row in rows.items()}) for rows in models.values()
+    ]
+    return max(objective(outcome)[0][0] for outcome in outcomes)
 
 
 def _nearest(models: Mapping[str, Rows], objective: Objective) -> dict[str, Rows]:

@@ -24,6 +24,9 @@ hair then: experiments/dropping.md.
 """
 BLOCKS = 20
 """Into how many blocks items are cut; after each but the last, models may be dropped."""
+FEW, FEWER = 400, 4
+"""Below so many items of all tasks there are so many blocks at most: each look at few of few items errs more than it
+saves (experiments/dropping.md)."""
 TOGETHER = 15
 """The fewest items of all tasks in a block: with fewer, a difference is not about normal."""
 LEAST = 5
@@ -41,7 +44,8 @@ def blocks(sizes: Collection[int]) -> int:
     Args:
         sizes: the number of items of each task.
     """
-    return max(1, min(BLOCKS, min(sizes, default=0) // LEAST, sum(sizes) // TOGETHER))
+    most = BLOCKS if sum(sizes) >= FEW else FEWER
+    return max(1, min(most, min(sizes, default=0) // LEAST, sum(sizes) // TOGETHER))
 
 
 def cut(ids: Items) -> list[dict[str, list[str]]]:

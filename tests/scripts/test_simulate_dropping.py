@@ -33,10 +33,10 @@ def test_a_table_of_what_was_logged(tmp_path: Path) -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[2:]]
     assert [re.sub(".*: ", "", line[0]) for line in lines] == [
-        *("3 constants", "5 finalists", "both", "3 near-equal finalists, alone")
+        *("3 constants", "5 finalists", "both", "the choice", "3 near-equal finalists, alone")
     ]
     assert {line[1] for line in lines} == {"120"}
-    for _, _, within, regret, better, spent in lines[:3]:
+    for _, _, within, regret, better, spent in lines[:4]:
         assert float(within.rstrip("%")) >= 80
         assert 0 <= float(regret) < 0.01
         assert float(better.rstrip("%")) <= 20

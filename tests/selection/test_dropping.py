@@ -92,7 +92,7 @@ def test_the_best_is_dropped_as_seldom_as_stated(field: str, metric: Callable) -
 @pytest.mark.parametrize("metric", [right_or_wrong, log_probability])
 @pytest.mark.parametrize("sizes", [FEW, {"a": 60}], ids=["three tasks of 30", "one of 60"])
 def test_it_is_as_seldom_on_few_items(sizes: dict[str, int], metric: Callable) -> None:
-    assert blocks(sizes.values()) == (6 if sizes is FEW else 4)
+    assert blocks(sizes.values()) == 4
     errors = 0
     for seed in range(DRAWS):
         models = drawn(seed, np.zeros(8), metric, sizes)
