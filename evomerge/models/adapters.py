@@ -167,7 +167,7 @@ class _Reader:
             untied=(),
             tensors={**self._tensors, **whole},
             fitted=Computed({**fitted, **made, **sums}),
-            notes=tuple(self._tied({**self._live, **found.names})),
+            notes=tuple(self._tied(self._live, found.names)),
             adapted=Adapted(factors, frozenset((*factors, *made)), self._settings.named_base),
         )
 
@@ -291,17 +291,22 @@ class _Reader:
                 return len(whole[keys[0]])
         return ours
 
-    def _tied(self, names: Mapping[str, str]) -> Iterator[str]:
-        """Say that what the adapter changes is more in a merge than it was in training."""
+    def _tied(self, changed: Mapping[str, str], whole: Mapping[str, str]) -> Iterator[str]:
+        """Say that what the adapter changes is more in a merge than it was in training.
+
+        Args:
+            changed: key -> name of what it changes.
+            whole: the same of what it holds as a whole, which PEFT unties.
+        """
         tied = self._layout.tied or {}
         for alias, source in tied.items() if not self._settings.ties else ():
-            trained = [name for name in (alias, source) if name in names.values()]
+            trained = [name for name in (alias, source) if name in {*changed.values(), *whole.values()}]
             if len(trained) == 1:
                 (other,) = {alias, source} - {*trained}
-                yield (
-                    f"changes {trained[0]} alone, and the base ties it to {other}: a merge changes both, as PEFT's "
-                    f"merge_and_unload does"
-                )
+                peft = "as PEFT's merge_and_unload does"
+                if trained[0] in whole.values():
+                    peft = f"where PEFT leaves {other} as it is. To have that: {UNTIE.rstrip('.')}"
+                yield f"changes {trained[0]} alone, and the base ties it to {other}: a merge changes both, {peft}"
 
     def _refuse(self, keys: Sequence[str]) -> None:
         raise CheckpointError(

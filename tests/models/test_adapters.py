@@ -115,9 +115,15 @@ def test_a_hash_is_of_weights_and_of_what_they_mean(plain, copied):
 
 
 def test_what_is_tied_and_changed_alone_is_said(tmp_path):
-    base, adapter = family(tmp_path, lambda: llama(tie=True), target_modules=["embed_tokens"])
+    base, adapter = family(tmp_path / "factors", lambda: llama(tie=True), target_modules=["embed_tokens"])
     (note,) = opened(base, adapter)[2].notes
     assert note.startswith("changes model.embed_tokens.weight alone, and the base ties it to lm_head.weight")
+    assert note.endswith("as PEFT's merge_and_unload does")
+    base, adapter = family(tmp_path / "whole", lambda: llama(tie=True), modules_to_save=["embed_tokens"])
+    (note,) = opened(base, adapter)[2].notes
+    assert "a merge changes both, where PEFT leaves lm_head.weight as it is" in note
+    folded = folded_by_peft(base, adapter)
+    assert not torch.equal(folded["lm_head.weight"], folded["model.embed_tokens.weight"])
 
 
 def test_an_untrained_adapter_changes_nothing(plain, copied, tmp_path):
