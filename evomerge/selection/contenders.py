@@ -101,6 +101,11 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
             f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
             f"{opening.vocabulary}: write model.vocabulary={recipe.vocabulary}."
         )
+    if (asked := recipe.template or "base") != opening.template:
+        raise ConfigError(
+            f"{path} was made with model.template={asked}, and models here are asked with that of {opening.template}: "
+            f"write model.template={asked}."
+        )
     if (kept := recipe.buffers.get("name", BASE)) != problem.buffers:
         raise ConfigError(
             f"{path} was made with model.buffers={kept}, and candidates here have model.buffers={problem.buffers}: "

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from evomerge.cli.evaluate import _settings
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.handover import make_recipe
@@ -18,6 +19,7 @@ from evomerge.recipes.live_directory import writer_of
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
+from evomerge.selection.contenders import of_recipe
 from tests.kit.helpers import compose
 from tests.kit.language import documents, write_jsonl
 from tests.kit.merging import write
@@ -88,6 +90,16 @@ def test_it_is_part_of_what_is_searched_and_said(family):
     tokenizer.save_pretrained(family / "left")
     assert contents("model.template=left") != left
     assert any("asked as the expert left is" in text for text in built(family, "model.template=left").warnings)
+
+
+def test_a_recipe_is_evaluated_with_its_own_template_or_not_at_all(family, tmp_path):
+    problem = built(family, "model.template=left")
+    recipe = make_recipe(problem, problem.space.constant(0.4), {}, {})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert _settings([], [str(tmp_path / "recipe.yaml")], Reporter())["model"]["template"] == "left"
+    of_recipe(tmp_path / "recipe.yaml", problem)
+    with pytest.raises(ConfigError, match=r"was made with model\.template=left, .* with that of base: write"):
+        of_recipe(tmp_path / "recipe.yaml", built(family))
 
 
 def test_an_unknown_expert_and_an_end_token_that_the_base_lacks_are_refused(family):
