@@ -156,6 +156,7 @@ def test_all_that_is_otherwise_is_told(here: Path, capsys: pytest.CaptureFixture
             HEAD.format(method="slerp", base="base").replace("right", "right, base") + TASKS,
             r"line 2: slerp goes between two models, and mergekit-evolve chooses two of 3",
         ),
+        (DARE.replace("weight: 2.0", "weight: -1"), r"pico_choice has the weight -1, so less acc would be better"),
         ("models: []\n", r"line 1: there must be genome and tasks"),
     ],
 )

@@ -5,6 +5,7 @@ In: the configuration. Out: settings `fitness` and `objective` in the account.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from evomerge.models.hub import find_directory
@@ -15,6 +16,9 @@ from evomerge.recipes.mergekit.nodes import Node
 from evomerge.runs.evolve.account import Account
 from evomerge.runs.evolve.options import Options
 from evomerge.runs.guess import words_for
+
+LESS = re.compile(r"perplexity|bits_per_byte|brier|loss|^(t|w|c)er$")
+"""Metrics of lm-eval of which less is better."""
 
 
 def read_tasks(root: Node, tasks: Node, options: Options, account: Account) -> None:
@@ -27,7 +31,7 @@ def read_tasks(root: Node, tasks: Node, options: Options, account: Account) -> N
         account: takes them.
 
     Raises:
-        ConfigError: a task has no name, or is named twice.
+        ConfigError: a task has no name, is named twice, or has a weight that would make it worse.
     """
     found: dict[str, dict[str, Any]] = {}
     weights: dict[str, float] = {}
@@ -41,10 +45,13 @@ def read_tasks(root: Node, tasks: Node, options: Options, account: Account) -> N
         found[word] = {"task": str(place) if place else name, "metric": metric}
         found[word] |= {"include_path": str(options.search_path)} if options.search_path and not place else {}
         weights[word] = abs(weight)
-        if weight < 0:
-            account.tell(
-                f"{name}: weight {weight:g}", "evomerge knows of a metric whether less is better, and flips it"
+        if weight < 0 and not LESS.search(metric):
+            raise one.error(
+                f"{name} has the weight {weight:g}, so less {metric} would be better, and evomerge climbs it: write a "
+                f"positive weight, or a metric of which less is better"
             )
+        if LESS.search(metric):
+            account.tell(f"{name}: weight {weight:g}", f"less {metric} is better, so evomerge climbs what is minus it")
     account.take(
         ", ".join(f"{name} ({metric})" for name, metric, _ in plain),
         {"fitness": "lm_eval", "fitness.tasks": found},
