@@ -19,6 +19,7 @@ import os
 import shlex
 import shutil
 import string
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -249,9 +250,9 @@ def _row(line: str, tasks: Mapping[str, Sequence[str]], where: str) -> tuple[Key
     try:
         row = json.loads(line)
         item, score, task = row["id"], row["score"], row.get("task")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CommandError(f'{where} is no {{"id": ..., "score": ...}}: {line!r:.80}') from None
-    if not isinstance(score, int | float):
+    if not isinstance(score, int | float) or (abs(score) > sys.float_info.max and isinstance(score, int)):
         raise CommandError(f"{where}: the score of {item} is {score!r:.40}, which is no number")
     if not isinstance(item, str) or item not in tasks or task not in (None, *tasks[item]):
         raise CommandError(f"{where} scores {item!r:.40}, and it was not asked for{f' of {task}' if task else ''}")

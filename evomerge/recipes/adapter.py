@@ -30,6 +30,7 @@ from evomerge.merging.method import Formed
 from evomerge.models.adapters import FRONT
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.vocabulary import UNION
 from evomerge.models.weights import ADAPTER
 from evomerge.recipes.catalog import make_method
 from evomerge.recipes.combined import Combined, combined
@@ -131,6 +132,19 @@ def _check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             f"--adapter: the task vectors of this recipe were transformed ({names}), and what comes of that is no "
             f"product of the adapters' factors. {WHOLE}"
+        )
+    if told := [
+        name
+        for name, there in (
+            ("vocabulary=union", recipe.vocabulary == UNION),
+            (f"part={recipe.part}", recipe.part),
+            (f"template={recipe.template}", recipe.template),
+        )
+        if there
+    ]:
+        raise ConfigError(
+            f"--adapter: this recipe has {' and '.join(told)}, which needs more than changes of the base's weights. "
+            f"{WHOLE}"
         )
     if recipe.store:
         raise ConfigError(

@@ -6,6 +6,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from evomerge.cli.inspect import main
@@ -127,6 +129,7 @@ def test_mistakes(place, arguments, message):
 def test_a_base_that_is_an_adapter(place):
     (place / "adapter").mkdir()
     (place / "adapter" / "adapter_config.json").write_text("{}")
+    save_file({"x.lora_A.weight": torch.zeros(1, 1)}, place / "adapter" / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="PEFT adapter"):
         main(["adapter", "mood"])
 

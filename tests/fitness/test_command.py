@@ -119,6 +119,8 @@ def test_it_is_given_a_directory_and_the_items_and_its_answers_may_come_in_any_o
         ("print('half', file=out)", "is no .*: 'half'"),
         ("print(json.dumps({'id': rows[0]['id']}), file=out)", "is no .*: "),
         ("print(json.dumps({'id': rows[0]['id'], 'score': None}), file=out)", "is None, which is no number"),
+        ("print('{\"id\": \"' + rows[0]['id'] + '\", \"score\": 1' + 400 * '0' + '}', file=out)", "which is no number"),
+        ("print(100000 * '[', file=out)", 'is no {"id": ..., "score": ...}'),
         ("print(json.dumps({'id': rows[0]['id'], 'score': 'good'}), file=out)", "is 'good', which is no number"),
         ("print(json.dumps({'id': rows[:1], 'score': 1}), file=out)", "and it was not asked for"),
     ],

@@ -115,6 +115,9 @@ REFUSED = {
     "odd": (["odd"], "linear", {}, r"the expert odd holds .*no products of factors"),
     "ties": (["low"], "ties", {}, "method ties is no weighted sum"),
     "transform": (["low"], "ties_frozen", {}, r"were transformed \(ties\)"),
+    "union": (["low"], "linear", {"vocabulary": "union"}, "this recipe has vocabulary=union"),
+    "part": (["low"], "linear", {"part": "language_model"}, "this recipe has part=language_model"),
+    "template": (["low"], "linear", {"template": "low"}, "this recipe has template=low"),
     "store": (["low"], "linear", {"store": {"name": "int8"}}, "task vectors in int8"),
 }
 

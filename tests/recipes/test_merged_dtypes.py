@@ -126,7 +126,7 @@ def test_mergekit_writes_one_dtype_and_that_is_said(tmp_path):
         for name in ("base", *experts):
             recast(tmp_path / name, dtype, {}, {"dtype": str(dtype).removeprefix("torch.")})
         live = load_live(tmp_path / "base", "AutoModelForTextEncoding", "cpu", needs_processor=False)
-        vectors = SimpleNamespace(base=live.open(tmp_path / "base"), parameters=live.parameters)
+        vectors = SimpleNamespace(base=live.open(tmp_path / "base"), parameters=live.parameters, experts={})
         recipe = make_recipe(tmp_path / "base", experts, auto_class="AutoModelForTextEncoding")
         text = as_mergekit(cast("Problem", SimpleNamespace(live=live, vectors=vectors)), recipe)
         assert ("# Not bit-equal to the model that evomerge scored: transformers keeps encoder" in text) == said

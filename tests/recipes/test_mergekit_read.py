@@ -235,6 +235,11 @@ models:
     ]
 
 
+def test_a_template_that_would_be_chosen_is_the_bases_and_that_is_said(family: Path) -> None:
+    (note,) = read(HEAD + "chat_template: auto\n" + WHOLE, family).notes
+    assert note == "line 4: mergekit takes the template that most models have; this merge, the base's"
+
+
 def test_random_draws_are_said_to_be_others(family: Path) -> None:
     text = "merge_method: dare_ties\nbase_model: base\nmodels: [{model: red, parameters: {weight: 1, density: %s}}]\n"
     assert "evomerge draws other ones" in read(text % "0.5", family).notes[0]

@@ -31,10 +31,13 @@ def choose_vocabulary(document: Document, base: Path, experts: Mapping[str, Path
     """
     if document.template is not None:
         _check_template(document.template)
+        document.notes.add(
+            document.template, "mergekit takes the template that most models have; this merge, the base's"
+        )
     if document.tokenizer is None:
         return REFUSE
     source, at = _source(document.tokenizer), document.tokenizer
-    ours, differ = read_vocabulary(base), []
+    ours, differ = read_vocabulary(base), list[str]()
     for name, path in experts.items():
         theirs = read_vocabulary(path)
         if ours is None or theirs is None or ours == theirs:
@@ -53,6 +56,12 @@ def choose_vocabulary(document: Document, base: Path, experts: Mapping[str, Path
                 f"tokenizer_source: base"
             )
         differ.append(name)
+    if differ:
+        document.notes.add(
+            at,
+            f"the tokens of {listed(differ)} are not the base's: the merge has the base's tokenizer and its number of "
+            f"rows, where mergekit may have fewer",
+        )
     return SHARED if differ else REFUSE
 
 
