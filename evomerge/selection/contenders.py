@@ -18,13 +18,15 @@ from evomerge.common.code import code_of, target_of
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
+from evomerge.merging.buffers import Buffers
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
-from evomerge.models.buffers import BASE, floating_buffers
+from evomerge.models.buffers import AVERAGE, BASE, averaged, floating_buffers
 from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, listed
 from evomerge.problem import Problem, Written
+from evomerge.recipes.buffers import put_statistics, statistics_of
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.evaluators.splits import Scoring
@@ -79,10 +81,11 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def of_recipe(path: Path, problem: Problem) -> Contender:
-    """Return the merge that a recipe describes.
+    """Return the merge that a recipe describes, with the floating buffers that it was written with.
 
     Raises:
-        ConfigError: it is no recipe, belongs to other models, or contradicts itself.
+        ConfigError: it is no recipe, belongs to other models, contradicts itself, or its statistics are not there.
+        CheckpointError: its statistics are others.
     """
     recipe, opening = read_recipe(path), problem.opening
     if recipe.auto_class != opening.auto_class:
@@ -111,6 +114,7 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
             f"{path} was made with model.buffers={kept}, and candidates here have model.buffers={problem.buffers}: "
             f"write model.buffers={kept}."
         )
+    statistics = statistics_of(recipe, path.parent) if "file" in recipe.buffers else None
     live = dtype_name(problem.live.dtype)
     if recipe.dtype not in (None, live):
         raise ConfigError(
@@ -136,15 +140,19 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
             merged = transformed(vectors, chain, cache, store=recipe.kept_as)
             placed = problem.merger.placed
             merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded, placed=placed)
-            merger.buffers = problem.merger.buffers
+            merger.buffers = _its_buffers(problem, vectors)
         try:
             merger.apply(coefficients)
+            if statistics is not None:  # other search items than those of the settings may have made them
+                put_statistics(live_model, statistics)
             return fitness(ids)
         finally:
             merger.restore()
 
     opened = replace(opening, store=recipe.kept_as)
     about = replace(problem, vectors=vectors, written=written, opening=opened).contents
+    if statistics is not None:
+        about = {**about, "buffers": [kept, recipe.buffers["sha256"]]}
     return Contender({"model": named, **about}, score)
 
 
@@ -200,6 +208,14 @@ def _written(problem: Problem, recipe: Recipe, method: Method, chain: Chain) -> 
             step["code"] = code
     named = {"_target_": target_of(type(method)), **own}
     return replace(problem.written, method=named, transform=steps, code=code_of(type(method)))
+
+
+def _its_buffers(problem: Problem, vectors: TaskVectors) -> Buffers | None:
+    """Return what writes the floating buffers of a merge of a recipe's own experts, which may be fewer."""
+    if problem.buffers != AVERAGE:
+        return problem.merger.buffers
+    base = vectors.base
+    return Buffers(problem.live.model, floating_buffers(base), averaged(base, vectors.experts))
 
 
 def _its_vectors(path: Path, recipe: Recipe, vectors: TaskVectors) -> TaskVectors:

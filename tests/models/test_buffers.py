@@ -17,12 +17,15 @@ import evomerge as em
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.fitness.command import Command
+from evomerge.fitness.custom import Custom
 from evomerge.fitness.items import read_items
+from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem, recalibrate
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.selection.evaluation import Model, evaluate
+from evomerge.space.named import array_coefficients
 from tests.kit.helpers import compose
 from tests.kit.language import write_jsonl
 from tests.kit.merging import EXPERTS, save_family, write
@@ -214,6 +217,47 @@ def test_a_recipe_without_its_statistics_is_refused(family, tmp_path):
     (file / "statistics.safetensors").unlink()
     with pytest.raises(ConfigError, match="statistics that were taken anew for this recipe are not at"):
         write(recipe, tmp_path / "run", tmp_path / "merged")
+
+
+def test_a_recipe_is_scored_with_its_own_statistics(family, tmp_path, monkeypatch):
+    """Whatever the settings would take, and whatever was remembered of a recipe with the same coefficients."""
+    monkeypatch.setattr(Custom, "pure", True)
+
+    def given(items: int) -> Any:
+        more = ["model.buffers=recalibrate", f"model.buffer_items={items}", "fitness.items=4"]
+        return settings(family, tmp_path, *more)
+
+    few = run_search(given(4), tmp_path / "few", Reporter())
+    assert few is not None
+    models = {"few": Model("recipe", tmp_path / "few" / "recipe.yaml")}
+    problem = build_problem(plain(given(20)), Reporter())
+    assert evaluate(problem, models, "report", Reporter()).models["few"].mean == few.winner.mean
+    (tmp_path / "many" / "buffers").mkdir(parents=True)
+    recipe = Recipe.from_yaml((tmp_path / "few" / "recipe.yaml").read_text())
+    problem.merger.apply(array_coefficients(recipe.coefficients, problem.space.groups, recipe.row_names))
+    many = replace(recipe, buffers=keep_buffers(problem, tmp_path / "many"))
+    (tmp_path / "many" / "recipe.yaml").write_text(many.to_yaml())
+    problem.become(None)
+    found = evaluate(
+        problem, {**models, "many": Model("recipe", tmp_path / "many" / "recipe.yaml")}, "report", Reporter()
+    )
+    live = AutoModelForImageClassification.from_pretrained(write(many, tmp_path / "many", tmp_path / "merged"))
+    assert found.models["many"].mean == pytest.approx(means(live, family), abs=1e-5)
+    assert abs(found.models["many"].mean - found.models["few"].mean) > 1e-3
+
+
+def test_a_recipe_of_fewer_experts_is_scored_with_the_mean_of_its_own(family, tmp_path):
+    given = settings(family, tmp_path, "model.buffers=average")
+    alone = settings(family, tmp_path, "model.buffers=average", f"model.experts=[{family}/red]")
+    summary = run_search(alone, tmp_path / "run", Reporter())
+    assert summary is not None
+    found = evaluate(
+        build_problem(plain(given), Reporter()),
+        {"red": Model("recipe", tmp_path / "run" / "recipe.yaml")},
+        "report",
+        Reporter(),
+    )
+    assert found.models["red"].mean == summary.winner.mean
 
 
 def test_a_module_of_ones_own(tmp_path):
