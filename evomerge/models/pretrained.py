@@ -23,6 +23,7 @@ from transformers.utils import logging as bars
 from transformers.utils.import_utils import is_vision_available
 
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.models.adapter_files import is_adapter
 from evomerge.models.matching import Layout, match
 from evomerge.models.weights import check_readable, read_tensors, same, weight_files
 
@@ -46,6 +47,8 @@ def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -
         CheckpointError: there is no such directory, or transformers cannot load it, or config and weights disagree.
     """
     check_directory(path)
+    if is_adapter(path):
+        weight_files(path)  # says that an adapter is no model
     if (path / "config.json").is_file():
         check_readable(path)
     try:
