@@ -48,6 +48,7 @@ class Sources:
         tasks: by name.
         further: by task, the settings that only some fitnesses have (`FURTHER`), as they were given.
         hub: `owner/name@commit` of those that came from the hub, by expert; of the base under no name.
+        dequantised: by expert, the quantised model whose numbers are in its directory: where it is, or its name there.
     """
 
     base: Path
@@ -55,6 +56,7 @@ class Sources:
     tasks: dict[str, Task]
     further: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
+    dequantised: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

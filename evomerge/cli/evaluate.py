@@ -192,6 +192,7 @@ def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) ->
             experts = {name: source.place for name, source in recipe.experts.items()}
             own = {"base": recipe.base.place, "experts": experts, "auto_class": recipe.auto_class}
             own |= {"vocabulary": recipe.vocabulary, "part": recipe.part}
+            own |= {"dequantise": True} if any(source.dequantised for source in recipe.experts.values()) else {}
             own |= {"template": recipe.template or "base", "buffers": recipe.buffers.get("name", "base")}
             if "model.compute" not in keys:  # recipes up to 0.2 say no dtype: all was scored in the checkpoint's
                 own["compute"] = recipe.compute or recipe.dtype

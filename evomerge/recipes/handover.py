@@ -67,7 +67,7 @@ def make_recipe(
     return Recipe(
         base=Source(str(sources.base), vectors.base.sha256, sources.hub.get("")),
         experts={
-            name: Source(str(path), vectors.experts[name].sha256, sources.hub.get(name))
+            name: Source(str(path), vectors.experts[name].sha256, sources.hub.get(name), sources.dequantised.get(name))
             for name, path in sources.experts.items()
         },
         method=_method(problem),

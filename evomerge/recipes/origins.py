@@ -6,7 +6,7 @@ opened weights, which have the recipe's hashes. The base stands under no name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from evomerge.common.names import unknown
 from evomerge.common.paths import started_in
 from evomerge.common.progress import Progress
 from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.dequantised import dequantised, is_quantised
 from evomerge.models.hub import find_directory, is_name
 from evomerge.models.live import LiveModel
 from evomerge.recipes.recipe import Recipe, Source
@@ -49,7 +50,16 @@ def find_origins(recipe: Recipe, beside: Path, base: Path | None, experts: Mappi
         tries = [given[name]] if name in given else list(dict.fromkeys(root / path for root in roots))
         place = next((place for place in tries if place.is_dir()), None)
         hub, why = (str(given[name]) if name in given else source.hub) or "", ""
-        if place is None and is_name(hub):
+        if source.dequantised:
+            try:
+                place = _as_numbers(source, place, hub, roots, recipe.auto_class)
+            except (CheckpointError, ConfigError, OSError) as error:
+                place = None
+                why = (
+                    f" (that was a copy, as numbers, of the quantised model {source.dequantised}, which cannot be made "
+                    f"again: {error} Name the quantised model as DIR, or search again with model.dequantise=true)"
+                )
+        elif place is None and is_name(hub):
             try:
                 place = find_directory(hub).path
             except CheckpointError as error:
@@ -62,6 +72,23 @@ def find_origins(recipe: Recipe, beside: Path, base: Path | None, experts: Mappi
     if lost:
         raise ConfigError("Sources of the recipe are not there. Say where they are:\n  " + "\n  ".join(lost))
     return found
+
+
+def _as_numbers(source: Source, place: Path | None, named: str, roots: Iterable[Path], auto_class: str) -> Path:
+    """Return where the numbers of a quantised expert are, made again in the cache of the search if they are not there.
+
+    Raises:
+        ConfigError: the quantised model is not there.
+        CheckpointError: it is not on the hub, or transformers cannot make numbers of it here.
+    """
+    if place is None:
+        text = named or source.dequantised or ""
+        own = [] if named else [root / Path(text).expanduser() for root in roots]
+        place = next((path for path in own if path.is_dir()), None) or find_directory(text).path
+    if not place.is_dir():
+        raise ConfigError(f"{place} is not there.")
+    cache = Path(source.path).expanduser().parent.parent
+    return dequantised(place, auto_class, cache) if is_quantised(place) else place
 
 
 def find_heads(recipe: Recipe, beside: Path) -> dict[str, Path]:

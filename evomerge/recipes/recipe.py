@@ -37,16 +37,19 @@ class Source:
         path: the directory.
         sha256: of its weights.
         hub: `owner/name@commit`, where it came from the hub.
+        dequantised: the quantised model that the directory was made of, as numbers: its directory, or its name there.
     """
 
     path: str
     sha256: str
     hub: str | None = None
+    dequantised: str | None = None
 
     @property
     def place(self) -> str:
-        """The directory if it is there, else the name on the hub, if it has one."""
-        return self.hub if self.hub and not Path(self.path).exists() else self.path
+        """The directory if it is there, else the name on the hub or the quantised model, if it has one."""
+        other = self.hub or self.dequantised
+        return other if other and not Path(self.path).exists() else self.path
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,9 @@ class Recipe:
         """The recipe as YAML, one line per group, in the order in which it was made; what is as usual is left out."""
         data = dataclasses.asdict(self)
         for source in (data["base"], *data["experts"].values()):
-            if source["hub"] is None:
-                del source["hub"]
+            for key in ("hub", "dequantised"):
+                if source[key] is None:
+                    del source[key]
         usual: dict[str, Any] = {
             "vocabulary": REFUSE,
             **dict.fromkeys(("part", "union", "dtype", "compute", "template")),
@@ -314,8 +318,8 @@ def _store(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(data: Any, where: str) -> Source:
-    hub = {"hub": str} if isinstance(data, dict) and "hub" in data else {}
-    return Source(**checked_mapping(data, {"path": str, "sha256": str, **hub}, where))
+    more = {key: str for key in ("hub", "dequantised") if isinstance(data, dict) and key in data}
+    return Source(**checked_mapping(data, {"path": str, "sha256": str, **more}, where))
 
 
 def _coefficients(data: dict[str, Any]) -> Coefficients:

@@ -72,11 +72,12 @@ def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = N
         )
     places, hub = _locate({"": model["base"], **named})
     base = places.pop("")
+    codes: dict[str, str] = {}
     if model.get("dequantise"):
         for name in [name for name, path in places.items() if is_quantised(path)]:
+            codes[name] = hub.pop(name, None) or str(places[name])
             places[name] = dequantised(places[name], model["auto_class"], Path(model["cache"]))
-            hub.pop(name, None)  # there it is quantised
-    return Sources(base, places, *_tasks(tasks, places), hub)
+    return Sources(base, places, *_tasks(tasks, places), hub, codes)
 
 
 def _locate(models: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, str]]:

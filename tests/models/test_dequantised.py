@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
-from evomerge.common.errors import CheckpointError
+from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.recipes.handover import make_recipe
+from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
 from tests.kit.helpers import compose
@@ -79,6 +81,31 @@ def test_an_expert_is_the_numbers_of_its_codes(family, tmp_path):
     with torch.inference_mode():
         scored, written = (m(inputs).logits for m in (problem.live.model, AutoModelForCausalLM.from_pretrained(merged)))
     torch.testing.assert_close(written, scored, atol=1e-5, rtol=0)
+
+
+def test_a_recipe_makes_the_numbers_again_where_the_cache_was_deleted(family, tmp_path, capsys):
+    to_fp8(family / "left")
+    problem = built(family, "model.dequantise=true")
+    recipe = make_recipe(problem, problem.space.constant(0.4), {}, {})
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.experts["left"].place == recipe.experts["left"].path
+    first = write(recipe, tmp_path, tmp_path / "first")
+    shutil.rmtree(family / "cache")
+    assert recipe.experts["left"].place == f"{family}/left"
+    second = write(recipe, tmp_path, tmp_path / "second")
+    shutil.rmtree(family / "cache")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    task = ["fitness=perplexity", f"fitness.tasks={{t: {family}/texts.jsonl}}", f"model.cache={family}/cache"]
+    main([str(tmp_path / "recipe.yaml"), *task, "model.device=cpu", "--json"])
+    assert next(iter(json.loads(capsys.readouterr().out)["models"].values()))["mean"] is not None
+    shutil.rmtree(family / "cache")
+    shutil.move(family / "left", family / "moved")
+    third = write(recipe, tmp_path, tmp_path / "third", experts={"left": family / "moved"})
+    assert len({(path / "model.safetensors").read_bytes() for path in (first, second, third)}) == 1
+    shutil.rmtree(family / "cache")
+    said = rf"of the quantised model {family}/left, which cannot be made again: .* is not there\. Name the quantised"
+    with pytest.raises(ConfigError, match=said):
+        write(recipe, tmp_path, tmp_path / "fourth")
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "unheard"])
