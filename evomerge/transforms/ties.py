@@ -21,6 +21,7 @@ from evomerge.task_vectors.cuts import Cut, find_cuts
 from evomerge.task_vectors.spans import CHUNK
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
+from evomerge.transforms.magnitude import count
 
 
 class TrimElect(Transform):
@@ -49,7 +50,7 @@ class TrimElect(Transform):
     def prepare(self, store: TaskVectors, statistics: Any) -> dict[str, dict[str, Cut]]:
         """Return what each row keeps: exactly floor(density · n) elements of the whole model, by magnitude."""
         total = sum(math.prod(shape) for shape in store.parameters.values())
-        keep = math.floor(self.density * total + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        keep = count(self.density, total)
         return {row: find_cuts(store.deltas[row], keep, store.parameters) for row in store.rows}
 
     def apply(
