@@ -39,6 +39,9 @@ class Family:
             them that has room, and on a CPU they are mapped.
         vocabulary: what becomes of experts with another number of tokens: refuse, base, shared or union.
         part: the module of the base that experts of another architecture are: language_model, say.
+        dequantise: whether a quantised expert (fp8, say) is taken as the numbers that transformers makes of its codes.
+        template: whose chat template, end token and generation config the merge is scored and written
+            with: base, or the name of an expert.
         store: how task vectors are kept: auto, float32 or expert, which lose nothing; bfloat16, int8 or int4.
         buffers: floating buffers of a merge, such as the statistics of batch norm: base, average (over the experts), or
             recalibrate (taken anew of each candidate of a search).
@@ -67,6 +70,8 @@ class Family:
         place="'auto', 'device', 'host' or 'disk'",
         vocabulary="'refuse', 'base', 'shared' or 'union'",
         part="'language_model' or None",
+        dequantise="True or False",
+        template="'base' or 'mood'",
         store="'auto', 'int8' or 'int4'",
         buffers="'base', 'average' or 'recalibrate'",
         allow_missing="['lm_head.*']",
@@ -86,6 +91,8 @@ class Family:
         place: str = "auto",
         vocabulary: str = "refuse",
         part: str | None = None,
+        dequantise: bool = False,
+        template: str = "base",
         store: str = "auto",
         buffers: str = "base",
         allow_missing: Sequence[str] = (),
@@ -100,6 +107,8 @@ class Family:
             "place": place,
             "vocabulary": vocabulary,
             "part": part,
+            "dequantise": dequantise,
+            "template": template,
         }
         if experts is not None and not (
             isinstance(experts, Mapping) and all(isinstance(name, str) for name in experts)

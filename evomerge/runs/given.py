@@ -35,6 +35,7 @@ from evomerge.models.templates import adopt
 from evomerge.models.vocabulary import CHOICES, REFUSE, UNION
 from evomerge.models.weights import dtype_name
 from evomerge.problem import Sources
+from evomerge.runs.sources import as_numbers
 from evomerge.runs.transforms import make_chain
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from evomerge.task_vectors.family import check_files, family_notes
@@ -224,7 +225,8 @@ def take_family(
     places = {name: find_directory(str(one)) for name, one in {"": base, **experts}.items() if _is_place(one)}
     paths = {name: places[name].path if name in places else MEMORY / (name or "base") for name in ("", *experts)}
     hub = {name: place.hub for name, place in places.items() if place.hub}
-    sources = Sources(paths.pop(""), paths, {}, {}, hub)
+    home, codes = paths.pop(""), as_numbers(paths, hub, settings)
+    sources = Sources(home, paths, {}, {}, hub, codes)
     settings = {**settings, "base": str(base) if _is_place(base) else str(sources.base)}
     settings["experts"] = {name: str(one) if _is_place(one) else str(paths[name]) for name, one in experts.items()}
     if len(places) == len(experts) + 1:
@@ -233,6 +235,11 @@ def take_family(
         raise ConfigError(
             "vocabulary='union' compares tokenizers, and models in memory have none beside them: save them with their "
             "tokenizers, and name the directories."
+        )
+    if settings["template"] != BASE:
+        raise ConfigError(
+            f"template='{settings['template']}' takes the tokenizer of an expert's directory for the base's, and "
+            f"some of these models are in memory: save them with their tokenizers, and name the directories."
         )
     check_files(sources.base if "" in places else None, [paths[name] for name in paths if name in places])
     opening: dict[str, Any] = {"cache": Path(settings["cache"]), "progress": reporter.steps}

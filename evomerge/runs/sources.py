@@ -72,12 +72,29 @@ def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = N
         )
     places, hub = _locate({"": model["base"], **named})
     base = places.pop("")
-    codes: dict[str, str] = {}
-    if model.get("dequantise"):
-        for name in [name for name, path in places.items() if is_quantised(path)]:
-            codes[name] = hub.pop(name, None) or str(places[name])
-            places[name] = dequantised(places[name], model["auto_class"], Path(model["cache"]))
+    codes = as_numbers(places, hub, model)
     return Sources(base, places, *_tasks(tasks, places), hub, codes)
+
+
+def as_numbers(places: dict[str, Path], hub: dict[str, str], model: Mapping[str, Any]) -> dict[str, str]:
+    """Put directories of numbers in place of those experts that are quantised, where `model.dequantise` asks for it.
+
+    Args:
+        places: the directories of the experts by name; changed.
+        hub: what those that come from the hub are called there; changed.
+        model: the settings `model`.
+
+    Returns:
+        By expert, the quantised model that its numbers are made of.
+
+    Raises:
+        CheckpointError: transformers cannot make numbers of one here.
+    """
+    codes: dict[str, str] = {}
+    for name in [name for name, path in places.items() if model.get("dequantise") and is_quantised(path)]:
+        codes[name] = hub.pop(name, None) or str(places[name])
+        places[name] = dequantised(places[name], model["auto_class"], Path(model["cache"]))
+    return codes
 
 
 def _locate(models: Mapping[str, Any]) -> tuple[dict[str, Path], dict[str, str]]:

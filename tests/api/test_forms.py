@@ -22,7 +22,9 @@ WRONG = {
     **{"an object": object(), "a class": dict, "of text": {"weight": "ab"}, "texts": ["a"]},
 }
 SEARCH = [name for name in inspect.signature(em.search).parameters if name not in ("candidate", "fitness", "tasks")]
-OF_FAMILY = ("auto_class", "device", "compute", "vocabulary", "allow_missing", "cache", "progress")
+OF_FAMILY = (
+    *("auto_class", "device", "compute", "vocabulary", "dequantise", "template", "allow_missing", "cache", "progress"),
+)
 OF_CANDIDATE = ("space", "method", "transform", "sharing", "frozen", "tied", "bounds", "progress")
 FEW = {"budget": 1, "searcher": "random", "items": 8, "select_items": 6, "report_items": 6}
 
@@ -127,6 +129,10 @@ def test_settings_of_searchers(candidate: em.Candidate, make: Callable[..., em.C
         (lambda c: em.Candidate(c.family, tied="weight/*"), r"write \['weight/\*/mood'\]"),
         (lambda c: em.Family(NET, red=tuned(NET, 1), device="gpu"), "device=gpu cannot be used here"),
         (lambda c: em.Family(NET, red=tuned(NET, 1), vocabulary="shard"), "did you mean 'shared'"),
+        (
+            lambda c: em.Family(NET, red=tuned(NET, 1), template="red"),
+            "template='red' takes the tokenizer of an expert",
+        ),
         (lambda c: em.search(c, em.cmaes(), {"t": ITEMS}), "is no fitness: give the name of one"),
         (lambda c: em.search(c, score, {"t": ITEMS}, searcher=em.perplexity()), "is no searcher"),
     ],

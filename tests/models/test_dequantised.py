@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import evomerge as em
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
@@ -116,3 +117,16 @@ def test_what_transformers_cannot_turn_into_numbers_here_is_refused_by_name(fami
     (family / "left" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"is quantised \({method}\), and transformers cannot turn it into"):
         built(family, "model.dequantise=true")
+
+
+def test_a_program_takes_the_numbers_as_well(family):
+    numbers = to_fp8(family / "left")
+    experts = {name: family / name for name in ("left", "right")}
+    more = {"auto_class": "AutoModelForCausalLM", "device": "cpu", "cache": family / "cache"}
+    with pytest.raises(CheckpointError, match=r"write model\.dequantise=true"):
+        em.Family(family / "base", experts, **more)
+    opened = em.Family(family / "base", experts, dequantise=True, **more).opened
+    assert opened.sources.dequantised == {"left": str(family / "left")}
+    for name in opened.parameters:
+        torch.testing.assert_close(opened.experts["left"].tensor(name), numbers[name], atol=1e-7, rtol=1e-6)
+    assert opened.settings["experts"]["left"] == str(family / "left")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import evomerge as em
 from evomerge.cli.evaluate import _settings
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
@@ -110,3 +111,16 @@ def test_an_unknown_expert_and_an_end_token_that_the_base_lacks_are_refused(fami
     tokenizer.save_pretrained(family / "left")
     with pytest.raises(ConfigError, match="its end token <end> is not the same token of the base's tokenizer"):
         built(family, "model.template=left")
+
+
+def test_a_program_asks_so(family, tmp_path):
+    experts = {name: family / name for name in ("left", "right")}
+    more = {"auto_class": "AutoModelForCausalLM", "device": "cpu", "cache": tmp_path / "cache"}
+    opened = em.Family(family / "base", experts, template="left", **more)
+    candidate = em.Candidate(opened, space="model")
+    items = em.items(family / "texts.jsonl")
+    result = em.search(candidate, "perplexity", {"t": items}, searcher="random", budget=1)
+    assert result.recipe.template == "left"
+    assert asked(result.save(tmp_path / "merged")) == asked(family / "left")
+    with pytest.raises(ConfigError, match=r"model\.template: Unknown expert 'lefft': did you mean 'left'"):
+        em.Family(family / "base", experts, template="lefft", **more)
