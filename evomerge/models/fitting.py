@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError
 from evomerge.models.matching import Match
-from evomerge.models.vocabulary import BASE, SHARED, Rows
+from evomerge.models.vocabulary import BASE, SHARED, UNION, Rows
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 UNTIE = (
@@ -81,6 +81,12 @@ def other_rows(
         raise CheckpointError(
             f"{where}. Base and experts must be of one architecture and size; where only a head differs, load the base"
             " headless with AutoModel."
+        )
+    if vocabulary == UNION:
+        raise CheckpointError(
+            f"{where}: under model.vocabulary=union an adapter has the tokens of the base, and this one has others. "
+            "Fold it into the model that it was trained on, with PEFT's merge_and_unload(), save that with its "
+            "tokenizer, and name the directory as the expert: each of its tokens then has a row of its own."
         )
     if vocabulary not in (BASE, SHARED):
         raise CheckpointError(

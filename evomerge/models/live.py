@@ -105,13 +105,16 @@ class LiveModel:
         Raises:
             CheckpointError: it does not fit.
         """
-        if is_adapter(path := Path(path).expanduser()):
-            return open_adapter(path, self.parameters, self.layout(), **options)
+        path = Path(path).expanduser()
         if self.union is not None:
             options.pop("vocabulary", None)
+            if is_adapter(path):
+                return self.union.adapter(self, path, **options)
             if options.get("base") is not None:
                 return self.union.expert(self, path, **options)
             return self._holding(self.union.base(self, path, **options))
+        if is_adapter(path):
+            return open_adapter(path, self.parameters, self.layout(), **options)
         if options.get("base") is not None and is_part(self, path):
             return open_part(self, path, **options)
         found = open_checkpoint(path, self.parameters, self.layout(path), **options)

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,12 @@ from torch import Tensor
 
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.names import listed
+from evomerge.models.adapted import Computed, Make
 from evomerge.models.adapter_files import is_adapter
+from evomerge.models.adapters import open_adapter
 from evomerge.models.checkpoint import Checkpoint, from_tensors, open_checkpoint
 from evomerge.models.pretrained import load_tokenizer, read_config, silence
+from evomerge.models.vocabulary import UNION
 from evomerge.models.weights import read_tensors, weight_files
 
 if TYPE_CHECKING:
@@ -103,15 +106,31 @@ class Union:
         places, fitted = self.places(path), {}
         has = (places >= 0).nonzero()[:, 0]
         for name in (name for name in self.rows if name in found.keys and name in base.keys):
-            ours, theirs = base.tensor(name), found.tensor(name)
-            fitted[name] = ours.to(torch.promote_types(ours.dtype, theirs.dtype), copy=True)
-            fitted[name][has] = theirs[places[has]].to(fitted[name].dtype)
+            fitted[name] = _placed(partial(base.tensor, name), partial(found.tensor, name), has, places[has])
         tokens = self.tokenizer.get_vocab()
         new = sum(1 for at in tokens.values() if at not in self.kept and places[at] >= 0)
         lacking = sum(1 for at in tokens.values() if places[at] < 0)
         note = f"brings {new} tokens that the base lacks, and lacks {lacking} of all {len(tokens)}"
         notes = (*found.notes, f"{note} (model.vocabulary=union)") if new or lacking else found.notes
         return replace(found, fitted=fitted, notes=notes, union=self.digest)
+
+    def adapter(self, live: LiveModel, path: Path, **options: Any) -> Checkpoint:
+        """Open an adapter on top of the base, whose tokens it has; rows of all other tokens are the base's."""
+        base = options.pop("base", None)
+        own = base and replace(base, fitted={}, union=None)  # as it was when the adapter was trained on it
+        shapes, layout = self._shapes(live, self.before), replace(live.layout(), tokens=self.before)
+        found = open_adapter(path, shapes, layout, base=own, vocabulary=UNION, **options)
+        kept = torch.tensor(sorted(at for at in self.kept if at < self.before))
+        factors = dict(found.factors)
+        made = {name: partial(found.fitted.__getitem__, name) for name in found.fitted}
+        for name in (name for name in self.rows if name in found.keys):
+            made[name] = partial(_placed, partial(base.tensor, name), partial(found.tensor, name), kept, kept)
+            if one := factors.get(name):
+                left = torch.zeros(self.size, one.rank)
+                left[kept] = one.left[kept]
+                factors[name] = replace(one, left=left)
+        adapted = found.adapted and replace(found.adapted, factors=factors)
+        return replace(found, fitted=Computed(made), adapted=adapted, union=self.digest)
 
     def _given(self, live: LiveModel, path: Path) -> tuple[Checkpoint, Tensor]:
         """Return an expert as it is, unhashed, and where it has the tokens."""
@@ -121,6 +140,14 @@ class Union:
     def _shapes(self, live: LiveModel, rows: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes that parameters have in files with so many rows."""
         return {name: (rows, *shape[1:]) if name in self.rows else shape for name, shape in live.parameters.items()}
+
+
+def _placed(base: Make, other: Make, at: Tensor, places: Tensor) -> Tensor:
+    """Return the rows of the base with some rows of another model in their places, in a dtype that holds both."""
+    ours, theirs = base(), other()
+    whole = ours.to(torch.promote_types(ours.dtype, theirs.dtype), copy=True)
+    whole[at] = theirs[places].to(whole.dtype)
+    return whole
 
 
 def unite(live: LiveModel, base: Path, experts: Sequence[Path]) -> LiveModel:

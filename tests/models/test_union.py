@@ -16,11 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import CheckpointError, ConfigError
-from evomerge.models.live import load_live
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.live import load_live, load_skeleton
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe, mergekit_yaml
 from evomerge.recipes.model import write_model
 from evomerge.runs.build import build_problem
+from evomerge.task_vectors.store import task_vectors
+from tests.kit.adapters import folded_by_peft, save_adapter
 from tests.kit.evaluations import settings_of
 from tests.kit.language import VOCABULARY, documents, save_tokenizer, write_jsonl
 from tests.kit.vocabularies import CAUSAL, EMBEDDING, HEAD, llama
@@ -172,3 +175,56 @@ def test_a_head_that_is_not_merged_gets_no_rows_and_is_refused(tmp_path, problem
     save_family(tmp_path)
     with pytest.raises(ConfigError, match=r"holds lm_head\.weight, a row for each token, and AutoModel has no such"):
         problem_of("model.auto_class=AutoModel", "fitness=custom", f"fitness.function={__file__}:by_hand")
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "factors": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "DoRA": {"target_modules": ["embed_tokens"], "use_dora": True},
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_an_adapter_has_the_tokens_of_the_base(tmp_path, kind):
+    """Its rows are the base's tokens'; those of new tokens stay, as do the rows of padding that became theirs."""
+    save_family(tmp_path)
+    adapter = save_adapter(tmp_path / "low", llama(V + 2, False), **CHANGES[kind])
+    theirs = folded_by_peft(tmp_path / "base", adapter)
+    live = load_skeleton(tmp_path / "base", CAUSAL).united(tmp_path / "base", [tmp_path / "two", adapter])
+    base = live.open(tmp_path / "base")
+    expert = live.open(adapter, base=base)
+    deltas = task_vectors(base, {"low": expert}, live.parameters, tmp_path / "cache").deltas["low"]
+    assert (
+        {*expert.keys} == {*deltas} == {name for name, one in theirs.items() if bool((one != known(base, name)).any())}
+    )
+    for name in deltas:
+        before, after = base.tensor(name), expert.tensor(name)
+        rows = V if name in (EMBEDDING, HEAD) else len(after)
+        torch.testing.assert_close(after[:rows], theirs[name][:rows], rtol=1e-6, atol=1e-6)
+        assert torch.equal(after[rows:], before[rows:])
+        torch.testing.assert_close(deltas[name].dense().view(after.shape), after - before, rtol=0, atol=1e-5)
+
+
+def known(base: Checkpoint, name: str) -> torch.Tensor:
+    """A parameter of the base as its file has it."""
+    return base.tensors[base.keys[name]]
+
+
+def test_an_adapter_with_tokens_of_its_own_is_refused(tmp_path):
+    save_family(tmp_path)
+    adapter = save_adapter(tmp_path / "low", llama(V + 4, False), modules_to_save=["embed_tokens"])
+    live = load_skeleton(tmp_path / "base", CAUSAL).united(tmp_path / "base", [tmp_path / "two", adapter])
+    with pytest.raises(CheckpointError, match=r"under model\.vocabulary=union an adapter has the tokens of the base"):
+        live.open(adapter, base=live.open(tmp_path / "base"))
+
+
+def test_an_adapter_is_searched_and_written_in_a_union(tmp_path, problem_of):
+    save_family(tmp_path)
+    adapter = save_adapter(tmp_path / "low", llama(V + 2, False), **CHANGES["factors"])
+    problem = problem_of(f"model.experts=[{tmp_path}/two,{adapter}]")
+    problem.merger.apply(problem.space.constant(0.5))
+    recipe = make_recipe(problem, problem.space.constant(0.5), {}, {})
+    out = write_model(recipe, tmp_path, tmp_path / "merged", reporter=Reporter())
+    again, ours = AutoModelForCausalLM.from_pretrained(out), dict(problem.live.model.named_parameters())
+    assert all(torch.equal(one, ours[name]) for name, one in again.named_parameters())
+    assert len(ours[HEAD]) == V + 3
