@@ -21,7 +21,7 @@ examples:
   evomerge merge recipe.yaml merged/ --base models/base --expert mood=models/mood --expert topic=models/topic
   evomerge merge recipe.yaml merged/ --dtype bfloat16 --max-shard-size 5GB
   evomerge merge recipe.yaml adapter/ --adapter          of adapters: one PEFT adapter, exact, of all their ranks
-  evomerge merge recipe.yaml adapter/ --adapter --rank 16
+  evomerge merge recipe.yaml adapter/ --adapter --rank 16      of any merge: the nearest one of this rank
   evomerge merge recipe.yaml merged/ --push owner/name
   evomerge merge mergekit.yaml merged/       a merge YAML of mergekit's; what is done otherwise is named with its line
 
@@ -66,10 +66,15 @@ def main(arguments: Sequence[str]) -> None:
         help="merge the experts as they are where the search packed task vectors (model.store), and say what differs",
     )
     parser.add_argument(
-        "--adapter", action="store_true", help="write one PEFT adapter in place of a model, where all experts are some"
+        "--adapter",
+        action="store_true",
+        help="write one PEFT adapter in place of a model: exact, of a weighted sum of adapters",
     )
     parser.add_argument(
-        "--rank", type=int, metavar="N", help="with --adapter: the nearest one of this rank, and how far off it is"
+        "--rank",
+        type=int,
+        metavar="N",
+        help="with --adapter: the nearest one of this rank, of any merge, and how far off it is",
     )
     parser.add_argument("--push", metavar="OWNER/NAME", help="send it to the hub as well, with recipe and card")
     seen = parser.add_mutually_exclusive_group()
@@ -120,17 +125,13 @@ def _write_model(given: argparse.Namespace, recipe: Recipe, experts: Mapping[str
 
 
 def _write_adapter(given: argparse.Namespace, recipe: Recipe, experts: Mapping[str, Path], reporter: Reporter) -> None:
-    """Write a merge of adapters as one of them."""
+    """Write a merge as an adapter."""
     from evomerge.recipes.adapter import write_adapter
 
     places = {"base": given.base, "experts": experts}
     written = write_adapter(recipe, given.recipe.parent, given.out, rank=given.rank, reporter=reporter, **places)
-    if written.error:
-        share, name = written.worst
-        print(
-            f"rank {written.rank} leaves out {written.error:.2%} of the merge (relative Frobenius norm), and at most "
-            f"{share:.2%} of a parameter ({name})"
-        )
+    if written.distance:
+        print(written.distance)
     print(f"merged adapter: {written.path} (rank {written.rank})")
     print(f'load it with: peft.PeftModel.from_pretrained(base, "{written.path}")')
 

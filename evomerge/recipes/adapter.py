@@ -1,9 +1,9 @@
 """A linear merge of adapters as one PEFT adapter, which `PeftModel.from_pretrained` loads on top of the base.
 
-In: a recipe whose experts are adapters of factors alone. Out: a directory with adapter_config.json and
-adapter_model.safetensors. Of all ranks together it is the merge that was scored, but for rounding: the weights of each
-group are in its rows. Of a lower rank it is the nearest one, and how far it is from it is said. What cannot be an
-adapter is refused, before anything is written, with what to write instead.
+In: a recipe. Out: a directory with adapter_config.json and adapter_model.safetensors. A weighted sum of adapters is
+exact, of all their ranks together: the merge that was scored, but for rounding, with the weights of each group in its
+rows. Any other merge, or a lower rank, is the nearest adapter of the rank that was asked for, and how far it is from
+the merge is said. What cannot be one is refused, before anything is written, with what to write instead.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evomerge.common.directories import whole_directory
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
-from evomerge.common.names import listed
 from evomerge.common.progress import Progress
-from evomerge.merging.kernels.form import Form
-from evomerge.merging.method import Formed
 from evomerge.models.adapters import FRONT
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.vocabulary import UNION
 from evomerge.models.weights import ADAPTER
-from evomerge.recipes.catalog import make_method
 from evomerge.recipes.combined import Combined, combined
+from evomerge.recipes.nearest import nearest
 from evomerge.recipes.origins import find_origins, open_origin
 from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.sums import expert_reasons, recipe_reasons, row_weights, weight_shares
 
 WHOLE = "Leave --adapter out: `evomerge merge` then writes a whole model."
+NEAREST = f"Write --rank N for the nearest adapter of this rank, with its distance. {WHOLE}"
 TASKS = {"AutoModelForCausalLM": "CAUSAL_LM", "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM"}
 """What PEFT calls the tasks of classes."""
 
@@ -58,6 +56,17 @@ class Written:
     error: float
     worst: tuple[float, str]
 
+    @property
+    def distance(self) -> str:
+        """What a lower rank leaves out, in words; empty if that is nothing."""
+        if not self.error:
+            return ""
+        share, name = self.worst
+        return (
+            f"rank {self.rank} leaves out {self.error:.2%} of the merge (relative Frobenius norm), and at most "
+            f"{share:.2%} of a parameter ({name})"
+        )
+
 
 def write_adapter(
     recipe: Recipe,
@@ -77,7 +86,7 @@ def write_adapter(
         out: the directory to make; missing or empty.
         base: where the base is, if not where the recipe says.
         experts: where experts are, by name, if not where the recipe says.
-        rank: of each module, at most; None for an exact merge.
+        rank: of each module, at most; None for an exact merge, which only a weighted sum of factors has.
         reporter: is told what goes on.
 
     Raises:
@@ -87,6 +96,8 @@ def write_adapter(
     _check_recipe(recipe)
     if rank is not None and rank < 1:
         raise ConfigError(f"--rank {rank} is no rank: write a number of 1 or more.")
+    reason = next(recipe_reasons(recipe), None)
+    _check_exact(reason, rank)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already, and nothing is overwritten: name a new directory.")
     places = find_origins(recipe, beside, base, experts or {})
@@ -97,42 +108,48 @@ def write_adapter(
         found = {
             name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
         }
-    weights = _weights(recipe, live, ours, found)
-    _check_experts(found, weights, live)
-    with reporter.working("combining the adapters"):
-        merged = {}
-        for name, rows in weights.items():
-            merged[name] = combined([found[expert].factors[name] for expert in rows], [*rows.values()], rank)
+    shares = [] if reason else [*weight_shares(recipe, live, ours, found)]
+    reason = reason or next(expert_reasons(found, shares, live), None)
+    _check_exact(reason, rank)
+    if rank is not None and reason:
+        with reporter.bars(), reporter.working(f"looking for the nearest adapter of rank {rank}"):
+            merged = nearest(recipe, live, ours, found, rank, reporter.steps)
+    else:
+        with reporter.working("combining the adapters"):
+            weights = row_weights(shares, live)
+            merged = {
+                name: combined([found[expert].factors[name] for expert in rows], [*rows.values()], rank)
+                for name, rows in weights.items()
+            }
     if not merged:
         raise ConfigError(f"All weights of this recipe are 0: it is the base, and no adapter. {WHOLE}")
-    modules = _modules(merged, found)
+    tied = {*live.tied, *live.tied.values()}
+    if both := [name for name in merged if name in tied]:
+        raise ConfigError(
+            f"--adapter: the base ties {both[0]} to another tensor, and the merge that was scored changed both, which "
+            f"an adapter does not. {WHOLE}"
+        )
+    modules, written = _modules(merged, found), _written(out, merged)
     with whole_directory(out) as directory:
         tensors = dict(_tensors(merged, modules, live))
         save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
         write_atomically(directory / ADAPTER, json.dumps(_config(recipe, merged, modules, live), indent=2) + "\n")
         write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-        write_atomically(directory / "README.md", _card(recipe))
-    shares = {name: math.sqrt(one.lost / one.size) if one.size else 0.0 for name, one in merged.items()}
-    size, lost = sum(one.size for one in merged.values()), sum(one.lost for one in merged.values())
-    worst = max(shares, key=lambda name: shares[name])
-    error = math.sqrt(lost / size) if size else 0.0
-    return Written(out, max(one.rank for one in merged.values()), error, (shares[worst], worst))
+        write_atomically(directory / "README.md", _card(recipe, written))
+    return written
+
+
+def _written(out: Path, merged: Mapping[str, Combined]) -> Written:
+    """Return how far an adapter is from the merge."""
+    lost = {name: math.sqrt(one.lost / one.size) if one.size else 0.0 for name, one in merged.items()}
+    size, left = sum(one.size for one in merged.values()), sum(one.lost for one in merged.values())
+    worst = max(lost, key=lambda name: lost[name])
+    error = math.sqrt(left / size) if size else 0.0
+    return Written(out, max(one.rank for one in merged.values()), error, (lost[worst], worst))
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    """Refuse a merge that is no weighted sum of the experts' own task vectors."""
-    method = make_method(recipe)
-    if not (isinstance(method, Formed) and method.form == Form() and method.linear):
-        raise ConfigError(
-            f"--adapter: the method {method.name} is no weighted sum of the experts, so the merge has no low rank. "
-            f"{WHOLE} Or search by method=linear."
-        )
-    if recipe.transform:
-        names = " and ".join(step["name"] for step in recipe.transform)
-        raise ConfigError(
-            f"--adapter: the task vectors of this recipe were transformed ({names}), and what comes of that is no "
-            f"product of the adapters' factors. {WHOLE}"
-        )
+    """Refuse a merge that is more than changes of weights."""
     if told := [
         name
         for name, there in (
@@ -146,64 +163,12 @@ def _check_recipe(recipe: Recipe) -> None:
             f"--adapter: this recipe has {' and '.join(told)}, which needs more than changes of the base's weights. "
             f"{WHOLE}"
         )
-    if recipe.store:
-        raise ConfigError(
-            f"--adapter: this recipe was scored with task vectors in {recipe.kept_as}, and not with the adapters' own "
-            f"factors. {WHOLE} Or search with model.store=auto, which keeps factors as they are."
-        )
 
 
-def _weights(
-    recipe: Recipe, live: LiveModel, base: Checkpoint, experts: Mapping[str, Checkpoint]
-) -> dict[str, dict[str, Tensor]]:
-    """Return the weights of the experts row by row, float64 (m,), by parameter, where an expert has a task vector and a
-    weight.
-
-    Raises:
-        ConfigError: a group is a part of a row.
-    """
-    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
-    found: dict[str, dict[str, Tensor]] = {}
-    for group in recipe.groups(parameters):
-        weights = recipe.coefficients["weight"][group.name]
-        for span in group.spans:
-            shape = parameters[span.parameter]
-            width = math.prod(shape[1:])
-            for expert in (name for name, one in experts.items() if span.parameter in one.keys and weights[name]):
-                if span.start % width or span.stop % width:
-                    raise ConfigError(
-                        f"--adapter: the group {group.name} ends within a row of {span.parameter}, and a product of "
-                        f"factors has a weight for each row. {WHOLE} Or search another granularity."
-                    )
-                empty = torch.zeros(shape[0] if shape else 1, dtype=torch.float64)
-                rows = found.setdefault(span.parameter, {}).setdefault(expert, empty)
-                rows[span.start // width : span.stop // width] = weights[expert]
-    return found
-
-
-def _check_experts(
-    found: Mapping[str, Checkpoint], weights: Mapping[str, Mapping[str, Tensor]], live: LiveModel
-) -> None:
-    """Refuse experts that are more than factors where they have a weight."""
-    for expert, checkpoint in found.items():
-        if not checkpoint.adapted and any(expert in rows for rows in weights.values()):
-            raise ConfigError(
-                f"--adapter: the expert {expert} is a whole model, whose task vector has no low rank. {WHOLE}"
-            )
-        others = [
-            name for name in checkpoint.keys if name not in checkpoint.factors and expert in weights.get(name, {})
-        ]
-        if others:
-            raise ConfigError(
-                f"--adapter: the expert {expert} holds {listed(others)}, which are no products of factors (modules, "
-                f"biases or embeddings that were trained as a whole, or DoRA), and PEFT cannot weigh them. {WHOLE}"
-            )
-    tied = {*live.tied, *live.tied.values()}
-    if both := [name for name in weights if name in tied]:
-        raise ConfigError(
-            f"--adapter: the base ties {both[0]} to another tensor, and the merge that was scored changed both, which "
-            f"an adapter does not. {WHOLE}"
-        )
+def _check_exact(reason: str | None, rank: int | None) -> None:
+    """Refuse a merge that is no weighted sum of factors where no rank was asked for."""
+    if reason and rank is None:
+        raise ConfigError(f"--adapter: {reason}. {NEAREST}")
 
 
 def _modules(merged: Mapping[str, Combined], found: Mapping[str, Checkpoint]) -> dict[str, str]:
@@ -257,14 +222,15 @@ def _config(
     }
 
 
-def _card(recipe: Recipe) -> str:
+def _card(recipe: Recipe, written: Written) -> str:
     """Return a card that says what was merged."""
     base = recipe.base.hub.partition("@")[0] if recipe.base.hub else Path(recipe.base.path).name
     rows: Sequence[str] = [
         f"- {name}: {Path(one.path).name}, {one.sha256[:12]}" for name, one in recipe.experts.items()
     ]
+    far = f"\nIt is the nearest adapter: {written.distance}.\n" if written.distance else ""
     return (
         f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [merge, evomerge, lora]\n---\n\n"
-        f"# Merge of {len(rows)} adapters\n\nOne adapter for {base}, merged from these by evomerge {recipe.version} "
-        "(`recipe.yaml` has every coefficient):\n\n" + "\n".join(rows) + "\n"
+        f"# Merge of {len(rows)} experts\n\nOne adapter for {base}, merged from these by evomerge {recipe.version} "
+        "(`recipe.yaml` has every coefficient):\n\n" + "\n".join(rows) + f"\n{far}"
     )

@@ -2,7 +2,8 @@
 
 In: for one parameter, the factors of the experts, and their weights row by row. Out: the two factors of
 Σ_k diag(λ_k) s_k B_k A_k: of rank Σ r_k by writing them side by side; or of rank r, the nearest ones in the Frobenius
-norm (Eckart and Young 1936), with what is lost. Never the sums of B and of A: their product is another matrix.
+norm (Eckart and Young 1936), with what is lost. The same of any matrix. Never the sums of B and of A, whose product is
+another matrix.
 """
 
 from __future__ import annotations
@@ -53,9 +54,31 @@ def combined(factors: Sequence[Factors], weights: Sequence[Tensor], rank: int | 
     outer, upper = torch.linalg.qr(left)
     inner, lower = torch.linalg.qr(right.T)
     first, values, second = torch.linalg.svd(upper @ lower.T)
-    size = float(values.square().sum())
     if rank is None or rank >= len(right):
-        return Combined(left.float(), right.float(), size)
-    root = values[:rank].sqrt()
-    near = (outer @ first[:, :rank]) * root, (second[:rank] * root[:, None]) @ inner.T
-    return Combined(near[0].float(), near[1].float(), size, float(values[rank:].square().sum()))
+        return Combined(left.float(), right.float(), float(values.square().sum()))
+    return _nearest(outer @ first, values, second @ inner.T, rank)
+
+
+def truncated(matrix: Tensor, rank: int) -> Combined:
+    """Return the nearest factors of a matrix.
+
+    Args:
+        matrix: of any rank (m, n).
+        rank: at most.
+    """
+    first, values, second = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return _nearest(first, values, second, rank)
+
+
+def _nearest(first: Tensor, values: Tensor, second: Tensor, rank: int) -> Combined:
+    """Return factors of the largest singular values.
+
+    Args:
+        first: float64 (m, q).
+        values: in descending order, (q,).
+        second: (q, n).
+        rank: how many.
+    """
+    root, squares = values[:rank].sqrt(), values.square()
+    left, right = first[:, :rank] * root, second[:rank] * root[:, None]
+    return Combined(left.float(), right.float(), float(squares.sum()), float(squares[rank:].sum()))

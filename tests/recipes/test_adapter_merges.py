@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +92,11 @@ def test_of_inputs_first(tmp_path):
         assert (folded[name] - tensor).norm() <= 1e-6 * tensor.norm()
 
 
-def test_of_a_lower_rank_the_error_is_said(adapters, tmp_path):
+@pytest.mark.parametrize("method", ["linear", "ties", "ties_frozen"])
+def test_of_a_lower_rank_the_error_is_said(adapters, tmp_path, method):
+    """Of factors, and of a merge that is no sum of them."""
     path, experts = adapters
-    recipe = make_recipe(path / "base", experts, "linear", "model", CAUSAL)
+    recipe = make_recipe(path / "base", experts, method, "model", CAUSAL)
     exact = live_merge(recipe, path / "base", experts, tmp_path / "cache")
     written = write_adapter(recipe, path, tmp_path / "out", rank=2, reporter=Silent())
     _, base, merged = opened(path / "base", tmp_path / "out")
@@ -137,6 +137,16 @@ def test_parts_of_rows_are_refused(adapters, tmp_path):
     recipe = make_recipe(path / "base", experts, "linear", "chunk:7", CAUSAL)
     with pytest.raises(ConfigError, match="ends within a row"):
         write_adapter(recipe, path, tmp_path / "out", reporter=Silent())
+    assert write_adapter(recipe, path, tmp_path / "out", rank=40, reporter=Silent()).error < 1e-5
+
+
+def test_changes_that_have_no_factors_are_refused_whatever_the_rank(family, tmp_path):
+    path, experts = family
+    recipe = make_recipe(path / "base", {name: experts[name] for name in ("red", "low")}, "linear", "model", CAUSAL, 1)
+    message = r"changes .*q_proj\.bias.*, and an adapter changes weights of linear layers.*whole model"
+    with pytest.raises(ConfigError, match=message):
+        write_adapter(recipe, path, tmp_path / "out", rank=4, reporter=Silent())
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_tied_is_refused(tmp_path):
@@ -227,25 +237,3 @@ def spy(function: Any, told: Any) -> Any:
         return function(*given, **named)
 
     return called
-
-
-@pytest.mark.parametrize("kind", ["cat", "svd"])
-def test_it_is_what_peft_combines(adapters, tmp_path, kind):
-    """PEFT's `cat` is the exact merge, and its `svd` the nearest one of a rank."""
-    path, experts = adapters
-    weights = {"low": 0.7, "mixed": 0.4}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = loaded_by_peft(path / "base", experts["low"])
-        model.load_adapter(experts["mixed"], "mixed")
-        rank = {"svd_rank": 2} if kind == "svd" else {}
-        model.add_weighted_adapter(["default", "mixed"], [*weights.values()], "sum", combination_type=kind, **rank)
-        model.set_adapter("sum")
-        theirs = dict(model.merge_and_unload(adapter_names=["sum"]).named_parameters())
-    recipe = make_recipe(path / "base", {name: experts[name] for name in weights}, "linear", "model", CAUSAL, 1)
-    recipe = replace(recipe, coefficients={"weight": {"model": weights}})
-    write_adapter(recipe, path, tmp_path / "out", rank=rank.get("svd_rank"), reporter=Silent())
-    _, base, merged = opened(path / "base", tmp_path / "out")
-    for name in merged.factors:
-        change = theirs[name] - base.tensor(name)
-        assert (merged.tensor(name) - theirs[name]).norm() <= 1e-4 * change.norm()
