@@ -31,6 +31,28 @@ def gpt2() -> Any:
     return pico(GPT2LMHeadModel, GPT2)
 
 
+FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "plain": (llama, {}),
+    "rsLoRA": (llama, {"use_rslora": True}),
+    "patterns": (
+        llama,
+        {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 5}, "alpha_pattern": {"down_proj": 9}},
+    ),
+    "one layer": (llama, {"layers_to_transform": [1]}),
+    "all biases": (llama, {"bias": "all"}),
+    "biases of its modules": (llama, {"bias": "lora_only"}),
+    "biases of factors": (llama, {"target_modules": ["q_proj"], "lora_bias": True}),
+    "whole modules": (llama, {"modules_to_save": ["embed_tokens", "lm_head", "input_layernorm"]}),
+    "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "tied embedding": (lambda: llama(tie=True), {"target_modules": ["embed_tokens", "q_proj"]}),
+    "rows of the embedding": (llama, {"trainable_token_indices": [1, 5]}),
+    "a parameter": (llama, {"target_parameters": ["mlp.gate_proj.weight"]}),
+    "inputs first": (gpt2, {"target_modules": ["c_attn", "c_fc"]}),
+    "DoRA": (llama, {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "DoRA, inputs first": (gpt2, {"target_modules": ["c_attn"], "use_dora": True}),
+}
+
+
 def save_adapter(path: Path, base: nn.Module, seed: int = 1, size: float = 0.1, **config: Any) -> Path:
     """Write an adapter of a model, all of whose tensors are drawn: PEFT puts it into the model, and it stays there."""
     peft = pytest.importorskip("peft")

@@ -14,28 +14,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.models.factors import Factors
 from evomerge.models.live import load_skeleton
 from evomerge.task_vectors.store import task_vectors
-from tests.kit.adapters import CAUSAL, folded_by_peft, gpt2, llama, opened, rewrite, save_adapter
-
-FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "plain": (llama, {}),
-    "rsLoRA": (llama, {"use_rslora": True}),
-    "patterns": (
-        llama,
-        {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 5}, "alpha_pattern": {"down_proj": 9}},
-    ),
-    "one layer": (llama, {"layers_to_transform": [1]}),
-    "all biases": (llama, {"bias": "all"}),
-    "biases of its modules": (llama, {"bias": "lora_only"}),
-    "biases of factors": (llama, {"target_modules": ["q_proj"], "lora_bias": True}),
-    "whole modules": (llama, {"modules_to_save": ["embed_tokens", "lm_head", "input_layernorm"]}),
-    "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
-    "tied embedding": (lambda: llama(tie=True), {"target_modules": ["embed_tokens", "q_proj"]}),
-    "rows of the embedding": (llama, {"trainable_token_indices": [1, 5]}),
-    "a parameter": (llama, {"target_parameters": ["mlp.gate_proj.weight"]}),
-    "inputs first": (gpt2, {"target_modules": ["c_attn", "c_fc"]}),
-    "DoRA": (llama, {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
-    "DoRA, inputs first": (gpt2, {"target_modules": ["c_attn"], "use_dora": True}),
-}
+from tests.kit.adapters import CAUSAL, FORMS, folded_by_peft, llama, opened, rewrite, save_adapter
 
 
 def family(path: Path, make: Any = llama, dtype: torch.dtype = torch.float32, **config: Any) -> tuple[Path, Path]:
