@@ -2,8 +2,10 @@
 
 from evomerge.transforms.averages import ModelStock
 from evomerge.transforms.chance import Dare, Della
+from evomerge.transforms.importance import Pcb, Widen
 from evomerge.transforms.magnitude import Breadcrumbs, Trim
 from evomerge.transforms.masks import Cabs, Consensus, Sce
+from evomerge.transforms.optimised import Doge, OptMerge, Wudi
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
 from evomerge.transforms.spectral import IsoC, IsoCts, Star, Truncate, TsvM
@@ -12,5 +14,6 @@ from evomerge.transforms.ties import TrimElect
 TRANSFORMS = (
     *(TrimElect, Trim, Elect, Breadcrumbs, Dare, Della, MagMax, Unified),
     *(Consensus, Cabs, Sce, Truncate, Star, TsvM, IsoC, IsoCts, Opcm, ModelStock),
+    *(Wudi, OptMerge, Doge, Pcb, Widen),
 )
 """All of them, as recipes and lists name them."""

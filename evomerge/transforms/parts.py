@@ -92,3 +92,14 @@ def one_of(transform: str, name: str, value: str, known: Collection[str]) -> str
     if value not in known:
         raise ConfigError(f"The transform {transform} has {name}={value}: write {' or '.join(known)}.")
     return value
+
+
+def positive(transform: str, name: str, value: object, example: float) -> float:
+    """Return a setting that is a number above 0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ConfigError(f"The transform {transform} has {name}={value}: write a number above 0, such as {example:g}.")
+    return float(value)

@@ -136,7 +136,7 @@ class TsvM(_Mean):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
         """Return what each task adds: its block of the orthogonal vectors."""
-        rank = min(next(iter(deltas.values())).shape) // state if _matrices(deltas) else 0
+        rank = min(next(iter(deltas.values())).shape) // state if matrices(deltas) else 0
         if not rank:
             return {row: delta / state for row, delta in deltas.items()}
         kept = [svd(delta).first(rank) for delta in deltas.values()]
@@ -163,7 +163,7 @@ class IsoC(_Mean):
         if not deltas:
             return {}
         total = sum(deltas.values(), torch.zeros(()))
-        if not _matrices(deltas):
+        if not matrices(deltas):
             return {"merged": total / state}
         found = svd(total)
         return {"merged": found._replace(s=found.s.mean().expand_as(found.s)).product()}
@@ -193,7 +193,7 @@ class IsoCts(_Mean):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
         """Return the rows."""
-        if not _matrices(deltas):
+        if not matrices(deltas):
             return {row: delta / state for row, delta in deltas.items()}
         total = svd(sum(deltas.values(), torch.zeros(())))
         size = len(total.s)
@@ -209,5 +209,6 @@ class IsoCts(_Mean):
         return {"common": made[-1], **dict(zip(deltas, made[:-1], strict=True))}
 
 
-def _matrices(deltas: Mapping[str, Tensor]) -> bool:
+def matrices(deltas: Mapping[str, Tensor]) -> bool:
+    """Return whether deltas are matrices, and there is one."""
     return all(delta.dim() == 2 for delta in deltas.values()) and bool(deltas)

@@ -56,8 +56,9 @@ GIVEN = {
     "modules": ["space.n=2"],
     "slerp": ["model.experts=[trees]"],
     "nuslerp": ["model.experts=[trees,metals]"],
+    **{name: [f"transform.{name}.steps=2"] for name in ("wudi", "optmerge", "doge")},
 }
-"""What a choice cannot do without on these models."""
+"""What a choice cannot do without on these models, or would take long with."""
 TREES = "weight/*/trees"
 OTHER: dict[str, tuple[Any, ...]] = {
     "time_limit": (900,),

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from evomerge.common.errors import ConfigError
 from evomerge.task_vectors.draws import keys, uniforms
 from evomerge.transforms.averages import ModelStock
-from evomerge.transforms.base import Transform
 from evomerge.transforms.chance import Dare, Della
 from evomerge.transforms.magnitude import Breadcrumbs, Trim
 from evomerge.transforms.masks import Cabs, Consensus, Sce
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
 from evomerge.transforms.spectral import IsoC, IsoCts, Star, Truncate, TsvM, orthogonal
-from tests.kit.vectors import vectors_of
+from tests.kit.published import T3, W1, W2, close, made, total
 
-T3 = torch.tensor([[3.0, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1], [2, 1, 0, -1, -3, 1]])
 TEN = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])
-W1 = torch.diag(torch.tensor([4.0, 2, 1, 0.5]))
-W2 = torch.tensor([[1.2, 0.6, 0.4, 0.8], [0.6, 1.2, 0.8, 0.4], [0.8, 0.4, 0.6, 1.2], [0.4, 0.8, 1.2, 0.6]])
-
-
-def made(transform: Transform, rows: Sequence[Tensor] | Tensor, **more: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The rows of the parameter `w`, of which `rows` are the task vectors; `more` are those of other parameters."""
-    vectors = vectors_of(
-        {f"e{k}": {"w": row, **{name: each[k] for name, each in more.items()}} for k, row in enumerate(rows)}
-    )
-    found = {row: delta for row in vectors.rows if (delta := vectors.dense(row, "w")) is not None}
-    return dict(transform.apply("w", found, transform.prepare(vectors, None)))
-
-
-def total(transform: Transform, rows: Sequence[Tensor] | Tensor) -> Tensor:
-    return torch.stack(list(made(transform, rows).values())).sum(0)
-
-
-def close(found: Tensor, expected: Sequence[object]) -> None:
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-5, atol=1e-5)
 
 
 def test_trims_over_the_model_each_tensor_and_each_row() -> None:

@@ -20,8 +20,10 @@ from evomerge.transforms.store import transformed
 from tests.kit.vectors import vectors_of
 
 SHAPES = {"matrix": (12, 7), "tall": (33, 2), "bias": (9,), "cube": (3, 2, 4), "scale": (), "one": (1, 1)}
-ROUNDED = {"truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm"}
+ROUNDED = {"truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm", "optmerge", "doge"}
 """Those of singular values, which are not the same bits for other scales."""
+ABSOLUTE = {"wudi", "doge", "widen"}
+"""Those with steps of one size, or weights by magnitude: the sign alone goes through."""
 NOTHING = {"consensus", "cabs"}
 """Those that keep nothing of a task that is alone, or of tensors that are smaller than a block."""
 
@@ -53,11 +55,16 @@ def same(one: TaskVectors, other: TaskVectors) -> bool:
     )
 
 
-def usual(name: str) -> Transform:
-    """The transform of that name with the settings of its file."""
+def usual(name: str, **other: int) -> Transform:
+    """The transform of that name with the settings of its file, but for others."""
     (settings,) = load_choice("transform", name).values()
     given = {key: value for key, value in settings.items() if key not in ("_target_", "only")}
-    return TRANSFORMS[name](**given)
+    return TRANSFORMS[name](**{**given, **other})
+
+
+def quick(name: str) -> Transform:
+    """The same, with few steps where it takes any."""
+    return usual(name, **{"steps": 3} if "steps" in usual(name).settings else {})
 
 
 def test_every_file_is_of_a_transform_and_holds_its_defaults() -> None:
@@ -70,7 +77,7 @@ def test_every_file_is_of_a_transform_and_holds_its_defaults() -> None:
 def test_the_same_bits_from_files_streams_and_small_chunks(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vectors, step = family(), Step(usual(name))
+    vectors, step = family(), Step(quick(name))
     found = transformed(vectors, (step,), tmp_path / "once")
     assert same(found, streamed(vectors, Stage(step, vectors)))
     monkeypatch.setattr(parts, "CHUNK", 5)
@@ -86,25 +93,28 @@ def test_the_same_bits_from_files_streams_and_small_chunks(
 @every
 def test_scale_and_sign_go_through(name: str, tmp_path: Path) -> None:
     """T(c τ) = c T(τ): for a power of two to the bit, where nothing is decomposed."""
-    one, four = (rows_of(transformed(family(scale), (Step(usual(name)),), tmp_path / str(scale))) for scale in (1, 4))
+    factor = -1 if name in ABSOLUTE else 4
+    one, other = (
+        rows_of(transformed(family(scale), (Step(quick(name)),), tmp_path / str(scale))) for scale in (1, factor)
+    )
     tolerance = 1e-4 if name in ROUNDED else 1e-6 if name in ("sce", "model_stock") else 0
     for row, deltas in one.items():
         for parameter, delta in deltas.items():
-            torch.testing.assert_close(four[row][parameter], 4 * delta, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(other[row][parameter], factor * delta, rtol=tolerance, atol=tolerance)
 
 
 @every
 def test_one_expert_and_an_expert_that_changed_nothing(name: str, tmp_path: Path) -> None:
     alone = vectors_of({"a": drawn(1)})
-    found = transformed(alone, (Step(usual(name)),), tmp_path / "one")
+    found = transformed(alone, (Step(quick(name)),), tmp_path / "one")
     assert any(rows_of(found).values()) == (name not in NOTHING)
     nothing = vectors_of({"a": drawn(1, tuple(SHAPES)), "b": drawn(2, tuple(SHAPES))})
-    assert not any(rows_of(transformed(nothing, (Step(usual(name)),), tmp_path / "none")).values())
+    assert not any(rows_of(transformed(nothing, (Step(quick(name)),), tmp_path / "none")).values())
 
 
 @every
 def test_a_recipe_makes_it_again(name: str) -> None:
-    vectors, step = family(), Step(usual(name), ("ma*", "bias"))
+    vectors, step = family(), Step(quick(name), ("ma*", "bias"))
     rows = list(step.rows(vectors.rows, vectors.parameters))
     written = Recipe(
         base=Source("base", "0"),
