@@ -107,12 +107,17 @@ def run_winner(run: Path, environment: Path) -> Verdict:
 def run_case(case: Case, environment: Path) -> Verdict:
     """Merge a case twice and compare."""
     from mergekit_parity.cases import FAMILIES, write_case
+    from mergekit_parity.reading import ORDER
 
     with TemporaryDirectory() as scratch:
         directory = Path(scratch)
         tied = write_case(case, directory)
         recipe, config = directory / "recipe.yaml", directory / "mergekit.yaml"
-        return merge_twice(recipe, config, directory, environment, FAMILIES[case.family].raw, tied)
+        raw, limit = FAMILIES[case.family].raw, None if case.loose else 1
+        verdict = merge_twice(recipe, config, directory, environment, raw, tied, limit)
+        if case.loose and not verdict.faults:
+            _check_near(directory / "ours", directory / "theirs", ORDER, verdict)
+        return verdict
 
 
 def run_reading(case: Reading, environment: Path) -> Verdict:

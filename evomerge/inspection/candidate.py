@@ -36,7 +36,8 @@ class Candidate:
         family: base and experts.
         space: which coefficients there are: model, blocks:n, layer, module, modules:n, tensor, chunk:n
             or line.
-        method: how models are combined: linear, ties, dare, dare_ties, della, breadcrumbs, slerp, nuslerp; or its
+        method: how models are combined: linear, ties, dare, dare_ties, della, breadcrumbs, slerp, nuslerp,
+            multislerp, karcher, average; or its
             settings.
         transform: what is done to the task vectors before: a name, such as ties, or a list of names and of
             {name: settings}, in order.

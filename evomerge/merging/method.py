@@ -76,6 +76,8 @@ class Formed(ABC):
         form: how spans are merged.
         takes: the number of rows that it merges; None for any.
         whole: whether what it does to a site depends on the other sites of its group.
+        separable: whether rows can be changed one by one before they meet in a sum, with an election and a divisor
+            where there is one.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Formed(ABC):
     linear: bool = False
     takes: int | None = None
     whole: bool = False
+    separable: bool = True
     form: Form
 
     @property

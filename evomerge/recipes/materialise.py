@@ -1,6 +1,6 @@
 """The way out where mergekit cannot express a recipe: models in which the hard part is done, and a plain merge of them.
 
-The methods slerp and nuslerp have no such part, and mergekit elects by no count: these are refused.
+Methods that go along circles and spheres have no such part, and mergekit elects by no count: these are refused.
 
 In: a recipe. Out: a directory with a model for each expert, base + what the method makes of its task vector before
 experts meet, and a YAML in which mergekit does the rest. The hard part is a transform that looked at the whole model
@@ -117,7 +117,7 @@ def _form(recipe: Recipe) -> tuple[bool, bool]:
         ConfigError: mergekit has no such sum.
     """
     method = make_method(recipe)
-    if not isinstance(method, Formed) or method.takes is not None or method.form.join == "count":
+    if not isinstance(method, Formed) or not method.separable or method.form.join == "count":
         what = "elect=count" if isinstance(method, Formed) and method.form.join == "count" else method.name
         raise ConfigError(
             f"mergekit export: a merge by {what} is no sum of experts that can be changed one by one before mergekit "

@@ -42,6 +42,8 @@ BERT: dict[str, Any] = {
 GPT2: dict[str, Any] = {"n_embd": 24, "n_layer": 3, "n_head": 2, "vocab_size": 51, "n_positions": 13}
 TRIES = 500
 """Densities that are drawn at most until one cuts between unequal elements."""
+SPHERES = ("karcher", "multislerp")
+"""Methods that evomerge computes in another way, so that last bits differ."""
 SUMS = ("ties", "dare", "della", "breadcrumbs")
 """Methods with densities; those of random masks are compared at a density of 1, where nothing is dropped."""
 GAMMA = 0.01
@@ -88,6 +90,11 @@ class Case:
         """What the output calls it."""
         how = f"{' normalize' * self.normalize}{' elected' * bool(self.elect)}"
         return f"{self.family} {self.granularity} {self.method}{how}"
+
+    @property
+    def loose(self) -> bool:
+        """Whether elements may differ by a little of the largest, in place of a unit in the last place."""
+        return self.method in SPHERES and FAMILIES[self.family].dtype == torch.float32
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -138,6 +145,10 @@ ALL = (
     Case("llama-bf16-sharded", "layer", "slerp"),
     Case("llama", "tensor", "nuslerp"),
     Case("llama-bf16-sharded", "layer", "nuslerp"),
+    Case("llama", "tensor", "multislerp"),
+    Case("llama-bf16-sharded", "layer", "multislerp"),
+    Case("llama", "tensor", "karcher"),
+    Case("llama-bf16-sharded", "layer", "karcher"),
     Case("minilm", "layer"),
     Case("minilm", "tensor", "ties"),
 )
@@ -195,6 +206,8 @@ def _coefficients(
 ) -> Coefficients:
     rng, groups = np.random.default_rng(seed), make_groups(case.granularity, parameters)
     weights = {group.name: {expert: float(rng.uniform(-0.5, 1.5)) for expert in experts} for group in groups}
+    if case.method == "karcher":  # mergekit weighs all alike
+        return {"weight": {group: dict.fromkeys(row, 1.0) for group, row in weights.items()}}
     if case.method not in SUMS:
         return {"weight": weights}
     if case.method in ("dare", "della"):

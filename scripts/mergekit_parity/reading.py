@@ -202,5 +202,26 @@ READINGS = (
     ),
     Reading("read nuslerp", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight="0.6"), base=None)),
     Reading("read nuslerp with a base", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight=GRADIENT))),
+    Reading(
+        "read multislerp",
+        _models("multislerp", A, B, _each("c", weight="0.5"), base=None),
+        loose=True,
+        why=ORDER,
+    ),
+    Reading(
+        "read multislerp with a base",
+        _models("multislerp", A, _each("b", weight=GRADIENT), _each("c", weight="0.5")),
+        loose=True,
+        why=ORDER,
+    ),
+    Reading(
+        "read karcher", _models("karcher", *(f"{{model: {one}}}" for one in "abcde"), base=None), loose=True, why=ORDER
+    ),
+    Reading(
+        "read karcher base listed",
+        _models("karcher", *(f"{{model: {one}}}" for one in ("base", "a", "b"))),
+        loose=True,
+        why=ORDER,
+    ),
 )
 """All of them; every bit must be equal."""

@@ -29,6 +29,8 @@ BERT = {
 }
 PREFIXED = {name: f"bert.{name}" for name in BERT}
 SAME = {name: name for name in BERT}
+ALONE = ("linear", "slerp", "nuslerp", "multislerp", "karcher")
+"""Methods with weights alone."""
 
 
 def recipe_on(granularity, parameters, method="linear", seed=0, paths=("base", "experts/a", "experts/b"), **options):
@@ -39,7 +41,7 @@ def recipe_on(granularity, parameters, method="linear", seed=0, paths=("base", "
             group.name: {expert: float(rng.integers(1, 100) / 100) for expert in experts}
             for group in make_groups(granularity, parameters)
         }
-        for variable in (("weight",) if method in ("linear", "slerp", "nuslerp") else ("weight", "density"))
+        for variable in (("weight",) if method in ALONE else ("weight", "density"))
     }
     return Recipe(Source(paths[0], "ab" * 32), experts, {"name": method, **options}, granularity, coefficients)
 
@@ -241,6 +243,29 @@ def test_nuslerp_has_a_base_where_it_takes_differences_to_it(deltas):
     assert all(resolver(text)(name) == [values["a"][name], values["b"][name]] for name in BERT)
     with pytest.raises(ConfigError, match=r"mixes every tensor of the two experts, and cls\.weight stays the base's"):
         to_mergekit(recipe, SAME, BERT, "float32", extra=("cls.weight",))
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_multislerp_has_a_base_where_it_takes_differences_to_it(deltas):
+    recipe = recipe_on("layer", BERT, method="multislerp", deltas=deltas)
+    document = yaml.safe_load(text := to_mergekit(recipe, SAME, BERT, "float32"))
+    assert (document["merge_method"], "base_model" in document) == ("multislerp", deltas)
+    assert document["parameters"] == {"normalize_weights": True, "eps": 1e-8}
+    values = recipe.per_parameter(BERT)["weight"]
+    assert all(resolver(text)(name) == [values["a"][name], values["b"][name]] for name in BERT)
+
+
+def test_karcher_weighs_all_models_alike_or_is_refused():
+    recipe = recipe_on("model", BERT, method="karcher", steps=7, tolerance=1e-4)
+    with pytest.raises(ConfigError, match="karcher weighs all models alike, and this recipe does not: merge with"):
+        to_mergekit(recipe, SAME, BERT, "float32")
+    alike = replace(recipe, coefficients={"weight": {"model": {"a": 0.4, "b": 0.4}}})
+    document = yaml.safe_load(to_mergekit(alike, SAME, BERT, "float32"))
+    assert document["models"] == [{"model": "experts/a"}, {"model": "experts/b"}]
+    assert document["parameters"] == {"max_iter": 7, "tol": 1e-4}
+    assert "base_model" not in document
+    listed = replace(alike, base=replace(alike.base, path="experts/a"))
+    assert yaml.safe_load(to_mergekit(listed, SAME, BERT, "float32"))["base_model"] == "experts/a"
 
 
 def test_ties_says_what_happens_among_equal_magnitudes_only_where_something_is_trimmed():

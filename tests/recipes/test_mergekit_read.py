@@ -181,7 +181,7 @@ def test_what_is_written_is_read_as_the_same_recipe(peer, family: Path) -> None:
         f"- {{model: {name}, parameters: {{weight: [{low}, {low + 0.1}, 0.5], density: 0.5, gamma: 0.1}}}}\n"
         for low, name in zip((0.3, 0.4, 0.6), experts, strict=False)
     )
-    text = f"merge_method: {peer.name}\n" + "base_model: base\n" * (peer.name != "linear") + f"models:\n{each}"
+    text = f"merge_method: {peer.name}\n" + "base_model: base\n" * (peer.base != "listed") + f"models:\n{each}"
     text += "parameters: {t: [0.2, 0.4, 0.6]}\n" * (peer.name == "slerp")
     recipe = read(text, family).recipe
     live = load_skeleton(family / "base", recipe.auto_class)
@@ -253,8 +253,8 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
     ("text", "message"),
     [
         (
-            "merge_method: karcher\nbase_model: base\n" + WHOLE,
-            r"line 1: evomerge has no method karcher, which averages",
+            "merge_method: nearswap\nbase_model: base\n" + WHOLE,
+            r"line 1: evomerge has no method nearswap, which moves",
         ),
         (
             "merge_method: model_stock\nbase_model: base\nparameters: {filter_wise: true}\n" + WHOLE,
@@ -308,6 +308,18 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
         (
             "merge_method: della\nbase_model: base\nparameters: {epsilon: [0.1, 0.2]}\n" + WHOLE,
             r"line 3: evomerge has one epsilon for all models and tensors",
+        ),
+        (
+            "merge_method: multislerp\nparameters: {normalize_weights: false, weight: 1}\n" + WHOLE,
+            r"line 2: evomerge takes shares of the sum of all weights: write normalize_weights: true",
+        ),
+        (
+            "merge_method: multislerp\nparameters: {eps: 1e-4}\n" + WHOLE,
+            r"line 2: evomerge has an eps of 1e-08: leave it out",
+        ),
+        (
+            "merge_method: karcher\nbase_model: base\n" + WHOLE,
+            r"line 2: mergekit's karcher counts base_model as one of the models: list it in `models`, or leave",
         ),
         (
             "merge_method: nuslerp\nparameters: {nuslerp_row_wise: true, weight: 1}\n"

@@ -16,12 +16,8 @@ import torch
 from evomerge.common.errors import MergeError
 from evomerge.merging.kernels.form import Form, Numbers
 from evomerge.merging.method import Formed
-from evomerge.merging.methods.common import SLIGHT
+from evomerge.merging.methods.common import SHARE, SLIGHT
 from evomerge.merging.sites import Together
-from evomerge.space.variable import Variable
-
-SHARE = Variable("weight", 0.0, 1.0, 0.5)
-"""A share of the whole: the overall scale of the weights means nothing."""
 
 
 class Average(Formed):

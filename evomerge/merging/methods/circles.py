@@ -42,6 +42,7 @@ class Slerp(Formed):
     mergekit: str | None = "slerp"
     variables = (PLACE,)
     takes = 1
+    separable = False
     form = Form(join="blend")
 
     def prepare(self, together: Together) -> Tensor:
@@ -73,6 +74,7 @@ class NuSlerp(Formed):
     mergekit: str | None = "nuslerp"
     variables = (WEIGHT,)
     takes = 2
+    separable = False
 
     def __init__(self, deltas: bool = False) -> None:
         self.deltas = deltas

@@ -18,6 +18,8 @@ from evomerge.space.variable import Variable
 
 WEIGHT = Variable("weight", 0.0, 1.5, 0.4)
 DENSITY = Variable("density", 0.0, 1.0, 0.5, share=True)
+SHARE = Variable("weight", 0.0, 1.0, 0.5)
+"""A share of the whole: the overall scale of the weights means nothing."""
 SLIGHT = 1e-8
 """A sum of weights, or a norm, below which mergekit divides by 1."""
 

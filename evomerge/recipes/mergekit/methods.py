@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.common.names import nearest
+
+Base = Literal["always", "listed", "deltas"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Peer:
         each: settings of each model, alike.
         drawn: whether elements are dropped at random.
         transform: what evomerge does to the task vectors before a sum with weights of 1, where that is the method.
+        base: when mergekit is given one: `always`; if it is one of the models that are merged (`listed`); or if the
+            method is to take differences to it (`deltas`).
     """
 
     name: str
@@ -34,6 +38,7 @@ class Peer:
     each: Mapping[str, float | None] = field(default_factory=dict)
     drawn: bool = False
     transform: str | None = None
+    base: Base = "always"
 
 
 def _sum(normalize: bool = False, rescale: bool = False) -> dict[str, Any]:
@@ -41,8 +46,9 @@ def _sum(normalize: bool = False, rescale: bool = False) -> dict[str, Any]:
 
 
 _THINNED = {"weight": None, "density": 1.0}
+_CIRCLE = {"nuslerp_row_wise": False, "nuslerp_flatten": True}
 PEERS = (
-    Peer("linear", "average", shared={"normalize": True}, each={"weight": None}),
+    Peer("linear", "average", shared={"normalize": True}, each={"weight": None}, base="listed"),
     Peer("task_arithmetic", "linear", shared=_sum(), each={"weight": None}),
     Peer("ties", "ties", {"elect": "sum"}, _sum(normalize=True), _THINNED),
     Peer("dare_linear", "dare", {}, _sum(rescale=True), _THINNED, drawn=True),
@@ -54,14 +60,14 @@ PEERS = (
     Peer("slerp", "slerp", shared={"t": None}),
     Peer("model_stock", "linear", shared={"filter_wise": False}, transform="model_stock"),
     Peer("sce", "linear", shared={"select_topk": 1.0, "int8_mask": False}, transform="sce"),
-    Peer("nuslerp", "nuslerp", shared={"nuslerp_row_wise": False, "nuslerp_flatten": True}, each={"weight": None}),
+    Peer("nuslerp", "nuslerp", {}, _CIRCLE, {"weight": None}, base="deltas"),
+    Peer("multislerp", "multislerp", {}, {"normalize_weights": True, "eps": 1e-8}, {"weight": None}, base="deltas"),
+    Peer("karcher", "karcher", shared={"max_iter": 10, "tol": 1e-5}, base="listed"),
 )
 _ELECTS = {"breadcrumbs": None}
 """What `elect` is where a recipe does not say it; else the sum."""
 _ABSENT = {
     "passthrough": "copies layers, which makes another model; evomerge merges models of one architecture",
-    "multislerp": "goes along a sphere between many models; nuslerp does it between two, linear in a straight line",
-    "karcher": "averages models on a sphere; linear does it in a straight line",
     "nearswap": "moves the base to elements that are near; slerp goes between two models",
     "arcee_fusion": "takes elements over by their importance; ties keeps the largest differences",
     "ram": "tells elements that experts share from their own; ties elects between them",

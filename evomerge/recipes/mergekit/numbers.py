@@ -23,7 +23,7 @@ from evomerge.space.named import Coefficients
 
 Values = dict[str, dict[str, dict[str, float]]]
 """{variable: {parameter: {expert: number}}}."""
-FLAGS = ("normalize", "rescale", "int8_mask", "nuslerp_row_wise", "nuslerp_flatten", "filter_wise")
+FLAGS = ("normalize", "rescale", "int8_mask", "nuslerp_row_wise", "nuslerp_flatten", "filter_wise", "normalize_weights")
 DRAWN = (
     "elements are dropped at random, and evomerge draws other ones than mergekit, whose draws depend on the order in "
     "which it comes to tensors; what is kept is divided by its chance, where mergekit restores the sum of magnitudes"
@@ -84,11 +84,16 @@ class Reader:
             places = self._shared("t")
             return Read({"name": "slerp"}, {"weight": {name: {expert: value} for name, value in places.items()}})
         if self._peer.transform:
-            ones = {name: dict.fromkeys(self._experts, 1.0) for name in self._sizes}
-            return Read({"name": "linear"}, {"weight": ones}, [self._transform()])
+            return Read({"name": "linear"}, {"weight": self._ones()}, [self._transform()])
+        if self._peer.name == "karcher":
+            steps, tolerance = int(self._constant("max_iter")), float(self._constant("tol"))
+            method = {"name": "karcher", "steps": steps, "tolerance": tolerance}
+            return Read(method, {"weight": self._ones()})
         weights = self._each("weight")
         if self._peer.name == "nuslerp":
             return Read(self._nuslerp(), {"weight": weights})
+        if self._peer.name == "multislerp":
+            return Read(self._multislerp(), {"weight": weights})
         if self._peer.name == "linear":
             return Read({"name": "average"}, {"weight": self._averaged(weights)})
         return self._summed(weights)
@@ -112,6 +117,23 @@ class Reader:
                 "and nuslerp_row_wise: false",
             )
         return {"name": "nuslerp", "deltas": self._document.base is not None}
+
+    def _multislerp(self) -> dict[str, Any]:
+        if not self._constant("normalize_weights"):
+            raise self._error(
+                "normalize_weights",
+                "evomerge takes shares of the sum of all weights: write normalize_weights: true, which is the default",
+            )
+        if self._constant("eps") != self._peer.shared["eps"]:
+            raise self._error("eps", f"evomerge has an eps of {self._peer.shared['eps']:g}: leave it out")
+        return {"name": "multislerp", "deltas": self._document.base is not None}
+
+    def _ones(self) -> dict[str, dict[str, float]]:
+        """Return a weight of 1 for each model that a tensor has."""
+        return {
+            name: {one: float(self._plan[name].part.source(model) is not None) for one, model in self._experts.items()}
+            for name in self._sizes
+        }
 
     def _averaged(self, weights: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         """Return the weights, if they are shares of a whole."""
@@ -235,7 +257,7 @@ class Reader:
         every += [source.settings for part in document.slices for source in part.sources]
         for settings in every:
             document.notes.unread(Node(dict(settings), 0), known, f"the method {self._peer.name}")
-        base = None if self._peer.name == "linear" else document.base
+        base = None if self._peer.base == "listed" else document.base
         for part in document.slices:
             source = part.source(base) if base else None
             if source and source.settings:

@@ -35,12 +35,13 @@ ROUNDED = (
 )
 NEARLY = {
     "sce": "mergekit adds up in another order here, so the last bits differ",
+    **dict.fromkeys(("karcher", "multislerp"), "mergekit adds up in another order here, so the last bits differ"),
     "model_stock": (
         "where the task vectors of a tensor point away from each other, mergekit goes beyond the base, and evomerge "
         "stays at it; elsewhere the last bits differ"
     ),
 }
-"""What mergekit does otherwise where a method is a transform here."""
+"""What mergekit does otherwise where evomerge comes to the same by another way."""
 GRANULARITIES = ("model", "layer", "module", "tensor")
 """From the coarsest; the first that can express a YAML is taken."""
 
@@ -88,8 +89,8 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
     plan = make_plan(document, shapes, ours.keys, architecture)
     read = Reader(document, peer, experts, plan, shapes).read()
     held = document.dtype or dtype_name(first_dtype(ours.tensors))
-    if peer.transform:
-        document.notes.add(None, NEARLY[peer.transform])
+    if peer.name in NEARLY:
+        document.notes.add(None, NEARLY[peer.name])
     if peer.name not in IN_FLOAT32 and held in ("bfloat16", "float16"):
         document.notes.add(None, ROUNDED)
     members = {name: _members(name, shapes) for name in GRANULARITIES}
@@ -122,14 +123,15 @@ def _taking_part(document: Document, peer: Peer) -> tuple[Reference, list[Refere
         model.check_adapter(base or models[0].without())
     if base and base.lora:
         raise ConfigError(f"line {base.line}: {base} is an adapter, and a base is a whole model: fold it in first.")
-    if peer.name == "linear":
+    if peer.base == "listed":
         if base and base not in models:
+            lacks, gains = (", and it has no weight", " with a weight") if peer.each else ("", "")
             raise ConfigError(
-                f"line {base.line}: mergekit's linear counts base_model as one of the models, and it has no weight: "
-                f"list it in `models` with a weight, or leave base_model out."
+                f"line {base.line}: mergekit's {peer.name} counts base_model as one of the models{lacks}: list it in "
+                f"`models`{gains}, or leave base_model out."
             )
         return base or models[0].without(), models
-    if peer.name == "nuslerp" and base is None:
+    if peer.base == "deltas" and base is None:
         experts, base = models, models[0].without()
     elif base is None:
         raise document.method.error(f"{peer.name} needs a base_model, to which the others are differences")

@@ -53,24 +53,35 @@ def called_there(recipe: Recipe, parameters: Shapes, extra: Collection[str]) -> 
             "merge with `evomerge merge`, write the trimmed experts out (`evomerge export RUN --materialise DIR`), or "
             "search with method.over=tensor."
         )
-    if method in ("nuslerp", "average") and extra:
+    if peer.base != "always" and extra:
         which = "two experts" if method == "nuslerp" else "experts"
         raise ConfigError(
             f"mergekit export: mergekit's {peer.name} mixes every tensor of the {which}, and {min(extra)} stays "
             f"the base's here: merge with `evomerge merge`."
+        )
+    if method == "karcher" and any(len(set(row.values())) > 1 for row in recipe.coefficients["weight"].values()):
+        raise ConfigError(
+            "mergekit export: mergekit's karcher weighs all models alike, and this recipe does not: merge with "
+            "`evomerge merge`."
         )
     if method == "della":
         _check_rows(recipe, parameters)
     return peer.name
 
 
+def lists_base(recipe: Recipe) -> bool:
+    """Return whether mergekit is given a base only where it is one of the models that are merged."""
+    peer = peer_of(recipe.method)
+    return peer is not None and peer.base == "listed"
+
+
 def has_base(recipe: Recipe) -> bool:
-    """Return whether the base is one of the models that mergekit is given: its nuslerp takes differences to it, and its
-    linear counts it where it is one of those that are averaged.
-    """
-    if recipe.method["name"] == "average":
+    """Return whether the base is one of the models that mergekit is given."""
+    if lists_base(recipe):
         return recipe.base.path in (source.path for source in recipe.experts.values())
-    return recipe.method["name"] != "nuslerp" or bool(recipe.method.get("deltas"))
+    peer = peer_of(recipe.method)
+    deltas = bool(recipe.method.get("deltas", recipe.method["name"] == "multislerp"))
+    return peer is None or peer.base == "always" or deltas
 
 
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
@@ -82,6 +93,10 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
         return {"normalize": True}
     if method == "nuslerp":
         return {"nuslerp_flatten": True, "nuslerp_row_wise": False}
+    if method == "multislerp":
+        return {"normalize_weights": True, "eps": 1e-8}
+    if method == "karcher":
+        return {"max_iter": settings.get("steps", 10), "tol": settings.get("tolerance", 1e-5)}
     rescale = {"rescale": bool(settings.get("rescale", True))} if method in ("dare", "dare_ties", "della") else {}
     return {"normalize": bool(settings.get("normalize", False)), "lambda": 1.0, "int8_mask": False, **rescale}
 
@@ -92,6 +107,8 @@ def as_settings(recipe: Recipe, parameters: Shapes) -> Values:
     sizes = {name: math.prod(shape) for name, shape in parameters.items()}
     if method == "slerp":
         return {"t": values["weight"]}
+    if method == "karcher":
+        return {}
     if method == "ties":
         values["density"] = _each(values["density"], lambda name, density: _share(density, sizes[name], least=1))
     if method == "breadcrumbs":

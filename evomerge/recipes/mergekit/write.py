@@ -16,7 +16,7 @@ import yaml
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import dtype_name, unknown
 from evomerge.recipes.kept import mergekit_caveat
-from evomerge.recipes.mergekit.settings import as_settings, called_there, has_base, shared_settings
+from evomerge.recipes.mergekit.settings import as_settings, called_there, has_base, lists_base, shared_settings
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.spans import Span
 
@@ -119,7 +119,7 @@ def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str
     if dtype_name(dtype) not in _DTYPES:
         raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
     paths = [source.path for source in recipe.experts.values()]
-    paths += [recipe.base.path] if recipe.method["name"] != "average" else []  # there, the base may be one of them
+    paths += [] if lists_base(recipe) else [recipe.base.path]  # there, the base may be one of them
     if len(set(paths)) < len(paths):
         raise ConfigError(
             "mergekit export: two of the models have the same path, and mergekit tells models apart by their paths. "
