@@ -32,7 +32,7 @@ from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
 from evomerge.report.wording import closed, headline, metric, number, signed, what
 from evomerge.runs.directory import Run, open_run
-from evomerge.runs.outputs import rescored_of
+from evomerge.runs.table import rescored_of
 
 STOPS = {
     "budget": "It ended with its budget.",

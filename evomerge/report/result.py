@@ -30,8 +30,8 @@ from evomerge.report.page import write_report
 from evomerge.runs.build import build_problem
 from evomerge.runs.directory import open_run
 from evomerge.runs.given import Given
-from evomerge.runs.outputs import gain_of, table_of
 from evomerge.runs.points import open_problem
+from evomerge.runs.table import gain_of, table_of
 from evomerge.selection.summary import Summary
 from evomerge.task_vectors.stores import AUTO
 from evomerge.trials import Trial

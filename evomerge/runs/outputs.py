@@ -21,10 +21,8 @@ from evomerge.common.digests import digest
 from evomerge.common.errors import EvomergeError, LogError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
-from evomerge.common.names import mark_lines, marked
 from evomerge.common.progress import Progress
-from evomerge.common.shown import Shown
-from evomerge.fitness.base import heading, title
+from evomerge.fitness.base import title
 from evomerge.fitness.capabilities import measures
 from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
@@ -32,22 +30,16 @@ from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.table import gain_of, table_of
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.selection.choosing import Selection
 from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.marks import marks_of
-from evomerge.selection.statistics import plus_minus
 from evomerge.selection.summary import Summary
 from evomerge.trials import StopReason, finite
 
-LABELS = {
-    "base": "base",
-    "experts": "experts, each on its own task",
-    "best_constant": "best constant",
-    "winner": "winner",
-}
 VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 
 
@@ -189,46 +181,6 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     same = logged is not None and in_todays_words(logged) == json.loads(json.dumps(identity))
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
-
-
-def table_of(summary: Summary) -> Shown:
-    """Return the table of the report split."""
-    told = summary.measures
-    rows = [
-        [
-            marked(name, summary.marks, LABELS[name]),
-            plus_minus(row.mean, row.se),
-            *("" if (score := row.tasks.get(task)) is None else f"{score:.3f}" for task in summary.base.tasks),
-        ]
-        for name, row in summary.report.items()
-    ]
-    where = f"{summary.items['report']} report items that the search never saw"
-    return Shown(
-        f"{title(summary.metric, told)} on {where}; higher is better",
-        ["", "mean ± se", *(heading(task, told) for task in summary.base.tasks)],
-        rows,
-        [*mark_lines(summary.marks, LABELS), *rescored_of(summary)],
-    )
-
-
-def rescored_of(summary: Summary) -> list[str]:
-    """Return a sentence on the winner in the dtype of the checkpoint, where the search has computed in another."""
-    again = summary.rescored
-    if again is None:
-        return []
-    how = f"Weights rounded to {again.dtype}, scored in {again.compute}"
-    if (score := again.score) is None or (difference := again.paired) is None:
-        return [f"{how}; the winner has no score in {again.dtype}: {again.error}"]
-    return [
-        f"{how}. In {again.dtype} the winner has {plus_minus(score.mean, score.se)}; the difference is "
-        f"{plus_minus(difference.diff, difference.se, '+') or 'unknown'} (paired)."
-    ]
-
-
-def gain_of(summary: Summary) -> str:
-    """Return the paired difference of the winner to the best constant, as a line."""
-    difference = plus_minus(summary.gain.diff, summary.gain.se, "+") or "unknown"
-    return f"winner - best constant ({summary.select.constant}): {difference} (paired)"
 
 
 def show(summary: Summary, directory: Path, reporter: Progress) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,12 @@ def test_the_help_of_search_loads_no_more_than_hydra(module):
 def test_the_help_of_other_verbs_loads_nothing(verb):
     told = f"with contextlib.suppress(SystemExit): main(['{verb}', '--help'])"
     assert loaded_by(f"import contextlib\nfrom evomerge.cli.main import main\n{told}") == set()
+
+
+def test_the_report_of_a_finished_run_loads_nothing(tmp_path):
+    run = shutil.copytree(Path(__file__).parents[1] / "data" / "run_0_2", tmp_path / "run")
+    assert loaded_by(f"from evomerge.cli.main import main\nmain(['report', {str(run)!r}])") == set()
+    assert (run / "report.html").stat().st_size > 10_000
 
 
 def test_only_the_command_itself_lets_threads_sleep(monkeypatch):

@@ -26,9 +26,9 @@ from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
-from evomerge.runs.outputs import rescored_of
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.runs.table import rescored_of
 from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
