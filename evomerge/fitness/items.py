@@ -125,7 +125,8 @@ def read_items(
 
     Each line is a JSON object with `text` or `image` and `label` (index of the class, or its name where `classes` is
     given); other fields are ignored, `id` too, since content alone names an item. A line whose text or image occurred
-    before is dropped, with a warning. Every image of the split is decoded once, to find damaged ones.
+    before is dropped, with a warning; for one file of all splits it comes with the search items, once. Every image of
+    the split is decoded once, to find damaged ones.
 
     Args:
         path: a directory that holds `<split>.jsonl`, or one `.jsonl` file (search 40 %, select 30 %, report 30 %, by
@@ -151,7 +152,7 @@ def read_items(
     if void := [number for number, item in parsed.items() if not (blank or item.image or item.text.strip())]:
         more = f", and {len(void) - 1} more lines are" if len(void) > 1 else ""
         raise SuiteError(f"{file}, line {void[0]}: the text is blank{more}, and says nothing of a model: take it out")
-    items = _distinct(parsed, file)
+    items = _distinct(parsed, file, told=one_file and split != SPLITS[0])  # one file is read for each split
     if one_file:
         items = {number: item for number, item in items.items() if split_of(item.content) == split}
     if not items:
@@ -267,9 +268,12 @@ def _label(label: object, classes: Sequence[str] | None, needed: bool, known: Se
     return label
 
 
-def _distinct(items: dict[int, Item], file: Path) -> dict[int, Item]:
+def _distinct(items: dict[int, Item], file: Path, told: bool) -> dict[int, Item]:
+    """Return the first item of each content; say what is dropped, unless it was told when another split was read."""
     first = {item.content: number for number, item in reversed(items.items())}
     kept = {number: item for number, item in items.items() if first[item.content] == number}
+    if told:
+        return kept
     if len(kept) < len(items):
         kind = "an image" if any(item.image for item in items.values()) else "a text"
         _log.warning("%s: %d lines repeat %s; the first of each is kept", file, len(items) - len(kept), kind)

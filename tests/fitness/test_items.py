@@ -128,6 +128,14 @@ def test_repeated_texts_are_dropped_and_said(tmp_path, caplog):
     assert f"{path}: 1 lines repeat a text" in caplog.text
 
 
+def test_one_file_of_all_splits_says_its_repeated_texts_once(tmp_path, caplog):
+    path = lines(tmp_path / "a.jsonl", *({"text": f"text {i % 60}", "label": i % 60} for i in range(70)))
+    with caplog.at_level(logging.WARNING):
+        read = [read_items(path, split) for split in ("search", "select", "report")]
+    assert sum(map(len, read)) == 60
+    assert caplog.messages == [f"{path}: 10 lines repeat a text; the first of each is kept"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
