@@ -7,6 +7,7 @@ for many cuts of the same deltas sorts these once (`orders.py`); for a single on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -47,6 +48,11 @@ class Cut(NamedTuple):
 
 
 NOTHING = Cut(0x7FFFFFFF, 0)
+
+
+def count(density: float, size: int) -> int:
+    """Return how many elements a share of them is: 29 of 100 at .29, which times 100 is 28.999999999999996."""
+    return math.floor(density * size + 1e-9)
 
 
 def find_cuts(deltas: Mapping[_Key, Delta], rank: int, order: Iterable[_Key]) -> dict[_Key, Cut]:

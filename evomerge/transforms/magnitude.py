@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.task_vectors.cuts import Cut, find_cuts
+from evomerge.task_vectors.cuts import Cut, count, find_cuts
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
@@ -57,11 +57,7 @@ class Trim(Transform):
             cuts = {row: state[row][name] for row in deltas}
         else:
             cuts = {row: _cut(delta, count(self.density, delta.numel())) for row, delta in deltas.items()}
-
-        def trimmed(start: int, parts: Parts) -> Parts:
-            return {row: torch.where(cuts[row].keeps(part, start), part, 0) for row, part in parts.items()}
-
-        return by_chunks(deltas, list(deltas), trimmed)
+        return by_chunks(deltas, list(deltas), lambda start, parts: trimmed(cuts, start, parts))
 
 
 class Breadcrumbs(Transform):
@@ -92,9 +88,15 @@ class Breadcrumbs(Transform):
         return {row: _window(delta, self.density, self.gamma) for row, delta in deltas.items()}
 
 
-def count(density: float, size: int) -> int:
-    """Return how many elements a share of them is: 29 of 100 at .29, which times 100 is 28.999999999999996."""
-    return math.floor(density * size + 1e-9)
+def trimmed(cuts: Mapping[str, Cut], start: int, parts: Parts) -> Parts:
+    """Return some elements of rows with zeros where their cuts keep none.
+
+    Args:
+        cuts: of the rows of one parameter.
+        start: the place of the first of the elements.
+        parts: these elements.
+    """
+    return {row: torch.where(cuts[row].keeps(part, start), part, 0) for row, part in parts.items()}
 
 
 def _cut(delta: Tensor, kept: int) -> Cut:

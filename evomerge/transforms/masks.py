@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from evomerge.common.errors import ConfigError
-from evomerge.task_vectors.cuts import find_cuts
+from evomerge.task_vectors.cuts import count, find_cuts
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
-from evomerge.transforms.magnitude import count
 from evomerge.transforms.parts import Parts, by_chunks, share, whole
 
 

@@ -67,7 +67,7 @@ def share(transform: str, name: str, value: object, zero: bool = False, example:
         span = "from 0" if zero else "above 0"
         raise ConfigError(
             f"The transform {transform} has {name}={value}: it is a share, so write a number {span}, up to 1, such as "
-            f"{example} for {example:.0%}."
+            f"{example} for {100 * example:g} %."
         )
     return float(value)
 

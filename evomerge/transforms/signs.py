@@ -55,17 +55,22 @@ class Elect(Transform):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: bool) -> dict[str, Tensor]:
         """Return the rows with what agrees."""
+        return by_chunks(deltas, list(deltas), lambda start, parts: self.agreeing(parts, state))
 
-        def agreeing(start: int, parts: Parts) -> Parts:
-            votes = self._votes(list(parts.values()))
-            plus = votes >= 0 if state else votes > 0
-            kept = {row: torch.where((part > 0) == plus, part, 0) for row, part in parts.items()}
-            if self.join == "sum":
-                return kept
-            number = reduce(torch.add, [(part != 0).float() for part in kept.values()]).clamp(min=1)
-            return {row: part / number for row, part in kept.items()}
+    def agreeing(self, parts: Parts, zero: bool) -> Parts:
+        """Return some elements of rows with zeros where they have not the elected sign.
 
-        return by_chunks(deltas, list(deltas), agreeing)
+        Args:
+            parts: the same elements of all rows.
+            zero: whether a sum of 0 counts as plus.
+        """
+        votes = self._votes(list(parts.values()))
+        plus = votes >= 0 if zero else votes > 0
+        kept = {row: torch.where((part > 0) == plus, part, 0) for row, part in parts.items()}
+        if self.join == "sum":
+            return kept
+        number = reduce(torch.add, [(part != 0).float() for part in kept.values()]).clamp(min=1)
+        return {row: part / number for row, part in kept.items()}
 
     def _votes(self, parts: Sequence[Tensor]) -> Tensor:
         return reduce(torch.add, parts if self.by == "sum" else [part.sign() for part in parts])

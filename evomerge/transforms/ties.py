@@ -8,20 +8,17 @@ code, exactly floor(density · n) elements are kept, however many are equal: bfl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from functools import reduce
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from evomerge.common.errors import ConfigError
-from evomerge.task_vectors.cuts import Cut, find_cuts
-from evomerge.task_vectors.spans import CHUNK
+from evomerge.task_vectors.cuts import Cut
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
-from evomerge.transforms.magnitude import count
+from evomerge.transforms.magnitude import Trim, trimmed
+from evomerge.transforms.parts import by_chunks, share
+from evomerge.transforms.signs import Elect
 
 
 class TrimElect(Transform):
@@ -40,28 +37,18 @@ class TrimElect(Transform):
     mergekit = "ties"
 
     def __init__(self, density: float = 0.2) -> None:
-        if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
-            raise ConfigError(
-                f"The transform ties has density={density}: it is the share of its elements that a task vector keeps, "
-                f"so write a number above 0, up to 1, such as 0.2 for 20 %."
-            )
-        self.density = float(density)
+        self.density = share(self.name, "density", density)
+        self._trim, self._elect = Trim(self.density), Elect()
 
     def prepare(self, store: TaskVectors, statistics: Any) -> dict[str, dict[str, Cut]]:
         """Return what each row keeps: exactly floor(density · n) elements of the whole model, by magnitude."""
-        total = sum(math.prod(shape) for shape in store.parameters.values())
-        keep = count(self.density, total)
-        return {row: find_cuts(store.deltas[row], keep, store.parameters) for row in store.rows}
+        return self._trim.prepare(store, statistics)
 
     def apply(
         self, name: str, deltas: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Cut]]
     ) -> dict[str, Tensor]:
         """Trim, and set to zero what does not have the sign of the sum of the trimmed deltas; a sum of 0 is plus."""
-        result = {row: torch.empty_like(delta) for row, delta in deltas.items()}
-        for start in range(0, max((delta.numel() for delta in deltas.values()), default=0), CHUNK):
-            parts = {row: delta.view(-1)[start : start + CHUNK] for row, delta in deltas.items()}
-            trimmed = {row: torch.where(state[row][name].keeps(part, start), part, 0.0) for row, part in parts.items()}
-            plus = reduce(torch.add, trimmed.values()) >= 0
-            for row, part in trimmed.items():
-                result[row].view(-1)[start : start + CHUNK] = torch.where((part > 0) == plus, part, 0.0)
-        return result
+        cuts = {row: state[row][name] for row in deltas}
+        return by_chunks(
+            deltas, list(deltas), lambda start, parts: self._elect.agreeing(trimmed(cuts, start, parts), True)
+        )

@@ -204,7 +204,7 @@ def test_model_stock_goes_as_far_as_the_angle_says() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Trim(0), "trim has density=0: it is a share, so write a number above 0, up to 1, such as 0.2 for 20%"),
+        (lambda: Trim(0), "trim has density=0: it is a share, so write a number above 0, up to 1, such as 0.2 for"),
         (lambda: Trim(0.2, "global"), "trim has scope=global: write model or tensor or row"),
         (lambda: Breadcrumbs(0.2, -0.1), "breadcrumbs has gamma=-0.1: it is a share, so write a number from 0"),
         (lambda: Della(0.1, 0.2), r"chances go from -0.1 to 0.3: write an epsilon"),

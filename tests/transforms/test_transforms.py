@@ -23,7 +23,7 @@ from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.task_vectors import cuts
 from evomerge.task_vectors.store import TaskVectors
-from evomerge.transforms import ties
+from evomerge.transforms import parts
 from evomerge.transforms.ties import TrimElect
 from tests.kit.evaluations import under
 from tests.kit.helpers import compose
@@ -108,7 +108,7 @@ def test_it_is_the_dense_reference_bit_for_bit(rows: Tensor, density: float, chu
     pieces = [dict(enumerate(row.tensor_split(ends[:-1]))) for row in rows]
     vectors = vectors_of({f"e{k}": {f"p{i}": part for i, part in row.items()} for k, row in enumerate(pieces)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ties, "CHUNK", chunk)
+        patch.setattr(parts, "CHUNK", chunk)
         patch.setattr(cuts, "CHUNK", chunk)
         result = applied(vectors, density)
     assert torch.equal(torch.stack([torch.cat(list(row.values())) for row in result.values()]), dense(rows, density))

@@ -9,7 +9,6 @@ once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -19,6 +18,7 @@ from evomerge.merging.kernels.form import Form, Keep, Numbers
 from evomerge.merging.method import Formed
 from evomerge.merging.methods.common import DENSITY, WEIGHT, Elect, check, check_share, divisor, join, weights
 from evomerge.merging.sites import Together
+from evomerge.task_vectors.cuts import count
 from evomerge.task_vectors.orders import Order, cuts_over
 
 Over = Literal["tensor", "group"]
@@ -147,6 +147,6 @@ class _Sorted:
 
 def _ranks(size: int, density: float, out: float) -> tuple[int, int]:
     """Return after which rank elements are not kept, and from which rank on they are."""
-    kept, top = math.floor(density * size + 1e-9), math.floor(out * size + 1e-9)  # 0.29 * 100 is 28.999999999999996
-    top = min(top, size - kept)
+    kept = count(density, size)
+    top = min(count(out, size), size - kept)
     return top + kept, top
