@@ -25,6 +25,7 @@ VERBS = {
     "auto": "the same without settings: it chooses them, says which and why, and searches",
     "inspect": "look at base and experts before a search: what fits, what differs, how large the task vectors are",
     "evaluate": "score recipes, model directories, the base or an expert on a split of the items, and compare them",
+    "compare": "run every method with its own weight, rank them, and test the best against task arithmetic",
     "merge": "build the merged model of a recipe as a directory that transformers loads",
     "export": "write a run's winner, any of its trials, or a step, as a recipe, as mergekit's YAML, or as JSON",
     "report": "draw a run, or several, as one HTML page",

@@ -1,4 +1,4 @@
-"""The page of a run or of a sweep, drawn when the command has all results on the disk: it never costs a run.
+"""The page of a run, of a sweep or of a comparison, drawn when all results are on the disk: it never costs a run.
 
 In: directories of runs. Out: `report.html`, and a line that says where it is; a warning where it cannot be drawn.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from evomerge.common.progress import Progress
 
@@ -20,22 +22,26 @@ def draw_run(directory: Path, progress: Progress) -> None:
     page, summary = directory / "report.html", directory / "summary.json"
     if page.is_file() and page.stat().st_mtime_ns >= summary.stat().st_mtime_ns:
         return
-    _draw([directory], None, progress)
+    _draw("report", lambda report: report.write_report(directory), progress)
 
 
 def draw_sweep(runs: Sequence[Path], progress: Progress) -> None:
     """Draw the page that compares runs, beside their directories."""
     if runs:
-        _draw(runs, runs[0].parent / "report.html", progress)
+        page = runs[0].parent / "report.html"
+        _draw("report of the sweep", lambda report: report.write_sweep(list(runs), page, again=False), progress)
 
 
-def _draw(runs: Sequence[Path], sweep: Path | None, progress: Progress) -> None:
+def draw_comparison(directory: Path, progress: Progress) -> None:
+    """Draw the page of a comparison that has ended."""
+    _draw("report", lambda report: report.write_comparison(directory), progress)
+
+
+def _draw(what: str, draw: Callable[[ModuleType], Path], progress: Progress) -> None:
     try:
-        from evomerge.report import write_report, write_sweep  # its libraries may be missing
-
         with progress.working("drawing the report"):
-            page = write_report(runs[0]) if sweep is None else write_sweep(list(runs), sweep, again=False)
+            page = draw(import_module("evomerge.report"))  # its libraries may be missing
     except Exception as error:  # whatever goes wrong in drawing: the search is done, and all of it is on the disk
         logger.warning("The report could not be written: %s: %s", type(error).__name__, error)
     else:
-        progress.say(f"report{' of the sweep' if sweep else ''}: {os.path.relpath(page)}")
+        progress.say(f"{what}: {os.path.relpath(page)}")

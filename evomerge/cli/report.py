@@ -1,4 +1,4 @@
-"""`evomerge report`: one HTML page for a run, or for several, with pictures beside it."""
+"""`evomerge report`: one HTML page for a run, for several, or for a comparison, with pictures beside it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories that `evomerge search` made")
+    what = "run directories that `evomerge search` made, or one of `evomerge compare`"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=what)
     parser.add_argument(
         "-o",
         "--out",
@@ -39,9 +40,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--pictures", action="store_true", help="draw PNG files as well (pip install 'evomerge[plot]')")
     given = parser.parse_args(arguments)
-    from evomerge.report import write_report, write_sweep
+    from evomerge.report import is_comparison, write_comparison, write_report, write_sweep
 
     one = len(given.runs) == 1
+    if one and is_comparison(given.runs[0]):
+        print(os.path.relpath(write_comparison(given.runs[0], given.out)))
+        return
     draw = {"pictures": given.pictures}
     page = write_report(given.runs[0], given.out, **draw) if one else write_sweep(given.runs, given.out, **draw)
     print(os.path.relpath(page))

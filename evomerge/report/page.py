@@ -1,4 +1,4 @@
-"""The page of a run, and the one of several: facts in, `report.html` out; PNG files in `report/` beside it on request.
+"""The page of a run, of several, or of a comparison: facts in, `report.html` out; PNG files in `report/` beside it.
 
 A page holds all that it shows: no script, and nothing that a browser would have to fetch. Templates escape every text,
 since names of tasks, experts and errors are anybody's.
@@ -24,6 +24,7 @@ from evomerge.common.files import write_atomically
 from evomerge.common.names import mark_lines
 from evomerge.report import bars, charts
 from evomerge.report.colours import ramp
+from evomerge.report.comparison import comparison_context, read_standings
 from evomerge.report.concerns import concerns
 from evomerge.report.facts import MODELS, RunFacts
 from evomerge.report.grids import CoefficientMap, grids
@@ -40,6 +41,25 @@ STOPS = {
     "exhausted": "It ended when every point that its searcher can propose had been scored.",
     "converged": "It ended when its searcher had converged.",
 }
+
+
+def write_comparison(directory: Path, file: Path | None = None) -> Path:
+    """Write the page of a comparison that has ended.
+
+    Args:
+        directory: of the comparison.
+        file: where the page goes; `report.html` in that directory when left out.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: it has not ended.
+        LogError: what came out of it is damaged.
+    """
+    found, file = read_standings(directory), _page(file, directory)
+    _write(file, "comparison.html.j2", comparison_context(found, directory.resolve().name))
+    return file
 
 
 def write_report(directory: Path, file: Path | None = None, pictures: bool = False) -> Path:

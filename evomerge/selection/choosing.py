@@ -70,15 +70,15 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         Stopped: the run was asked to stop; what was scored is remembered.
     """
     metric, weights = goal.report_metric, goal.weights
-    objective, ids = _objective(judge, goal), judge.ids["select"]
+    objective, ids = objective_of(judge, goal), judge.ids["select"]
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
     flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
-    _remember(judge, constants, flat)
+    remember_whole(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
     best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, ids)
-    _remember(judge, finalists, best)
+    remember_whole(judge, finalists, best)
     winner = best.name
     trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
     models: dict[str, tuple[str, Callable[[], Outcome]]] = {
@@ -122,7 +122,7 @@ def _rescored(judge: Judge, winner: Mapping[str, np.ndarray], known: Outcome, go
     return Rescored(*judge.other, score_of(outcome, metric, weights), paired(outcome, known, metric, weights))
 
 
-def _remember(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:
+def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:
     """Remember those that were scored on all select items, for whoever asks for them on all at once."""
     for name, outcome in chosen.outcomes.items():
         judge.remember(candidates[name], "select", outcome)
@@ -153,7 +153,7 @@ def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int])
     return (len(constants_within(*bounds)) + incumbents + 1) * blocks(sizes) + 2  # for the report: constant and winner
 
 
-def _objective(judge: Judge, goal: Goal) -> Objective:
+def objective_of(judge: Judge, goal: Goal) -> Objective:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
     metric, ends = goal.report_metric, None
     if goal.normalised:

@@ -84,6 +84,33 @@ def _weighted(
     return mean, se, means, {task: math.sqrt(variance) for task, variance in variances.items()}
 
 
+def two_sided(difference: Paired) -> float | None:
+    """Return the chance of a difference at least as large, of either sign, where there is none in truth; None where its
+    standard error is not known.
+
+    The mean over items is taken to be normal. Without any error a difference of zero has the chance 1.
+    """
+    diff, se = difference.diff, difference.se
+    if diff is None or se is None or not math.isfinite(diff) or not math.isfinite(se):
+        return None
+    return math.erfc(abs(diff) / se / math.sqrt(2)) if se > 0 else float(diff == 0)
+
+
+def holm(chances: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return chances corrected for how many there are: the chance that even one of them is called a difference where
+    there is none stays below what each is held against (Holm 1979, A simple sequentially rejective test).
+
+    Args:
+        chances: by name; one that is not known counts as the largest.
+    """
+    known = {name: 1.0 if chance is None else chance for name, chance in chances.items()}
+    corrected, largest = dict[str, float | None](), 0.0
+    for rank, name in enumerate(sorted(known, key=lambda name: known[name])):
+        largest = max(largest, min(1.0, (len(known) - rank) * known[name]))
+        corrected[name] = None if chances[name] is None else largest
+    return {name: corrected[name] for name in chances}
+
+
 def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
     """Return `0.7227 ± 0.0074` for a table; nothing for a value that is not there.
 
@@ -95,3 +122,8 @@ def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
     if value is None:
         return ""
     return f"{value:{sign}.4f} ± {'unknown' if se is None or math.isnan(se) else f'{se:.4f}'}"
+
+
+def chance_text(value: float | None) -> str:
+    """Return a chance for a table; nothing for one that is not there."""
+    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

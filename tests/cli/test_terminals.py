@@ -22,6 +22,7 @@ VERBS = {
     "inspect": ("inspect", "base", "mood", "topic"),
     "evaluate": ("evaluate", "runs/one", "base"),
     "merge": ("merge", "runs/one/recipe.yaml", "merged"),
+    "compare": ("compare", *SOURCES, "compare.methods=[magmax]", "compare.constants=[1.0]", "--out", "runs/two"),
     "export": ("export", "runs/one", "-o", "out/recipe.yaml"),
     "report": ("report", "runs/one"),
 }

@@ -41,7 +41,7 @@ def test_the_help_of_search_loads_no_more_than_hydra(module):
     assert loaded_by(f"import {module}") == {"hydra"}
 
 
-@pytest.mark.parametrize("verb", ["inspect", "evaluate", "merge", "export", "report"])
+@pytest.mark.parametrize("verb", ["inspect", "evaluate", "compare", "merge", "export", "report"])
 def test_the_help_of_other_verbs_loads_nothing(verb):
     told = f"with contextlib.suppress(SystemExit): main(['{verb}', '--help'])"
     assert loaded_by(f"import contextlib\nfrom evomerge.cli.main import main\n{told}") == set()

@@ -132,6 +132,8 @@ def run(command: str, place: Path) -> str:
     assert program == "evomerge"
     if arguments[0] == "search":
         arguments = [*(argument for argument in arguments if not argument.startswith("budget=")), *SMALL]
+    if arguments[0] == "compare":
+        arguments = [*arguments, *SMALL[1:]]
     if arguments[0] == "auto":
         arguments[arguments.index("--hours") + 1] = "0.01"
     done = evomerge(*arguments, cwd=place)
@@ -143,8 +145,9 @@ def run(command: str, place: Path) -> str:
 @pytest.mark.parametrize("command", [c for c in RUN if c not in OWN])
 def test_commands_run(command: str, place: Path) -> None:
     """Each by itself, in any order."""
-    assert "winner" in run(command, place)
-    assert list((place / "runs").glob("*/recipe.yaml"))
+    compared = command.startswith("evomerge compare")
+    assert ("best on select first" if compared else "winner") in run(command, place)
+    assert list((place / "runs").glob("*/comparison.json" if compared else "*/recipe.yaml"))
 
 
 @pytest.mark.slow

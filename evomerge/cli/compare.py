@@ -1,0 +1,179 @@
+"""`evomerge compare`: every method with its own weight, ranked on the select split; the best are tested on report.
+
+In: settings in the grammar of `evomerge search`, and `compare.methods` and `compare.constants`. Out: a directory with
+what was scored, one table and one page. `runs/compare.py` does the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.common.errors import ConfigError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
+    from evomerge.common.shown import Shown
+    from evomerge.selection.standings import Row, Standings
+
+OWN = "compare."
+CHOSEN_HERE = (
+    *("method", "transform", "space", "searcher", "loss", "start"),
+    *("budget", "budget_items", "budget_hours", "hydra"),
+)
+"""Settings of a search that play no part here."""
+SAFE = "Nothing that was scored is lost: run the same command again to go on."
+DESCRIPTION = """\
+Run every method and transform with one weight λ for everything, each with its own λ, and rank them.
+
+Each chooses its λ among a few constants on the select items, all in the same way; λ = 1 is a transform as published.
+The table is ranked by what they reach there. Only the five best are then scored on the report items, beside task
+arithmetic (`linear`) and the base: paired differences to task arithmetic, with chances corrected for five tests (Holm).
+
+setting=value is as for `evomerge search`: model=text, 'fitness.tasks={a: a.jsonl}', fitness.select_items=500 ...
+  compare.methods     who takes part: 'compare.methods=[ties,tsvm,[trim,elect],{dare: {density: 0.3}}]'. Names of
+                      methods and transforms; a list is a chain; {name: settings} has settings of its own. A name that
+                      both have stands for both; method:ties or transform:ties for one. Left out: all there is. Task
+                      arithmetic (`linear`) always takes part
+  compare.constants   the weights to choose among: 'compare.constants=[0.4,0.7,1.0]'
+  seed                of random masks
+"""
+EXAMPLES = """\
+  evomerge compare experiment=smoke 'compare.methods=[linear,ties,tsvm]'    tiny models, in seconds
+  evomerge compare model=text fitness.select_items=500                     every method there is
+  evomerge compare model.base=base 'model.experts=[a,b]' 'fitness.tasks={a: a.jsonl, b: b.jsonl}'
+
+What cannot run on these models is named with the reason. The same command again goes on where it was, also after a
+kill, and scores nothing twice; what searches have remembered of these models is not scored again either. Other methods,
+weights, items or seeds are another comparison, in a directory of its own.
+
+Exit status: 0 complete; 2 refused; 128 + signal when asked to stop: the same command again goes on.
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a comparison, print its table and draw its page.
+
+    Args:
+        arguments: settings and flags.
+
+    Raises:
+        EvomergeError: a setting or a source is wrong, or the directory holds another comparison.
+    """
+    options = _parser().parse_args(arguments)
+    own = [one for one in options.settings if one.startswith(OWN)]
+    given = [one for one in options.settings if one not in own]
+
+    from evomerge.cli.common import SIGNALLED, explained
+    from evomerge.cli.pages import draw_comparison
+    from evomerge.cli.progress import Reporter
+    from evomerge.cli.settings import compose_settings, spelled_out
+    from evomerge.runs.compare import run_comparison
+    from evomerge.runs.config import plain, run_name
+    from evomerge.runs.contestants import read_compared
+    from evomerge.search.stopping import Interrupt
+
+    compared = read_compared(_values(own))
+    spelled = [part for one in given for part in spelled_out(one)]
+    for name in (part.lstrip("+~").partition("=")[0] for part in spelled):
+        if name.partition(".")[0] in CHOSEN_HERE:
+            raise ConfigError(
+                f"{name} has no meaning here, since a comparison runs every method with one weight for everything: "
+                f"leave it out. Who takes part is compare.methods; a search is `evomerge search`."
+            )
+    settings = plain(compose_settings(given))
+    directory = options.out or Path("runs") / f"compare-{run_name({}, [*spelled, *own])}".rstrip("-")
+    command = shlex.join(["evomerge", "compare", *arguments])
+    reporter, interrupt = Reporter(), Interrupt()
+    with explained(SAFE):
+        found = run_comparison(settings, compared, directory, reporter, interrupt, command)
+    if found is None:
+        raise SystemExit(SIGNALLED + (interrupt.by or 0))
+    table = table_of(found)
+    reporter.table(table.title, table.columns, table.rows, table.notes)
+    draw_comparison(directory, reporter)
+    reporter.say(f"all of it: {os.path.relpath(directory)}")
+
+
+def table_of(found: Standings) -> Shown:
+    """Return the table of a comparison, best on the select split first."""
+    from evomerge.common.shown import Shown
+    from evomerge.fitness.base import title
+    from evomerge.selection.statistics import plus_minus
+
+    base = {split: plus_minus(score.mean, score.se) if score else "no score" for split, score in found.base.items()}
+    rows = [_cells(row) for row in found.rows]
+    rows.append(["base", "", base["select"], base["report"], *[""] * 6])
+    reference, tested = found.reference, found.tested
+    ahead = f"- {reference} ± se"
+    columns = ["", "λ", "select ± se", "report ± se", ahead, "p", "prepare", "merge", "MiB", "needs"]
+    notes = [
+        f"λ: each chose its own on the select items. Only {reference} and the {len(tested)} best others were "
+        f"scored on the report items.",
+        f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "
+        f"{len(tested)} tests (Holm).",
+        *(f"left out: {name}: {reason}" for name, reason in found.left_out.items()),
+        *(f"{row.name} has no report score: {row.tested.error}" for row in tested if row.tested and row.tested.error),
+    ]
+    items = f"{found.items['select']} select and {found.items['report']} report items"
+    what = title(found.metric, found.measures)
+    return Shown(f"{what} on {items}; best on select first, higher is better", columns, rows, notes)
+
+
+def _cells(row: Row) -> list[str]:
+    from evomerge.selection.statistics import chance_text, plus_minus
+
+    tested, cost = row.tested, row.cost
+    score, difference = (tested.score, tested.difference) if tested else (None, None)
+    return [
+        row.name,
+        f"{row.constant:g}",
+        plus_minus(row.select.mean, row.select.se),
+        plus_minus(score.mean, score.se) if score else "",
+        plus_minus(difference.diff, difference.se, "+") if difference else "",
+        chance_text(tested.corrected) if tested else "",
+        "" if cost.prepare is None else f"{cost.prepare:.2f} s",
+        "" if cost.merge is None else f"{cost.merge:.3f} s",
+        "" if cost.nbytes is None else f"{cost.nbytes / 2**20:.1f}",
+        row.needs,
+    ]
+
+
+def _values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings `compare` as they were written, by name.
+
+    Raises:
+        ConfigError: one is not written in Hydra's grammar, or has a comma without brackets.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from evomerge.cli.quoting import quoted
+
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        text = quoted(argument)
+        override = OverridesParser.create().parse_override(text) if text else None
+        if override is None or override.is_sweep_override():
+            listed = f"{name}=[{value.strip('[]')}]"
+            raise ConfigError(f"{argument} cannot be read: write a list in brackets, such as '{listed}'.")
+        found[name.removeprefix(OWN)] = override.value()
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evomerge compare",
+        usage="evomerge compare [setting=value ...] [--out DIR]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="see above")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where it is kept; left out: runs/compare-..., named by the settings"
+    )
+    return parser

@@ -1,0 +1,207 @@
+"""One comparison from its settings to its directory: every method with its own weight, the best of them tested.
+
+In: the settings of a search, of which method, space and searcher play no part, and the settings `compare`. Out, in a
+directory: `comparison.jsonl` (the checkpoint), `costs.jsonl` and `comparison.json`. Run again it goes on; what is in
+the log is not scored again, and what any search with these models has remembered is not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from evomerge import __version__
+from evomerge.common.digests import digest
+from evomerge.common.errors import EvomergeError
+from evomerge.common.files import write_atomically
+from evomerge.common.limits import TimeLimit
+from evomerge.common.machine import fingerprint
+from evomerge.common.progress import Progress
+from evomerge.fitness.capabilities import check_items, measures
+from evomerge.problem import Problem
+from evomerge.runs.build import build_problem
+from evomerge.runs.checks import make_fitness
+from evomerge.runs.compared import ComparisonLog
+from evomerge.runs.config import check
+from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants
+from evomerge.runs.rounds import Rounds
+from evomerge.runs.sources import find_sources
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.stopping import Interrupt, Stopped
+from evomerge.selection.ranking import Entered, OnReport, finalists, held_against, order
+from evomerge.selection.standings import Cost, Row, Standings
+from evomerge.selection.statistics import paired, score_of
+from evomerge.trials import StopReason
+
+RESULT = "comparison.json"
+SPLITS = ("select", "report")
+VERSIONS = ("python", "torch", "numpy")
+T = TypeVar("T")
+
+
+def run_comparison(
+    settings: Mapping[str, Any],
+    compared: Compared,
+    directory: Path,
+    reporter: Progress,
+    interrupt: Interrupt | None = None,
+    command: str | None = None,
+) -> Standings | None:
+    """Run a comparison, or go on with it.
+
+    Args:
+        settings: of a search, as plain containers.
+        compared: who takes part, and among which weights they choose.
+        directory: where it is kept.
+        reporter: tells the user what goes on.
+        interrupt: says afterwards which signal asked it to stop.
+        command: what a person types to run it.
+
+    Returns:
+        The standings, or None when it was asked to stop before the end.
+
+    Raises:
+        EvomergeError: something is wrong with settings, sources or log; nothing of the comparison is lost.
+    """
+    check(settings)
+    fitness, limit = make_fitness(settings["fitness"]), TimeLimit(settings["time_limit"])
+    sources = find_sources(settings["model"], settings["fitness"]["tasks"])
+    contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
+    with reporter.bars():
+        problem = build_problem(settings, reporter, fitness)
+    subsets = make_subsets(problem)
+    ids = {split: subsets[split](0) for split in SPLITS}
+    fitnesses = {split: live_fitness(problem, problem.items[split]) for split in SPLITS}
+    for split in SPLITS:
+        check_items(problem.fitness, problem.live.model, fitnesses[split].prepared, ids[split], split)
+    sizes = {split: subsets[split].size for split in SPLITS}
+    _announce(problem, contestants, left_out, sizes, reporter)
+    identity = _identity(problem, contestants, ids, settings["seed"])
+    metric = problem.goal.report_metric
+    with (
+        interrupt or Interrupt() as interrupt,
+        ComparisonLog(directory, identity, fingerprint(), ids, metric) as log,
+    ):
+        if log.moved:
+            reporter.say("note: another kind of machine wrote what is there; scores may differ in their last digits")
+        rounds = Rounds(problem, settings, fitnesses, subsets, interrupt, limit, log, reporter)
+        try:
+            rows, base, failed = _played(rounds, contestants)
+        except Stopped:
+            reporter.say(StopReason.INTERRUPTED.value)
+            return None
+        finally:
+            problem.become(None)
+    known = fingerprint()
+    found = Standings(
+        rows=rows,
+        reference=REFERENCE,
+        base=base,
+        left_out={**left_out, **failed},
+        metric=metric,
+        measures=measures(problem.fitness, metric, problem.items["report"]),
+        items=sizes,
+        warnings=problem.warnings,
+        versions={"evomerge": __version__, **{name: str(known[name]) for name in VERSIONS}},
+        command=command,
+    )
+    write_atomically(directory / RESULT, found.to_json())
+    return found
+
+
+def _played(rounds: Rounds, contestants: Mapping[str, Contestant]) -> tuple[list[Row], dict[str, Any], dict[str, str]]:
+    """Let everybody choose, test the best, and return the rows, the base's scores, and why others have no row.
+
+    Raises:
+        Stopped: it was asked to stop; what was scored is in the log.
+        EvomergeError: task arithmetic has no score.
+    """
+    goal = rounds.problem.goal
+    metric, weights = goal.report_metric, goal.weights
+    base = {"select": rounds.base("select")}
+    entered, failed = dict[str, Entered](), dict[str, str]()
+    for number, (name, one) in enumerate(contestants.items(), 1):
+        found = rounds.choice(one, f"{number} of {len(contestants)}")
+        if isinstance(found, str):
+            failed[name] = found
+        else:
+            entered[name] = found
+        if name == REFERENCE:
+            _needed(found)
+    values = {name: rounds.objective(one.outcome)[0][0] for name, one in entered.items()}
+    ranked = order(values)
+    base["report"] = rounds.base("report")
+    reference = _needed(rounds.reported(contestants[REFERENCE], entered[REFERENCE].constant))
+    best = finalists(ranked, REFERENCE)
+    reported = {name: rounds.reported(contestants[name], entered[name].constant) for name in best}
+    tested = held_against(reported, reference, metric, weights)
+    tested[REFERENCE] = OnReport(score_of(reference, metric, weights))
+    costs, arithmetic = rounds.log.costs(), entered[REFERENCE].outcome
+
+    def row(name: str) -> Row:
+        one, found = contestants[name], entered[name]
+        return Row(
+            name=name,
+            title=one.title,
+            paper=one.paper,
+            needs=one.needs,
+            constant=found.constant,
+            values=found.values,
+            seen=found.seen,
+            value=values[name],
+            select=score_of(found.outcome, metric, weights),
+            ahead=None if name == REFERENCE else paired(found.outcome, arithmetic, metric, weights),
+            tested=tested.get(name),
+            cost=costs.get(name, Cost()),
+        )
+
+    scores = {split: None if isinstance(one, str) else score_of(one, metric, weights) for split, one in base.items()}
+    return [row(name) for name in ranked], scores, failed
+
+
+def _needed(found: T | str) -> T:
+    """Return what task arithmetic reached.
+
+    Raises:
+        EvomergeError: it reached nothing.
+    """
+    if isinstance(found, str):
+        raise EvomergeError(
+            f"Task arithmetic has no score, and all others are held against it: {found.rstrip('.')}. Mend the reason, "
+            f"then compare in another directory (--out)."
+        )
+    return found
+
+
+def _identity(
+    problem: Problem, contestants: Mapping[str, Contestant], ids: Mapping[str, Mapping[str, list[str]]], seed: int
+) -> dict[str, Any]:
+    """Return what makes this comparison this one: names and hashes."""
+    goal = problem.goal
+    return {
+        **problem.contents,
+        "items": {split: {task: digest(chosen) for task, chosen in each.items()} for split, each in ids.items()},
+        "objective": [goal.report_metric, goal.aggregate, goal.weights, goal.normalised],
+        "contestants": [one.about() for one in contestants.values()],
+        "seed": seed,
+    }
+
+
+def _announce(
+    problem: Problem,
+    contestants: Mapping[str, Contestant],
+    left_out: Mapping[str, str],
+    sizes: Mapping[str, int],
+    reporter: Progress,
+) -> None:
+    """Say what is known of the sources, and what is going to be scored."""
+    for warning in problem.warnings:
+        reporter.say(f"warning: {warning}")
+    for name, reason in left_out.items():
+        reporter.say(f"left out: {name}: {reason}")
+    merges = sum(len(one.constants) for one in contestants.values())
+    reporter.say(
+        f"{len(contestants)} methods: {merges} merges on {sizes['select']} select items, fewer where they are clearly "
+        f"behind; the best on {sizes['report']} report items"
+    )

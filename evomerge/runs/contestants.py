@@ -1,0 +1,217 @@
+"""Who takes part in a comparison: every method and transform of the lists, or those that a person names.
+
+In: the settings `compare`, and the names of the experts. Out: contestants, each with method and transforms as a search
+would have them, from conf/; and why others cannot run on these models. Nothing is listed here a second time: a method
+or a transform that is new takes part. All have one weight λ for everything, chosen among the same few constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from evomerge.common.arguments import is_kind
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
+from evomerge.merging.method import Formed, check_rows
+from evomerge.merging.methods.common import WEIGHT
+from evomerge.recipes.catalog import METHODS, TRANSFORMS
+from evomerge.runs.choices import load_choice
+from evomerge.runs.config import CONF, build, check_method
+from evomerge.runs.targets import find_class
+from evomerge.runs.transforms import resolved
+
+REFERENCE = "linear"
+"""Task arithmetic: it always takes part, and the others are held against it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The settings `compare`.
+
+    Attributes:
+        methods: what takes part, as it was written; None for all there is.
+        constants: the weights among which each of them chooses.
+    """
+
+    methods: tuple[Any, ...] | None
+    constants: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method, or transforms before a weighted sum, with its usual settings.
+
+    Attributes:
+        name: what the table calls it.
+        title: what it does, in a few words.
+        paper: where it was published.
+        needs: what it needs beside a base, in words.
+        method: its class and settings, as a search has them.
+        transform: the same of each transform, in order.
+        others: the values of its variables but for the weight.
+        constants: among which its weight is chosen; one, where it changes nothing.
+    """
+
+    name: str
+    title: str
+    paper: str
+    needs: str
+    method: Mapping[str, Any]
+    transform: Sequence[Mapping[str, Any]]
+    others: Mapping[str, float]
+    constants: tuple[float, ...]
+
+    def about(self) -> dict[str, Any]:
+        """Return all that decides which models it makes, as plain data."""
+        own = {"method": self.method, "transform": self.transform, "others": self.others, "constants": self.constants}
+        return {"name": self.name, **own}
+
+
+def read_compared(given: Mapping[str, Any]) -> Compared:
+    """Return the settings `compare`: those that were given, and the others from conf/compare.yaml.
+
+    Raises:
+        ConfigError: there is no such setting, or it cannot have that value.
+    """
+    usual = yaml.safe_load((CONF / "compare.yaml").read_text(encoding="utf-8"))
+    if strange := [name for name in given if name not in usual]:
+        raise ConfigError(f"compare: {unknown('setting', strange[0], usual)}")
+    found = {**usual, **given}
+    methods, constants = found["methods"], found["constants"]
+    if methods is not None and (not isinstance(methods, list) or not methods):
+        raise ConfigError(
+            f"compare.methods={methods} is no list: write names in brackets, 'compare.methods=[ties,tsvm]'; "
+            f"compare.methods=null stands for all there is."
+        )
+    low, high = WEIGHT.low, WEIGHT.high
+    if not (isinstance(constants, list) and constants and all(is_kind(one, "float") for one in constants)) or not all(
+        low <= one <= high and math.isfinite(one) for one in constants
+    ):
+        raise ConfigError(
+            f"compare.constants={constants}: write a list of numbers from {low:g} to {high:g}, such as "
+            f"'compare.constants=[0.4,0.7,1.0]'."
+        )
+    for entry in methods or ():
+        list(_understood(entry, 0))  # before any model is looked at
+    each = tuple(sorted({float(one) for one in constants}))
+    return Compared(None if methods is None else tuple(methods), each)
+
+
+def everybody() -> list[str]:
+    """Return the names of all there is, as `compare.methods` takes them; task arithmetic is the first."""
+    return [*(_label("method", name) for name in METHODS), *(_label("transform", name) for name in TRANSFORMS)]
+
+
+def find_contestants(
+    compared: Compared, experts: Sequence[str], seed: int
+) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Return who takes part, and why others cannot, both by name.
+
+    Args:
+        compared: what was asked for.
+        experts: the names of the experts, in order.
+        seed: of all that is drawn, such as random masks, where its settings are the usual ones.
+
+    Raises:
+        ConfigError: something that was asked for does not exist, or cannot have these settings.
+    """
+    found, refused = dict[str, Contestant](), dict[str, str]()
+    for entry in (REFERENCE, *(compared.methods or everybody())):
+        for name, method, transform in _understood(entry, seed):
+            if reason := _reason(method, transform, experts):
+                refused[name] = reason
+            else:
+                check_method(method, transform, experts)
+                one = _contestant(name, method, transform, compared.constants)
+                if one.constants:
+                    found[name] = one
+                else:
+                    refused[name] = "none of compare.constants lies within the bounds of its weight"
+    return found, refused
+
+
+def _understood(entry: Any, seed: int) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Yield name, method and transforms of all that an entry of `compare.methods` stands for."""
+    linear = load_choice("method", REFERENCE)
+    if isinstance(entry, str):
+        group, _, name = entry.rpartition(":")
+        groups = [one for one, known in {"method": METHODS, "transform": TRANSFORMS}.items() if name in known]
+        asked = [one for one in groups if group in ("", one)]
+        if not asked:
+            raise ConfigError(f"compare.methods: {unknown('method', entry, {**METHODS, **TRANSFORMS})}")
+        if "method" in asked:
+            yield _label("method", name), _seeded(load_choice("method", name), seed), []
+        if "transform" in asked:
+            yield _label("transform", name), linear, [_seeded(step, seed) for step in resolved(name)]
+    elif isinstance(entry, Mapping) and set(entry) <= set(METHODS) - set(TRANSFORMS):
+        for name, own in entry.items():
+            yield _called(name, own), load_choice("method", name, own), []
+    else:
+        chain = resolved(entry)
+        yield _written(entry), linear, chain
+
+
+def _label(group: str, name: str) -> str:
+    """Return the name of a method or of a transform; with its group, where there is one of both."""
+    return f"{group}:{name}" if name in METHODS and name in TRANSFORMS else name
+
+
+def _written(entry: Any) -> str:
+    """Return what a person wrote as a name: trim+elect, ties(density=0.3)."""
+    if isinstance(entry, list):
+        return "+".join(map(_written, entry))
+    if not isinstance(entry, Mapping):
+        return str(entry)
+    if "_target_" in entry:
+        own = {key: value for key, value in entry.items() if key != "_target_"}
+        return _called(str(entry["_target_"]).rpartition(".")[2], own)
+    return "+".join(_called(str(name), own) for name, own in entry.items())
+
+
+def _called(name: str, own: Any) -> str:
+    text = ", ".join(f"{key}={value}" for key, value in own.items()) if isinstance(own, Mapping) else str(own or "")
+    return f"{name}({text})" if text else name
+
+
+def _seeded(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {**settings, **({"seed": seed} if "seed" in settings else {})}
+
+
+def _reason(method: Mapping[str, Any], transform: Sequence[Mapping[str, Any]], experts: Sequence[str]) -> str:
+    """Return why something cannot run on these models; nothing if it can."""
+    for step in transform:
+        kind = find_class(str(step["_target_"]), "transform")
+        if kind.needs != "nothing":
+            return f"it needs {kind.needs}, and a comparison gives a transform the task vectors alone"
+    try:
+        check_rows(find_class(str(method["_target_"]), "method"), experts)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _contestant(
+    name: str, settings: dict[str, Any], transform: list[dict[str, Any]], constants: tuple[float, ...]
+) -> Contestant:
+    method = build(settings, "method")
+    usual = resolved(method.name)[0] if method.name in TRANSFORMS else {}  # as published: the density of TIES is 0.2
+    weight = next(variable for variable in method.variables if variable.name == "weight")
+    scaled = not (isinstance(method, Formed) and method.form.divide)  # else it divides by the weights
+    takes = method.takes if isinstance(method, Formed) else None
+    within = tuple(one for one in constants if weight.low <= one <= weight.high)
+    kinds = [find_class(str(step["_target_"]), "transform") for step in transform] or [method]
+    return Contestant(
+        name=name,
+        title="; ".join(kind.title for kind in kinds),
+        paper="; ".join(kind.paper for kind in kinds),
+        needs="the models alone" if takes is None else f"{takes} expert{'s' * (takes > 1)}",
+        method=settings,
+        transform=transform,
+        others={v.name: float(usual.get(v.name, v.start)) for v in method.variables if v.name != "weight"},
+        constants=within if scaled else (1.0,),
+    )

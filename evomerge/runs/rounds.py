@@ -1,0 +1,183 @@
+"""The rounds of a comparison: everybody chooses a weight on the select split, the best are scored on the report split.
+
+In: a problem, a contestant, and the log. Out: what it reached, from the log where that is known; else it is scored, and
+the log has it before anything acts on it. What goes wrong with one contestant costs that one alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelError, LogError
+from evomerge.common.limits import TimeLimit
+from evomerge.common.progress import Progress
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.models.buffers import RECALIBRATE
+from evomerge.problem import Problem
+from evomerge.runs.build import recalibrate, written_of
+from evomerge.runs.compared import ComparisonLog
+from evomerge.runs.config import build
+from evomerge.runs.contestants import Contestant
+from evomerge.runs.given import Opened, make_merge
+from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.stopping import Interrupt, Stopped
+from evomerge.selection.choosing import objective_of
+from evomerge.selection.judge import Judge
+from evomerge.selection.ranking import Entered, enter, on_split
+from evomerge.selection.standings import Cost
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Scores contestants, each of them once.
+
+    Attributes:
+        problem: base, experts and items, with task arithmetic as method.
+        settings: of a search.
+        fitnesses: score the live model on the items of a split.
+        subsets: choose these items.
+        interrupt: a request to stop.
+        limit: of the time of a candidate.
+        log: knows what was scored.
+        reporter: tells the user what goes on.
+    """
+
+    problem: Problem
+    settings: Mapping[str, Any]
+    fitnesses: Mapping[str, LiveFitness]
+    subsets: Mapping[str, Subset]
+    interrupt: Interrupt
+    limit: TimeLimit
+    log: ComparisonLog
+    reporter: Progress
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What decides, for all alike: that of a search on the select split."""
+        return objective_of(self._judge(self.problem), self.problem.goal)
+
+    def choice(self, one: Contestant, place: str) -> Entered | str:
+        """Return what a contestant reaches on the select split with the best of its weights, or why it reaches nothing.
+
+        Args:
+            one: the contestant.
+            place: which of how many it is, in words.
+
+        Raises:
+            Stopped: the comparison was asked to stop; what was scored is remembered.
+        """
+        if (known := self.log.choice(one.name)) is not None:
+            return known
+        try:
+            with _of_this_one_alone():
+                problem, prepare = self._prepared(one)
+                judge, weights = self._judge(problem), {each: _merge(one, problem, each) for each in one.constants}
+                what, items = f"{one.name} chooses its weight ({place})", len(weights) * judge.sizes["select"]
+                with self.reporter.counting(what, items) as judge.scored:
+                    found = enter(judge, self.objective, weights)
+                merge = _seconds(partial(problem.merger.apply, weights[found.constant]))
+                self.log.add_cost(one.name, Cost(prepare, merge, problem.rows.nbytes))
+        except _Alone as error:
+            found = str(error)
+        self.log.add_choice(one.name, found)
+        return found
+
+    def reported(self, one: Contestant, constant: float) -> Outcome | str:
+        """Return the outcome of a contestant with a weight on the report split, or why there is none."""
+        if (known := self.log.score(one.name, "report")) is not None:
+            return known
+        try:
+            with _of_this_one_alone():
+                problem, _ = self._prepared(one)
+                weight = _merge(one, problem, constant)
+        except _Alone as error:
+            self.log.add_score(one.name, "report", str(error))
+            return str(error)
+        return self._scored(one.name, "report", self._judge(problem), weight)
+
+    def base(self, split: str) -> Outcome | str:
+        """Return the outcome of the base on a split, or why there is none."""
+        return self._scored(BASE, split, self._judge(self.problem), None)
+
+    def _judge(self, problem: Problem) -> Judge:
+        return Judge(problem, self.fitnesses, self.subsets, self.interrupt, self.limit)
+
+    def _scored(
+        self, name: str, split: str, judge: Judge, coefficients: Mapping[str, np.ndarray] | None
+    ) -> Outcome | str:
+        if (known := self.log.score(name, split)) is not None:
+            return known
+        with self.reporter.counting(f"{name} is scored on the {split} split", judge.sizes[split]) as judge.scored:
+            found = on_split(judge, coefficients, split, self.problem.goal.report_metric)
+        self.log.add_score(name, split, found)
+        return found
+
+    def _prepared(self, one: Contestant) -> tuple[Problem, float | None]:
+        """Return the problem with the method of a contestant, and the seconds to prepare it, if it was not there."""
+        cache, started, before = self.problem.opening.cache, time.perf_counter(), self.problem
+        there = len(list(cache.glob("*")))
+        own = {**self.settings, "method": dict(one.method), "transform": list(one.transform)}
+        family = Opened(before.sources, own["model"], before.live, before.vectors.base, dict(before.vectors.experts))
+        merge = make_merge(family, build(own["method"], "method"), own, self.reporter)
+        problem = replace(
+            before,
+            vectors=merge.vectors,
+            rows=merge.rows,
+            space=merge.space,
+            method=merge.method,
+            merger=merge.merger,
+            written=written_of(own),
+            transforms=merge.transforms,
+        )
+        if problem.buffers == RECALIBRATE:
+            recalibrate(problem)
+        seconds = time.perf_counter() - started
+        return problem, seconds if len(list(cache.glob("*"))) > there else None
+
+
+class _Alone(Exception):
+    """What went wrong with one contestant, in a line."""
+
+
+@contextmanager
+def _of_this_one_alone() -> Iterator[None]:
+    """Let what goes wrong cost one contestant, where the others may fare better.
+
+    Raises:
+        _Alone: something did.
+    """
+    try:
+        yield
+    except (Stopped, LiveModelError, CheckpointError, LogError, OSError):
+        raise
+    except Exception as error:  # whatever a method, a transform or a fitness may raise
+        kind = "" if isinstance(error, EvomergeError) else f"{type(error).__name__}: "
+        raise _Alone(f"{kind}{error}".splitlines()[0]) from error
+
+
+def _merge(one: Contestant, problem: Problem, constant: float) -> dict[str, np.ndarray]:
+    """Return the coefficients of a contestant with one weight everywhere."""
+    values = {"weight": constant, **one.others}
+    return problem.space.complete({name: np.array(value) for name, value in values.items()})
+
+
+def _seconds(merge: Callable[[], object]) -> float:
+    """Return how long a merge takes once all is set up."""
+    merge()
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        merge()
+        taken.append(time.perf_counter() - started)
+    return min(taken)  # other work on the machine only adds to it

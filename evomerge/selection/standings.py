@@ -1,0 +1,133 @@
+"""What is known of a comparison at its end: the content of `comparison.json`.
+
+In: what each contestant reached, or the text of a file. Out: `Standings`, or that text. JSON has no NaN: what is not
+finite is written, and comes back, as None.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from evomerge.selection.ranking import OnReport
+from evomerge.selection.statistics import Numbers, Paired, Score
+from evomerge.trials import finite
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a contestant took.
+
+    Attributes:
+        prepare: seconds to transform task vectors, or to sort them; None where an earlier run has left them.
+        merge: seconds to merge a candidate.
+        nbytes: bytes of its rows, as they are kept.
+    """
+
+    prepare: float | None = None
+    merge: float | None = None
+    nbytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A contestant in the table of a comparison.
+
+    Attributes:
+        name: of the contestant.
+        title: what it does.
+        paper: where it was published.
+        needs: what it needs beside a base.
+        constant: the weight that it chose on the select split.
+        values: what each weight reached there, by the weight.
+        seen: on how many items; fewer than all for a weight that was dropped early.
+        value: what decides its place: that of the chosen weight.
+        select: its score on the select split.
+        ahead: it minus task arithmetic there, on the same items; None for task arithmetic.
+        tested: on the report split; None for whoever was not scored there.
+        cost: what it took.
+    """
+
+    name: str
+    title: str
+    paper: str
+    needs: str
+    constant: float
+    values: Numbers
+    seen: Mapping[str, int]
+    value: float
+    select: Score
+    ahead: Paired | None
+    tested: OnReport | None
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standings:
+    """A comparison that has ended.
+
+    Attributes:
+        rows: who took part, the best on the select split first.
+        reference: the name of task arithmetic among them.
+        base: the base's score by split; None where it has none.
+        left_out: why others have no row, by name.
+        metric: of the scores.
+        measures: what the metric is, by task.
+        items: how many items of each split were used.
+        warnings: what should be known of the sources.
+        versions: of this program and of those that it stands on.
+        command: what a person types to run it again.
+    """
+
+    rows: Sequence[Row]
+    reference: str
+    base: Mapping[str, Score | None]
+    left_out: Mapping[str, str]
+    metric: str
+    measures: Mapping[str, str]
+    items: Mapping[str, int]
+    warnings: Sequence[str] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str | None = None
+
+    @property
+    def tested(self) -> list[Row]:
+        """Those that were tested on the report split, in their order."""
+        return [row for row in self.rows if row.tested is not None and row.name != self.reference]
+
+    @property
+    def arithmetic(self) -> Row:
+        """Task arithmetic."""
+        return next(row for row in self.rows if row.name == self.reference)
+
+    def to_json(self) -> str:
+        """Return it as the text of `comparison.json`."""
+        return json.dumps(finite(asdict(self)), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Standings:
+        """Read the text of `comparison.json`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            content = json.loads(text)
+            base = {split: score and Score(**score) for split, score in content["base"].items()}
+            return cls(**{**content, "rows": [_row(row) for row in content["rows"]], "base": base})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no comparison ({error})") from error
+
+
+def _row(content: Mapping[str, Any]) -> Row:
+    tested = content["tested"]
+    if tested is not None:
+        score, difference = tested["score"], tested["difference"]
+        tested = OnReport(
+            **{**tested, "score": score and Score(**score), "difference": difference and Paired(**difference)}
+        )
+    ahead = content["ahead"] and Paired(**content["ahead"])
+    own = {"select": Score(**content["select"]), "ahead": ahead, "tested": tested, "cost": Cost(**content["cost"])}
+    return Row(**{**content, **own})

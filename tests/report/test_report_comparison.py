@@ -1,0 +1,113 @@
+"""The page of a comparison, from standings made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.cli.report import main
+from evomerge.common.errors import ConfigError, LogError
+from evomerge.report import is_comparison, write_comparison
+from evomerge.report.wording import with_error
+from evomerge.selection.ranking import OnReport
+from evomerge.selection.standings import Cost, Row, Standings
+from evomerge.selection.statistics import Paired, Score
+from tests.kit.pages import read
+
+NASTY = '<script>alert("1")</script>'
+
+
+def row(name: str, select: float, tested: OnReport | None = None, **more: Any) -> Row:
+    usual: dict[str, Any] = {
+        "title": f"what {name} does",
+        "paper": "Nobody 2026",
+        "needs": "the models alone",
+        "constant": 1.0,
+        "values": {"0.4": select - 0.1, "1": select},
+        "seen": {"0.4": 30, "1": 60},
+        "value": select,
+        "select": Score(select, 0.02),
+        "ahead": None if name == "linear" else Paired(0.01, 0.005),
+        "cost": Cost(1.25, 0.125, 3 << 20),
+    }
+    return Row(name=name, tested=tested, **{**usual, **more})
+
+
+def standings(*rows: Row, **more: Any) -> Standings:
+    usual: dict[str, Any] = {
+        "rows": [*rows, row("linear", 0.5, OnReport(Score(0.5, 0.02)))],
+        "reference": "linear",
+        "base": {"select": Score(0.3, 0.02), "report": None},
+        "left_out": {"slerp": "there are 3"},
+        "metric": "log_probability",
+        "measures": {"a": "log_probability"},
+        "items": {"select": 60, "report": 90},
+    }
+    return Standings(**{**usual, **more})
+
+
+BETTER = OnReport(Score(0.62, 0.02), Paired(0.12, 0.01), 1e-9, 2e-9)
+SAME = OnReport(Score(0.51, 0.02), Paired(0.01, 0.02), 0.6, 0.6)
+
+
+def write(found: Standings, directory: Path) -> str:
+    (directory / "comparison.json").write_text(found.to_json())
+    assert is_comparison(directory)
+    return read(write_comparison(directory)).text
+
+
+def test_the_page_has_the_numbers(tmp_path: Path) -> None:
+    text = write(standings(row("tsvm", 0.65, BETTER), row("trim", 0.52, SAME), row("sce", 0.51)), tmp_path)
+    assert "tsvm is better than task arithmetic." in text
+    assert "2 were tested on 90 report items that chose nothing" in text
+    for value, se in ((0.62, 0.02), (0.51, 0.02), (0.65, 0.02)):
+        assert with_error(value, se).replace("\xa0", " ") in text.replace("\xa0", " ")
+    assert "<0.001 better" in text
+    assert "0.600" in text
+    assert "(0.5500)" in text  # dropped early
+    assert "slerp: there are 3" in text
+    assert "3.0" in text
+    assert "what sce does" in text
+
+
+def test_verdicts_in_words(tmp_path: Path) -> None:
+    assert "No method is better than task arithmetic as far" in write(standings(row("trim", 0.52, SAME)), tmp_path)
+    assert "Nothing was held against task arithmetic." in write(standings(), tmp_path)
+    many = [row(name, 0.6, BETTER) for name in ("a", "b")]
+    assert "a and b are better than" in write(standings(*many), tmp_path)
+    broken = row("broken", 0.6, OnReport(error="it broke"))
+    assert "broken has no report score: it broke" in write(standings(broken), tmp_path)
+
+
+def test_names_of_anybody_stay_text(tmp_path: Path) -> None:
+    found = standings(row(NASTY, 0.6, BETTER), command=NASTY, warnings=[NASTY])
+    assert NASTY in write(replace(found, left_out={NASTY: NASTY}), tmp_path)
+
+
+def test_the_verb_draws_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = write(standings(row("tsvm", 0.65, BETTER)), tmp_path)
+    (tmp_path / "report.html").unlink()
+    main([str(tmp_path)])
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    assert read(tmp_path / "report.html").text == text
+
+
+def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no comparison that has ended"):
+        write_comparison(tmp_path)
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(LogError, match="run the comparison's own command again"):
+        write_comparison(tmp_path)
+
+
+def test_standings_come_back_as_they_were(tmp_path: Path) -> None:
+    found = standings(row("tsvm", 0.65, BETTER), row("sce", 0.51, ahead=Paired(0.1, float("nan"))))
+    again = Standings.from_json(found.to_json())
+    assert again.rows[1].ahead == Paired(0.1, None)
+    assert replace(again, rows=[]) == replace(found, rows=[])
+    assert again.rows[0] == found.rows[0]
+    assert again.arithmetic == found.arithmetic
+    assert [one.name for one in again.tested] == ["tsvm"]

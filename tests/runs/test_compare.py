@@ -1,0 +1,252 @@
+"""A comparison on pico models: who is scored where, what is remembered, and what belongs to what."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.common.errors import LogError
+from evomerge.common.progress import Silent
+from evomerge.fitness.base import Outcome
+from evomerge.runs.build import build_problem
+from evomerge.runs.compare import run_comparison
+from evomerge.runs.compared import COSTS, LOG
+from evomerge.runs.contestants import read_compared
+from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.journal import read_log
+from evomerge.search.stopping import Interrupt
+from evomerge.selection.judge import Judge
+from evomerge.selection.standings import Standings
+from evomerge.selection.statistics import paired
+from evomerge.transforms.base import Transform
+from tests.kit.evaluations import elsewhere, settings_of, sources_of
+
+SEVEN = ["trim", "elect", "magmax", "consensus", "sce", "tsvm", "iso_c"]
+
+
+class Scored:
+    """Counts the models that are scored on items of each split."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.stop: tuple[int, Interrupt] | None = None
+
+    def by_split(self) -> Counter[str]:
+        return Counter(self.calls)
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scored]:
+    """What is really scored, in this process."""
+    spy, score = Scored(), LiveFitness.__call__
+
+    def call(self: LiveFitness, ids: Any) -> Any:
+        spy.calls.append(json.dumps({task: sorted(chosen) for task, chosen in ids.items()}, sort_keys=True))
+        if spy.stop and len(spy.calls) >= spy.stop[0]:
+            spy.stop[1].requested = True
+        return score(self, ids)
+
+    monkeypatch.setattr(LiveFitness, "__call__", call)
+    return spy
+
+
+@pytest.fixture(scope="module")
+def settings(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return settings_of(*sources_of(pico_suite, tmp_path_factory.mktemp("cache")))
+
+
+def compare(settings: dict[str, Any], directory: Path, methods: list[Any], **more: Any) -> Standings:
+    found = run_comparison(settings, read_compared({"methods": methods, **more}), directory, Silent())
+    assert found is not None
+    return found
+
+
+def lines(directory: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_log(directory / LOG) if line["kind"] == kind]
+
+
+def test_three_methods_end_to_end(settings: dict[str, Any], tmp_path: Path) -> None:
+    found = compare(settings, tmp_path, ["transform:ties", "tsvm", "slerp"])
+    assert {row.name for row in found.rows} == {"linear", "transform:ties", "tsvm"}
+    assert [row.value for row in found.rows] == sorted((row.value for row in found.rows), reverse=True)
+    assert list(found.left_out) == ["slerp"]
+    assert "and there are 3" in found.left_out["slerp"]
+    constants = {f"{one:g}" for one in read_compared({}).constants}
+    for row in found.rows:
+        assert set(row.values) == constants
+        whole = {weight: value for weight, value in row.values.items() if row.seen[weight] == found.items["select"]}
+        assert max(whole, key=lambda weight: whole[weight] or -1) == f"{row.constant:g}"
+        assert row.select.mean == pytest.approx(row.values[f"{row.constant:g}"])
+        assert row.select.se
+        assert row.cost.merge
+        assert row.cost.nbytes
+        assert row.tested
+        assert row.tested.score
+        if row.name == "linear":
+            assert row.ahead is row.tested.difference is row.tested.corrected is None
+        else:
+            assert row.ahead
+            assert row.tested.difference
+            assert row.tested.verdict in ("better", "same", "worse")
+    assert found.base["select"]
+    assert found.base["report"]
+    assert Standings.from_json((tmp_path / "comparison.json").read_text()) == Standings.from_json(found.to_json())
+
+
+def test_only_five_and_task_arithmetic_are_ever_scored_on_report(
+    settings: dict[str, Any], tmp_path: Path, scored: Scored
+) -> None:
+    found = compare(elsewhere(settings, tmp_path), tmp_path, SEVEN, constants=[0.4])
+    assert [row.name for row in found.tested] == [row.name for row in found.rows if row.name != "linear"][:5]
+    untested = [row.name for row in found.rows if row.tested is None]
+    assert len(untested) == 2
+    written = {(line["name"], line["split"]) for line in lines(tmp_path, "score")}
+    assert written == {(name, "report") for name in ("base", "linear", *(row.name for row in found.tested))} | {
+        ("base", "select")
+    }
+    outcomes = [json.loads(file.read_text()) for file in (tmp_path / "cache" / "outcomes").glob("*.json")]
+    size = found.items["report"]
+    on_report = [one for one in outcomes if sum(map(len, one["items"].values())) == size]
+    assert len(on_report) == 7
+    ids = json.dumps({task: sorted(chosen) for task, chosen in on_report[0]["items"].items()}, sort_keys=True)
+    assert scored.by_split()[ids] == 7
+
+
+def test_nothing_is_scored_twice_however_often_it_is_stopped(
+    settings: dict[str, Any], tmp_path: Path, scored: Scored
+) -> None:
+    whole = compare(elsewhere(settings, tmp_path / "a"), tmp_path / "a" / "run", ["trim", "tsvm"])
+    expected, calls = scored.by_split(), len(scored.calls)
+    scored.calls.clear()
+    again, directory = elsewhere(settings, tmp_path / "b"), tmp_path / "b" / "run"
+    two = read_compared({"methods": ["trim", "tsvm"]})
+    for stop in (1, calls // 3, calls // 2, calls - 2):
+        interrupt = Interrupt()
+        scored.stop = stop, interrupt
+        assert run_comparison(again, two, directory, Silent(), interrupt) is None
+    scored.stop = None
+    found = compare(again, directory, ["trim", "tsvm"])
+    assert scored.by_split() == expected
+    assert (directory / LOG).read_bytes() == (tmp_path / "a" / "run" / LOG).read_bytes()
+    assert without_costs(found) == without_costs(whole)
+    scored.calls.clear()
+    assert without_costs(compare(again, directory, ["trim", "tsvm"])) == without_costs(whole)
+    assert scored.calls == []
+    other = compare(again, tmp_path / "b" / "other", ["tsvm"])  # another comparison finds what is there
+    assert {row.name for row in other.rows} == {"linear", "tsvm"}
+    assert scored.calls == []
+
+
+def without_costs(found: Standings) -> dict[str, Any]:
+    content = json.loads(found.to_json())
+    for row in content["rows"]:
+        del row["cost"]
+    return content
+
+
+def test_a_search_finds_what_a_comparison_has_scored(settings: dict[str, Any], tmp_path: Path, scored: Scored) -> None:
+    """And the other way about: a constant is the same merge, whoever asks for it."""
+    own = elsewhere(settings, tmp_path)
+    compare(own, tmp_path / "run", ["linear"], constants=[1.0])
+    problem = build_problem(own, Silent())
+    fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
+    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
+    scored.calls.clear()
+    for split in ("select", "report"):
+        judge.merged(problem.space.constant(1.0), split)
+        judge.base(split)
+    assert scored.calls == []
+    judge.merged(problem.space.constant(0.5), "report")
+    assert len(scored.calls) == 1
+
+
+class Broken(Transform):
+    """A transform that cannot do what it should."""
+
+    name, title, paper = "broken", "breaks", "nobody 2026"
+
+    def apply(self, name: str, deltas: Any, state: Any) -> Any:
+        raise RuntimeError("no such thing")
+
+
+class Endless(Transform):
+    """A transform whose rows make no finite model."""
+
+    name, title, paper = "endless", "grows", "nobody 2026"
+
+    def apply(self, name: str, deltas: Any, state: Any) -> Any:
+        return {row: delta * 1e30 for row, delta in deltas.items()}
+
+
+def test_what_fails_is_named_with_its_reason_and_costs_itself_alone(settings: dict[str, Any], tmp_path: Path) -> None:
+    methods = [{"_target_": f"{__name__}.{kind.__name__}"} for kind in (Broken, Endless)]
+    found = compare(settings, tmp_path, [*methods, "trim"], constants=[0.4])
+    assert {row.name for row in found.rows} == {"linear", "trim"}
+    assert found.left_out["Broken"] == "RuntimeError: no such thing"
+    assert "no merge of it could be scored" in found.left_out["Endless"]
+    again = compare(settings, tmp_path, [*methods, "trim"], constants=[0.4])
+    assert again.left_out == found.left_out
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "words"),
+    [
+        ({"seed": 2}, {}, "the seed"),
+        ({"fitness.select_items": 30}, {}, "the items"),
+        ({"fitness.report_items": 30}, {}, "the items"),
+        ({}, {"constants": [0.4]}, "the methods or their weights"),
+        ({"model.experts": ["trees", "animals", "metals"]}, {}, "the experts"),
+    ],
+)
+def test_another_comparison_is_refused_in_plain_words(
+    begun: tuple[dict[str, Any], Path], changes: dict[str, Any], more: dict[str, Any], words: str
+) -> None:
+    settings, directory = begun
+    other = {**settings, "model": dict(settings["model"]), "fitness": dict(settings["fitness"])}
+    for name, value in changes.items():
+        *groups, last = name.split(".")
+        (other[groups[0]] if groups else other)[last] = value
+    before = (directory / LOG).read_bytes()
+    with pytest.raises(LogError, match=f"holds another comparison, which differs in {words}.*--out"):
+        run_comparison(other, read_compared({"methods": ["linear"], "constants": [1.0], **more}), directory, Silent())
+    assert (directory / LOG).read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def begun(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    directory = tmp_path_factory.mktemp("begun")
+    compare(settings, directory, ["linear"], constants=[1.0])
+    return settings, directory
+
+
+def test_costs_may_be_deleted(begun: tuple[dict[str, Any], Path]) -> None:
+    settings, directory = begun
+    before = compare(settings, directory, ["linear"], constants=[1.0])
+    (directory / COSTS).unlink()
+    found = compare(settings, directory, ["linear"], constants=[1.0])
+    assert found.rows[0].cost.merge is None
+    assert without_costs(found) == without_costs(before)
+
+
+def test_paired_on_report_is_that_of_the_logged_results(settings: dict[str, Any], tmp_path: Path) -> None:
+    found = compare(settings, tmp_path, ["trim"], constants=[0.4])
+    results = {line["name"]: line["results"] for line in lines(tmp_path, "score") if line["split"] == "report"}
+    one, other = (
+        Outcome({task: list(map(str, range(len(row)))) for task, row in rows.items()}, as_arrays(rows))
+        for rows in (results["trim"], results["linear"])
+    )
+    tested = found.tested[0].tested
+    assert tested
+    assert tested.difference == paired(one, other, "m")
+
+
+def as_arrays(rows: dict[str, list[float]]) -> dict[str, dict[str, np.ndarray]]:
+    return {task: {"m": np.array(row)} for task, row in rows.items()}

@@ -1,0 +1,105 @@
+"""Who takes part in a comparison: all there is, or what a person names, and why others cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evomerge.common.errors import ConfigError
+from evomerge.recipes.catalog import METHODS, TRANSFORMS
+from evomerge.runs.contestants import Contestant, everybody, find_contestants, read_compared
+from evomerge.transforms.base import Transform
+
+EXPERTS = ("a", "b", "c")
+
+
+def found(*methods: Any, experts: tuple[str, ...] = EXPERTS, seed: int = 1, **more: Any) -> dict[str, Contestant]:
+    return find_contestants(read_compared({"methods": list(methods) or None, **more}), experts, seed)[0]
+
+
+def test_every_method_and_every_transform_takes_part_or_says_why_not() -> None:
+    """From the lists: whatever is added there is here as well."""
+    takes_part, left_out = find_contestants(read_compared({}), EXPERTS, 1)
+    assert next(iter(takes_part)) == "linear"
+    assert {*takes_part, *left_out} == set(everybody())
+    assert len(everybody()) == len(METHODS) + len(TRANSFORMS)
+    for name in ("slerp", "nuslerp"):
+        assert "and there are 3" in left_out[name]
+    assert "slerp" in found(experts=("a",))
+    assert "nuslerp" in found(experts=("a", "b"))
+    for one in takes_part.values():
+        assert one.title
+        assert one.paper
+        assert one.needs == "the models alone"
+    assert found("nuslerp", experts=("a", "b"))["nuslerp"].needs == "2 experts"
+
+
+def test_all_choose_among_the_same_weights_where_a_weight_means_something() -> None:
+    constants = read_compared({}).constants
+    assert 1.0 in constants  # the scale of the papers
+    for name, one in found().items():
+        assert one.constants == ((1.0,) if name in ("average", "nuslerp") else constants), name
+    assert found("slerp", experts=("a",))["slerp"].constants == tuple(one for one in constants if one <= 1)
+    assert found("linear", constants=[1, 0.5])["linear"].constants == (0.5, 1.0)
+
+
+def test_a_name_that_both_lists_have_stands_for_both() -> None:
+    assert list(found("ties")) == ["linear", "method:ties", "transform:ties"]
+    assert list(found("method:ties", "tsvm")) == ["linear", "method:ties", "tsvm"]
+    assert list(found("transform:ties", "linear")) == ["linear", "transform:ties"]
+    own = found("ties")
+    assert own["method:ties"].others == {"density": 0.2}  # that of the transform of its name, as published
+    assert own["transform:ties"].transform[0]["density"] == 0.2
+    assert own["transform:ties"].method == own["linear"].method
+
+
+def test_chains_and_settings_of_ones_own() -> None:
+    dare, nuslerp = {"dare": {"density": 0.3, "seed": 7}}, {"nuslerp": {"deltas": True}}
+    own = found(["trim", "elect"], dare, nuslerp, experts=("a", "b"))
+    assert list(own) == ["linear", "trim+elect", "dare(density=0.3, seed=7)", "nuslerp(deltas=True)"]
+    assert [step["_target_"].rpartition(".")[2] for step in own["trim+elect"].transform] == ["Trim", "Elect"]
+    assert own["dare(density=0.3, seed=7)"].transform[0]["seed"] == 7
+    assert own["nuslerp(deltas=True)"].method["deltas"] is True
+
+
+def test_the_seed_is_that_of_random_masks() -> None:
+    own = found("dare", "dare_ties", seed=3)
+    assert own["transform:dare"].transform[0]["seed"] == 3
+    assert own["method:dare"].method["seed"] == own["dare_ties"].method["seed"] == 3
+
+
+class Labelled(Transform):
+    name, title, paper = "labelled", "needs labels", "nobody 2026"
+    needs = "labels"
+
+    def apply(self, name: str, deltas: Any, state: Any) -> Any:
+        return deltas
+
+
+def test_what_needs_more_than_models_is_left_out_with_the_reason() -> None:
+    compared = read_compared({"methods": [{"_target_": f"{__name__}.Labelled"}]})
+    takes_part, left_out = find_contestants(compared, EXPERTS, 1)
+    assert list(takes_part) == ["linear"]
+    assert left_out == {"Labelled": "it needs labels, and a comparison gives a transform the task vectors alone"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": ["ties"]}, "Unknown setting 'method': did you mean 'methods'"),
+        ({"methods": "ties"}, "'compare.methods=\\[ties,tsvm\\]'"),
+        ({"methods": []}, "is no list"),
+        ({"methods": ["tiess"]}, "did you mean"),
+        ({"methods": ["transform:linear"]}, "transform:linear"),
+        ({"methods": [{"dare": {"densty": 0.3}}]}, "densty"),
+        ({"methods": [{"dare": {"density": 7}}]}, "density=7"),
+        ({"methods": [{"nuslerp": {"delta": True}}]}, "deltas"),
+        ({"constants": [2.0]}, "from 0 to 1.5"),
+        ({"constants": ["much"]}, "a list of numbers"),
+        ({"constants": 0.4}, "a list of numbers"),
+    ],
+)
+def test_what_is_written_wrongly_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_contestants(read_compared(given), EXPERTS, 1)
