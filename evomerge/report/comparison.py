@@ -12,9 +12,7 @@ from typing import Any
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.report.bars import Bars, Value, bars
 from evomerge.report.wording import metric, number, with_error
-from evomerge.runs.compare import RESULT
-from evomerge.selection.ranking import ALPHA
-from evomerge.selection.standings import Row, Standings
+from evomerge.selection.standings import ALPHA, RESULT, Row, Standings
 from evomerge.selection.statistics import chance_text
 
 

@@ -29,12 +29,11 @@ from evomerge.runs.rounds import Rounds
 from evomerge.runs.sources import find_sources
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt, Stopped
-from evomerge.selection.ranking import Entered, OnReport, finalists, held_against, order
-from evomerge.selection.standings import Cost, Row, Standings
+from evomerge.selection.ranking import Entered, finalists, held_against, order
+from evomerge.selection.standings import RESULT, Cost, OnReport, Row, Standings
 from evomerge.selection.statistics import paired, score_of
 from evomerge.trials import StopReason
 
-RESULT = "comparison.json"
 SPLITS = ("select", "report")
 VERSIONS = ("python", "torch", "numpy")
 T = TypeVar("T")

@@ -201,7 +201,7 @@ def _contestant(
     method = build(settings, "method")
     usual = resolved(method.name)[0] if method.name in TRANSFORMS else {}  # as published: the density of TIES is 0.2
     weight = next(variable for variable in method.variables if variable.name == "weight")
-    scaled = not (isinstance(method, Formed) and method.form.divide)  # else it divides by the weights
+    shares = isinstance(method, Formed) and (method.form.divide or method.counts_zero)  # their scale means nothing
     takes = method.takes if isinstance(method, Formed) else None
     within = tuple(one for one in constants if weight.low <= one <= weight.high)
     kinds = [find_class(str(step["_target_"]), "transform") for step in transform] or [method]
@@ -213,5 +213,5 @@ def _contestant(
         method=settings,
         transform=transform,
         others={v.name: float(usual.get(v.name, v.start)) for v in method.variables if v.name != "weight"},
-        constants=within if scaled else (1.0,),
+        constants=(1.0,) if shares else within,
     )

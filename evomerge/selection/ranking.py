@@ -22,12 +22,11 @@ from evomerge.selection.choosing import remember_whole
 from evomerge.selection.dropping import Items
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import choose
-from evomerge.selection.statistics import Numbers, Paired, Score, holm, paired, score_of, two_sided
+from evomerge.selection.standings import OnReport
+from evomerge.selection.statistics import Numbers, holm, paired, score_of, two_sided
 
 TESTED = 5
 """How many are tested on the report split: the best on select, task arithmetic apart."""
-ALPHA = 0.05
-"""The chance below which a difference is called one, all tests taken together."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +44,6 @@ class Entered:
     values: Numbers
     seen: Mapping[str, int]
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class OnReport:
-    """What one of the best is worth on the report split.
-
-    Attributes:
-        score: its own.
-        difference: it minus task arithmetic on the same items.
-        chance: of a difference as large where there is none (two-sided); None where it is not known.
-        corrected: the same, corrected for how many were tested (Holm).
-        error: why it has no score; then all else is None.
-    """
-
-    score: Score | None = None
-    difference: Paired | None = None
-    chance: float | None = None
-    corrected: float | None = None
-    error: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse` or `same` as task arithmetic, as far as can be said; nothing where there is no test."""
-        if self.corrected is None or self.difference is None or self.difference.diff is None:
-            return ""
-        return "same" if self.corrected >= ALPHA else "better" if self.difference.diff > 0 else "worse"
 
 
 def enter(judge: Judge, objective: Objective, constants: Mapping[float, Mapping[str, np.ndarray]]) -> Entered:

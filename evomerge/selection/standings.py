@@ -11,9 +11,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evomerge.selection.ranking import OnReport
 from evomerge.selection.statistics import Numbers, Paired, Score
 from evomerge.trials import finite
+
+RESULT = "comparison.json"
+"""In the directory of a comparison that has ended."""
+ALPHA = 0.05
+"""The chance below which a difference is called one, all tests taken together."""
+
+
+@dataclass(frozen=True)
+class OnReport:
+    """What one of the best is worth on the report split.
+
+    Attributes:
+        score: its own.
+        difference: it minus task arithmetic on the same items.
+        chance: of a difference as large where there is none (two-sided); None where it is not known.
+        corrected: the same, corrected for how many were tested (Holm).
+        error: why it has no score; then all else is None.
+    """
+
+    score: Score | None = None
+    difference: Paired | None = None
+    chance: float | None = None
+    corrected: float | None = None
+    error: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `same` as task arithmetic, as far as can be said; nothing where there is no test."""
+        if self.corrected is None or self.difference is None or self.difference.diff is None:
+            return ""
+        return "same" if self.corrected >= ALPHA else "better" if self.difference.diff > 0 else "worse"
 
 
 @dataclass(frozen=True)

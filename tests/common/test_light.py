@@ -20,6 +20,7 @@ DATA = (
     *("evomerge.search.journal", "evomerge.search.log", "evomerge.search.stopping", "evomerge.fitness.base"),
     *("evomerge.fitness.items", "evomerge.fitness.objectives", "evomerge.fitness.sampling", "evomerge.fitness.custom"),
     *("evomerge.selection.statistics", "evomerge.selection.doubts", "evomerge.selection.remember"),
+    *("evomerge.selection.standings", "evomerge.report.comparison"),
     *("evomerge.recipes.recipe", "evomerge.recipes.mergekit.write", "evomerge.runs.directory"),
 )
 """Searchers but for the libraries of two of them, statistics, logs, items, recipes: all that is no model."""

@@ -12,8 +12,7 @@ from evomerge.cli.report import main
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.report import is_comparison, write_comparison
 from evomerge.report.wording import with_error
-from evomerge.selection.ranking import OnReport
-from evomerge.selection.standings import Cost, Row, Standings
+from evomerge.selection.standings import Cost, OnReport, Row, Standings
 from evomerge.selection.statistics import Paired, Score
 from tests.kit.pages import read
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from evomerge.fitness.base import Outcome
-from evomerge.selection.ranking import TESTED, OnReport, finalists, held_against, order
+from evomerge.selection.ranking import TESTED, finalists, held_against, order
+from evomerge.selection.standings import OnReport
 from evomerge.selection.statistics import Paired, Score, chance_text, holm, two_sided
 
 
