@@ -43,8 +43,9 @@ class Candidate:
             {name: settings}, in order.
         sharing: `shared` for one coefficient for all experts of a group.
         frozen: pattern -> value at which coefficients are held.
-        tied: patterns, each of which makes one coordinate.
+        tied: patterns, or {pattern: factor}, each of which makes one coordinate.
         bounds: variable -> (low, high).
+        only: patterns of the coefficients that are searched; other weights are held at 0.4, if not by `frozen`.
         progress: is told what goes on.
 
     Attributes:
@@ -62,6 +63,7 @@ class Candidate:
         frozen="{'weight/*/mood': 0.4}",
         tied="['weight/*/mood']",
         bounds="{'weight': (0, 1.5)}",
+        only="['weight/*.attention/*']",
         progress=WRITTEN,
     )
     def __init__(
@@ -73,15 +75,16 @@ class Candidate:
         transform: str | Sequence[Any] | Mapping[str, Any] | None = None,
         sharing: str = "separate",
         frozen: Mapping[str, float] | None = None,
-        tied: Sequence[str] | None = None,
+        tied: Sequence[str | Mapping[str, float]] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
+        only: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
         for name, pair in (bounds or {}).items():
             if len(pair) != 2:
                 raise ConfigError(f"bounds: {name} has {pair}: write (low, high), as in {{'weight': (0, 1.5)}}.")
         given = {"sharing": sharing, "frozen": frozen and dict(frozen), "tied": tied and [*tied]}
-        given["bounds"] = bounds and {name: [*pair] for name, pair in bounds.items()}
+        given |= {"bounds": bounds and {name: [*pair] for name, pair in bounds.items()}, "only": only and [*only]}
         chain = transform if transform is None or isinstance(transform, str | Mapping) else [*transform]
         settings = in_order({"method": settings_of("method", method), "transform": chain})
         settings["space"] = load_choice("space", space, given)

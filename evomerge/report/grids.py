@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import groupby
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from evomerge.recipes.recipe import Recipe
 from evomerge.report.facts import RunFacts
 from evomerge.report.places import OUTSIDE, GroupPlace, places_of
+from evomerge.space.entries import tied_to
 
 MANY = 600
 """Above so many groups, a row is the mean of a block."""
@@ -125,7 +125,7 @@ def _frozen(facts: RunFacts, variable: str, rows: Mapping[str, Mapping[str, floa
         for expert in row
         if f"{variable}/{group}/{expert}" not in free
         and f"{variable}/{group}/*" not in free
-        and not any(p in free and fnmatchcase(f"{variable}/{group}/{expert}", p) for p in tied)
+        and tied_to(f"{variable}/{group}/{expert}", tied) not in free
     }
 
 

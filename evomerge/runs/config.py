@@ -94,7 +94,8 @@ class SpaceConfig:
     sharing: str = "separate"
     bounds: Any = None  # {variable: [low, high]}
     frozen: Any = None  # {name pattern: value}
-    tied: Any = None  # [name pattern, ...]
+    tied: Any = None  # [name pattern, {name pattern: factor}, ...]
+    only: Any = None  # [name pattern, ...]
 
 
 @dataclass
@@ -198,6 +199,13 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"space.bounds.{variable} is {pair}; write 'space.bounds={{weight: [0, 1.5]}}'.")
     if not isinstance(space["tied"] or [], list):
         raise ConfigError(f"space.tied is {space['tied']}; write a list of name patterns: 'space.tied=[weight/*/r8]'.")
+    for tie in space["tied"] or []:
+        if not isinstance(tie, str):
+            _check_numbers("space.tied", tie, "[{a: 1, b: -0.5}]")
+    if not isinstance(only := space.get("only") or [], list) or not all(isinstance(one, str) for one in only):
+        raise ConfigError(
+            f"space.only is {only}; write a list of patterns of what is searched: 'space.only=[weight/*.attention/*]'."
+        )
     if objective["normalised"] and settings["fitness"]["rotate"]:
         raise ConfigError(
             "objective.normalised needs base and experts on the items of a candidate, and with fitness.rotate=true "

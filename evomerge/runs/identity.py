@@ -34,7 +34,7 @@ def search_identity(
         **problem.contents,
         "items": {task: digest_items(items) for task, items in problem.items["search"].items()},
         "space": {
-            **settings["space"],
+            **{name: value for name, value in settings["space"].items() if name != "only" or value},
             "coordinates": list(space.names),
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },

@@ -29,8 +29,8 @@ def store_text(problem: Problem) -> str | None:
     weight = next(variable for variable in space.variables if variable.name == "weight")
     held = [value for name, value in space.frozen.items() if name.startswith("weight/")]
     largest = max(map(abs, (weight.low, weight.high, *held)))
-    weights = np.full((len(space.groups), len(space.rows)), largest)
+    weights = largest * np.maximum(np.abs(space.scales["weight"]), 1)
     found = parameter_bounds(problem.method, rows, space.groups, weights)
     if found is None or not math.isfinite(largest):
         return f"{text}; a parameter has no bound, since the method {problem.method.name} compares elements"
-    return f"{text}, a parameter by {found.max():.2g} with weights up to {largest:g}"
+    return f"{text}, a parameter by {found.max():.2g} with weights up to {weights.max():g}"

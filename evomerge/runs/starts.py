@@ -72,7 +72,7 @@ def _of_yaml(
     peer = peer_named(document.method.text())
     if isinstance(peer, str):
         raise document.method.error(peer)
-    models = [model for model in document.models if model != document.base or peer.name == "linear"]
+    models = [model for model in document.models if model != document.base or peer.base == "listed"]
     rows = {_row(model, space.rows, sources): model for model in models}
     config = read_object(sources.base / "config.json") if sources else {}
     architecture = str(next(iter(config.get("architectures") or ()), "LlamaForCausalLM"))

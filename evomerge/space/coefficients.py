@@ -1,22 +1,22 @@
 """Which coefficients are searched: groups x rows x variables in, a box of named coordinates out.
 
 A point x, shape (dim,), is decoded into coefficients by one affine map per variable, A x + b with A of shape
-(G * K, dim). Frozen entries have only zeros in A, tied entries share a column, rows that share their coefficient have
-one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two columns per row: all of them are the
-same code, and a gradient comes back through A transposed.
+(G * K, dim). Frozen entries have only zeros in A, tied entries share a column, with signs or factors if one wants,
+rows that share their coefficient have one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two
+columns per row: all of them are the same code, and a gradient comes back through A transposed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
-from evomerge.space.entries import held_entries, tied_entries
+from evomerge.space.entries import Ties, held_entries, left_out, tied_entries
 from evomerge.space.groups import Group, make_groups
-from evomerge.space.variable import Variable
+from evomerge.space.variable import Variable, bounded, distinct
 
 SHARING = ("separate", "shared")
 ROUNDING = 1e-9
@@ -38,6 +38,7 @@ class CoefficientSpace:
         frozen: Entry name -> the value at which it is held; also those whose task vector is zero.
         matrices: Variable -> A, sparse (G * K, dim).
         offsets: Variable -> b, float64 (G * K,).
+        scales: Variable -> what a coefficient is where all coordinates are 1, (G, K): 1 but for the factors of ties.
     """
 
     groups: tuple[Group, ...]
@@ -49,6 +50,7 @@ class CoefficientSpace:
     frozen: dict[str, float]
     matrices: dict[str, sparse.csr_array]
     offsets: dict[str, np.ndarray]
+    scales: dict[str, np.ndarray]
 
     @property
     def dim(self) -> int:
@@ -93,19 +95,20 @@ class CoefficientSpace:
         """The point (dim,) whose coefficients are nearest to the given ones (least squares), all within the bounds.
 
         Args:
-            values: Variable -> a constant or an array (G, K); a variable that is missing starts at its `start`.
+            values: Variable -> a constant, of the coordinates, or an array (G, K) of coefficients; a variable that is
+                missing starts at its `start`.
 
         Raises:
             SpaceError: a variable that the space does not have, a wrong shape, a value that is not finite, or one
                 outside the bounds, for a coefficient that the search can move.
         """
-        self._refuse_outside(self._checked(values))
+        self._refuse_outside(self._wanted(values))
         return self.nearest(values)
 
     def nearest(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
         """As `start`, for values that may lie outside the bounds: then the nearest bound stands for them."""
         x = np.zeros(self.dim)
-        wanted = self._checked({**self._starts(), **values})
+        wanted = self._wanted({**self._starts(), **values})
         for name, a in self.matrices.items():
             target = wanted[name].ravel() - self.offsets[name]
             columns = np.flatnonzero(np.bincount(a.indices, minlength=self.dim))
@@ -126,14 +129,24 @@ class CoefficientSpace:
     def _shape(self) -> tuple[int, int]:
         return len(self.groups), len(self.rows)
 
+    def _wanted(self, values: Mapping[str, float | np.ndarray]) -> dict[str, np.ndarray]:
+        """The same values as arrays (G, K); a constant stands for that of all coordinates."""
+        arrays = self._checked(values)
+        return {
+            name: array * self.scales[name] if np.ndim(values[name]) == 0 else array for name, array in arrays.items()
+        }
+
     def _refuse_outside(self, wanted: Mapping[str, np.ndarray]) -> None:
         """Refuse values, {variable: (G, K)}, that no point has: taken to the nearest bound, they would be others."""
         for variable in (variable for variable in self.variables if variable.name in wanted):
-            values = np.where(self.moves(variable.name), wanted[variable.name], variable.low)
-            outside = (values < variable.low - ROUNDING) | (values > variable.high + ROUNDING)
+            scales = self.scales[variable.name]
+            values, ends = wanted[variable.name], np.stack([scales * variable.low, scales * variable.high])
+            outside = (values < ends.min(axis=0) - ROUNDING) | (values > ends.max(axis=0) + ROUNDING)
+            outside &= self.moves(variable.name)
             if outside.any():
                 g, k = (int(place[0]) for place in np.nonzero(outside))
-                box = [min(variable.low, values.min()), max(variable.high, values.max())]
+                own = values[outside] / scales[outside]
+                box = [min(variable.low, own.min()), max(variable.high, own.max())]
                 raise SpaceError(
                     f"The search would start at {values[g, k]:g} for {variable.name}/{self.groups[g].name}/"
                     f"{self.rows[k]}, which is outside of the bounds of {variable.name}, [{variable.low:g}, "
@@ -164,8 +177,9 @@ def make_space(
     zero: Collection[tuple[str, str]] = frozenset(),
     sharing: str = "separate",
     frozen: Mapping[str, float] | None = None,
-    tied: Sequence[str] | None = None,
+    tied: Ties | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
+    only: Sequence[str] | None = None,
 ) -> CoefficientSpace:
     """Build the coefficient space of a search.
 
@@ -186,31 +200,38 @@ def make_space(
             weight at 0, other variables at their start; with shared rows only if it is zero for all of them.
         sharing: `separate`, or `shared` for one coefficient for all rows of a group.
         frozen: pattern -> value at which its entries are held.
-        tied: patterns, each of which makes one coordinate of its entries.
+        tied: patterns, each of which makes one coordinate of its entries; or {pattern: factor}, one coordinate x of all
+            of them, with factor * x for the entries of a pattern. It is named by its first pattern; bounds are of x.
+            With {row: factor}, there is one in each group.
         bounds: variable -> (low, high), instead of the variable's own.
+        only: patterns of the entries that are searched; others that are not frozen are held at their variable's start.
 
     Raises:
         SpaceError: any of the above does not exist, contradicts another, or leaves nothing to search.
     """
     groups = make_groups(granularity, parameters)
-    rows, variables = _distinct(rows, "row"), _bounded(variables, bounds or {})
+    rows, variables = distinct(rows, "row"), bounded(variables, bounds or {})
     if sharing not in SHARING:
         raise SpaceError(unknown("sharing", sharing, SHARING))
     dead = _dead(groups, rows, zero, sharing)
     basis, coordinates = _basis(groups, rows, granularity == "line", sharing, dead)
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
-    held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, tied or ())
+    held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, variables, tied or ())
+    held = {**left_out(entries, variables, only), **held} if only else held
     free = _free(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
-    names = tuple(dict.fromkeys(free.values()))
+    names = tuple(dict.fromkeys(name for name, _ in free.values()))
     pairs = np.argwhere(dead)
-    low, high, matrices, offsets, known = np.empty(len(names)), np.empty(len(names)), {}, {}, dict(held)
+    low, high, known = np.empty(len(names)), np.empty(len(names)), dict(held)
+    matrices, offsets, scales = {}, {}, {}
     for v in variables:
         choice, constant = _choice(entries[v.name], free, names, held)
         rest = 0.0 if v.name == "weight" else v.start
         matrices[v.name], offsets[v.name] = sparse.csr_array(basis @ choice), basis @ constant + rest * dead.ravel()
+        found = basis @ np.array([free[entry][1] if entry in free else 1.0 for entry in entries[v.name]])
+        scales[v.name] = np.where(np.abs(found - 1) < ROUNDING, 1.0, found).reshape(dead.shape)
         low[choice.indices], high[choice.indices] = v.low, v.high
         known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else rows[k]}": rest for g, k in pairs}
-    return CoefficientSpace(groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets)
+    return CoefficientSpace(groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales)
 
 
 def _basis(
@@ -229,13 +250,16 @@ def _basis(
 
 
 def _free(
-    entries: Mapping[str, list[str]], alive: np.ndarray, held: Mapping[str, float], merged: Mapping[str, str]
-) -> dict[str, str]:
-    """Entry name -> the coordinate of the space that moves it, for those that nothing holds; `alive`, (entries,), says
-    which of a variable's entries have a task vector to multiply.
+    entries: Mapping[str, list[str]],
+    alive: np.ndarray,
+    held: Mapping[str, float],
+    merged: Mapping[str, tuple[str, float]],
+) -> dict[str, tuple[str, float]]:
+    """Entry name -> the coordinate of the space that moves it, and the factor, for those that nothing holds; `alive`,
+    (entries,), says which of a variable's entries have a task vector to multiply.
     """
     free = {
-        entry: merged.get(entry, entry)
+        entry: merged.get(entry, (entry, 1.0))
         for names in entries.values()
         for entry, touches in zip(names, alive, strict=True)
         if touches and entry not in held
@@ -249,13 +273,13 @@ def _free(
 
 
 def _choice(
-    entries: Sequence[str], free: Mapping[str, str], names: Sequence[str], held: Mapping[str, float]
+    entries: Sequence[str], free: Mapping[str, tuple[str, float]], names: Sequence[str], held: Mapping[str, float]
 ) -> tuple[sparse.csr_array, np.ndarray]:
     """Which coordinate of the space moves each entry of a variable, (entries, dim), and at what the others are held."""
     column = {name: i for i, name in enumerate(names)}
     rows = [i for i, entry in enumerate(entries) if entry in free]
-    columns = [column[free[entries[i]]] for i in rows]
-    choice = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(entries), len(names)))
+    columns, factors = [column[free[entries[i]][0]] for i in rows], [free[entries[i]][1] for i in rows]
+    choice = sparse.csr_array((np.array(factors), (rows, columns)), shape=(len(entries), len(names)))
     return choice, np.array([held.get(entry, 0.0) for entry in entries])
 
 
@@ -263,29 +287,3 @@ def _dead(groups: Sequence[Group], rows: Sequence[str], zero: Collection[tuple[s
     """Boolean (G, K): which entries have no task vector to multiply."""
     dead = np.array([[all((k, span.parameter) in zero for span in g.spans) for k in rows] for g in groups])
     return np.broadcast_to(dead.all(axis=1, keepdims=True), dead.shape) if sharing == "shared" else dead
-
-
-def _distinct(names: Sequence[str], kind: str) -> list[str]:
-    if not names:
-        raise SpaceError(f"A coefficient space needs at least one {kind}.")
-    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
-        raise SpaceError(f"Every {kind} needs a name of its own, but {', '.join(twice)} occurs more than once.")
-    return list(names)
-
-
-def _bounded(variables: Sequence[Variable], bounds: Mapping[str, tuple[float, float]]) -> list[Variable]:
-    """The variables with the user's bounds in place of their own, the start moved inside."""
-    own = {name: v for name, v in zip(_distinct([v.name for v in variables], "variable"), variables, strict=True)}
-    for name, (low, high) in bounds.items():
-        if name not in own:
-            raise SpaceError(unknown("variable", name, own))
-        own[name] = replace(own[name], low=float(low), high=float(high))
-    for name, v in own.items():
-        if not (np.isfinite([v.low, v.high]).all() and v.low < v.high):
-            raise SpaceError(f"The bounds of {name} are [{v.low}, {v.high}]; write a lower and a higher finite number.")
-        if v.share and not 0 <= v.low < v.high <= 1:
-            raise SpaceError(
-                f"The bounds of {name} are [{v.low}, {v.high}], and it is a share: write two numbers from 0 to 1."
-            )
-        own[name] = replace(v, start=min(max(v.start, v.low), v.high))
-    return list(own.values())

@@ -203,6 +203,10 @@ def test_coordinates_that_are_no_groups(tmp_path: Path) -> None:
     assert grid.rows[0].label == "*"
     (grid,) = grids(facts_of(finish(run)))
     assert [[cell.frozen for cell in row.cells] for row in grid.rows] == [[True, False], [False, False], [False, False]]
+    signed = [f"weight/{group}/news" for group in ("embeddings", "encoder.layer.0", "encoder.layer.1")]
+    run = write_run(tmp_path / "signed", "space.tied=[{news: 1, reviews: -1}]", coordinates=signed)
+    (grid,) = grids(facts_of(finish(run)))
+    assert not any(cell.frozen for row in grid.rows for cell in row.cells)
 
 
 def test_tensors_stand_in_their_blocks_and_held_ones_together(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "frozen": ({TREES: 0.4},),
     "tied": ([TREES],),
     "only": (["encoder.layer.0.*"],),
+    "space.only": ([TREES],),
     "scope": ("tensor",),
     "by": ("count",),
     "join": ("mean",),
@@ -105,8 +106,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "buffers": ("average",),
     "template": ("trees",),
 }
-"""Valid values of settings by their last name, of which the first that differs is taken; numbers and switches need
-none.
+"""Valid values of settings by their whole or their last name, of which the first that differs is taken; numbers and
+switches need none.
 """
 
 
@@ -148,7 +149,7 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def changed(config: Any, path: str, value: Any, places: Mapping[str, Any]) -> Any:
     """The same search with another valid value of one setting."""
-    name = path.rpartition(".")[2]
+    name = path if path in OTHER else path.rpartition(".")[2]
     if name in OTHER or name in places:
         other = next(one for one in OTHER.get(name, (places.get(name),)) if one != value)
     elif isinstance(value, bool):
