@@ -12,12 +12,13 @@ import pytest
 from evomerge.cli.main import main
 from evomerge.runs.compared import LOG
 from evomerge.runs.suite import Suite
+from evomerge.search.stopping import Interrupt
 from tests.kit.evaluations import sources_of
 from tests.kit.pages import read
 from tests.processes.command import begun, evomerge
 from tests.processes.waiting import PATIENCE, size, wait_until
 
-METHODS = "compare.methods=[transform:ties,tsvm,magmax,slerp]"
+ASKED = ("compare.methods=[magmax,tsvm,slerp]", "compare.constants=[0.4,1.0]")
 
 
 def settings(suite: Suite, cache: Path) -> list[str]:
@@ -42,13 +43,13 @@ def numbers(table: str) -> list[list[str]]:
 def test_a_kill_and_a_resume_give_the_same_table(pico_suite: Suite, tmp_path: Path) -> None:
     def command(name: str) -> list[str]:
         place = tmp_path / name
-        return ["compare", *settings(pico_suite, place / "cache"), METHODS, "--out", str(place / "run")]
+        return ["compare", *settings(pico_suite, place / "cache"), *ASKED, "--out", str(place / "run")]
 
     whole = evomerge(*command("whole"), cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     expected = (tmp_path / "whole" / "run" / LOG).read_bytes()
     log = tmp_path / "killed" / "run" / LOG
-    for share in (0.2, 0.6, 0.9):
+    for share in (0.3, 0.8):
         with begun(*command("killed"), cwd=tmp_path) as running:
             process, goal = running.process, share * len(expected)
             wait_until(lambda: size(log) >= goal or not process.is_alive(), "the next line", PATIENCE)  # noqa: B023
@@ -64,22 +65,32 @@ def test_a_kill_and_a_resume_give_the_same_table(pico_suite: Suite, tmp_path: Pa
     assert "left out: slerp: The method slerp merges the base and one expert, and there are 3" in done.stdout
     assert [row[0] for row in numbers(done.stdout)[1:]][-1] == "base"
     page = read(tmp_path / "killed" / "run" / "report.html")
-    assert "4 methods in run" in page.text
+    assert "3 methods in run" in page.text
     drawn = evomerge("report", str(tmp_path / "killed" / "run"), "-o", str(tmp_path / "page.html"), cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert read(tmp_path / "page.html").text == page.text
 
 
-def test_the_directory_is_named_by_the_comparison(
-    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_directory_is_named_by_the_comparison_and_a_stop_is_told(
+    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    places: list[Path] = []
+
+    def stopped(
+        settings: Any, compared: Any, directory: Path, reporter: Any, interrupt: Interrupt, command: str
+    ) -> None:
+        places.append(directory)
+        interrupt.by = signal.SIGTERM
+
+    monkeypatch.setattr("evomerge.runs.compare.run_comparison", stopped)
     own = [*settings(pico_suite, tmp_path / "cache"), "compare.methods=[linear]", "compare.constants=[1.0]"]
-    for more in ([], ["seed=2"], ["compare.constants=[0.5]"]):
-        main(["compare", *own, *more])
-    assert len(list((tmp_path / "runs").iterdir())) == 3
-    assert all(path.name.startswith("compare-pico") for path in (tmp_path / "runs").iterdir())
-    assert "best on select first" in capsys.readouterr().out
+    for more in ([], ["seed=2"], ["compare.constants=[0.5]"], []):
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            main(["compare", *own, *more])
+    assert len(places) == 4
+    assert places[0] == places[3]
+    assert len(set(places)) == 3
+    assert all(place.parent == Path("runs") and place.name.startswith("compare-pico") for place in places)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from evomerge.selection.statistics import paired
 from evomerge.transforms.base import Transform
 from tests.kit.evaluations import elsewhere, settings_of, sources_of
 
+CONSTANTS = [0.2, 0.6, 1.0]
 SEVEN = ["trim", "elect", "magmax", "consensus", "sce", "tsvm", "iso_c"]
 
 
@@ -74,12 +75,12 @@ def lines(directory: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_three_methods_end_to_end(settings: dict[str, Any], tmp_path: Path) -> None:
-    found = compare(settings, tmp_path, ["transform:ties", "tsvm", "slerp"])
+    found = compare(settings, tmp_path, ["transform:ties", "tsvm", "slerp"], constants=CONSTANTS)
     assert {row.name for row in found.rows} == {"linear", "transform:ties", "tsvm"}
     assert [row.value for row in found.rows] == sorted((row.value for row in found.rows), reverse=True)
     assert list(found.left_out) == ["slerp"]
     assert "and there are 3" in found.left_out["slerp"]
-    constants = {f"{one:g}" for one in read_compared({}).constants}
+    constants = {f"{one:g}" for one in CONSTANTS}
     for row in found.rows:
         assert set(row.values) == constants
         whole = {weight: value for weight, value in row.values.items() if row.seen[weight] == found.items["select"]}
@@ -123,25 +124,27 @@ def test_only_five_and_task_arithmetic_are_ever_scored_on_report(
 def test_nothing_is_scored_twice_however_often_it_is_stopped(
     settings: dict[str, Any], tmp_path: Path, scored: Scored
 ) -> None:
-    whole = compare(elsewhere(settings, tmp_path / "a"), tmp_path / "a" / "run", ["trim", "tsvm"])
+    whole = compare(elsewhere(settings, tmp_path / "a"), tmp_path / "a" / "run", ["trim", "sce"], constants=[0.4, 1.0])
     expected, calls = scored.by_split(), len(scored.calls)
     scored.calls.clear()
     again, directory = elsewhere(settings, tmp_path / "b"), tmp_path / "b" / "run"
-    two = read_compared({"methods": ["trim", "tsvm"]})
-    for stop in (1, calls // 3, calls // 2, calls - 2):
+    two = read_compared({"methods": ["trim", "sce"], "constants": [0.4, 1.0]})
+    for stop in (1, calls // 2, calls - 2):
         interrupt = Interrupt()
         scored.stop = stop, interrupt
         assert run_comparison(again, two, directory, Silent(), interrupt) is None
     scored.stop = None
-    found = compare(again, directory, ["trim", "tsvm"])
+    found = compare(again, directory, ["trim", "sce"], constants=[0.4, 1.0])
     assert scored.by_split() == expected
     assert (directory / LOG).read_bytes() == (tmp_path / "a" / "run" / LOG).read_bytes()
     assert without_costs(found) == without_costs(whole)
     scored.calls.clear()
-    assert without_costs(compare(again, directory, ["trim", "tsvm"])) == without_costs(whole)
+    assert without_costs(compare(again, directory, ["trim", "sce"], constants=[0.4, 1.0])) == without_costs(whole)
     assert scored.calls == []
-    other = compare(again, tmp_path / "b" / "other", ["tsvm"])  # another comparison finds what is there
-    assert {row.name for row in other.rows} == {"linear", "tsvm"}
+    other = compare(
+        again, tmp_path / "b" / "other", ["sce"], constants=[0.4, 1.0]
+    )  # another comparison finds what is there
+    assert {row.name for row in other.rows} == {"linear", "sce"}
     assert scored.calls == []
 
 
