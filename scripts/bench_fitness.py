@@ -33,7 +33,7 @@ from evomerge.fitness.likelihood import forward
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
-from evomerge.runs.build import build_problem, make_searcher
+from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import search_identity
 from evomerge.search.evaluators.serial import LiveFitness, SerialScorer
@@ -146,7 +146,7 @@ def _interleave(
             mark = time.perf_counter()
 
     identity = search_identity(problem, settings)
-    propose = make_searcher(settings, problem.space, problem.vectors.parameters)
+    propose = make_searcher(settings, problem.space, find_start(settings, problem, Reporter()))
     with (
         tempfile.TemporaryDirectory() as directory,
         TrialLog(Path(directory) / "trials.jsonl", identity, fingerprint()) as log,

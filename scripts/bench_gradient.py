@@ -51,7 +51,7 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.machine import fingerprint
 from evomerge.fitness.objectives import task_weights
-from evomerge.runs.build import build_problem, make_searcher
+from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
@@ -231,7 +231,7 @@ def measure(suite: Path, experts: int, inputs: int, pairs: int, space: str) -> d
     """Run a search of so many steps, the other ways in between, and return `{"case", "step_ratio", ...}`."""
     settings = compose_settings(suite, experts, inputs, pairs + WARM, space)
     bench = Bench(settings)
-    searcher = make_searcher(settings, bench.problem.space, bench.problem.vectors.parameters)
+    searcher = make_searcher(settings, bench.problem.space, find_start(settings, bench.problem, Reporter()))
     identity = search_identity(bench.problem, settings)
     with (
         tempfile.TemporaryDirectory() as directory,

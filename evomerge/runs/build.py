@@ -22,6 +22,7 @@ from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.fitness.recalibration import Recalibration, norms_of
 from evomerge.merging.buffers import Buffers
 from evomerge.merging.method import Method, check_rows
+from evomerge.merging.starts import STARTS
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
@@ -31,7 +32,7 @@ from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.given import Given, make_merge, open_family
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.runs.starts import read_start
+from evomerge.runs.starts import Arrays, read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.search.evaluators.serial import prepare
@@ -187,40 +188,53 @@ def read_splits(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[
     return {split: read_split(sources.tasks, split, isinstance(fitness, Headed)) for split in SPLITS}
 
 
-def make_searcher(
-    settings: Mapping[str, Any],
-    space: CoefficientSpace,
-    parameters: Mapping[str, tuple[int, ...]],
-    sources: Sources | None = None,
-) -> Searcher:
-    """Return the searcher, with the warm start that `start` asks for.
+def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> Arrays | None:
+    """Return the coefficients that a search begins with; None for the best of a few constants.
 
     Args:
-        settings: of the search; `start` is `constants`, a number, the text `1/K`, or the path of a recipe or of a merge
-            YAML of mergekit's.
-        space: where it searches.
-        parameters: name -> shape, to carry a recipe over to other groups.
-        sources: base and experts, by which a YAML may name them.
+        settings: of the search; `start` is `constants`, a number, the text `1/K`, the name of a closed form
+            (`merging/starts.py`), or the path of a recipe or of a merge YAML of mergekit's.
+        problem: what is searched.
+        reporter: is told when all task vectors are read.
 
     Raises:
-        ConfigError: `start` is none of these, or the searcher's settings do not fit the space.
+        ConfigError: `start` is none of these.
+    """
+    start, vectors, space = settings["start"], problem.vectors, problem.space
+    if start == "constants":
+        return None
+    if start == "1/K":
+        return {"weight": 1 / len(space.rows)}
+    if isinstance(start, int | float) and not isinstance(start, bool):
+        return {"weight": float(start)}
+    if isinstance(start, str) and start in STARTS:
+        with reporter.working(f"reading the task vectors for start={start}"):
+            return {"weight": STARTS[start](vectors, space.groups)}
+    if not isinstance(start, str) or not Path(start).is_file():
+        raise ConfigError(
+            f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "
+            f"start=1/K, start={', start='.join(STARTS)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
+        )
+    return read_start(start, settings["method"], space, vectors.parameters, problem.sources)
+
+
+def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None) -> Searcher:
+    """Return the searcher, with its warm start.
+
+    Args:
+        settings: of the search.
+        space: where it searches.
+        start: the coefficients to begin with; None for the best of a few constants.
+
+    Raises:
+        ConfigError: the searcher's settings do not fit the space.
     """
 
-    def make(start: np.ndarray) -> Searcher:
-        searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=start, seed=settings["seed"])
+    def make(point: np.ndarray) -> Searcher:
+        searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=point, seed=settings["seed"])
         check_searcher(searcher)
         return searcher
 
-    start = settings["start"]
-    if start == "constants":
-        return make(space.start({})) if space.dim == 1 else WarmStart(space, make)
-    if start == "1/K":
-        return make(space.start({"weight": 1 / len(space.rows)}))
-    if isinstance(start, int | float) and not isinstance(start, bool):
-        return make(space.start({"weight": float(start)}))
-    if not isinstance(start, str) or not Path(start).is_file():
-        raise ConfigError(
-            f"start={start} is no number and no recipe file: write start=constants (tries a few), start=0.4, "
-            f"start=1/K, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
-        )
-    return make(space.start(read_start(start, settings["method"], space, parameters, sources)))
+    if start is None and space.dim > 1:
+        return WarmStart(space, make)
+    return make(space.start(start or {}))

@@ -13,6 +13,7 @@ from typing import Any
 from evomerge.common.code import code_of
 from evomerge.common.digests import digest
 from evomerge.fitness.items import Item
+from evomerge.merging.starts import STARTS
 from evomerge.problem import Problem
 from evomerge.runs.targets import find_class
 
@@ -29,7 +30,7 @@ def search_identity(
     """
     space, start = problem.space, settings["start"]
     inputs = {task: digest_items(items) for task, items in (learned or {}).items()}
-    recipe = Path(start) if isinstance(start, str) else None
+    recipe = Path(start) if isinstance(start, str) and start not in STARTS else None
     return {
         **problem.contents,
         "items": {task: digest_items(items) for task, items in problem.items["search"].items()},

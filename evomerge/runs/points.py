@@ -16,11 +16,11 @@ import numpy as np
 from evomerge.common.digests import digest
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.names import unknown
-from evomerge.common.progress import Progress
+from evomerge.common.progress import Progress, Silent
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.build import build_problem, make_searcher
+from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.directory import Run
 from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
@@ -201,7 +201,7 @@ def _point(run: Run, trial: Trial) -> Point:
 
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
-    searcher = make_searcher(run.settings, problem.space, problem.vectors.parameters, problem.sources)
+    searcher = make_searcher(run.settings, problem.space, find_start(run.settings, problem, Silent()))
     for batch in run.batches:
         asked = searcher.ask()
         if asked.points.shape != batch.points.shape or not np.allclose(asked.points, batch.points, 0, TOLERANCE):

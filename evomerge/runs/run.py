@@ -27,7 +27,7 @@ from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
-from evomerge.runs.build import build_problem, make_searcher
+from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import begun, check_kept, kept, said
 from evomerge.runs.config import SearchConfig, check, plain
@@ -94,7 +94,7 @@ def run_search(
     with reporter.bars():
         problem = build_problem(settings, reporter, fitness, given)
     check_kept(problem.live, before)
-    searcher = make_searcher(settings, problem.space, problem.vectors.parameters, problem.sources)
+    searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None

@@ -27,7 +27,7 @@ from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.fitness.objectives import Objective
 from evomerge.problem import Problem
-from evomerge.runs.build import build_problem, make_searcher
+from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
@@ -165,7 +165,7 @@ def _settings(suite: Suite, steps: int) -> dict[str, Any]:
 
 def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Reporter) -> dict[str, Any]:
     """Run the search, or go on with it, and return the coefficients of its last point."""
-    searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
+    searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
     learning = find_learning(problem, settings, reporter)
     fitnesses = {"search": live_fitness(problem, problem.items["search"])}
     *_, evaluate = make_evaluators(problem, fitnesses, make_subsets(problem), learning)

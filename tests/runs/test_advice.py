@@ -18,7 +18,8 @@ from evomerge.cli import evaluate, export, inspect, merge, report
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.runs.build import build_problem, make_searcher
+from evomerge.merging.starts import STARTS
+from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
@@ -94,6 +95,9 @@ ROWS: dict[str, tuple[Mapping[str, str], str, Mapping[str, str]]] = {
     "a start that is nothing": ({"start": "nonsense"}, "start=1/K", {"start": "1/K"}),
     "a start that is nothing, a number": ({"start": "nonsense"}, "start=0.4", {"start": "0.4"}),
     "a start that is nothing, constants": ({"start": "nonsense"}, "start=constants", {"start": "constants"}),
+    **{
+        f"a start that is nothing, {name}": ({"start": "nonsense"}, f"start={name}", {"start": name}) for name in STARTS
+    },
     # one coefficient
     "CMA-ES over one coefficient, grid": (
         {"model.experts": "[mood]", "fitness.tasks": "{mood: mood.jsonl}", "space": "model"},
@@ -244,7 +248,7 @@ def refusal(given: Mapping[str, str]) -> str | None:
         fitness = make_fitness(settings["fitness"])
         check_learning(settings, fitness)
         problem = build_problem(settings, Reporter(), fitness)
-        searcher = make_searcher(settings, problem.space, problem.vectors.parameters)
+        searcher = make_searcher(settings, problem.space, find_start(settings, problem, Reporter()))
         for items in problem.items.values():
             live_fitness(problem, items)
         subsets = make_subsets(problem)

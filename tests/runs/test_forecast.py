@@ -17,7 +17,8 @@ from tests.kit.helpers import box
 
 
 def searcher_of(*overrides: str, dim: int = 3) -> Searcher:
-    return make_searcher(settings_of("model=pico", *overrides), box(dim), {})
+    settings = settings_of("model=pico", *overrides)
+    return make_searcher(settings, box(dim), None if settings["start"] == "constants" else {"weight": 0.4})
 
 
 @pytest.mark.parametrize(
@@ -126,4 +127,4 @@ class Nothing:
 def test_what_is_no_searcher_is_refused() -> None:
     settings = settings_of("model=pico") | {"searcher": {"_target_": f"{__name__}.Nothing"}, "start": 0.4}
     with pytest.raises(ConfigError, match="The searcher Nothing lacks needs, tell, stop and 1 more"):
-        make_searcher(settings, box(3), {})
+        make_searcher(settings, box(3), {"weight": 0.4})

@@ -1,0 +1,83 @@
+"""Coefficients in closed form, to begin a search with: they follow from the task vectors, or from the depth alone.
+
+In: task vectors and the groups of a space. Out: a weight for each group and row. None of them needs data.
+
+    metagpt       ‖τ_k‖² / Σ_j ‖τ_j‖² in all groups (Zhou et al. 2024, arXiv 2406.11385, section 3)
+    model_stock   t / K with t = K c / (1 + (K - 1) c), group by group, where c is the mean of the cosines between the
+                  task vectors of each two experts (Jang et al. 2024, arXiv 2403.19522, section 3.3)
+    lines         1 / K + d / 2 at depth d, from 0 in the first block to 1 in the last (Wang et al. 2025, arXiv
+                  2410.17146, section 4; the paper searches the slope); 1 / K outside blocks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from evomerge.common.errors import MergeError
+from evomerge.space.groups import Group
+from evomerge.task_vectors.spans import CHUNK, Span, chunks
+from evomerge.task_vectors.store import TaskVectors
+
+SLOPE = 0.5
+"""What LiNeS adds to the weight of the last block."""
+
+
+def metagpt(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
+    """Return each row's share of the squared lengths, float64 (G, K).
+
+    Raises:
+        MergeError: all task vectors are zero.
+    """
+    squares = sum(np.diag(_products(vectors, group.spans)) for group in groups)
+    total = np.sum(squares)
+    if not total > 0:
+        raise MergeError("All task vectors are zero, so start=metagpt has no shares: write start=1/K.")
+    return np.tile(squares / total, (len(groups), 1))
+
+
+def model_stock(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
+    """Return the ratio of Model Stock over K, float64 (G, K); 0 where task vectors point away from each other, as the
+    transform of that name has it.
+    """
+    found = [_ratio(_products(vectors, group.spans)) / len(vectors.rows) for group in groups]
+    return np.repeat(np.array(found)[:, None], len(vectors.rows), axis=1)
+
+
+def lines(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
+    """Return a line over the depth, float64 (G, K)."""
+    found = [1 / len(vectors.rows) + SLOPE * (group.depth or 0.0) for group in groups]
+    return np.repeat(np.array(found)[:, None], len(vectors.rows), axis=1)
+
+
+STARTS: dict[str, Callable[[TaskVectors, Sequence[Group]], np.ndarray]] = {
+    "metagpt": metagpt,
+    "model_stock": model_stock,
+    "lines": lines,
+}
+"""By the names that the setting `start` gives them."""
+
+
+def _products(vectors: TaskVectors, spans: Sequence[Span]) -> np.ndarray:
+    """Return the inner products of all rows in some elements, float64 (K, K); chunks alone are in memory."""
+    gram = np.zeros((len(vectors.rows), len(vectors.rows)))
+    for span in spans:
+        held = [(k, d) for k, row in enumerate(vectors.rows) if (d := vectors.delta(row, span.parameter)) is not None]
+        places = np.ix_([k for k, _ in held], [k for k, _ in held])
+        for chunk in chunks(span.stop - span.start, CHUNK) if held else ():
+            part = slice(span.start + chunk.start, span.start + chunk.stop)
+            rows = torch.stack([delta[part].dense() for _, delta in held]).double()
+            gram[places] += (rows @ rows.T).numpy()
+    return gram
+
+
+def _ratio(gram: np.ndarray) -> float:
+    """Return how far Model Stock goes from the base to the average, 0 to 1."""
+    number, lengths = len(gram), np.sqrt(np.diag(gram))
+    if number == 1:
+        return 1.0
+    pairs = [(j, k) for k in range(number) for j in range(k) if lengths[j] > 0 and lengths[k] > 0]
+    cosine = float(np.mean([gram[j, k] / (lengths[j] * lengths[k]) for j, k in pairs])) if pairs else 0.0
+    return min(1.0, number * cosine / (1 + (number - 1) * cosine)) if cosine > 0 else 0.0
