@@ -108,6 +108,11 @@ class LowRankDelta:
         add_product(out, self.dense(), weight)
 
 
+def factors_of(delta: Delta) -> Factors | None:
+    """Return the factors of a parameter, for what is done to them in place of their product; None where it has none."""
+    return delta.factors if isinstance(delta, LowRankDelta) else None
+
+
 class AdapterDeltas(Mapping[str, Delta]):
     """The deltas of an adapter by parameter: factors, and those of what it holds as a whole.
 

@@ -9,4 +9,5 @@ importance.py  pcb, widen: elements and columns weighted by how much they matter
 spectral.py    truncate, star, tsvm, iso_c, iso_cts: matrices by their singular values
 sequential.py  opcm: one expert after the other
 optimised.py   wudi, optmerge, doge: a loss of the task vectors alone, minimised once
+subspace.py    knots, core_space: adapters in directions that they share (directions.py)
 """

@@ -20,7 +20,7 @@ from evomerge.transforms.store import transformed
 from tests.kit.vectors import vectors_of
 
 SHAPES = {"matrix": (12, 7), "tall": (33, 2), "bias": (9,), "cube": (3, 2, 4), "scale": (), "one": (1, 1)}
-ROUNDED = {"truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm", "optmerge", "doge"}
+ROUNDED = {"truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm", "optmerge", "doge", "knots", "core_space"}
 """Those of singular values, which are not the same bits for other scales."""
 ABSOLUTE = {"wudi", "doge", "widen"}
 """Those with steps of one size, or weights by magnitude: the sign alone goes through."""
@@ -63,8 +63,9 @@ def usual(name: str, **other: int) -> Transform:
 
 
 def quick(name: str) -> Transform:
-    """The same, with few steps where it takes any."""
-    return usual(name, **{"steps": 3} if "steps" in usual(name).settings else {})
+    """The same, with few steps where it takes any, and a rank where it wants factors."""
+    own = usual(name).settings
+    return usual(name, **{key: value for key, value in {"steps": 3, "rank": 5}.items() if key in own})
 
 
 def test_every_file_is_of_a_transform_and_holds_its_defaults() -> None:
