@@ -46,6 +46,7 @@ class Candidate:
         tied: patterns, or {pattern: factor}, each of which makes one coordinate.
         bounds: variable -> (low, high).
         only: patterns of the coefficients that are searched; other weights are held at 0.4, if not by `frozen`.
+        sum: what the weights of each group sum to; points are of amounts then, of which weights are shares.
         progress: is told what goes on.
 
     Attributes:
@@ -64,6 +65,7 @@ class Candidate:
         tied="['weight/*/mood']",
         bounds="{'weight': (0, 1.5)}",
         only="['weight/*.attention/*']",
+        sum="1.0",
         progress=WRITTEN,
     )
     def __init__(
@@ -78,6 +80,7 @@ class Candidate:
         tied: Sequence[str | Mapping[str, float]] | None = None,
         bounds: Mapping[str, Sequence[float]] | None = None,
         only: Sequence[str] | None = None,
+        sum: float | None = None,
         progress: Progress | None = None,
     ) -> None:
         for name, pair in (bounds or {}).items():
@@ -85,6 +88,7 @@ class Candidate:
                 raise ConfigError(f"bounds: {name} has {pair}: write (low, high), as in {{'weight': (0, 1.5)}}.")
         given = {"sharing": sharing, "frozen": frozen and dict(frozen), "tied": tied and [*tied]}
         given |= {"bounds": bounds and {name: [*pair] for name, pair in bounds.items()}, "only": only and [*only]}
+        given["sum"] = sum
         chain = transform if transform is None or isinstance(transform, str | Mapping) else [*transform]
         settings = in_order({"method": settings_of("method", method), "transform": chain})
         settings["space"] = load_choice("space", space, given)
@@ -93,6 +97,7 @@ class Candidate:
         self.merge = make_merge(family.opened, build(settings["method"], "method"), settings, progress or Silent())
         self.model: Any = family.opened.live.model
         self.space: CoefficientSpace = self.merge.space
+        self._point = self.space.nearest({})
 
     def set(self, what: float | np.ndarray | Mapping[str, Any] | Recipe | str | Path) -> Any:
         """Put a merge into the live model, and return the model.
@@ -116,12 +121,15 @@ class Candidate:
         else:
             values = _numbers(what)
             coefficients = self.space.constant(float(values)) if values.ndim == 0 else self.space.decode(values)
-        self.merge.merger.apply(self.space.complete(coefficients))
+        complete = self.space.complete(coefficients)
+        self._point = self.space.nearest(complete)
+        self.merge.merger.apply(complete)
         return self.model
 
     def apply(self, x: np.ndarray) -> Any:
         """Put the candidate of a point, (dim,), into the live model, and return the model."""
-        self.merge.merger.apply(self.space.decode(_numbers(x)))
+        self._point = _numbers(x)
+        self.merge.merger.apply(self.space.decode(self._point))
         return self.model
 
     def base(self) -> Any:
@@ -152,7 +160,7 @@ class Candidate:
                 yield one
 
         gradients = self.merge.merger.gradient(losses(), self.space.moves("weight"))
-        return self.space.pullback(gradients)
+        return self.space.pullback(gradients, self._point)
 
     def _named(self, given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Return the coefficients of weights by row, or of values by variable."""

@@ -86,7 +86,7 @@ class Result:
                     f"{found[name].path} changed since it was searched: its weights are not those of the recipe "
                     f"{self.path / 'recipe.yaml'}. Put back what was there."
                 )
-        more = {name: space.get(name) for name in ("sharing", "frozen", "tied", "bounds", "only")}
+        more = {name: space.get(name) for name in ("sharing", "frozen", "tied", "bounds", "only", "sum")}
         return Candidate(family, space["granularity"], settings["method"], transform=settings["transform"], **more)
 
     @cached_property

@@ -96,6 +96,7 @@ class SpaceConfig:
     frozen: Any = None  # {name pattern: value}
     tied: Any = None  # [name pattern, {name pattern: factor}, ...]
     only: Any = None  # [name pattern, ...]
+    sum: float | None = None  # of the weights of a group
 
 
 @dataclass

@@ -17,6 +17,9 @@ from evomerge.merging.starts import STARTS
 from evomerge.problem import Problem
 from evomerge.runs.targets import find_class
 
+LATER = ("only", "sum")
+"""Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
+
 
 def search_identity(
     problem: Problem, settings: Mapping[str, Any], learned: Mapping[str, Sequence[Item]] | None = None
@@ -35,7 +38,7 @@ def search_identity(
         **problem.contents,
         "items": {task: digest_items(items) for task, items in problem.items["search"].items()},
         "space": {
-            **{name: value for name, value in settings["space"].items() if name != "only" or value},
+            **{name: value for name, value in settings["space"].items() if name not in LATER or value},
             "coordinates": list(space.names),
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },

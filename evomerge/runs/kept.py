@@ -29,6 +29,8 @@ def store_text(problem: Problem) -> str | None:
     weight = next(variable for variable in space.variables if variable.name == "weight")
     held = [value for name, value in space.frozen.items() if name.startswith("weight/")]
     largest = max(map(abs, (weight.low, weight.high, *held)))
+    if space.total is not None:
+        largest = abs(space.total) if weight.low >= 0 else math.inf  # shares of both signs have no bound
     weights = largest * np.maximum(np.abs(space.scales["weight"]), 1)
     found = parameter_bounds(problem.method, rows, space.groups, weights)
     if found is None or not math.isfinite(largest):

@@ -3,7 +3,8 @@
 A point x, shape (dim,), is decoded into coefficients by one affine map per variable, A x + b with A of shape
 (G * K, dim). Frozen entries have only zeros in A, tied entries share a column, with signs or factors if one wants,
 rows that share their coefficient have one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two
-columns per row: all of them are the same code, and a gradient comes back through A transposed.
+columns per row: all of them are the same code, and a gradient comes back through A transposed. Where weights are to sum
+to a number, what the map gives are amounts, and the weights are their shares (`shares.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,8 +15,9 @@ from scipy import sparse
 
 from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
-from evomerge.space.entries import Ties, held_entries, left_out, tied_entries
+from evomerge.space.entries import Ties, free_entries, held_entries, left_out, tied_entries
 from evomerge.space.groups import Group, make_groups
+from evomerge.space.shares import amounts_of, check_total, pulled_back, shared_out
 from evomerge.space.variable import Variable, bounded, distinct
 
 SHARING = ("separate", "shared")
@@ -39,6 +41,7 @@ class CoefficientSpace:
         matrices: Variable -> A, sparse (G * K, dim).
         offsets: Variable -> b, float64 (G * K,).
         scales: Variable -> what a coefficient is where all coordinates are 1, (G, K): 1 but for the factors of ties.
+        total: What the weights of each group sum to; None for any sum.
     """
 
     groups: tuple[Group, ...]
@@ -51,6 +54,7 @@ class CoefficientSpace:
     matrices: dict[str, sparse.csr_array]
     offsets: dict[str, np.ndarray]
     scales: dict[str, np.ndarray]
+    total: float | None = None
 
     @property
     def dim(self) -> int:
@@ -62,7 +66,10 @@ class CoefficientSpace:
         x = np.asarray(x, dtype=np.float64)
         if x.shape != (self.dim,):
             raise SpaceError(f"A point of this space has shape ({self.dim},), not {x.shape}.")
-        return {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
+        found = {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
+        if self.total is not None:
+            found["weight"] = shared_out(found["weight"], self.total, self.scales["weight"] != 0)
+        return found
 
     def constant(self, weights: float | np.ndarray) -> dict[str, np.ndarray]:
         """Coefficients with the given weights, one or (K,), in all groups, and every other variable at its start."""
@@ -84,10 +91,13 @@ class CoefficientSpace:
         """Boolean (G, K): which coefficients of a variable depend on the point at all."""
         return (np.diff(self.matrices[variable].indptr) > 0).reshape(self._shape)
 
-    def pullback(self, gradients: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Gradient with respect to x, (dim,), from those with respect to the coefficients, {variable: (G, K)}."""
+    def pullback(self, gradients: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+        """Gradient at x, (dim,), from those with respect to the coefficients there, {variable: (G, K)}."""
         total = np.zeros(self.dim)
         for name, gradient in self._checked(gradients).items():
+            if self.total is not None and name == "weight":
+                amounts = (self.matrices[name] @ x + self.offsets[name]).reshape(self._shape)
+                gradient = pulled_back(gradient, amounts, self.total)
             total += self.matrices[name].T @ gradient.ravel()
         return total
 
@@ -130,11 +140,14 @@ class CoefficientSpace:
         return len(self.groups), len(self.rows)
 
     def _wanted(self, values: Mapping[str, float | np.ndarray]) -> dict[str, np.ndarray]:
-        """The same values as arrays (G, K); a constant stands for that of all coordinates."""
+        """The same values as arrays (G, K), of amounts where weights have a sum; constants are of all coordinates."""
+        constant = {name for name, value in values.items() if np.ndim(value) == 0}
         arrays = self._checked(values)
-        return {
-            name: array * self.scales[name] if np.ndim(values[name]) == 0 else array for name, array in arrays.items()
-        }
+        if self.total is not None and "weight" in arrays:
+            v = next(variable for variable in self.variables if variable.name == "weight")
+            alike = np.full(self._shape, v.start)  # all have the same share, whatever the constant
+            arrays["weight"] = alike if "weight" in constant else amounts_of(arrays["weight"], v.start, v.high)
+        return {name: array * self.scales[name] if name in constant else array for name, array in arrays.items()}
 
     def _refuse_outside(self, wanted: Mapping[str, np.ndarray]) -> None:
         """Refuse values, {variable: (G, K)}, that no point has: taken to the nearest bound, they would be others."""
@@ -180,6 +193,7 @@ def make_space(
     tied: Ties | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     only: Sequence[str] | None = None,
+    total: float | None = None,
 ) -> CoefficientSpace:
     """Build the coefficient space of a search.
 
@@ -205,6 +219,8 @@ def make_space(
             With {row: factor}, there is one in each group.
         bounds: variable -> (low, high), instead of the variable's own.
         only: patterns of the entries that are searched; others that are not frozen are held at their variable's start.
+        total: what the weights of each group sum to. Then coordinates, bounds and ties are of amounts, whose shares
+            the weights are; amounts may be frozen at 0 alone.
 
     Raises:
         SpaceError: any of the above does not exist, contradicts another, or leaves nothing to search.
@@ -218,7 +234,7 @@ def make_space(
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, variables, tied or ())
     held = {**left_out(entries, variables, only), **held} if only else held
-    free = _free(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
+    free = free_entries(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
     names = tuple(dict.fromkeys(name for name, _ in free.values()))
     pairs = np.argwhere(dead)
     low, high, known = np.empty(len(names)), np.empty(len(names)), dict(held)
@@ -231,7 +247,10 @@ def make_space(
         scales[v.name] = np.where(np.abs(found - 1) < ROUNDING, 1.0, found).reshape(dead.shape)
         low[choice.indices], high[choice.indices] = v.low, v.high
         known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else rows[k]}": rest for g, k in pairs}
-    return CoefficientSpace(groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales)
+    check_total(total, sharing, held)
+    return CoefficientSpace(
+        groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales, total
+    )
 
 
 def _basis(
@@ -247,29 +266,6 @@ def _basis(
     basis = sparse.csr_array(sparse.diags_array((~dead).ravel().astype(np.float64)) @ basis)
     basis.eliminate_zeros()
     return basis, [f"{place}/{owner}" for place in places for owner in owners]
-
-
-def _free(
-    entries: Mapping[str, list[str]],
-    alive: np.ndarray,
-    held: Mapping[str, float],
-    merged: Mapping[str, tuple[str, float]],
-) -> dict[str, tuple[str, float]]:
-    """Entry name -> the coordinate of the space that moves it, and the factor, for those that nothing holds; `alive`,
-    (entries,), says which of a variable's entries have a task vector to multiply.
-    """
-    free = {
-        entry: merged.get(entry, (entry, 1.0))
-        for names in entries.values()
-        for entry, touches in zip(names, alive, strict=True)
-        if touches and entry not in held
-    }
-    if not free:
-        raise SpaceError(
-            "Nothing is left to search: every coefficient is frozen, by a pattern or because its task vector is zero. "
-            "Freeze fewer entries, or check that the experts are not copies of the base."
-        )
-    return free
 
 
 def _choice(

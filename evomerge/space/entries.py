@@ -15,6 +15,8 @@ from evomerge.common.errors import SpaceError
 from evomerge.common.names import matching
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from evomerge.space.variable import Variable
 
 
@@ -134,3 +136,34 @@ def left_out(entries: Mapping[str, list[str]], variables: Sequence[Variable], on
     every = [name for names in entries.values() for name in names]
     chosen = {entry for pattern in only for entry in matching(pattern, every, "only")}
     return {entry: v.start for v in variables for entry in entries[v.name] if entry not in chosen}
+
+
+def free_entries(
+    entries: Mapping[str, list[str]],
+    alive: np.ndarray,
+    held: Mapping[str, float],
+    merged: Mapping[str, tuple[str, float]],
+) -> dict[str, tuple[str, float]]:
+    """Return entry name -> the coordinate of the space that moves it, and the factor, for those that nothing holds.
+
+    Args:
+        entries: variable -> the names of its entries.
+        alive: which of a variable's entries have a task vector to multiply, bool (entries,).
+        held: what `held_entries` returned.
+        merged: what `tied_entries` returned.
+
+    Raises:
+        SpaceError: nothing is left.
+    """
+    free = {
+        entry: merged.get(entry, (entry, 1.0))
+        for names in entries.values()
+        for entry, touches in zip(names, alive, strict=True)
+        if touches and entry not in held
+    }
+    if not free:
+        raise SpaceError(
+            "Nothing is left to search: every coefficient is frozen, by a pattern or because its task vector is zero. "
+            "Freeze fewer entries, or check that the experts are not copies of the base."
+        )
+    return free

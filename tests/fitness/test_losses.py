@@ -82,7 +82,7 @@ def test_numbers_of_the_linear_toy_and_a_step_of_adam() -> None:
         values.append(loss.item())
         yield loss
 
-    gradient = space.pullback(merger.gradient(entropies()))
+    gradient = space.pullback(merger.gradient(entropies()), batch.points[0])
     assert values == pytest.approx([0.572245], abs=1e-6)
     assert gradient.tolist() == pytest.approx([-0.403258, -0.302443], abs=1e-6)
     batch.trials[0] = Trial(0, 0, "ok", (-values[0],), gradient=(-gradient).tolist())

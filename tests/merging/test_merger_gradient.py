@@ -57,7 +57,7 @@ def ours(model: nn.Module, vectors: TaskVectors, space: CoefficientSpace, x: np.
     merger.apply(space.decode(x))
     gradient = merger.gradient(surprise(lambda ids: model(ids).logits), space.moves("weight"))
     merger.restore()
-    return space.pullback(gradient)
+    return space.pullback(gradient, x)
 
 
 def drawn_point(space: CoefficientSpace) -> np.ndarray:

@@ -75,6 +75,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "tied": ([TREES],),
     "only": (["encoder.layer.0.*"],),
     "space.only": ([TREES],),
+    "sum": (1.0,),
     "scope": ("tensor", "model"),
     "by": ("count",),
     "join": ("mean", "sum"),

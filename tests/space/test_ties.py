@@ -48,7 +48,7 @@ def test_a_constant_is_that_of_the_coordinates() -> None:
 
 def test_a_gradient_comes_back_through_the_factors() -> None:
     space = space_of("model", tied=[{"b": 1, "c": 2, "a": -1}])
-    assert space.pullback({"weight": np.array([[1.0, 10, 100]])}).tolist() == [209]
+    assert space.pullback({"weight": np.array([[1.0, 10, 100]])}, np.zeros(1)).tolist() == [209]
 
 
 def test_a_line_may_be_tied_with_signs() -> None:

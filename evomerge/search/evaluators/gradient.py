@@ -101,7 +101,7 @@ class GradientEvaluator:
                 raise ArithmeticError(f"the {self._name} is {-value}, not a finite number")
             if not np.isfinite(gradients["weight"]).all():
                 raise ArithmeticError(f"the gradient of the {self._name} is not finite")
-            gradient = -self._problem.space.pullback(gradients)
+            gradient = -self._problem.space.pullback(gradients, batch.points[index])
         except LiveModelError:  # every later loss would be one of another model
             raise
         except Exception as error:  # whatever a model or a user's fitness may raise
