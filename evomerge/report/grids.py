@@ -105,7 +105,7 @@ def grids(facts: RunFacts) -> list[CoefficientMap]:
 def _of_recipe(facts: RunFacts, recipe: Recipe, variable: str) -> CoefficientMap:
     rows = recipe.coefficients[variable]
     shared = facts.settings["space"]["sharing"] == "shared"
-    experts = list(recipe.experts)
+    experts = list(recipe.row_names)
     frozen = _frozen(facts, variable, rows)
     shown = experts[:1] if shared else experts
     cells = {g: tuple(Cell(row[e], (g, e) in frozen) for e in shown) for g, row in rows.items()}
@@ -141,9 +141,10 @@ def _of_point(facts: RunFacts, of: str, point: np.ndarray) -> list[CoefficientMa
         found.setdefault(variable, {}).setdefault(group, {})[expert] = value
     result = []
     for variable, rows in found.items():
-        owners = {expert for row in rows.values() for expert in row}
-        columns = (ALL,) if owners == {"*"} else tuple(experts)
-        keys = ("*",) if owners == {"*"} else columns
+        owners = dict.fromkeys(expert for row in rows.values() for expert in row)
+        named = [owner for owner in owners if owner != "*"]  # rows that a transform made are no experts
+        columns = (tuple(experts) if {*named} <= {*experts} else tuple(named)) if named else (ALL,)
+        keys = columns if named else ("*",)
         cells = {
             group: tuple(Cell(row.get(k, row.get("*")), k not in row and "*" not in row) for k in keys)
             for group, row in rows.items()

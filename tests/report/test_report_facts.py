@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,26 @@ def test_coordinates_that_are_no_groups(tmp_path: Path) -> None:
     run = write_run(tmp_path / "signed", "space.tied=[{news: 1, reviews: -1}]", coordinates=signed)
     (grid,) = grids(facts_of(finish(run)))
     assert not any(cell.frozen for row in grid.rows for cell in row.cells)
+
+
+def test_rows_that_a_transform_made_are_the_columns(tmp_path: Path) -> None:
+    """Also those that no expert is: one merged row, or one beside the experts'."""
+    for names in (["merged"], ["common", "reviews", "news"]):
+        own = [f"weight/encoder.layer.{i}/{name}" for i in range(2) for name in names]
+        run = write_run(tmp_path / "-".join(names), "transform=wudi", coordinates=own)
+        (grid,) = grids(facts_of(run))
+        assert grid.columns == tuple(names)
+        recipe = Recipe.from_yaml((finish(run) / "recipe.yaml").read_text())
+        rows = {f"encoder.layer.{i}": dict.fromkeys(names, 0.5) for i in range(2)}
+        made = replace(recipe, rows=names, coefficients={"weight": rows})
+        (run / "recipe.yaml").write_text(made.to_yaml())
+        (grid,) = grids(facts_of(run))
+        assert grid.columns == tuple(names)
+        assert [[cell.value for cell in row.cells] for row in grid.rows] == [[0.5] * len(names)] * 2
+
+
+def test_coordinates_that_are_amounts_are_no_weights(tmp_path: Path) -> None:
+    assert grids(facts_of(write_run(tmp_path / "run", "space.sum=1"))) == []
 
 
 def test_tensors_stand_in_their_blocks_and_held_ones_together(tmp_path: Path) -> None:
