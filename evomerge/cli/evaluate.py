@@ -9,27 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.common.names import mark_lines, marked
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
-    from evomerge.selection.evaluation import Comparison, Model
+    from evomerge.selection.evaluation import Model
 
 SIZES = {"search": "items", "select": "select_items", "report": "report_items"}
 """Split -> the setting that says how many of its items are used."""
 SOURCES = ("model", "model.base", "model.suite", "model.experts", "experiment")
 """Settings that say which models are meant, so that those of a run are not taken."""
-SAID = {
-    "search": "search items, which guided the search: what it found looks better here than it is",
-    "select": "select items, those that choose a winner",
-    "report": "report items, those that neither guided nor chose",
-}
 DESCRIPTION = """\
 Score models side by side, all on the same items of one split, and compare each with the first.
 
@@ -58,7 +53,8 @@ summary; on the search split, those of its first generation. What a search has s
 again; models that it dropped early are. A model that takes longer than time_limit has no score: auto allows 2 hours, a
 number of seconds is for fitness.items items.
 
-  evomerge evaluate runs/x base experts                             what a run's winner is worth
+  evomerge evaluate runs/x base experts                             a run's winner beside base and experts
+  evomerge evaluate runs/x --worth                                  the same beside each expert on all tasks
   evomerge evaluate constant:0.8 runs/x runs/y                      which of these, on the select split
   evomerge evaluate merged/ base model=text --split report --json   a model directory on the suite `text`
   evomerge evaluate runs/x base 'fitness.tasks={new: {items: new.jsonl, expert: a}}'     on another task
@@ -79,14 +75,17 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
 
     from evomerge.cli.progress import Reporter
+    from evomerge.cli.scores import show, show_worth
     from evomerge.common.limits import AUTO, TimeLimit
     from evomerge.runs.build import build_problem
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
     from evomerge.selection.evaluation import evaluate, find_model
+    from evomerge.selection.worth import worth_of
 
     reporter = Reporter()
-    names = list(dict.fromkeys(options.models))
+    asked: list[str] = [*options.models, *(["base"] if options.worth else [])]
+    names = list(dict.fromkeys(asked))
     for name in names:
         if "/" in name or name.endswith((".yaml", ".yml")):  # no name of an expert, so it is refused before all else
             find_model(name, ())
@@ -95,7 +94,10 @@ def main(arguments: Sequence[str]) -> None:
         settings["fitness"]["report_metric"] = options.metric
     check(settings)
     experts = find_sources(settings["model"], settings["fitness"]["tasks"]).experts
+    names += [name for name in experts if options.worth and name not in names]
     models = {name: find_model(name, experts) for name in names}
+    if options.worth and not models[names[0]].choosable:
+        raise ConfigError(f"--worth says what a merge is worth, and {names[0]} is none: name a run or a recipe first.")
     _say_ambiguous(models, experts, reporter)
     split = options.split or ("select" if sum(model.choosable for model in models.values()) > 1 else "report")
     if options.items is not None:
@@ -107,53 +109,24 @@ def main(arguments: Sequence[str]) -> None:
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
     result = evaluate(problem, models, split, reporter, limit)
     _caution(models, options.split, split, reporter)
+    worth = worth_of(result, list(experts)) if options.worth and not result.errors else None
     if options.json:
-        print(result.to_json())
+        print(result.to_json(**({"worth": asdict(worth)} if worth else {})))
     else:
         show(result, reporter)
+        if worth:
+            show_worth(worth, reporter)
     if result.errors:
         raise EvomergeError(
             f"{len(result.errors)} of {len(result.models)} models have no score: {', '.join(result.errors)}."
         )
 
 
-def show(result: Comparison, reporter: Reporter) -> None:
-    """Print models side by side as one table, or two."""
-    from evomerge.fitness.base import heading, title
-    from evomerge.selection.statistics import plus_minus
-
-    first, *_ = result.models
-    marks, told = result.marks, result.measures
-    tasks = max((list(row.tasks) for row in result.models.values()), key=len)  # `experts` may lack some
-    rows = [
-        [
-            marked(name, marks, "experts, each on its own task" if name == "experts" else None),
-            "no score" if name in result.errors else plus_minus(row.mean, row.se),
-            *(f"{row.tasks[task]:.3f}" if task in row.tasks else "" for task in tasks),
-        ]
-        for name, row in result.models.items()
-    ]
-    name = title(result.metric, told)
-    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {result.items} {SAID[result.split]}; higher is better", columns, rows, mark_lines(marks))
-    for name, error in result.errors.items():
-        reporter.say(f"{name} has no score: {error}")
-    if result.paired:
-        differences = [
-            [name, plus_minus(one.diff, one.se, "+"), _ratio(one.diff, one.se)] for name, one in result.paired.items()
-        ]
-        reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences)
-
-
-def _ratio(value: float | None, error: float | None) -> str:
-    return f"{value / error:+.1f}" if value is not None and error is not None and error > 0 else ""
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge evaluate",
-        usage="evomerge evaluate MODEL [MODEL ...] [--split search|select|report] [--items N] [--metric NAME] [--json] "
-        "[setting=value ...]",
+        usage="evomerge evaluate MODEL [MODEL ...] [--split search|select|report] [--items N] [--metric NAME] "
+        "[--worth] [--json] [setting=value ...]",
         description=DESCRIPTION,
         epilog=SPLITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -162,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=list(SIZES), help="whose items; left out: see below")
     parser.add_argument("--items", type=int, metavar="N", help="how many items in all; left out: as the settings say")
     parser.add_argument("--metric", metavar="NAME", help="of the fitness; left out: its fitness.report_metric")
+    parser.add_argument("--worth", action="store_true", help="say what the first is worth beside base and every expert")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     return parser
 

@@ -84,9 +84,9 @@ class Comparison:
     marks: Mapping[str, Sequence[str]]
     errors: Mapping[str, str]
 
-    def to_json(self) -> str:
-        """Return it as text; an error stands in the row of its model."""
-        content = asdict(self)
+    def to_json(self, **more: Any) -> str:
+        """Return it as text, with more beside it; an error stands in the row of its model."""
+        content = asdict(self) | more
         for name, error in content.pop("errors").items():
             content["models"][name]["error"] = error
         return json.dumps(finite(content), indent=1, allow_nan=False)

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
-from evomerge.common.errors import EvomergeError
+from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from tests.kit.helpers import compose
@@ -64,6 +64,24 @@ def test_the_table(capsys) -> None:
     for text in ("mean ± se", "animals", "metals", "runs/one", "experts, each on its own task"):
         assert text in out
     assert "minus base, paired on the same items" in out
+
+
+def test_what_a_merge_is_worth(capsys) -> None:
+    result, _ = evaluated(capsys, "runs/one", "--worth")
+    assert list(result["models"]) == ["runs/one", "base", "animals", "trees", "metals"]
+    worth = result["worth"]
+    assert set(worth["tasks"]) == {"animals", "trees", "metals"}
+    for task, one in worth["tasks"].items():
+        scores = {name: result["models"][name]["tasks"][task] for name in ("animals", "trees", "metals")}
+        assert one["score"] == scores[one["best"]] == max(scores.values())
+        assert one["over"] == result["models"]["runs/one"]["tasks"][task] - one["score"]
+    assert worth["over_base"]["diff"] == -result["paired"]["base"]["diff"]
+    main(["runs/one", "--worth"])
+    out = capsys.readouterr().out
+    assert "what runs/one is worth beside base and experts" in out
+    assert f"merge - {worth['single']}, the best single expert over all tasks: " in out
+    with pytest.raises(ConfigError, match="--worth says what a merge is worth, and base is none"):
+        main(["base", "runs/one", "--worth"])
 
 
 def test_one_model_alone_is_one_table(capsys) -> None:

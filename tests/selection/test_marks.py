@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from evomerge.cli.evaluate import show
 from evomerge.cli.progress import Reporter
+from evomerge.cli.scores import show
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
 from evomerge.report import write_report

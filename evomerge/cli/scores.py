@@ -1,0 +1,75 @@
+"""The tables of `evomerge evaluate`: models side by side, and what a merge is worth beside its parents.
+
+In: a `Comparison`, or a `Worth`. Out: tables and lines on the reporter.
+"""
+
+from __future__ import annotations
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.names import mark_lines, marked
+from evomerge.fitness.base import heading, title
+from evomerge.selection.evaluation import Comparison
+from evomerge.selection.statistics import plus_minus
+from evomerge.selection.worth import Worth
+
+SAID = {
+    "search": "search items, which guided the search: what it found looks better here than it is",
+    "select": "select items, those that choose a winner",
+    "report": "report items, those that neither guided nor chose",
+}
+
+
+def show(result: Comparison, reporter: Reporter) -> None:
+    """Print models side by side as one table, or two."""
+    first, *_ = result.models
+    marks, told = result.marks, result.measures
+    tasks = max((list(row.tasks) for row in result.models.values()), key=len)  # `experts` may lack some
+    rows = [
+        [
+            marked(name, marks, "experts, each on its own task" if name == "experts" else None),
+            "no score" if name in result.errors else plus_minus(row.mean, row.se),
+            *(f"{row.tasks[task]:.3f}" if task in row.tasks else "" for task in tasks),
+        ]
+        for name, row in result.models.items()
+    ]
+    name = title(result.metric, told)
+    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
+    reporter.table(f"{name} on {result.items} {SAID[result.split]}; higher is better", columns, rows, mark_lines(marks))
+    for name, error in result.errors.items():
+        reporter.say(f"{name} has no score: {error}")
+    if result.paired:
+        differences = [
+            [name, plus_minus(one.diff, one.se, "+"), _ratio(one.diff, one.se)] for name, one in result.paired.items()
+        ]
+        reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences)
+
+
+def show_worth(worth: Worth, reporter: Reporter) -> None:
+    """Print what a merge is worth beside its parents."""
+    rows = [
+        [
+            task,
+            f"{one.base:.3f}",
+            f"{one.merge:.3f}",
+            f"{one.score:.3f}",
+            one.best,
+            "" if one.kept is None else f"{one.kept:.0%}",
+            plus_minus(one.over, one.se, "+"),
+        ]
+        for task, one in worth.tasks.items()
+    ]
+    columns = ["", "base", "merge", "best\nexpert", "which is", "of its gain\nkept", "merge - best expert"]
+    kept = [f"{worth.kept:.0%} of the best experts' gains are kept, as a mean over tasks"] if worth.kept else []
+    passed = [task for task, one in worth.tasks.items() if one.passes]
+    lines = [
+        *kept,
+        f"merge - base: {plus_minus(worth.over_base.diff, worth.over_base.se, '+')} (paired)",
+        f"merge - {worth.single}, the best single expert over all tasks: "
+        f"{plus_minus(worth.over_single.diff, worth.over_single.se, '+')} (paired)",
+        f"above every expert by more than two standard errors: {', '.join(passed) or 'on no task'}",
+    ]
+    reporter.table(f"what {worth.merge} is worth beside base and experts", columns, rows, lines)
+
+
+def _ratio(value: float | None, error: float | None) -> str:
+    return f"{value / error:+.1f}" if value is not None and error is not None and error > 0 else ""

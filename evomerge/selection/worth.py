@@ -1,0 +1,101 @@
+"""What a merge is worth beside its parents: the base and each expert, on every task.
+
+In: a `Comparison` whose first model is the merge, and which has the base and the experts on all tasks. Out: by task the
+best expert, how much of its gain over the base the merge keeps, and whether the merge passes it; and the one expert
+that is best over all tasks. All differences are paired, since all models were scored on the same items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evomerge.fitness.objectives import can_normalise
+from evomerge.selection.evaluation import Comparison
+from evomerge.selection.statistics import Paired
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class OfTask:
+    """What a merge is worth on one task.
+
+    Attributes:
+        base: the score of the base.
+        merge: that of the merge.
+        best: the expert with the highest score; its own task's expert need not be it.
+        score: of that expert.
+        kept: the share of that expert's gain over the base which the merge has, (merge - base) / (score - base); it
+            means the same for losses as for accuracies. None where the expert gains nothing.
+        over: the merge minus that expert,
+        se: and its standard error, paired.
+    """
+
+    base: float
+    merge: float
+    best: str
+    score: float
+    kept: float | None
+    over: float
+    se: float | None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the merge is above every expert by more than two standard errors."""
+        return self.se is not None and self.over > 2 * self.se
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a merge is worth.
+
+    Attributes:
+        merge: its name.
+        tasks: by task.
+        single: the expert with the highest mean over all tasks,
+        over_single: and the merge minus that one.
+        over_base: the merge minus the base.
+        kept: the mean of the shares that are kept, over the tasks that have one; None where none has.
+    """
+
+    merge: str
+    tasks: dict[str, OfTask]
+    single: str
+    over_single: Paired
+    over_base: Paired
+    kept: float | None
+
+
+def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
+    """Return what the first model of a comparison is worth.
+
+    Args:
+        result: scores and paired differences on all tasks; it holds the base and all experts, and no errors.
+        experts: their names, one or more.
+    """
+    merge = next(iter(result.models))
+    tasks = {task: _of_task(result, task, merge, experts) for task in result.models[merge].tasks}
+    single = max(experts, key=lambda name: _number(result.models[name].mean))
+    shares = [one.kept for one in tasks.values() if one.kept is not None]
+    kept = sum(shares) / len(shares) if shares else None
+    return Worth(merge, tasks, single, _turned(result.paired[single]), _turned(result.paired[BASE]), kept)
+
+
+def _of_task(result: Comparison, task: str, merge: str, experts: Sequence[str]) -> OfTask:
+    scores = {name: _number(result.models[name].tasks[task]) for name in (BASE, merge, *experts)}
+    best = max(experts, key=lambda name: scores[name])
+    base, own, high = scores[BASE], scores[merge], scores[best]
+    kept = (own - base) / (high - base) if can_normalise(base, high) else None
+    return OfTask(base, own, best, high, kept, own - high, result.paired[best].tasks_se.get(task))
+
+
+def _turned(one: Paired) -> Paired:
+    """Return b - a in place of a - b."""
+    tasks = {name: None if value is None else -value for name, value in one.tasks.items()}
+    return Paired(None if one.diff is None else -one.diff, one.se, tasks, one.tasks_se)
+
+
+def _number(value: float | None) -> float:
+    return -math.inf if value is None else value
