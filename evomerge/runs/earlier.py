@@ -23,7 +23,7 @@ MOVED = {
 """Modules of classes that settings name."""
 OTHERS = {"evomerge.methods.DareTies": "evomerge.merging.earlier.EarlierDareTies"}
 """Classes whose results were others."""
-ADDED = {"evomerge.methods.Ties": {"elect": "sum", "over": "tensor"}}
+ADDED = {"evomerge.methods.Ties": {"elect": "sum", "over": "tensor", "scale": 1.0}}
 """Settings that a class has now, at the values that it had without them."""
 
 

@@ -24,7 +24,7 @@ from evomerge.task_vectors.spans import Span
 FORMS: dict[str, Formed] = {
     "linear": methods.Linear(),
     "ties": methods.Ties(),
-    "ties, divided": methods.Ties(normalize=True),
+    "ties, divided": methods.Ties(normalize=True, scale=0.7),
     "ties by count": methods.Ties(elect="count"),
     "dare": methods.Dare(),
     "dare_ties": methods.DareTies(),

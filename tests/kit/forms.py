@@ -21,12 +21,12 @@ FORMS = {
     "ties normalized": methods.Ties(normalize=True),
     "ties by count": methods.Ties(elect="count"),
     "dare": methods.Dare(seed=3),
-    "dare normalized": methods.Dare(normalize=True),
+    "dare normalized": methods.Dare(normalize=True, scale=1.3),
     "dare_ties": methods.DareTies(seed=3),
     "della": methods.Della(),
     "della summed": methods.Della(elect=None, rescale=False),
     "breadcrumbs": methods.Breadcrumbs(gamma=0.1),
-    "breadcrumbs elected": methods.Breadcrumbs(gamma=0.1, elect="sum", normalize=True),
+    "breadcrumbs elected": methods.Breadcrumbs(gamma=0.1, elect="sum", normalize=True, scale=0.7),
 }
 
 

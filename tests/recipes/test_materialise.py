@@ -85,7 +85,7 @@ def merged_by_mergekit(config: Path) -> dict[str, Tensor]:
         ("module", {"name": "della"}, "ties"),
         ("module", {"name": "della", "elect": None}, "task_arithmetic"),
         ("model", {"name": "breadcrumbs", "over": "group"}, "task_arithmetic"),
-        ("module", {"name": "breadcrumbs", "elect": "sum", "normalize": True}, "ties"),
+        ("module", {"name": "breadcrumbs", "elect": "sum", "normalize": True, "scale": 0.7}, "ties"),
     ],
     ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else given,
 )

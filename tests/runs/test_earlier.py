@@ -87,7 +87,7 @@ def test_the_words_of_settings() -> None:
     hybrid = {"_target_": "evomerge.searchers.hybrid.Hybrid", "first": {"_target_": "evomerge.searchers.tpe.Tpe"}}
     given: dict[str, Any] = {"method": {"_target_": "evomerge.methods.Ties", "normalize": True}, "searcher": hybrid}
     found = in_todays_words({**given, "fitness": fitness, "loss": None})
-    added = {"elect": "sum", "over": "tensor"}
+    added = {"elect": "sum", "over": "tensor", "scale": 1.0}
     assert found["method"] == {"_target_": "evomerge.merging.methods.Ties", "normalize": True, **added}
     assert found["searcher"] == hybrid
     assert found["fitness"] == {**fitness, "_target_": "evomerge.fitness.lm_eval.harness.LmEval"}

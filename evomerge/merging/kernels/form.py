@@ -38,11 +38,13 @@ class Form:
         join: how they become the merged span.
         divide: whether the sum is divided: by the weights that agree (1 where none does) after an election, else by
             `Numbers.divisor`.
+        scale: what the sum is multiplied by in the end, a number that float32 has; for `sum`, `elect` and `count`.
     """
 
     keep: Keep = "all"
     join: Join = "sum"
     divide: bool = False
+    scale: float = 1.0
 
     @property
     def blends(self) -> bool:

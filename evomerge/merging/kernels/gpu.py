@@ -94,12 +94,13 @@ class Table:
         return int(self._flaws) if counts else 0  # reading it waits for the device
 
 
-def constants(variant: Variant) -> dict[str, int | str | bool]:
+def constants(variant: Variant) -> dict[str, float | str | bool]:
     """Return what the kernel is compiled for."""
     return {
         "KEEP": variant.form.keep,
         "JOIN": variant.form.join,
         "DIVIDE": variant.form.divide,
+        "SCALE": variant.form.scale,
         "R": len(variant.rows),
         "ROWS": sum(_code(row) << (8 * k) for k, row in enumerate(variant.rows)),
         "BASE": _DTYPES.index(variant.base),

@@ -31,7 +31,7 @@ FLOAT32, BFLOAT16, FLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 DENSE, EXPERT, INT8, INT4 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
-def launch(programs: int, *arrays: Tensor, **constants: int | str | bool) -> None:
+def launch(programs: int, *arrays: Tensor, **constants: float | str | bool) -> None:
     """Start the kernel.
 
     Args:
@@ -53,6 +53,7 @@ def merge(
     KEEP: tl.constexpr,
     JOIN: tl.constexpr,
     DIVIDE: tl.constexpr,
+    SCALE: tl.constexpr,
     R: tl.constexpr,
     ROWS: tl.constexpr,
     BASE: tl.constexpr,
@@ -74,6 +75,7 @@ def merge(
         KEEP: of the form.
         JOIN: of the form.
         DIVIDE: of the form.
+        SCALE: of the form.
         R: the number of rows.
         ROWS: what is kept of each, eight bits a row.
         BASE: the dtype of θ₀.
@@ -148,6 +150,8 @@ def merge(
                 merged = t
                 if DIVIDE:
                     merged = tl.div_rn(merged, tl.load(spans + s * 2 + 1))
+            if SCALE != 1:
+                merged = merged * SCALE
             if JOIN != "blend":
                 merged = b + merged
             _store(place, at, inside, merged, LIVE, ROUNDED, FULL)

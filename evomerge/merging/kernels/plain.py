@@ -60,16 +60,17 @@ def combine(form: Form, part: Part, base: Tensor, deltas: Sequence[Delta], numbe
         return _averaged(part, base, rows, weights, numbers), 0
     kept = [_kept(form, part, k, values, numbers) for k, values in enumerate(rows)]
     weighted = torch.stack([values * weight for values, weight in zip(kept, weights, strict=True)])
-    if form.elects:
-        merged, flaws = _elected(form, weighted, weights)
-        return base + merged, flaws
     if form.blends:
         total = base * _number(numbers.base, part.site)
         for row in weighted:
             total += row
         return total / _number(numbers.divisor, part.site) if form.divide else total, 0
-    total = weighted.sum(0)
-    return base + (total / _number(numbers.divisor, part.site) if form.divide else total), 0
+    if form.elects:
+        merged, flaws = _elected(form, weighted, weights)
+    else:
+        total, flaws = weighted.sum(0), 0
+        merged = total / _number(numbers.divisor, part.site) if form.divide else total
+    return base + (merged if form.scale == 1 else merged * form.scale), flaws
 
 
 def _averaged(part: Part, base: Tensor, rows: Sequence[Tensor], weights: Sequence[float], numbers: Numbers) -> Tensor:

@@ -5,7 +5,8 @@ written out, so that an element is read once, stays in registers, and is written
 `plain.py` computes, in the same order and with the same roundings:
 
 - each product is rounded before it is added, row by row, and sums of 16 rows are added up;
-- an election keeps the sums of the positive and of the negative elements, and takes the one whose sign won.
+- an election keeps the sums of the positive and of the negative elements, and takes the one whose sign won;
+- a scale multiplies what is left.
 
 The loop takes `lanes` elements at a time, and the last ones of a span one by one. Kinds that are packed (quantised,
 masked) are read in whole groups of 64 elements, in which everything but the element is the same.
@@ -151,6 +152,8 @@ class _Kernel:
                 weighted = self._value(k, i, lanes, base, numbers, first) * numbers["weight"]
             sums = _added(sums, _terms(form, weighted, numbers["weight"]))
         merged = self._merged(_added(totals, sums))
+        if form.scale != 1:
+            merged = merged * form.scale
         found = rounded(merged if form.join == "blend" else base + merged, variant.rounded)
         if variant.live != variant.rounded:
             found = rounded(widened(found, variant.rounded), variant.live)

@@ -47,6 +47,17 @@ def join(elect: Elect | None) -> Join:
     return joins[elect]
 
 
+def scaling(value: object) -> float:
+    """Return the setting `scale` as float32 has it.
+
+    Raises:
+        ConfigError: it is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= np.finfo(np.float32).max:
+        raise ConfigError(f"method.scale={value} is no finite number: write one, such as 1.0 for no scale.")
+    return float(np.float32(value))
+
+
 def check(name: str, value: object, known: tuple[object, ...]) -> None:
     """Refuse a setting that is none of those known.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels.form import Form, Numbers
 from evomerge.merging.method import Formed
-from evomerge.merging.methods.common import DENSITY, WEIGHT, Elect, check, check_share, divisor, join, weights
+from evomerge.merging.methods.common import DENSITY, WEIGHT, Elect, check, check_share, divisor, join, scaling, weights
 from evomerge.merging.sites import Together
 from evomerge.task_vectors.draws import STEP, folded, keys
 
@@ -60,15 +60,16 @@ class Dare(_Dropped):
         seed: of the draws, which are the same for all candidates.
         rescale: whether what is kept is divided by the density.
         normalize: divide the sum by the weights.
+        scale: what the sum is multiplied by in the end (`lambda` of mergekit).
     """
 
     name = "dare"
     title = "DARE: differences to the base dropped at random and rescaled, summed"
     mergekit: str | None = "dare_linear"
 
-    def __init__(self, seed: int = 0, rescale: bool = True, normalize: bool = False) -> None:
-        self.seed, self.rescale, self.normalize = seed, rescale, normalize
-        self.form = Form("drawn", "sum", divide=normalize)
+    def __init__(self, seed: int = 0, rescale: bool = True, normalize: bool = False, scale: float = 1.0) -> None:
+        self.seed, self.rescale, self.normalize, self.scale = seed, rescale, normalize, scale
+        self.form = Form("drawn", "sum", normalize, scaling(scale))
 
 
 class DareTies(_Dropped):
@@ -79,16 +80,24 @@ class DareTies(_Dropped):
         normalize: divide by the weights that agree.
         rescale: whether what is kept is divided by the density.
         elect: see `Ties`.
+        scale: see `Dare`.
     """
 
     name = "dare_ties"
     title = "DARE with the election of TIES: differences dropped at random and rescaled, signs elected, summed"
     mergekit: str | None = "dare_ties"
 
-    def __init__(self, seed: int = 0, normalize: bool = False, rescale: bool = True, elect: Elect = "sum") -> None:
-        self.seed, self.normalize, self.rescale, self.elect = seed, normalize, rescale, elect
+    def __init__(
+        self,
+        seed: int = 0,
+        normalize: bool = False,
+        rescale: bool = True,
+        elect: Elect = "sum",
+        scale: float = 1.0,
+    ) -> None:
+        self.seed, self.normalize, self.rescale, self.elect, self.scale = seed, normalize, rescale, elect, scale
         check("elect", elect, ("sum", "count"))
-        self.form = Form("drawn", join(elect), divide=normalize)
+        self.form = Form("drawn", join(elect), normalize, scaling(scale))
 
 
 class Della(Formed):
@@ -104,6 +113,7 @@ class Della(Formed):
         rescale: whether what is kept is divided by its chance.
         elect: see `Ties`; None to sum what is kept.
         normalize: divide by the weights, with an election by those that agree.
+        scale: see `Dare`.
     """
 
     name = "della"
@@ -119,11 +129,13 @@ class Della(Formed):
         rescale: bool = True,
         elect: Elect | None = "sum",
         normalize: bool = False,
+        scale: float = 1.0,
     ) -> None:
         self.epsilon, self.seed, self.rescale, self.elect, self.normalize = epsilon, seed, rescale, elect, normalize
+        self.scale = scale
         check("elect", elect, ("sum", "count", None))
         check_share("epsilon", epsilon)
-        self.form = Form("ranked", join(elect), divide=normalize)
+        self.form = Form("ranked", join(elect), normalize, scaling(scale))
 
     def prepare(self, together: Together) -> tuple[np.ndarray, list[list[Tensor]]]:
         """Return the keys of the draws, and the ranks."""

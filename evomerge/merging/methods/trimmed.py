@@ -16,7 +16,7 @@ import numpy as np
 
 from evomerge.merging.kernels.form import Form, Keep, Numbers
 from evomerge.merging.method import Formed
-from evomerge.merging.methods.common import DENSITY, WEIGHT, Elect, check, check_share, divisor, join, weights
+from evomerge.merging.methods.common import DENSITY, WEIGHT, Elect, check, check_share, divisor, join, scaling, weights
 from evomerge.merging.sites import Together
 from evomerge.task_vectors.cuts import count
 from evomerge.task_vectors.orders import Order, cuts_over
@@ -29,11 +29,11 @@ class _Trimmed(Formed):
 
     variables = (WEIGHT, DENSITY)
 
-    def __init__(self, keep: Keep, elect: Elect | None, normalize: bool, over: Over) -> None:
+    def __init__(self, keep: Keep, elect: Elect | None, normalize: bool, over: Over, scale: float) -> None:
         check("over", over, ("tensor", "group"))
-        self.elect, self.normalize, self.over = elect, normalize, over
+        self.elect, self.normalize, self.over, self.scale = elect, normalize, over, scale
         self.whole = over == "group"
-        self.form = Form(keep, join(elect), divide=normalize)
+        self.form = Form(keep, join(elect), normalize, scaling(scale))
 
     def prepare(self, together: Together) -> _Sorted:
         """Sort the magnitudes."""
@@ -51,6 +51,7 @@ class Ties(_Trimmed):
         elect: by the `sum` of the weighted elements (0 counts as plus), or by the `count` of their signs.
         over: what the density is a share of: each `tensor`, or all elements of a `group` of the space; with
             space=model that is the whole model, as in the paper.
+        scale: what the sum is multiplied by in the end (`lambda` of mergekit).
     """
 
     name = "ties"
@@ -58,9 +59,11 @@ class Ties(_Trimmed):
     paper = "Yadav et al. 2023, arXiv 2306.01708"
     mergekit: str | None = "ties"
 
-    def __init__(self, normalize: bool = False, elect: Elect = "sum", over: Over = "tensor") -> None:
+    def __init__(
+        self, normalize: bool = False, elect: Elect = "sum", over: Over = "tensor", scale: float = 1.0
+    ) -> None:
         check("elect", elect, ("sum", "count"))
-        super().__init__("largest", elect, normalize, over)
+        super().__init__("largest", elect, normalize, over, scale)
 
     def numbers(self, together: Together, prepared: _Sorted, coefficients: Mapping[str, np.ndarray]) -> Numbers:
         """Return weights, and the cuts that the densities ask for."""
@@ -79,6 +82,7 @@ class Breadcrumbs(_Trimmed):
         elect: whether signs are elected as in TIES; None to sum what is kept.
         normalize: divide by the weights, with an election by those that agree.
         over: see `Ties`.
+        scale: see `Ties`.
     """
 
     name = "breadcrumbs"
@@ -87,11 +91,16 @@ class Breadcrumbs(_Trimmed):
     mergekit: str | None = "breadcrumbs"
 
     def __init__(
-        self, gamma: float = 0.01, elect: Elect | None = None, normalize: bool = False, over: Over = "tensor"
+        self,
+        gamma: float = 0.01,
+        elect: Elect | None = None,
+        normalize: bool = False,
+        over: Over = "tensor",
+        scale: float = 1.0,
     ) -> None:
         check("elect", elect, ("sum", "count", None))
         check_share("gamma", gamma)
-        super().__init__("between", elect, normalize, over)
+        super().__init__("between", elect, normalize, over, scale)
         self.gamma = gamma
 
     def numbers(self, together: Together, prepared: _Sorted, coefficients: Mapping[str, np.ndarray]) -> Numbers:

@@ -2,8 +2,8 @@
 
 In: a `Document`, the method, and the place of every tensor. Out: the method as a recipe has it, and its coefficients.
 mergekit counts shares of elements otherwise (int(share · n), of the largest at least one), so densities are written
-such that evomerge keeps as many. What mergekit scales by `lambda` afterwards goes into the weights, which the sum is
-linear in.
+such that evomerge keeps as many. What mergekit scales by `lambda` afterwards is the method's own `scale`, if it has one
+and all tensors the same; else it goes into the weights, which a sum is linear in.
 """
 
 from __future__ import annotations
@@ -153,13 +153,16 @@ class Reader:
         elects = peer.own.get("elect") == "sum"
         method: dict[str, Any] = {"name": peer.method, **(peer.own if peer.method in ("breadcrumbs", "della") else {})}
         scales = self._shared("lambda")
-        if any(scale != 1 for scale in scales.values()):
-            if normalize and elects:
-                raise self._error(
-                    "lambda",
-                    f"{peer.name} divides by the weights of the experts that agree, which differ from element to "
-                    f"element, and evomerge has no factor after that: leave lambda out, or write normalize: false",
-                )
+        one = len(set(scales.values())) == 1
+        if normalize and elects and not one:
+            raise self._error(
+                "lambda",
+                f"{peer.name} divides by the weights of the experts that agree, which differ from element to element, "
+                f"and evomerge has one scale after that for all tensors: write one lambda, without filters",
+            )
+        if peer.method != "linear" and one:
+            method |= {"scale": next(iter(scales.values()))}
+        elif any(scale != 1 for scale in scales.values()):
             weights = {name: _scaled(row, scales[name], normalize) for name, row in weights.items()}
             normalize = False
         if peer.method == "linear":

@@ -98,7 +98,8 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
     if method == "karcher":
         return {"max_iter": settings.get("steps", 10), "tol": settings.get("tolerance", 1e-5)}
     rescale = {"rescale": bool(settings.get("rescale", True))} if method in ("dare", "dare_ties", "della") else {}
-    return {"normalize": bool(settings.get("normalize", False)), "lambda": 1.0, "int8_mask": False, **rescale}
+    shared = {"normalize": bool(settings.get("normalize", False)), "lambda": float(settings.get("scale", 1.0))}
+    return {**shared, "int8_mask": False, **rescale}
 
 
 def as_settings(recipe: Recipe, parameters: Shapes) -> Values:
