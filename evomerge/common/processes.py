@@ -1,7 +1,8 @@
 """A program of somebody else's, run to its end or not at all: nothing of it goes on when this process has gone on.
 
 In: its words, and a file for what it says on stderr. Out: its exit status. It runs in a group of its own, with all that
-it starts. The whole group is ended when the program has ended, and when it is interrupted, by Ctrl-C or a time limit.
+it starts. The whole group is ended when the program has ended, when it is interrupted, by Ctrl-C or a time limit, and
+when this process has been killed: then by the launcher, which leads the group (`launcher.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import TracebackType
 
 from evomerge.common.limits import Shielded
 
+LAUNCHER = Path(__file__).with_name("launcher.py")
 GRACE = 5.0
 """Seconds that a program has to put its things away after SIGTERM."""
 
@@ -25,16 +28,14 @@ class ProcessGroup(Shielded):
 
     Args:
         words: the program and its arguments.
-        said: the file that gets its stderr. Its stdout goes nowhere.
-
-    Raises:
-        OSError: there is no such program, or it cannot be started.
+        said: the file that gets its stderr, and why it cannot be started, if so. Its stdout goes nowhere.
     """
 
     def __init__(self, words: Sequence[str], said: Path) -> None:
+        launched = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), *words]
         with said.open("wb") as errors:
             self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+                launched, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
             )
 
     def wait(self) -> int:

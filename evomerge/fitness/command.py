@@ -63,18 +63,24 @@ class Command:
         command: its words, with `{model}`, `{items}` and `{out}` where these belong, each once or more; a brace that
             stands for itself is doubled.
         directory: where models are written to; None for memory where a model fits, else the temporary directory.
+        files: those whose content counts beside the files that are words of the command, such as modules that its
+            script imports; another content is another search.
 
     Raises:
-        ConfigError: the command cannot be read, a place is missing or unknown, or there is no such program or
-            directory.
+        ConfigError: the command cannot be read, a place is missing or unknown, or there is no such program, directory
+            or file.
     """
 
     metrics: tuple[str, ...] = ("score",)
     pure = False  # the command may draw, ask others, or change between two runs
     requires = Requirements(processor=False)
 
-    def __init__(self, command: str, directory: str | None = None) -> None:
-        self._words = _words(command)
+    def __init__(self, command: str, directory: str | None = None, files: Sequence[str] = ()) -> None:
+        if isinstance(files, str):
+            raise ConfigError(f"fitness.files={files} is no list: write fitness.files=[{files}].")
+        self._words, self._files = _words(command), [Path(file).expanduser() for file in files]
+        if lost := [file for file in self._files if not file.is_file()]:
+            raise ConfigError(f"fitness.files: {lost[0]} is no file: write the path of one, or leave it out.")
         self._directory = None if directory is None else Path(directory).expanduser()
         if self._directory is not None and not self._directory.is_dir():
             raise ConfigError(f"fitness.directory={directory} is no directory: make it, or write null.")
@@ -82,8 +88,11 @@ class Command:
         self._scratch: ScratchDirectory | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return the words of the command, those that are files by name and hash; where it works does not count."""
-        return {"command": [_named(word) for word in self._words], "directory": None}
+        """Return the words of the command, those that are files by name and hash, as further files; where it works does
+        not count.
+        """
+        files = [_named(str(file)) for file in self._files]
+        return {"command": [_named(word) for word in self._words], "directory": None, "files": files}
 
     def with_writer(self, writer: Writer) -> Command:
         """Return the same command, with somebody who writes its models."""
@@ -147,11 +156,8 @@ class Command:
         """Run the command on what is in a folder."""
         places = {"model": folder / "model", "items": folder / "items.jsonl", "out": folder / "out.jsonl"}
         said = folder / "stderr"
-        try:
-            with ProcessGroup([word.format_map(places) for word in self._words], said) as running:
-                status = running.wait()
-        except OSError as error:
-            raise CommandError(f"the command {self._words[0]} cannot be started: {error.strerror}") from error
+        with ProcessGroup([word.format_map(places) for word in self._words], said) as running:
+            status = running.wait()
         if status:
             how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
             raise CommandError(f"the command {how}{_last(said)}")

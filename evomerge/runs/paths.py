@@ -44,6 +44,8 @@ def with_paths(settings: Mapping[str, Any], change: Callable[[str], str]) -> dic
         fitness = dict(fitness)
         if isinstance(tasks := fitness.get("tasks"), Mapping):
             fitness["tasks"] = {name: task(given) for name, given in tasks.items()}
+        if "files" in fitness:
+            fitness["files"] = each(fitness["files"])
         if isinstance(function := fitness.get("function"), str) and ".py:" in function:
             file, _, attribute = function.rpartition(":")
             fitness["function"] = f"{change(file)}:{attribute}"

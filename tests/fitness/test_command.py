@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -160,7 +161,7 @@ def test_what_takes_too_long_is_ended_with_all_that_it_has_started(command, tmp_
     fitness = command(
         f"inner = subprocess.Popen([{sys.executable!r}, '-S', '-c', 'import time; time.sleep(1000)'])\n"
         f"print(os.getpid(), inner.pid, file=open({str(tmp_path / 'pids')!r}, 'w'), flush=True)\n"
-        "os.kill(os.getppid(), signal.SIGALRM)\n"  # the alarm of the limit, at a moment that is known
+        f"os.kill({os.getpid()}, signal.SIGALRM)\n"  # the alarm of the limit, at a moment that is known
         "time.sleep(1000)\n"
     )
     with pytest.raises(TimeoutError, match=r"took longer than time_limit=600 s"):
@@ -177,6 +178,29 @@ def test_what_it_leaves_running_is_ended(command, tmp_path):
     )
     scored(fitness)
     assert not is_alive(int((tmp_path / "pids").read_text()))
+
+
+def test_what_it_has_started_ends_with_evomerge_even_when_that_is_killed(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from evomerge.common.processes import ProcessGroup\n"
+        "inner = 'sleep 1000 & echo $$ $! >pids.new; mv pids.new pids; sleep 1000'\n"
+        "with ProcessGroup(['sh', '-c', inner], Path('said')) as running: running.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as evomerge:
+        while not (tmp_path / "pids").exists():
+            time.sleep(0.02)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        assert [Path(f"/proc/{pid}").exists() for pid in pids] == [True, True]
+        evomerge.kill()
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_program_that_cannot_be_started_costs_the_candidate(command, tmp_path):
+    (tmp_path / "none").write_text("\0")
+    (tmp_path / "none").chmod(0o755)
+    fitness = Command(f"{tmp_path}/none {{model}} {{items}} {{out}}", str(tmp_path)).with_writer(Nobody())
+    with pytest.raises(CommandError, match=r"status 1, saying: .*/none cannot be started: Exec format error$"):
+        scored(fitness)
 
 
 def is_alive(pid: int) -> bool:
@@ -249,9 +273,16 @@ def test_its_words_and_its_files_are_its_identity_and_where_it_works_is_not(tmp_
         (tmp_path / of / "mine.py").write_text(text)
         return Command(f"python {tmp_path / of}/mine.py {{model}} {{items}} {{out}}", **settings).identity()
 
+    def with_file(text: str) -> Any:
+        (tmp_path / "judge.py").write_text(text)
+        return identity("1", files=[str(tmp_path / "judge.py")])
+
     same = identity("1")
     assert same == identity("1", of="b", directory=str(tmp_path)) != identity("2")
-    assert str(tmp_path) not in json.dumps(same)
+    assert same != with_file("3") == with_file("3") != with_file("4")
+    assert str(tmp_path) not in json.dumps([same, with_file("3")])
+    with pytest.raises(ConfigError, match=r"fitness\.files: .*/judge is no file"):
+        identity("1", files=[str(tmp_path / "judge")])
 
 
 def cast_to(model: Any, dtype: torch.dtype) -> Any:

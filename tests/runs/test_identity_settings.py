@@ -138,6 +138,7 @@ def places(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "directory": str(path),
         "tasks": {"trees": {"items": str(trees.items), "head": str(trees.head)}},
         "function": f"{path / 'mine.py'}:score",
+        "files": [str(path / "mine.py")],
     }
 
 
