@@ -66,7 +66,7 @@ class Union:
 
     def places(self, path: Path) -> Tensor:
         """Return the row that a model has for each row of the union, (size,); -1 where it lacks the token."""
-        own, rows = _tokenizer(path).get_vocab(), _tokens(path)
+        own, rows = _tokenizer(path).get_vocab(), token_rows(path)
         found = torch.full((self.size,), -1)
         for token, at in self.tokenizer.get_vocab().items():
             if own.get(token, rows) < rows:
@@ -102,7 +102,7 @@ class Union:
 
     def expert(self, live: LiveModel, path: Path, base: Checkpoint, **options: Any) -> Checkpoint:
         """Open another model, each of its rows where its token is; rows of tokens that it lacks are the base's."""
-        found = open_checkpoint(path, self._shapes(live, _tokens(path)), live.layout(path), base=base, **options)
+        found = open_checkpoint(path, self._shapes(live, token_rows(path)), live.layout(path), base=base, **options)
         places, fitted = self.places(path), {}
         has = (places >= 0).nonzero()[:, 0]
         for name in (name for name in self.rows if name in found.keys and name in base.keys):
@@ -134,7 +134,7 @@ class Union:
 
     def _given(self, live: LiveModel, path: Path) -> tuple[Checkpoint, Tensor]:
         """Return an expert as it is, unhashed, and where it has the tokens."""
-        tensors, shapes = read_tensors(weight_files(path)), self._shapes(live, _tokens(path))
+        tensors, shapes = read_tensors(weight_files(path)), self._shapes(live, token_rows(path))
         return from_tensors(tensors, shapes, live.layout(path), path=path, sha256=""), self.places(path)
 
     def _shapes(self, live: LiveModel, rows: int) -> dict[str, tuple[int, ...]]:
@@ -165,11 +165,11 @@ def unite(live: LiveModel, base: Path, experts: Sequence[Path]) -> LiveModel:
     if live.part is not None:
         raise ConfigError("model.vocabulary=union is for whole models: write model.part=null, or vocabulary=shared.")
     experts = [path for path in experts if not is_adapter(path)]  # these have the base's tokens
-    tokenizer, before = _tokenizer(base), _tokens(base)
+    tokenizer, before = _tokenizer(base), token_rows(base)
     kind = _kind(tokenizer, base)
     kept = frozenset(tokenizer.get_vocab().values())
     for path in experts:
-        other, rows = _tokenizer(path), _tokens(path)
+        other, rows = _tokenizer(path), token_rows(path)
         if (theirs := _kind(other, path)) != kind:
             raise CheckpointError(
                 f"{path} has a tokenizer of another kind ({theirs}) than the base ({kind}): a token of the one is none "
@@ -225,6 +225,6 @@ def _kind(tokenizer: Any, path: Path) -> str:
     return str(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"])
 
 
-def _tokens(path: Path) -> int:
+def token_rows(path: Path) -> int:
     """Return how many rows a model has for tokens."""
     return int(read_config(path).get_text_config().vocab_size)

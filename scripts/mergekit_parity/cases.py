@@ -9,6 +9,7 @@ there, mergekit keeps any of them (its sort is not stable, and so depends on the
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import BertConfig, GPT2Config, LlamaConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from evomerge.common.files import write_atomically
 from evomerge.models.checkpoint import Checkpoint
@@ -64,6 +67,7 @@ class Family:
         raw: whether mergekit has to take the weight files alone.
         twice: whether the files hold the tied head as well.
         kin: whether experts have most of their change in common.
+        words: the tokens of models by row, where these have tokenizers; `WORDS` for one that is not named.
     """
 
     auto_class: str
@@ -73,6 +77,7 @@ class Family:
     raw: bool = False
     twice: bool = False
     kin: bool = False
+    words: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class Case:
         return {"name": self.method, **divides, **({"elect": self.elect} if self.elect else {})}
 
 
+WORDS = tuple(f"w{i}" for i in range(LLAMA["vocab_size"]))
+TOKENS = {"a": (*WORDS, "both", "only"), "b": (*WORDS, "both"), "c": WORDS[::-1]}
 CAUSAL, HEADLESS = "AutoModelForCausalLM", "AutoModel"
 FAMILIES = {
     "llama": Family(CAUSAL, lambda: LlamaConfig(**LLAMA)),
@@ -111,6 +118,7 @@ FAMILIES = {
     "llama-bf16-sharded": Family(CAUSAL, lambda: LlamaConfig(**LLAMA), torch.bfloat16, "12KB"),
     "llama-tied-bf16": Family(CAUSAL, lambda: LlamaConfig(**LLAMA, tie_word_embeddings=True), torch.bfloat16),
     "llama-kin": Family(CAUSAL, lambda: LlamaConfig(**LLAMA), kin=True),
+    "llama-tokens": Family(CAUSAL, lambda: LlamaConfig(**LLAMA), words=TOKENS),
     "gpt2": Family(CAUSAL, lambda: GPT2Config(**GPT2)),
     "bert": Family(HEADLESS, lambda: BertConfig(**BERT), raw=True),
     "minilm": Family(HEADLESS, None, raw=True),
@@ -254,7 +262,25 @@ def write_models(family: Family, directory: Path, seed: int) -> None:
                 parameter.copy_(start[key] if name == "base" else start[key] + change)
         model.to(family.dtype).save_pretrained(directory / name, max_shard_size=family.shard)
         model.float()
+        if family.words:
+            _give_tokens(directory / name, family.words.get(name, WORDS), generator)
         if family.twice:
             file = directory / name / "model.safetensors"
             tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
             save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+
+
+def _give_tokens(directory: Path, words: Sequence[str], generator: torch.Generator) -> None:
+    """Give a model a tokenizer; the tokens beyond its rows are added ones, and get rows."""
+    count, unknown = len(WORDS), WORDS[0]
+    known = Tokenizer(WordLevel({word: row for row, word in enumerate(words[:count])}, unk_token=unknown))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, unk_token=unknown)
+    tokenizer.add_tokens(list(words[count:]))
+    tokenizer.save_pretrained(directory)
+    tensors = {key: tensor.clone() for key, tensor in load_file(directory / "model.safetensors").items()}
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        more = 0.05 * torch.randn((len(words) - count, tensors[key].shape[1]), generator=generator)
+        tensors[key] = torch.cat([tensors[key], more])
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    write_atomically(directory / "config.json", json.dumps({**config, "vocab_size": len(words)}))

@@ -168,6 +168,18 @@ READINGS = (
         ),
     ),
     Reading(
+        "read ties lambda",
+        _models(
+            "ties",
+            _each("a", weight="0.5", density="0.53"),
+            _each("b", weight="0.3", density="0.8"),
+            more="parameters: {lambda: 0.7}\n",
+        ),
+    ),
+    Reading(
+        "read dare_linear lambda", _models("dare_linear", A, B, more="parameters: {normalize: true, lambda: 1.3}\n")
+    ),
+    Reading(
         "read breadcrumbs",
         _models(
             "breadcrumbs",
@@ -199,6 +211,31 @@ READINGS = (
         _models("sce", *(f"{{model: {one}}}" for one in "abc"), more="parameters: {select_topk: 0.5}\n"),
         loose=True,
         why=ORDER,
+    ),
+    Reading(
+        "read tokenizer union",
+        _models("task_arithmetic", A, B, C, more="tokenizer_source: union\n"),
+        family="llama-tokens",
+    ),
+    Reading(
+        "read tokenizer union by hand",
+        _models(
+            "ties",
+            _each("a", weight="0.5", density="0.53"),
+            B,
+            more="tokenizer: {source: union, pad_to_multiple_of: 53, tokens: {only: {source: a}, w3: {source: b}}}\n",
+        ),
+        family="llama-tokens",
+    ),
+    Reading(
+        "read tokenizer base, moved",
+        _models("task_arithmetic", C, _each("d", weight="0.4"), more="tokenizer_source: base\n"),
+        family="llama-tokens",
+    ),
+    Reading(
+        "read tokenizer base, added",
+        _models("task_arithmetic", A, B, more="tokenizer_source: base\n"),
+        family="llama-tokens",
     ),
     Reading("read nuslerp", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight="0.6"), base=None)),
     Reading("read nuslerp with a base", _models("nuslerp", _each("a", weight="0.3"), _each("b", weight=GRADIENT))),

@@ -120,6 +120,7 @@ def test_smooth_with_two_numbers_is_a_line(here: Path) -> None:
 def test_settings_beside_the_file_win(here: Path) -> None:
     found = settings_of(DARE, "space=layer", "budget=7", "method.normalize=false")
     assert (found["space"], found["budget"], found["method.normalize"]) == ("layer", "7", "false")
+    assert settings_of(DARE.replace("source: base", "source: union"))["model.vocabulary"] == "union"
     assert "space.n" not in found
 
 

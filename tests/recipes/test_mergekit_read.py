@@ -173,6 +173,25 @@ def test_the_merge_of_a_yaml_is_written_in_its_dtype(family: Path, tmp_path: Pat
     assert {tensor.dtype for tensor in merged(text, family, tmp_path / "out").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "breadcrumbs"])
+def test_lambda_multiplies_what_was_divided(method: str, family: Path, tmp_path: Path) -> None:
+    """One expert is divided by its own weight, so lambda alone is left of it; it is written again as it was read."""
+    text = f"merge_method: {method}\nbase_model: base\nparameters: {{lambda: 0.5, normalize: true}}\n{WHOLE}"
+    ours, base, red = merged(text, family, tmp_path / "out"), tensors(family, "base"), tensors(family, "red")
+    assert torch.equal(ours[UP.format(1)], base[UP.format(1)] + 0.5 * (red[UP.format(1)] - base[UP.format(1)]))
+    recipe = read(text, family).recipe
+    live = load_skeleton(family / "base", recipe.auto_class)
+    written = to_mergekit(recipe, {name: name for name in live.parameters}, live.parameters, "float32")
+    assert yaml.safe_load(written)["parameters"]["lambda"] == 0.5
+    assert read(written, family).recipe.method == recipe.method
+
+
+def test_a_lambda_of_each_layer_goes_into_the_weights_of_a_sum(family: Path) -> None:
+    text = f"merge_method: dare_linear\nbase_model: base\nparameters: {{lambda: [1, 2, 3]}}\n{WHOLE}"
+    assert [weights(text, family)[QUERY.format(i)]["red"] for i in range(3)] == [0.5, 1.0, 1.5]
+    assert read(text, family).recipe.method["name"] == "dare"
+
+
 @pytest.mark.parametrize("peer", [peer for peer in PEERS if not peer.transform], ids=lambda peer: peer.name)
 def test_what_is_written_is_read_as_the_same_recipe(peer, family: Path) -> None:
     """Each method of the table, with numbers for each tensor."""
@@ -235,11 +254,6 @@ models:
     ]
 
 
-def test_a_template_that_would_be_chosen_is_the_bases_and_that_is_said(family: Path) -> None:
-    (note,) = read(HEAD + "chat_template: auto\n" + WHOLE, family).notes
-    assert note == "line 4: mergekit takes the template that most models have; this merge, the base's"
-
-
 def test_random_draws_are_said_to_be_others(family: Path) -> None:
     text = "merge_method: dare_ties\nbase_model: base\nmodels: [{model: red, parameters: {weight: 1, density: %s}}]\n"
     assert "evomerge draws other ones" in read(text % "0.5", family).notes[0]
@@ -274,8 +288,7 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
         (HEAD + "models: &a [*a]\n", r"this is not valid YAML: maximum recursion"),
         (HEAD + "models:\n- parameters: {weight: 1}\n", r"line 5: there is no model"),
         (HEAD.replace("float32", "floot32") + WHOLE, r"line 3: Unknown dtype 'floot32': did you mean 'float32'"),
-        (HEAD + "chat_template: chatml\n" + WHOLE, r"line 4: the merged model has the chat template of the base"),
-        (HEAD + "tokenizer:\n  pad_to_multiple_of: 8\n" + WHOLE, r"line 5: the number of rows would change"),
+        (HEAD + "tokenizer:\n  pad_to_multiple_of: 8\n" + WHOLE, r"line 5: there would be 0 rows for 0 tokens"),
         (HEAD + "models: [{model: red, parameters: {weight: much}}]\n", r"line 4: there must be a number, not 'much'"),
         (
             HEAD + "models: [{model: red, parameters: {weight: [{filtre: x, value: 1}]}}]\n",
@@ -302,7 +315,7 @@ WHOLE = "models: [{model: red, parameters: {weight: 0.5}}]\n"
             r"line 3: mergekit scales what ties keeps",
         ),
         (
-            "merge_method: ties\nbase_model: base\nparameters: {lambda: 1.5}\n" + WHOLE,
+            "merge_method: ties\nbase_model: base\nparameters: {lambda: [1.5, 1]}\n" + WHOLE,
             r"line 3: ties divides by the weights of the experts that agree",
         ),
         (

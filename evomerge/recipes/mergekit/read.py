@@ -7,22 +7,24 @@ refused, with its line, before weights are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.common.errors import ConfigError, SpaceError
+from evomerge.common.errors import CheckpointError, ConfigError, SpaceError
 from evomerge.common.names import listed
 from evomerge.common.progress import Progress
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.hub import ModelPlace, find_directory, name_directories
 from evomerge.models.live import LiveModel, load_skeleton
+from evomerge.models.vocabulary import UNION
 from evomerge.models.weights import dtype_name, first_dtype, read_json
+from evomerge.recipes.mergekit.chat import choose_template
 from evomerge.recipes.mergekit.document import Document, Reference, read_document
 from evomerge.recipes.mergekit.methods import Peer, peer_named
 from evomerge.recipes.mergekit.numbers import Reader, by_group, fewest_groups
 from evomerge.recipes.mergekit.plan import make_plan
-from evomerge.recipes.mergekit.tokens import choose_vocabulary
+from evomerge.recipes.mergekit.tokens import check_tokens, choose_vocabulary, read_tokens
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.groups import make_groups
 from evomerge.task_vectors.family import auto_class_of
@@ -80,9 +82,13 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
     names = name_directories([model.place for model in models])
     experts = dict(zip(names, models, strict=True))
     live = _skeleton(places[base].path)
-    vocabulary = choose_vocabulary(
-        document, places[base].path, {name: places[one].path for name, one in experts.items()}
-    )
+    paths = {model: place.path for model, place in places.items()}
+    known = {} if document.tokenizer is None else read_tokens(paths)
+    vocabulary = choose_vocabulary(document, base, known, paths)
+    if vocabulary == UNION:
+        live = _united(live, document, paths[base], [paths[model] for model in models])
+    check_tokens(document, live, base, known, paths[base])
+    template = choose_template(document, paths[base], {name: paths[one] for name, one in experts.items()})
     ours, opened = _opened(live, places, base, experts, vocabulary, reporter)
     shapes = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     architecture = next(iter(ours.config.get("architectures") or ()), "")
@@ -107,6 +113,8 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
         coefficients=by_group(read.values, {group: names[0] for group, names in members[granularity].items()}),
         auto_class=live.auto_class,
         vocabulary=vocabulary,
+        union=live.union and live.union.digest,
+        template=template,
         dtype=document.out_dtype or document.dtype,
     )
     return Told(recipe, document.notes.said)
@@ -168,6 +176,15 @@ def _skeleton(path: Path) -> LiveModel:
     architecture = str((read_json(path / "config.json").get("architectures") or [""])[0])
     headless = "For" not in architecture and "LMHead" not in architecture
     return load_skeleton(path, "AutoModel" if headless else auto_class_of(architecture) or "AutoModel")
+
+
+def _united(live: LiveModel, document: Document, base: Path, experts: Sequence[Path]) -> LiveModel:
+    """Return the skeleton with rows for the tokens of all models."""
+    try:
+        return live.united(base, experts)
+    except CheckpointError as error:
+        line = document.tokenizer or document.method
+        raise line.error(str(error).rstrip(".")) from error
 
 
 def _opened(

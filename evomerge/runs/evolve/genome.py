@@ -82,8 +82,11 @@ def _circle(genome: Node, models: list[Reference]) -> tuple[Reference, list[Refe
 def _check_tokenizer(source: Node, account: Account) -> None:
     if source.text() not in ("base", "union"):
         raise source.error("the merged model has the base's tokenizer: write tokenizer_source: base")
+    if source.text() == "union":
+        account.take("tokenizer_source: union", {"model.vocabulary": "union"}, "every token of any model has a row")
+        return
     why = "the merged model has the base's tokenizer and its rows; tokens that experts add are left out"
-    account.take(f"tokenizer_source: {source.text()}", {"model.vocabulary": "shared"}, why)
+    account.take("tokenizer_source: base", {"model.vocabulary": "shared"}, why)
 
 
 def method_of(genome: Node) -> str:
