@@ -7,7 +7,7 @@ that merge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def read_start(
         known = Recipe.from_yaml(text).on_groups(space.groups, space.rows, parameters)
         return {variable.name: known[variable.name] for variable in space.variables if variable.name in known}
     try:
-        found = _of_yaml(text, method, space, parameters, sources)
+        found = _of_yaml(text, method, space, parameters, sources, Path(start).parent)
     except ConfigError as error:
         raise ConfigError(f"start={start}: {error}") from error
     return found
@@ -67,13 +67,16 @@ def _of_yaml(
     space: CoefficientSpace,
     parameters: Mapping[str, tuple[int, ...]],
     sources: Sources | None,
+    beside: Path,
 ) -> Arrays:
     document = read_document(text)
     peer = peer_named(document.method.text())
     if isinstance(peer, str):
         raise document.method.error(peer)
+    if sources and document.base:
+        _check_base(document.base, sources, beside)
     models = [model for model in document.models if model != document.base or peer.base == "listed"]
-    rows = {_row(model, space.rows, sources): model for model in models}
+    rows = {_row(model, space.rows, sources, beside): model for model in models}
     config = read_object(sources.base / "config.json") if sources else {}
     architecture = str(next(iter(config.get("architectures") or ()), "LlamaForCausalLM"))
     plan = make_plan(document, parameters, {name: name for name in parameters}, architecture)
@@ -97,21 +100,46 @@ def _of_yaml(
     return wanted
 
 
-def _row(model: Reference, rows: tuple[str, ...] | list[str], sources: Sources | None) -> str:
-    """Return the expert of the search that a model is: by its directory, its name on the hub, or its own name."""
+def _row(model: Reference, rows: Sequence[str], sources: Sources | None, beside: Path) -> str:
+    """Return the expert of the search that a model is."""
     for name in rows:
-        path = sources.experts.get(name) if sources else None
-        hub = sources.hub.get(name, "") if sources else ""
-        if (path and Path(model.path).exists() and path.resolve() == Path(model.path).resolve()) or (
-            hub.partition("@")[0] == model.path
-        ):
+        path, hub = sources.experts.get(name) if sources else None, sources.hub.get(name, "") if sources else ""
+        if sources and name in sources.dequantised:
+            path, hub = Path(sources.dequantised[name]), sources.dequantised[name]
+        if _is_at(model, path, hub, name, beside):
             return name
-    if (name := short_name(model.place)) in rows:
-        return name
     raise ConfigError(
         f"line {model.line}: {model} is none of the experts of this search ({', '.join(rows)}): name it in "
         f"model.experts."
     )
+
+
+def _check_base(model: Reference, sources: Sources, beside: Path) -> None:
+    """Refuse a YAML with another base than that of the search: its weights are of other differences."""
+    hub = sources.hub.get("", "")
+    if not _is_at(model, sources.base, hub, short_name(hub or str(sources.base)), beside):
+        raise ConfigError(
+            f"line {model.line}: its base_model is {model}, and the base of this search is {hub or sources.base}: name "
+            f"the same one in model.base, or that one in the YAML."
+        )
+
+
+def _is_at(model: Reference, path: Path | None, hub: str, name: str, beside: Path) -> bool:
+    """Return whether a model is one of the search: by its directory where it is there, else by its name on the hub, or
+    by what it is called.
+
+    Args:
+        model: as the YAML names it, from here or from where the YAML lies.
+        path: the directory of the one of the search.
+        hub: what that is on the hub.
+        name: what that is called.
+        beside: where the YAML lies.
+    """
+    text = model.lora.partition("@")[0] if model.lora else model.path
+    there = next((place for place in (Path(text).expanduser(), beside / text) if place.is_dir()), None)
+    if there and path and path.is_dir():
+        return path.samefile(there)
+    return text == hub.partition("@")[0] or short_name(text) == name
 
 
 def _check_method(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

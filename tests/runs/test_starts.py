@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from evomerge.common.errors import EvomergeError
+from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.merging.methods import Linear, Ties
+from evomerge.problem import Sources
 from evomerge.runs.starts import read_start
 from evomerge.space.coefficients import CoefficientSpace, make_space
 
@@ -58,6 +60,33 @@ def test_densities_start_as_well(tmp_path: Path) -> None:
     text = GRADIENT.replace("task_arithmetic", "ties").replace("weight: 0.4", "weight: 0.4, density: 0.25")
     found = started(text, tmp_path, space_of(method=Ties()), TIES)
     assert found["density"] == pytest.approx(found["density"] * 0 + [1.0, 0.25])
+
+
+def test_base_and_experts_of_the_yaml_are_those_of_the_search(tmp_path: Path) -> None:
+    """A directory that is there counts as it is, and any other by what it is called, or was on the hub."""
+    experts = {name: tmp_path / "m" / name for name in ("red", "blue")}
+    space, sources = space_of(), Sources(tmp_path / "m" / "base", experts, {}, hub={"red": "me/tuned@c0ffee"})
+    for name in ("m/base", "m/red", "m/blue", "other/base"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def begun(text: str) -> Any:
+        (tmp_path / "their.yml").write_text(text)
+        return read_start(str(tmp_path / "their.yml"), LINEAR, space, SHAPES, sources)
+
+    wanted = begun(GRADIENT)["weight"]
+    for old, new in {
+        "base_model: base": "base_model: m/base",
+        "experts/blue": "m/blue",
+        "experts/red": "me/tuned",
+    }.items():
+        assert np.array_equal(begun(GRADIENT.replace(old, new))["weight"], wanted)
+    for other in ("other/base", "bert"):
+        with pytest.raises(
+            ConfigError, match=rf"line 2: its base_model is {other}, and the base of this search is .*/m"
+        ):
+            begun(GRADIENT.replace("base_model: base", f"base_model: {other}"))
+    with pytest.raises(ConfigError, match=r"line 4: other/base is none of the experts of this search \(red, blue\)"):
+        begun(GRADIENT.replace("experts/red", "other/base"))
 
 
 @pytest.mark.parametrize(
