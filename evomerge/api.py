@@ -132,7 +132,7 @@ def search(
         run: the run directory: called again with the same arguments, the search goes on where it was. None: a temporary
             one, which lives as long as the result.
         seed: of everything that is drawn.
-        start: constants (tries a few), a number, 1/K, or the recipe.yaml of an earlier run.
+        start: constants (tries a few), a number, 1/K, the recipe.yaml of an earlier run, or a merge YAML of mergekit's.
         items: search items for a candidate, in all; None for every one.
         select_items: how many choose the winner; None for every one.
         report_items: how many judge it; None for every one.
@@ -224,7 +224,13 @@ def evaluate(
 
 @checked(run="'runs/mine'")
 def load(run: str | Path) -> Result:
-    """Return the result of a search that the command, or a program, ran: `load("runs/mine")`."""
+    """Return the result of a search that the command, or a program, ran: `load("runs/mine")`.
+
+    Raises:
+        ConfigError: it is no run directory; a merge YAML and a recipe are opened by `Candidate.read`.
+    """
+    if Path(run).is_file():
+        raise ConfigError(f"{run} is a file, and `load` opens a run directory: write Candidate.read({str(run)!r}).")
     return Result(run)
 
 

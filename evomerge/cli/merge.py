@@ -148,22 +148,13 @@ def _places(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _read(path: Path, reporter: Reporter) -> Recipe:
-    from evomerge.recipes.mergekit.document import is_mergekit
-    from evomerge.recipes.recipe import Recipe
+    from evomerge.recipes.reading import read_merge
 
     if not path.is_file():
         inside = path / "recipe.yaml"
         hint = f"write {inside}" if inside.is_file() else "a search writes one at its end, runs/<name>/recipe.yaml"
         raise ConfigError(f"There is no recipe {path}: {hint}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not is_mergekit(text):
-            return Recipe.from_yaml(text)
-        from evomerge.recipes.mergekit.read import read_mergekit
-
-        told = read_mergekit(text, path.parent, reporter)
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    told = read_merge(path, reporter)
     for note in told.notes:
         reporter.say(f"note: {path}: {note}")
     return told.recipe

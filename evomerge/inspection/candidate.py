@@ -18,13 +18,17 @@ from evomerge.common.forms import checked
 from evomerge.common.names import unknown
 from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.inspection.family import Family
+from evomerge.models.buffers import BASE
+from evomerge.models.templates import BASE as TEMPLATE
+from evomerge.recipes.buffers import put_statistics, statistics_of
 from evomerge.recipes.catalog import make_chain, make_method
+from evomerge.recipes.origins import find_origins
+from evomerge.recipes.reading import read_merge
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.choices import Choice, load_choice, settings_of
 from evomerge.runs.config import build, check_method
 from evomerge.runs.given import make_merge
 from evomerge.runs.transforms import in_order
-from evomerge.selection.contenders import read_recipe
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.stores import AUTO, kept_as
 
@@ -99,19 +103,86 @@ class Candidate:
         self.space: CoefficientSpace = self.merge.space
         self._point = self.space.nearest({})
 
+    @classmethod
+    @checked(
+        path="'their.yml' or 'runs/mine/recipe.yaml'",
+        bounds="{'weight': (0, 1.5)}",
+        device="'auto', 'cpu' or 'cuda:0'",
+        compute="'auto', 'float32' or None",
+        cache="a directory, or None",
+        progress=WRITTEN,
+    )
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        bounds: Mapping[str, Sequence[float]] | None = None,
+        device: str = "auto",
+        compute: str | None = "auto",
+        cache: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Candidate:
+        """Open the models of a merge YAML of mergekit's, or of a recipe, with its merge in the live model. A search
+        that is to begin there is given the same path as `start`, with bounds that hold its numbers.
+
+        Args:
+            path: of the file; its models are looked for from the working directory, then from its own.
+            bounds: variable -> (low, high).
+            device: as `Family` has it, like `compute` and `cache`.
+            progress: is told what goes on.
+
+        Returns:
+            The candidate; `family.notes` says what is done otherwise than the file says.
+
+        Raises:
+            EvomergeError: the file is neither, cannot be honoured, or its models are not there.
+
+        >>> import evomerge as em
+        >>> candidate = em.Candidate.read("their.yml")
+        >>> candidate.family.experts
+        ['mood', 'topic']
+        >>> result = em.search(candidate, "fitness.py:score", {"mood": "mood.jsonl"}, start="their.yml", budget=2)
+        """
+        progress, beside = progress or Silent(), Path(path).parent
+        told = read_merge(Path(path), progress)
+        recipe = told.recipe
+        places = find_origins(recipe, beside, None, {})
+        family = Family(
+            places.pop(""),
+            places,
+            auto_class=recipe.auto_class,
+            device=device,
+            compute=compute,
+            vocabulary=recipe.vocabulary,
+            part=recipe.part,
+            template=recipe.template or TEMPLATE,
+            store=str(recipe.store.get("name", AUTO)),
+            buffers=recipe.buffers.get("name", BASE),
+            cache=cache,
+            progress=progress,
+        )
+        family.notes += told.notes
+        how = Choice("method", recipe.method["name"], _rest(recipe.method))
+        chain = [{step["name"]: _rest(step)} for step in recipe.transform]
+        found = cls(family, recipe.granularity, how, transform=chain or None, bounds=bounds, progress=progress)
+        found.set(recipe)
+        if "file" in recipe.buffers:
+            put_statistics(found.model, statistics_of(recipe, beside))
+        return found
+
     def set(self, what: float | np.ndarray | Mapping[str, Any] | Recipe | str | Path) -> Any:
         """Put a merge into the live model, and return the model.
 
         Args:
             what: a number, the weight of all experts everywhere; {expert: weight}; a point of the space, (dim,); the
                 coefficients {variable: (G, K)}; a recipe of these models, this method and these transforms, or the path
-                of one.
+                of one, or of a merge YAML of mergekit's.
 
         Raises:
             EvomergeError: it is none of these, or not of this candidate.
         """
         if isinstance(what, str | Path):
-            what = read_recipe(Path(what))
+            what = read_merge(Path(what), Silent()).recipe
         if isinstance(what, Recipe):
             self._check_recipe(what)
             known = what.on_groups(self.space.groups, self.space.rows, self.family.opened.parameters)
@@ -214,6 +285,11 @@ class Candidate:
                 f"The recipe has coefficients of {', '.join(recipe.row_names)}, and this candidate of "
                 f"{', '.join(self.space.rows)}: make a family of the same experts."
             )
+
+
+def _rest(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a method or a transform of a recipe, without its name."""
+    return {name: value for name, value in named.items() if name != "name"}
 
 
 def _numbers(given: Any) -> np.ndarray:
