@@ -102,6 +102,7 @@ def table_of(found: Standings) -> Shown:
     """Return the table of a comparison, best on the select split first."""
     from evomerge.common.shown import Shown
     from evomerge.fitness.base import title
+    from evomerge.selection.standings import OTHERWISE
     from evomerge.selection.statistics import plus_minus
 
     base = {split: plus_minus(score.mean, score.se) if score else "no score" for split, score in found.base.items()}
@@ -111,6 +112,7 @@ def table_of(found: Standings) -> Shown:
     ahead = f"- {reference} ± se"
     columns = ["", "λ", "select ± se", "report ± se", ahead, "p", "prepare", "merge", "MiB", "needs"]
     notes = [
+        *([] if found.by_mean else [OTHERWISE]),
         f"λ: each chose its own on the select items. Only {reference} and the {len(tested)} best others were "
         f"scored on the report items.",
         f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "

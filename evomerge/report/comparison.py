@@ -12,7 +12,7 @@ from typing import Any
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.report.bars import Bars, Value, bars
 from evomerge.report.wording import metric, number, with_error
-from evomerge.selection.standings import ALPHA, RESULT, Row, Standings
+from evomerge.selection.standings import ALPHA, OTHERWISE, RESULT, Row, Standings
 from evomerge.selection.statistics import chance_text
 
 
@@ -47,6 +47,7 @@ def comparison_context(found: Standings, where: str) -> dict[str, Any]:
         found: what came out.
         where: the name of its directory.
     """
+    order = [] if found.by_mean else [OTHERWISE]
     weights = sorted({weight for row in found.rows for weight in row.values}, key=float)
     base = {split: with_error(score.mean, score.se) if score else "–" for split, score in found.base.items()}
     failed = [f"{row.name} has no report score: {error}" for row in found.tested if (error := _error(row))]
@@ -54,7 +55,7 @@ def comparison_context(found: Standings, where: str) -> dict[str, Any]:
         "title": f"{len(found.rows)} methods",
         "where": where,
         "headline": _headline(found),
-        "concerns": [*found.warnings, *failed],
+        "concerns": [*found.warnings, *order, *failed],
         "forest": _forest(found),
         "metric": metric(found.metric),
         "reference": found.reference,

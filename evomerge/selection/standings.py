@@ -18,6 +18,7 @@ RESULT = "comparison.json"
 """In the directory of a comparison that has ended."""
 ALPHA = 0.05
 """The chance below which a difference is called one, all tests taken together."""
+OTHERWISE = "The order is that of the objective of the settings, which is not the mean that is shown."
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ class Standings:
     warnings: Sequence[str] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
+
+    @property
+    def by_mean(self) -> bool:
+        """Whether the mean that the table shows is what decides the order; else it is the worst task, say."""
+        return all(row.select.mean is not None and abs(row.value - row.select.mean) < 1e-9 for row in self.rows)
 
     @property
     def tested(self) -> list[Row]:

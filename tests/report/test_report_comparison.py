@@ -46,6 +46,8 @@ def test_verdicts_in_words(tmp_path: Path) -> None:
     assert "a and b are better than" in write(standings(*many), tmp_path)
     broken = row("broken", 0.6, OnReport(error="it broke"))
     assert "broken has no report score: it broke" in write(standings(broken), tmp_path)
+    worst = row("trim", 0.52, SAME, value=0.3)
+    assert "which is not the mean that is shown" in write(standings(worst), tmp_path)
 
 
 def test_names_of_anybody_stay_text(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from evomerge.runs.compare import run_comparison
 from evomerge.runs.compared import COSTS, LOG
 from evomerge.runs.contestants import read_compared
 from evomerge.runs.suite import Suite
+from evomerge.runs.transforms import resolved
 from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
@@ -158,14 +159,13 @@ def without_costs(found: Standings) -> dict[str, Any]:
 def test_a_search_finds_what_a_comparison_has_scored(settings: dict[str, Any], tmp_path: Path, scored: Scored) -> None:
     """And the other way about: a constant is the same merge, whoever asks for it."""
     own = elsewhere(settings, tmp_path)
-    compare(own, tmp_path / "run", ["linear"], constants=[1.0])
-    problem = build_problem(own, Silent())
+    compare(own, tmp_path / "run", ["sce"], constants=[1.0])
+    problem = build_problem({**own, "transform": resolved("sce")}, Silent())
     fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
     judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
     scored.calls.clear()
     for split in ("select", "report"):
         judge.merged(problem.space.constant(1.0), split)
-        judge.base(split)
     assert scored.calls == []
     judge.merged(problem.space.constant(0.5), "report")
     assert len(scored.calls) == 1
