@@ -9,14 +9,17 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
+    from evomerge.cli.progress import Reporter
     from evomerge.problem import Sources
+    from evomerge.selection.curves import Curve
 
 DESCRIPTION = """\
 Look at a base and its experts before a search: what fits, what differs, how large the task vectors are, how they lie
@@ -32,6 +35,7 @@ What does not fit is said of each expert, the others are compared all the same, 
   evomerge inspect path/to/base path/to/a path/to/b
   evomerge inspect model=text
   evomerge inspect base a b model.auto_class=AutoModelForCausalLM --json > inspection.json
+  evomerge inspect model=text --curve                  may these be averaged: the loss on the lines between them
 """
 UNREAD = {"-": "-"}
 """Stands for the tasks where there are none; its items are not read."""
@@ -52,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     if not 0 < options.density <= 1:
         raise ConfigError(f"--density={options.density}: write a number above 0, up to 1, such as 0.2 for 20 %.")
 
+    from evomerge.cli.curves import show_curves
     from evomerge.cli.progress import Reporter
     from evomerge.cli.settings import compose_settings
     from evomerge.cli.tables import show
@@ -67,6 +72,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = plain(compose_settings(given))
     check(settings)
     scored = settings["fitness"]["tasks"] or settings["model"]["suite"]
+    if options.curve is not None and not scored:
+        raise ConfigError("--curve scores models, so it needs tasks: write fitness.tasks='{mood: mood.jsonl}'.")
     fitness = make_fitness(settings["fitness"]) if scored else None
     sources = find_models(options.directories, settings)
     model, reporter = settings["model"], Reporter()
@@ -87,12 +94,33 @@ def main(arguments: Sequence[str]) -> None:
         needs, warnings = estimate(found, intent_of(settings, sources, fitness), reporter)
         found.warnings.extend(warnings)
     result = document(found, needs, settings["budget"])
+    lines = [] if options.curve is None or found.refused else _curves(options, settings, reporter)
+    if options.curve is not None:
+        result["curves"] = [asdict(line) for line in lines]
     if options.json:
         print(json.dumps(finite(result), indent=1, allow_nan=False))
     else:
         show(result, reporter)
+        if lines:
+            show_curves(lines, reporter)
     if found.refused:
         raise SystemExit(1)
+
+
+def _curves(options: argparse.Namespace, settings: dict[str, Any], reporter: Reporter) -> list[Curve]:
+    """Score the lines between pairs of models: those that are named, or all pairs of experts."""
+    from evomerge.common.limits import TimeLimit
+    from evomerge.models.hub import name_directories
+    from evomerge.runs.build import build_problem
+    from evomerge.selection.curves import curves
+
+    if options.directories:
+        base, *experts = options.directories
+        settings["model"] |= {"base": base, "experts": name_directories(experts)}
+    with reporter.bars():
+        problem = build_problem(settings, reporter)
+    pairs = [(one, other) for one, _, other in (text.partition(":") for text in options.curve)]
+    return curves(problem, pairs or combinations(problem.vectors.rows, 2), reporter, TimeLimit(settings["time_limit"]))
 
 
 def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sources:
@@ -129,7 +157,8 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge inspect",
-        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--json] [setting=value ...]",
+        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--curve [A:B ...]] [--json] "
+        "[setting=value ...]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -141,6 +170,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0.2,
         metavar="D",
         help="signs are compared among the largest elements of each task vector, this share of them (0.2, as in TIES)",
+    )
+    parser.add_argument(
+        "--curve",
+        nargs="*",
+        metavar="A:B",
+        help="score 11 points of the straight line between two experts, or base:EXPERT, on search items; left empty, "
+        "between each two experts",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document with everything")
     return parser

@@ -150,7 +150,7 @@ def evaluate(
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
-            outcomes[name] = _outcome(contender, problem, score, ids, metric, timed)
+            outcomes[name] = outcome_of(contender, problem, score, ids, metric, timed)
     known = marks_of(problem)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     if problem.live.compute:
@@ -158,7 +158,7 @@ def evaluate(
         again, name = replace(contender, about=without_compute(contender.about)), f"{first} in {own}"
         with reporter.working(f"scoring {first} once more, in {own}, the dtype of the checkpoint"):
             written = in_checkpoints_dtype(problem.live, score)
-            outcomes[name], marks[name] = _outcome(again, problem, written, ids, metric, timed), marks[first]
+            outcomes[name], marks[name] = outcome_of(again, problem, written, ids, metric, timed), marks[first]
     return Comparison(
         split,
         metric,
@@ -227,7 +227,7 @@ def _marks(model: Model, marks: Marks) -> list[str]:
     return marks.of_merge()
 
 
-def _outcome(
+def outcome_of(
     contender: Contender,
     problem: Problem,
     score: Scoring,

@@ -73,6 +73,28 @@ def test_a_suite(pico_suite, tmp_path, capsys):
     assert result["needs"]["search"] > 0
 
 
+def test_the_curve_between_models(pico_suite, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [f"model.suite={pico_suite.path}", "model=pico", "fitness.items=30"]
+    found = answer(capsys, *given, "--curve", "base:trees", "trees:metals")["curves"]
+    assert [(one["one"], one["other"]) for one in found] == [("base", "trees"), ("trees", "metals")]
+    first, second = found
+    assert len(first["losses"]) == 11
+    assert first["losses"][-1] == second["losses"][0] < first["losses"][0]
+    for one in found:
+        ends, middle = one["losses"][0] + one["losses"][-1], one["losses"][5]
+        assert one["barrier"] >= max(0, middle - ends / 2) - 1e-9
+    main([*given, "--curve"])
+    said = capsys.readouterr().out
+    for pair in ("animals to trees", "animals to metals", "trees to metals"):
+        assert pair in said
+    assert "barrier" in said
+    with pytest.raises(EvomergeError, match=r"--curve: .*'mood'.*base, animals"):
+        main([*given, "--curve", "mood:trees"])
+    with pytest.raises(EvomergeError, match="is a linear merge: leave out"):
+        main([*given, "--curve", "method=ties"])
+
+
 def test_what_does_not_fit_is_said_last_and_sets_the_status(place, capsys):
     pico(LlamaForCausalLM, LLAMA).save_pretrained(place / "other")
     with pytest.raises(SystemExit) as stopped:
