@@ -198,9 +198,14 @@ def _products(site: Site, deltas: bool) -> np.ndarray:
             yield [each.double() for each in (torch.zeros_like(base) if deltas else base, *rows)]
 
     size = len(site.deltas) + 1
+    places = np.triu_indices(size)
+    total = sum(
+        (
+            torch.stack([(models[one] * models[other]).sum() for one, other in zip(*places, strict=True)])
+            for models in pieces()
+        ),
+        torch.zeros(len(places[0]), dtype=torch.float64, device=site.base.device),
+    )
     found = np.zeros((size, size))
-    for models in pieces():
-        for one in range(size):
-            for other in range(one, size):
-                found[one, other] += float((models[one] * models[other]).sum())
+    found[places] = total.cpu().numpy()
     return found + np.triu(found, 1).T
