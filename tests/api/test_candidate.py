@@ -143,7 +143,7 @@ def _densities(recipe):
         ({"typo": 0.3}, "Unknown expert or variable 'typo'"),
         ({"red": 0.3, "weight": 0.2}, "Unknown variable 'red'"),
         ({"red": [0.3, 0.2]}, r"The weight of red has shape \(2,\)"),
-        ("nothing.yaml", "nothing.yaml is no recipe"),
+        ("nothing.yaml", "nothing.yaml cannot be read"),
         (float("nan"), "not finite"),
         (np.zeros(3), r"has shape \(8,\), not \(3,\)"),
         (object(), "cannot be put into the model: give a number"),
