@@ -68,7 +68,7 @@ class ComparisonLog:
     ) -> None:
         self._directory, self._ids, self._metric = directory, ids, metric
         self._header = json.loads(json.dumps({"identity": identity, "fingerprint": fingerprint}))
-        self._journal = Journal(directory / LOG)
+        self._journal = Journal(directory / LOG, "--out runs/another")
         self._lines: dict[tuple[str, str], dict[str, Any]] = {}
         self.moved = False
 

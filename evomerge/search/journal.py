@@ -39,10 +39,11 @@ class Journal:
 
     Args:
         path: where it is; made, with its directory, when missing.
+        setting: by which a person names another directory.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, setting: str = "hydra.run.dir=runs/another") -> None:
+        self._path, self._setting = path, setting
         self._lock = filelock.FileLock(path.with_suffix(".lock"))
         self._file = -1
         self._end = 0  # bytes that are safe
@@ -59,8 +60,8 @@ class Journal:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise LogError(
-                f"Another process is working on the run {self._path.parent}. Two searches must not write one log: "
-                f"wait for it, or stop it, or choose another run directory (hydra.run.dir=runs/another)."
+                f"Another process is working on the run {self._path.parent}. Two processes must not write one log: "
+                f"wait for it, or stop it, or choose another run directory ({self._setting})."
             ) from None
         try:
             data = self._path.read_bytes() if self._path.exists() else b""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from evomerge.common.errors import LogError
 from evomerge.common.progress import Silent
@@ -253,3 +254,12 @@ def test_paired_on_report_is_that_of_the_logged_results(settings: dict[str, Any]
 
 def as_arrays(rows: dict[str, list[float]]) -> dict[str, dict[str, np.ndarray]]:
     return {task: {"m": np.array(row)} for task, row in rows.items()}
+
+
+def test_two_processes_do_not_write_one_log(begun: tuple[dict[str, Any], Path]) -> None:
+    settings, directory = begun
+    with (
+        FileLock(directory / "comparison.lock"),
+        pytest.raises(LogError, match=r"Another process is working on .*another run directory \(--out runs/another\)"),
+    ):
+        compare(settings, directory, ["linear"], constants=[1.0])
