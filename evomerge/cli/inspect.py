@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.cli.curves import show_curves
     from evomerge.cli.progress import Reporter
     from evomerge.cli.settings import compose_settings
-    from evomerge.cli.tables import show
+    from evomerge.cli.tables import show, show_kinship
     from evomerge.fitness.capabilities import Headed
     from evomerge.inspection.document import document
     from evomerge.inspection.estimates import estimate
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(finite(result), indent=1, allow_nan=False))
     else:
         show(result, reporter)
+        if options.kinship:
+            show_kinship(result, reporter)
         if lines:
             show_curves(lines, reporter)
     if found.refused:
@@ -157,7 +159,7 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge inspect",
-        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--curve [A:B ...]] [--json] "
+        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--kinship] [--curve [A:B ...]] [--json] "
         "[setting=value ...]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -170,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
         default=0.2,
         metavar="D",
         help="signs are compared among the largest elements of each task vector, this share of them (0.2, as in TIES)",
+    )
+    parser.add_argument(
+        "--kinship", action="store_true", help="also how far experts are from each other (--json has it)"
     )
     parser.add_argument(
         "--curve",

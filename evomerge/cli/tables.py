@@ -155,6 +155,18 @@ def _show_pairs(found: Mapping[str, Any], reporter: Reporter) -> None:
         print(f"Both signs occur in {', and in '.join(said if some else said[:1])}.")
 
 
+def show_kinship(found: Mapping[str, Any], reporter: Reporter) -> None:
+    """Print how near experts are to each other: correlations, and distances below the diagonal."""
+    labels, whole, everyone = _labels(found), found["whole"], range(len(found["compared"]))
+    pearson, distances = np.array(whole["pearson"]), np.array(whole["distances"])
+    rows = [
+        [label, *("" if j == k else cosine(pearson[j, k]) if j < k else number(distances[j, k]) for k in everyone)]
+        for j, label in enumerate(labels)
+    ]
+    title = "Kinship of experts: correlations of task vectors, and distances between them (below the diagonal)"
+    reporter.table(title, ["", *_heads(found)], rows)
+
+
 def _show_depth(found: Mapping[str, Any], reporter: Reporter) -> None:
     """How long the task vectors are in each layer, and how they lie to each other there."""
     groups = found["groups"]

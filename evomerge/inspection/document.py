@@ -121,6 +121,8 @@ def _relations(one: Geometry, names: Sequence[str]) -> dict[str, Any]:
         "ratios": one.ratios.tolist(),
         "changed": one.changed.tolist(),
         "cosines": one.cosines.tolist(),
+        "pearson": one.pearson.tolist(),
+        "distances": one.distances.tolist(),
         "opposite": _opposite(one.signs),
         "opposite_of_largest": _opposite(one.top),
     }

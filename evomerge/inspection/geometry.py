@@ -71,18 +71,24 @@ class Geometry:
         elements: how many.
         gram: inner products of the base and the task vectors, in this order, float64 (1 + K, 1 + K). Rows of an expert
             whose weights are not finite are NaN.
+        sums: of the elements of the task vectors, float64 (K,); NaN as above.
         signs: of all elements.
         top: of the elements that `measure` was asked to look at by themselves.
     """
 
     elements: int
     gram: np.ndarray
+    sums: np.ndarray
     signs: Signs
     top: Signs
 
     def __add__(self, other: Geometry) -> Geometry:
         return Geometry(
-            self.elements + other.elements, self.gram + other.gram, self.signs + other.signs, self.top + other.top
+            self.elements + other.elements,
+            self.gram + other.gram,
+            self.sums + other.sums,
+            self.signs + other.signs,
+            self.top + other.top,
         )
 
     @property
@@ -107,6 +113,21 @@ class Geometry:
         cosines = _divided(products, np.outer(self.norms, self.norms))
         np.fill_diagonal(cosines, np.where(np.isfinite(np.diag(cosines)), 1.0, np.nan))
         return cosines.clip(-1, 1)
+
+    @property
+    def pearson(self) -> np.ndarray:
+        """Correlations of the task vectors over the elements, (K, K): the kinship of Hu et al. (2024, arXiv 2410.12613,
+        section 3), with its sign; NaN where one is constant.
+        """
+        covariance = self.gram[1:, 1:] - _divided(np.outer(self.sums, self.sums), np.asarray(self.elements))
+        spread = np.sqrt(np.diag(covariance).clip(min=0))
+        return _divided(covariance, np.outer(spread, spread)).clip(-1, 1)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """‖τ_j - τ_k‖, (K, K)."""
+        squares = self.norms**2
+        return np.sqrt((squares[:, None] + squares - 2 * self.gram[1:, 1:]).clip(min=0))
 
 
 def measure(
@@ -160,7 +181,9 @@ def geometry(rows: Tensor, cutoffs: Tensor) -> Geometry:
     top = signs * (deltas.abs() >= cutoffs[:, None])
     gram = (wide @ wide.T).numpy()
     gram[~np.isfinite(gram)] = np.nan  # infinities of two signs could not be added up
-    return Geometry(rows.shape[1], gram, _compare(signs), _compare(top))
+    sums = wide[1:].sum(1).numpy()
+    sums[~np.isfinite(sums)] = np.nan
+    return Geometry(rows.shape[1], gram, sums, _compare(signs), _compare(top))
 
 
 def _compare(signs: Tensor) -> Signs:

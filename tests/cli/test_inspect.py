@@ -73,6 +73,14 @@ def test_a_suite(pico_suite, tmp_path, capsys):
     assert result["needs"]["search"] > 0
 
 
+def test_kinship(place, capsys):
+    whole = answer(capsys, "base", "mood", "topic")["whole"]
+    main(["base", "mood", "topic", "--kinship"])
+    said = capsys.readouterr().out.split("Kinship of experts")[1]
+    assert f"{whole['pearson'][0][1]:.3f}" in said
+    assert f"{whole['distances'][0][1]:.3g}" in said
+
+
 def test_the_curve_between_models(pico_suite, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [f"model.suite={pico_suite.path}", "model=pico", "fitness.items=30"]

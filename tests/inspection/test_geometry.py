@@ -79,6 +79,19 @@ def test_parts_add_up(rows, split):
         assert (one.several, one.conflicts, one.chance) == (other.several, other.conflicts, other.chance)
 
 
+def test_kinship_by_hand():
+    rows = np.array([[0, 0, 0, 0, 0, 0], [3, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1]], dtype=np.float32)
+    found = of(rows)
+    assert (found.pearson[0, 1], found.distances[0, 1]) == pytest.approx((-0.54824, 11.045361), abs=1e-5)
+    expected = np.corrcoef(rows[1:].astype(float))
+    assert found.pearson == pytest.approx(expected)
+    assert found.distances[0, 1] == pytest.approx(np.linalg.norm(rows[1] - rows[2]))
+    halves = of(rows[:, :2]) + of(rows[:, 2:])
+    assert halves.pearson == pytest.approx(expected)
+    constant = of(np.array([[0, 0, 0], [1, 1, 1], [1, 2, 3]], dtype=np.float32))
+    assert np.isnan(constant.pearson[0, 1])
+
+
 def test_cosines_ratios_and_shares():
     found = of(np.array([[3, 4], [1, 0], [1, 1], [-2, 0], [0, 0]], dtype=np.float32))
     assert found.ratios == pytest.approx([0.2, math.sqrt(2) / 5, 0.4, 0])
