@@ -3,8 +3,9 @@
 In: a base of Llama's modules, such as that of `scripts/build_suite.py lm`. Out: a row for every kind of adapter, whose
 factors are drawn: the largest relative difference to `merge_and_unload` in float32; and in bfloat16 the elements that
 differ, by how many units at most, and how often evomerge and how often PEFT is the nearer one to the fold in float64.
-The exit status is 1 if one of the two changes another tensor, if they differ by more than 1e-6 in float32 or (but for
-DoRA, where PEFT rounds lengths as well) by more than a unit in bfloat16, or if PEFT is nearer more often.
+The exit status is 1 if one of the two changes another tensor; if they differ by more than 1e-6 in float32, and
+evomerge as much from the fold in float64; if they differ by more than a unit in bfloat16 (but for DoRA, where PEFT
+rounds lengths as well); or if PEFT is nearer more often.
 
 Kinds that the base has no modules for are on bases that hold its numbers: one untied with biases that are drawn, and a
 GPT-2, whose matrices have inputs first.
@@ -66,7 +67,7 @@ def rows_of(base: str, given: Path, directory: Path) -> Iterator[tuple[dict[str,
         directory: an empty one.
     """
     import torch
-    from peft_parity.compare import compare, compare_narrow
+    from peft_parity.compare import compare, compare_narrow, distances
     from peft_parity.forms import FORMS, write_adapter, write_base
 
     narrow = torch.bfloat16
@@ -80,7 +81,11 @@ def rows_of(base: str, given: Path, directory: Path) -> Iterator[tuple[dict[str,
         wide = str(torch.float32)
         tensors, apart, faults = compare(directory / wide, directory / name / wide)
         found = compare_narrow(directory / str(narrow), directory / name / str(narrow), narrow)
-        faults += [f"differs by {apart:.1e} in float32"] if apart > NEAR else []
+        if apart > NEAR:
+            ours, theirs = distances(directory / wide, directory / name / wide)
+            text = f"differs by {apart:.1e} in float32: evomerge {ours:.1e} from the fold in float64, PEFT {theirs:.1e}"
+            faults += [text] if ours > NEAR else []
+            print(f"note: {name}: {text}", file=sys.stderr)
         faults += [f"differs by {found.units:g} units"] if found.units > 1 and not form.settings.get("use_dora") else []
         faults += ["PEFT is nearer more often"] if found.theirs > found.ours else []
         row = {"adapter": name, "base": base, "tensors": tensors, "float32": apart, "elements": found.elements}

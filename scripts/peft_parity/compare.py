@@ -74,11 +74,20 @@ def compare(base: Path, adapter: Path) -> tuple[int, float, list[str]]:
     theirs, (ours, expert) = folded(base, adapter, torch.float32), opened(base, adapter)
     changed = {name for name, tensor in theirs.items() if not torch.equal(tensor, ours.tensor(name))}
     faults = [f"{name} is changed by one of the two alone" for name in sorted(changed ^ {*expert.keys})]
-    apart = [
-        float((expert.tensor(name) - theirs[name]).double().norm() / theirs[name].double().norm())
-        for name in changed & {*expert.keys}
-    ]
-    return len(changed), max(apart, default=0.0), faults
+    both = changed & {*expert.keys}
+    return len(changed), max((_apart(expert.tensor(name), theirs[name]) for name in both), default=0.0), faults
+
+
+def distances(base: Path, adapter: Path) -> tuple[float, float]:
+    """Return how far our fold in float32 is from that in float64, and how far PEFT's is: the largest of a tensor."""
+    theirs, exact = (folded(base, adapter, each) for each in (torch.float32, torch.float64))
+    expert = opened(base, adapter)[1]
+    ours = max(_apart(expert.tensor(name), exact[name]) for name in expert.keys)
+    return ours, max(_apart(theirs[name], exact[name]) for name in expert.keys)
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).norm() / other.double().norm())
 
 
 def compare_narrow(base: Path, adapter: Path, dtype: torch.dtype) -> Narrow:

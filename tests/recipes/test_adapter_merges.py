@@ -92,7 +92,7 @@ def test_of_inputs_first(tmp_path):
         assert (folded[name] - tensor).norm() <= 1e-6 * tensor.norm()
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "ties_frozen"])
+@pytest.mark.parametrize("method", ["linear", "ties"])
 def test_of_a_lower_rank_the_error_is_said(adapters, tmp_path, method):
     """Of factors, and of a merge that is no sum of them."""
     path, experts = adapters

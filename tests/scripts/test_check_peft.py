@@ -59,11 +59,25 @@ def test_what_is_wrong_is_said_by_the_exit_status(monkeypatch: pytest.MonkeyPatc
     said = capsys.readouterr()
     assert said.err == "plain: differs by 2 units\n"
     assert said.out.splitlines()[-1] == "| plain | given | 3 | 1.0e-07 | 9 | 4 | 2 | 3 | 1 |"
+    monkeypatch.setattr(compare, "distances", lambda *given: (1e-3, 1e-9))
     monkeypatch.setattr(compare, "compare", lambda *given: (3, 1e-3, ["x is changed by one of the two alone"]))
     monkeypatch.setattr(compare, "compare_narrow", lambda *given: compare.Narrow(9, 4, 1.0, 1, 3))
     assert command.main(["--base", "somewhere", "--json"]) == 1
     said = capsys.readouterr().err
-    assert said.count("changed by one of the two") == said.count("1.0e-03") == said.count("PEFT is nearer") == 2
+    assert (
+        said.count("changed by one of the two")
+        == said.count("plain: differs by 1.0e-03")
+        == said.count("PEFT is nearer")
+        == 2
+    )
+    monkeypatch.setattr(compare, "compare", lambda *given: (3, 2e-6, []))
+    monkeypatch.setattr(compare, "compare_narrow", lambda *given: compare.Narrow(9, 4, 1.0, 3, 1))
+    monkeypatch.setattr(compare, "distances", lambda *given: (1e-8, 2e-6))
+    assert command.main(["--base", "somewhere", "--json"]) == 0
+    assert (
+        "note: DoRA: differs by 2.0e-06 in float32: evomerge 1.0e-08 from the fold in float64, PEFT"
+        in capsys.readouterr().err
+    )
 
 
 def test_units_and_who_is_nearer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
