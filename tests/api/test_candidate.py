@@ -57,6 +57,28 @@ def test_candidates_of_one_family_do_not_mix():
     assert same(whole.set(0.5), full)
 
 
+def test_the_gradient_of_weights_with_a_sum():
+    """Points are amounts there: their scale changes nothing, so the gradient is orthogonal to them."""
+    net = Net().double()
+    candidate = em.Candidate(em.Family(net, red=tuned(net, 1), blue=tuned(net, 2)), "model", sum=1.0)
+
+    def loss(model):
+        return model(torch.arange(9)).square().mean()
+
+    def at(x):
+        with torch.no_grad():
+            return loss(candidate.apply(x)).item()
+
+    x, step = np.array([0.3, 0.9]), 1e-2
+    numeric = [(at(x + step * one) - at(x - step * one)) / (2 * step) for one in np.eye(2)]
+    candidate.apply(x)
+    slope = candidate.gradient(loss)
+    assert slope == pytest.approx(numeric, rel=1e-2)
+    assert slope @ x == pytest.approx(0, abs=1e-9)
+    candidate.set({"red": 0.25, "blue": 0.75})  # the same weights, of other amounts
+    assert candidate.gradient(loss) @ x == pytest.approx(0, abs=1e-9)
+
+
 def test_a_search_begins_at_the_base(family):
     candidate, red = em.Candidate(family, "tensor"), tuned(Net(), 1)
 
