@@ -32,7 +32,6 @@ from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.ranking import Entered, finalists, held_against, order
 from evomerge.selection.standings import RESULT, Cost, OnReport, Row, Standings
 from evomerge.selection.statistics import paired, score_of
-from evomerge.trials import StopReason
 
 SPLITS = ("select", "report")
 VERSIONS = ("python", "torch", "numpy")
@@ -88,7 +87,7 @@ def run_comparison(
         try:
             rows, base, failed = _played(rounds, contestants)
         except Stopped:
-            reporter.say(StopReason.INTERRUPTED.value)
+            reporter.say("The comparison was asked to stop. Run the same command again to go on.")
             return None
         finally:
             problem.become(None)
