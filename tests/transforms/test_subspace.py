@@ -12,7 +12,9 @@ from torch import Tensor
 
 import evomerge as em
 from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Silent
 from evomerge.models.factors import Factors
+from evomerge.recipes.adapter import write_adapter
 from evomerge.recipes.recipe import Recipe
 from evomerge.task_vectors.low_rank import LowRankDelta
 from evomerge.task_vectors.store import TaskVectors
@@ -23,6 +25,7 @@ from evomerge.transforms.subspace import CoreSpace, Knots
 from evomerge.transforms.ties import TrimElect
 from tests.kit.adapters import CAUSAL, llama, save_adapter
 from tests.kit.language import save_tokenizer
+from tests.kit.merging import make_recipe
 from tests.kit.vectors import vectors_of
 
 D1, D2 = torch.tensor([[2.0, 0], [0, 0]]), torch.ones(2, 2)
@@ -300,3 +303,15 @@ def test_a_search_of_adapters_writes_what_was_scored(tmp_path: Path, transform: 
         if not torch.equal(one, merged[name])
     ]
     assert {name.split(".")[-2] for name in changed} >= {"q_proj", "v_proj", "down_proj", "input_layernorm"}
+
+
+@pytest.mark.parametrize("transform", ["knots", "core_space"])
+def test_a_merge_of_adapters_is_an_adapter_of_all_ranks_together(tmp_path: Path, transform: str) -> None:
+    llama().save_pretrained(tmp_path / "base")
+    experts = {name: save_adapter(tmp_path / name, llama(), seed=k, r=k) for k, name in ((2, "two"), (3, "three"))}
+    recipe = replace(
+        make_recipe(tmp_path / "base", experts, "linear", "layer", CAUSAL),
+        transform=[{"name": transform, "density": 0.5}],
+    )
+    assert write_adapter(recipe, tmp_path, tmp_path / "five", rank=5, reporter=Silent()).error < 1e-5
+    assert write_adapter(recipe, tmp_path, tmp_path / "four", rank=4, reporter=Silent()).error > 1e-3
