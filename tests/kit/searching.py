@@ -11,6 +11,7 @@ import numpy as np
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.gradient import Gradient
+from evomerge.searchers.greedy import Greedy
 from evomerge.searchers.grid import Grid
 from evomerge.searchers.hybrid import Hybrid
 from evomerge.searchers.random import Random
@@ -32,6 +33,7 @@ SEARCHERS: dict[str, Make] = {
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
+    "greedy": lambda space, seed: Greedy(space, space.start({}), seed),
     "gradient": lambda space, seed: Gradient(space, space.start({}), seed),
     "gradient-cosine": lambda space, seed: Gradient(
         space, space.start({}), seed, schedule="cosine", steps=700, every=3
