@@ -7,7 +7,7 @@ coordinates, which are float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -50,17 +50,21 @@ class Space(NamedTuple):
         return (rows if self.right is None else rows @ self.right.T).float().reshape(shape)
 
 
-def directions(matrices: Iterable[Tensor]) -> Tensor:
-    """Return the left singular vectors of matrices side by side, float64 (m, p), without those that carry nothing.
+def directions(matrices: Sequence[Tensor]) -> Tensor:
+    """Return the left singular vectors of matrices side by side, float64 (m, p), the strongest first, without those
+    that carry nothing.
 
-    The triangle of all, which is put together one matrix after the other, has the same ones.
+    They are eigenvectors of Σ_k X_k·X_kᵀ, whose eigenvalues are squares: in float64 the smallest ones that are kept are
+    still far above its rounding.
 
     Args:
         matrices: (m, n) each, with an n of its own.
     """
-    triangles = (_triangle(matrix.double().T) for matrix in matrices)
-    u, s, _ = svd(reduce(lambda one, other: _triangle(torch.cat([one, other])), triangles).T)
-    return u[:, s > NOISE * s.max()]
+    if sum(one.shape[1] for one in matrices) < len(matrices[0]):
+        q, r = torch.linalg.qr(torch.cat([one.double() for one in matrices], dim=1))
+        return q @ directions([r])
+    squares, vectors = torch.linalg.eigh(reduce(torch.add, (_squared(one.double()) for one in matrices)))
+    return vectors[:, squares > NOISE**2 * squares[-1]].flip(1)
 
 
 def directions_of_products(factors: Sequence[Factors]) -> Tensor:
@@ -69,7 +73,7 @@ def directions_of_products(factors: Sequence[Factors]) -> Tensor:
     """
     q, r = torch.linalg.qr(torch.cat([one.left.double() for one in factors], dim=1))
     parts = r.split([one.rank for one in factors], dim=1)
-    return q @ directions(one.scale * part @ one.right.double() for one, part in zip(factors, parts, strict=True))
+    return q @ directions([one.scale * part @ one.right.double() for one, part in zip(factors, parts, strict=True)])
 
 
 def nearest(change: Change, rank: int) -> Change:
@@ -87,5 +91,5 @@ def matrix(change: Change) -> Tensor:
     return change.whole().view(change.shape) if isinstance(change, Factors) else change.flatten(1)
 
 
-def _triangle(tall: Tensor) -> Tensor:
-    return torch.linalg.qr(tall, mode="r").R
+def _squared(matrix: Tensor) -> Tensor:
+    return matrix @ matrix.T

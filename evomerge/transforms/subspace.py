@@ -166,7 +166,7 @@ class Knots(_Subspace):
             return Space(directions_of_products(factors))
         if any(not isinstance(change, Factors) and change.dim() < 2 for change in changes):
             return Space()
-        return Space(directions(matrix(change) for change in changes))
+        return Space(directions([matrix(change) for change in changes]))
 
 
 class CoreSpace(_Subspace):
@@ -219,7 +219,7 @@ class CoreSpace(_Subspace):
         factors = [change for change in changes if isinstance(change, Factors)]
         if len(factors) < len(changes):
             return Space()
-        return Space(directions(one.left for one in factors), directions(one.right.T for one in factors))
+        return Space(directions([one.left for one in factors]), directions([one.right.T for one in factors]))
 
 
 def _factors(store: TaskVectors) -> dict[str, dict[str, Factors]]:
