@@ -83,8 +83,8 @@ def enter(judge: Judge, objective: Objective, constants: Mapping[float, Mapping[
 
 
 def order(values: Mapping[str, float]) -> list[str]:
-    """Return contestants by what they reached, the best first; equals stay in their order."""
-    return sorted(values, key=lambda name: -values[name])
+    """Return contestants by what they reached, the best first; equals, but for the rounding of a sum, stay in order."""
+    return sorted(values, key=lambda name: -round(values[name], 12))
 
 
 def finalists(ranked: Sequence[str], reference: str) -> list[str]:

@@ -56,6 +56,7 @@ def test_a_chance_is_that_of_the_normal_distribution():
 
 def test_the_best_come_first_and_equals_stay_in_their_order():
     assert order({"a": 1.0, "b": 3.0, "c": 3.0, "d": 2.0}) == ["b", "c", "d", "a"]
+    assert order({"a": 0.3, "b": 0.1 + 0.2}) == ["a", "b"]
 
 
 def test_task_arithmetic_takes_no_place_of_the_tested():
