@@ -156,6 +156,7 @@ def _check_recipe(recipe: Recipe) -> None:
             ("vocabulary=union", recipe.vocabulary == UNION),
             (f"part={recipe.part}", recipe.part),
             (f"template={recipe.template}", recipe.template),
+            (f"buffers={recipe.buffers.get('name')}", recipe.buffers),
         )
         if there
     ]:

@@ -118,6 +118,7 @@ REFUSED = {
     "union": (["low"], "linear", {"vocabulary": "union"}, "this recipe has vocabulary=union"),
     "part": (["low"], "linear", {"part": "language_model"}, "this recipe has part=language_model"),
     "template": (["low"], "linear", {"template": "low"}, "this recipe has template=low"),
+    "buffers": (["low"], "linear", {"buffers": {"name": "average"}}, "this recipe has buffers=average"),
     "store": (["low"], "linear", {"store": {"name": "int8"}}, "task vectors in int8"),
 }
 
