@@ -20,7 +20,7 @@ from evomerge.common.shown import Shown
 from evomerge.inspection.geometry import Geometry, measure
 from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.runs.choices import load_choice
-from evomerge.runs.given import Model, take_family
+from evomerge.runs.families import Model, take_family
 from evomerge.task_vectors.stores import CHOICES as STORES
 
 

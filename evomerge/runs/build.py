@@ -29,7 +29,8 @@ from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.config import CHOOSING, build
-from evomerge.runs.given import Given, make_merge, open_family
+from evomerge.runs.families import open_family
+from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import Arrays, read_start

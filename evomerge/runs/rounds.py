@@ -27,7 +27,8 @@ from evomerge.runs.build import recalibrate, written_of
 from evomerge.runs.compared import ComparisonLog
 from evomerge.runs.config import build
 from evomerge.runs.contestants import Contestant
-from evomerge.runs.given import Opened, make_merge
+from evomerge.runs.families import Opened
+from evomerge.runs.given import make_merge
 from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.choosing import objective_of

@@ -123,7 +123,7 @@ def test_what_is_wrong_with_a_file_is_found_before_the_base_is_loaded(
 ):
     (tmp_path / "mine.py").write_text("def score(model, tokenizer, items): ...\n")
     (tmp_path / "fails.py").write_text("def score(model, tokenizer, items): ...\n\n1 / 0\n")
-    monkeypatch.setattr("evomerge.runs.given.load_live", no_base)
+    monkeypatch.setattr("evomerge.runs.families.load_live", no_base)
     monkeypatch.setattr("evomerge.inspection.sources.load_skeleton", no_base)
     monkeypatch.setattr(sys, "path", list(sys.path))
     given = [*untokenized, override.format(path=tmp_path)]
