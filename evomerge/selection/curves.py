@@ -19,7 +19,6 @@ from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import check_items
-from evomerge.merging.methods import Linear
 from evomerge.problem import Problem
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.selection.contenders import Contender, in_place
@@ -144,7 +143,7 @@ def _point(problem: Problem, one: str, other: str, alpha: float) -> Contender:
 
 
 def _check(problem: Problem, pairs: Sequence[tuple[str, str]]) -> None:
-    if not isinstance(problem.method, Linear) or problem.transforms:
+    if problem.method.name != "linear" or problem.transforms:
         raise ConfigError("A straight line between models is a linear merge: leave out method= and transform=.")
     known = (BASE, *problem.vectors.rows)
     for pair in pairs:

@@ -131,10 +131,10 @@ def test_a_loaded_result_is_compared_in_one_live_model(pico_suite, tmp_path, mon
     tasks = {name: em.items(task.items) for name, task in pico_suite.tasks.items()}
     em.search(candidate, "tests.kit.user_fitness:score", tasks, run=tmp_path / "run", report_items=8, **FEW)
     loaded, made = em.load(tmp_path / "run"), []
-    from evomerge.runs import given
+    from evomerge.runs import families
 
-    load_live = given.load_live
-    monkeypatch.setattr(given, "load_live", lambda *args: made.append(args) or load_live(*args))
+    load_live = families.load_live
+    monkeypatch.setattr(families, "load_live", lambda *args: made.append(args) or load_live(*args))
     assert em.evaluate(loaded, "base", "experts").models["winner"] == loaded.summary.winner
     assert len(made) == 1
 

@@ -44,7 +44,7 @@ def test_a_refused_member_is_named_and_the_others_run(place: Path) -> None:
     assert "1 of 2 runs are complete" in done.stdout
     (line,) = not_complete(done.stderr)
     assert "start-nonsense" in line
-    assert "start=nonsense is no number and no recipe file" in line
+    assert "start=nonsense is no number, no name and no file" in line
     (run,) = (file.parent for file in (place / "runs").glob("*/recipe.yaml"))
     arguments = shlex.split((run / "command.txt").read_text())  # of this run alone
     assert arguments == ["evomerge", "search", *SMALL, "start=0.4", f"hydra.run.dir=runs/{run.name}"]
