@@ -1,6 +1,7 @@
 """Coefficients in closed form, to begin a search with: they follow from the task vectors, or from the depth alone.
 
-In: task vectors and the groups of a space. Out: a weight for each group and row. None of them needs data.
+In: task vectors, or the rows that transforms made of them, and the groups of a space. Out: a weight for each group and
+row. None of them needs data.
 
     metagpt       ‖τ_k‖² / Σ_j ‖τ_j‖² in all groups (Zhou et al. 2024, arXiv 2406.11385, section 3)
     model_stock   t / K with t = K c / (1 + (K - 1) c), group by group, where c is the mean of the cosines between the

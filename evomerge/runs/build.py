@@ -201,7 +201,7 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
     Raises:
         ConfigError: `start` is none of these.
     """
-    start, vectors, space = settings["start"], problem.vectors, problem.space
+    start, space = settings["start"], problem.space
     if start == "constants":
         return None
     if start == "1/K":
@@ -210,13 +210,13 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
         return {"weight": float(start)}
     if isinstance(start, str) and start in STARTS:
         with reporter.working(f"reading the task vectors for start={start}"):
-            return {"weight": STARTS[start](vectors, space.groups)}
+            return {"weight": STARTS[start](problem.rows, space.groups)}
     if not isinstance(start, str) or not Path(start).is_file():
         raise ConfigError(
             f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "
             f"start=1/K, start={', start='.join(STARTS)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
         )
-    return read_start(start, settings["method"], space, vectors.parameters, problem.sources)
+    return read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources)
 
 
 def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None) -> Searcher:

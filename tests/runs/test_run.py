@@ -16,9 +16,12 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError, LogError, SpaceError
 from evomerge.common.progress import Seconds, Silent, unlimited
 from evomerge.recipes.recipe import Recipe
+from evomerge.runs.build import build_problem, find_start
+from evomerge.runs.config import plain
 from evomerge.runs.outputs import show
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.runs.transforms import in_order
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
 from evomerge.trials import Trial
@@ -142,6 +145,14 @@ def test_a_start_outside_the_bounds_is_refused_before_the_search(
     with pytest.raises(SpaceError, match=said):
         run_search(compose(*settings, *given), tmp_path, Reporter())
     assert not (tmp_path / "trials.jsonl").exists()
+
+
+def test_a_start_in_closed_form_is_of_the_rows_that_a_transform_made(settings: list[str]) -> None:
+    chosen = in_order(plain(compose(*settings, "transform=unified", "start=metagpt", "space=model")))
+    problem = build_problem(chosen, Silent())
+    start = find_start(chosen, problem, Silent())
+    assert start is not None
+    assert start["weight"].tolist() == [[1.0]]
 
 
 def test_bounds_without_a_usual_constant(settings: list[str], tmp_path: Path) -> None:
