@@ -59,7 +59,11 @@ def show_worth(worth: Worth, reporter: Reporter) -> None:
         for task, one in worth.tasks.items()
     ]
     columns = ["", "base", "merge", "best\nexpert", "which is", "of its gain\nkept", "merge - best expert"]
-    kept = [f"{worth.kept:.0%} of the best experts' gains are kept, as a mean over tasks"] if worth.kept else []
+    kept = (
+        [f"{worth.kept:.0%} of the best experts' gains are kept, as a mean over tasks"]
+        if worth.kept is not None
+        else []
+    )
     passed = [task for task, one in worth.tasks.items() if one.passes]
     lines = [
         *kept,

@@ -11,9 +11,12 @@ import pytest
 
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
+from evomerge.cli.scores import show_worth
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.selection.statistics import Paired
+from evomerge.selection.worth import OfTask, Worth
 from tests.kit.helpers import compose
 from tests.processes.command import evomerge
 
@@ -64,6 +67,13 @@ def test_the_table(capsys) -> None:
     for text in ("mean ± se", "animals", "metals", "runs/one", "experts, each on its own task"):
         assert text in out
     assert "minus base, paired on the same items" in out
+
+
+def test_a_merge_that_keeps_nothing_is_told(capsys) -> None:
+    nothing = Paired(0.0, 0.1)
+    task = OfTask(base=0.5, merge=0.5, best="a", score=0.7, kept=0.0, over=-0.2, se=0.1)
+    show_worth(Worth("m", {"t": task}, "a", nothing, nothing, 0.0), Reporter())
+    assert "0% of the best experts' gains are kept" in capsys.readouterr().out
 
 
 def test_what_a_merge_is_worth(capsys) -> None:
