@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         EvomergeError: a setting or a source is wrong, or the directory holds another comparison.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     own = [one for one in options.settings if one.startswith(OWN)]
     given = [one for one in options.settings if one not in own]
 
@@ -113,16 +113,22 @@ def table_of(found: Standings) -> Shown:
     columns = ["", "λ", "select ± se", "report ± se", ahead, "p", "prepare", "merge", "MiB", "needs"]
     notes = [
         *([] if found.by_mean else [OTHERWISE]),
-        f"λ: each chose its own on the select items. Only {reference} and the {len(tested)} best others were "
-        f"scored on the report items.",
-        f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "
-        f"{len(tested)} tests (Holm).",
+        *(_on_report(reference, len(tested)) if tested else []),
         *(f"left out: {name}: {reason}" for name, reason in found.left_out.items()),
         *(f"{row.name} has no report score: {row.tested.error}" for row in tested if row.tested and row.tested.error),
     ]
     items = f"{found.items['select']} select and {found.items['report']} report items"
     what = title(found.metric, found.measures)
     return Shown(f"{what} on {items}; best on select first, higher is better", columns, rows, notes)
+
+
+def _on_report(reference: str, tested: int) -> list[str]:
+    return [
+        f"λ: each chose its own on the select items. Only {reference} and the {tested} best others were scored on the "
+        f"report items.",
+        f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "
+        f"{tested} tests (Holm).",
+    ]
 
 
 def _cells(row: Row) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from evomerge import __version__
 from evomerge.common.digests import digest
-from evomerge.common.errors import EvomergeError
+from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.common.limits import TimeLimit
 from evomerge.common.machine import fingerprint
@@ -62,6 +62,7 @@ def run_comparison(
     Raises:
         EvomergeError: something is wrong with settings, sources or log; nothing of the comparison is lost.
     """
+    _check_directory(directory)
     check(settings)
     fitness, limit = make_fitness(settings["fitness"]), TimeLimit(settings["time_limit"])
     sources = find_sources(settings["model"], settings["fitness"]["tasks"])
@@ -106,6 +107,19 @@ def run_comparison(
     )
     write_atomically(directory / RESULT, found.to_json())
     return found
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a file, and the run of a search, whose page that of the comparison would replace.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    is_run = (directory / "trials.jsonl").exists()
+    if is_run or (directory.exists() and not directory.is_dir()):
+        raise ConfigError(
+            f"{directory} is {'the run of a search' if is_run else 'a file'}: name another directory with --out."
+        )
 
 
 def _played(rounds: Rounds, contestants: Mapping[str, Contestant]) -> tuple[list[Row], dict[str, Any], dict[str, str]]:

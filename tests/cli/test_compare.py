@@ -84,9 +84,10 @@ def test_the_directory_is_named_by_the_comparison_and_a_stop_is_told(
 
     monkeypatch.setattr("evomerge.runs.compare.run_comparison", stopped)
     own = [*settings(pico_suite, tmp_path / "cache"), "compare.methods=[linear]", "compare.constants=[1.0]"]
-    for more in ([], ["seed=2"], ["compare.constants=[0.5]"], []):
+    for more in ([], ["seed=2"], ["compare.constants=[0.5]"], [], ["--out", "here", "seed=3"]):
         with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
             main(["compare", *own, *more])
+    assert places.pop() == Path("here")
     assert len(places) == 4
     assert places[0] == places[3]
     assert len(set(places)) == 3
@@ -118,3 +119,13 @@ def test_what_has_no_meaning_is_refused(
     assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_and_a_file_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trials.jsonl").touch()
+    for place, message in ((tmp_path, "is the run of a search"), (tmp_path / "trials.jsonl", "is a file")):
+        with pytest.raises(SystemExit) as end:
+            main(["compare", "model=pico", "--out", str(place)])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["trials.jsonl"]
