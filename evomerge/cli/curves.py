@@ -26,7 +26,9 @@ def show_curves(lines: Sequence[Curve], reporter: Reporter) -> None:
     columns = ["", *(f"{ALPHAS[i]:g}" for i in SHOWN), "barrier ± se", "above the\nmean of ends"]
     reporter.table("loss on search items along the straight line between two models; lower is better", columns, rows)
     if flat := [line for line in lines if line.flat]:
-        reporter.say(f"No barrier between {_pairs(flat)}: nothing is lost on the way, so an average of them is safe.")
+        reporter.say(
+            f"No barrier shows between {_pairs(flat)}: as far as these items tell, an average of them loses nothing."
+        )
     if steep := [line for line in lines if not line.flat]:
         reporter.say(
             f"A barrier between {_pairs(steep)}: in between, the loss is higher than the line of both ends has it. "

@@ -74,6 +74,8 @@ def main(arguments: Sequence[str]) -> None:
     scored = settings["fitness"]["tasks"] or settings["model"]["suite"]
     if options.curve is not None and not scored:
         raise ConfigError("--curve scores models, so it needs tasks: write fitness.tasks='{mood: mood.jsonl}'.")
+    if single := next((text for text in options.curve or () if ":" not in text), None):
+        raise ConfigError(f"--curve {single} is one model: write two with a colon, such as --curve base:trees.")
     fitness = make_fitness(settings["fitness"]) if scored else None
     sources = find_models(options.directories, settings)
     model, reporter = settings["model"], Reporter()

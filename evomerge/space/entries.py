@@ -97,8 +97,9 @@ def tied_entries(
         for entry, pattern in found:
             factor = patterns[pattern]
             if not math.isfinite(factor) or factor == 0 or (variable[entry].share and not 0 < factor <= 1):
-                what = "a share, so write one above 0, up to 1" if variable[entry].share else "no number to search"
-                raise SpaceError(f"tied: {pattern!r} has the factor {factor:g}, and {variable[entry].name} is {what}.")
+                shares = f"{variable[entry].name} is a share, so write one above 0, up to 1"
+                what = shares if variable[entry].share else "nothing would move it: write another number"
+                raise SpaceError(f"tied: {pattern!r} has the factor {factor:g}, and {what}.")
             if merged.setdefault(entry, (name, factor)) != (name, factor):
                 raise SpaceError(
                     f"tied: {entry} is in {merged[entry][0]!r} and in {pattern!r}. Let it be in one of them."

@@ -99,6 +99,8 @@ def test_the_curve_between_models(pico_suite, tmp_path, capsys, monkeypatch):
     assert "barrier" in said
     with pytest.raises(EvomergeError, match=r"--curve: .*'mood'.*base, animals"):
         main([*given, "--curve", "mood:trees"])
+    with pytest.raises(EvomergeError, match="--curve base is one model: write two"):
+        main([*given, "--curve", "base"])
     with pytest.raises(EvomergeError, match="is a linear merge: leave out"):
         main([*given, "--curve", "method=ties"])
 

@@ -83,7 +83,7 @@ def test_which_coordinate_moves_an_entry() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tied": [{"a": 1, "b": 0}]}, r"tied: 'weight/embeddings/b' has the factor 0, and weight is no number to"),
+        ({"tied": [{"a": 1, "b": 0}]}, r"tied: 'weight/embeddings/b' has the factor 0, and nothing would move it"),
         ({"tied": [{"a": 1, "d": 1}]}, r"tied: 'weight/embeddings/d' matches no entry"),
         ({"tied": [{"a": 1, "b": -1}, "weight/*/b"]}, r"tied: weight/embeddings/b is in 'weight/embeddings/a' and in"),
         ({"only": ["*attn*"]}, r"only: '\*attn\*' matches no entry"),
