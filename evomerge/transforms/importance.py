@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evomerge.common.errors import ConfigError
 from evomerge.task_vectors.cuts import find_cuts
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
@@ -52,7 +53,7 @@ class Pcb(Transform):
         outliers: which share of the smallest elements, and of the largest, count as the next one does.
 
     Raises:
-        ConfigError: a setting is no share.
+        ConfigError: a setting is no share, or nothing is left between outliers.
     """
 
     name = "pcb"
@@ -62,6 +63,11 @@ class Pcb(Transform):
     def __init__(self, density: float = 0.1, outliers: float = 0.01) -> None:
         self.density = share(self.name, "density", density, example=0.1)
         self.outliers = share(self.name, "outliers", outliers, zero=True, example=0.01)
+        if self.outliers >= 0.5:
+            raise ConfigError(
+                f"The transform pcb has outliers={outliers}, which leaves nothing between the smallest and the largest "
+                f"elements: write a share below 0.5, such as 0.01."
+            )
 
     def prepare(self, store: TaskVectors, statistics: Any) -> tuple[dict[str, Span], dict[str, Span]]:
         """Return from where to where magnitudes and scores of each row go."""

@@ -101,3 +101,8 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Pcb(2)
     with pytest.raises(ConfigError, match="widen has above=0: write a number above 0, such as 1"):
         Widen(above=0)
+
+
+def test_outliers_leave_elements_between_them() -> None:
+    with pytest.raises(ConfigError, match=r"outliers=0.5, which leaves nothing between"):
+        Pcb(outliers=0.5)
