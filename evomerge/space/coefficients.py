@@ -247,7 +247,8 @@ def make_space(
         scales[v.name] = np.where(np.abs(found - 1) < ROUNDING, 1.0, found).reshape(dead.shape)
         low[choice.indices], high[choice.indices] = v.low, v.high
         known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else rows[k]}": rest for g, k in pairs}
-    check_total(total, sharing, held)
+    amounts = matrices["weight"]
+    check_total(total, sharing, held, bool((low[amounts.indices] < 0).any() or (amounts.data < 0).any()))
     return CoefficientSpace(
         groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales, total
     )

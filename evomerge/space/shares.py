@@ -53,13 +53,14 @@ def amounts_of(weights: np.ndarray, usual: float, high: float) -> np.ndarray:
     return np.where(sums < NOTHING, usual, weights * factor)
 
 
-def check_total(total: float | None, sharing: str, held: Mapping[str, float]) -> None:
+def check_total(total: float | None, sharing: str, held: Mapping[str, float], below: bool) -> None:
     """Refuse a sum that means nothing, and weights that are no shares of it.
 
     Args:
         total: what the weights of a group sum to; None for anything.
         sharing: of the space.
         held: entry name -> the value at which it is held.
+        below: whether amounts may be below 0. Then their sum may be nearly nothing, and no bound holds for a weight.
 
     Raises:
         SpaceError: there is one.
@@ -68,6 +69,11 @@ def check_total(total: float | None, sharing: str, held: Mapping[str, float]) ->
         return
     if not 0 < total < np.inf:
         raise SpaceError(f"sum: weights cannot sum to {total:g}: write a number above 0, such as space.sum=1.")
+    if below:
+        raise SpaceError(
+            "sum: weights are shares of amounts, and a share of amounts below 0 has no bound: write space.bounds="
+            "{weight: [0, 1.5]}, and factors above 0 in space.tied; or leave out space.sum."
+        )
     kept = [name for name, value in held.items() if value and name.startswith("weight/")]
     if kept or sharing == "shared":
         what = f"{kept[0]} is held at {held[kept[0]]:g}" if kept else "all experts share one weight"
