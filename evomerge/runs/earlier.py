@@ -37,14 +37,16 @@ def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_begun(directory: Path) -> None:
-    """Refuse to go on with a run whose candidates this version would build otherwise.
+    """Refuse a run whose candidates this version would build otherwise, and the directory of a comparison.
 
     Args:
         directory: the run directory; it may be new.
 
     Raises:
-        LogError: it is such a run.
+        LogError: it is one of these.
     """
+    if (directory / "comparison.jsonl").exists():
+        raise LogError(f"{directory} holds a comparison of methods: name another directory for the search.")
     log = directory / "trials.jsonl"
     identity = next(read_log(log), {}).get("identity") if log.exists() else None
     if identity is not None and in_todays_words(identity)["method"]["_target_"] in OTHERS.values():

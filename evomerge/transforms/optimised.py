@@ -68,7 +68,7 @@ class Wudi(_Merged):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
         """Return the row."""
-        if not deltas:
+        if not (deltas := _changed(deltas)):
             return {}
         total = sum(deltas.values(), torch.zeros(()))
         if not matrices(deltas):
@@ -100,7 +100,7 @@ class OptMerge(_Merged):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
         """Return the row."""
-        if not deltas:
+        if not (deltas := _changed(deltas)):
             return {}
         mean = sum(deltas.values(), torch.zeros(())) / state
         if not matrices(deltas):
@@ -155,7 +155,7 @@ class Doge(Transform):
         self, name: str, deltas: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Cut]]
     ) -> dict[str, Tensor]:
         """Return the changed rows."""
-        if not matrices(deltas):
+        if not matrices(deltas := _changed(deltas)):
             return {}
         tasks = torch.stack(list(deltas.values()))
         scales = self.scale / torch.linalg.vector_norm(tasks, dim=(1, 2))
@@ -179,6 +179,11 @@ class Doge(Transform):
         found = svd(torch.cat([svd(task).u[:, :each] for task in tasks], dim=1))
         certain = int((found.s > NOISE * found.s[0]).sum())
         return found.u[:, : min(certain, min(tasks.shape[1:]) // self.subspace)]
+
+
+def _changed(deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the deltas that are not zero: the losses divide by their lengths."""
+    return {row: delta for row, delta in deltas.items() if delta.any()}
 
 
 def _disturbance(tasks: Sequence[Tensor], parts: Sequence[Tensor]) -> Gradient:

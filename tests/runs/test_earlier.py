@@ -20,7 +20,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.report.result import Result as open_result
 from evomerge.runs.config import check
 from evomerge.runs.directory import open_run
-from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.earlier import check_begun, in_todays_words
 from evomerge.runs.outputs import run_digest
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -178,3 +178,9 @@ def test_it_is_read_reported_exported_evaluated_and_merged(
     one, two = (load_file(old / name / "model.safetensors") for name in ("merged", "again"))
     assert one.keys() == two.keys()
     assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_a_search_leaves_a_comparison_alone(tmp_path: Path) -> None:
+    (tmp_path / "comparison.jsonl").write_text("")
+    with pytest.raises(LogError, match="holds a comparison of methods: name another directory for the search"):
+        check_begun(tmp_path)

@@ -10,6 +10,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.transforms.base import Transform
 from evomerge.transforms.optimised import Doge, OptMerge, Wudi, _distance, _disturbance
 from tests.kit.published import W1, W2, close, made, total
+from tests.kit.vectors import vectors_of
 
 SMALL = [W1 / 1000, W2 / 1000]
 """Of the size of task vectors, which steps of one size are made for."""
@@ -89,3 +90,13 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Wudi(rate=0)
     with pytest.raises(ConfigError, match="doge has subspace=0: write a whole number from 1 on"):
         Doge(subspace=0)
+
+
+@pytest.mark.parametrize("transform", [Wudi(steps=3), OptMerge(steps=3), Doge(steps=3)], ids=lambda one: one.name)
+def test_a_delta_of_zeros_is_none(transform: Transform) -> None:
+    generator = torch.Generator().manual_seed(0)
+    deltas = {row: torch.randn(6, 4, generator=generator) for row in "ab"}
+    state = transform.prepare(vectors_of({row: {"w": delta} for row, delta in deltas.items()}), None)
+    found = transform.apply("w", {**deltas, "c": torch.zeros(6, 4)}, state)
+    for row, delta in transform.apply("w", deltas, state).items():
+        assert torch.equal(found[row], delta)
