@@ -166,22 +166,22 @@ def changed(config: Any, path: str, value: Any, places: Mapping[str, Any]) -> An
     return config
 
 
-def identity(config: Any, problem: Problem, path: str = "") -> str:
-    """The identity of a search that learns from its search items; where a setting needs no other models, on these."""
+def searched(config: Any, problem: Problem, path: str = "") -> tuple[Problem, str]:
+    """A search that learns from its search items, and its identity; of these models where no others are needed."""
     settings = plain(config)
     check(settings)
-    if path.split(".")[0] in ("model", "method", "transform", "space") or path == "fitness.tasks":
+    if path in ("method", "transform", "fitness.tasks") or path.split(".")[0] in ("model", "space"):
         problem = build_problem(settings, Reporter())
     else:
         problem = replace(under(problem, settings), fitness=make_fitness(settings["fitness"]))
-    return json.dumps(search_identity(problem, settings, problem.items["search"]), sort_keys=True)
+    return problem, json.dumps(search_identity(problem, settings, problem.items["search"]), sort_keys=True)
 
 
 @pytest.fixture(scope="module")
 def usual(composed: Callable[..., Any], problem: Problem) -> tuple[dict[str, Any], str]:
     """The settings of a search with the usual choices, and its identity."""
     config = composed()
-    return dict(leaves(OmegaConf.to_container(config, resolve=False))), identity(config, problem, "model")
+    return dict(leaves(OmegaConf.to_container(config, resolve=False))), searched(config, problem, "model")[1]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_each_setting_changes_the_identity_or_says_why_not(
     """Of a choice that is not the usual one, its own settings: those that it has beyond that or sets otherwise."""
     config = composed(*([f"{group}={choice}"] if choice else []), *GIVEN.get(choice, []))
     found = dict(leaves(OmegaConf.to_container(config, resolve=False)))
-    before, other = identity(config, problem, group), choice not in DEFAULTS
+    (problem, before), other = searched(config, problem, group), choice not in DEFAULTS
     if group in CHOICES:
         assert (before != usual[1]) == other
     free = {path for paths in FREE for path in paths}
@@ -208,7 +208,7 @@ def test_each_setting_changes_the_identity_or_says_why_not(
             continue
         if other and (usual[0].get(path, ...) == value or path.removeprefix("fitness.") in CHOOSING):
             continue
-        same = identity(changed(config, path, value, places), problem, path) == before
+        same = searched(changed(config, path, value, places), problem, path)[1] == before
         assert same == (path in free), path
 
 
@@ -239,4 +239,4 @@ def test_where_sources_lie_does_not_count(
 ) -> None:
     moved = shutil.copytree(pico_suite.path, tmp_path / "moved")
     there = changed(composed(), "model.suite", str(pico_suite.path), {"suite": str(moved)})
-    assert identity(there, problem, "model.suite") == identity(composed(), problem)
+    assert searched(there, problem, "model.suite")[1] == searched(composed(), problem)[1]
