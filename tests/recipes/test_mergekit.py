@@ -185,8 +185,8 @@ def test_each_sum_has_its_name_in_mergekit(method, called, shared):
     assert document["merge_method"] == called
     assert document["parameters"] == {"lambda": 1.0, "int8_mask": False, **shared}
     for variable in ("weight", "density"):
-        values = recipe.per_parameter(BERT)[variable]
-        assert all(resolver(text, variable)(one) == [values["a"][one], values["b"][one]] for one in BERT)
+        values, resolve = recipe.per_parameter(BERT)[variable], resolver(text, variable)
+        assert all(resolve(one) == [values["a"][one], values["b"][one]] for one in BERT)
     assert ("Not bit-equal" in text) == (name not in ("ties", "breadcrumbs"))
 
 
@@ -240,7 +240,8 @@ def test_nuslerp_has_a_base_where_it_takes_differences_to_it(deltas):
     assert ("base_model" in document) == deltas
     assert document["parameters"] == {"nuslerp_flatten": True, "nuslerp_row_wise": False}
     values = recipe.per_parameter(BERT)["weight"]
-    assert all(resolver(text)(name) == [values["a"][name], values["b"][name]] for name in BERT)
+    resolve = resolver(text)
+    assert all(resolve(name) == [values["a"][name], values["b"][name]] for name in BERT)
     with pytest.raises(ConfigError, match=r"mixes every tensor of the two experts, and cls\.weight stays the base's"):
         to_mergekit(recipe, SAME, BERT, "float32", extra=("cls.weight",))
 
@@ -252,7 +253,8 @@ def test_multislerp_has_a_base_where_it_takes_differences_to_it(deltas):
     assert (document["merge_method"], "base_model" in document) == ("multislerp", deltas)
     assert document["parameters"] == {"normalize_weights": True, "eps": 1e-8}
     values = recipe.per_parameter(BERT)["weight"]
-    assert all(resolver(text)(name) == [values["a"][name], values["b"][name]] for name in BERT)
+    resolve = resolver(text)
+    assert all(resolve(name) == [values["a"][name], values["b"][name]] for name in BERT)
 
 
 def test_karcher_weighs_all_models_alike_or_is_refused():

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from evomerge.cli import evaluate, export, inspect, merge, report
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.merging.starts import STARTS
 from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
@@ -95,9 +95,7 @@ ROWS: dict[str, tuple[Mapping[str, str], str, Mapping[str, str]]] = {
     "a start that is nothing": ({"start": "nonsense"}, "start=1/K", {"start": "1/K"}),
     "a start that is nothing, a number": ({"start": "nonsense"}, "start=0.4", {"start": "0.4"}),
     "a start that is nothing, constants": ({"start": "nonsense"}, "start=constants", {"start": "constants"}),
-    **{
-        f"a start that is nothing, {name}": ({"start": "nonsense"}, f"start={name}", {"start": name}) for name in STARTS
-    },
+    "a start that is nothing, a closed form": ({"start": "nonsense"}, "start=metagpt", {"start": "metagpt"}),
     # one coefficient
     "CMA-ES over one coefficient, grid": (
         {"model.experts": "[mood]", "fitness.tasks": "{mood: mood.jsonl}", "space": "model"},
@@ -242,8 +240,13 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(given: Mapping[str, str]) -> str | None:
     """What a search with these settings is refused with, before anything is scored; None if it would begin."""
+    return _refusal(tuple(f"{name}={value}" for name, value in given.items() if value))
+
+
+@cache  # one mistake has several pieces of advice
+def _refusal(given: tuple[str, ...]) -> str | None:
     try:
-        settings = plain(compose_settings([f"{name}={value}" for name, value in given.items() if value]))
+        settings = plain(compose_settings([*given]))
         check(settings)
         fitness = make_fitness(settings["fitness"])
         check_learning(settings, fitness)
