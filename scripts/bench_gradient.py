@@ -137,7 +137,7 @@ class Bench:
         work = [self._work(made, trial.items) for made in self._recorder.batches]
         self._weights = torch.from_numpy(self.problem.space.decode(batch.points[0])["weight"])
         if number < WARM:
-            self._compare(work, -np.array(trial.gradient))
+            self._compare(work, -np.array(trial.gradient), batch.points[0])
         if counter is not None:
             self._count(work, counter.peak)
         ways: list[tuple[str, Callable[..., None]]] = [("plain", self._plain)]
@@ -172,8 +172,8 @@ class Bench:
             way(work, **arguments)
             return time.perf_counter() - started
 
-    def _compare(self, work: Sequence[Work], ours: np.ndarray) -> None:
-        """Hold the gradients of the other ways against that of the step, (dim,)."""
+    def _compare(self, work: Sequence[Work], ours: np.ndarray, point: np.ndarray) -> None:
+        """Hold the gradients of the other ways against that of the step, (dim,), at its point."""
         vectors, sums = self.problem.vectors, torch.zeros_like(self._weights)
 
         def take() -> None:
@@ -188,7 +188,7 @@ class Bench:
             self._run(self._textbook, work, **form)
             others.append(self._textbook.weights.grad.double())  # pyright: ignore[reportOptionalMemberAccess]
         for other in others:
-            gradient = self.problem.space.pullback({"weight": other.numpy()})
+            gradient = self.problem.space.pullback({"weight": other.numpy()}, point)
             self.error = max(self.error, float(np.linalg.norm(gradient - ours) / np.linalg.norm(gradient)))
 
     def _count(self, work: Sequence[Work], peak: int) -> None:
