@@ -21,6 +21,7 @@ from evomerge.common.errors import MergeError
 from evomerge.space.groups import Group
 from evomerge.task_vectors.spans import CHUNK, Span, chunks
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.averages import way
 
 SLOPE = 0.5
 """What LiNeS adds to the weight of the last block."""
@@ -81,4 +82,4 @@ def _ratio(gram: np.ndarray) -> float:
         return 1.0
     pairs = [(j, k) for k in range(number) for j in range(k) if lengths[j] > 0 and lengths[k] > 0]
     cosine = float(np.mean([gram[j, k] / (lengths[j] * lengths[k]) for j, k in pairs])) if pairs else 0.0
-    return min(1.0, number * cosine / (1 + (number - 1) * cosine)) if cosine > 0 else 0.0
+    return way(number, cosine)

@@ -51,4 +51,9 @@ def _share(deltas: list[Tensor], number: int) -> float:
         if a > 0 and b > 0
     ]
     cosine = sum(cosines) / len(cosines) if cosines else 0.0
+    return way(number, cosine)
+
+
+def way(number: int, cosine: float) -> float:
+    """Return how far to go to the average of so many experts, 0 to 1, given the mean of their cosines."""
     return min(1.0, number * cosine / (1 + (number - 1) * cosine)) if cosine > 0 else 0.0
