@@ -13,6 +13,7 @@ row. None of them needs data.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,10 +55,26 @@ def lines(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
     return np.repeat(np.array(found)[:, None], len(vectors.rows), axis=1)
 
 
-STARTS: dict[str, Callable[[TaskVectors, Sequence[Group]], np.ndarray]] = {
-    "metagpt": metagpt,
-    "model_stock": model_stock,
-    "lines": lines,
+class Start(NamedTuple):
+    """A closed form.
+
+    Attributes:
+        title: what it does, in a few words.
+        paper: where it was published.
+        weights: the function.
+    """
+
+    title: str
+    paper: str
+    weights: Callable[[TaskVectors, Sequence[Group]], np.ndarray]
+
+
+STARTS = {
+    "metagpt": Start("weights by the squared lengths of task vectors", "Zhou et al. 2024, arXiv 2406.11385", metagpt),
+    "model_stock": Start(
+        "one weight for all, by the angles between them", "Jang et al. 2024, arXiv 2403.19522", model_stock
+    ),
+    "lines": Start("weights that grow with the depth", "Wang et al. 2025, arXiv 2410.17146", lines),
 }
 """By the names that the setting `start` gives them."""
 

@@ -210,7 +210,7 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
         return {"weight": float(start)}
     if isinstance(start, str) and start in STARTS:
         with reporter.working(f"reading the task vectors for start={start}"):
-            return {"weight": STARTS[start](problem.rows, space.groups)}
+            return {"weight": STARTS[start].weights(problem.rows, space.groups)}
     if not isinstance(start, str) or not Path(start).is_file():
         raise ConfigError(
             f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "

@@ -24,9 +24,11 @@ from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.compared import ComparisonLog
 from evomerge.runs.config import check
-from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants
+from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants, of_theirs
+from evomerge.runs.given import Given
 from evomerge.runs.rounds import Rounds
 from evomerge.runs.sources import find_sources
+from evomerge.runs.theirs import Theirs, open_files
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.ranking import Entered, finalists, held_against, order
@@ -45,6 +47,7 @@ def run_comparison(
     reporter: Progress,
     interrupt: Interrupt | None = None,
     command: str | None = None,
+    given: Given | None = None,
 ) -> Standings | None:
     """Run a comparison, or go on with it.
 
@@ -55,6 +58,7 @@ def run_comparison(
         reporter: tells the user what goes on.
         interrupt: says afterwards which signal asked it to stop.
         command: what a person types to run it.
+        given: base and experts, the fitness and items, where a program has them.
 
     Returns:
         The standings, or None when it was asked to stop before the end.
@@ -64,11 +68,18 @@ def run_comparison(
     """
     _check_directory(directory)
     check(settings)
-    fitness, limit = make_fitness(settings["fitness"]), TimeLimit(settings["time_limit"])
-    sources = find_sources(settings["model"], settings["fitness"]["tasks"])
+    given, limit = given or Given(), TimeLimit(settings["time_limit"])
+    fitness = given.fitness or make_fitness(settings["fitness"])
+    sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
     contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
+    theirs = open_files(compared.files, sources)
     with reporter.bars():
-        problem = build_problem(settings, reporter, fitness)
+        problem = build_problem(settings, reporter, fitness, given)
+    for name, one in theirs.items():
+        if isinstance(found := _read(name, one, problem, reporter), str):
+            left_out[name] = found
+        else:
+            contestants[name] = found
     subsets = make_subsets(problem)
     ids = {split: subsets[split](0) for split in SPLITS}
     fitnesses = {split: live_fitness(problem, problem.items[split]) for split in SPLITS}
@@ -106,6 +117,21 @@ def run_comparison(
         command=command,
     )
     write_atomically(directory / RESULT, found.to_json())
+    return found
+
+
+def _read(name: str, theirs: Theirs, problem: Problem, reporter: Progress) -> Contestant | str:
+    """Return a merge YAML as a contestant, or why it cannot run on these models; say what is done otherwise.
+
+    Raises:
+        ConfigError: it says what evomerge cannot do; the message names the file and the line.
+    """
+    try:
+        found = of_theirs(name, theirs, problem.vectors.parameters, list(problem.sources.experts))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    for note in theirs.document.notes.said:
+        reporter.say(f"note: {name}: {note}")
     return found
 
 

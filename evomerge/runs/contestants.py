@@ -1,30 +1,38 @@
-"""Who takes part in a comparison: every method and transform of the lists, or those that a person names.
+"""Who takes part in a comparison: every method, transform and start of the lists, or those that a person names.
 
 In: the settings `compare`, and the names of the experts. Out: contestants, each with method and transforms as a search
 would have them, from conf/; and why others cannot run on these models. Nothing is listed here a second time: a method
-or a transform that is new takes part. All have one weight λ for everything, chosen among the same few constants.
+or a transform that is new takes part. All have one weight λ for everything, chosen among the same few constants; a
+start in closed form and a merge YAML of mergekit's have weights of their own, and so one merge.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evomerge.common.arguments import is_kind
+from evomerge.common.digests import digest
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.merging.method import Formed, check_rows
 from evomerge.merging.methods.common import WEIGHT
+from evomerge.merging.starts import STARTS
 from evomerge.recipes.catalog import METHODS, TRANSFORMS
+from evomerge.recipes.mergekit.numbers import Values
 from evomerge.runs.choices import load_choice
 from evomerge.runs.config import CONF, build, check_method
 from evomerge.runs.targets import find_class
+from evomerge.runs.theirs import Theirs, find_files, is_file
 from evomerge.runs.transforms import resolved
 
+GROUPS: Mapping[str, Mapping[str, Any]] = {"method": METHODS, "transform": TRANSFORMS}
+START = "start:"
 REFERENCE = "linear"
 """Task arithmetic: it always takes part, and the others are held against it."""
 
@@ -36,10 +44,12 @@ class Compared:
     Attributes:
         methods: what takes part, as it was written; None for all there is.
         constants: the weights among which each of them chooses.
+        files: merge YAMLs of mergekit's that take part as well, by their names.
     """
 
     methods: tuple[Any, ...] | None
     constants: tuple[float, ...]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Contestant:
         transform: the same of each transform, in order.
         others: the values of its variables but for the weight.
         constants: among which its weight is chosen; one, where it changes nothing.
+        start: the closed form that its weights are of, in place of one for everything.
+        told: the numbers of a merge YAML, by variable, parameter and expert, in place of one for everything.
     """
 
     name: str
@@ -65,10 +77,16 @@ class Contestant:
     transform: Sequence[Mapping[str, Any]]
     others: Mapping[str, float]
     constants: tuple[float, ...]
+    start: str = ""
+    told: Values | None = None
 
     def about(self) -> dict[str, Any]:
         """Return all that decides which models it makes, as plain data."""
         own = {"method": self.method, "transform": self.transform, "others": self.others, "constants": self.constants}
+        if self.start:
+            own["start"] = self.start
+        if self.told:
+            own["told"] = digest(self.told)
         return {"name": self.name, **own}
 
 
@@ -96,15 +114,18 @@ def read_compared(given: Mapping[str, Any]) -> Compared:
             f"compare.constants={constants}: write a list of numbers from {low:g} to {high:g}, such as "
             f"'compare.constants=[0.4,0.7,1.0]'."
         )
-    for entry in methods or ():
+    others = [one for one in methods or () if not is_file(one)]
+    for entry in others:
         list(_understood(entry, 0))  # before any model is looked at
+    files = find_files([one for one in methods or () if is_file(one)])
     each = tuple(sorted({float(one) for one in constants}))
-    return Compared(None if methods is None else tuple(methods), each)
+    return Compared(None if methods is None else tuple(others), each, files)
 
 
 def everybody() -> list[str]:
     """Return the names of all there is, as `compare.methods` takes them; task arithmetic is the first."""
-    return [*(_label("method", name) for name in METHODS), *(_label("transform", name) for name in TRANSFORMS)]
+    methods, transforms = ([_label(group, name) for name in known] for group, known in GROUPS.items())
+    return [*methods, *transforms, *(f"{START}{name}" for name in STARTS)]
 
 
 def find_contestants(
@@ -121,13 +142,15 @@ def find_contestants(
         ConfigError: something that was asked for does not exist, or cannot have these settings.
     """
     found, refused = dict[str, Contestant](), dict[str, str]()
-    for entry in (REFERENCE, *(compared.methods or everybody())):
+    for entry in (REFERENCE, *(everybody() if compared.methods is None else compared.methods)):
         for name, method, transform in _understood(entry, seed):
             if reason := _reason(method, transform, experts):
                 refused[name] = reason
             else:
                 check_method(method, transform, experts)
                 one = _contestant(name, method, transform, compared.constants)
+                if name.startswith(START):
+                    one = _closed(one, name.removeprefix(START))
                 if one.constants:
                     found[name] = one
                 else:
@@ -135,12 +158,56 @@ def find_contestants(
     return found, refused
 
 
+def of_theirs(
+    name: str, theirs: Theirs, parameters: Mapping[str, tuple[int, ...]], experts: Sequence[str]
+) -> Contestant | str:
+    """Return a merge YAML of mergekit's as a contestant with one merge, or why it cannot run on these models.
+
+    Args:
+        name: what the table calls it.
+        theirs: the YAML.
+        parameters: name -> shape, in the order of the live model.
+        experts: the names of the experts, in order.
+
+    Raises:
+        ConfigError: it says what evomerge cannot do; the message names the line.
+    """
+    read = theirs.read(parameters)
+    ones = all(weight == 1 for row in read.values["weight"].values() for weight in row.values())
+    if read.transform and not (ones and set(theirs.rows) == set(experts)):
+        raise theirs.document.method.error(
+            f"{theirs.peer.name} is a transform of all experts here, and this YAML has not all of them in all tensors: "
+            f"name the same ones in model.experts"
+        )
+    method = load_choice("method", read.method["name"], _rest(read.method))
+    transform = resolved([{step["name"]: _rest(step)} for step in read.transform])
+    if reason := _reason(method, transform, experts):
+        return reason
+    check_method(method, transform, experts)
+    one = replace(_contestant(name, method, transform, (1.0,)), others={}, constants=(1.0,))
+    return one if read.transform else replace(one, told=read.values)
+
+
+def _rest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "name"}
+
+
+def _closed(one: Contestant, start: str) -> Contestant:
+    """Return task arithmetic with the weights of a closed form."""
+    title, paper, _ = STARTS[start]
+    return replace(one, title=title, paper=paper, start=start, constants=(1.0,))
+
+
 def _understood(entry: Any, seed: int) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     """Yield name, method and transforms of all that an entry of `compare.methods` stands for."""
     linear = load_choice("method", REFERENCE)
-    if isinstance(entry, str):
+    if isinstance(entry, str) and entry.startswith(START):
+        if (name := entry.removeprefix(START)) not in STARTS:
+            raise ConfigError(f"compare.methods: {unknown('start', name, STARTS)}")
+        yield entry, linear, []
+    elif isinstance(entry, str):
         group, _, name = entry.rpartition(":")
-        groups = [one for one, known in {"method": METHODS, "transform": TRANSFORMS}.items() if name in known]
+        groups = [one for one, known in GROUPS.items() if name in known]
         asked = [one for one in groups if group in ("", one)]
         if not asked:
             raise ConfigError(f"compare.methods: {unknown('method', entry, {**METHODS, **TRANSFORMS})}")

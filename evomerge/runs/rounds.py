@@ -21,14 +21,17 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.merging.starts import STARTS
 from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
 from evomerge.runs.build import recalibrate, written_of
+from evomerge.runs.choices import load_choice
 from evomerge.runs.compared import ComparisonLog
 from evomerge.runs.config import build
 from evomerge.runs.contestants import Contestant
 from evomerge.runs.families import Opened
 from evomerge.runs.given import make_merge
+from evomerge.runs.theirs import on_groups
 from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.choosing import objective_of
@@ -129,6 +132,8 @@ class Rounds:
         cache, started, before = self.problem.opening.cache, time.perf_counter(), self.problem
         there = len(list(cache.glob("*")))
         own = {**self.settings, "method": dict(one.method), "transform": list(one.transform)}
+        if one.told:
+            own["space"] = load_choice("space", "tensor")  # each tensor may have numbers of its own
         family = Opened(before.sources, own["model"], before.live, before.vectors.base, dict(before.vectors.experts))
         merge = make_merge(family, build(own["method"], "method"), own, self.reporter)
         problem = replace(
@@ -168,9 +173,12 @@ def _of_this_one_alone() -> Iterator[None]:
 
 
 def _merge(one: Contestant, problem: Problem, constant: float) -> dict[str, np.ndarray]:
-    """Return the coefficients of a contestant with one weight everywhere."""
-    values = {"weight": constant, **one.others}
-    return problem.space.complete({name: np.array(value) for name, value in values.items()})
+    """Return the coefficients of a contestant: those that it brings, or else one weight everywhere."""
+    space = problem.space
+    if one.told:
+        return space.complete({name: on_groups(values, space) for name, values in one.told.items()})
+    weight = STARTS[one.start].weights(problem.rows, space.groups) if one.start else np.array(constant)
+    return space.complete({"weight": weight, **{name: np.array(value) for name, value in one.others.items()}})
 
 
 def _seconds(merge: Callable[[], object]) -> float:

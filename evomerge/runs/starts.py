@@ -1,4 +1,4 @@
-"""Where a search begins: a number, or what a recipe or a merge YAML of mergekit's says.
+"""Where a search begins: what a recipe or a merge YAML of mergekit's says.
 
 In: the setting `start`, and the space. Out: coefficients to begin with. A recipe is carried over to other groups by
 means; of a YAML, evomerge takes what its own space can express and refuses the rest, so that the search does begin with
@@ -7,22 +7,18 @@ that merge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.models.hub import short_name
-from evomerge.models.vocabulary import read_object
 from evomerge.problem import Sources
-from evomerge.recipes.mergekit.document import Reference, is_mergekit, read_document
-from evomerge.recipes.mergekit.methods import peer_named
-from evomerge.recipes.mergekit.numbers import Reader
-from evomerge.recipes.mergekit.plan import make_plan
+from evomerge.recipes.mergekit.document import is_mergekit
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.targets import find_class
+from evomerge.runs.theirs import find_theirs, on_groups
 from evomerge.space.coefficients import CoefficientSpace
 
 Arrays = dict[str, Any]
@@ -69,24 +65,15 @@ def _of_yaml(
     sources: Sources | None,
     beside: Path,
 ) -> Arrays:
-    document = read_document(text)
-    peer = peer_named(document.method.text())
-    if isinstance(peer, str):
-        raise document.method.error(peer)
-    if sources and document.base:
-        _check_base(document.base, sources, beside)
-    models = [model for model in document.models if model != document.base or peer.base == "listed"]
-    rows = {_row(model, space.rows, sources, beside): model for model in models}
-    config = read_object(sources.base / "config.json") if sources else {}
-    architecture = str(next(iter(config.get("architectures") or ()), "LlamaForCausalLM"))
-    plan = make_plan(document, parameters, {name: name for name in parameters}, architecture)
-    read = Reader(document, peer, rows, plan, parameters).read()
+    theirs = find_theirs(text, space.rows, sources, beside)
+    read = theirs.read(parameters)
     if read.transform:
-        raise document.method.error(
+        peer = theirs.peer
+        raise theirs.document.method.error(
             f"{peer.name} has no numbers to begin with: write transform={peer.transform}, and start=1"
         )
     _check_method(read.method, method)
-    wanted = {variable: _on_groups(values, space) for variable, values in read.values.items()}
+    wanted = {variable: on_groups(values, space) for variable, values in read.values.items()}
     kept = space.decode(space.start(wanted))
     for variable, values in wanted.items():
         apart = np.where(space.moves(variable), np.abs(kept[variable] - values), 0.0)
@@ -100,48 +87,6 @@ def _of_yaml(
     return wanted
 
 
-def _row(model: Reference, rows: Sequence[str], sources: Sources | None, beside: Path) -> str:
-    """Return the expert of the search that a model is."""
-    for name in rows:
-        path, hub = sources.experts.get(name) if sources else None, sources.hub.get(name, "") if sources else ""
-        if sources and name in sources.dequantised:
-            path, hub = Path(sources.dequantised[name]), sources.dequantised[name]
-        if _is_at(model, path, hub, name, beside):
-            return name
-    raise ConfigError(
-        f"line {model.line}: {model} is none of the experts of this search ({', '.join(rows)}): name it in "
-        f"model.experts."
-    )
-
-
-def _check_base(model: Reference, sources: Sources, beside: Path) -> None:
-    """Refuse a YAML with another base than that of the search: its weights are of other differences."""
-    hub = sources.hub.get("", "")
-    if not _is_at(model, sources.base, hub, short_name(hub or str(sources.base)), beside):
-        raise ConfigError(
-            f"line {model.line}: its base_model is {model}, and the base of this search is {hub or sources.base}: name "
-            f"the same one in model.base, or that one in the YAML."
-        )
-
-
-def _is_at(model: Reference, path: Path | None, hub: str, name: str, beside: Path) -> bool:
-    """Return whether a model is one of the search: by its directory where it is there, else by its name on the hub, or
-    by what it is called.
-
-    Args:
-        model: as the YAML names it, from here or from where the YAML lies.
-        path: the directory of the one of the search.
-        hub: what that is on the hub.
-        name: what that is called.
-        beside: where the YAML lies.
-    """
-    text = model.lora.partition("@")[0] if model.lora else model.path
-    there = next((place for place in (Path(text).expanduser(), beside / text) if place.is_dir()), None)
-    if there and path and path.is_dir():
-        return path.samefile(there)
-    return text == hub.partition("@")[0] or short_name(text) == name
-
-
 def _check_method(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse a YAML of another method than that of the search."""
     name = find_class(str(ours["_target_"]), "method").name
@@ -153,22 +98,3 @@ def _check_method(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"it has {setting} {shown}, and the search {ours[setting]}: write method.{setting}={shown}."
             )
-
-
-def _on_groups(values: Mapping[str, Mapping[str, float]], space: CoefficientSpace) -> np.ndarray:
-    """Return the numbers of the parameters by group, (G, K); 0 for an expert that the YAML has not.
-
-    Raises:
-        ConfigError: parameters of one group have different numbers.
-    """
-    found = np.zeros((len(space.groups), len(space.rows)))
-    for place, group in enumerate(space.groups):
-        first = group.spans[0].parameter
-        for span in group.spans:
-            if values[span.parameter] != values[first]:
-                raise ConfigError(
-                    f"{first} and {span.parameter} have different numbers there, and one in this space "
-                    f"({group.name}): write space=tensor, or another space that is fine enough."
-                )
-        found[place] = [values[first].get(row, 0.0) for row in space.rows]
-    return found

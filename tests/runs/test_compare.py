@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from evomerge.common.errors import LogError
+from evomerge.common.errors import ConfigError, LogError
 from evomerge.common.progress import Silent
 from evomerge.fitness.base import Outcome
-from evomerge.runs.build import build_problem
+from evomerge.recipes.mergekit.read import read_mergekit
+from evomerge.runs.build import build_problem, find_start
 from evomerge.runs.compare import run_comparison
 from evomerge.runs.compared import COSTS, LOG
 from evomerge.runs.contestants import read_compared
@@ -27,7 +28,7 @@ from evomerge.search.journal import read_log
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.judge import Judge
 from evomerge.selection.standings import Standings
-from evomerge.selection.statistics import paired
+from evomerge.selection.statistics import paired, score_of
 from evomerge.transforms.base import Transform
 from tests.kit.evaluations import elsewhere, settings_of, sources_of
 
@@ -170,6 +171,51 @@ def test_a_search_finds_what_a_comparison_has_scored(settings: dict[str, Any], t
     assert scored.calls == []
     judge.merged(problem.space.constant(0.5), "report")
     assert len(scored.calls) == 1
+
+
+def yaml_of(settings: dict[str, Any], method: str, parameters: str, *experts: str) -> str:
+    """A merge YAML of mergekit's for experts of the pico suite."""
+    suite = Path(settings["model"]["suite"])
+    models = "".join(f"- {{model: {suite}/experts/{name}, parameters: {{{parameters}}}}}\n" for name in experts)
+    return f"merge_method: {method}\nbase_model: {suite}/base\nmodels:\n{models}"
+
+
+def test_a_merge_yaml_and_a_closed_form_take_part_with_one_merge(
+    settings: dict[str, Any], tmp_path: Path, scored: Scored
+) -> None:
+    """The YAML of what is there by name is that very merge; a search that starts with a closed form finds it scored."""
+    own, experts = elsewhere(settings, tmp_path), ("animals", "metals", "trees")
+    told = {
+        "sum.yml": ("task_arithmetic", "weight: 1", experts),
+        "sce.yml": ("sce", "weight: 1", experts),
+        "bent.yml": ("task_arithmetic", "weight: [0.2, 0.9]", experts),
+        "slerp.yml": ("slerp", "weight: 1", experts[:1]),
+    }
+    for name, (method, parameters, models) in told.items():
+        more = "parameters: {t: 0.5}\n" if method == "slerp" else ""
+        (tmp_path / name).write_text(yaml_of(own, method, parameters, *models) + more)
+    files = [str(tmp_path / name) for name in told]
+    found = compare(own, tmp_path / "run", ["sce", "start:metagpt", *files], constants=[1.0])
+    rows = {row.name: row for row in found.rows}
+    assert set(rows) == {"linear", "sce", "start:metagpt", "sum.yml", "sce.yml", "bent.yml"}
+    assert "and there are 3" in found.left_out["slerp.yml"]
+    for name, same in (("sum.yml", "linear"), ("sce.yml", "sce")):
+        assert (rows[name].select, rows[name].values) == (rows[same].select, rows[same].values)
+    problem = build_problem(own, Silent())
+    fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
+    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
+    scored.calls.clear()
+    judge.merged(problem.space.complete(find_start({**own, "start": "metagpt"}, problem, Silent()) or {}), "select")
+    assert scored.calls == []
+    told_of = read_mergekit((tmp_path / "bent.yml").read_text(), tmp_path, Silent()).recipe
+    weights = told_of.on_groups(problem.space.groups, problem.space.rows, problem.vectors.parameters)
+    assert score_of(judge.merged(weights, "select"), found.metric) == rows["bent.yml"].select
+    (tmp_path / "bent.yml").write_text(yaml_of(own, "task_arithmetic", "weight: 0.3", *experts))
+    with pytest.raises(LogError, match="differs in the methods or their weights"):
+        compare(own, tmp_path / "run", ["sce", "start:metagpt", *files], constants=[1.0])
+    (tmp_path / "bent.yml").write_text(yaml_of(own, "task_arithmetic", "weight: 0.3", "nobody"))
+    with pytest.raises(ConfigError, match=r"bent.yml: line 4: .*nobody is none of the experts"):
+        compare(own, tmp_path / "run", files)
 
 
 class Broken(Transform):

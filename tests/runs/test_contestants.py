@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evomerge.common.errors import ConfigError
+from evomerge.merging.starts import STARTS
 from evomerge.recipes.catalog import METHODS, TRANSFORMS
 from evomerge.runs.contestants import Contestant, everybody, find_contestants, read_compared
 from evomerge.transforms.base import Transform
 
 EXPERTS = ("a", "b", "c")
+ROOT = Path(__file__).parents[2]
 
 
 def found(*methods: Any, experts: tuple[str, ...] = EXPERTS, seed: int = 1, **more: Any) -> dict[str, Contestant]:
@@ -23,7 +26,7 @@ def test_every_method_and_every_transform_takes_part_or_says_why_not() -> None:
     takes_part, left_out = find_contestants(read_compared({}), EXPERTS, 1)
     assert next(iter(takes_part)) == "linear"
     assert {*takes_part, *left_out} == set(everybody())
-    assert len(everybody()) == len(METHODS) + len(TRANSFORMS)
+    assert len(everybody()) == len(METHODS) + len(TRANSFORMS) + len(STARTS)
     for name in ("slerp", "nuslerp"):
         assert "and there are 3" in left_out[name]
     assert "slerp" in found(experts=("a",))
@@ -40,8 +43,8 @@ def test_all_choose_among_the_same_weights_where_a_weight_means_something() -> N
     assert 1.0 in constants  # the scale of the papers
     own = found()
     assert {one.constants for one in own.values()} <= {constants, (1.0,)}
-    for name in ("average", "karcher", "multislerp"):
-        assert own[name].constants == (1.0,)  # it divides by the weights
+    for name in ("average", "karcher", "multislerp", *(f"start:{start}" for start in STARTS)):
+        assert own[name].constants == (1.0,)  # it divides by the weights, or has its own
     for name in ("linear", "method:ties", "tsvm", "model_stock"):
         assert own[name].constants == constants
     assert found("slerp", experts=("a",))["slerp"].constants == tuple(one for one in constants if one <= 1)
@@ -96,6 +99,9 @@ def test_what_needs_more_than_models_is_left_out_with_the_reason() -> None:
         ({"methods": []}, "is no list"),
         ({"methods": ["tiess"]}, "did you mean"),
         ({"methods": ["transform:linear"]}, "transform:linear"),
+        ({"methods": ["start:line"]}, "did you mean 'lines'"),
+        ({"methods": ["nowhere/their.yml"]}, "there is no file nowhere/their.yml"),
+        ({"methods": [f"{ROOT}/conf/compare.yaml"]}, "has no merge_method"),
         ({"methods": [{"dare": {"densty": 0.3}}]}, "densty"),
         ({"methods": [{"dare": {"density": 7}}]}, "density=7"),
         ({"methods": [{"nuslerp": {"delta": True}}]}, "deltas"),
