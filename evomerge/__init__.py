@@ -25,6 +25,7 @@ _HOMES = {
         *(
             "classification",
             "cmaes",
+            "compare",
             "evaluate",
             "gradient",
             "grid",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from evomerge.api import Splits as Splits
     from evomerge.api import classification as classification
     from evomerge.api import cmaes as cmaes
+    from evomerge.api import compare as compare
     from evomerge.api import evaluate as evaluate
     from evomerge.api import gradient as gradient
     from evomerge.api import grid as grid

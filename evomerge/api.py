@@ -27,6 +27,7 @@ from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.fitness.items import SPLITS, Item
 from evomerge.fitness.splits import Splits, split_items
 from evomerge.inspection.candidate import Candidate
+from evomerge.inspection.comparing import compare
 from evomerge.inspection.family import Family
 from evomerge.report.result import Result
 from evomerge.runs.asked import composed, fitness_of, tasks_of
@@ -46,6 +47,7 @@ __all__ = [
     "Splits",
     "classification",
     "cmaes",
+    "compare",
     "evaluate",
     "gradient",
     "greedy",

@@ -11,13 +11,9 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evomerge.common.errors import ConfigError
-
-if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
-    from evomerge.common.shown import Shown
-    from evomerge.selection.standings import Row, Standings
 
 OWN = "compare."
 CHOSEN_HERE = (
@@ -36,8 +32,9 @@ arithmetic (`linear`) and the base: paired differences to task arithmetic, with 
 setting=value is as for `evomerge search`: model=text, 'fitness.tasks={a: a.jsonl}', fitness.select_items=500 ...
   compare.methods     who takes part: 'compare.methods=[ties,tsvm,[trim,elect],{dare: {density: 0.3}}]'. Names of
                       methods and transforms; a list is a chain; {name: settings} has settings of its own. A name that
-                      both have stands for both; method:ties or transform:ties for one. Left out: all there is. Task
-                      arithmetic (`linear`) always takes part
+                      both have stands for both; method:ties or transform:ties for one. start:lines is a start in
+                      closed form, their.yml a merge YAML of mergekit's, with its own weights. Left out: all but
+                      YAMLs. Task arithmetic (`linear`) always takes part
   compare.constants   the weights to choose among: 'compare.constants=[0.4,0.7,1.0]'
   seed                of random masks
 """
@@ -92,62 +89,10 @@ def main(arguments: Sequence[str]) -> None:
         found = run_comparison(settings, compared, directory, reporter, interrupt, command)
     if found is None:
         raise SystemExit(SIGNALLED + (interrupt.by or 0))
-    table = table_of(found)
+    table = found.shown()
     reporter.table(table.title, table.columns, table.rows, table.notes)
     draw_comparison(directory, reporter)
     reporter.say(f"all of it: {os.path.relpath(directory)}")
-
-
-def table_of(found: Standings) -> Shown:
-    """Return the table of a comparison, best on the select split first."""
-    from evomerge.common.shown import Shown
-    from evomerge.fitness.base import title
-    from evomerge.selection.standings import OTHERWISE
-    from evomerge.selection.statistics import plus_minus
-
-    base = {split: plus_minus(score.mean, score.se) if score else "no score" for split, score in found.base.items()}
-    rows = [_cells(row) for row in found.rows]
-    rows.append(["base", "", base["select"], base["report"], *[""] * 6])
-    reference, tested = found.reference, found.tested
-    ahead = f"- {reference} ± se"
-    columns = ["", "λ", "select ± se", "report ± se", ahead, "p", "prepare", "merge", "MiB", "needs"]
-    notes = [
-        *([] if found.by_mean else [OTHERWISE]),
-        *(_on_report(reference, len(tested)) if tested else []),
-        *(f"left out: {name}: {reason}" for name, reason in found.left_out.items()),
-        *(f"{row.name} has no report score: {row.tested.error}" for row in tested if row.tested and row.tested.error),
-    ]
-    items = f"{found.items['select']} select and {found.items['report']} report items"
-    what = title(found.metric, found.measures)
-    return Shown(f"{what} on {items}; best on select first, higher is better", columns, rows, notes)
-
-
-def _on_report(reference: str, tested: int) -> list[str]:
-    return [
-        f"λ: each chose its own on the select items. Only {reference} and the {tested} best others were scored on the "
-        f"report items.",
-        f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "
-        f"{tested} tests (Holm).",
-    ]
-
-
-def _cells(row: Row) -> list[str]:
-    from evomerge.selection.statistics import chance_text, plus_minus
-
-    tested, cost = row.tested, row.cost
-    score, difference = (tested.score, tested.difference) if tested else (None, None)
-    return [
-        row.name,
-        f"{row.constant:g}",
-        plus_minus(row.select.mean, row.select.se),
-        plus_minus(score.mean, score.se) if score else "",
-        plus_minus(difference.diff, difference.se, "+") if difference else "",
-        chance_text(tested.corrected) if tested else "",
-        "" if cost.prepare is None else f"{cost.prepare:.2f} s",
-        "" if cost.merge is None else f"{cost.merge:.3f} s",
-        "" if cost.nbytes is None else f"{cost.nbytes / 2**20:.1f}",
-        row.needs,
-    ]
 
 
 def _values(arguments: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evomerge.selection.statistics import Numbers, Paired, Score
+from evomerge.common.shown import Shown
+from evomerge.fitness.base import title
+from evomerge.selection.statistics import Numbers, Paired, Score, chance_text, plus_minus
 from evomerge.trials import finite
 
 RESULT = "comparison.json"
@@ -138,6 +140,34 @@ class Standings:
         """Task arithmetic."""
         return next(row for row in self.rows if row.name == self.reference)
 
+    def shown(self) -> Shown:
+        """Return it as a table, best on the select split first."""
+        base = {split: plus_minus(score.mean, score.se) if score else "no score" for split, score in self.base.items()}
+        rows = [_cells(row) for row in self.rows]
+        rows.append(["base", "", base["select"], base["report"], *[""] * 6])
+        ahead = f"- {self.reference} ± se"
+        columns = ["", "λ", "select ± se", "report ± se", ahead, "p", "prepare", "merge", "MiB", "needs"]
+        tested = self.tested
+        notes = [
+            *([] if self.by_mean else [OTHERWISE]),
+            *(_on_report(self.reference, len(tested)) if tested else []),
+            *(f"left out: {name}: {reason}" for name, reason in self.left_out.items()),
+            *(
+                f"{row.name} has no report score: {row.tested.error}"
+                for row in tested
+                if row.tested and row.tested.error
+            ),
+        ]
+        items = f"{self.items['select']} select and {self.items['report']} report items"
+        what = title(self.metric, self.measures)
+        return Shown(f"{what} on {items}; best on select first, higher is better", columns, rows, notes)
+
+    def __str__(self) -> str:
+        return str(self.shown())
+
+    def _repr_html_(self) -> str:
+        return self.shown().html()
+
     def to_json(self) -> str:
         """Return it as the text of `comparison.json`."""
         return json.dumps(finite(asdict(self)), indent=1, allow_nan=False) + "\n"
@@ -167,3 +197,29 @@ def _row(content: Mapping[str, Any]) -> Row:
     ahead = content["ahead"] and Paired(**content["ahead"])
     own = {"select": Score(**content["select"]), "ahead": ahead, "tested": tested, "cost": Cost(**content["cost"])}
     return Row(**{**content, **own})
+
+
+def _on_report(reference: str, tested: int) -> list[str]:
+    return [
+        f"λ: each chose its own on the select items. Only {reference} and the {tested} best others were scored on the "
+        f"report items.",
+        f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "
+        f"{tested} tests (Holm).",
+    ]
+
+
+def _cells(row: Row) -> list[str]:
+    tested, cost = row.tested, row.cost
+    score, difference = (tested.score, tested.difference) if tested else (None, None)
+    return [
+        row.name,
+        f"{row.constant:g}",
+        plus_minus(row.select.mean, row.select.se),
+        plus_minus(score.mean, score.se) if score else "",
+        plus_minus(difference.diff, difference.se, "+") if difference else "",
+        chance_text(tested.corrected) if tested else "",
+        "" if cost.prepare is None else f"{cost.prepare:.2f} s",
+        "" if cost.merge is None else f"{cost.merge:.3f} s",
+        "" if cost.nbytes is None else f"{cost.nbytes / 2**20:.1f}",
+        row.needs,
+    ]

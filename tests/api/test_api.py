@@ -224,6 +224,18 @@ def test_models_are_compared_with_the_winner(candidate, tmp_path):
         em.evaluate(first, "nobody")
 
 
+def test_methods_are_compared(candidate, tmp_path, monkeypatch):
+    family, more = candidate.family, {"methods": ["magmax", {"dare": {"density": 0.5}}], "constants": [0.4, 1.0]}
+    found = em.compare(family, score, {"red": ITEMS}, run=tmp_path / "compared", **more)
+    assert {row.name for row in found.rows} == {"linear", "magmax", "dare(density=0.5)"}
+    assert {row.name for row in found.tested} == {"magmax", "dare(density=0.5)"}
+    assert str(found).splitlines()[-3].startswith("base")
+    assert "<table>" in found._repr_html_()
+    monkeypatch.setitem(api_search.CALLS, "left", 1)  # whoever scores is killed
+    again = em.compare(family, score, {"red": ITEMS}, run=tmp_path / "compared", **more)
+    assert again == found
+
+
 def test_a_finished_run_is_loaded(candidate, pico_suite, tmp_path):
     candidate = em.Candidate(em.Family(pico_suite.base, pico_suite.experts), space="model")
 

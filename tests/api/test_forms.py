@@ -22,6 +22,7 @@ WRONG = {
     **{"an object": object(), "a class": dict, "of text": {"weight": "ab"}, "texts": ["a"]},
 }
 SEARCH = [name for name in inspect.signature(em.search).parameters if name not in ("candidate", "fitness", "tasks")]
+COMPARE = [name for name in inspect.signature(em.compare).parameters if name not in ("family", "fitness", "tasks")]
 OF_FAMILY = (
     *("auto_class", "device", "compute", "vocabulary", "dequantise", "template", "allow_missing", "cache", "progress"),
 )
@@ -83,6 +84,20 @@ def test_arguments_of_a_family(argument: str) -> None:
     refused(lambda value: em.Family(NET, red=tuned(NET, 1), **{argument: value}), right)
 
 
+@pytest.mark.parametrize("argument", COMPARE)
+def test_arguments_of_a_comparison(candidate: em.Candidate, argument: str) -> None:
+    usual = inspect.signature(em.compare).parameters[argument].default
+    right = ["none"] if usual is None or argument == "time_limit" else []
+    right += ["a number"] if argument == "time_limit" else []
+    right += ["an array"] * (argument == "constants")
+    few = {"methods": ["linear"], "constants": [1.0], "select_items": 6, "report_items": 6}
+
+    def call(value: Any) -> None:
+        em.compare(candidate.family, score, {"t": ITEMS}, **{**few, argument: value})
+
+    refused(call, right)
+
+
 def test_models_and_items(candidate: em.Candidate, result: em.Result) -> None:
     calls: dict[str, Callable[[Any], object]] = {
         "base": lambda value: em.Family(value, red=tuned(NET, 1)),
@@ -95,6 +110,7 @@ def test_models_and_items(candidate: em.Candidate, result: em.Result) -> None:
         "a split": lambda value: em.items({"search": value, "select": ["a"], "report": ["b"]}),
         "classes": lambda value: em.items([(f"{i}", "ab"[i % 2]) for i in range(90)], value),
         "result": em.evaluate,
+        "compared": lambda value: em.compare(value, score, {"t": ITEMS}),
         "models": lambda value: em.evaluate(result, value),
         "split": lambda value: em.evaluate(result, "base", split=value),
         "load": em.load,
