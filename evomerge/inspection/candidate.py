@@ -50,7 +50,8 @@ class Candidate:
         tied: patterns, or {pattern: factor}, each of which makes one coordinate.
         bounds: variable -> (low, high).
         only: patterns of the coefficients that are searched; other weights are held at 0.4, if not by `frozen`.
-        sum: what the weights of each group sum to; points are of amounts then, of which weights are shares.
+        sum: what the weights of each group sum to; points are of amounts then, of which weights are made.
+        map: `tanh` for weights between -1 and 1, of amounts as well.
         progress: is told what goes on.
 
     Attributes:
@@ -70,6 +71,7 @@ class Candidate:
         bounds="{'weight': (0, 1.5)}",
         only="['weight/*.attention/*']",
         sum="1.0",
+        map="'tanh' or None",
         progress=WRITTEN,
     )
     def __init__(
@@ -85,6 +87,7 @@ class Candidate:
         bounds: Mapping[str, Sequence[float]] | None = None,
         only: Sequence[str] | None = None,
         sum: float | None = None,
+        map: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         for name, pair in (bounds or {}).items():
@@ -92,7 +95,7 @@ class Candidate:
                 raise ConfigError(f"bounds: {name} has {pair}: write (low, high), as in {{'weight': (0, 1.5)}}.")
         given = {"sharing": sharing, "frozen": frozen and dict(frozen), "tied": tied and [*tied]}
         given |= {"bounds": bounds and {name: [*pair] for name, pair in bounds.items()}, "only": only and [*only]}
-        given["sum"] = sum
+        given |= {"sum": sum, "map": map}
         chain = transform if transform is None or isinstance(transform, str | Mapping) else [*transform]
         settings = in_order({"method": settings_of("method", method), "transform": chain})
         settings["space"] = load_choice("space", space, given)

@@ -131,8 +131,8 @@ def _frozen(facts: RunFacts, variable: str, rows: Mapping[str, Mapping[str, floa
 
 def _of_point(facts: RunFacts, of: str, point: np.ndarray) -> list[CoefficientMap]:
     """Return the grids of a point, from the names of its coordinates."""
-    if facts.settings["space"].get("sum") is not None:
-        return []  # coordinates are amounts, and the weights their shares
+    if any(facts.settings["space"].get(name) is not None for name in ("sum", "map")):
+        return []  # coordinates are amounts, and weights are made of them
     experts = [name for name, _ in facts.run.identity["experts"]]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for coordinate, value in zip(facts.run.coordinates, point.tolist(), strict=True):

@@ -109,8 +109,9 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         frozen=space["frozen"],
         tied=space["tied"],
         bounds={name: (low, high) for name, (low, high) in (space["bounds"] or {}).items()},
-        only=space.get("only"),  # runs of earlier versions have none of these two
+        only=space.get("only"),  # runs of earlier versions have none of these three
         total=space.get("sum"),
+        onto=space.get("map"),
     )
     with reporter.working("preparing the merge"):
         pass  # a line in a pipe; a terminal shows what takes long, such as sorting, in bars of its own

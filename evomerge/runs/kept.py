@@ -5,8 +5,6 @@ In: a problem. Out: a line of text; nothing where task vectors keep every bit.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from evomerge.merging.bounds import parameter_bounds, row_bounds
@@ -26,13 +24,13 @@ def store_text(problem: Problem) -> str | None:
         f"{problem.opening.store}: {rows.nbytes / GIB:.2f} GiB where float32 takes {wide / GIB:.2f}; an element of a "
         f"task vector is off by {row_bounds(rows, space.groups).max():.2g} at most"
     )
-    weight = next(variable for variable in space.variables if variable.name == "weight")
+    weight = space.weight
     held = [value for name, value in space.frozen.items() if name.startswith("weight/")]
     largest = max(map(abs, (weight.low, weight.high, *held)))
-    if space.total is not None:
-        largest = abs(space.total) if weight.low >= 0 else math.inf  # shares of both signs have no bound
+    if space.onto:
+        largest = space.onto.largest(weight, len(space.rows))
     weights = largest * np.maximum(np.abs(space.scales["weight"]), 1)
     found = parameter_bounds(problem.method, rows, space.groups, weights)
-    if found is None or not math.isfinite(largest):
+    if found is None:
         return f"{text}; a parameter has no bound, since the method {problem.method.name} compares elements"
     return f"{text}, a parameter by {found.max():.2g} with weights up to {weights.max():g}"

@@ -63,7 +63,7 @@ class Judge:
     @property
     def bounds(self) -> tuple[float, float]:
         """The bounds that the search has for weights."""
-        weight = next(variable for variable in self._problem.space.variables if variable.name == "weight")
+        weight = self._problem.space.weight
         return weight.low, weight.high
 
     def decode(self, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,8 +3,8 @@
 A point x, shape (dim,), is decoded into coefficients by one affine map per variable, A x + b with A of shape
 (G * K, dim). Frozen entries have only zeros in A, tied entries share a column, with signs or factors if one wants,
 rows that share their coefficient have one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two
-columns per row: all of them are the same code, and a gradient comes back through A transposed. Where weights are to sum
-to a number, what the map gives are amounts, and the weights are their shares (`shares.py`).
+columns per row: all of them are the same code, and a gradient comes back through A transposed. Where weights have a
+sum, or lie between -1 and 1, another map makes them of the amounts that this one gives (`maps.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,8 +17,8 @@ from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
 from evomerge.space.entries import Ties, free_entries, held_entries, left_out, tied_entries
 from evomerge.space.groups import Group, make_groups
-from evomerge.space.shares import amounts_of, check_total, pulled_back, shared_out
-from evomerge.space.variable import Variable, bounded, distinct
+from evomerge.space.maps import Map, make_map, usual_bounds
+from evomerge.space.variable import Variable, bounded, distinct, weight_of
 
 SHARING = ("separate", "shared")
 ROUNDING = 1e-9
@@ -41,7 +41,7 @@ class CoefficientSpace:
         matrices: Variable -> A, sparse (G * K, dim).
         offsets: Variable -> b, float64 (G * K,).
         scales: Variable -> what a coefficient is where all coordinates are 1, (G, K): 1 but for the factors of ties.
-        total: What the weights of each group sum to; None for any sum.
+        onto: Makes weights of amounts; None where these are the weights.
     """
 
     groups: tuple[Group, ...]
@@ -54,7 +54,7 @@ class CoefficientSpace:
     matrices: dict[str, sparse.csr_array]
     offsets: dict[str, np.ndarray]
     scales: dict[str, np.ndarray]
-    total: float | None = None
+    onto: Map | None = None
 
     @property
     def dim(self) -> int:
@@ -67,8 +67,8 @@ class CoefficientSpace:
         if x.shape != (self.dim,):
             raise SpaceError(f"A point of this space has shape ({self.dim},), not {x.shape}.")
         found = {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
-        if self.total is not None:
-            found["weight"] = shared_out(found["weight"], self.total, self.scales["weight"] != 0)
+        if self.onto:
+            found["weight"] = self.onto.weights(found["weight"], self.moves("weight"))
         return found
 
     def constant(self, weights: float | np.ndarray) -> dict[str, np.ndarray]:
@@ -95,9 +95,9 @@ class CoefficientSpace:
         """Gradient at x, (dim,), from those with respect to the coefficients there, {variable: (G, K)}."""
         total = np.zeros(self.dim)
         for name, gradient in self._checked(gradients).items():
-            if self.total is not None and name == "weight":
+            if self.onto and name == "weight":
                 amounts = (self.matrices[name] @ x + self.offsets[name]).reshape(self._shape)
-                gradient = pulled_back(gradient, amounts, self.total)
+                gradient = self.onto.pulled_back(gradient, amounts, self.moves(name))
             total += self.matrices[name].T @ gradient.ravel()
         return total
 
@@ -136,34 +136,40 @@ class CoefficientSpace:
         return x
 
     @property
+    def weight(self) -> Variable:
+        """The variable that every method has, with its bounds."""
+        return weight_of(self.variables)
+
+    @property
     def _shape(self) -> tuple[int, int]:
         return len(self.groups), len(self.rows)
 
     def _wanted(self, values: Mapping[str, float | np.ndarray]) -> dict[str, np.ndarray]:
-        """The same values as arrays (G, K), of amounts where weights have a sum; constants are of all coordinates."""
+        """The same values as arrays (G, K), of amounts where there is a map; constants are of all coordinates."""
         constant = {name for name, value in values.items() if np.ndim(value) == 0}
         arrays = self._checked(values)
-        if self.total is not None and "weight" in arrays:
-            v = next(variable for variable in self.variables if variable.name == "weight")
-            alike = np.full(self._shape, v.start)  # all have the same share, whatever the constant
-            arrays["weight"] = alike if "weight" in constant else amounts_of(arrays["weight"], v.start, v.high)
+        if self.onto and "weight" in arrays:
+            given, one = arrays["weight"], self.onto.constant(float(arrays["weight"][0, 0]), self.weight)
+            amounts = self.onto.amounts(given, self.moves("weight"), self.weight)
+            arrays["weight"] = np.full(self._shape, one) if "weight" in constant else amounts
         return {name: array * self.scales[name] if name in constant else array for name, array in arrays.items()}
 
     def _refuse_outside(self, wanted: Mapping[str, np.ndarray]) -> None:
         """Refuse values, {variable: (G, K)}, that no point has: taken to the nearest bound, they would be others."""
         for variable in (variable for variable in self.variables if variable.name in wanted):
-            scales = self.scales[variable.name]
-            values, ends = wanted[variable.name], np.stack([scales * variable.low, scales * variable.high])
+            scales, (low, high) = self.scales[variable.name], _box(variable, self.onto)
+            values, ends = wanted[variable.name], np.stack([scales * low, scales * high])
+            say = self.onto.said if self.onto and variable.name == "weight" else float
             outside = (values < ends.min(axis=0) - ROUNDING) | (values > ends.max(axis=0) + ROUNDING)
             outside &= self.moves(variable.name)
             if outside.any():
                 g, k = (int(place[0]) for place in np.nonzero(outside))
                 own = values[outside] / scales[outside]
-                box = [min(variable.low, own.min()), max(variable.high, own.max())]
+                box = [say(min(low, own.min())), say(max(high, own.max()))]
                 raise SpaceError(
-                    f"The search would start at {values[g, k]:g} for {variable.name}/{self.groups[g].name}/"
-                    f"{self.rows[k]}, which is outside of the bounds of {variable.name}, [{variable.low:g}, "
-                    f"{variable.high:g}]. Write a start inside, or wider bounds: "
+                    f"The search would start at {say(values[g, k]):g} for {variable.name}/{self.groups[g].name}/"
+                    f"{self.rows[k]}, which is outside of the bounds of {variable.name}, [{say(low):g}, "
+                    f"{say(high):g}]. Write a start inside, or wider bounds: "
                     f"'space.bounds={{{variable.name}: [{box[0]!s}, {box[1]!s}]}}'."
                 )
 
@@ -194,6 +200,7 @@ def make_space(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     only: Sequence[str] | None = None,
     total: float | None = None,
+    onto: str | None = None,
 ) -> CoefficientSpace:
     """Build the coefficient space of a search.
 
@@ -219,14 +226,16 @@ def make_space(
             With {row: factor}, there is one in each group.
         bounds: variable -> (low, high), instead of the variable's own.
         only: patterns of the entries that are searched; others that are not frozen are held at their variable's start.
-        total: what the weights of each group sum to. Then coordinates, bounds and ties are of amounts, whose shares
-            the weights are; amounts may be frozen at 0 alone.
+        total: what the weights of each group sum to. Coordinates, bounds and ties are of amounts then (`maps.py`),
+            which may be frozen at 0 alone.
+        onto: `tanh`, for weights between -1 and 1; None for any.
 
     Raises:
         SpaceError: any of the above does not exist, contradicts another, or leaves nothing to search.
     """
     groups = make_groups(granularity, parameters)
-    rows, variables = distinct(rows, "row"), bounded(variables, bounds or {})
+    rows = distinct(rows, "row")
+    variables = bounded(variables, {**usual_bounds(onto, variables), **(bounds or {})})
     if sharing not in SHARING:
         raise SpaceError(unknown("sharing", sharing, SHARING))
     dead = _dead(groups, rows, zero, sharing)
@@ -234,6 +243,8 @@ def make_space(
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, variables, tied or ())
     held = {**left_out(entries, variables, only), **held} if only else held
+    factors = {factor for entry, (_, factor) in merged.items() if entry.startswith("weight/")}
+    made = make_map(total, onto, weight_of(variables), sharing, held, factors)
     free = free_entries(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)
     names = tuple(dict.fromkeys(name for name, _ in free.values()))
     pairs = np.argwhere(dead)
@@ -241,17 +252,21 @@ def make_space(
     matrices, offsets, scales = {}, {}, {}
     for v in variables:
         choice, constant = _choice(entries[v.name], free, names, held)
+        constant = made.held(constant) if made and v.name == "weight" else constant
         rest = 0.0 if v.name == "weight" else v.start
         matrices[v.name], offsets[v.name] = sparse.csr_array(basis @ choice), basis @ constant + rest * dead.ravel()
         found = basis @ np.array([free[entry][1] if entry in free else 1.0 for entry in entries[v.name]])
         scales[v.name] = np.where(np.abs(found - 1) < ROUNDING, 1.0, found).reshape(dead.shape)
-        low[choice.indices], high[choice.indices] = v.low, v.high
+        low[choice.indices], high[choice.indices] = _box(v, made)
         known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else rows[k]}": rest for g, k in pairs}
-    amounts = matrices["weight"]
-    check_total(total, sharing, held, bool((low[amounts.indices] < 0).any() or (amounts.data < 0).any()))
     return CoefficientSpace(
-        groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales, total
+        groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales, made
     )
+
+
+def _box(variable: Variable, onto: Map | None) -> tuple[float, float]:
+    """The bounds of coordinates of a variable."""
+    return onto.box(variable) if onto and variable.name == "weight" else (variable.low, variable.high)
 
 
 def _basis(

@@ -22,6 +22,11 @@ class Variable:
     share: bool = False
 
 
+def weight_of(variables: Sequence[Variable]) -> Variable:
+    """Return the variable that every method has."""
+    return next(variable for variable in variables if variable.name == "weight")
+
+
 def distinct(names: Sequence[str], kind: str) -> list[str]:
     """Return names, each of which must be there once.
 
