@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` nee
 
 SIZES = {"search": "items", "select": "select_items", "report": "report_items"}
 """Split -> the setting that says how many of its items are used."""
-SOURCES = ("model", "model.base", "model.suite", "model.experts", "experiment")
+SOURCES = ("model", "model.base", "model.suite", "model.experts", "model.trajectory", "experiment")
 """Settings that say which models are meant, so that those of a run are not taken."""
 DESCRIPTION = """\
 Score models side by side, all on the same items of one split, and compare each with the first.
@@ -32,6 +32,8 @@ MODEL is one of
   base                the base
   experts             each task with its own expert
   NAME                the expert of that name, on all tasks
+  soup                the uniform average of all experts
+  without:NAME        the uniform average of all others
   constant:0.4        the merge with the same weight everywhere, by the method of the settings
   RUN                 a run directory: its winner
   RECIPE.yaml         a recipe; its groups and its method may be others than those of the settings
@@ -56,6 +58,7 @@ number of seconds is for fitness.items items.
   evomerge evaluate runs/x base experts                             a run's winner beside base and experts
   evomerge evaluate runs/x --worth                                  the same beside each expert on all tasks
   evomerge evaluate constant:0.8 runs/x runs/y                      which of these, on the select split
+  evomerge evaluate --leave-one-out model=text                      which expert harms the uniform average
   evomerge evaluate merged/ base model=text --split report --json   a model directory on the suite `text`
   evomerge evaluate runs/x base 'fitness.tasks={new: {items: new.jsonl, expert: a}}'     on another task
 """
@@ -72,7 +75,10 @@ def main(arguments: Sequence[str]) -> None:
             shown, a model has none.
     """
     given = [a for a in arguments if "=" in a and not a.startswith("-") and not os.path.exists(a)]
-    options = _parser().parse_intermixed_args([argument for argument in arguments if argument not in given])
+    parser = _parser()
+    options = parser.parse_intermixed_args([argument for argument in arguments if argument not in given])
+    if not (options.models or options.leave_one_out):
+        parser.error("there is nothing to score: name a MODEL, or write --leave-one-out")
 
     from evomerge.cli.progress import Reporter
     from evomerge.cli.scores import show, show_worth
@@ -80,11 +86,12 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.runs.build import build_problem
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
-    from evomerge.selection.evaluation import evaluate, find_model
-    from evomerge.selection.worth import worth_of
+    from evomerge.selection.evaluation import WITHOUT, evaluate, find_model
+    from evomerge.selection.worth import harmful, worth_of
 
     reporter = Reporter()
     asked: list[str] = [*options.models, *(["base"] if options.worth else [])]
+    asked = ["soup", *asked] if options.leave_one_out else asked
     names = list(dict.fromkeys(asked))
     for name in names:
         if "/" in name or name.endswith((".yaml", ".yml")):  # no name of an expert, so it is refused before all else
@@ -95,6 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     check(settings)
     experts = find_sources(settings["model"], settings["fitness"]["tasks"]).experts
     names += [name for name in experts if options.worth and name not in names]
+    names += [f"{WITHOUT}{name}" for name in experts if options.leave_one_out]
     models = {name: find_model(name, experts) for name in names}
     if options.worth and not models[names[0]].choosable:
         raise ConfigError(f"--worth says what a merge is worth, and {names[0]} is none: name a run or a recipe first.")
@@ -110,10 +118,11 @@ def main(arguments: Sequence[str]) -> None:
     result = evaluate(problem, models, split, reporter, limit)
     _caution(models, options.split, split, reporter)
     worth = worth_of(result, list(experts)) if options.worth and not result.errors else None
+    harm = {"harmful": harmful(result)} if options.leave_one_out else {}
     if options.json:
-        print(result.to_json(**({"worth": asdict(worth)} if worth else {})))
+        print(result.to_json(**({"worth": asdict(worth)} if worth else {}), **harm))
     else:
-        show(result, reporter)
+        show(result, reporter, harm.get("harmful"))
         if worth:
             show_worth(worth, reporter)
     if result.errors:
@@ -126,16 +135,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge evaluate",
         usage="evomerge evaluate MODEL [MODEL ...] [--split search|select|report] [--items N] [--metric NAME] "
-        "[--worth] [--json] [setting=value ...]",
+        "[--worth] [--leave-one-out] [--json] [setting=value ...]",
         description=DESCRIPTION,
         epilog=SPLITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="what to score; see above")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="what to score; see above")
     parser.add_argument("--split", choices=list(SIZES), help="whose items; left out: see below")
     parser.add_argument("--items", type=int, metavar="N", help="how many items in all; left out: as the settings say")
     parser.add_argument("--metric", metavar="NAME", help="of the fitness; left out: its fitness.report_metric")
     parser.add_argument("--worth", action="store_true", help="say what the first is worth beside base and every expert")
+    parser.add_argument(
+        "--leave-one-out", action="store_true", help="score the uniform average, and again without each of the experts"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     return parser
 
@@ -183,7 +195,7 @@ def _refuse_without_sources(settings: Mapping[str, Any], names: Sequence[str]) -
     """
     from evomerge.selection.evaluation import find_model
 
-    if any(settings["model"][name] for name in ("suite", "base", "experts")):
+    if any(settings["model"][name] for name in ("suite", "base", "experts", "trajectory")):
         return
     for name in names:
         if name not in ("base", "experts"):

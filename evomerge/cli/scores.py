@@ -5,6 +5,8 @@ In: a `Comparison`, or a `Worth`. Out: tables and lines on the reporter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evomerge.cli.progress import Reporter
 from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading, title
@@ -19,8 +21,8 @@ SAID = {
 }
 
 
-def show(result: Comparison, reporter: Reporter) -> None:
-    """Print models side by side as one table, or two."""
+def show(result: Comparison, reporter: Reporter, harmful: Sequence[str] | None = None) -> None:
+    """Print models side by side as one table, or two; below it, experts that a uniform average is better without."""
     first, *_ = result.models
     marks, told = result.marks, result.measures
     tasks = max((list(row.tasks) for row in result.models.values()), key=len)  # `experts` may lack some
@@ -41,7 +43,9 @@ def show(result: Comparison, reporter: Reporter) -> None:
         differences = [
             [name, plus_minus(one.diff, one.se, "+"), _ratio(one.diff, one.se)] for name, one in result.paired.items()
         ]
-        reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences)
+        harm = ", ".join(harmful or ()) or "none of them"
+        notes = [] if harmful is None else [f"better by more than two se without: {harm}"]
+        reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences, notes)
 
 
 def show_worth(worth: Worth, reporter: Reporter) -> None:

@@ -1,4 +1,5 @@
-"""What can be put into the live model to be scored, beside points of a search: a recipe's merge, a model directory.
+"""What can be put into the live model to be scored, beside points of a search: a recipe's merge, a model directory, a
+soup.
 
 In: a path, and a problem. Out: a `Contender`: how to score it, and all that its outcome depends
 on. A recipe may have other groups and another method than the search of the settings, and fewer experts; its base and
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from evomerge.common.code import code_of, target_of
 from evomerge.common.errors import ConfigError, EvomergeError
@@ -196,6 +199,30 @@ def of_directory(path: Path, problem: Problem, reporter: Progress) -> Contender:
         if (text := unlike(base, found, problem.buffers))
         else placed
     )
+
+
+def of_soup(left_out: str | None, problem: Problem) -> Contender:
+    """Return the merge in which all experts have the same weight, one over their number, or all but one.
+
+    Args:
+        left_out: the expert whose weight is 0; None for nobody.
+        problem: what is searched.
+
+    Raises:
+        ConfigError: rows are not the experts, or nobody is left.
+    """
+    space = problem.space
+    if list(space.rows) != list(problem.sources.experts):
+        raise ConfigError(
+            f"A soup has a weight for each expert, and transform= made other rows of them ({', '.join(space.rows)}): "
+            f"leave out the transform."
+        )
+    there = np.array([row != left_out for row in space.rows], dtype=np.float64)
+    if not there.any():
+        raise ConfigError(f"{left_out} is the only expert, and nothing is left without it.")
+    coefficients = space.constant(there / there.sum())
+    named = name_coefficients(coefficients, space.groups, space.rows)
+    return in_place(partial(problem.merger.apply, coefficients), named, problem.contents)
 
 
 def _written(problem: Problem, recipe: Recipe, method: Method, chain: Chain) -> Written:

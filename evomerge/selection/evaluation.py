@@ -34,12 +34,14 @@ from evomerge.search.evaluators.splits import (
     make_subsets,
     score_experts,
 )
-from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe
+from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe, of_soup
 from evomerge.selection.marks import Marks, marks_of
 from evomerge.selection.remember import remembered
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.space.named import name_coefficients
 from evomerge.trials import finite
+
+WITHOUT = "without:"  # and the name of an expert that a soup leaves out
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,18 @@ class Model:
     """A model as a person names it.
 
     Attributes:
-        kind: what it is; `experts` is each task with its own expert, `expert` one of them on all tasks.
-        value: the expert's name, the constant, or the path of the recipe or of the model directory.
+        kind: what it is; `experts` is each task with its own expert, `expert` one of them on all tasks, `soup` the
+            uniform average of all experts, or of all but one.
+        value: the name of the expert, or of the one left out; the constant, or the path of recipe or model directory.
     """
 
-    kind: Literal["base", "experts", "expert", "constant", "recipe", "directory"]
+    kind: Literal["base", "experts", "expert", "soup", "constant", "recipe", "directory"]
     value: Any = None
 
     @property
     def choosable(self) -> bool:
         """Whether it is one of those among which people choose, and not what they hold them against."""
-        return self.kind in ("constant", "recipe", "directory")
+        return self.kind in ("soup", "constant", "recipe", "directory")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ def find_model(text: str, experts: Collection[str]) -> Model:
         return Model(text)
     if text in experts:
         return Model("expert", text)
+    if text == "soup":
+        return Model("soup")
+    if text.startswith(WITHOUT):
+        if (name := text.removeprefix(WITHOUT)) not in experts:
+            raise ConfigError(unknown("expert", name, experts))
+        return Model("soup", name)
     if text.startswith("constant:"):
         return Model("constant", _constant(text))
     path = Path(text).expanduser()
@@ -200,6 +209,8 @@ def _contender(model: Model, problem: Problem, reporter: Progress) -> Contender:
         return of_recipe(model.value, problem)
     if model.kind == "directory":
         return of_directory(model.value, problem, reporter)
+    if model.kind == "soup":
+        return of_soup(model.value, problem)
     about, space = problem.contents, problem.space
     if model.kind == "experts":
         if not problem.experts:
@@ -287,5 +298,5 @@ def _nothing_there(text: str, path: Path, experts: Collection[str]) -> str:
     if path.parent != Path(".") and path.parent.is_dir():
         near = nearest(path.name, [other.name for other in path.parent.iterdir()])
         return f"There is no {path}." + (f" Did you mean {path.parent / near[0]}?" if near else "")
-    what = unknown("model", text, ["base", "experts", "constant:0.4", *experts])
+    what = unknown("model", text, ["base", "experts", "soup", "constant:0.4", *experts])
     return f"{what} Recipes, runs and model directories are named by their paths."

@@ -1,4 +1,4 @@
-"""What a merge is worth beside its parents: the base and each expert, on every task.
+"""What a merge is worth beside its parents, the base and each expert, on every task; and which parents harm it.
 
 In: a `Comparison` whose first model is the merge, and which has the base and the experts on all tasks. Out: by task the
 best expert, how much of its gain over the base the merge keeps, and whether the merge passes it; and the one expert
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evomerge.fitness.objectives import can_normalise
-from evomerge.selection.evaluation import Comparison
+from evomerge.selection.evaluation import WITHOUT, Comparison
 from evomerge.selection.statistics import Paired
 
 BASE = "base"
@@ -81,6 +81,12 @@ def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
     shares = [one.kept for one in tasks.values() if one.kept is not None]
     kept = sum(shares) / len(shares) if shares else None
     return Worth(merge, tasks, single, _turned(result.paired[single]), _turned(result.paired[BASE]), kept)
+
+
+def harmful(result: Comparison) -> list[str]:
+    """Return the experts without which the first model of a comparison is better by more than two standard errors."""
+    left_out = {name.removeprefix(WITHOUT): one for name, one in result.paired.items() if name.startswith(WITHOUT)}
+    return [name for name, one in left_out.items() if one.diff is not None and one.se and one.diff > 2 * one.se]
 
 
 def _of_task(result: Comparison, task: str, merge: str, experts: Sequence[str]) -> OfTask:

@@ -238,3 +238,24 @@ def test_as_a_process(place: Path, summary) -> None:
     assert wrong.stdout == ""
     assert "Unknown model 'bse': did you mean 'base'?" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_leave_one_out_says_which_expert_harms(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    found, _ = evaluated(capsys, "--leave-one-out", "runs/one", "--split", "report")
+    assert list(found["models"]) == [
+        "soup",
+        "runs/one",
+        *(f"without:{name}" for name in ("animals", "trees", "metals")),
+    ]
+    harmful = [
+        name.removeprefix("without:")
+        for name, one in found["paired"].items()
+        if name.startswith("without:") and one["diff"] > 2 * one["se"]
+    ]
+    assert found["harmful"] == harmful
+    constant, _ = evaluated(capsys, f"constant:{1 / 3}", "runs/one", "--split", "report")
+    assert constant["models"][f"constant:{1 / 3}"] == found["models"]["soup"]
+    main(["--leave-one-out", "runs/one", "--split", "report"])
+    assert "better by more than two se without: " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="Unknown expert 'metal': did you mean 'metals'"):
+        main(["without:metal", "runs/one"])
