@@ -141,11 +141,12 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
     from evomerge.runs.sources import find_sources
 
     model, tasks = settings["model"], settings["fitness"]["tasks"]
-    if directories and (model["suite"] or model["base"] or model["experts"]):
+    named = any(model[name] for name in ("suite", "base", "experts", "trajectory"))
+    if directories and named:
         raise ConfigError("Base and experts are named twice, by directories and by settings: leave one of them out.")
     if len(directories) == 1:
         raise ConfigError(f"{directories[0]} is the base; name its experts behind it: evomerge inspect BASE EXPERT ...")
-    if not (directories or model["suite"] or model["base"] or model["experts"]):
+    if not (directories or named):
         raise ConfigError(
             "Nothing to inspect is named: write evomerge inspect BASE EXPERT ..., or the settings of a search, such as "
             "model=text."

@@ -1,5 +1,5 @@
-"""`evomerge merge`: the merged model of a recipe, or of a merge YAML of mergekit, as a directory that transformers
-loads.
+"""`evomerge merge`: the merged model of a recipe, of a merge YAML of mergekit, or of the checkpoints of a training run,
+as a directory that transformers loads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ examples:
   evomerge merge recipe.yaml adapter/ --adapter --rank 16      of any merge: the nearest one of this rank
   evomerge merge recipe.yaml merged/ --push owner/name
   evomerge merge mergekit.yaml merged/       a merge YAML of mergekit's; what is done otherwise is named with its line
+  evomerge merge 'run/checkpoint-*' merged/ --weights ema       the mean of the checkpoints of one training run
 
 The sources are looked for where the recipe says, from the working directory or from the recipe's own, and by their
 commit on the hub, if they came from there. Their weights must be those that the recipe was made from, by their hashes.
@@ -41,13 +42,16 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="evomerge merge",
-        description="Build the merged model of a recipe, or of a merge YAML of mergekit: weights, what lies beside the "
-        "base's, heads, recipe and card.",
+        description="Build the merged model of a recipe, of a merge YAML of mergekit, or of the checkpoints of a run: "
+        "weights, what lies beside the base's, heads, recipe and card.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "recipe", type=Path, help="a recipe.yaml, with its heads/ beside it; or a merge YAML of mergekit"
+        "recipe",
+        type=Path,
+        help="a recipe.yaml, with its heads/ beside it; or a merge YAML of mergekit; or, with --weights, checkpoints "
+        "of one training run, as a pattern in quotes or a list",
     )
     parser.add_argument("out", type=Path, help="the directory to make")
     parser.add_argument("--base", type=Path, metavar="DIR", help="where the base is, if not where the recipe says")
@@ -76,11 +80,18 @@ def main(arguments: Sequence[str]) -> None:
         metavar="N",
         help="with --adapter: the nearest one of this rank, of any merge, and how far off it is",
     )
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="how checkpoints are weighed: swa, lawa, ema or wsm; with settings: '{ema: {decay: 0.9}}'",
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="send it to the hub as well, with recipe and card")
     seen = parser.add_mutually_exclusive_group()
     seen.add_argument("--private", action="store_true", help="with --push: only its owner may see it; so if left out")
     seen.add_argument("--public", action="store_true", help="with --push: everybody may see it")
-    given = parser.parse_args(arguments)
+    given, beyond = parser.parse_known_args(arguments)
+    if beyond:
+        parser.error(f"unrecognized arguments: {' '.join(beyond)}; a pattern of checkpoints is written in quotes")
     if given.rank is not None and not given.adapter:
         parser.error("--rank N is the rank of an adapter: write --adapter --rank N")
     if given.adapter and (given.dtype or given.max_shard_size or given.exact):
@@ -96,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
     if upload:
         upload.check(given.out)
     reporter = Reporter()
-    recipe = _read(given.recipe, reporter)
+    recipe = _mean(given, reporter) if given.weights else _read(given.recipe, reporter)
     if given.adapter:
         _write_adapter(given, recipe, experts, reporter)
     else:
@@ -145,6 +156,23 @@ def _places(given: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"--expert {text} does not say which expert is where: write --expert NAME=DIR.")
         places[name] = Path(path)
     return places
+
+
+def _mean(given: argparse.Namespace, reporter: Reporter) -> Recipe:
+    """Return the mean of checkpoints as a recipe."""
+    import yaml
+
+    from evomerge.models.trajectory import find_checkpoints
+    from evomerge.recipes.trajectory import mean_of, notes_of
+    from evomerge.runs.closed_forms import schedule_of
+
+    schedule, text = schedule_of(yaml.safe_load(given.weights)), str(given.recipe)
+    found = find_checkpoints(yaml.safe_load(text) if text.startswith("[") else text)
+    base = str(given.base) if given.base else None
+    recipe = mean_of(found, schedule.weights(len(found)).tolist(), base, reporter)
+    for note in notes_of(recipe, len(found)):
+        reporter.say(f"note: {note}")
+    return recipe
 
 
 def _read(path: Path, reporter: Reporter) -> Recipe:

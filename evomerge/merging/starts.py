@@ -1,24 +1,26 @@
 """Coefficients in closed form, to begin a search with: they follow from the task vectors, or from the depth alone.
 
-In: task vectors, or the rows that transforms made of them, and the groups of a space. Out: a weight for each group and
-row. None of them needs data.
+In: task vectors, or the rows that transforms made of them, and the groups of a space; or what the experts reach. Out: a
+weight for each group and row. Only the last one needs data.
 
     metagpt       ‖τ_k‖² / Σ_j ‖τ_j‖² in all groups (Zhou et al. 2024, arXiv 2406.11385, section 3)
     model_stock   t / K with t = K c / (1 + (K - 1) c), group by group, where c is the mean of the cosines between the
                   task vectors of each two experts (Jang et al. 2024, arXiv 2403.19522, section 3.3)
     lines         1 / K + d / 2 at depth d, from 0 in the first block to 1 in the last (Wang et al. 2025, arXiv
                   2410.17146, section 4; the paper searches the slope); 1 / K outside blocks
+    cocktail      exp(-loss_k / T) / Σ_j exp(-loss_j / T) in all groups (Xiao et al. 2023, arXiv 2311.13534)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from evomerge.common.errors import MergeError
+from evomerge.common.errors import ConfigError, MergeError
 from evomerge.space.groups import Group
 from evomerge.task_vectors.spans import CHUNK, Span, chunks
 from evomerge.task_vectors.store import TaskVectors
@@ -77,6 +79,31 @@ STARTS = {
     "lines": Start("weights that grow with the depth", "Wang et al. 2025, arXiv 2410.17146", lines),
 }
 """By the names that the setting `start` gives them."""
+
+
+@dataclass(frozen=True)
+class Cocktail:
+    """Shares of the experts by what they reach.
+
+    Args:
+        temperature: the higher, the more alike they are.
+    """
+
+    temperature: float = 5.0
+
+    def weights(self, losses: np.ndarray) -> np.ndarray:
+        """Return exp(-loss / T) as shares, float64 (K,).
+
+        Args:
+            losses: of the experts, (K,).
+
+        Raises:
+            ConfigError: the temperature is not positive.
+        """
+        if not self.temperature > 0:
+            raise ConfigError(f"cocktail: a temperature of {self.temperature:g} means nothing: write one above 0.")
+        shares = np.exp((losses.min() - losses) / self.temperature)
+        return shares / shares.sum()
 
 
 def _products(vectors: TaskVectors, spans: Sequence[Span]) -> np.ndarray:

@@ -115,7 +115,7 @@ def finalists(facts: RunFacts) -> Chart | None:
             f"{finalist.name}: {number(finalist.select)} on the select items",
         )
         for finalist in sorted(found, key=lambda f: f.winner)
-        if not finalist.name.startswith("constant ")
+        if not finalist.name.startswith(("constant ", "start "))
     ]
     words = f"{len(found)} finalists on the select items; {split.winner} won with {number(split.value)}"
     legend = [("winner", "the winner"), ("finalist", "another finalist")]

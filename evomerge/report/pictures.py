@@ -51,7 +51,7 @@ def of_sweep(facts: Sequence[RunFacts], best: Sequence[tuple[str, list[Coefficie
 
 def convergence(facts: RunFacts) -> Figure:
     """Candidates by value, the loss of gradient steps, and the finalists on the select split, one above the other."""
-    judged = [f for f in facts.finalists if f.select is not None and not f.name.startswith("constant ")]
+    judged = [f for f in facts.finalists if f.select is not None and not f.name.startswith(("constant ", "start "))]
     kinds = [
         kind for kind, there in (("scored", facts.scored), ("losses", facts.losses), ("finalists", judged)) if there
     ]

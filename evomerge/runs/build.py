@@ -22,12 +22,12 @@ from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.fitness.recalibration import Recalibration, norms_of
 from evomerge.merging.buffers import Buffers
 from evomerge.merging.method import Method, check_rows
-from evomerge.merging.starts import STARTS
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
+from evomerge.runs.closed_forms import CLOSED, closed_form, said
 from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.families import open_family
 from evomerge.runs.given import Given, make_merge
@@ -40,6 +40,7 @@ from evomerge.search.evaluators.serial import prepare
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes
+from evomerge.selection.summary import START
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.stores import AUTO
 
@@ -193,10 +194,10 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
     """Return the coefficients that a search begins with; None for the best of a few constants.
 
     Args:
-        settings: of the search; `start` is `constants`, a number, the text `1/K`, the name of a closed form
-            (`merging/starts.py`), or the path of a recipe or of a merge YAML of mergekit's.
+        settings: of the search; `start` is `constants`, a number, the text `1/K`, a closed form
+            (`closed_forms.py`), or the path of a recipe or of a merge YAML of mergekit's.
         problem: what is searched.
-        reporter: is told when all task vectors are read.
+        reporter: is told what takes long.
 
     Raises:
         ConfigError: `start` is none of these.
@@ -208,15 +209,37 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
         return {"weight": 1 / len(space.rows)}
     if isinstance(start, int | float) and not isinstance(start, bool):
         return {"weight": float(start)}
-    if isinstance(start, str) and start in STARTS:
-        with reporter.working(f"reading the task vectors for start={start}"):
-            return {"weight": STARTS[start].weights(problem.rows, space.groups)}
+    if (weights := closed_form(start, settings, problem, reporter)) is not None:
+        return {"weight": weights}
     if not isinstance(start, str) or not Path(start).is_file():
         raise ConfigError(
             f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "
-            f"start=1/K, start={', start='.join(STARTS)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
+            f"start=1/K, start={', start='.join(CLOSED)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
         )
     return read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources)
+
+
+def find_baselines(settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> dict[str, np.ndarray]:
+    """Return starts that are judged beside what the search finds, as points (dim,), by their names among finalists.
+
+    Args:
+        settings: of the search; `baselines` is a list of starts: numbers, `1/K` and closed forms.
+        problem: what is searched.
+        reporter: is told what takes long.
+
+    Raises:
+        ConfigError: one is no such start, or lies outside of the space.
+    """
+    given, points = settings.get("baselines") or [], dict[str, np.ndarray]()
+    for start in given if isinstance(given, list) else [str(given)]:
+        if not isinstance(given, list) or (isinstance(start, str) and start not in ("1/K", *CLOSED)):
+            raise ConfigError(
+                f"baselines: {start} is no list of starts that need neither a search nor a file: write numbers, 1/K, "
+                f"{', '.join(CLOSED)}, such as 'baselines=[1/K,metagpt]'."
+            )
+        found = find_start({**settings, "start": start}, problem, reporter)
+        points[f"{START}{said(start)}"] = problem.space.start(found or {})
+    return points
 
 
 def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None) -> Searcher:

@@ -55,7 +55,7 @@ OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": 
 UNNAMED = (
     *("budget", "budget_items", "budget_hours", "time_limit"),
     *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
-    *("fitness.report_metric", "fitness.select_items", "fitness.report_items", "fitness.directory"),
+    *("baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items", "fitness.directory"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
 
@@ -69,6 +69,7 @@ class ModelConfig:
     builder: str | None = None  # a function that builds the suite where it is missing, with its module
     base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
     experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
+    trajectory: Any = None  # checkpoints of one training run in place of experts: a pattern, or a list in their order
     vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base, shared or union
     part: str | None = None  # the module of the base that experts of another architecture are
     dequantise: bool = False  # take quantised experts as the numbers that transformers makes of them
@@ -97,6 +98,7 @@ class SpaceConfig:
     tied: Any = None  # [name pattern, {name pattern: factor}, ...]
     only: Any = None  # [name pattern, ...]
     sum: float | None = None  # of the weights of a group
+    map: str | None = None  # tanh: weights between -1 and 1
 
 
 @dataclass
@@ -118,6 +120,7 @@ class SearchConfig:
     budget_hours: float | None = None  # of each call
     time_limit: Any = "auto"  # seconds, or null
     start: Any = "constants"
+    baselines: Any = None  # [starts, ...] that are judged beside what is found
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = None
     transform: Any = None  # none, a name, or a list of names and {name: settings}

@@ -13,11 +13,11 @@ from typing import Any
 from evomerge.common.code import code_of
 from evomerge.common.digests import digest
 from evomerge.fitness.items import Item
-from evomerge.merging.starts import STARTS
 from evomerge.problem import Problem
+from evomerge.runs.closed_forms import CLOSED
 from evomerge.runs.targets import find_class
 
-LATER = ("only", "sum")
+LATER = ("only", "sum", "map")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
 
 
@@ -33,7 +33,7 @@ def search_identity(
     """
     space, start = problem.space, settings["start"]
     inputs = {task: digest_items(items) for task, items in (learned or {}).items()}
-    recipe = Path(start) if isinstance(start, str) and start not in STARTS else None
+    recipe = Path(start) if isinstance(start, str) and start not in CLOSED else None
     return {
         **problem.contents,
         "items": {task: digest_items(items) for task, items in problem.items["search"].items()},

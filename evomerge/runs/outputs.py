@@ -30,7 +30,7 @@ from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
-from evomerge.runs.table import gain_of, table_of
+from evomerge.runs.table import gain_of, starts_of, table_of
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
@@ -180,6 +180,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     logged = next(read_log(log), {}).get("identity")  # an earlier version may have said the same in other words
     same = logged is not None and in_todays_words(logged) == json.loads(json.dumps(identity))
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
+    chosen += [given] if (given := settings.get("baselines")) else []
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 
@@ -188,6 +189,8 @@ def show(summary: Summary, directory: Path, reporter: Progress) -> None:
     table = table_of(summary)
     reporter.table(table.title, table.columns, table.rows, table.notes)
     reporter.say(gain_of(summary))
+    for line in starts_of(summary):
+        reporter.say(line)
     if summary.failed:
         reporter.say(f"{summary.failed} of {summary.trials} candidates failed; their errors stand in trials.jsonl")
     for doubt in summary.doubts:

@@ -40,6 +40,12 @@ def with_paths(settings: Mapping[str, Any], change: Callable[[str], str]) -> dic
 
     model, fitness = dict(settings["model"]), settings["fitness"]
     model |= {name: each(model[name]) for name in OF_MODELS if name in model}
+    if isinstance(
+        pattern := model.get("trajectory"), str
+    ):  # what lies there has the names that its last part stands for
+        model["trajectory"] = str(Path(change(str(Path(pattern).parent))) / Path(pattern).name)
+    elif pattern:
+        model["trajectory"] = each(pattern)
     if isinstance(fitness, Mapping):
         fitness = dict(fitness)
         if isinstance(tasks := fitness.get("tasks"), Mapping):

@@ -20,11 +20,12 @@ from evomerge.common.progress import Progress, Silent
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.build import build_problem, find_start, make_searcher
+from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.directory import Run
 from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.base import Incumbent, unfinished
+from evomerge.selection.summary import START
 from evomerge.trials import Trial, finite
 
 CONSTANT = "constant "
@@ -152,6 +153,8 @@ def find_finalist(run: Run, problem: Problem, name: str) -> Point:
     selected = summary.select.finalists if summary else {}
     if name.startswith(CONSTANT) and name in selected:
         finalists[name] = problem.space.start({"weight": float(name.removeprefix(CONSTANT))})
+    if name.startswith(START) and name in selected:
+        finalists |= find_baselines(run.settings, problem, Silent())
     if name not in finalists:
         raise ConfigError(f"{run.path}: {unknown('finalist', name, {**finalists, **selected})}")
     about: dict[str, Any] = {"note": "chosen by name; never scored on the report split"}

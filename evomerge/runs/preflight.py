@@ -185,9 +185,8 @@ def _times(
     if (items := settings["budget_items"]) is not None:
         parts = affordable(parts, items, {False: size["search"], True: inputs})
     count = sum(part.count for part in parts)
-    incumbents = sum(part.incumbents for part in parts_of(searcher, count))
-    weight = next(variable for variable in problem.space.variables if variable.name == "weight")
-    bounds = weight.low, weight.high
+    incumbents = sum(part.incumbents for part in parts_of(searcher, count)) + len(settings.get("baselines") or [])
+    bounds = problem.space.weight.low, problem.space.weight.high
     judged = work(bounds, incumbents, settings["objective"]["normalised"], size)
     judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
     choosing = judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, racing) * merge

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from evomerge.common.errors import ConfigError, EvomergeError
@@ -27,7 +28,7 @@ from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
-from evomerge.runs.build import build_problem, find_start, make_searcher
+from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import begun, check_kept, kept, said
 from evomerge.runs.config import SearchConfig, check, plain
@@ -47,7 +48,7 @@ from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped
-from evomerge.searchers.base import Part, Searcher, parts_of, unfinished
+from evomerge.searchers.base import Incumbent, Part, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
 from evomerge.selection.summary import Summary
@@ -105,6 +106,7 @@ def run_search(
         show(done, directory, reporter)
         return done
     check_splits(problem, fitnesses, subsets, learning, reporter)
+    baselines = find_baselines(settings, problem, reporter)
     record = recorder(directory / "timings.jsonl")
     with warned() as logged, interrupt or Interrupt() as interrupt:
         objective, gradients, evaluate = make_evaluators(problem, fitnesses, subsets, learning, record, limit)
@@ -126,7 +128,7 @@ def run_search(
             if reason is StopReason.INTERRUPTED:
                 return None
             judge = Judge(problem, fitnesses, subsets, interrupt, limit)
-            if (found := _choose(judge, problem.goal, searcher, log, reporter)) is None:
+            if (found := _choose(judge, problem.goal, searcher, log, baselines, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
             digest = run_digest(directory, identity, settings, judged)
@@ -146,8 +148,16 @@ def _as_yaml(config: SearchConfig, live: LiveModel) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(in_order(given)))
 
 
-def _choose(judge: Judge, goal: Goal, searcher: Searcher, log: TrialLog, reporter: Progress) -> Selection | None:
-    """Return what the selection says of the searcher's incumbents, or None when it was asked to stop before the end.
+def _choose(
+    judge: Judge,
+    goal: Goal,
+    searcher: Searcher,
+    log: TrialLog,
+    baselines: Mapping[str, np.ndarray],
+    reporter: Progress,
+) -> Selection | None:
+    """Return what the selection says of the searcher's incumbents and the baselines, or None when it was asked to stop
+    before the end.
 
     Raises:
         EvomergeError: there are none, or none of them could be scored.
@@ -160,6 +170,7 @@ def _choose(judge: Judge, goal: Goal, searcher: Searcher, log: TrialLog, reporte
             f"{error.rstrip('.')}. Mend the reason, then search in another run directory "
             f"(hydra.run.dir=runs/another): what failed stays in the log of this one, {log.path}."
         )
+    incumbents |= {name: Incumbent(x) for name, x in baselines.items()}
     try:
         what = "choosing the winner on the select split, scoring it on the report split"
         items = work(judge.bounds, len(incumbents), goal.normalised, judge.sizes)

@@ -19,6 +19,7 @@ from evomerge.fitness.items import Item, Task, read_items
 from evomerge.models.adapter_files import is_adapter
 from evomerge.models.dequantised import dequantised, is_quantised
 from evomerge.models.hub import find_directory, short_name
+from evomerge.models.trajectory import base_of, find_checkpoints
 from evomerge.models.vocabulary import read_object
 from evomerge.problem import Sources
 from evomerge.runs.suite import Suite, load_suite
@@ -32,7 +33,7 @@ def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = N
     """Return the directories of base and experts and the tasks, from a suite, the user's own settings, or both.
 
     Args:
-        model: the settings `model`: name, suite, base and experts.
+        model: the settings `model`: name, suite, base, and experts or a trajectory.
         tasks: the settings `fitness.tasks`, or None for those of the suite.
         known: base and experts, where they were found before.
 
@@ -44,6 +45,8 @@ def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = N
     if known is not None:
         named, further = _tasks(tasks, known.experts)
         return replace(known, tasks=named, further=further)
+    if trajectory := model.get("trajectory"):  # earlier versions have none
+        model = {**model, **_of_trajectory(model, trajectory)}
     suite, experts = _open_suite(model), model["experts"]
     experts = experts if experts is None or isinstance(experts, list | dict) else [experts]
     if suite is not None and experts != []:
@@ -73,7 +76,23 @@ def find_sources(model: Mapping[str, Any], tasks: Any, known: Sources | None = N
     places, hub = _locate({"": model["base"], **named})
     base = places.pop("")
     codes = as_numbers(places, hub, model)
-    return Sources(base, places, *_tasks(tasks, places), hub, codes)
+    return Sources(base, places, *_tasks(tasks, places, [*places][-1] if trajectory else None), hub, codes)
+
+
+def _of_trajectory(model: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """Return base and experts of the settings `model`, where these name the checkpoints of a training run."""
+    if not (isinstance(given, str) or (isinstance(given, list) and all(isinstance(one, str) for one in given))):
+        raise ConfigError(
+            f"model.trajectory is {given}; write a pattern, 'model.trajectory=run/checkpoint-*', or a list of "
+            f"directories in their order."
+        )
+    if other := next((name for name in ("suite", "experts") if model[name]), None):
+        raise ConfigError(
+            f"model.trajectory={given} names the models that are merged, and so does model.{other}={model[other]}: "
+            f"leave one of them out."
+        )
+    found = find_checkpoints(given)
+    return {"base": base_of(found, model["base"]), "experts": found}
 
 
 def as_numbers(places: dict[str, Path], hub: dict[str, str], model: Mapping[str, Any]) -> dict[str, str]:
@@ -168,8 +187,12 @@ def _known(names: Any, known: Mapping[str, Any], setting: str) -> list[str]:
     return list(names)
 
 
-def _tasks(tasks: Any, experts: Mapping[str, Path]) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
-    """Return the tasks, and those settings of each that only some fitnesses have."""
+def _tasks(
+    tasks: Any, experts: Mapping[str, Path], usual: str | None = None
+) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
+    """Return the tasks, and those settings of each that only some fitnesses have; `usual` is the expert of a task that
+    names none.
+    """
     if not isinstance(tasks, Mapping) or not tasks:
         raise ConfigError(f"fitness.tasks is {tasks}; write 'fitness.tasks={{name: items.jsonl, ...}}'.")
     further = {
@@ -177,10 +200,10 @@ def _tasks(tasks: Any, experts: Mapping[str, Path]) -> tuple[dict[str, Task], di
         for name, given in tasks.items()
         if isinstance(given, Mapping)
     }
-    return {str(name): _task(str(name), given, experts) for name, given in tasks.items()}, further
+    return {str(name): _task(str(name), given, experts, usual) for name, given in tasks.items()}, further
 
 
-def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
+def _task(name: str, given: Any, experts: Mapping[str, Path], usual: str | None) -> Task:
     setting = f"fitness.tasks.{name}"
     if not name or "/" in name or name.startswith("."):
         raise ConfigError(f"'{name}' cannot name a task, since its head becomes a file of that name: use letters.")
@@ -201,7 +224,7 @@ def _task(name: str, given: Any, experts: Mapping[str, Path]) -> Task:
     items = given.get("items") or given.get("task")
     if not items:
         raise ConfigError(f"{setting} has no items: write {setting}.items=path/to/items.jsonl.")
-    expert = given.get("expert", name if name in experts else None)
+    expert = given.get("expert", name if name in experts else usual)
     if expert is not None:
         _known([expert], experts, f"{setting}.expert")
     head, classes = given.get("head"), given.get("classes") or ()

@@ -9,7 +9,7 @@ from evomerge.common.names import mark_lines, marked
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
 from evomerge.selection.statistics import plus_minus
-from evomerge.selection.summary import Summary
+from evomerge.selection.summary import START, Summary
 
 LABELS = {
     "base": "base",
@@ -57,3 +57,21 @@ def gain_of(summary: Summary) -> str:
     """Return the paired difference of the winner to the best constant, as a line."""
     difference = plus_minus(summary.gain.diff, summary.gain.se, "+") or "unknown"
     return f"winner - best constant ({summary.select.constant}): {difference} (paired)"
+
+
+def starts_of(summary: Summary) -> list[str]:
+    """Return what starts reached that were judged beside what was found, as a line; nothing where there are none."""
+    chosen = summary.select
+    said = {
+        name: "no score" if value is None else f"{value:.4f}"
+        for name, value in chosen.finalists.items()
+        if name.startswith(START)
+    }
+    if not said:
+        return []
+    known = {
+        f"winner ({chosen.winner})": chosen.value,
+        f"constant {chosen.constant}": chosen.constants[chosen.constant],
+    }
+    said |= {name: "no score" if value is None else f"{value:.4f}" for name, value in known.items()}
+    return [f"on the select items: {', '.join(f'{name} {value}' for name, value in said.items())}"]

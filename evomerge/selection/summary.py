@@ -17,6 +17,8 @@ from evomerge.trials import finite
 
 GAIN = "winner_vs_best_constant"
 """The name of the one difference that is reported."""
+START = "start "
+"""Before the name of a start among the finalists, which is judged beside what was found: `start metagpt`."""
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ def _likenesses(
     gram[~np.isfinite(gram)] = np.nan  # what is not finite is refused elsewhere, and is like nothing
     norms = np.sqrt(np.diag(gram))
     notes = [
-        f"expert {name} equals the base in all that is merged: its task vector is zero, and it adds nothing"
+        f"expert {name} equals the base in all that is merged: its task vector is zero"
         for name, norm in zip(names, norms, strict=True)
         if norm == 0 and _equal(base, experts[name], parameters)
     ]

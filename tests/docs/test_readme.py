@@ -117,6 +117,9 @@ def place(pico_suite: Suite, own_classifiers: Path, tmp_path_factory: pytest.Tem
     (path / "suites" / "pico").symlink_to(pico_suite.path)
     (path / "path").mkdir()
     (path / "path" / "to").symlink_to(own_classifiers)
+    (own_classifiers / "run").mkdir(exist_ok=True)
+    for step in (10, 20, 30):
+        (own_classifiers / "run" / f"checkpoint-{step}").symlink_to(own_classifiers / "mood")
     save_language_suite(path / "suites" / "lm")
     (path / "tasks").symlink_to(path / "suites" / "lm" / "tasks")
     (path / "their.yml").write_text(THEIRS)

@@ -111,7 +111,7 @@ def test_the_base_as_expert_and_one_expert_twice(family):
     shutil.copytree(family / "a", family / "twin")
     found = look(family, "same", "a", "twin", "sharded")
     assert found.warnings == [
-        "expert same equals the base in all that is merged: its task vector is zero, and it adds nothing",
+        "expert same equals the base in all that is merged: its task vector is zero",
         *(text for text in found.warnings if text.startswith("experts a and twin have nearly the same task vectors")),
     ]
     assert len(found.warnings) == 2

@@ -31,6 +31,7 @@ from tests.kit.helpers import compose
 FREE = {
     ("budget", "budget_items", "budget_hours"): "how long a search goes on: with more it goes on where it stopped",
     ("time_limit",): "what takes longer has failed, and that is in the log",
+    ("baselines",): "are judged beside what is found, after the search",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
     ("model.name", "model.cache", "model.device", "model.place"): "where something is kept or computed, not what",
     ("model.builder",): "makes a suite where there is none; what lies in it counts",
@@ -45,7 +46,7 @@ FREE = {
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
 }
 """Settings that may not change the identity, and why."""
-IMPOSSIBLE = ("model.part",)
+IMPOSSIBLE = ("model.part", "model.trajectory")
 """Settings that have no other valid value on these models."""
 CHOICES = {group: choices_of(group) for group in ("method", "transform", "space", "searcher", "fitness", "loss")}
 DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy"}
@@ -76,6 +77,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "only": (["encoder.layer.0.*"],),
     "space.only": ([TREES],),
     "sum": (1.0,),
+    "map": ("tanh",),
+    "baselines": (["1/K"],),
     "scope": ("tensor", "model"),
     "by": ("count",),
     "join": ("mean", "sum"),

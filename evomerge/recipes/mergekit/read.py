@@ -81,7 +81,7 @@ def read_mergekit(text: str, beside: Path, reporter: Progress) -> Told:
     places = {model: _find(model, beside) for model in dict.fromkeys([base, *models])}
     names = name_directories([model.place for model in models])
     experts = dict(zip(names, models, strict=True))
-    live = _skeleton(places[base].path)
+    live = skeleton_of(places[base].path)
     paths = {model: place.path for model, place in places.items()}
     known = {} if document.tokenizer is None else read_tokens(paths)
     vocabulary = choose_vocabulary(document, base, known, paths)
@@ -171,7 +171,7 @@ def _find(model: Reference, beside: Path) -> ModelPlace:
     return ModelPlace(place) if place else find_directory(model.place)
 
 
-def _skeleton(path: Path) -> LiveModel:
+def skeleton_of(path: Path) -> LiveModel:
     """Return the base's names and shapes, as of the class that it was saved from."""
     architecture = str((read_json(path / "config.json").get("architectures") or [""])[0])
     headless = "For" not in architecture and "LMHead" not in architecture

@@ -1,0 +1,137 @@
+"""The setting `start` where it names weights in closed form: of task vectors, of checkpoints, or of experts' scores.
+
+In: a name, or a name with its settings, `{ema: {decay: 0.9}}`, and what is searched. Out: a weight for each group and
+row. Those of task vectors are in `merging/starts.py`, those of checkpoints in `merging/trajectories.py`; `cocktail`
+scores every expert on the search items, as LM-Cocktail does (Xiao et al. 2023, arXiv 2311.13534).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evomerge.common.arguments import check_arguments, check_names
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.limits import TimeLimit
+from evomerge.common.names import unknown
+from evomerge.common.progress import Progress
+from evomerge.merging.starts import STARTS, Cocktail
+from evomerge.merging.trajectories import SCHEDULES, Schedule
+from evomerge.problem import Problem
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.selection.contenders import in_place
+from evomerge.selection.evaluation import outcome_of
+from evomerge.selection.statistics import score_of
+
+SCORED: dict[str, type[Cocktail]] = {"cocktail": Cocktail}
+"""Those that need what each expert reaches."""
+CLOSED = (*STARTS, *SCHEDULES, *SCORED)
+"""All of them, by the names that `start` gives them."""
+
+
+def closed_form(start: Any, settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> np.ndarray | None:
+    """Return the weights of a closed form, float64 (G, K); None where `start` names none.
+
+    Args:
+        start: as it was written.
+        settings: of the search.
+        problem: what is searched.
+        reporter: is told when all task vectors are read, or experts scored.
+
+    Raises:
+        ConfigError: it has no such settings, or does not fit what is searched.
+        EvomergeError: an expert cannot be scored.
+    """
+    if not (isinstance(start, Mapping) or start in CLOSED):
+        return None
+    name, given = named(start, CLOSED, "start")
+    groups = problem.space.groups
+    if name in STARTS:
+        if given:
+            raise ConfigError(f"start={name} has no settings: leave out {', '.join(map(str, given))}.")
+        with reporter.working(f"reading the task vectors for start={name}"):
+            return STARTS[name].weights(problem.rows, groups)
+    if list(problem.space.rows) != list(problem.sources.experts):
+        raise ConfigError(
+            f"start={name} has a weight for each expert, and transform= made other rows of them "
+            f"({', '.join(problem.space.rows)}): leave out the transform, or write start=constants."
+        )
+    if name in SCORED:
+        weights = _made(SCORED[name], name, given).weights(_losses(settings, problem, reporter))
+    elif settings["model"].get("trajectory"):
+        weights = schedule_of(start).weights(len(problem.space.rows))
+    else:
+        raise ConfigError(
+            f"start={name} weighs the checkpoints of one training run: name them in place of experts, such as "
+            f"'model.trajectory=run/checkpoint-*'."
+        )
+    return np.tile(weights, (len(groups), 1))
+
+
+def said(start: Any) -> str:
+    """Return a start in a few characters: `metagpt`, `ema(decay=0.9)`, `0.4`."""
+    if not isinstance(start, Mapping):
+        return str(start)
+    name, settings = named(start, CLOSED, "start")
+    own = ", ".join(f"{key}={value}" for key, value in settings.items())
+    return f"{name}({own})" if own else name
+
+
+def schedule_of(given: Any) -> Schedule:
+    """Return how checkpoints are weighed: a name, or a name with its settings.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    name, settings = named(given, SCHEDULES, "weights of checkpoints")
+    return _made(SCHEDULES[name], name, settings)
+
+
+def named(given: Any, known: Collection[str], what: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the settings of a closed form.
+
+    Args:
+        given: a name, or {name: settings}.
+        known: the names that there are.
+        what: the closed forms, in a message.
+
+    Raises:
+        ConfigError: it is neither, or no such name.
+    """
+    pairs = [*given.items()] if isinstance(given, Mapping) else [(given, None)]
+    if len(pairs) != 1 or not isinstance(pairs[0][1], Mapping | None):
+        raise ConfigError(
+            f"{what}: {given} is none of them: write one name with its settings, {{ema: {{decay: 0.9}}}}."
+        )
+    ((name, settings),) = pairs
+    if name not in [*known]:
+        raise ConfigError(f"{what}: {unknown('name', str(name), known)}")
+    return name, settings or {}
+
+
+def _made(kind: Any, name: str, settings: Mapping[str, Any]) -> Any:
+    check_names(kind, list(settings), name)
+    check_arguments(kind, settings, name)
+    return kind(**settings)
+
+
+def _losses(settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> np.ndarray:
+    """Return minus what each expert reaches on the search items of a candidate, (K,): of the metric of the search."""
+    subset, metric = make_subsets(problem)["search"], problem.goal.metric
+    ids, score = subset(0), live_fitness(problem, problem.items["search"])
+    timed = TimeLimit(settings["time_limit"]).first
+    found = []
+    for name in problem.sources.experts:
+        with reporter.working(f"scoring {name} on {subset.size} search items for start=cocktail"):
+            expert = in_place(partial(problem.become, name), {"expert": name}, problem.contents)
+            outcome = outcome_of(expert, problem, score, ids, metric, timed)
+        if isinstance(outcome, str):
+            raise EvomergeError(
+                f"start=cocktail needs a score of every expert, and {name} has none: {outcome.rstrip('.')}. Write "
+                f"start=constants."
+            )
+        found.append(-(score_of(outcome, metric, problem.goal.weights).mean or 0.0))
+    return np.array(found)

@@ -1,0 +1,66 @@
+"""Starts in closed form that need a fitness, and starts that are judged beside what is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError
+from evomerge.problem import Problem
+from evomerge.runs.build import find_baselines, find_start
+from evomerge.runs.directory import open_run
+from evomerge.runs.outputs import show
+from evomerge.runs.points import find_finalist
+from evomerge.runs.run import run_search
+from evomerge.runs.suite import Suite
+from evomerge.selection.evaluation import Model, evaluate
+from tests.kit.evaluations import is_base, settings_of, sources_of, under
+from tests.kit.helpers import compose
+
+
+@pytest.fixture(scope="module")
+def sources(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return sources_of(pico_suite, tmp_path_factory.mktemp("cache"))
+
+
+def test_a_cocktail_weighs_experts_by_their_scores_on_search_items(sources: list[str], problem: Problem) -> None:
+    settings = settings_of(*sources, "start={cocktail: {temperature: 2}}")
+    found = find_start(settings, under(problem, settings), Reporter())
+    assert found is not None
+    assert is_base(problem)
+    judged = settings_of(*sources, "fitness.report_metric=log_probability")
+    models = {name: Model("expert", name) for name in problem.sources.experts}
+    means = [row.mean for row in evaluate(under(problem, judged), models, "search", Reporter()).models.values()]
+    shares = np.exp(np.array(means, dtype=float) / 2)
+    np.testing.assert_allclose(found["weight"], np.tile(shares / shares.sum(), (len(problem.space.groups), 1)))
+
+
+def test_starts_are_judged_beside_what_is_found(
+    sources: list[str], problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They change nothing of the search itself; asked for later, the winner is chosen again."""
+    alone = run_search(compose(*sources, "searcher=random", "budget=2", "start=0.1"), tmp_path, Reporter())
+    log = (tmp_path / "trials.jsonl").read_bytes()
+    given = compose(*sources, "searcher=random", "budget=2", "start=0.1", "baselines=[1/K,0.3,metagpt,{cocktail: {}}]")
+    summary = run_search(given, tmp_path, Reporter())
+    assert (tmp_path / "trials.jsonl").read_bytes() == log
+    assert alone is not None
+    assert summary is not None
+    starts = {name for name in summary.select.finalists if name.startswith("start ")}
+    assert starts == {"start 1/K", "start 0.3", "start metagpt", "start cocktail"}
+    assert set(alone.select.finalists) == set(summary.select.finalists) - starts
+    assert summary.select.value >= max(v for name in starts if (v := summary.select.finalists[name]) is not None)
+    show(summary, tmp_path, Reporter())
+    assert "on the select items: start 1/K 0." in capsys.readouterr().err
+    settings = settings_of(*sources, "baselines=[metagpt]")
+    (point,) = find_baselines(settings, problem, Reporter()).values()
+    assert find_finalist(open_run(tmp_path), problem, "start metagpt").x == pytest.approx(point)
+
+
+@pytest.mark.parametrize("given", ["baselines=metagpt", "baselines=[constants]", "baselines=[recipe.yaml]"])
+def test_baselines_that_are_none(sources: list[str], problem: Problem, given: str) -> None:
+    with pytest.raises(ConfigError, match=r"baselines: .* is no list of starts that need neither a search nor a file"):
+        find_baselines(settings_of(*sources, given), problem, Reporter())
