@@ -59,6 +59,7 @@ __all__ = [
     "perplexity",
     "random",
     "search",
+    "topk",
     "tpe",
 ]
 
@@ -129,8 +130,8 @@ def search(
             `file.py:score`; or classification, perplexity or lm_eval.
         tasks: by name, what `items` returns or takes; for a fitness of evomerge's own also what `fitness.tasks` takes.
             A task with the name of an expert is that expert's own.
-        searcher: cmaes, tpe, random, grid, greedy, gradient or hybrid, or what the functions of these names return;
-            None for cmaes, or for tpe where there is a single coefficient.
+        searcher: cmaes, tpe, random, grid, greedy, topk, gradient or hybrid, or what the functions of these names
+            return; None for cmaes, or for tpe where there is a single coefficient.
         budget: candidates in all.
         run: the run directory: called again with the same arguments, the search goes on where it was. None: a temporary
             one, which lives as long as the result.
@@ -264,6 +265,11 @@ def grid(**settings: Any) -> Choice:
 def greedy(**settings: Any) -> Choice:
     """Experts one by one, as in a greedy soup: `keep`."""
     return Choice("searcher", "greedy", settings)
+
+
+def topk(**settings: Any) -> Choice:
+    """The best models merged two by two, generation by generation: `k`, `explore`, `kin`, `keep`."""
+    return Choice("searcher", "topk", settings)
 
 
 def gradient(**settings: Any) -> Choice:

@@ -47,6 +47,7 @@ def document(found: Inspection, needs: Costs | None, budget: int) -> dict[str, A
         "compared": names,
         "density": found.density,
         "whole": _relations(found.whole, names),
+        "clusters": found.clusters and asdict(found.clusters),
         "groups": [
             {"name": group.name, "depth": group.depth, **_relations(found.of(group), names)} for group in found.groups
         ],

@@ -18,6 +18,7 @@ import numpy as np
 
 from evomerge.common.errors import CheckpointError, SpaceError
 from evomerge.common.progress import Progress
+from evomerge.inspection.clusters import Clusters, find_clusters
 from evomerge.inspection.facts import ModelFacts, read_facts
 from evomerge.inspection.geometry import Geometry, measure
 from evomerge.models.checkpoint import Checkpoint
@@ -94,6 +95,11 @@ class Inspection:
         """The geometry of the model."""
         return reduce(add, self.tensors.values())
 
+    @cached_property
+    def clusters(self) -> Clusters | None:
+        """Which of many experts changed alike; None where they are few."""
+        return find_clusters(self.compared, self.whole.cosines)
+
     def of(self, group: Group) -> Geometry:
         """The geometry of a group."""
         return reduce(add, (self.tensors[span.parameter] for span in group.spans))
@@ -157,7 +163,9 @@ def inspect_sources(
         places = {name: sources.experts[name] for name in fit}
         notes = family_notes(places, live, checkpoint, fit, parameters, allowed, pooled)
     base, name = Member("base", sources.base, facts, checkpoint, error), type(live.model).__name__
-    return Inspection(auto_class, name, base, experts, list(held), parameters, tensors, groups, density, notes)
+    found = Inspection(auto_class, name, base, experts, list(held), parameters, tensors, groups, density, notes)
+    notes += found.clusters.notes() if found.clusters else []
+    return found
 
 
 def _load(path: Path, auto_class: str) -> LiveModel:

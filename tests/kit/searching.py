@@ -15,6 +15,7 @@ from evomerge.searchers.greedy import Greedy
 from evomerge.searchers.grid import Grid
 from evomerge.searchers.hybrid import Hybrid
 from evomerge.searchers.random import Random
+from evomerge.searchers.topk import TopK
 from evomerge.searchers.tpe import Tpe
 from evomerge.searchers.warm import WarmStart
 from evomerge.space.coefficients import CoefficientSpace
@@ -34,6 +35,7 @@ SEARCHERS: dict[str, Make] = {
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
     "greedy": lambda space, seed: Greedy(space, space.start({}), seed),
+    "topk": lambda space, seed: TopK(space, space.start({}), seed),
     "gradient": lambda space, seed: Gradient(space, space.start({}), seed),
     "gradient-cosine": lambda space, seed: Gradient(
         space, space.start({}), seed, schedule="cosine", steps=700, every=3

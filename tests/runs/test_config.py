@@ -64,7 +64,7 @@ def test_every_method_is_made_from_its_yaml(choice: str) -> None:
         (["budget.hour=3"], "Did you mean budget.hours"),
         (["-m", "budget_hours=1,2"], "budget_hours cannot be swept"),
         (["layer"], "Settings are name=value"),
-        (["searcher=null"], "searcher=null is none of cmaes, gradient, greedy, grid, hybrid, random, tpe"),
+        (["searcher=null"], "searcher=null is none of cmaes, gradient, greedy, grid, hybrid, random, topk, tpe"),
         (["loss=null"], "write one of them, or leave loss out"),
         (["experiment=null"], "or leave experiment out"),
         (["model.experts=[a,b"], "brackets"),

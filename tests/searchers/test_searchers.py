@@ -26,7 +26,7 @@ from evomerge.trials import Batch
 from tests.kit.helpers import box, sphere
 from tests.kit.searching import BY_GRADIENT, OPTIONS, SEARCHERS, Make, answer, drive, points
 
-WITHOUT_SEED = ("grid", "greedy", "gradient", "gradient-cosine", "warm-gradient")
+WITHOUT_SEED = ("grid", "greedy", "topk", "gradient", "gradient-cosine", "warm-gradient")
 SOLVERS = {
     "cmaes": (400, 1e-3),
     "cmaes-diagonal": (400, 1e-3),
@@ -49,7 +49,9 @@ def make(request: pytest.FixtureRequest) -> Make:
 @given(seed=st.integers(0, 2**31), dim=st.integers(2, 12), low=st.floats(-2, 0), width=st.floats(0.1, 3))
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_bounds_are_kept(name: str, seed: int, dim: int, low: float, width: float) -> None:
-    assume(name != "greedy" or (low + width >= 0 and 2 * low + width != 0))  # which leaves experts out, or takes them
+    assume(
+        name not in ("greedy", "topk") or (low + width >= 0 and 2 * low + width != 0)
+    )  # which leaves experts out, or takes them
     space = box(dim, low, low + width)
     searcher = SEARCHERS[name](space, seed)
     asked = points(drive(searcher, lambda x: float(x.sum()), 40))  # the best lies in a corner
@@ -72,7 +74,8 @@ def test_no_more_is_asked_and_handed_over_than_was_told(make: Make, budget: int)
         asked = sum(len(batch.points) for batch in batches if batch.gradient is gradient)
         largest = max((len(batch.points) for batch in batches), default=0)  # the budget would have cut the last one
         told = sum(part.count for part in parts if part.gradient is gradient)
-        assert told - largest < asked < told + largest or asked == told
+        ended = searcher.stop() is not None and asked <= told  # a forecast: what topk asks for depends on values
+        assert told - largest < asked < told + largest or asked == told or ended
     assert len(searcher.incumbents()) <= sum(part.incumbents for part in parts)
 
 
@@ -99,7 +102,7 @@ def test_replay_is_identical(cut: int) -> None:
     assert [*again.incumbents()]
 
 
-@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in (*BY_GRADIENT, "greedy")])
+@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in (*BY_GRADIENT, "greedy", "topk")])
 def test_failed_and_nan_points_come_last_and_are_never_best(name: str) -> None:
     space = box(4)
     searcher = SEARCHERS[name](space, 1)
@@ -140,7 +143,7 @@ def test_all_points_failed(make: Make) -> None:
 @pytest.mark.parametrize(
     "value", [lambda x: 0.5, lambda x: round(sphere(x), 1), lambda x: float("-1e30")], ids=["flat", "steps", "huge"]
 )
-@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in ("grid", "greedy")])
+@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in ("grid", "greedy", "topk")])
 def test_flat_and_quantised_fitness_do_not_end_the_run(name: str, value: Callable[[np.ndarray], float]) -> None:
     searcher = SEARCHERS[name](box(4), 1)
     trials = 60 if "tpe" in name else 600
