@@ -103,7 +103,12 @@ class Processing:
 
 
 def processing_notes(
-    base: Processing, other: Processing, who: str, text: bool = False, united: bool = False
+    base: Processing,
+    other: Processing,
+    who: str,
+    text: bool = False,
+    united: bool = False,
+    asked: tuple[str, Processing] | None = None,
 ) -> list[str]:
     """Return in what a directory makes inputs otherwise than the base, as sentences.
 
@@ -113,9 +118,11 @@ def processing_notes(
         who: what it is called there.
         text: whether it only reads, whatever the base does.
         united: whether the tokens of both are in one tokenizer.
+        asked: whose chat template all are asked with, in words, and its files; None for the base's.
     """
     pixels = [] if text else _pixels(base, other)
-    return [f"{who} {note}" for note in (*_tokenizer(base, other, united), *_template(base, other), *pixels)]
+    template = _template(other, *(asked or ("the base", base)))
+    return [f"{who} {note}" for note in (*_tokenizer(base, other, united), *template, *pixels)]
 
 
 def digest_processor(processor: Any) -> str:
@@ -224,18 +231,18 @@ def _is_known(one: Difference, found: list[Difference]) -> bool:
     return name in UNREAD or any(name == other.setting.split(".")[0] for other in found)
 
 
-def _template(base: Processing, other: Processing) -> list[str]:
-    if base.templates == other.templates or base.has_vocabulary > other.has_vocabulary:
+def _template(other: Processing, whose: str, used: Processing) -> list[str]:
+    if used.templates == other.templates or used.has_vocabulary > other.has_vocabulary:
         return []  # one without a tokenizer has been told of
     if not other.templates:
-        return ["has no chat template, and the base has one, which is used for all: it was tuned on other prompts"]
-    if not base.templates:
-        return ["has a chat template, and the base has none, so none is used: it was tuned on other prompts"]
+        return [f"has no chat template, and {whose} has one, which is used for all: it was tuned on other prompts"]
+    if not used.templates:
+        return [f"has a chat template, and {whose} has none, so none is used: it was tuned on other prompts"]
     names = [
-        name for name in {**base.templates, **other.templates} if base.templates.get(name) != other.templates.get(name)
+        name for name in {**used.templates, **other.templates} if used.templates.get(name) != other.templates.get(name)
     ]
     which = "" if names == ["default"] else f" ({listed(names)})"
-    return [f"has another chat template than the base{which}, whose is used for all: it was tuned on other prompts"]
+    return [f"has another chat template than {whose}{which}, whose is used for all: it was tuned on other prompts"]
 
 
 def _pixels(base: Processing, other: Processing) -> list[str]:

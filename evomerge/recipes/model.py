@@ -175,9 +175,8 @@ def _opened(
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     own = {name: places[name] for name in experts}
     anything = ["*"]  # whoever searched with these meant it
-    family = family_notes(
-        own, live, ours, experts, parameters, anything, written=True, buffers=recipe.buffers.get("name", BASE)
-    )
+    asked = {"buffers": recipe.buffers.get("name", BASE), "template": recipe.template or BASE}
+    family = family_notes(own, live, ours, experts, parameters, anything, written=True, **asked)
     for note in family:
         reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):

@@ -67,6 +67,7 @@ class Opened:
             allowed,
             pooled,
             buffers=self.settings.get("buffers", BASE),
+            template=self.settings.get("template", BASE),
         )
 
     @property

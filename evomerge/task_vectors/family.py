@@ -46,6 +46,7 @@ def family_notes(
     pooled: bool = True,
     written: bool = False,
     buffers: str = BASE,
+    template: str = BASE,
 ) -> list[str]:
     """Return all that should be known of a family.
 
@@ -59,6 +60,7 @@ def family_notes(
         pooled: whether what is scored may look at pooled outputs; heads do not.
         buffers: what a merge has of floating buffers (`model.buffers`).
         written: whether the merge becomes a directory, of which is said elsewhere what stays the base's.
+        template: whose chat template all are asked with: `base`, or the name of an expert (`model.template`).
 
     Raises:
         CheckpointError: base or experts cannot be merged; see `check_family`.
@@ -67,11 +69,12 @@ def family_notes(
     models = {name: experts[name] for name in stored if not experts[name].adapted}
     named = {f"expert {name}": path for name, path in stored.items()}
     parts = [who for who, path in named.items() if not is_adapter(path) and is_part(live, path)]
+    asked = None if template == BASE else f"expert {template}"
     return [
         *check_family(base, experts, parameters, allowed, buffers),
         *(_missing(base) if pooled else ()),
         *(() if written else _outside(live, base, experts)),
-        *(directory_notes(base.path, named, parts, live.union is not None) if stored else ()),
+        *(directory_notes(base.path, named, parts, live.union is not None, asked) if stored else ()),
         *_dtypes(base, models),
         *_other_bases(base, experts),
         *_labels(live, base, experts),
@@ -81,7 +84,11 @@ def family_notes(
 
 
 def directory_notes(
-    base: Path, others: Mapping[str, Path], parts: Collection[str] = (), united: bool = False
+    base: Path,
+    others: Mapping[str, Path],
+    parts: Collection[str] = (),
+    united: bool = False,
+    asked: str | None = None,
 ) -> list[str]:
     """Return in what directories are configured otherwise than the base, and make other inputs of texts and images.
 
@@ -90,8 +97,10 @@ def directory_notes(
         others: the other ones, by what they are called in the sentences.
         parts: those of them that are the base's part for texts.
         united: whether one tokenizer knows the tokens of all.
+        asked: the one of them whose chat template is used for all; None for the base's.
     """
     whole, text, processing = Configuration(base), Configuration(base, text=True), Processing(base)
+    used = None if asked is None else (asked, Processing(others[asked]))
     return [
         note
         for who, path in others.items()
@@ -102,7 +111,7 @@ def directory_notes(
                 else configuration_notes(text if who in parts else whole, Configuration(path), who)
             ),
             *(
-                processing_notes(processing, Processing(path), who, who in parts, united)
+                processing_notes(processing, Processing(path), who, who in parts, united, used)
                 if not is_adapter(path) or _has_tokenizer(path)
                 else ()
             ),

@@ -90,7 +90,10 @@ def test_it_is_part_of_what_is_searched_and_said(family):
     tokenizer.chat_template = OTHER + "."
     tokenizer.save_pretrained(family / "left")
     assert contents("model.template=left") != left
-    assert any("asked as the expert left is" in text for text in built(family, "model.template=left").warnings)
+    warnings = built(family, "model.template=left").warnings
+    assert any("asked as the expert left is" in text for text in warnings)
+    assert not any(text.startswith("expert left") and "chat template" in text for text in warnings)
+    assert any(text.startswith("expert right has another chat template than expert left") for text in warnings)
 
 
 def test_a_recipe_is_evaluated_with_its_own_template_or_not_at_all(family, tmp_path):
