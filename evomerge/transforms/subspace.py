@@ -246,9 +246,10 @@ def _check_factors(store: TaskVectors) -> None:
     factored = {row for rows in _factors(store).values() for row in rows}
     changed = {row for row in store.rows if any(len(store.parameters[name]) > 1 for name in store.deltas[row])}
     if dense := [row for row in store.rows if row in changed - factored]:
+        has = "has" if len(dense) == 1 else "have"
         raise ConfigError(
-            f"The transform core_space merges the factors of adapters, and {listed(dense)} has none: whole models have "
-            f"none, and neither has what another transform made. Write transform=knots, which takes any expert; or "
-            f"transform.core_space.rank=16, which takes 16 singular values of each of its matrices and loses the rest; "
+            f"The transform core_space merges the factors of adapters, and {listed(dense)} {has} none: whole models "
+            f"have none, and neither has what another transform made. Write transform=knots, which takes any expert; "
+            f"or transform.core_space.rank=16, which takes 16 singular values of each matrix and loses the rest; "
             f"or name core_space first in the list of transforms."
         )
