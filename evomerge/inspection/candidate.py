@@ -52,6 +52,7 @@ class Candidate:
         only: patterns of the coefficients that are searched; other weights are held at 0.4, if not by `frozen`.
         sum: what the weights of each group sum to; points are of amounts then, of which weights are made.
         map: `tanh` for weights between -1 and 1, of amounts as well.
+        masks: patterns of the rows whose weights are either on or off, by further coordinates.
         progress: is told what goes on.
 
     Attributes:
@@ -72,6 +73,7 @@ class Candidate:
         only="['weight/*.attention/*']",
         sum="1.0",
         map="'tanh' or None",
+        masks="['*.*']",
         progress=WRITTEN,
     )
     def __init__(
@@ -88,6 +90,7 @@ class Candidate:
         only: Sequence[str] | None = None,
         sum: float | None = None,
         map: str | None = None,
+        masks: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
         for name, pair in (bounds or {}).items():
@@ -95,7 +98,7 @@ class Candidate:
                 raise ConfigError(f"bounds: {name} has {pair}: write (low, high), as in {{'weight': (0, 1.5)}}.")
         given = {"sharing": sharing, "frozen": frozen and dict(frozen), "tied": tied and [*tied]}
         given |= {"bounds": bounds and {name: [*pair] for name, pair in bounds.items()}, "only": only and [*only]}
-        given |= {"sum": sum, "map": map}
+        given |= {"sum": sum, "map": map, "masks": masks and [*masks]}
         chain = transform if transform is None or isinstance(transform, str | Mapping) else [*transform]
         settings = in_order({"method": settings_of("method", method), "transform": chain})
         settings["space"] = load_choice("space", space, given)

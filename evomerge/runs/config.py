@@ -99,6 +99,7 @@ class SpaceConfig:
     only: Any = None  # [name pattern, ...]
     sum: float | None = None  # of the weights of a group
     map: str | None = None  # tanh: weights between -1 and 1
+    masks: Any = None  # [row pattern, ...] of the rows whose weights are searched as either on or off, too
 
 
 @dataclass
@@ -206,10 +207,11 @@ def check(settings: Mapping[str, Any]) -> None:
     for tie in space["tied"] or []:
         if not isinstance(tie, str):
             _check_numbers("space.tied", tie, "[{a: 1, b: -0.5}]")
-    if not isinstance(only := space.get("only") or [], list) or not all(isinstance(one, str) for one in only):
-        raise ConfigError(
-            f"space.only is {only}; write a list of patterns of what is searched: 'space.only=[weight/*.attention/*]'."
-        )
+    for name, example in (("only", "[weight/*.attention/*]"), ("masks", '["*.*"]')):
+        if not isinstance(given := space.get(name) or [], list) or not all(isinstance(one, str) for one in given):
+            raise ConfigError(
+                f"space.{name} is {given}; write a list of patterns of what is searched: 'space.{name}={example}'."
+            )
     if objective["normalised"] and settings["fitness"]["rotate"]:
         raise ConfigError(
             "objective.normalised needs base and experts on the items of a candidate, and with fitness.rotate=true "

@@ -255,6 +255,8 @@ def _reason(method: Mapping[str, Any], transform: Sequence[Mapping[str, Any]], e
         kind = find_class(str(step["_target_"]), "transform")
         if kind.needs != "nothing":
             return f"it needs {kind.needs}, and a comparison gives a transform the task vectors alone"
+        if kind.alone:
+            return f"{kind.alone}, and a comparison gives all rows one weight"
     try:
         check_rows(find_class(str(method["_target_"]), "method"), experts)
     except ConfigError as error:

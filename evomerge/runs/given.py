@@ -112,6 +112,7 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
         only=space.get("only"),  # runs of earlier versions have none of these three
         total=space.get("sum"),
         onto=space.get("map"),
+        masked=space.get("masks"),
     )
     with reporter.working("preparing the merge"):
         pass  # a line in a pipe; a terminal shows what takes long, such as sorting, in bars of its own

@@ -17,7 +17,7 @@ from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
 from evomerge.runs.targets import find_class
 
-LATER = ("only", "sum", "map")
+LATER = ("only", "sum", "map", "masks")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
 
 

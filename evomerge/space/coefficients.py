@@ -4,7 +4,8 @@ A point x, shape (dim,), is decoded into coefficients by one affine map per vari
 (G * K, dim). Frozen entries have only zeros in A, tied entries share a column, with signs or factors if one wants,
 rows that share their coefficient have one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two
 columns per row: all of them are the same code, and a gradient comes back through A transposed. Where weights have a
-sum, or lie between -1 and 1, another map makes them of the amounts that this one gives (`maps.py`).
+sum, or lie between -1 and 1, another map makes them of the amounts that this one gives (`maps.py`);
+some may be masked (`masks.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from evomerge.common.names import unknown
 from evomerge.space.entries import Ties, free_entries, held_entries, left_out, tied_entries
 from evomerge.space.groups import Group, make_groups
 from evomerge.space.maps import Map, make_map, usual_bounds
+from evomerge.space.masks import MASK, MASKED, always_on, switched, switched_back
 from evomerge.space.variable import Variable, bounded, distinct, weight_of
 
 SHARING = ("separate", "shared")
@@ -66,15 +68,15 @@ class CoefficientSpace:
         x = np.asarray(x, dtype=np.float64)
         if x.shape != (self.dim,):
             raise SpaceError(f"A point of this space has shape ({self.dim},), not {x.shape}.")
-        found = {name: (a @ x + self.offsets[name]).reshape(self._shape) for name, a in self.matrices.items()}
-        if self.onto:
-            found["weight"] = self.onto.weights(found["weight"], self.moves("weight"))
+        found = {name: self._affine(name, x) for name in self.matrices}
+        found["weight"] = self._mapped(found["weight"])
+        if MASK in found:
+            found["weight"] = switched(found["weight"], found.pop(MASK))
         return found
 
     def constant(self, weights: float | np.ndarray) -> dict[str, np.ndarray]:
         """Coefficients with the given weights, one or (K,), in all groups, and every other variable at its start."""
-        others = {v.name: np.full(self._shape, v.start) for v in self.variables if v.name != "weight"}
-        return {"weight": np.broadcast_to(np.asarray(weights, dtype=np.float64), self._shape), **others}
+        return self.complete({"weight": np.broadcast_to(np.asarray(weights, dtype=np.float64), self._shape)})
 
     def complete(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Coefficients of all variables, (G, K) each: the given ones, and the start of those that are left out.
@@ -82,24 +84,25 @@ class CoefficientSpace:
         Raises:
             SpaceError: a variable that the space does not have, a wrong shape, or a value that is not finite.
         """
-        return {name: each.copy() for name, each in self._checked({**self._starts(), **values}).items()}
+        return {name: each.copy() for name, each in self._checked({**self._starts(), **values}).items() if name != MASK}
 
     def _starts(self) -> dict[str, float]:
         return {variable.name: variable.start for variable in self.variables}
 
     def moves(self, variable: str) -> np.ndarray:
         """Boolean (G, K): which coefficients of a variable depend on the point at all."""
-        return (np.diff(self.matrices[variable].indptr) > 0).reshape(self._shape)
+        moved = self._free(variable)
+        return moved | self._free(MASK) if variable == "weight" and MASK in self.matrices else moved
 
     def pullback(self, gradients: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
         """Gradient at x, (dim,), from those with respect to the coefficients there, {variable: (G, K)}."""
-        total = np.zeros(self.dim)
-        for name, gradient in self._checked(gradients).items():
-            if self.onto and name == "weight":
-                amounts = (self.matrices[name] @ x + self.offsets[name]).reshape(self._shape)
-                gradient = self.onto.pulled_back(gradient, amounts, self.moves(name))
-            total += self.matrices[name].T @ gradient.ravel()
-        return total
+        found = {**self._checked(gradients)}
+        amounts = self._affine("weight", x)
+        if MASK in self.matrices:
+            found["weight"], found[MASK] = switched_back(found["weight"], self._mapped(amounts), self._affine(MASK, x))
+        if self.onto and "weight" in found:
+            found["weight"] = self.onto.pulled_back(found["weight"], amounts, self._free("weight"))
+        return sum((self.matrices[name].T @ each.ravel() for name, each in found.items()), np.zeros(self.dim))
 
     def start(self, values: Mapping[str, float | np.ndarray]) -> np.ndarray:
         """The point (dim,) whose coefficients are nearest to the given ones (least squares), all within the bounds.
@@ -135,6 +138,15 @@ class CoefficientSpace:
                 x[columns] = optimize.lsq_linear(a[:, columns].toarray(), target, (low, high), method="bvls").x
         return x
 
+    def _affine(self, name: str, x: np.ndarray) -> np.ndarray:
+        return (self.matrices[name] @ x + self.offsets[name]).reshape(self._shape)
+
+    def _free(self, name: str) -> np.ndarray:
+        return (np.diff(self.matrices[name].indptr) > 0).reshape(self._shape)
+
+    def _mapped(self, amounts: np.ndarray) -> np.ndarray:
+        return self.onto.weights(amounts, self._free("weight")) if self.onto else amounts
+
     @property
     def weight(self) -> Variable:
         """The variable that every method has, with its bounds."""
@@ -150,7 +162,7 @@ class CoefficientSpace:
         arrays = self._checked(values)
         if self.onto and "weight" in arrays:
             given, one = arrays["weight"], self.onto.constant(float(arrays["weight"][0, 0]), self.weight)
-            amounts = self.onto.amounts(given, self.moves("weight"), self.weight)
+            amounts = self.onto.amounts(given, self._free("weight"), self.weight)
             arrays["weight"] = np.full(self._shape, one) if "weight" in constant else amounts
         return {name: array * self.scales[name] if name in constant else array for name, array in arrays.items()}
 
@@ -201,6 +213,7 @@ def make_space(
     only: Sequence[str] | None = None,
     total: float | None = None,
     onto: str | None = None,
+    masked: Sequence[str] | None = None,
 ) -> CoefficientSpace:
     """Build the coefficient space of a search.
 
@@ -229,20 +242,24 @@ def make_space(
         total: what the weights of each group sum to. Coordinates, bounds and ties are of amounts then (`maps.py`),
             which may be frozen at 0 alone.
         onto: `tanh`, for weights between -1 and 1; None for any.
+        masked: patterns of the rows whose weights have masks: further coordinates, `mask/group/row`.
 
     Raises:
         SpaceError: any of the above does not exist, contradicts another, or leaves nothing to search.
     """
     groups = make_groups(granularity, parameters)
     rows = distinct(rows, "row")
-    variables = bounded(variables, {**usual_bounds(onto, variables), **(bounds or {})})
+    variables = bounded(
+        [*variables, *([MASKED] if masked else [])], {**usual_bounds(onto, variables), **(bounds or {})}
+    )
     if sharing not in SHARING:
         raise SpaceError(unknown("sharing", sharing, SHARING))
     dead = _dead(groups, rows, zero, sharing)
     basis, coordinates = _basis(groups, rows, granularity == "line", sharing, dead)
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, variables, tied or ())
-    held = {**left_out(entries, variables, only), **held} if only else held
+    beside = left_out(entries, variables, only) if only else {}
+    held = {**beside, **always_on(entries.get(MASK, ()), masked or ()), **held}
     factors = {factor for entry, (_, factor) in merged.items() if entry.startswith("weight/")}
     made = make_map(total, onto, weight_of(variables), sharing, held, factors)
     free = free_entries(entries, np.isin(np.arange(len(coordinates)), basis.indices), held, merged)

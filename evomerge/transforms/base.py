@@ -28,6 +28,8 @@ class Transform(ABC):
         paper: where it was published, as one cites it.
         needs: what it learns from beside the task vectors.
         mergekit: what mergekit calls the method; None where it has nothing of the kind.
+        alone: why it changes no merge whose rows all have one weight, so that none is held against others; empty for
+            what does.
     """
 
     name: ClassVar[str]
@@ -35,6 +37,7 @@ class Transform(ABC):
     paper: ClassVar[str]
     needs: ClassVar[Literal["nothing", "inputs", "labels", "gradients"]] = "nothing"
     mergekit: ClassVar[str | None] = None
+    alone: ClassVar[str] = ""
 
     @property
     def settings(self) -> dict[str, Any]:

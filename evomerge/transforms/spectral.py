@@ -7,6 +7,7 @@ matrices take a while: `only` leaves embeddings as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
-from evomerge.transforms.parts import share
+from evomerge.transforms.parts import share, whole
 
 _share = share  # where an argument is called so
 
@@ -207,6 +208,53 @@ class IsoCts(_Mean):
         mean = torch.cat([block.s for block in blocks]).mean()
         made = [Svd(u[k], mean.expand(rank), v[k]).product() for k, rank in enumerate(ranks)]
         return {"common": made[-1], **dict(zip(deltas, made[:-1], strict=True))}
+
+
+class Ranks(Transform):
+    """Split each matrix by its singular values, a row for each part, so that each part has a coefficient of its own.
+
+    The first part has the largest singular values, and each reaches twice as far as the one before; of a matrix with no
+    more of them than parts, each part is one. Together they are the task vector. What is no matrix
+    stays in a row of the expert's name. With masks over the weights of parts, learned by gradient, it is AdaRank (Lee
+    et al. 2025), which has a mask for each singular value.
+
+    Args:
+        parts: how many.
+
+    Raises:
+        ConfigError: it is no such number.
+    """
+
+    name = "ranks"
+    title = "differences to the base in parts by singular values"
+    paper = "Lee et al. 2025, arXiv 2503.22178"
+    alone = "with one weight for all its rows it is task arithmetic"
+
+    def __init__(self, parts: int = 8) -> None:
+        self.parts = whole(self.name, "parts", parts)
+
+    def rows(self, experts: Sequence[str]) -> Sequence[str]:
+        """Return for each expert its own row, and its parts from 1."""
+        return [row for expert in experts for row in (expert, *(f"{expert}.{p + 1}" for p in range(self.parts)))]
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: None) -> dict[str, Tensor]:
+        """Return the parts of matrices, and what is no matrix as it is."""
+        made: dict[str, Tensor] = {}
+        for row, delta in deltas.items():
+            if delta.dim() != 2:
+                made[row] = delta
+                continue
+            u, s, v = svd(delta)
+            for part, some in enumerate(self._places(len(s))):
+                made[f"{row}.{part + 1}"] = Svd(u[:, some], s[some], v[:, some]).product()
+        return made
+
+    def _places(self, rank: int) -> list[slice]:
+        """Return where the singular values of each part are, among so many."""
+        ends = [0]
+        for part in range(self.parts):
+            ends.append(min(max(rank >> (self.parts - 1 - part), ends[-1] + 1), rank))
+        return [slice(*pair) for pair in pairwise(ends)]
 
 
 def matrices(deltas: Mapping[str, Tensor]) -> bool:

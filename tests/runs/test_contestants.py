@@ -27,6 +27,7 @@ def test_every_method_and_every_transform_takes_part_or_says_why_not() -> None:
     assert next(iter(takes_part)) == "linear"
     assert {*takes_part, *left_out} == set(everybody())
     assert len(everybody()) == len(METHODS) + len(TRANSFORMS) + len(STARTS)
+    assert "it is task arithmetic, and a comparison gives all rows one weight" in left_out["ranks"]
     for name in ("slerp", "nuslerp"):
         assert "and there are 3" in left_out[name]
     assert "slerp" in found(experts=("a",))

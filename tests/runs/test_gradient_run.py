@@ -59,13 +59,13 @@ def test_every_loss_runs_to_a_recipe(settings: list[str], loss: str, tmp_path: P
         assert np.isfinite(line["gradient"]).all()
 
 
-@pytest.mark.parametrize("experiment", ["adamerging", "adamerging_pp"])
+@pytest.mark.parametrize("experiment", ["adamerging", "adamerging_pp", "adarank"])
 def test_published_settings(settings: list[str], experiment: str, tmp_path: Path) -> None:
     summary = run(tmp_path, f"experiment={experiment}", *settings, "budget=4", "loss.inputs=32")
     assert (summary.trials, summary.failed, summary.stop) == (4, 0, "budget")
     points = np.array([line["points"][0] for line in lines(tmp_path, "ask")])
     assert points.shape[1] > 60  # tensor-wise
-    assert np.unique(points[0]).tolist() == [0.3]
+    assert np.unique(points[0]).tolist() == ([0.3, 0.6] if experiment == "adarank" else [0.3])  # masks are on
     assert np.abs(np.diff(points, axis=0)).max() == pytest.approx(1e-3, rel=0.01)
     assert all(len(ids) == 32 for line in lines(tmp_path, "trial") for ids in line["items"].values())
 

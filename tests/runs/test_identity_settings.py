@@ -76,6 +76,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "tied": ([TREES],),
     "only": (["encoder.layer.0.*"],),
     "space.only": ([TREES],),
+    "masks": (["*"],),
     "sum": (1.0,),
     "map": ("tanh",),
     "baselines": (["1/K"],),

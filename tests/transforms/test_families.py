@@ -15,7 +15,7 @@ from evomerge.transforms.magnitude import Breadcrumbs, Trim
 from evomerge.transforms.masks import Cabs, Consensus, Sce
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
-from evomerge.transforms.spectral import IsoC, IsoCts, Star, Truncate, TsvM, orthogonal
+from evomerge.transforms.spectral import IsoC, IsoCts, Ranks, Star, Truncate, TsvM, orthogonal
 from tests.kit.published import T3, W1, W2, close, made, total
 
 TEN = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])
@@ -219,3 +219,14 @@ def test_model_stock_goes_as_far_as_the_angle_says() -> None:
 def test_settings_that_mean_nothing_are_refused(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_parts_by_singular_values_double_and_add_up() -> None:
+    matrix = torch.diag(torch.arange(10.0, 0, -1))
+    found = made(Ranks(3), [matrix, torch.zeros(10, 10)])
+    ranks = [int(torch.linalg.matrix_rank(part)) for part in found.values()]
+    assert ranks == [2, 3, 5]  # nothing of an expert that is zero
+    close(found["e0.1"].diagonal(), [10, 9, *[0] * 8])
+    close(sum(found.values()), matrix.tolist())
+    assert made(Ranks(3), [TEN])["e0"] is not None
+    assert list(made(Ranks(4), [torch.diag(torch.tensor([2.0, 1]))])) == ["e0.1", "e0.2", "e0.3", "e0.4"]

@@ -20,7 +20,9 @@ from evomerge.transforms.store import transformed
 from tests.kit.vectors import vectors_of
 
 SHAPES = {"matrix": (12, 7), "tall": (33, 2), "bias": (9,), "cube": (3, 2, 4), "scale": (), "one": (1, 1)}
-ROUNDED = {"truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm", "optmerge", "doge", "knots", "core_space"}
+ROUNDED = {
+    *("truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm", "ranks", "optmerge", "doge", "knots", "core_space"),
+}
 """Those of singular values, which are not the same bits for other scales."""
 ABSOLUTE = {"wudi", "doge", "widen"}
 """Those with steps of one size, or weights by magnitude: the sign alone goes through."""
