@@ -5,16 +5,18 @@ The default shape is that of SmolLM2-135M: 134.5 M parameters, embeddings and he
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.models.live import LiveModel, live_module
 
-BASE = "base"
+BASE, ADAPTER = "base", "adapter"
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,28 @@ def write_models(directory: Path, shape: Shape, experts: int) -> LiveModel:
         live.model.config.save_pretrained(path)
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return live
+
+
+def write_adapters(directory: Path, live: LiveModel, adapters: int, rank: int) -> None:
+    """Write `adapter0`, `adapter1` ... into the directory of the models, as PEFT does: LoRA on all matrices of blocks.
+
+    Args:
+        directory: of the base, which they are adapters of.
+        live: the base.
+        adapters: how many.
+        rank: of each matrix's change.
+    """
+    generator = torch.Generator().manual_seed(1)
+    layers = {name: one for name, one in live.model.named_modules() if isinstance(one, nn.Linear) and "layers" in name}
+    about = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
+    about |= {"target_modules": sorted({name.rpartition(".")[2] for name in layers})}
+    for number in range(adapters):
+        tensors = {}
+        for name, one in layers.items():
+            key = f"base_model.model.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, one.in_features, generator=generator) / 50
+            tensors[f"{key}.lora_B.weight"] = torch.randn(one.out_features, rank, generator=generator) / 50
+        path = directory / f"{ADAPTER}{number}"
+        path.mkdir()
+        (path / "adapter_config.json").write_text(json.dumps(about), encoding="utf-8")
+        save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
