@@ -78,7 +78,7 @@ def find_clusters(names: Sequence[str], cosines: np.ndarray) -> Clusters | None:
     from scipy.cluster.hierarchy import fcluster, linkage  # takes long to load
     from scipy.spatial.distance import squareform
 
-    found, names = cosines[np.ix_(there, there)], [names[k] for k in there]
+    found, names = cosines[np.ix_(there, there)], [names[k] for k in there.tolist()]
     tree = linkage(squareform(1 - found, checks=False), "average")
 
     def cut(cosine: float) -> tuple[tuple[str, ...], ...]:

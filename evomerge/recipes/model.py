@@ -175,8 +175,10 @@ def _opened(
     parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
     own = {name: places[name] for name in experts}
     anything = ["*"]  # whoever searched with these meant it
-    asked = {"buffers": recipe.buffers.get("name", BASE), "template": recipe.template or BASE}
-    family = family_notes(own, live, ours, experts, parameters, anything, written=True, **asked)
+    buffers, template = recipe.buffers.get("name", BASE), recipe.template or BASE
+    family = family_notes(
+        own, live, ours, experts, parameters, anything, written=True, buffers=buffers, template=template
+    )
     for note in family:
         reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):
