@@ -17,6 +17,7 @@ from evomerge.report.grids import CoefficientMap
 from evomerge.report.wording import metric, number, verdict, with_error
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
+from evomerge.selection.summary import START
 
 FEW_SEARCH, FEW_JUDGED = 10, 100
 """Items of a task below which scores are thin: those of a candidate, and those of the select and report split."""
@@ -108,8 +109,9 @@ def _verdict(facts: RunFacts) -> Iterator[str]:
             f"The winner is worse than the best constant on the report items: merge with {chosen.constant} "
             f"everywhere instead. The search has fitted the items that it looked at; give it more of them."
         )
-    if chosen.winner.startswith("constant"):
-        yield f"The winner is itself a constant ({chosen.winner}): nothing that was found is better on select."
+    if chosen.winner.startswith(("constant", START)):
+        what = "constant" if chosen.winner.startswith("constant") else "start"
+        yield f"The winner is itself a {what} ({chosen.winner}): nothing that was found is better on select."
     tried = sorted(float(constant) for constant, value in chosen.constants.items() if value is not None)
     if len(tried) > 1 and float(chosen.constant) in (tried[0], tried[-1]):
         yield (

@@ -61,6 +61,11 @@ class Experts:
                 raise ConfigError(
                     f"searcher={searcher} would take {space.rows[row]} with a weight of 0: write start=0.4."
                 )
+        if space.decode(self.point(self.free[:1]))["weight"][:, self.free[1:]].any():
+            raise ConfigError(
+                f"searcher={searcher} leaves experts out, which is a weight of 0, and space.sum with bounds below 0 "
+                f"moves all weights of a group: write space.bounds={{weight: [0, 1.5]}}."
+            )
 
 
 def _owners(space: CoefficientSpace, searcher: str) -> np.ndarray:

@@ -277,6 +277,7 @@ def test_a_good_run_has_no_warnings(tmp_path: Path) -> None:
         ({"paired__winner_vs_best_constant__diff": 0.005}, "not better than the best constant by two standard errors"),
         ({"paired__winner_vs_best_constant__diff": -0.05}, "worse than the best constant"),
         ({"select__winner": "constant"}, "itself a constant"),
+        ({"select__winner": "start lines", "select__finalists": {"start lines": 0.7}}, "itself a start"),
         ({"select__constant": "0.6"}, "at the end of those that were tried (0.2 to 0.6)"),
         ({"select__finalists__best": 0.75}, "but 0.0300 on the report items: believe the latter"),
         ({"report__experts__tasks": {"reviews": 0.3, "news": 0.9}}, "expert of reviews is no better than the base"),

@@ -10,6 +10,7 @@ import pytest
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.problem import Problem
+from evomerge.report.facts import RunFacts
 from evomerge.runs.build import find_baselines, find_start
 from evomerge.runs.directory import open_run
 from evomerge.runs.outputs import show
@@ -49,6 +50,7 @@ def test_starts_are_judged_beside_what_is_found(
     assert (tmp_path / "trials.jsonl").read_bytes() == log
     assert alone is not None
     assert summary is not None
+    assert [one.name for one in RunFacts(open_run(tmp_path)).finalists] == list(summary.select.finalists)
     starts = {name for name in summary.select.finalists if name.startswith("start ")}
     assert starts == {"start 1/K", "start 0.3", "start metagpt", "start cocktail"}
     assert set(alone.select.finalists) == set(summary.select.finalists) - starts

@@ -23,7 +23,9 @@ from evomerge.runs.config import plain
 from evomerge.runs.directory import open_run
 from evomerge.runs.paths import from_its_start
 from evomerge.runs.run import run_search
+from evomerge.runs.sources import find_sources
 from evomerge.space.named import array_coefficients
+from tests.kit.adapters import folded_by_peft, llama, save_adapter
 from tests.kit.helpers import compose
 from tests.kit.language import write_jsonl
 from tests.kit.merging import write
@@ -183,38 +185,48 @@ def test_a_last_checkpoint_may_come_early(tmp_path):
     ]
 
 
-def test_adapters_need_a_base(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is an adapter, and a trajectory of adapters needs the model"):
-        base_of([str(tmp_path)], None)
-    assert base_of([str(tmp_path)], "base") == "base"
-
-
 def test_settings_that_do_not_fit_are_refused(trained, tmp_path):
-    problem = build_problem(plain(settings(trained)), Reporter())
-    for more, message in {
-        f"model.experts=[{trained}]": r"and so does model\.experts=.*: leave one of them out",
-        "model.trajectory=3": r"model\.trajectory is 3; write a pattern",
-        "start={ema: {decoy: 1}}": r"Unknown setting of ema 'decoy': did you mean 'decay'",
-        "start={ema: {decay: fast}}": r"ema\.decay=fast is no float",
-        "start={emma: {}}": r"start: Unknown name 'emma': did you mean 'ema'",
-        "start={ema: {}, swa: {}}": r"write one name with its settings",
-        "start={metagpt: {decay: 1}}": r"start=metagpt has no settings: leave out decay",
-    }.items():
-        given = plain(settings(trained, more))
+    given = plain(settings(trained))
+    problem = build_problem(given, Reporter())
+    for start, message in [
+        ({"ema": {"decoy": 1}}, r"Unknown setting of ema 'decoy': did you mean 'decay'"),
+        ({"ema": {"decay": "fast"}}, r"ema\.decay=fast is no float"),
+        ({"emma": {}}, r"start: Unknown name 'emma': did you mean 'ema'"),
+        ({"ema": {}, "swa": {}}, r"write one name with its settings"),
+        ({"metagpt": {"decay": 1}}, r"start=metagpt has no settings: leave out decay"),
+    ]:
         with pytest.raises(ConfigError, match=message):
-            find_start(given, problem if more.startswith("start") else build_problem(given, Reporter()), Reporter())
-    given = plain(settings(trained, "start=swa"))
+            find_start({**given, "start": start}, problem, Reporter())
     given["model"]["trajectory"] = None
     with pytest.raises(ConfigError, match=r"start=swa weighs the checkpoints of one training run: .*trajectory="):
-        find_start(given, problem, Reporter())
+        find_start({**given, "start": "swa"}, problem, Reporter())
+    for model, message in [
+        ({"trajectory": "a*", "experts": ["b"]}, r"and so does model\.experts=\['b'\]: leave one of them out"),
+        ({"trajectory": 3}, r"model\.trajectory is 3; write a pattern"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            find_sources({**given["model"], **model}, given["fitness"]["tasks"])
     half = shutil.copytree(trained / "run", tmp_path / "run")
+    given["model"]["trajectory"] = f"{half}/checkpoint-*"
     (half / "checkpoint-15" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="checkpoint-15"):
-        build_problem(plain(settings(trained, f"model.trajectory={half}/checkpoint-*")), Reporter())
+        build_problem(given, Reporter())
     shutil.rmtree(half / "checkpoint-15")
-    pico(ResNetForImageClassification, ResNetConfig(**{**CONFIG.to_dict(), "embedding_size": 4})).save_pretrained(
-        half / "checkpoint-15"
-    )
+    other = ResNetConfig(**{**CONFIG.to_dict(), "embedding_size": 4})
+    pico(ResNetForImageClassification, other).save_pretrained(half / "checkpoint-15")
     with pytest.raises(CheckpointError, match="checkpoint-15"):
-        build_problem(plain(settings(trained, f"model.trajectory={half}/checkpoint-*")), Reporter())
+        build_problem(given, Reporter())
+
+
+def test_checkpoints_may_be_adapters_of_a_base(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    for seed, step in enumerate((5, 10)):
+        save_adapter(tmp_path / "run" / f"checkpoint-{step}", llama(), seed)
+    pattern, out = f"{tmp_path}/run/checkpoint-*", str(tmp_path / "out")
+    with pytest.raises(ConfigError, match="is an adapter, and a trajectory of adapters needs the model"):
+        base_of(find_checkpoints(pattern), None)
+    main(["merge", pattern, out, "--weights=swa", f"--base={tmp_path}/base"])
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    folded = [folded_by_peft(tmp_path / "base", tmp_path / "run" / f"checkpoint-{step}") for step in (5, 10)]
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, (folded[0][name] + folded[1][name]) / 2)

@@ -74,6 +74,7 @@ def test_other_variables_stay_as_they_are() -> None:
         (space_of(sharing="shared"), 0.4, "is a coefficient of several: leave out space.sharing=shared"),
         (space_of(bounds={"weight": (0.1, 1.0)}), 0.4, "outside of the bounds of weight/model/a: write space.bounds"),
         (space_of(), 0.0, "would take a with a weight of 0: write start=0.4"),
+        (space_of(bounds={"weight": (-0.5, 1.0)}, total=1.0), 0.4, "moves all weights of a group: write space.bounds"),
     ],
 )
 def test_what_cannot_be_left_out_or_taken_is_refused(space: CoefficientSpace, start: float, message: str) -> None:
