@@ -8,12 +8,13 @@ temporary directory. Out: a line for each transform with its usual settings, mea
     wall_seconds     of the clock, which other work on the machine makes longer
     extra_memory     the largest growth of anonymous memory meanwhile, in bytes
     kept_bytes       of all rows as they are kept; null where not all were made
-    measured         the share of the elements that were made; below 1, seconds are scaled: each parameter that was not
-                     made counts as others of its shape
+    measured         the share of the elements that were made; below 1, figures are scaled but for the memory: each
+                     parameter that was not made counts as others of its shape, all else by elements
     error            why there is nothing of that; null if there is
 
-A transform that takes more processor time than `--limit` stops before the next parameter whose shape it has seen. With
-`--out`, lines are added to a file, and cases that it holds are left out: a run that was killed goes on where it was.
+`--of 2` measures on the embeddings and two blocks. A transform that takes more processor time than `--limit` stops as
+soon as it has seen all shapes. With `--out`, lines are added to a file, and cases that it holds are left out: a run
+that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,14 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-PATIENCE = 10
-"""How many times the limit a transform may take on the clock until it is ended."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,29 +39,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--layers", type=int, default=30, help="blocks of the models")
+    parser.add_argument("--of", type=int, metavar="N", help="blocks that are measured; all if left out")
     parser.add_argument("--width", type=int, default=576, help="of their hidden states, a multiple of 18")
     parser.add_argument("--vocabulary", type=int, default=49152, help="tokens of their embeddings")
-    parser.add_argument("--one", nargs=2, metavar=("CASE", "DIR"), help=argparse.SUPPRESS)  # the process of a case
     arguments = parser.parse_args(argv)
 
-    from merge_bench.models import Shape, write_adapters, write_models  # here, since torch comes with it
-    from merge_bench.transforms import chosen, measure
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(arguments.threads))  # before torch
+    from merge_bench.models import Shape, write_adapters, write_models
+    from merge_bench.transforms import Plan, chosen, measure_apart
 
-    if arguments.one:
-        (case,) = chosen(arguments.one[:1])
-        print(json.dumps(measure(Path(arguments.one[1]), case, arguments.experts, arguments.limit)))
-        return 0
     if not (cases := chosen(arguments.cases)):
         parser.error(f"no case is called {' or '.join(arguments.cases)}: {', '.join(c.name for c in chosen([]))}")
     rows = _held(arguments.out)
     with TemporaryDirectory() as directory:
-        shape = Shape(arguments.layers, arguments.width, arguments.vocabulary)
+        shape = Shape(arguments.of or arguments.layers, arguments.width, arguments.vocabulary)
         live = write_models(Path(directory), shape, arguments.experts)
         write_adapters(Path(directory), live, arguments.experts, arguments.rank)
         del live
+        plan = Plan(Path(directory), arguments.experts, arguments.layers, arguments.limit)
         for case in cases:
             if case.name not in rows:
-                rows[case.name] = row = _apart(case.name, directory, arguments)
+                rows[case.name] = row = measure_apart(plan, case)
                 _tell(row, arguments.json)
                 if arguments.out:
                     with arguments.out.open("a", encoding="utf-8") as file:
@@ -78,27 +73,6 @@ def _held(file: Path | None) -> dict[str, dict[str, Any]]:
         return {}
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return {row["case"]: row for row in rows if not row["error"]}
-
-
-def _apart(case: str, directory: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure a case in a process of its own: what an earlier one left in memory would be used unseen."""
-    own = ["--one", case, directory, "--experts", str(arguments.experts), "--limit", str(arguments.limit)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(arguments.threads))
-    longest = max(PATIENCE * arguments.limit, 600)
-    try:
-        done = subprocess.run(
-            [sys.executable, __file__, *own],
-            check=False,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **threads},
-            timeout=longest,
-        )
-    except subprocess.TimeoutExpired:
-        return {"case": case, "experts": arguments.experts, "error": f"not done with a parameter after {longest:g} s"}
-    if done.returncode:
-        return {"case": case, "experts": arguments.experts, "error": (done.stderr.splitlines() or ["it failed"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _tell(row: dict[str, Any], as_json: bool) -> None:

@@ -7,11 +7,14 @@ out of time is stopped between two of them, and scaled by the shapes of those th
 from __future__ import annotations
 
 import math
+import multiprocessing
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,40 +61,91 @@ def chosen(patterns: Sequence[str]) -> list[Case]:
     return [case for case in every if any(fnmatch(case.name, pattern) for pattern in patterns)]
 
 
-def measure(directory: Path, case: Case, experts: int, limit: float) -> dict[str, Any]:
-    """Return the row of a case, measured in this process.
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how long.
 
-    Args:
+    Attributes:
         directory: of the models.
-        case: which.
         experts: how many are taken.
-        limit: seconds of processor time after which no further parameter is begun.
+        layers: for how many blocks figures are to be.
+        limit: seconds of processor time after which a transform stops as soon as it has seen all shapes.
     """
-    live, hashes = load_skeleton(directory / BASE, "AutoModelForCausalLM"), directory / "hashes"
+
+    directory: Path
+    experts: int
+    layers: int
+    limit: float
+
+
+def measure_apart(plan: Plan, case: Case) -> dict[str, Any]:
+    """Return the row of a case, measured in a process of its own: what an earlier one left in memory would be used
+    unseen. It is forked where the system can, since what it imports takes seconds.
+    """
+    ways = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork") if "fork" in ways else multiprocessing.get_context("spawn")
+    found, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, plan, case))
+    process.start()
+    sender.close()
+    try:
+        row = found.recv()
+    except EOFError:
+        row = {"error": "its process ended: out of memory?"}
+    process.join()
+    return {"case": case.name, "experts": plan.experts, "error": None, **row}
+
+
+def _send(sender: Connection, plan: Plan, case: Case) -> None:
+    try:
+        row = measure(plan, case)
+    except Exception as error:  # whatever a transform raises costs its line
+        row = {"error": f"{type(error).__name__}: {error}"}
+    sender.send(row)
+
+
+def measure(plan: Plan, case: Case) -> dict[str, Any]:
+    """Return the row of a case, measured in this process."""
+    directory, hashes = plan.directory, plan.directory / "hashes"
+    live = load_skeleton(directory / BASE, "AutoModelForCausalLM")
     base = live.open(directory / BASE, cache=hashes)
     more = {"base": base} if case.adapters else {}
-    paths = {f"e{k}": directory / (f"{ADAPTER}{k}" if case.adapters else str(k)) for k in range(experts)}
+    paths = {f"e{k}": directory / (f"{ADAPTER}{k}" if case.adapters else str(k)) for k in range(plan.experts)}
     found = {name: live.open(path, cache=hashes, **more) for name, path in paths.items()}
     vectors = task_vectors(base, found, live.parameters, hashes, store=AUTO)
     (step,) = make_chain(resolved(case.transform))
-    clock = _Clocked(step.transform, vectors.parameters, limit)
+    clock = _Clocked(step.transform, vectors.parameters, plan.limit)
     kept: int | None = None
     with TemporaryDirectory(dir=directory) as cache:
         wall, processor = time.perf_counter(), time.process_time()
         with watched() as peak, suppress(_OutOfTimeError):
             kept = transformed(vectors, (Step(clock),), Path(cache)).nbytes
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    factor, share = clock.scaled(processor)
+    larger = _of_layers(vectors.parameters, plan.layers)
+    factor, share = clock.scaled(processor, larger)
     return {
-        "case": case.name,
-        "experts": experts,
         "seconds": round(processor * factor, 2),
         "wall_seconds": round(wall * factor, 2),
         "extra_memory": peak.growth,
-        "kept_bytes": kept,
+        "kept_bytes": kept and round(kept * _elements(larger) / _elements(vectors.parameters)),
         "measured": round(share, 3),
-        "error": None,
     }
+
+
+def _of_layers(shapes: Mapping[str, tuple[int, ...]], layers: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model that has the first block of another one so many times."""
+    blocks = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if (block := blocks.fullmatch(name)) is None:
+            found[name] = shape
+        elif block[2] == "0":
+            found |= {f"{block[1]}{k}{block[3]}": shape for k in range(layers)}
+    return found
+
+
+def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 class _OutOfTimeError(Exception):
@@ -104,7 +158,7 @@ class _Clocked(Transform):
     Args:
         inner: the transform.
         shapes: of all parameters.
-        limit: seconds, after which no parameter is begun whose shape was seen.
+        limit: seconds, after which it stops as soon as all shapes were seen.
     """
 
     name, title, paper = "clocked", "what is measured", "nobody, never"
@@ -132,28 +186,27 @@ class _Clocked(Transform):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: Any) -> Mapping[str, Tensor]:
         """Return its rows of a parameter, if there is time for that."""
-        shapes = {self._shapes[each] for each in self._seconds}
-        if self._prepared + sum(self._seconds.values()) > self._limit and self._shapes[name] in shapes:
+        unseen = set(self._shapes.values()) - {self._shapes[each] for each in self._seconds}
+        if self._prepared + sum(self._seconds.values()) > self._limit and not unseen:
             raise _OutOfTimeError
         started = time.process_time()
         rows = self._inner.apply(name, deltas, state)
         self._seconds[name] = time.process_time() - started
         return rows
 
-    def scaled(self, seconds: float) -> tuple[float, float]:
-        """Return how many times as long all parameters take, and which share of the elements was made.
+    def scaled(self, seconds: float, larger: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
+        """Return how many times as long a whole model takes, and which share of its elements was made.
 
         Args:
-            seconds: what was taken, reading and writing included, which go by elements.
+            seconds: what was taken, reading and writing included.
+            larger: the shapes of that model.
         """
-        sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
-        share = sum(sizes[name] for name in self._seconds) / sum(sizes.values())
-        if len(self._seconds) == len(sizes):
-            return 1.0, 1.0
-        by_shape: dict[tuple[int, ...], list[float]] = {}
+        made, own = {name: self._shapes[name] for name in self._seconds}, sum(self._seconds.values())
+        alike: dict[tuple[int, ...], list[float]] = {}
         for name, taken in self._seconds.items():
-            by_shape.setdefault(self._shapes[name], []).append(taken)
-        own = sum(self._seconds.values())
-        every = sum(sum(alike) / len(alike) for alike in (by_shape[shape] for shape in self._shapes.values()))
-        around = max(seconds - self._prepared - own, 0.0)
-        return (self._prepared + every + around / share) / seconds, share
+            alike.setdefault(made[name], []).append(taken)
+        every = sum(sum(alike[shape]) / len(alike[shape]) for shape in larger.values())
+        prepared = self._prepared * _elements(larger) / _elements(self._shapes)
+        around = max(seconds - self._prepared - own, 0.0) * _elements(larger) / _elements(made)
+        share = _elements(made) / _elements(larger)
+        return (1.0, 1.0) if share == 1 else ((prepared + every + around) / seconds, share)
