@@ -4,8 +4,8 @@ A point x, shape (dim,), is decoded into coefficients by one affine map per vari
 (G * K, dim). Frozen entries have only zeros in A, tied entries share a column, with signs or factors if one wants,
 rows that share their coefficient have one column per group, and `line` (LiNeS: lambda = alpha + beta * depth) has two
 columns per row: all of them are the same code, and a gradient comes back through A transposed. Where weights have a
-sum, or lie between -1 and 1, another map makes them of the amounts that this one gives (`maps.py`);
-some may be masked (`masks.py`).
+sum, or lie between -1 and 1, another map makes them of the amounts that this one gives (`maps.py`); masks say which of
+them count (`masks.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +16,7 @@ from scipy import sparse
 
 from evomerge.common.errors import SpaceError
 from evomerge.common.names import unknown
+from evomerge.space.affine import affine_basis, chosen, dead_entries
 from evomerge.space.entries import Ties, free_entries, held_entries, left_out, tied_entries
 from evomerge.space.groups import Group, make_groups
 from evomerge.space.maps import Map, make_map, usual_bounds
@@ -254,8 +255,8 @@ def make_space(
     )
     if sharing not in SHARING:
         raise SpaceError(unknown("sharing", sharing, SHARING))
-    dead = _dead(groups, rows, zero, sharing)
-    basis, coordinates = _basis(groups, rows, granularity == "line", sharing, dead)
+    dead = dead_entries(groups, rows, zero, sharing)
+    basis, coordinates = affine_basis(groups, rows, granularity == "line", sharing, dead)
     entries = {v.name: [f"{v.name}/{coordinate}" for coordinate in coordinates] for v in variables}
     held, merged = held_entries(entries, variables, frozen or {}), tied_entries(entries, variables, tied or ())
     beside = left_out(entries, variables, only) if only else {}
@@ -268,7 +269,7 @@ def make_space(
     low, high, known = np.empty(len(names)), np.empty(len(names)), dict(held)
     matrices, offsets, scales = {}, {}, {}
     for v in variables:
-        choice, constant = _choice(entries[v.name], free, names, held)
+        choice, constant = chosen(entries[v.name], free, names, held)
         constant = made.held(constant) if made and v.name == "weight" else constant
         rest = 0.0 if v.name == "weight" else v.start
         matrices[v.name], offsets[v.name] = sparse.csr_array(basis @ choice), basis @ constant + rest * dead.ravel()
@@ -284,35 +285,3 @@ def make_space(
 def _box(variable: Variable, onto: Map | None) -> tuple[float, float]:
     """The bounds of coordinates of a variable."""
     return onto.box(variable) if onto and variable.name == "weight" else (variable.low, variable.high)
-
-
-def _basis(
-    groups: Sequence[Group], rows: Sequence[str], line: bool, sharing: str, dead: np.ndarray
-) -> tuple[sparse.csr_array, list[str]]:
-    """The affine map of one variable before any pattern, (G * K, coordinates), and the names of its coordinates."""
-    places, place_shares = [group.name for group in groups], sparse.eye_array(len(groups))
-    if line:
-        depths = np.array([group.depth or 0.0 for group in groups])
-        places, place_shares = ["shallow", "deep"], np.stack([1.0 - depths, depths], axis=1)
-    owners, owner_shares = (["*"], np.ones((len(rows), 1))) if sharing == "shared" else (rows, np.eye(len(rows)))
-    basis = sparse.csr_array(sparse.kron(sparse.csr_array(place_shares), owner_shares))
-    basis = sparse.csr_array(sparse.diags_array((~dead).ravel().astype(np.float64)) @ basis)
-    basis.eliminate_zeros()
-    return basis, [f"{place}/{owner}" for place in places for owner in owners]
-
-
-def _choice(
-    entries: Sequence[str], free: Mapping[str, tuple[str, float]], names: Sequence[str], held: Mapping[str, float]
-) -> tuple[sparse.csr_array, np.ndarray]:
-    """Which coordinate of the space moves each entry of a variable, (entries, dim), and at what the others are held."""
-    column = {name: i for i, name in enumerate(names)}
-    rows = [i for i, entry in enumerate(entries) if entry in free]
-    columns, factors = [column[free[entries[i]][0]] for i in rows], [free[entries[i]][1] for i in rows]
-    choice = sparse.csr_array((np.array(factors), (rows, columns)), shape=(len(entries), len(names)))
-    return choice, np.array([held.get(entry, 0.0) for entry in entries])
-
-
-def _dead(groups: Sequence[Group], rows: Sequence[str], zero: Collection[tuple[str, str]], sharing: str) -> np.ndarray:
-    """Boolean (G, K): which entries have no task vector to multiply."""
-    dead = np.array([[all((k, span.parameter) in zero for span in g.spans) for k in rows] for g in groups])
-    return np.broadcast_to(dead.all(axis=1, keepdims=True), dead.shape) if sharing == "shared" else dead
