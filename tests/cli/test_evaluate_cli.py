@@ -11,12 +11,13 @@ import pytest
 
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
-from evomerge.cli.scores import show_worth
+from evomerge.cli.scores import show, show_worth
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.selection.statistics import Paired
-from evomerge.selection.worth import OfTask, Worth
+from evomerge.selection.evaluation import Comparison
+from evomerge.selection.statistics import Paired, Score
+from evomerge.selection.worth import OfTask, Worth, harmful
 from tests.kit.helpers import compose
 from tests.processes.command import evomerge
 
@@ -240,22 +241,20 @@ def test_as_a_process(place: Path, summary) -> None:
     assert "Traceback" not in wrong.stderr
 
 
-def test_leave_one_out_says_which_expert_harms(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    found, _ = evaluated(capsys, "--leave-one-out", "runs/one", "--split", "report")
-    assert list(found["models"]) == [
-        "soup",
-        "runs/one",
-        *(f"without:{name}" for name in ("animals", "trees", "metals")),
-    ]
-    harmful = [
-        name.removeprefix("without:")
-        for name, one in found["paired"].items()
-        if name.startswith("without:") and one["diff"] > 2 * one["se"]
-    ]
-    assert found["harmful"] == harmful
-    constant, _ = evaluated(capsys, f"constant:{1 / 3}", "runs/one", "--split", "report")
-    assert constant["models"][f"constant:{1 / 3}"] == found["models"]["soup"]
-    main(["--leave-one-out", "runs/one", "--split", "report"])
-    assert "better by more than two se without: " in capsys.readouterr().out
+def test_leave_one_out_scores_the_average_without_each_expert(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    third = f"constant:{1 / 3}"
+    found, _ = evaluated(capsys, "--leave-one-out", third, "runs/one", "--split", "report")
+    assert list(found["models"]) == ["soup", third, "runs/one", "without:animals", "without:trees", "without:metals"]
+    assert found["models"][third] == found["models"]["soup"] != found["models"]["without:trees"]
+    assert found["paired"][third]["diff"] == 0
     with pytest.raises(ConfigError, match="Unknown expert 'metal': did you mean 'metals'"):
         main(["without:metal", "runs/one"])
+
+
+def test_an_expert_harms_by_more_than_two_standard_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    paired = {"without:a": Paired(0.1, 0.06), "without:b": Paired(0.1, 0.04), "constant:2": Paired(0.1, 0.01)}
+    models = {name: Score(0.5, 0.1) for name in ("soup", *paired)}
+    result = Comparison("report", "accuracy", {}, 9, models, paired, {}, {})
+    assert harmful(result) == ["b"]
+    show(result, Reporter(), harmful(result))
+    assert "better by more than two se without: b\n" in capsys.readouterr().out

@@ -55,16 +55,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.mul_(0.3).add_(1.0 if "normalization.weight" in name else 0.0)
-    optimiser = torch.optim.SGD(model.train().parameters(), lr=0.05)
+    model.train()
     for step in range(1, STEPS[-1] + 1):
         numbers = [*range(8 * step, 8 * step + 8)]
         loss = model(pixel_values=names["images"](numbers), labels=torch.tensor([n % 4 for n in numbers])).loss
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.05 * parameter.grad
+        model.zero_grad()
         if step in STEPS:
             model.save_pretrained(path / "run" / f"checkpoint-{step}")
-            torch.save(optimiser.state_dict(), path / "run" / f"checkpoint-{step}" / "optimizer.pt")
+            torch.save({}, path / "run" / f"checkpoint-{step}" / "optimizer.pt")
     write_jsonl(path / "items.jsonl", [{"text": str(1000 + i), "label": i % 4} for i in range(40)])
     return path
 
