@@ -8,13 +8,13 @@ temporary directory. Out: a line for each transform with its usual settings, mea
     wall_seconds     of the clock, which other work on the machine makes longer
     extra_memory     the largest growth of anonymous memory meanwhile, in bytes
     kept_bytes       of all rows as they are kept; null where not all were made
-    measured         the share of the elements that were made; below 1, figures are scaled but for the memory: each
-                     parameter that was not made counts as others of its shape, all else by elements
+    measured         the share of the elements that were made; below 1, figures are scaled: each parameter that was not
+                     made counts as others of its shape, all else by elements, and the memory by the largest parameter
     error            why there is nothing of that; null if there is
 
-`--of 2` measures on the embeddings and two blocks. A transform that takes more processor time than `--limit` stops as
-soon as it has seen all shapes. With `--out`, lines are added to a file, and cases that it holds are left out: a run
-that was killed goes on where it was.
+`--of 2 6144` measures on two blocks and that many tokens. A transform that takes more processor time than `--limit`
+stops as soon as it has seen all shapes. With `--out`, lines are added to a file, and cases that it holds are left out:
+a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--layers", type=int, default=30, help="blocks of the models")
-    parser.add_argument("--of", type=int, metavar="N", help="blocks that are measured; all if left out")
+    help = "what is measured on; figures are scaled to the whole model"
+    parser.add_argument("--of", type=int, nargs=2, metavar=("LAYERS", "VOCABULARY"), help=help)
     parser.add_argument("--width", type=int, default=576, help="of their hidden states, a multiple of 18")
     parser.add_argument("--vocabulary", type=int, default=49152, help="tokens of their embeddings")
     arguments = parser.parse_args(argv)
@@ -52,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no case is called {' or '.join(arguments.cases)}: {', '.join(c.name for c in chosen([]))}")
     rows = _held(arguments.out)
     with TemporaryDirectory() as directory:
-        shape = Shape(arguments.of or arguments.layers, arguments.width, arguments.vocabulary)
-        live = write_models(Path(directory), shape, arguments.experts)
+        layers, vocabulary = arguments.of or (arguments.layers, arguments.vocabulary)
+        live = write_models(Path(directory), Shape(layers, arguments.width, vocabulary), arguments.experts)
         write_adapters(Path(directory), live, arguments.experts, arguments.rank)
         del live
-        plan = Plan(Path(directory), arguments.experts, arguments.layers, arguments.limit)
+        plan = Plan(Path(directory), arguments.experts, arguments.layers, arguments.vocabulary, arguments.limit)
         for case in cases:
             if case.name not in rows:
                 rows[case.name] = row = measure_apart(plan, case)

@@ -68,13 +68,15 @@ class Plan:
     Attributes:
         directory: of the models.
         experts: how many are taken.
-        layers: for how many blocks figures are to be.
+        layers: of the model that figures are for.
+        vocabulary: the tokens of that model.
         limit: seconds of processor time after which a transform stops as soon as it has seen all shapes.
     """
 
     directory: Path
     experts: int
     layers: int
+    vocabulary: int
     limit: float
 
 
@@ -121,31 +123,37 @@ def measure(plan: Plan, case: Case) -> dict[str, Any]:
         with watched() as peak, suppress(_OutOfTimeError):
             kept = transformed(vectors, (Step(clock),), Path(cache)).nbytes
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    larger = _of_layers(vectors.parameters, plan.layers)
+    larger = _larger(vectors.parameters, plan)
     factor, share = clock.scaled(processor, larger)
     return {
         "seconds": round(processor * factor, 2),
         "wall_seconds": round(wall * factor, 2),
-        "extra_memory": peak.growth,
+        "extra_memory": peak.growth and round(peak.growth * _largest(larger) / _largest(vectors.parameters)),
         "kept_bytes": kept and round(kept * _elements(larger) / _elements(vectors.parameters)),
         "measured": round(share, 3),
     }
 
 
-def _of_layers(shapes: Mapping[str, tuple[int, ...]], layers: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model that has the first block of another one so many times."""
+def _larger(shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the model that figures are for: its blocks are like the first one, and its embeddings are as
+    wide.
+    """
     blocks = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         if (block := blocks.fullmatch(name)) is None:
-            found[name] = shape
+            found[name] = (plan.vocabulary, *shape[1:]) if "embed" in name else shape
         elif block[2] == "0":
-            found |= {f"{block[1]}{k}{block[3]}": shape for k in range(layers)}
+            found |= {f"{block[1]}{k}{block[3]}": shape for k in range(plan.layers)}
     return found
 
 
 def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _largest(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return max(math.prod(shape) for shape in shapes.values())
 
 
 class _OutOfTimeError(Exception):
@@ -202,10 +210,11 @@ class _Clocked(Transform):
             larger: the shapes of that model.
         """
         made, own = {name: self._shapes[name] for name in self._seconds}, sum(self._seconds.values())
-        alike: dict[tuple[int, ...], list[float]] = {}
-        for name, taken in self._seconds.items():
-            alike.setdefault(made[name], []).append(taken)
-        every = sum(sum(alike[shape]) / len(alike[shape]) for shape in larger.values())
+        every = 0.0
+        for name, shape in larger.items():
+            alike = [one for one, other in made.items() if other == shape] or [name]
+            pace = sum(self._seconds[one] for one in alike) / sum(math.prod(made[one]) for one in alike)
+            every += pace * math.prod(shape)
         prepared = self._prepared * _elements(larger) / _elements(self._shapes)
         around = max(seconds - self._prepared - own, 0.0) * _elements(larger) / _elements(made)
         share = _elements(made) / _elements(larger)

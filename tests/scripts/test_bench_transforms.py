@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_transforms.py"
-TINY = ["--layers", "3", "--of", "2", "--width", "36", "--vocabulary", "200", "--experts", "3", "--rank", "2", "--json"]
+TINY = [
+    *("--layers", "3", "--of", "2", "100", "--width", "36", "--vocabulary", "200", "--experts", "3", "--rank", "2"),
+    "--json",
+]
 
 
 @pytest.mark.slow
