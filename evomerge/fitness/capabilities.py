@@ -7,6 +7,7 @@ capability by having its members, without inheriting anything; `check_whole` ref
     Headed           it scores with the heads of the tasks
     Exporting        it scores the model as a directory
     Differentiable   it gives logits, so coefficients can be learned from it
+    Probable         it gives probabilities of classes, so what several models say can be averaged
     Batched          its batches can be halved where memory does not suffice
     Checking         it finds with the model at hand that items cannot be scored
     Measuring        one of its metrics is another number for every task
@@ -21,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.common.names import listed
 from evomerge.common.protocols import lacking
-from evomerge.fitness.base import Fitness
+from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.items import Item, Task
 
 if TYPE_CHECKING:  # whoever asks what a fitness can do needs no torch
@@ -151,6 +154,21 @@ class Differentiable(Fitness, Protocol):
 
     def logits(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> Iterator[Mapping[str, Answers]]:
         """Yield the logits of each batch by task."""
+        ...
+
+
+@runtime_checkable
+class Probable(Protocol):
+    """A fitness that says how probable each class of an item is, and scores such probabilities, whoever gave them."""
+
+    def probabilities(self, model: Any, prepared: Any, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        """Return the probabilities of the classes, float64 (n, C), by task, in the order of the ids."""
+        ...
+
+    def of_probabilities(
+        self, said: Mapping[str, np.ndarray], prepared: Any, ids: Mapping[str, Sequence[str]]
+    ) -> Outcome:
+        """Return the results of what was said of the items with these ids."""
         ...
 
 

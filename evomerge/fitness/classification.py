@@ -127,6 +127,30 @@ class Classification:
             started = time.perf_counter()
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, forward)
 
+    @torch.inference_mode()
+    def probabilities(
+        self, model: nn.Module, prepared: PreparedItems, ids: Mapping[str, Sequence[str]]
+    ) -> dict[str, np.ndarray]:
+        """Return the probabilities of the classes, float64 (n, C), by task; one forward pass for each batch."""
+        found: dict[str, dict[int, np.ndarray]] = {task: {} for task in ids}
+        for answers in self.logits(model, prepared, ids):
+            for task, answer in answers.items():
+                rows = torch.softmax(answer.logits.cpu().double(), dim=-1).numpy()
+                found[task] |= dict(zip(answer.positions, rows, strict=True))
+        return {task: np.stack([found[task][i] for i in range(len(chosen))]) for task, chosen in ids.items()}
+
+    def of_probabilities(
+        self, said: Mapping[str, np.ndarray], prepared: PreparedItems, ids: Mapping[str, Sequence[str]]
+    ) -> Outcome:
+        """Return the results of probabilities (n, C) by task, whoever gave them."""
+        results = {}
+        for task, rows in said.items():
+            labels = np.array([prepared.rows[task][item][0] for item in ids[task]])
+            mine = rows[np.arange(len(labels)), labels]
+            right = np.where(np.isnan(mine), math.nan, rows.argmax(1) == labels)
+            results[task] = {"accuracy": right, "log_probability": np.log(np.maximum(mine, np.finfo(float).tiny))}
+        return Outcome({task: list(chosen) for task, chosen in ids.items()}, results)
+
     def logits(
         self, model: nn.Module, prepared: PreparedItems, ids: Mapping[str, Sequence[str]]
     ) -> Iterator[dict[str, Answers]]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from evomerge.common.errors import ConfigError, EvomergeError, LiveModelError, N
 from evomerge.common.exits import contained
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Fitness, Outcome
+from evomerge.fitness.capabilities import Probable
 from evomerge.fitness.finite import watched
 from evomerge.fitness.items import Item
 from evomerge.merging.merger import Merger
@@ -32,6 +33,7 @@ from evomerge.search.memory import free, lacks_memory, with_smaller_batches
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Trial
 
+T = TypeVar("T")
 failures = logging.getLogger(f"{__name__}.failures")
 """Is told of each candidate that fails."""
 
@@ -73,12 +75,19 @@ class LiveFitness:
             ValueError: it has scored other items, or returned another number of results.
         """
 
-        def score() -> Outcome:
-            return with_smaller_batches(self.fitness, lambda: self.fitness(self.model, self.prepared, ids))
+        return _own(self._guarded(lambda: self.fitness(self.model, self.prepared, ids)), ids)
 
+    def probabilities(self, fitness: Probable, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        """Return what the model as it is now says of items; see `Probable`, which the fitness is.
+
+        Raises:
+            EvomergeError: as in a call.
+        """
+        return self._guarded(lambda: fitness.probabilities(self.model, self.prepared, ids))
+
+    def _guarded(self, ask: Callable[[], T]) -> T:
         with watched(self.model), self._guard:
-            outcome = contained(score)
-        return _own(outcome, ids)
+            return contained(lambda: with_smaller_batches(self.fitness, ask))
 
 
 def _own(outcome: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
