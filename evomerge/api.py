@@ -24,7 +24,7 @@ from evomerge.common.forms import checked
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import unknown
 from evomerge.common.progress import WRITTEN, Progress, Silent
-from evomerge.fitness.items import SPLITS, Item
+from evomerge.fitness.items import HELD_OUT, SPLITS, Item
 from evomerge.fitness.splits import Splits, split_items
 from evomerge.inspection.candidate import Candidate
 from evomerge.inspection.comparing import compare
@@ -35,8 +35,9 @@ from evomerge.runs.choices import Choice, settings_of
 from evomerge.runs.given import Given
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import Interrupt, Stopped
-from evomerge.selection.evaluation import Comparison, find_model
+from evomerge.selection.evaluation import Comparison
 from evomerge.selection.evaluation import evaluate as compare_models
+from evomerge.selection.named import find_model
 
 __all__ = [
     "Candidate",
@@ -92,6 +93,9 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     aggregate="'mean' or 'worst'",
     normalised="True or False",
     weights="{'mood': 2, 'topic': 1} or None",
+    held_out="['mood'] or None",
+    forget="['mood'] or None",
+    keep="0.95",
     loss="'cross_entropy'",
     time_limit="900, 'auto' or None",
     budget_items="20000 or None",
@@ -115,6 +119,9 @@ def search(
     aggregate: str = "mean",
     normalised: bool = False,
     weights: Mapping[str, float] | None = None,
+    held_out: Sequence[str] | None = None,
+    forget: Sequence[str] | None = None,
+    keep: float = 0.95,
     loss: str | Choice = "cross_entropy",
     time_limit: float | str | None = "auto",
     budget_items: int | None = None,
@@ -144,6 +151,9 @@ def search(
         aggregate: mean, or worst (task).
         normalised: scores of tasks between base and expert.
         weights: of tasks in the mean.
+        held_out: tasks that the search never sees: they are scored in the report alone.
+        forget: tasks whose scores are to be low; the bounds of the weights must allow negative ones.
+        keep: the share of the base's score that the other tasks must keep then.
         loss: what a gradient learns from.
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
@@ -166,11 +176,13 @@ def search(
             "rotate": rotate,
             "select_items": select_items,
             "report_items": report_items,
+            "held_out": held_out and list(held_out),
         },
     }
     config["searcher"] = settings_of("searcher", usual if searcher is None else searcher)
     config["loss"] = settings_of("loss", loss)
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
+    config["objective"] |= {"forget": forget and list(forget), "keep": keep}
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
     config |= {"time_limit": time_limit, "seed": seed, "start": start}
     kept = TemporaryDirectory() if run is None else None
@@ -192,7 +204,7 @@ def search(
 @checked(
     result="a Result, as `search` and `load` return it",
     models="'base', 'experts', 'constant:0.4', the name of an expert, a path, or another Result",
-    split="'search', 'select', 'report' or None",
+    split="'search', 'select', 'report', 'held_out' or None",
     progress=WRITTEN,
 )
 def evaluate(
@@ -204,15 +216,15 @@ def evaluate(
         result: the search, whose tasks and fitness count.
         models: base, experts, the name of an expert, constant:0.4; a model directory, a run directory or a recipe; or
             another result.
-        split: search, select or report; None for report where the winner is the only merge, else for select, since
-            whoever takes the best of many on the report items has a number that is too high.
+        split: search, select, report or held_out; None for report where the winner is the only merge, else for select,
+            since whoever takes the best of many on the report items has a number that is too high.
         progress: is told what goes on.
 
     Raises:
         EvomergeError: there is no such model, or it belongs to another base.
     """
-    if split not in (None, *SPLITS):
-        raise ConfigError(unknown("split", split, SPLITS))
+    if split not in (None, *SPLITS, HELD_OUT):
+        raise ConfigError(unknown("split", split, (*SPLITS, HELD_OUT)))
     named = {"winner": find_model(str(result.path), ())}
     for given in models:
         name = str(given.path if isinstance(given, Result) else given)

@@ -8,7 +8,7 @@ version. What changes results and is missing there would mix two searches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,9 @@ from evomerge.common.digests import digest
 from evomerge.common.machine import fingerprint
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import identity
+from evomerge.fitness.conditions import Condition
 from evomerge.fitness.items import Item, Task
+from evomerge.fitness.objectives import counted
 from evomerge.fitness.sampling import Subset
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
@@ -99,6 +101,8 @@ class Goal:
         aggregate: how scores of tasks become one number; see `objectives.Objective`.
         weights: the weight of each task in the mean; a missing task counts 1.
         normalised: whether scores count from the base (0) to the task's expert (1).
+        forget: tasks whose scores are to be low.
+        keep: the share of the base's score that the mean over the others must keep then, on `report_metric`.
     """
 
     metric: str
@@ -106,6 +110,17 @@ class Goal:
     aggregate: str = "mean"
     weights: Mapping[str, float] | None = None
     normalised: bool = False
+    forget: tuple[str, ...] = ()
+    keep: float = 0.95
+
+    def counts(self, tasks: Iterable[str]) -> Mapping[str, float] | None:
+        """Return the weight of each task in the value; see `objectives.counted`."""
+        return counted(self.weights, self.forget, tasks)
+
+    def conditions(self, tasks: Iterable[str]) -> tuple[Condition, ...]:
+        """Return what a model must keep of the base's scores; nothing where nothing is to be forgotten."""
+        controls = {task: (self.weights or {}).get(task, 1.0) for task in tasks if task not in self.forget}
+        return (Condition(self.report_metric, controls, self.keep),) if self.forget else ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,7 @@ class Problem:
         method: how candidates are built.
         merger: builds them, of the transformed task vectors if there are transforms.
         fitness: scores them.
-        items: the items of each split by task.
+        items: the items of each split by task; under `HELD_OUT` the report items of tasks that the search never sees.
         warnings: what the user should know about the sources.
         opening: how the model directories were opened, and how others are.
         goal: what is maximised.

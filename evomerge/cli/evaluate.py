@@ -11,20 +11,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from evomerge.common.errors import ConfigError, EvomergeError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
-    from evomerge.selection.evaluation import Model
+    from evomerge.problem import Problem
+    from evomerge.selection.named import Model
 
-SIZES = {"search": "items", "select": "select_items", "report": "report_items"}
+SIZES = {"search": "items", "select": "select_items", "report": "report_items", "held_out": "report_items"}
 """Split -> the setting that says how many of its items are used."""
-SOURCES = ("model", "model.base", "model.suite", "model.experts", "model.trajectory", "experiment")
-"""Settings that say which models are meant, so that those of a run are not taken."""
 DESCRIPTION = """\
 Score models side by side, all on the same items of one split, and compare each with the first.
 
@@ -55,8 +52,11 @@ summary; on the search split, those of its first generation. What a search has s
 again; models that it dropped early are. A model that takes longer than time_limit has no score: auto allows 2 hours, a
 number of seconds is for fitness.items items.
 
+Tasks that a search never sees (fitness.held_out) are a split of their own, --split held_out.
+
   evomerge evaluate runs/x base experts                             a run's winner beside base and experts
   evomerge evaluate runs/x --worth                                  the same beside each expert on all tasks
+  evomerge evaluate runs/x --around                                is it a sharp peak? on the select split
   evomerge evaluate constant:0.8 runs/x runs/y                      which of these, on the select split
   evomerge evaluate --leave-one-out model=text                      which expert harms the uniform average
   evomerge evaluate merged/ base model=text --split report --json   a model directory on the suite `text`
@@ -80,23 +80,29 @@ def main(arguments: Sequence[str]) -> None:
     if not (options.models or options.leave_one_out):
         parser.error("there is nothing to score: name a MODEL, or write --leave-one-out")
 
+    from evomerge.cli.around import show_around
+    from evomerge.cli.borrowed import settings_of
     from evomerge.cli.progress import Reporter
     from evomerge.cli.scores import show, show_worth
     from evomerge.common.limits import AUTO, TimeLimit
+    from evomerge.fitness.items import HELD_OUT
     from evomerge.runs.build import build_problem
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
-    from evomerge.selection.evaluation import WITHOUT, evaluate, find_model
+    from evomerge.selection.around import around_of
+    from evomerge.selection.evaluation import evaluate
+    from evomerge.selection.named import WITHOUT, find_model
     from evomerge.selection.worth import harmful, worth_of
 
     reporter = Reporter()
+    _check_flags(options)
     asked: list[str] = [*options.models, *(["base"] if options.worth else [])]
     asked = ["soup", *asked] if options.leave_one_out else asked
     names = list(dict.fromkeys(asked))
     for name in names:
         if "/" in name or name.endswith((".yaml", ".yml")):  # no name of an expert, so it is refused before all else
             find_model(name, ())
-    settings = _settings(given, names, reporter)
+    settings = settings_of(given, names, reporter)
     if options.metric:
         settings["fitness"]["report_metric"] = options.metric
     check(settings)
@@ -104,27 +110,38 @@ def main(arguments: Sequence[str]) -> None:
     names += [name for name in experts if options.worth and name not in names]
     names += [f"{WITHOUT}{name}" for name in experts if options.leave_one_out]
     models = {name: find_model(name, experts) for name in names}
+    if options.around and models[names[0]].kind != "recipe":
+        raise ConfigError(f"--around scales the weights of a recipe, and {names[0]} is none: name a run or a recipe.")
     if options.worth and not models[names[0]].choosable:
         raise ConfigError(f"--worth says what a merge is worth, and {names[0]} is none: name a run or a recipe first.")
     _say_ambiguous(models, experts, reporter)
-    split = options.split or ("select" if sum(model.choosable for model in models.values()) > 1 else "report")
+    several = options.around or sum(model.choosable for model in models.values()) > 1
+    split = options.split or ("select" if several else "report")
     if options.items is not None:
         settings["fitness"][SIZES[split]] = options.items
     with reporter.bars():
         problem = build_problem(settings, reporter)
     for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
+    models, rows = _beside(options, models, problem, reporter)
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
     result = evaluate(problem, models, split, reporter, limit)
-    _caution(models, options.split, split, reporter)
+    if not options.around:
+        _caution(models, options.split, split, reporter)
     worth = worth_of(result, list(experts)) if options.worth and not result.errors else None
     harm = {"harmful": harmful(result)} if options.leave_one_out else {}
+    around = around_of(result, rows) if options.around else []
     if options.json:
-        print(result.to_json(**({"worth": asdict(worth)} if worth else {}), **harm))
+        more = {"worth": asdict(worth)} if worth else {}
+        print(result.to_json(**more, **({"around": [asdict(each) for each in around]} if around else {}), **harm))
+    elif around:
+        show_around(around, result, reporter)
     else:
         show(result, reporter, harm.get("harmful"))
         if worth:
             show_worth(worth, reporter)
+    if split == "report" and HELD_OUT in problem.items:
+        reporter.say(f"held out, and not in this table: {', '.join(problem.items[HELD_OUT])} (--split held_out)")
     if result.errors:
         raise EvomergeError(
             f"{len(result.errors)} of {len(result.models)} models have no score: {', '.join(result.errors)}."
@@ -134,8 +151,8 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge evaluate",
-        usage="evomerge evaluate MODEL [MODEL ...] [--split search|select|report] [--items N] [--metric NAME] "
-        "[--worth] [--leave-one-out] [--json] [setting=value ...]",
+        usage="evomerge evaluate MODEL [MODEL ...] [--split search|select|report|held_out] [--items N] [--metric NAME] "
+        "[--worth] [--around [--each]] [--leave-one-out] [--json] [setting=value ...]",
         description=DESCRIPTION,
         epilog=SPLITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -148,92 +165,51 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leave-one-out", action="store_true", help="score the uniform average, and again without each of the experts"
     )
+    parser.add_argument("--around", action="store_true", help="say what becomes of it when its weights are scaled")
+    parser.add_argument("--each", action="store_true", help="with --around: those of each expert by itself as well")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     return parser
 
 
-def _settings(given: Sequence[str], names: Sequence[str], reporter: Reporter) -> dict[str, Any]:
-    """Return the settings that were given; where they name no sources, on top of those of a run, or of a recipe."""
-    from evomerge.cli.settings import compose_settings, spelled_out
-    from evomerge.runs.config import plain
-    from evomerge.runs.paths import from_its_start
-    from evomerge.runs.transforms import in_order
-    from evomerge.selection.contenders import read_recipe
-
-    composed = plain(compose_settings(given))
-    keys = [part.split("=")[0].lstrip("+~") for argument in given for part in spelled_out(argument)]
-    if any(key in SOURCES or key.startswith("model.experts.") for key in keys):
-        return composed
-    paths = [Path(name).expanduser() for name in names]
-    for path in paths:
-        file = (path if path.is_dir() else path.parent) / "config.yaml"
-        if file.is_file() and (path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()):
-            reporter.say(f"settings: those of {file}")
-            keys = ["transform" if key.startswith("transform.") else key for key in keys]  # a list in a run's settings
-            return _overlaid(from_its_start(in_order(_read(file)), file.parent), composed, keys)
-    for path in paths:
-        if path.is_file() and path.suffix in (".yaml", ".yml"):
-            reporter.say(f"models: those of {path}")
-            recipe = read_recipe(path)
-            experts = {name: source.place for name, source in recipe.experts.items()}
-            own = {"base": recipe.base.place, "experts": experts, "auto_class": recipe.auto_class}
-            own |= {"vocabulary": recipe.vocabulary, "part": recipe.part}
-            own |= {"dequantise": True} if any(source.dequantised for source in recipe.experts.values()) else {}
-            own |= {"template": recipe.template or "base", "buffers": recipe.buffers.get("name", "base")}
-            if "model.compute" not in keys:  # recipes up to 0.2 say no dtype: all was scored in the checkpoint's
-                own["compute"] = recipe.compute or recipe.dtype
-            return {**composed, "model": composed["model"] | own}
-    _refuse_without_sources(composed, names)
-    return composed
-
-
-def _refuse_without_sources(settings: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse names where neither a setting nor one of them says which models are meant.
+def _check_flags(options: argparse.Namespace) -> None:
+    """Refuse flags that do not go together.
 
     Raises:
-        ConfigError: that is so; where a name stands for nothing at all, it is named.
+        ConfigError: there are such.
     """
-    from evomerge.selection.evaluation import find_model
-
-    if any(settings["model"][name] for name in ("suite", "base", "experts", "trajectory")):
-        return
-    for name in names:
-        if name not in ("base", "experts"):
-            find_model(name, ())
-    raise ConfigError(
-        "Nothing says which base and experts are meant: name a run directory or a recipe among the MODELs, or write "
-        "model=text, or model.base=path/to/base 'model.experts=[path/to/a,path/to/b]'."
-    )
+    if options.each and not options.around:
+        raise ConfigError("--each scales the weights of each expert around a winner: write --around --each.")
+    if options.around and (options.worth or options.leave_one_out or len(options.models) > 1):
+        raise ConfigError("--around looks at one merge alone: name one run or recipe, and leave other flags out.")
 
 
-def _overlaid(run: dict[str, Any], composed: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a run, with those that were given in their place: whole groups first, then single ones."""
-    settings = {**composed, **run}
-    for key in sorted(keys, key=lambda key: "." in key):
-        *groups, last = key.split(".")
-        place, value = settings, composed
-        for group in groups:
-            place[group] = dict(place.get(group) or {})
-            place, value = place[group], value[group]
-        if key == "fitness":  # another one for the same tasks, unless those are given too
-            place[last] = {**value[last], "tasks": place[last]["tasks"]}
-        elif last in value:
-            place[last] = value[last]
-        else:  # ~setting takes one away
-            place.pop(last, None)
-    return settings
+def _beside(
+    options: argparse.Namespace, named: Mapping[str, Model], problem: Problem, reporter: Reporter
+) -> tuple[dict[str, Model], Sequence[str]]:
+    """Return the models that were named with those that flags put beside them, and the rows that are scaled one by one.
 
+    Raises:
+        ConfigError: what a merge is worth means nothing here.
+    """
+    from evomerge.fitness.capabilities import Probable
+    from evomerge.selection.around import neighbours
+    from evomerge.selection.contenders import read_recipe
+    from evomerge.selection.named import Model
+    from evomerge.selection.worth import ENSEMBLE
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error}): run the search's own command again to write it."
-        ) from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{file} holds no settings of a search: write the sources, model=... or model.base=...")
-    return settings
+    first = next(iter(named.values()))
+    rows = read_recipe(first.value).row_names if options.each else ()
+    if options.around:
+        return {**named, **neighbours(first, rows)}, rows
+    if not options.worth:
+        return dict(named), ()
+    if problem.goal.forget:
+        raise ConfigError("--worth says what is gained, and with objective.forget the aim is to lose: leave it out.")
+    if isinstance(problem.fitness, Probable):
+        return {**named, ENSEMBLE: Model("ensemble")}, ()
+    kind = type(problem.fitness).__name__
+    reporter.say(f"no ensemble of the experts: the fitness {kind} gives no probabilities of classes")
+    return dict(named), ()
 
 
 def _say_ambiguous(models: Mapping[str, Model], experts: Mapping[str, Path], reporter: Reporter) -> None:

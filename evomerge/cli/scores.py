@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from evomerge.cli.progress import Reporter
 from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading, title
+from evomerge.runs.table import APART, KEPT, forgotten, kept_cells
 from evomerge.selection.evaluation import Comparison
-from evomerge.selection.statistics import plus_minus
-from evomerge.selection.worth import Worth
+from evomerge.selection.statistics import Paired, Score, plus_minus
+from evomerge.selection.worth import ENSEMBLE, Worth
 
 SAID = {
     "search": "search items, which guided the search: what it found looks better here than it is",
     "select": "select items, those that choose a winner",
     "report": "report items, those that neither guided nor chose",
+    "held_out": f"items of tasks that were {APART}",
 }
 
 
@@ -26,17 +28,19 @@ def show(result: Comparison, reporter: Reporter, harmful: Sequence[str] | None =
     first, *_ = result.models
     marks, told = result.marks, result.measures
     tasks = max((list(row.tasks) for row in result.models.values()), key=len)  # `experts` may lack some
+    kept = result.forgetting
     rows = [
         [
             marked(name, marks, "experts, each on its own task" if name == "experts" else None),
-            "no score" if name in result.errors else plus_minus(row.mean, row.se),
+            *_means(name, row, result),
             *(f"{row.tasks[task]:.3f}" if task in row.tasks else "" for task in tasks),
         ]
         for name, row in result.models.items()
     ]
     name = title(result.metric, told)
-    columns = ["", "mean ± se", *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {result.items} {SAID[result.split]}; higher is better", columns, rows, mark_lines(marks))
+    better = forgotten(kept) if kept else "higher is better"
+    columns = ["", *(KEPT if kept else ["mean ± se"]), *(heading(task, told) for task in tasks)]
+    reporter.table(f"{name} on {result.items} {SAID[result.split]}; {better}", columns, rows, mark_lines(marks))
     for name, error in result.errors.items():
         reporter.say(f"{name} has no score: {error}")
     if result.paired:
@@ -45,7 +49,16 @@ def show(result: Comparison, reporter: Reporter, harmful: Sequence[str] | None =
         ]
         harm = ", ".join(harmful or ()) or "none of them"
         notes = [] if harmful is None else [f"better by more than two se without: {harm}"]
-        reporter.table(f"minus {first}, paired on the same items", ["", "difference ± se", "in se"], differences, notes)
+        what = f"forgotten more than by {first}" if kept else f"minus {first}"
+        columns = ["", "difference ± se", "in se"]
+        reporter.table(f"{what}, paired on the same items", columns, differences, notes)
+
+
+def _means(name: str, row: Score, result: Comparison) -> list[str]:
+    """Return the mean of a model; or its two means, where something was to be forgotten, and what it keeps."""
+    found = result.forgetting
+    cells = kept_cells(found.models.get(name)) if found else [plus_minus(row.mean, row.se)]
+    return ["no score", *cells[1:]] if name in result.errors else cells
 
 
 def show_worth(worth: Worth, reporter: Reporter) -> None:
@@ -74,9 +87,16 @@ def show_worth(worth: Worth, reporter: Reporter) -> None:
         f"merge - base: {plus_minus(worth.over_base.diff, worth.over_base.se, '+')} (paired)",
         f"merge - {worth.single}, the best single expert over all tasks: "
         f"{plus_minus(worth.over_single.diff, worth.over_single.se, '+')} (paired)",
+        *([_over_ensemble(worth.over_ensemble)] if worth.over_ensemble else []),
         f"above every expert by more than two standard errors: {', '.join(passed) or 'on no task'}",
     ]
     reporter.table(f"what {worth.merge} is worth beside base and experts", columns, rows, lines)
+
+
+def _over_ensemble(over: Paired) -> str:
+    """Return what the merge is worth beside the mean of what all experts say."""
+    difference = plus_minus(over.diff, over.se, "+") or "unknown"
+    return f"merge - {ENSEMBLE}, a forward pass of each in place of one: {difference} (paired)"
 
 
 def _ratio(value: float | None, error: float | None) -> str:

@@ -82,6 +82,11 @@ def title(metric: str, told: Mapping[str, str]) -> str:
     )
 
 
+def negated(metric: str, forget: Sequence[str]) -> str:
+    """Return the name of what is maximised: the metric, or minus it where tasks are to be forgotten."""
+    return f"negated {metric} of {', '.join(forget)}" if forget else metric
+
+
 def heading(task: str, told: Mapping[str, str]) -> str:
     """Return the name of a task, with what it is measured by where that is another metric than that of other tasks."""
     return f"{task} ({told[task]})" if len(set(told.values())) > 1 and task in told else task

@@ -26,6 +26,8 @@ from evomerge.common.errors import SuiteError
 from evomerge.fitness.images import data_uri, decode_image, read_image
 
 SPLITS = ("search", "select", "report")
+HELD_OUT = "held_out"
+"""Beside the splits, where there are any: the report items of tasks that a search never sees."""
 EXAMPLE = '{"text": "...", "label": 0}'
 TEXT_EXAMPLE = '{"text": "..."}'
 IMAGE_EXAMPLE = '{"image": "file.png", "label": 0}'

@@ -4,18 +4,24 @@ mean       the weighted mean over tasks of a metric
 worst      the worst task
 normalised either of them on (score - base) / (expert - base), so that a task where experts gain much does not drown
            the others
+
+A weight below 0 stands for a task that is to be forgotten: the lower its score, the higher the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest
 from evomerge.fitness.base import Outcome
+
+if TYPE_CHECKING:
+    from evomerge.fitness.conditions import Condition
 
 AGGREGATES = ("mean", "worst")
 LEAST_GAIN = 1e-3
@@ -26,26 +32,32 @@ LEAST_GAIN = 1e-3
 class Objective:
     """Outcome -> (values, violations).
 
+    A model that violates a condition is worth less than the base, by as much as it lacks: it is ranked below all that
+    are better than the base and violate none, and among its like by how near it comes.
+
     Attributes:
         metric: which metric of the fitness.
         aggregate: `mean` or `worst`.
-        weights: the weight of each task in the mean; a missing task counts 1, and the weights are divided by their sum.
+        weights: the weight of each task in the mean; a missing task counts 1, and the weights are divided by the sum of
+            their sizes.
         ends: {task: (score of the base, score of its expert)}; None to take scores as they are.
+        conditions: what a model must keep of the base's scores.
+        base: the outcome of the base on the items that are scored, where there are conditions.
 
     Raises:
-        ConfigError: an unknown aggregate, negative weights, or an expert that is hardly better than the base.
+        ConfigError: an unknown aggregate, or an expert that is hardly better than the base.
     """
 
     metric: str
     aggregate: str = "mean"
     weights: Mapping[str, float] | None = None
     ends: Mapping[str, tuple[float, float]] | None = None
+    conditions: tuple[Condition, ...] = ()
+    base: Outcome | None = None
 
     def __post_init__(self) -> None:
         if self.aggregate not in AGGREGATES:
             raise ConfigError(f"objective.aggregate is '{self.aggregate}'; write one of {', '.join(AGGREGATES)}.")
-        if not all(0 <= weight < np.inf for weight in (self.weights or {}).values()):
-            raise ConfigError(f"objective.weights are {dict(self.weights or {})}; write finite numbers, none negative.")
         for task, (base, expert) in (self.ends or {}).items():
             if not can_normalise(base, expert):
                 how = "hardly better" if expert > base else "no better"
@@ -55,7 +67,14 @@ class Objective:
                 )
 
     def __call__(self, outcome: Outcome) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the values to maximise, (1,), and the violations of constraints, none here."""
+        """Return the values to maximise, (1,), and how far each condition is violated; not positive where it holds."""
+        if self.base is None or not self.conditions:
+            return (self._value(outcome),), ()
+        violations = tuple(condition.violation(outcome, self.base) for condition in self.conditions)
+        worst = float(np.max(violations))  # NaN if one is
+        return (self._value(outcome) if worst <= 0 else self._value(self.base) - worst,), violations
+
+    def _value(self, outcome: Outcome) -> float:
         scores = {task: metrics[self.metric] for task, metrics in outcome.scores().items()}
         if self.ends is not None:
             scores = {
@@ -63,13 +82,15 @@ class Objective:
                 for task, score in scores.items()
             }
         if self.aggregate == "worst":
-            return (float(np.min(list(scores.values()))),), ()  # NaN if one is, which `min` would pass over
+            return float(np.min(list(scores.values())))  # NaN if one is, which `min` would pass over
         weights = task_weights(self.weights, scores)
-        return (sum(weights[task] * score for task, score in scores.items()),), ()
+        return sum(weights[task] * score for task, score in scores.items())
 
     def weights_of(self, tasks: Mapping[str, object]) -> dict[str, float] | None:
-        """Return how much the mean of each task weighs in the value, beside a constant; None for the worst task."""
-        if self.aggregate == "worst":
+        """Return how much the mean of each task weighs in the value, beside a constant; None where it is no such
+        sum: for the worst task, and where there are conditions.
+        """
+        if self.aggregate == "worst" or self.conditions:
             return None
         gains = {task: expert - base for task, (base, expert) in (self.ends or {}).items()}
         return {task: weight / gains.get(task, 1.0) for task, weight in task_weights(self.weights, tasks).items()}
@@ -83,7 +104,7 @@ def can_normalise(base: float, expert: float) -> bool:
 
 
 def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object]) -> dict[str, float]:
-    """Return the share of each task in the mean: weights over their sum, 1 where none is given.
+    """Return the share of each task in the mean: weights over the sum of their sizes, 1 where none is given.
 
     Raises:
         ConfigError: a weight names a task that does not exist, or all tasks weigh nothing.
@@ -95,6 +116,18 @@ def task_weights(weights: Mapping[str, float] | None, tasks: Mapping[str, object
                 f"objective.weights names the task '{name}', which is not there. Did you mean '{near[0]}'?"
             )
     raw = np.array([(weights or {}).get(task, 1.0) for task in tasks], dtype=np.float64)
-    if not raw.sum() > 0:
+    total = np.abs(raw).sum()
+    if not total > 0:
         raise ConfigError(f"objective.weights are {dict(weights or {})}; the weight of one task must be positive.")
-    return dict(zip(tasks, (raw / raw.sum()).tolist(), strict=True))
+    return dict(zip(tasks, (raw / total).tolist(), strict=True))
+
+
+def counted(
+    weights: Mapping[str, float] | None, forget: Collection[str], tasks: Iterable[str]
+) -> Mapping[str, float] | None:
+    """Return the weights with which tasks count in the value: below 0 those that are to be forgotten, 0 the others; the
+    given weights where nothing is to be forgotten.
+    """
+    if not forget:
+        return weights
+    return {task: -(weights or {}).get(task, 1.0) if task in forget else 0.0 for task in tasks}

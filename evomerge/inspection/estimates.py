@@ -21,7 +21,6 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Exporting, Headed, Reads, check_items, requirements
 from evomerge.fitness.items import check_disjoint
-from evomerge.fitness.sampling import Subset
 from evomerge.inspection.sources import Inspection
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
@@ -34,8 +33,10 @@ from evomerge.runs.checks import check_asked, check_metrics
 from evomerge.runs.intent import Intent
 from evomerge.runs.leakage import leakage_notes
 from evomerge.runs.preflight import failing_on_base
+from evomerge.runs.roles import set_apart
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.serial import LiveFitness, check_finite, prepare
+from evomerge.search.evaluators.splits import subsets_of
 from evomerge.searchers.base import USUAL
 from evomerge.selection.choosing import work
 from evomerge.selection.marks import task_notes
@@ -135,7 +136,7 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
         return needs, []
     with reporter.working("scoring the base"):
         score, sizes, warnings = time_scoring(intent, intent.fitness, found.parameters, device)
-    judged = work(intent.bounds, USUAL, intent.goal.normalised, sizes)  # no space is made, so no searcher
+    judged = work(intent.bounds, USUAL, sizes, intent.goal)  # no space is made, so no searcher
     selection = judged * score / sizes["search"]
     return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
 
@@ -218,14 +219,8 @@ def time_scoring(
     check_metrics(fitness, intent.goal.metric, intent.goal.report_metric)
     leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, intent.trained_on)
     check_disjoint(items)
-    subsets = {
-        split: Subset(items[split], size, sampling.seed, setting=f"fitness.{name}")
-        for split, name, size in (
-            ("search", "items", sampling.search),
-            ("select", "select_items", sampling.select),
-            ("report", "report_items", sampling.report),
-        )
-    }
+    items = set_apart(items, intent.held_out)
+    subsets = subsets_of(items, sampling)
     live = load_live(sources.base, intent.opening.auto_class, device, requirements(fitness).processor)
     check_asked(fitness, items, live)
     live = computed_in(live, intent.compute)

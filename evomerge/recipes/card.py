@@ -178,6 +178,9 @@ def _scores(recipe: Recipe) -> Iterator[str]:
         how.append(f"weights rounded to {recipe.dtype}, scored in {recipe.compute}")
     columns = ["", "mean ± standard error", *(heading(task, scores.get("measures") or {}) for task in tasks)]
     text = f"## Scores\n\n{'; '.join(how)}; higher is better.\n\n" + _table(columns, table)
+    if models := (scores.get("forgetting") or {}).get("models"):
+        keeps = models["winner"]["kept"]
+        text += f"\n\nThe winner keeps {_number(keeps)} of the base's score on the other tasks, as a share."
     for line in mark_lines(marks, {name: name.replace("_", " ") for name in rows}):
         text += f"\n\n\\{line}"
     for name, row in scores.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evomerge.common.names import marked
-from evomerge.fitness.base import heading
+from evomerge.fitness.base import heading, title
 from evomerge.report.facts import MODELS, RunFacts
 from evomerge.report.scales import Axis, axis
 from evomerge.report.wording import metric, with_error
@@ -120,7 +120,25 @@ def tasks(facts: RunFacts) -> Bars | None:
         )
         for task in facts.summary.base.tasks
     ]
-    return bars(sections, metric(facts.measured), digits=3)
+    return bars(sections, metric(facts.plain), digits=3)
+
+
+def held_out(facts: RunFacts) -> Bars | None:
+    """The models of the report on tasks that the search never saw: the mean where there are several, and each task."""
+    found = facts.summary.held_out if facts.summary else None
+    if found is None:
+        return None
+    rows = {name: found.report[name] for name in MODELS if name in found.report}
+    means = {name: (row.mean, row.se) for name, row in rows.items()}
+    numbers = {"Mean over tasks": means} if len(found.report["base"].tasks) > 1 else {}
+    for task in found.report["base"].tasks:
+        each = {name: (row.tasks.get(task), row.tasks_se.get(task)) for name, row in rows.items()}
+        numbers[heading(task, found.measures)] = each
+    sections = [
+        (name, [Value(MODELS[model], model, value, se) for model, (value, se) in each.items() if value is not None])
+        for name, each in numbers.items()
+    ]
+    return bars(sections, metric(title(facts.report_metric, found.measures)), digits=3)
 
 
 def gains(facts: RunFacts) -> Bars | None:
@@ -131,7 +149,7 @@ def gains(facts: RunFacts) -> Bars | None:
     values = [
         Value(task, "run", diff, found.tasks_se.get(task)) for task, diff in found.tasks.items() if diff is not None
     ]
-    title, label = "Winner − best constant", f"difference in {metric(facts.measured)}"
+    title, label = "Winner − best constant", f"difference in {metric(facts.plain)}"
     return bars([(title, values)], label, sign=True) if values else None
 
 

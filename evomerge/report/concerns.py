@@ -17,6 +17,7 @@ from evomerge.report.grids import CoefficientMap
 from evomerge.report.wording import metric, number, verdict, with_error
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
+from evomerge.selection.forgetting import doubts_of
 from evomerge.selection.summary import START
 
 FEW_SEARCH, FEW_JUDGED = 10, 100
@@ -35,6 +36,7 @@ def concerns(facts: RunFacts, grids: list[CoefficientMap]) -> list[str]:
         *_failures(facts),
         *of_search(facts.run.batches),
         *(of_selection(facts.summary.select, facts.summary.alike) if facts.summary else ()),
+        *(doubts_of(facts.summary.forgetting) if facts.summary else ()),
         *_verdict(facts),
         *_optimism(facts),
         *_tasks(facts),
@@ -136,7 +138,9 @@ def _optimism(facts: RunFacts) -> Iterator[str]:
     winner = facts.optimism["winner"]
     report_se = facts.summary.winner.se
     won = next((finalist for finalist in facts.finalists if finalist.winner), None)
-    if winner.search is None or winner.report is None or report_se is None or won is None or facts.aggregate == "worst":
+    if winner.search is None or winner.report is None or report_se is None or won is None:
+        return
+    if facts.aggregate == "worst" or facts.forget:
         return
     lost, se = winner.search - winner.report, math.hypot(report_se, _search_error(facts, won.number))
     if lost > 2 * se:
@@ -170,7 +174,7 @@ def _tasks(facts: RunFacts) -> Iterator[str]:
             f"The expert of {', '.join(poor)} is no better than the base on its own task: is it the right expert, "
             f"with the right head and the right classes?"
         )
-    if worse := [task for task in winner if winner[task] < base[task]]:
+    if worse := [task for task in winner if winner[task] < base[task] and task not in facts.forget]:
         yield f"On {', '.join(worse)} the winner is below the base."
     if beaten := [task for task in experts if constant[task] > experts[task]]:
         yield (

@@ -14,8 +14,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from evomerge.fitness.base import title
-from evomerge.fitness.objectives import task_weights
+from evomerge.fitness.base import negated, title
+from evomerge.fitness.objectives import counted, task_weights
 from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
 from evomerge.trials import Batch, Trial
@@ -35,10 +35,12 @@ class RunFacts:
         self.run = run
         self.name = run.path.resolve().name
         self.settings, self.summary = run.settings, run.summary
-        self.metric: str = run.settings["fitness"]["metric"]
+        self.forget: Sequence[str] = run.settings["objective"].get("forget") or ()
+        self.metric: str = negated(run.settings["fitness"]["metric"], self.forget)
         self.report_metric: str = run.summary.metric if run.summary else run.settings["fitness"]["report_metric"]
         self.measures: Mapping[str, str] = run.summary.measures if run.summary else {}
-        self.measured: str = title(self.report_metric, self.measures)
+        self.plain: str = title(self.report_metric, self.measures)
+        self.measured: str = negated(self.plain, self.forget)
         self.aggregate: str = run.settings["objective"]["aggregate"]
         self.normalised: bool = run.settings["objective"]["normalised"]
 
@@ -174,7 +176,7 @@ class RunFacts:
             return None
         if self.aggregate == "worst":
             return min(scores.values())
-        weights = task_weights(self.settings["objective"]["weights"], scores)
+        weights = task_weights(counted(self.settings["objective"]["weights"], self.forget, scores), scores)
         return sum(weights[task] * score for task, score in scores.items())
 
     @cached_property

@@ -33,7 +33,7 @@ from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
 from evomerge.report.wording import closed, headline, metric, number, signed, what
 from evomerge.runs.directory import Run, open_run
-from evomerge.runs.table import rescored_of
+from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
 
 STOPS = {
     "budget": "It ended with its budget.",
@@ -182,7 +182,11 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "marks": [*mark_lines(facts.marks, MODELS), *(rescored_of(facts.summary) if facts.summary else ())],
         "tasks": tasks,
         "has_errors": tasks is not None and any(bar.error for _, rows in tasks.sections for bar in rows),
+        "better": _better(facts),
         "gains": bars.gains(facts),
+        "held_out": bars.held_out(facts),
+        "held_out_lines": held_out_lines(facts.summary) if facts.summary else [],
+        "forgetting": _forgetting(facts),
         "grids": found,
         "shades": [shade(grid.values, grid.centre) for grid in found],
         "any_held": any(grid.held for grid in found),
@@ -205,6 +209,24 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "sources": _sources(run),
         "settings": yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True).rstrip(),
     }
+
+
+def _better(facts: RunFacts) -> str:
+    """Say which scores of tasks are good."""
+    if not facts.forget:
+        return "higher is better"
+    return f"higher is better, but lower on what is to be forgotten: {', '.join(facts.forget)}"
+
+
+def _forgetting(facts: RunFacts) -> dict[str, Any] | None:
+    """Return what models forgot and kept, as a table."""
+    found = facts.summary.forgetting if facts.summary else None
+    if found is None:
+        return None
+    rows = [(MODELS[name], kept_cells(found.models[name])) for name in MODELS if name in found.models]
+    select = f" On the select items the winner keeps {found.select:.1%}." if found.select is not None else ""
+    asked = f"{found.share:.4g} of the base's score on the other tasks, the controls, was to be kept.{select}"
+    return {"columns": KEPT, "rows": rows, "asked": asked, "tasks": ", ".join(found.tasks)}
 
 
 def _line_ends(facts: RunFacts, found: list[CoefficientMap]) -> list[str]:
@@ -231,6 +253,8 @@ def _progress(facts: RunFacts) -> str:
     parts.append(f"{len(facts.failed):,} failed" if facts.failed else "none failed")
     items = ", ".join(f"{task} {n}" for task, n in facts.items.get("search", {}).items())
     on = f" A candidate is scored on search items: {items}." if items else ""
+    if facts.forget:
+        on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
     end = f" {STOPS.get(facts.summary.stop, '')}" if facts.summary and facts.complete else ""
     return f"{', '.join(parts)}.{end}{on}"
 

@@ -141,7 +141,7 @@ def tasks(facts: RunFacts) -> Figure:
     """Base, best constant, winner and experts on the report split, with standard errors where they are known."""
     assert facts.summary is not None
     report = facts.summary.report
-    groups = ["mean", *facts.summary.base.tasks]
+    groups = ["negated mean" if facts.forget else "mean", *facts.summary.base.tasks]
     figure, (axes,) = _panels(1, width=max(6.5, 1.1 * len(groups)))
     for i, name in enumerate(row for row in NAMES if row in report):
         row = report[name]
@@ -158,7 +158,7 @@ def tasks(facts: RunFacts) -> Figure:
             linewidth=0.8,
         )
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
-    axes.set_ylabel(f"{metric(facts.measured)} on the report items, ± se")
+    axes.set_ylabel(f"{metric(facts.plain)} on the report items, ± se")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
 

@@ -31,7 +31,7 @@ from evomerge.runs.build import build_problem
 from evomerge.runs.directory import open_run
 from evomerge.runs.given import Given
 from evomerge.runs.points import open_problem
-from evomerge.runs.table import gain_of, table_of
+from evomerge.runs.table import gain_of, tables_of
 from evomerge.selection.summary import Summary
 from evomerge.task_vectors.stores import AUTO
 from evomerge.trials import Trial
@@ -181,8 +181,9 @@ class Result:
 
     def shown(self) -> Shown:
         """Return the table of the report split, with the paired difference of the winner to the best constant."""
-        table = table_of(self.summary)
-        return replace(table, notes=[*table.notes, gain_of(self.summary), *self.summary.doubts])
+        table, *apart = tables_of(self.summary)
+        lines = [str(each) for each in apart]
+        return replace(table, notes=[*table.notes, gain_of(self.summary), *lines, *self.summary.doubts])
 
     def __repr__(self) -> str:
         return str(self.shown())

@@ -109,7 +109,7 @@ def _concerns(facts: Sequence[RunFacts], order: Sequence[RunFacts]) -> list[str]
     if waiting := [one.name for one in facts if one.summary is None]:
         found.append(f"{len(waiting)} of {len(facts)} runs have no winner yet: {', '.join(waiting)}.")
     judged = {
-        json.dumps([one.report_metric, one.summary.items["report"], dict(one.summary.base.tasks)])
+        json.dumps([one.report_metric, list(one.forget), one.summary.items["report"], dict(one.summary.base.tasks)])
         for one in order
         if one.summary
     }

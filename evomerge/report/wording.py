@@ -67,7 +67,7 @@ def headline(facts: RunFacts) -> tuple[str, str]:
         return "What the merge that was found is worth is not known.", (
             f"The winner or the best constant, {constant}, has no score on the {items:,} report items."
         )
-    n = len(winner.tasks)
+    n = len(facts.forget or winner.tasks)
     over = f" as the mean over {n} tasks" if n > 1 else ""
     short = {
         "better": "The merge that was found is better than the best constant.",

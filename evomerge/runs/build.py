@@ -32,6 +32,7 @@ from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.families import open_family
 from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
+from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import Arrays, read_start
 from evomerge.runs.targets import find_class
@@ -62,6 +63,7 @@ def build_problem(
     model, opening, given = settings["model"], opening_of(settings), given or Given()
     fitness = fitness or make_fitness(settings["fitness"])
     sources = find_sources(model, settings["fitness"]["tasks"], given.family and given.family.sources)
+    check_names(settings, sources.tasks)
     method: Method = given.merge.method if given.merge else build(settings["method"], "method")
     check_rows(method, list(sources.experts))
     trained_on = training_files(model.get("trained_on"), sources.experts)
@@ -71,6 +73,7 @@ def build_problem(
         check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
+    items = set_apart(items, held_out_of(settings))
     asked = partial(check_asked, fitness, items)
     family = given.family or open_family(sources, model, requirements(fitness).processor, reporter, asked)
     asked(family.live)
@@ -78,7 +81,7 @@ def build_problem(
     warnings += family.notes(opening.allow_missing, pooled=not isinstance(fitness, Headed))
     if opening.template != BASE:
         warnings.append(f"all are asked as the expert {opening.template} is: with its chat template and end token")
-    warnings += [*leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
+    warnings += [*role_notes(settings), *leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
     merge = given.merge or make_merge(family, method, settings, reporter)
     if isinstance(fitness, Headed):
         fitness = fitness.with_heads(make_heads(sources, family.parameters))
@@ -145,7 +148,8 @@ def goal_of(settings: Mapping[str, Any]) -> Goal:
     """Return what is maximised under the settings of a search."""
     fitness, objective = settings["fitness"], settings["objective"]
     own = (objective["aggregate"], objective["weights"], objective["normalised"])
-    return Goal(fitness["metric"], fitness["report_metric"], *own)
+    forget = tuple(objective.get("forget") or ()), objective.get("keep", 0.95)  # earlier versions have neither
+    return Goal(fitness["metric"], fitness["report_metric"], *own, *forget)
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:
@@ -260,5 +264,5 @@ def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: A
         return searcher
 
     if start is None and space.dim > 1:
-        return WarmStart(space, make)
+        return WarmStart(space, make, -1 if settings["objective"].get("forget") else 1)
     return make(space.start(start or {}))

@@ -19,6 +19,7 @@ from evomerge.common.limits import TimeLimit
 from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import check_items, measures
+from evomerge.fitness.items import HELD_OUT
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
@@ -68,6 +69,11 @@ def run_comparison(
     """
     _check_directory(directory)
     check(settings)
+    if settings["objective"].get("forget"):
+        raise ConfigError(
+            "A comparison adds task vectors, and objective.forget takes them away: leave it out, or search "
+            "(evomerge search) with each method by itself."
+        )
     given, limit = given or Given(), TimeLimit(settings["time_limit"])
     fitness = given.fitness or make_fitness(settings["fitness"])
     sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
@@ -238,6 +244,8 @@ def _announce(
         reporter.say(f"warning: {warning}")
     for name, reason in left_out.items():
         reporter.say(f"left out: {name}: {reason}")
+    if HELD_OUT in problem.items:
+        reporter.say(f"held out: {', '.join(problem.items[HELD_OUT])} take no part in a comparison")
     merges = sum(len(one.constants) for one in contestants.values())
     reporter.say(
         f"{len(contestants)} methods: {merges} merges on {sizes['select']} select items, fewer where they are clearly "

@@ -31,6 +31,7 @@ from evomerge.models.buffers import BASE
 from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.paths import with_paths
+from evomerge.runs.roles import check_roles
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
 from evomerge.runs.transforms import in_order, make_chain
@@ -45,6 +46,7 @@ CHOOSING = {
     "rotate": ("bool",),
     "select_items": ("int", "None"),
     "report_items": ("int", "None"),
+    "held_out": (),
 }
 """Settings of a fitness that are not arguments of its class: they choose items and numbers, and change no per-item
 result.
@@ -109,6 +111,8 @@ class ObjectiveConfig:
     aggregate: str = "mean"
     normalised: bool = False
     weights: Any = None  # {task: weight}
+    forget: Any = None  # [task, ...] whose scores are to be low
+    keep: float = 0.95  # of the base's score on the others, where something is to be forgotten
 
 
 @dataclass
@@ -167,7 +171,7 @@ def check(settings: Mapping[str, Any]) -> None:
     check_method(settings["method"], settings.get("transform") or [], named)
     for group, choosing in OUTSIDE.items():
         for name, kinds in choosing.items():
-            check_kind(f"{group}.{name}", settings[group][name], kinds)
+            check_kind(f"{group}.{name}", settings[group].get(name), kinds)  # earlier versions have not all
     if settings["loss"]["inputs"] < 1:
         raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
     if settings["seed"] < 0:
@@ -212,11 +216,7 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"space.{name} is {given}; write a list of patterns of what is searched: 'space.{name}={example}'."
             )
-    if objective["normalised"] and settings["fitness"]["rotate"]:
-        raise ConfigError(
-            "objective.normalised needs base and experts on the items of a candidate, and with fitness.rotate=true "
-            "those change: use one or the other."
-        )
+    check_roles(settings)
 
 
 def check_method(

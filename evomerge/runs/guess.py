@@ -154,7 +154,7 @@ def effort(chosen: Guess, merge: float, item: float, sizes: Mapping[str, int], s
         step = merge + STEP * item * INPUTS * chosen.tasks
         searching = WARM * candidate + count * step if chosen.gradient else count * candidate
         sized = {"select": judged, "report": report}
-        scoring = work(BOUNDS, FINALISTS, False, sized) * item
+        scoring = work(BOUNDS, FINALISTS, sized) * item
         took = searching + scoring + merges(BOUNDS, FINALISTS, [judged // chosen.tasks] * chosen.tasks) * merge
         settings: dict[str, Any] = {"fitness.items": items, "budget": count + (WARM if chosen.gradient else 0)}
         settings |= {"searcher.steps": count} if chosen.gradient else {}

@@ -19,6 +19,8 @@ from evomerge.runs.targets import find_class
 
 LATER = ("only", "sum", "map", "masks")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
+FORGETTING = ("forget", "keep")
+"""Settings of the objective that count where something is to be forgotten."""
 
 
 def search_identity(
@@ -43,7 +45,7 @@ def search_identity(
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },
         "searcher": _with_code(settings["searcher"], "searcher"),
-        "objective": {"metric": settings["fitness"]["metric"], **settings["objective"]},
+        "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),
         "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"
@@ -51,6 +53,14 @@ def search_identity(
         else start,
         "seed": settings["seed"],
     }
+
+
+def _objective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the objective that count; with the metric of the condition, where there is one."""
+    given = settings["objective"]
+    if given.get("forget"):
+        return {**given, "condition": settings["fitness"]["report_metric"]}
+    return {name: value for name, value in given.items() if name not in FORGETTING}
 
 
 def _with_code(settings: Mapping[str, Any], group: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from evomerge.problem import Goal, Opening, Sampling, Sources
 from evomerge.runs.build import goal_of, opening_of, sampling_of
 from evomerge.runs.config import build
 from evomerge.runs.leakage import training_files
+from evomerge.runs.roles import check_names, held_out_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Intent:
         goal: what is maximised.
         sampling: how many items are scored.
         trained_on: training files of experts, by name.
+        held_out: the tasks that the search never sees.
         time_limit: the setting: seconds, `auto` or None.
     """
 
@@ -48,6 +50,7 @@ class Intent:
     goal: Goal
     sampling: Sampling
     trained_on: Mapping[str, list[Path]]
+    held_out: tuple[str, ...]
     time_limit: float | str | None
 
 
@@ -62,6 +65,7 @@ def intent_of(settings: Mapping[str, Any], sources: Sources, fitness: Fitness | 
     Raises:
         ConfigError: the method cannot be made or merges another number of experts, or training files are missing.
     """
+    check_names(settings, sources.tasks)
     model, method = settings["model"], build(settings["method"], "method")
     check_rows(method, list(sources.experts))
     weight = next(variable for variable in method.variables if variable.name == "weight")
@@ -78,5 +82,6 @@ def intent_of(settings: Mapping[str, Any], sources: Sources, fitness: Fitness | 
         goal=goal_of(settings),
         sampling=sampling_of(settings),
         trained_on=training_files(model["trained_on"], sources.experts),
+        held_out=held_out_of(settings),
         time_limit=settings["time_limit"],
     )

@@ -15,7 +15,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Batched, Differentiable
-from evomerge.fitness.items import UNLABELED, Item, check_disjoint, read_items
+from evomerge.fitness.items import HELD_OUT, UNLABELED, Item, check_disjoint, read_items
 from evomerge.fitness.losses import Loss
 from evomerge.merging.gradient import check_gradient
 from evomerge.problem import Problem
@@ -38,6 +38,11 @@ def check_learning(settings: Mapping[str, Any], fitness: Fitness) -> None:
     if not any(getattr(searcher, "needs", Needs()).gradient for searcher in classes(settings["searcher"])):
         return
     check_gradient(next(classes(settings["method"])))
+    if settings["objective"].get("forget"):
+        raise ConfigError(
+            "objective.forget has no gradient: no loss says what is to be kept meanwhile. Write a searcher by values, "
+            "such as searcher=cmaes."
+        )
     _differentiable(fitness, next(classes(settings["loss"])))
 
 
@@ -95,8 +100,10 @@ def _unlabeled(problem: Problem) -> dict[str, list[Item]]:
     nothing can look at them.
     """
     items = dict(problem.items["search"])
-    for name, task in problem.sources.tasks.items():
+    for name in list(items):  # of tasks that are held out, nothing is learned
+        task = problem.sources.tasks[name]
         if (task.items / "unlabeled.jsonl").is_file():
             items[name] = read_items(task.items, "unlabeled", task.classes or None, known=task.known)
-    check_disjoint({"unlabeled": items, **{split: problem.items[split] for split in ("select", "report")}})
+    report = {**problem.items["report"], **problem.items.get(HELD_OUT, {})}
+    check_disjoint({"unlabeled": items, "select": problem.items["select"], "report": report})
     return {task: [replace(item, label=UNLABELED) for item in chosen] for task, chosen in items.items()}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,22 @@ from evomerge.common.errors import EvomergeError, LogError
 from evomerge.common.files import write_atomically
 from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import title
+from evomerge.fitness.base import negated, title
 from evomerge.fitness.capabilities import measures
+from evomerge.fitness.items import HELD_OUT
 from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
 from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
-from evomerge.runs.table import gain_of, starts_of, table_of
+from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.selection.choosing import Selection
 from evomerge.selection.doubts import of_search, of_selection
+from evomerge.selection.forgetting import doubts_of
 from evomerge.selection.marks import marks_of
 from evomerge.selection.summary import Summary
 from evomerge.trials import StopReason, finite
@@ -73,20 +75,30 @@ def summarise(
         metric=found.metric,
         select=found.select,
         items=sizes,
-        measures=measures(problem.fitness, found.metric, problem.items["report"]),
+        measures=_measures(problem, found.metric, "report"),
         stop=reason.name.lower(),
         trials=log.trials,
         failed=len(log.errors),
         run=run,
         marks=_marks(problem),
         warnings=problem.warnings,
-        doubts=[*of_search(open_run(directory).batches), *of_selection(found.select, found.alike)],
+        doubts=[
+            *of_search(open_run(directory).batches),
+            *of_selection(found.select, found.alike),
+            *doubts_of(found.forgetting),
+        ],
         seconds=_seconds(directory / "timings.jsonl"),
         versions={"evomerge": __version__, **{name: str(machine[name]) for name in VERSIONS}},
         bounds={variable.name: [variable.low, variable.high] for variable in problem.space.variables},
         logged=logged,
         rescored=found.rescored,
+        held_out=found.held_out and replace(found.held_out, measures=_measures(problem, found.metric, HELD_OUT)),
+        forgetting=found.forgetting,
     )
+
+
+def _measures(problem: Problem, metric: str, split: str) -> Mapping[str, str]:
+    return measures(problem.fitness, metric, problem.items[split])
 
 
 def write_outputs(
@@ -128,7 +140,7 @@ def _scores(summary: Summary, forms: Collection[str]) -> dict[str, Any]:
     """
     told = dict(summary.measures)
     how = {
-        "metric": title(summary.metric, told),
+        "metric": negated(title(summary.metric, told), summary.forgetting.tasks if summary.forgetting else ()),
         **({"measures": told} if len(set(told.values())) > 1 else {}),
         "split": "report",
         "items": summary.items["report"],
@@ -140,7 +152,9 @@ def _scores(summary: Summary, forms: Collection[str]) -> dict[str, Any]:
     if (again := summary.rescored) and again.score and again.paired:
         name = f"winner_in_{again.dtype}"
         rows |= {name: asdict(again.score), f"{name}_vs_winner": asdict(again.paired)}
-    return finite({**how, **rows, **({"marks": summary.marks} if summary.marks else {})})
+    apart = {"held_out": summary.held_out, "forgetting": summary.forgetting}
+    more = {name: asdict(each) for name, each in apart.items() if each}
+    return finite({**how, **rows, **more, **({"marks": summary.marks} if summary.marks else {})})
 
 
 def _marks(problem: Problem) -> dict[str, list[str]]:
@@ -185,9 +199,9 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
 
 
 def show(summary: Summary, directory: Path, reporter: Progress) -> None:
-    """Print the table of the report split, the paired difference, and where things are."""
-    table = table_of(summary)
-    reporter.table(table.title, table.columns, table.rows, table.notes)
+    """Print the table of the report split, that of tasks held out, the paired difference, and where things are."""
+    for table in tables_of(summary):
+        reporter.table(table.title, table.columns, table.rows, table.notes)
     reporter.say(gain_of(summary))
     for line in starts_of(summary):
         reporter.say(line)

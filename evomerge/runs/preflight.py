@@ -17,6 +17,7 @@ from evomerge.common.errors import ConfigError, NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
+from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -88,7 +89,13 @@ def preflight(
     times = _times(problem, searcher, settings, subsets, each, merge, racing, inputs, deadline)
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
-    rows.append(["base scores", f"{value:.4f} ({settings['fitness']['metric']}, {objective.aggregate})"])
+    goal = problem.goal
+    of = f"negated, over {', '.join(goal.forget)}" if goal.forget else objective.aggregate
+    rows.append(["base scores", f"{value:.4f} ({goal.metric}, {of})"])
+    if goal.forget:
+        rows.append(["to keep", f"{goal.keep:.4g} of the base's {goal.report_metric} on the other tasks"])
+    if HELD_OUT in problem.items:
+        rows.append(["held out", f"{', '.join(problem.items[HELD_OUT])}: scored in the report alone"])
     for name, text in rows:
         reporter.say(f"{name:>16}  {text}")
     zero = [name for name, held in problem.space.frozen.items() if held == 0]
@@ -187,9 +194,11 @@ def _times(
     count = sum(part.count for part in parts)
     incumbents = sum(part.incumbents for part in parts_of(searcher, count)) + len(settings.get("baselines") or [])
     bounds = problem.space.weight.low, problem.space.weight.high
-    judged = work(bounds, incumbents, settings["objective"]["normalised"], size)
+    judged = work(bounds, incumbents, size, problem.goal)
     judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
-    choosing = judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, racing) * merge
+    choosing = (
+        judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, racing, problem.goal) * merge
+    )
     deadline.measured(each, [part.gradient for part in parts], choosing / each[False])
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):

@@ -100,7 +100,7 @@ def run_search(
     subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None
     identity = search_identity(problem, settings, learning and learning.items)
-    judged = [subsets[split](0) for split in ("select", "report")]
+    judged = [subset(0) for split, subset in subsets.items() if split != "search"]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
         reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
         show(done, directory, reporter)
@@ -173,7 +173,7 @@ def _choose(
     incumbents |= {name: Incumbent(x) for name, x in baselines.items()}
     try:
         what = "choosing the winner on the select split, scoring it on the report split"
-        items = work(judge.bounds, len(incumbents), goal.normalised, judge.sizes)
+        items = work(judge.bounds, len(incumbents), judge.sizes, goal)
         with reporter.counting(what, items) as judge.scored:
             return select(judge, goal, incumbents)
     except Stopped:

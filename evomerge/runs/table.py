@@ -1,15 +1,19 @@
-"""What people read of a summary: the table of the report split, and what is said below it.
+"""What people read of a summary: the table of the report split, those beside it, and what is said below.
 
-In: a summary. Out: a table, and lines. Reports of finished runs are made of it, so it loads no torch.
+In: a summary. Out: tables, and lines. Reports of finished runs are made of it, so it loads no torch.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from evomerge.common.names import mark_lines, marked
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
-from evomerge.selection.statistics import plus_minus
-from evomerge.selection.summary import START, Summary
+from evomerge.selection.forgetting import Forgetting, Kept
+from evomerge.selection.statistics import Score, plus_minus
+from evomerge.selection.summary import GAIN, OVER, START, Summary
 
 LABELS = {
     "base": "base",
@@ -17,26 +21,83 @@ LABELS = {
     "best_constant": "best constant",
     "winner": "winner",
 }
+APART = "held out: the search never saw these"
+"""What is said of tasks that took no part in a search."""
+
+
+def tables_of(summary: Summary) -> list[Shown]:
+    """Return the table of the report split, and that of tasks that were held out, if there are any."""
+    return [table_of(summary), *([table] if (table := held_out_of(summary)) else [])]
 
 
 def table_of(summary: Summary) -> Shown:
-    """Return the table of the report split."""
-    told = summary.measures
-    rows = [
-        [
-            marked(name, summary.marks, LABELS[name]),
-            plus_minus(row.mean, row.se),
-            *("" if (score := row.tasks.get(task)) is None else f"{score:.3f}" for task in summary.base.tasks),
-        ]
-        for name, row in summary.report.items()
-    ]
+    """Return the table of the report split; where something was to be forgotten, with both means."""
+    told, forgetting = summary.measures, summary.forgetting
     where = f"{summary.items['report']} report items that the search never saw"
+    notes = [*mark_lines(summary.marks, LABELS), *rescored_of(summary)]
+    if forgetting:
+        rows = [
+            [name, *kept_cells(forgetting.models.get(key)), *scores]
+            for (name, _, *scores), key in zip(_rows(summary, summary.report), summary.report, strict=True)
+        ]
+        return Shown(
+            f"{title(summary.metric, told)} on {where}; {forgotten(forgetting)}",
+            ["", *KEPT, *(heading(task, told) for task in summary.base.tasks)],
+            rows,
+            notes,
+        )
     return Shown(
         f"{title(summary.metric, told)} on {where}; higher is better",
         ["", "mean ± se", *(heading(task, told) for task in summary.base.tasks)],
-        rows,
-        [*mark_lines(summary.marks, LABELS), *rescored_of(summary)],
+        _rows(summary, summary.report),
+        notes,
     )
+
+
+def held_out_of(summary: Summary) -> Shown | None:
+    """Return the table of tasks that the search never saw; None where there are none."""
+    found = summary.held_out
+    if not found:
+        return None
+    told, where = found.measures, f"{summary.items['held_out']} report items"
+    return Shown(
+        f"{APART}; {title(summary.metric, told)} on {where}; higher is better",
+        ["", "mean ± se", *(heading(task, told) for task in found.report["base"].tasks)],
+        _rows(summary, found.report),
+        held_out_lines(summary),
+    )
+
+
+def held_out_lines(summary: Summary) -> list[str]:
+    """Return the paired differences on tasks that the search never saw, a line each."""
+    found = summary.held_out
+    if not found:
+        return []
+    others = {GAIN: f"best constant ({summary.select.constant})", OVER: "base"}
+    return [
+        f"winner - {other}: {plus_minus(one.diff, one.se, '+') or 'unknown'} (paired)"
+        for name, other in others.items()
+        for one in [found.paired[name]]
+    ]
+
+
+KEPT = ("to forget ± se", "control ± se", "kept ± se")
+"""Columns for what was forgotten and what was kept."""
+
+
+def kept_cells(row: Kept | None) -> list[str]:
+    """Return the cells below `KEPT`."""
+    if row is None:
+        return [""] * len(KEPT)
+    each = [plus_minus(one.mean, one.se) for one in (row.forget, row.control)]
+    error = f" ± {row.se:.1%}" if row.se is not None and math.isfinite(row.se) else ""
+    return [*each, "" if row.kept is None else f"{row.kept:.1%}{error}"]
+
+
+def forgotten(found: Forgetting) -> str:
+    """Return what is better, where something is to be forgotten."""
+    tasks, share = ", ".join(found.tasks), f"{found.share:.4g}"
+    return f"lower is better on what is to be forgotten ({tasks}); {share} of the base's control score is to be kept"
 
 
 def rescored_of(summary: Summary) -> list[str]:
@@ -47,8 +108,9 @@ def rescored_of(summary: Summary) -> list[str]:
     how = f"Weights rounded to {again.dtype}, scored in {again.compute}"
     if (score := again.score) is None or (difference := again.paired) is None:
         return [f"{how}; the winner has no score in {again.dtype}: {again.error}"]
+    of = ", minus the mean over the tasks to forget" if summary.forgetting else ""
     return [
-        f"{how}. In {again.dtype} the winner has {plus_minus(score.mean, score.se)}; the difference is "
+        f"{how}. In {again.dtype} the winner has {plus_minus(score.mean, score.se)}{of}; the difference is "
         f"{plus_minus(difference.diff, difference.se, '+') or 'unknown'} (paired)."
     ]
 
@@ -56,6 +118,8 @@ def rescored_of(summary: Summary) -> list[str]:
 def gain_of(summary: Summary) -> str:
     """Return the paired difference of the winner to the best constant, as a line."""
     difference = plus_minus(summary.gain.diff, summary.gain.se, "+") or "unknown"
+    if summary.forgetting:
+        return f"the winner forgets more than the best constant ({summary.select.constant}) by {difference} (paired)"
     return f"winner - best constant ({summary.select.constant}): {difference} (paired)"
 
 
@@ -75,3 +139,15 @@ def starts_of(summary: Summary) -> list[str]:
     }
     said |= {name: "no score" if value is None else f"{value:.4f}" for name, value in known.items()}
     return [f"on the select items: {', '.join(f'{name} {value}' for name, value in said.items())}"]
+
+
+def _rows(summary: Summary, report: Mapping[str, Score]) -> list[list[str]]:
+    """Return a row for each model of a report: its name, its mean, and its score on each task of the base."""
+    return [
+        [
+            marked(name, summary.marks, LABELS[name]),
+            plus_minus(row.mean, row.se),
+            *("" if (score := row.tasks.get(task)) is None else f"{score:.3f}" for task in report["base"].tasks),
+        ]
+        for name, row in report.items()
+    ]

@@ -20,9 +20,11 @@ from evomerge.trials import Batch, StopReason
 TRIED_FIRST = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
-def constants(space: CoefficientSpace) -> np.ndarray:
-    """Return the points of `TRIED_FIRST`, (n, dim); a bound stands for all of them that lie beyond it."""
-    return np.unique(np.array([space.nearest({"weight": constant}) for constant in TRIED_FIRST]), axis=0)
+def constants(space: CoefficientSpace, sign: int = 1) -> np.ndarray:
+    """Return the points of `TRIED_FIRST`, (n, dim), or of the same below 0; a bound stands for all of them that lie
+    beyond it.
+    """
+    return np.unique(np.array([space.nearest({"weight": sign * constant}) for constant in TRIED_FIRST]), axis=0)
 
 
 class WarmStart:
@@ -31,13 +33,14 @@ class WarmStart:
     Args:
         space: the coefficient space.
         make: makes the searcher that takes over, from a start point (dim,).
+        sign: of the constants: -1 where task vectors are to be taken away.
 
     Raises:
         ConfigError: what that searcher refuses.
     """
 
-    def __init__(self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher]) -> None:
-        self._points = constants(space)
+    def __init__(self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher], sign: int = 1) -> None:
+        self._points = constants(space, sign)
         self._make = make
         self._inner = make(space.start({}))  # takes over if all constants fail; what does not fit is refused now
         self.needs = self._inner.needs

@@ -3,7 +3,7 @@
 In: per-item outcomes of models on the select and the report split. Out: scores with standard errors, and paired
 differences on the same items. The loop never picks its own winner: the finalists (the searcher's incumbents) are scored
 on the select split, the best of them is the winner, and it is scored once on the report split beside the best constant
-(itself chosen on select), the experts and the base.
+(itself chosen on select), the experts and the base; tasks that were held out of the search are scored then, too.
 
 Standard errors: of a task's mean, s/√n over its items; of the weighted mean over tasks, √Σ w² se²; of a difference, the
 same on per-item differences.
@@ -15,26 +15,31 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.problem import Goal
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
 from evomerge.selection.dropping import blocks
+from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
-from evomerge.selection.summary import GAIN, Rescored, Selected
+from evomerge.selection.summary import GAIN, OVER, HeldOut, Rescored, Selected
 
 logger = logging.getLogger(__name__)
 
 CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
 """The constants among which the best one is chosen, those within the bounds of the weight."""
+TAKEN_AWAY = tuple(round(0.05 * i, 2) for i in range(-20, 1))
+"""The same where something is to be forgotten: Ilharco et al. (2023, section 3) try these sizes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Selection:
     select: Selected
     rescored: Rescored | None
     coefficients: Mapping[str, np.ndarray]
+    held_out: HeldOut | None = None
+    forgetting: Forgetting | None = None
 
 
 def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Selection:
@@ -69,49 +76,88 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         EvomergeError: no finalist could be scored, or one of the models of the report cannot be.
         Stopped: the run was asked to stop; what was scored is remembered.
     """
-    metric, weights = goal.report_metric, goal.weights
-    objective, ids = objective_of(judge, goal), judge.ids["select"]
+    metric, judged = goal.report_metric, judge.ids["select"]
+    objective, weights = objective_of(judge, goal), goal.counts(judged)
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
-    constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
-    flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, ids)
+    tried = constants_within(*judge.bounds, bool(goal.forget))
+    constants = {str(constant): judge.constant(constant) for constant in tried}
+    flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, judged)
     remember_whole(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
-    best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, ids)
+    best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, judged)
     remember_whole(judge, finalists, best)
     winner = best.name
     trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
+    merges = {
+        "best_constant": (f"the best constant ({constant})", constants[constant]),
+        "winner": (f"the winner ({winner})", finalists[winner]),
+    }
+    outcomes = _reported(judge, merges, "report", metric)
+    kept = None
+    if objective.base is not None:
+        kept = next(condition.kept(best.outcomes[winner], objective.base) for condition in objective.conditions)
+    return Selection(
+        report=_rows(outcomes, metric, weights),
+        paired={GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
+        alike=[name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
+        metric=metric,
+        select=Selected(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
+        rescored=_rescored(judge, finalists[winner], outcomes["winner"], goal),
+        coefficients=finalists[winner],
+        held_out=_held_out(_reported(judge, merges, HELD_OUT, metric), metric) if HELD_OUT in judge.ids else None,
+        forgetting=forgetting_of(outcomes, outcomes["base"], metric, goal, kept),
+    )
+
+
+def _reported(
+    judge: Judge, merges: Mapping[str, tuple[str, Mapping[str, np.ndarray]]], split: str, metric: str
+) -> dict[str, Outcome]:
+    """Score the models of a report, each of them once.
+
+    Args:
+        judge: scores them.
+        merges: by name, what each is and its coefficients; base and experts come before them.
+        split: the report split, or the tasks that were held out.
+        metric: in which they need numbers.
+    """
     models: dict[str, tuple[str, Callable[[], Outcome]]] = {
-        "base": ("the base", lambda: judge.base("report")),
-        "experts": ("the experts", lambda: judge.experts("report")),
-        "best_constant": (f"the best constant ({constant})", lambda: judge.merged(constants[constant], "report")),
-        "winner": (f"the winner ({winner})", lambda: judge.merged(finalists[winner], "report")),
+        "base": ("the base", lambda: judge.base(split)),
+        "experts": ("the experts", lambda: judge.experts(split)),
+        **{name: (what, partial(judge.merged, merge, split)) for name, (what, merge) in merges.items()},
     }
     outcomes = {}
     for name, (what, score) in models.items():
-        with _needed(what, "report"):
+        with _needed(what, split):
             outcomes[name] = score()
             check_finite(outcomes[name], metric)
+    return outcomes
+
+
+def _rows(outcomes: Mapping[str, Outcome], metric: str, weights: Mapping[str, float] | None) -> dict[str, Score]:
+    """Return the scores of the models of a report; experts are left out where no task has one."""
     report = {name: score_of(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
     if set(outcomes["experts"].results) != set(outcomes["base"].results) and "experts" in report:
         # a mean over fewer tasks would stand beside means over all
         report["experts"] = replace(report["experts"], mean=None, se=None)
-    return Selection(
-        report,
-        {GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
-        [name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
-        metric,
-        Selected(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
-        _rescored(judge, finalists[winner], outcomes["winner"], goal),
-        finalists[winner],
-    )
+    return report
+
+
+def _held_out(outcomes: Mapping[str, Outcome], metric: str) -> HeldOut:
+    """Return the scores on tasks that the search never saw: each counts the same there."""
+    winner = outcomes["winner"]
+    differences = {
+        GAIN: paired(winner, outcomes["best_constant"], metric),
+        OVER: paired(winner, outcomes["base"], metric),
+    }
+    return HeldOut(_rows(outcomes, metric, None), differences)
 
 
 def _rescored(judge: Judge, winner: Mapping[str, np.ndarray], known: Outcome, goal: Goal) -> Rescored | None:
     """Score the winner once more, in the dtype of the checkpoint; what goes wrong there takes nothing from it."""
     if judge.other is None:
         return None
-    metric, weights = goal.report_metric, goal.weights
+    metric, weights = goal.report_metric, goal.counts(known.results)
     try:
         outcome = judge.as_written(winner)
         check_finite(outcome, metric)
@@ -129,33 +175,43 @@ def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarra
     judge.scored(chosen.spared)
 
 
-def work(bounds: tuple[float, float], incumbents: int, normalised: bool, sizes: Mapping[str, int]) -> int:
+def work(bounds: tuple[float, float], incumbents: int, sizes: Mapping[str, int], goal: Goal | None = None) -> int:
     """Return on how many items `select` scores models, in all, if it drops none of them.
 
     Args:
         bounds: of the weight.
         incumbents: how many the searcher hands over.
-        normalised: whether base and experts are scored on the select split as well.
         sizes: the items of each split.
+        goal: of the search; base and experts, or the base, may have to be scored on the select split as well.
     """
-    models = len(constants_within(*bounds)) + incumbents + 1 + 2 * normalised
-    return models * sizes["select"] + 4 * sizes["report"]  # of the report: base, experts, best constant and winner
+    ends, forget = (2 * goal.normalised, bool(goal.forget)) if goal else (0, False)
+    models = len(constants_within(*bounds, forget)) + incumbents + 1 + ends + forget
+    report = sizes["report"] + sizes.get(HELD_OUT, 0)
+    return models * sizes["select"] + 4 * report  # of the report: base, experts, best constant and winner
 
 
-def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int]) -> int:
+def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int], goal: Goal | None = None) -> int:
     """Return how many times `select` merges models, in all, if it drops none of them: anew for each block of items.
 
     Args:
         bounds: of the weight.
         incumbents: how many the searcher hands over.
         sizes: the number of select items of each task; none where nothing is dropped.
+        goal: of the search.
     """
-    return (len(constants_within(*bounds)) + incumbents + 1) * blocks(sizes) + 2  # for the report: constant and winner
+    forget = goal is not None and bool(goal.forget)
+    return (len(constants_within(*bounds, forget)) + incumbents + 1) * blocks(
+        sizes
+    ) + 2  # for the report: constant and winner
 
 
 def objective_of(judge: Judge, goal: Goal) -> Objective:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
-    metric, ends = goal.report_metric, None
+    metric, judged, ends, known = goal.report_metric, judge.ids["select"], None, None
+    if goal.forget:
+        with _needed("the base", "select"):
+            known = judge.base("select")
+            check_finite(known, metric)
     if goal.normalised:
         with _needed("the base, or an expert,", "select"):
             outcomes = judge.base("select"), judge.experts("select")
@@ -170,7 +226,7 @@ def objective_of(judge: Judge, goal: Goal) -> Objective:
                 ", ".join(flat),
             )
         ends = None if flat else gains
-    return Objective(metric, goal.aggregate, goal.weights, ends)
+    return Objective(metric, goal.aggregate, goal.counts(judged), ends, goal.conditions(judged), known)
 
 
 @contextmanager
@@ -189,17 +245,25 @@ def _needed(what: str, split: str) -> Iterator[None]:
     except (Stopped, TimeoutError, LiveModelError):  # `run.py` explains these, or they do so themselves
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise
+        where = "tasks that are held out" if split == HELD_OUT else f"{split} split"
         raise EvomergeError(
-            f"There is no result, since {what} cannot be scored on the {split} split: {type(error).__name__}: "
+            f"There is no result, since {what} cannot be scored on the {where}: {type(error).__name__}: "
             f"{str(error).rstrip('.')}. The trial log is whole: if the reason lies outside of the fitness, mend it and "
             f"run the same command again, which goes on from here. A fitness with other code is another search: give "
             f"it another hydra.run.dir; `evomerge export RUN --best` writes what this one has found."
         ) from error
 
 
-def constants_within(low: float, high: float) -> list[float]:
-    """Return the constants to try: those that people try, within the bounds; else some within the bounds."""
-    return [c for c in CONSTANTS if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
+def constants_within(low: float, high: float, forget: bool = False) -> list[float]:
+    """Return the constants to try: those that people try, within the bounds; else some within the bounds.
+
+    Args:
+        low: the lowest weight.
+        high: the highest.
+        forget: whether something is to be forgotten.
+    """
+    tried = TAKEN_AWAY if forget else CONSTANTS
+    return [c for c in tried if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
 
 
 def _alike(one: Outcome, other: Outcome, metric: str) -> bool:

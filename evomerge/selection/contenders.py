@@ -83,8 +83,14 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path} is no recipe of evomerge: {str(error).removeprefix('recipe: ')}") from error
 
 
-def of_recipe(path: Path, problem: Problem) -> Contender:
+def of_recipe(path: Path, problem: Problem, factor: float = 1.0, row: str | None = None) -> Contender:
     """Return the merge that a recipe describes, with the floating buffers that it was written with.
+
+    Args:
+        path: of the recipe.
+        problem: what is searched.
+        factor: its weights are multiplied with it,
+        row: all of them, or those of one expert or other row.
 
     Raises:
         ConfigError: it is no recipe, belongs to other models, contradicts itself, or its statistics are not there.
@@ -130,6 +136,9 @@ def of_recipe(path: Path, problem: Problem) -> Contender:
     except EvomergeError as error:
         raise ConfigError(f"{path}: {error}") from error
     coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
+    if factor != 1:
+        factors = [factor if row in (None, name) else 1.0 for name in recipe.row_names]
+        coefficients = {**coefficients, "weight": coefficients["weight"] * np.array(factors)}
     named = name_coefficients(coefficients, groups, recipe.row_names)
     written = _written(problem, recipe, method, chain)
     own = vectors is problem.vectors and groups == problem.space.groups and written == problem.written

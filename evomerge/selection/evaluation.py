@@ -9,22 +9,19 @@ names: what a search has scored on all items of the split is not scored again.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evomerge.common.errors import CommandError, ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import TimeLimit
-from evomerge.common.names import dtype_name, nearest, unknown
+from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import check_items, measures
+from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import task_weights
-from evomerge.models.adapter_files import is_adapter
-from evomerge.models.hub import find_directory, is_name
 from evomerge.problem import Problem, without_compute
 from evomerge.search.evaluators.serial import check_finite
 from evomerge.search.evaluators.splits import (
@@ -35,32 +32,14 @@ from evomerge.search.evaluators.splits import (
     score_experts,
 )
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe, of_soup
+from evomerge.selection.ensemble import of_ensemble
+from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.marks import Marks, marks_of
+from evomerge.selection.named import Model
 from evomerge.selection.remember import remembered
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.space.named import name_coefficients
 from evomerge.trials import finite
-
-WITHOUT = "without:"  # and the name of an expert that a soup leaves out
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model as a person names it.
-
-    Attributes:
-        kind: what it is; `experts` is each task with its own expert, `expert` one of them on all tasks, `soup` the
-            uniform average of all experts, or of all but one.
-        value: the name of the expert, or of the one left out; the constant, or the path of recipe or model directory.
-    """
-
-    kind: Literal["base", "experts", "expert", "soup", "constant", "recipe", "directory"]
-    value: Any = None
-
-    @property
-    def choosable(self) -> bool:
-        """Whether it is one of those among which people choose, and not what they hold them against."""
-        return self.kind in ("soup", "constant", "recipe", "directory")
 
 
 @dataclass(frozen=True)
@@ -68,7 +47,7 @@ class Comparison:
     """Models side by side on the items of one split.
 
     Attributes:
-        split: `search`, `select` or `report`.
+        split: `search`, `select`, `report`, or `held_out`.
         metric: of the scores.
         measures: what the metric is, by task.
         items: how many items there were.
@@ -76,6 +55,8 @@ class Comparison:
         paired: each but the first minus the first.
         marks: by name, sentences on what is otherwise than the name says.
         errors: by name, why a model has no score.
+        forgetting: what was forgotten and kept, where something was to be; means and differences are then of minus the
+            score over the tasks to forget.
     """
 
     split: str
@@ -86,48 +67,16 @@ class Comparison:
     paired: Mapping[str, Paired]
     marks: Mapping[str, Sequence[str]]
     errors: Mapping[str, str]
+    forgetting: Forgetting | None = None
 
     def to_json(self, **more: Any) -> str:
         """Return it as text, with more beside it; an error stands in the row of its model."""
         content = asdict(self) | more
+        if content["forgetting"] is None:
+            del content["forgetting"]
         for name, error in content.pop("errors").items():
             content["models"][name]["error"] = error
         return json.dumps(finite(content), indent=1, allow_nan=False)
-
-
-def find_model(text: str, experts: Collection[str]) -> Model:
-    """Return the model that a text stands for: base, experts, an expert, a constant, or else what lies at a path.
-
-    Args:
-        text: as it was written.
-        experts: the names of the experts.
-
-    Raises:
-        ConfigError: there is no such model; the message says what is near.
-        CheckpointError: it looks like a name on the hub, and is none.
-    """
-    if text in ("base", "experts"):
-        return Model(text)
-    if text in experts:
-        return Model("expert", text)
-    if text == "soup":
-        return Model("soup")
-    if text.startswith(WITHOUT):
-        if (name := text.removeprefix(WITHOUT)) not in experts:
-            raise ConfigError(unknown("expert", name, experts))
-        return Model("soup", name)
-    if text.startswith("constant:"):
-        return Model("constant", _constant(text))
-    path = Path(text).expanduser()
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        return Model("recipe", path)
-    if (path / "config.json").is_file() or is_adapter(path):
-        return Model("directory", path)
-    if (path / "recipe.yaml").is_file():
-        return Model("recipe", path / "recipe.yaml")
-    if is_name(text) and not path.parent.is_dir():  # what lies in a directory of ours is a slip of the pen
-        return Model("directory", find_directory(text).path)
-    raise ConfigError(_nothing_there(text, path, experts))
 
 
 def evaluate(
@@ -141,15 +90,18 @@ def evaluate(
     Args:
         problem: what is searched; the live model must hold the base. The metric is that of its report.
         models: by the names that they shall have.
-        split: `search`, `select` or `report`.
+        split: `search`, `select` or `report`; or `held_out`, the report items of tasks that the search never sees.
         reporter: tells the user what goes on.
         limit: of the time of a candidate; a model may take longer by as much as there are more items.
 
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
     """
-    subset = make_subsets(problem)[split]
-    ids, metric, weights = subset(0), problem.goal.report_metric, problem.goal.weights
+    if split not in problem.items:
+        raise ConfigError("No task is held out of the search: write fitness.held_out=[task], or another split.")
+    subset, goal = make_subsets(problem)[split], problem.goal
+    ids, metric = subset(0), goal.report_metric
+    weights = None if split == HELD_OUT else goal.counts(ids)
     task_weights(weights, ids)  # one for a task that is not there is refused now
     with reporter.bars():
         contenders = {name: _contender(model, problem, reporter) for name, model in models.items()}
@@ -160,6 +112,12 @@ def evaluate(
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = outcome_of(contender, problem, score, ids, metric, timed)
+    forgetting = None
+    if goal.forget and split != HELD_OUT:
+        with reporter.working("scoring the base"):  # most often it is remembered
+            base = outcome_of(_contender(Model("base"), problem, reporter), problem, score, ids, metric, timed)
+        whole = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
+        forgetting = forgetting_of(whole, base, metric, goal) if isinstance(base, Outcome) else None
     known = marks_of(problem)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     if problem.live.compute:
@@ -176,6 +134,7 @@ def evaluate(
         *compare(outcomes, ids, metric, weights),
         {name: texts for name, texts in marks.items() if texts},
         {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
+        forgetting,
     )
 
 
@@ -206,11 +165,13 @@ def compare(
 
 def _contender(model: Model, problem: Problem, reporter: Progress) -> Contender:
     if model.kind == "recipe":
-        return of_recipe(model.value, problem)
+        return of_recipe(model.value, problem, model.factor, model.row)
     if model.kind == "directory":
         return of_directory(model.value, problem, reporter)
     if model.kind == "soup":
         return of_soup(model.value, problem)
+    if model.kind == "ensemble":
+        return of_ensemble(problem)
     about, space = problem.contents, problem.space
     if model.kind == "experts":
         if not problem.experts:
@@ -270,33 +231,3 @@ def outcome_of(
     except Exception as error:  # whatever a model or a user's fitness may raise
         return f"{type(error).__name__}: {error}"
     return outcome
-
-
-def _constant(text: str) -> float:
-    try:
-        value = float(text.removeprefix("constant:"))
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"'{text}' is no constant: write a number after the colon, such as constant:0.4.")
-    return value
-
-
-def _nothing_there(text: str, path: Path, experts: Collection[str]) -> str:
-    """Say why a text names no model, and what may be meant."""
-    if (path / "trials.jsonl").is_file():
-        return (
-            f"{path} has no winner yet, since its search has not ended: run the search to its end, or write one of "
-            f"its trials as a recipe with `evomerge export`."
-        )
-    if path.is_file():
-        return f"{path} is no recipe (.yaml): name a recipe, or the directory of a model."
-    if path.is_dir():
-        runs = sorted(str(run.parent) for run in path.glob("*/recipe.yaml"))
-        hint = f" There is {', '.join(runs[:4])}{' ...' if len(runs) > 4 else ''}." if runs else ""
-        return f"{path} is no model directory (it has no config.json) and no run directory (no recipe.yaml).{hint}"
-    if path.parent != Path(".") and path.parent.is_dir():
-        near = nearest(path.name, [other.name for other in path.parent.iterdir()])
-        return f"There is no {path}." + (f" Did you mean {path.parent / near[0]}?" if near else "")
-    what = unknown("model", text, ["base", "experts", "soup", "constant:0.4", *experts])
-    return f"{what} Recipes, runs and model directories are named by their paths."

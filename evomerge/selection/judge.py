@@ -1,4 +1,4 @@
-"""The judge: scores finished models on the select and the report split, each of them once.
+"""The judge: scores finished models on the select and the report split, each of them once; and on tasks held out.
 
 In: coefficients, or the base, or the experts, and a split. Out: outcomes. What is scored is remembered on disk under
 all that it depends on (contents of the problem, coefficients, items, kind of machine), so a selection that was cut off
@@ -28,7 +28,7 @@ from evomerge.space.named import name_coefficients
 
 
 class Judge:
-    """Scores models on the select and the report split.
+    """Scores models on the select and the report split, and on the tasks that the search never sees.
 
     Args:
         problem: what is searched.
@@ -52,7 +52,7 @@ class Judge:
         limit: TimeLimit | None = None,
     ) -> None:
         self._problem, self._fitnesses, self._interrupt = problem, fitnesses, interrupt
-        self.ids = {split: subsets[split](0) for split in ("select", "report")}
+        self.ids = {split: subset(0) for split, subset in subsets.items() if split != "search"}
         self._limit = limit or TimeLimit()
         self.sizes = {split: subsets[split].size for split in self.ids}
         self.scored: Callable[[int], object] = lambda items: None

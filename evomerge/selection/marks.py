@@ -122,5 +122,5 @@ def few_items(items: Mapping[str, Mapping[str, Sequence[Item]]]) -> list[str]:
     for split, tasks in items.items():
         small = [f"{task} ({len(chosen)})" for task, chosen in tasks.items() if len(chosen) < FEW]
         if small:
-            warnings.append(f"few {split} items, so scores on them mean little: {', '.join(small)}")
+            warnings.append(f"few {split.replace('_', '-')} items, so scores on them mean little: {', '.join(small)}")
     return warnings

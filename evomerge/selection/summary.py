@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from evomerge.selection.forgetting import Forgetting
 from evomerge.selection.statistics import Numbers, Paired, Score
 from evomerge.trials import finite
 
@@ -19,6 +20,8 @@ GAIN = "winner_vs_best_constant"
 """The name of the one difference that is reported."""
 START = "start "
 """Before the name of a start among the finalists, which is judged beside what was found: `start metagpt`."""
+OVER = "winner_vs_base"
+"""That of another one, which tells of tasks held out of the search whether anything is gained there."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,21 @@ class Rescored:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Scores on tasks that the search never saw, on their report items.
+
+    Attributes:
+        report: of the same models as that of a `Summary`.
+        paired: the winner minus the best constant, and minus the base.
+        measures: what the metric is, by task.
+    """
+
+    report: Mapping[str, Score]
+    paired: Mapping[str, Paired]
+    measures: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """A search that has ended, in numbers and sentences.
@@ -96,6 +114,9 @@ class Summary:
         logged: warnings in the log of the last process that worked on it, and how often each came; without those of
             candidates that failed.
         rescored: the winner in the checkpoint's own dtype; None where everything was.
+        held_out: scores on tasks that the search never saw; None where there are none, as the next.
+        forgetting: what was forgotten and what was kept. Means and `gain` are then of minus the score over the tasks to
+            forget.
     """
 
     report: Mapping[str, Score]
@@ -117,6 +138,8 @@ class Summary:
     bounds: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     logged: Mapping[str, int] = field(default_factory=dict)
     rescored: Rescored | None = None
+    held_out: HeldOut | None = None
+    forgetting: Forgetting | None = None
 
     @property
     def base(self) -> Score:
@@ -146,7 +169,7 @@ class Summary:
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
         content = asdict(self)
-        for name in ("marks", "rescored"):
+        for name in ("marks", "rescored", "held_out", "forgetting"):
             if not content[name]:
                 del content[name]
         return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
@@ -163,10 +186,11 @@ class Summary:
             return cls(
                 **content
                 | {
-                    "report": {name: Score(**row) for name, row in content["report"].items()},
-                    "paired": {name: Paired(**row) for name, row in content["paired"].items()},
+                    **_rows(content),
                     "select": _choice(content["select"]),
                     "rescored": _rescored(content.get("rescored")),
+                    "held_out": _held_out(content.get("held_out")),
+                    "forgetting": Forgetting.from_plain(told) if (told := content.get("forgetting")) else None,
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -176,6 +200,17 @@ class Summary:
 def _choice(content: Mapping[str, Any]) -> Selected:
     places = content.get("trials", {}).items()  # JSON has lists for pairs
     return Selected(**{**content, "trials": {name: place and (place[0], place[1]) for name, place in places}})
+
+
+def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "report": {name: Score(**row) for name, row in content["report"].items()},
+        "paired": {name: Paired(**row) for name, row in content["paired"].items()},
+    }
+
+
+def _held_out(content: Mapping[str, Any] | None) -> HeldOut | None:
+    return None if content is None else HeldOut(**{**content, **_rows(content)})
 
 
 def _rescored(content: Mapping[str, Any] | None) -> Rescored | None:

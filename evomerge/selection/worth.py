@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evomerge.fitness.objectives import can_normalise
-from evomerge.selection.evaluation import WITHOUT, Comparison
+from evomerge.selection.evaluation import Comparison
+from evomerge.selection.named import WITHOUT
 from evomerge.selection.statistics import Paired
 
-BASE = "base"
+BASE, ENSEMBLE = "base", "ensemble of the experts"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Worth:
         over_single: and the merge minus that one.
         over_base: the merge minus the base.
         kept: the mean of the shares that are kept, over the tasks that have one; None where none has.
+        over_ensemble: the merge minus the mean of what all experts say; None where that was not scored.
     """
 
     merge: str
@@ -66,6 +68,7 @@ class Worth:
     over_single: Paired
     over_base: Paired
     kept: float | None
+    over_ensemble: Paired | None = None
 
 
 def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
@@ -80,7 +83,8 @@ def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
     single = max(experts, key=lambda name: _number(result.models[name].mean))
     shares = [one.kept for one in tasks.values() if one.kept is not None]
     kept = sum(shares) / len(shares) if shares else None
-    return Worth(merge, tasks, single, _turned(result.paired[single]), _turned(result.paired[BASE]), kept)
+    over = {name: _turned(result.paired[name]) for name in (single, BASE, ENSEMBLE) if name in result.paired}
+    return Worth(merge, tasks, single, over[single], over[BASE], kept, over.get(ENSEMBLE))
 
 
 def harmful(result: Comparison) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
@@ -79,7 +80,7 @@ def test_a_merge_that_keeps_nothing_is_told(capsys) -> None:
 
 def test_what_a_merge_is_worth(capsys) -> None:
     result, _ = evaluated(capsys, "runs/one", "--worth")
-    assert list(result["models"]) == ["runs/one", "base", "animals", "trees", "metals"]
+    assert list(result["models"]) == ["runs/one", "base", "animals", "trees", "metals", "ensemble of the experts"]
     worth = result["worth"]
     assert set(worth["tasks"]) == {"animals", "trees", "metals"}
     for task, one in worth["tasks"].items():
@@ -93,6 +94,35 @@ def test_what_a_merge_is_worth(capsys) -> None:
     assert f"merge - {worth['single']}, the best single expert over all tasks: " in out
     with pytest.raises(ConfigError, match="--worth says what a merge is worth, and base is none"):
         main(["base", "runs/one", "--worth"])
+    assert "ensemble of the experts" in result["models"]
+    assert worth["over_ensemble"]["diff"] == -result["paired"]["ensemble of the experts"]["diff"]
+    assert "merge - ensemble of the experts, a forward pass of each in place of one: " in out
+
+
+def test_the_value_around_a_winner(place: Path, capsys) -> None:
+    """A factor is what it says: the same as a recipe with these weights."""
+    recipe = yaml.safe_load((place / "winner.yaml").read_text())
+    recipe["coefficients"]["weight"] = {
+        group: {row: 0.9 * value for row, value in rows.items()}
+        for group, rows in recipe["coefficients"]["weight"].items()
+    }
+    (place / "scaled.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    scaled, _ = evaluated(capsys, "runs/one", "scaled.yaml")
+    found, _ = evaluated(capsys, "runs/one", "--around", "--each")
+    assert (found["split"], found["items"]) == ("select", 60)
+    assert [each["row"] for each in found["around"]] == ["all weights", "animals", "trees", "metals"]
+    points = {point["factor"]: point for point in found["around"][0]["points"]}
+    assert points[0.9]["score"] == scaled["models"]["scaled.yaml"]
+    assert points[1.0]["over"]["diff"] == 0
+    main(["runs/one", "--around"])
+    assert "runs/one with all its weights scaled; accuracy on 60 select items" in capsys.readouterr().out
+    for given, message in (
+        (["runs/one", "--each"], "write --around --each"),
+        (["runs/one", "base", "--around"], "looks at one merge alone"),
+        (["runs/one", "--split", "held_out"], "No task is held out of the search"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main(given)
 
 
 def test_one_model_alone_is_one_table(capsys) -> None:

@@ -98,8 +98,6 @@ def test_a_missing_weight_is_one():
     ("settings", "message"),
     [
         ({"aggregate": "median"}, "objective.aggregate is 'median'; write one of mean, worst"),
-        ({"weights": {"a": 1, "b": -1}}, "finite numbers, none negative"),
-        ({"weights": {"a": math.nan}}, "finite numbers, none negative"),
         (
             {"ends": {"a": (0.4, 0.4)}},
             r"task a cannot be .*its expert scores 0\.4000, no better than the base",

@@ -31,7 +31,7 @@ from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.config import ModelConfig
 from evomerge.runs.run import run_search
 from evomerge.runs.sources import find_sources
-from evomerge.selection.evaluation import find_model
+from evomerge.selection.named import find_model
 from tests.kit.helpers import compose
 from tests.kit.hub import COMMIT, in_cache, serving
 from tests.kit.language import documents, save_language_family, write_jsonl

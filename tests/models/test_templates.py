@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import evomerge as em
-from evomerge.cli.evaluate import _settings
+from evomerge.cli.borrowed import settings_of
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.recipes.handover import make_recipe
@@ -100,7 +100,7 @@ def test_a_recipe_is_evaluated_with_its_own_template_or_not_at_all(family, tmp_p
     problem = built(family, "model.template=left")
     recipe = make_recipe(problem, problem.space.constant(0.4), {}, {})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    assert _settings([], [str(tmp_path / "recipe.yaml")], Reporter())["model"]["template"] == "left"
+    assert settings_of([], [str(tmp_path / "recipe.yaml")], Reporter())["model"]["template"] == "left"
     of_recipe(tmp_path / "recipe.yaml", problem)
     with pytest.raises(ConfigError, match=r"was made with model\.template=left, .* with that of base: write"):
         of_recipe(tmp_path / "recipe.yaml", built(family))

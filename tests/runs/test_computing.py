@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import evomerge as em
-from evomerge.cli import evaluate
+from evomerge.cli.borrowed import settings_of
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
@@ -245,10 +245,10 @@ def test_the_recipe_alone_says_it_to_evaluate(slow_run, tmp_path) -> None:
     recipe = tmp_path / "winner.yaml"
     text = (slow_run / "recipe.yaml").read_text()
     recipe.write_text(text)
-    assert evaluate._settings([], [str(recipe)], Reporter())["model"]["compute"] == "float32"
-    assert evaluate._settings(["model.compute=auto"], [str(recipe)], Reporter())["model"]["compute"] == "auto"
+    assert settings_of([], [str(recipe)], Reporter())["model"]["compute"] == "float32"
+    assert settings_of(["model.compute=auto"], [str(recipe)], Reporter())["model"]["compute"] == "auto"
     recipe.write_text(text.replace("compute: float32\n", ""))
-    assert evaluate._settings([], [str(recipe)], Reporter())["model"]["compute"] == "bfloat16"
+    assert settings_of([], [str(recipe)], Reporter())["model"]["compute"] == "bfloat16"
 
 
 def test_a_config_that_says_another_dtype_than_the_model_has() -> None:

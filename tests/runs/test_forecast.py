@@ -8,6 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
+from evomerge.problem import Goal
 from evomerge.runs.build import make_searcher
 from evomerge.runs.preflight import _cautions, affordable
 from evomerge.searchers.base import Part, Searcher, parts_of
@@ -74,10 +75,15 @@ def test_an_earlier_part_is_paid_first() -> None:
 
 def test_what_there_is_to_judge() -> None:
     sizes = {"search": 100, "select": 2000, "report": 3000}
-    assert work((0.0, 1.5), 5, False, sizes) == (15 + 5 + 1) * 2000 + 4 * 3000
-    assert work((0.0, 1.5), 5, True, sizes) == (15 + 5 + 1 + 2) * 2000 + 4 * 3000  # and base and experts
+    assert work((0.0, 1.5), 5, sizes) == (15 + 5 + 1) * 2000 + 4 * 3000
+    goal = Goal("m", "m", normalised=True)
+    assert work((0.0, 1.5), 5, sizes, goal) == (15 + 5 + 1 + 2) * 2000 + 4 * 3000  # and base and experts
+    forget = Goal("m", "m", forget=("a",))
+    assert (
+        work((-1.0, 0.0), 5, {**sizes, "held_out": 500}, forget) == (21 + 5 + 1 + 1) * 2000 + 4 * 3500
+    )  # and the base
     for low, high, count in ((0.15, 0.45, 3), (-0.05, 0.05, 15)):  # where no usual constant lies, as many others
-        assert work((low, high), 5, False, {"select": 10, "report": 0}) == (count + 5 + 1) * 10
+        assert work((low, high), 5, {"select": 10, "report": 0}) == (count + 5 + 1) * 10
 
 
 def test_how_often_choosing_merges() -> None:
@@ -85,6 +91,7 @@ def test_how_often_choosing_merges() -> None:
     assert merges((0.0, 1.5), 5, [10, 20]) == 21 * 2 + 2
     assert merges((0.0, 1.5), 5, [60]) == 21 * 4 + 2
     assert merges((0.0, 1.5), 5, [9000, 900]) == 21 * 20 + 2
+    assert merges((-1.0, 0.0), 5, [], Goal("m", "m", forget=("a",))) == 27 + 2
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ FREE = {
     ("time_limit",): "what takes longer has failed, and that is in the log",
     ("baselines",): "are judged beside what is found, after the search",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
+    ("objective.keep",): "counts where something is to be forgotten (test_roles.py): not here",
     ("model.name", "model.cache", "model.device", "model.place"): "where something is kept or computed, not what",
     ("model.builder",): "makes a suite where there is none; what lies in it counts",
     ("fitness.directory",): "where a command's models are written to, not what",
@@ -95,6 +96,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "report_metric": ("log_probability",),
     "select_items": (50,),
     "report_items": (50,),
+    "held_out": (["trees"],),
+    "forget": (["trees"],),
     "fewshot": (2,),
     "system": ("Be brief.",),
     "aggregate": ("worst",),
@@ -174,7 +177,7 @@ def searched(config: Any, problem: Problem, path: str = "") -> tuple[Problem, st
     """A search that learns from its search items, and its identity; of these models where no others are needed."""
     settings = plain(config)
     check(settings)
-    if path in ("method", "transform", "fitness.tasks") or path.split(".")[0] in ("model", "space"):
+    if path in ("method", "transform", "fitness.tasks", "fitness.held_out") or path.split(".")[0] in ("model", "space"):
         problem = build_problem(settings, Reporter())
     else:
         problem = replace(under(problem, settings), fitness=make_fitness(settings["fitness"]))

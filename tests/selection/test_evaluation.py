@@ -15,7 +15,8 @@ from evomerge.runs.build import build_problem
 from evomerge.runs.directory import open_run, read_summary
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.selection.evaluation import Model, compare, evaluate, find_model
+from evomerge.selection.evaluation import compare, evaluate
+from evomerge.selection.named import Model, find_model
 from tests.kit.evaluations import elsewhere, is_base, recipe_of, remembered, settings_of, sources_of, under
 from tests.kit.helpers import compose
 

@@ -11,12 +11,12 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.finite import named
-from evomerge.fitness.items import Item
+from evomerge.fitness.items import HELD_OUT, Item
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.models.guard import Guard
 from evomerge.models.live import LiveModel
-from evomerge.problem import Problem
+from evomerge.problem import Problem, Sampling
 from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained, prepare
 
 Scoring = Callable[[Mapping[str, list[str]]], Outcome]
@@ -24,12 +24,19 @@ Scoring = Callable[[Mapping[str, list[str]]], Outcome]
 
 
 def make_subsets(problem: Problem) -> dict[str, Subset]:
-    """Return what chooses the items of each split; select and report are sampled alike for every seed."""
-    sampling, items = problem.sampling, problem.items
+    """Return what chooses the items of each split; see `subsets_of`."""
+    return subsets_of(problem.items, problem.sampling)
+
+
+def subsets_of(items: Mapping[str, Mapping[str, Sequence[Item]]], sampling: Sampling) -> dict[str, Subset]:
+    """Return what chooses the items of each split, and of tasks that are held out, if there are any; those that judge
+    are sampled alike for every seed.
+    """
+    judging = [split for split in ("report", HELD_OUT) if split in items]
     return {
         "search": Subset(items["search"], sampling.search, sampling.seed, sampling.rotate, "fitness.items"),
         "select": Subset(items["select"], sampling.select, 0, setting="fitness.select_items"),
-        "report": Subset(items["report"], sampling.report, 0, setting="fitness.report_items"),
+        **{split: Subset(items[split], sampling.report, 0, setting="fitness.report_items") for split in judging},
     }
 
 
@@ -61,27 +68,44 @@ def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
 
 
 def make_objective(problem: Problem, score: LiveFitness, subset: Subset, limit: TimeLimit | None = None) -> Objective:
-    """Build the objective; with `normalised`, base and experts are scored on the items of the first generation."""
-    goal, ends = problem.goal, None
+    """Build the objective; with `normalised`, base and experts are scored on the items of the first generation, and the
+    base where something is to be forgotten.
+    """
+    goal, ids, ends, known = problem.goal, subset(0), None, None
+    limit = limit or TimeLimit()
+    if goal.forget:
+        known = _scored_first(
+            "There is nothing to hold candidates against: the", "base", lambda: score(ids), limit, None
+        )
     if goal.normalised:
-        if missing := [task for task in problem.sources.tasks if task not in problem.experts]:
+        if missing := [task for task in ids if task not in problem.experts]:
             raise ConfigError(
                 f"objective.normalised needs the expert of every task; {missing[0]} has none: write "
                 f"fitness.tasks.{missing[0]}.expert=..."
             )
-        ids = subset(0)
-        found = []
-        for who, outcome in (("base", lambda: score(ids)), ("experts", lambda: score_experts(problem, score, ids))):
-            why = "Scores cannot be normalised: the"
-            with named(f"{why} {who}"), explained(f"{why} fitness fails on the {who}"):
-                try:
-                    found.append((limit or TimeLimit()).first(outcome))
-                except TimeoutError as error:
-                    raise EvomergeError(f"{why} {who} {error}.") from error
-                check_finite(found[-1], goal.metric)
+        why = "Scores cannot be normalised: the"
+        found = [
+            _scored_first(why, "base", lambda: score(ids), limit, goal.metric),
+            _scored_first(why, "experts", lambda: score_experts(problem, score, ids), limit, goal.metric),
+        ]
         base, best = (outcome.scores() for outcome in found)
         ends = {task: (base[task][goal.metric], best[task][goal.metric]) for task in ids}
-    return Objective(goal.metric, goal.aggregate, goal.weights, ends)
+    return Objective(goal.metric, goal.aggregate, goal.counts(ids), ends, goal.conditions(ids), known)
+
+
+def _scored_first(why: str, who: str, compute: Callable[[], Outcome], limit: TimeLimit, metric: str | None) -> Outcome:
+    """Score models that the objective needs, before any candidate.
+
+    Raises:
+        EvomergeError: they have no score, or none in the metric that is a number; the message begins with `why`.
+    """
+    with named(f"{why} {who}"), explained(f"{why} fitness fails on the {who}"):
+        try:
+            outcome = limit.first(compute)
+        except TimeoutError as error:
+            raise EvomergeError(f"{why} {who} {error}.") from error
+        check_finite(outcome, metric)
+    return outcome
 
 
 def score_experts(problem: Problem, score: Scoring, ids: Mapping[str, list[str]]) -> Outcome:

@@ -1,0 +1,116 @@
+"""The value around a winner: what becomes of it when its weights are scaled, all of them or those of one row.
+
+In: the recipe of a merge. Out: models to be scored beside it on the same items, and what came out of it, with paired
+standard errors against the winner. A sharp peak is a warning: such a merge may owe its value to the items that chose
+it, and rounding or another version of an expert may lose it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from evomerge.selection.evaluation import Comparison
+from evomerge.selection.named import Model
+from evomerge.selection.statistics import Paired, Score
+
+FACTORS = (0.5, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.5)
+"""With which weights are multiplied."""
+NEAR = (0.8, 1.2)
+"""Between which factors nothing should be lost: a winner is called sharp that loses on both sides there."""
+ALL = "all weights"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A winner whose weights were scaled.
+
+    Attributes:
+        factor: with which.
+        score: what it is worth; without a number where it has no score.
+        over: that minus the winner, paired.
+    """
+
+    factor: float
+    score: Score
+    over: Paired
+
+    @property
+    def errors(self) -> float | None:
+        """How many standard errors it is above the winner; None where that is not known."""
+        return self.over.diff / self.over.se if self.over.diff is not None and self.over.se else None
+
+    @property
+    def below(self) -> bool:
+        """Whether it is below the winner by more than two standard errors."""
+        return self.over.diff is not None and self.over.se is not None and self.over.diff < -2 * self.over.se
+
+    @property
+    def above(self) -> bool:
+        """Whether it is above the winner by more than two standard errors."""
+        return self.over.diff is not None and self.over.se is not None and self.over.diff > 2 * self.over.se
+
+
+@dataclass(frozen=True)
+class Around:
+    """The value around a winner in one direction.
+
+    Attributes:
+        row: whose weights were scaled: those of one expert, or `ALL`.
+        points: by factor, the winner (1) among them.
+    """
+
+    row: str
+    points: list[Point]
+
+    @property
+    def lower(self) -> list[float]:
+        """The factors near 1 at which it is worse by more than two standard errors."""
+        return [each.factor for each in self.points if NEAR[0] <= each.factor <= NEAR[1] and each.below]
+
+    @property
+    def sharp(self) -> bool:
+        """Whether it is worse on both sides."""
+        return bool(self.lower) and min(self.lower) < 1 < max(self.lower)
+
+    @property
+    def higher(self) -> list[float]:
+        """The factors at which it is better by more than two standard errors."""
+        return [each.factor for each in self.points if each.above]
+
+    @property
+    def level(self) -> bool:
+        """Whether no factor changes anything, as where weights are shares."""
+        return all(each.over.diff == 0 and each.over.se == 0 for each in self.points if each.factor != 1)
+
+
+def neighbours(winner: Model, rows: Sequence[str] = ()) -> dict[str, Model]:
+    """Return the models around a winner by name.
+
+    Args:
+        winner: a recipe.
+        rows: the names of experts, or other rows, whose weights are scaled one by one as well.
+    """
+    return {
+        name_of(row, factor): replace(winner, factor=factor, row=row if row in rows else None)
+        for row in (ALL, *rows)
+        for factor in FACTORS
+    }
+
+
+def around_of(result: Comparison, rows: Sequence[str] = ()) -> list[Around]:
+    """Return what came of a winner, the first of a comparison, and its `neighbours`: of all weights, then by row."""
+    first = next(iter(result.models))
+    nothing = dict.fromkeys(result.models[first].tasks, 0.0)
+    itself = Point(1.0, result.models[first], Paired(0.0, 0.0, nothing, nothing))
+    found = []
+    for row in (ALL, *rows):
+        names = {factor: name_of(row, factor) for factor in FACTORS}
+        points = [Point(factor, result.models[name], result.paired[name]) for factor, name in names.items()]
+        found.append(Around(row, sorted([*points, itself], key=lambda point: point.factor)))
+    return found
+
+
+def name_of(row: str, factor: float) -> str:
+    """Return the name of a winner with scaled weights."""
+    return f"{row} times {factor:g}"
