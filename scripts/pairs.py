@@ -147,8 +147,12 @@ def _correlations(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     lines = ["| | with the cost | p | with the cost in loss | p |", "|---|---|---|---|---|"]
     for name in (*HIGH, *LOW):
         cells = [found[f"{cost}/{name}"] for cost in COSTS]
-        lines.append(f"| {name} | " + " | ".join(f"{cell['rho']:+.2f} | {cell['p']:.2f}" for cell in cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(map(_correlation, cells)) + " |")
     return lines
+
+
+def _correlation(found: Mapping[str, float]) -> str:
+    return f"{found['rho']:+.2f} | {found['p']:.2f}" if found["orders"] else "all alike |"
 
 
 if __name__ == "__main__":
