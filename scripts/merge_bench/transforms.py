@@ -125,11 +125,17 @@ def measure(plan: Plan, case: Case) -> dict[str, Any]:
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     larger = _larger(vectors.parameters, plan)
     factor, share = clock.scaled(processor, larger)
+    changed = {
+        name: shape
+        for name, shape in vectors.parameters.items()
+        if any(name in held for held in vectors.deltas.values())
+    }
+    wide = _larger(changed, plan)
     return {
         "seconds": round(processor * factor, 2),
         "wall_seconds": round(wall * factor, 2),
-        "extra_memory": peak.growth and round(peak.growth * _largest(larger) / _largest(vectors.parameters)),
-        "kept_bytes": kept and round(kept * _elements(larger) / _elements(vectors.parameters)),
+        "extra_memory": peak.growth and round(peak.growth * _largest(wide) / _largest(changed)),
+        "kept_bytes": kept and round(kept * _elements(wide) / _elements(changed)),
         "measured": round(share, 3),
     }
 
