@@ -55,7 +55,7 @@ def comparison_context(found: Standings, where: str) -> dict[str, Any]:
         "title": f"{len(found.rows)} methods",
         "where": where,
         "headline": _headline(found),
-        "concerns": [*found.warnings, *order, *failed],
+        "concerns": [*found.warnings, *order, *found.at_the_ends, *failed],
         "forest": _forest(found),
         "metric": metric(found.metric),
         "reference": found.reference,

@@ -136,6 +136,26 @@ class Standings:
         return [row for row in self.rows if row.tested is not None and row.name != self.reference]
 
     @property
+    def at_the_ends(self) -> list[str]:
+        """Who chose the smallest or the largest of the weights that were offered, in a sentence each.
+
+        Beyond that weight they may be better, so that the comparison does not do them justice.
+        """
+        found = []
+        for end, which, further in ((min, "smallest", "smaller"), (max, "largest", "larger")):
+            chosen = {
+                row.name: row.constant
+                for row in self.rows
+                if len(row.values) > 1 and f"{row.constant:g}" == end(row.values, key=float)
+            }
+            if chosen:
+                found.append(
+                    f"{_named([*chosen], self.reference)} took the {which} weight that was offered "
+                    f"({end(chosen.values()):g}): offer {further} ones in compare.constants."
+                )
+        return found
+
+    @property
     def arithmetic(self) -> Row:
         """Task arithmetic."""
         return next(row for row in self.rows if row.name == self.reference)
@@ -150,6 +170,7 @@ class Standings:
         tested = self.tested
         notes = [
             *([] if self.by_mean else [OTHERWISE]),
+            *self.at_the_ends,
             *(_on_report(self.reference, len(tested)) if tested else []),
             *(f"left out: {name}: {reason}" for name, reason in self.left_out.items()),
             *(
@@ -197,6 +218,13 @@ def _row(content: Mapping[str, Any]) -> Row:
     ahead = content["ahead"] and Paired(**content["ahead"])
     own = {"select": Score(**content["select"]), "ahead": ahead, "tested": tested, "cost": Cost(**content["cost"])}
     return Row(**{**content, **own})
+
+
+def _named(names: Sequence[str], reference: str) -> str:
+    """Return names as a subject: all of up to three, else how many, and whether task arithmetic is among them."""
+    if len(names) < 4:
+        return " and ".join(names)
+    return f"{len(names)} methods" + (f", {reference} among them," if reference in names else "")
 
 
 def _on_report(reference: str, tested: int) -> list[str]:

@@ -63,7 +63,8 @@ class Case:
         return "log_probability" if "log_probability" in self.fitness.metrics else self.fitness.metrics[-1]
 
     def merge(self, *weights: float) -> None:
-        self.problem.merger.apply(self.problem.space.constant(np.array(weights[: len(self.problem.space.rows)])))
+        space = self.problem.space
+        self.problem.merger.apply({"weight": np.tile(weights[: len(space.rows)], (len(space.groups), 1))})
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,21 @@ def test_verdicts_in_words(tmp_path: Path) -> None:
     assert "which is not the mean that is shown" in write(standings(worst), tmp_path)
 
 
+def test_weights_at_the_ends_of_what_was_offered_are_told(tmp_path: Path) -> None:
+    ends = {"few": 0.4, "many": 1.0, "single": 1.0}
+    rows = [row(name, 0.6, constant=constant) for name, constant in ends.items()]
+    found = standings(*rows[:2], replace(rows[2], values={"1": 0.6}, seen={"1": 60}))
+    assert found.at_the_ends == [
+        "few took the smallest weight that was offered (0.4): offer smaller ones in compare.constants.",
+        "many and linear took the largest weight that was offered (1): offer larger ones in compare.constants.",
+    ]
+    assert found.at_the_ends[0] in write(found, tmp_path)
+    (several,) = standings(*(row(name, 0.6) for name in "abc")).at_the_ends
+    assert several.startswith("4 methods, linear among them, took the largest")
+    inside = [replace(each, values={"0.2": 0.1, **each.values, "2": 0.2}) for each in found.rows]
+    assert not replace(found, rows=inside).at_the_ends
+
+
 def test_names_of_anybody_stay_text(tmp_path: Path) -> None:
     found = standings(row(NASTY, 0.6, BETTER), command=NASTY, warnings=[NASTY])
     assert NASTY in write(replace(found, left_out={NASTY: NASTY}), tmp_path)

@@ -252,7 +252,7 @@ def best(matrix: Tensor, rank: int) -> Factors:
 def test_core_space_after_another_transform_is_refused() -> None:
     vectors = three()
     trimmed = streamed(vectors, Stage(Step(TrimElect(0.5)), vectors))
-    with pytest.raises(ConfigError, match=r"e0, e1, e2 has none.*name core_space first"):
+    with pytest.raises(ConfigError, match=r"e0, e1, e2 have none.*name core_space first"):
         Stage(Step(CoreSpace()), trimmed)
 
 
