@@ -21,6 +21,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """Writes need not reach the disk: a process that is killed loses nothing of what the system has, and nobody cuts
+    the power in a test. Tests of what is synced put their own function there, and processes of their own sync as ever.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def pico_suite(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
     """The pico suite; under xdist one worker builds it (build_pico takes a lock) and the others open it."""

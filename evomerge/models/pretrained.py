@@ -85,7 +85,15 @@ def read_config(path: Path) -> Any:
 
 
 def empty_model(auto_class: str, config: Any, dtype: torch.dtype | None = None) -> Any:
-    """Make a model of a config without weights, on the meta device; in the config's dtype where none is given."""
+    """Make a model of a config without weights, on the meta device; in the config's dtype where none is given.
+
+    Raises:
+        ValueError: transformers has no such class for this config.
+    """
+    known = getattr(getattr(transformers, auto_class), "_model_mapping", None)
+    if known is not None and type(config) not in known and auto_class not in (getattr(config, "auto_map", None) or {}):
+        # transformers says it too, but loads several hundred configs for the names in its message: a second or two
+        raise ValueError(f"transformers has no {auto_class} for a config of type {config.model_type}.")
     with silence(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         return getattr(transformers, auto_class).from_config(
             config, trust_remote_code=False, **({"dtype": dtype} if dtype else {})
