@@ -148,7 +148,8 @@ def _check_near(ours: Path, theirs: Path, why: str, verdict: Verdict) -> None:
     """Hold two merges against each other whose last bits may differ, tensor by tensor."""
     from mergekit_parity.compare import NEAR
 
-    from evomerge.models.weights import read_tensors, weight_files
+    from evomerge.models.weight_files import weight_files
+    from evomerge.models.weights import read_tensors
 
     one, other = (read_tensors(weight_files(path)) for path in (ours, theirs))
     worst = max(float((one[key] - other[key]).abs().max() / other[key].abs().max()) for key in one)
@@ -207,7 +208,8 @@ def compared(
     from mergekit_parity.compare import Verdict, compare
     from mergekit_parity.peer import PeerError, run_mergekit, run_mergekit_pytorch
 
-    from evomerge.models.weights import read_tensors, weight_files
+    from evomerge.models.weight_files import weight_files
+    from evomerge.models.weights import read_tensors
 
     try:
         (run_mergekit_pytorch if raw else run_mergekit)(environment, config, theirs)

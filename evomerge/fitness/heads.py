@@ -24,7 +24,8 @@ from evomerge.common.names import listed
 from evomerge.models.live import load_skeleton
 from evomerge.models.pretrained import load_model, takes_images
 from evomerge.models.sentences import embedding_of
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 
 SCALE = 20.0  # of the cosines: logits of a head
 SENTENCE = "sentence"

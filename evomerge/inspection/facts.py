@@ -19,7 +19,8 @@ from evomerge.models.cards import read_licence
 from evomerge.models.pretrained import read_config
 from evomerge.models.processing import Processing
 from evomerge.models.vocabulary import read_vocabulary
-from evomerge.models.weights import ADAPTER, dtype_name, load_file, read_json, read_tensors, weight_files
+from evomerge.models.weight_files import ADAPTER, read_json, weight_files
+from evomerge.models.weights import dtype_name, load_file, read_tensors
 
 
 @dataclass(frozen=True)

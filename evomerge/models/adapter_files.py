@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.common.errors import CheckpointError
-from evomerge.models.weights import ADAPTER, WEIGHTS, check_readable, weight_files
+from evomerge.models.weight_files import ADAPTER, WEIGHTS, check_readable, weight_files
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """Where the weights of an adapter are, in the order in which PEFT prefers them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.common.errors import CheckpointError
-from evomerge.models.weights import ADAPTER, read_json
+from evomerge.models.weight_files import ADAPTER, read_json
 
 FOLD = (
     "Fold it into its base with PEFT, which knows it: PeftModel.from_pretrained(base, adapter).merge_and_unload()"

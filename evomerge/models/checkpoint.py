@@ -26,15 +26,8 @@ from evomerge.models.fitting import check_dtype, check_tensors, other_rows
 from evomerge.models.matching import Layout, match
 from evomerge.models.sentences import module_files, module_tensors
 from evomerge.models.vocabulary import REFUSE, Rows
-from evomerge.models.weights import (
-    check_readable,
-    content_hash,
-    file_stamps,
-    read_json,
-    read_weights,
-    remembered_hash,
-    weight_files,
-)
+from evomerge.models.weight_files import check_readable, read_json, weight_files
+from evomerge.models.weights import content_hash, file_stamps, read_weights, remembered_hash
 
 MEMORY = Path("memory")
 """What messages call a model that comes from no directory, where nobody has named it."""

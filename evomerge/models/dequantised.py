@@ -23,7 +23,7 @@ from evomerge.common.files import write_atomically
 from evomerge.models.files_beside import sort_directory
 from evomerge.models.pretrained import first_line, silence
 from evomerge.models.vocabulary import read_object
-from evomerge.models.weights import weight_files
+from evomerge.models.weight_files import weight_files
 
 FORMAT = 1
 KEY = "quantization_config"

@@ -47,7 +47,8 @@ from evomerge.models.pretrained import (
 )
 from evomerge.models.sentences import attach_modules
 from evomerge.models.union import Union, unite
-from evomerge.models.weights import check_readable, dtype_name
+from evomerge.models.weight_files import check_readable
+from evomerge.models.weights import dtype_name
 
 
 @dataclass

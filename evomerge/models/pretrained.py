@@ -25,7 +25,8 @@ from transformers.utils.import_utils import is_vision_available
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.models.adapter_files import is_adapter
 from evomerge.models.matching import Layout, match
-from evomerge.models.weights import check_readable, read_tensors, same, weight_files
+from evomerge.models.weight_files import check_readable, weight_files
+from evomerge.models.weights import read_tensors, same
 
 VOCABULARIES = {"tokenizer.json", "tokenizer.model", "tekken.json"}
 """Where any tokenizer may keep its vocabulary, beside the files that its class names."""

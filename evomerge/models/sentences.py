@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from evomerge.common.errors import CheckpointError
 from evomerge.models.files_beside import MODULES, module_folders
-from evomerge.models.weights import load_file, read_json
+from evomerge.models.weight_files import read_json
+from evomerge.models.weights import load_file
 
 BARE = ("Normalize", "Dropout")
 """Modules that need no settings, so that no folder need be there."""

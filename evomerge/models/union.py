@@ -27,7 +27,8 @@ from evomerge.models.adapters import open_adapter
 from evomerge.models.checkpoint import Checkpoint, from_tensors, open_checkpoint
 from evomerge.models.pretrained import load_tokenizer, read_config, silence
 from evomerge.models.vocabulary import UNION
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 
 if TYPE_CHECKING:
     from evomerge.models.live import LiveModel

@@ -27,7 +27,7 @@ from evomerge.models.adapters import FRONT
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.vocabulary import UNION
-from evomerge.models.weights import ADAPTER
+from evomerge.models.weight_files import ADAPTER
 from evomerge.recipes.combined import Combined, combined
 from evomerge.recipes.nearest import nearest
 from evomerge.recipes.origins import find_origins, open_origin

@@ -16,7 +16,7 @@ from evomerge.common.names import listed
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.files_beside import MODULES, WEIGHTS, Sorting, fits, module_folders, sort_directory
 from evomerge.models.processing import SETTINGS, VOCABULARIES
-from evomerge.models.weights import weight_files
+from evomerge.models.weight_files import weight_files
 
 BASE_CARD = "BASE_README.md"
 """Under which the base's own card is kept: licences are often stated in its text alone."""

@@ -20,7 +20,8 @@ from evomerge.fitness.base import heading
 from evomerge.models.adapter_files import is_adapter
 from evomerge.models.cards import read_card
 from evomerge.models.vocabulary import read_object
-from evomerge.models.weights import ADAPTER, listed
+from evomerge.models.weight_files import ADAPTER
+from evomerge.models.weights import listed
 from evomerge.recipes.catalog import find_method, find_transforms
 from evomerge.recipes.recipe import Recipe
 from evomerge.space.groups import Group, make_groups

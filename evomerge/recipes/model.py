@@ -28,7 +28,8 @@ from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.templates import write_template
 from evomerge.models.vocabulary import UNION
-from evomerge.models.weights import dtype_name, read_json, read_tensors, weight_files
+from evomerge.models.weight_files import read_json, weight_files
+from evomerge.models.weights import dtype_name, read_tensors
 from evomerge.recipes.beside import copy_file, look_beside, unmerged
 from evomerge.recipes.buffers import merged_buffers
 from evomerge.recipes.card import model_card

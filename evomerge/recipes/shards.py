@@ -25,7 +25,8 @@ from evomerge.common.files import write_atomically
 from evomerge.common.progress import Steps
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.conversions import Conversion
-from evomerge.models.weights import load_file, read_json, weight_files
+from evomerge.models.weight_files import read_json, weight_files
+from evomerge.models.weights import load_file
 
 SINGLE = "model.safetensors"
 INDEX = f"{SINGLE}.index.json"

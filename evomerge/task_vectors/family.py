@@ -27,7 +27,8 @@ from evomerge.models.configurations import Configuration, configuration_notes, d
 from evomerge.models.live import LiveModel
 from evomerge.models.parts import is_part
 from evomerge.models.processing import Processing, processing_notes
-from evomerge.models.weights import check_readable, dtype_name, first_dtype, loaded_dtype, weight_files
+from evomerge.models.weight_files import check_readable, weight_files
+from evomerge.models.weights import dtype_name, first_dtype, loaded_dtype
 from evomerge.task_vectors.store import check_family, rounding
 
 SAME = 0.98

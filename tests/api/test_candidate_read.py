@@ -11,7 +11,8 @@ import torch
 import evomerge as em
 from evomerge.cli.main import main
 from evomerge.inspection import candidate as module
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 
 YAML = """\
 merge_method: {method}

@@ -15,7 +15,8 @@ import yaml
 from evomerge.cli.export import main
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 from evomerge.problem import Problem
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.directory import open_run

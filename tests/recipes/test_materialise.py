@@ -15,7 +15,8 @@ from torch import Tensor
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.merging.methods import Ties
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.materialise import materialise

@@ -19,7 +19,8 @@ from evomerge.cli.main import main
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.models.live import load_skeleton
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 from evomerge.recipes.catalog import METHODS, TRANSFORMS
 from evomerge.recipes.mergekit.evaluate import evaluate, number
 from evomerge.recipes.mergekit.methods import PEERS, peer_named, peer_of

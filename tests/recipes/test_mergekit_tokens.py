@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from evomerge.cli.main import main
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 from evomerge.recipes.mergekit.read import Told, read_mergekit
 from tests.kit.language import CHAT, VOCABULARY, save_tokenizer
 from tests.kit.vocabularies import EMBEDDING, HEAD, llama

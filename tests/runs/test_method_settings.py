@@ -14,7 +14,8 @@ import evomerge as em
 from evomerge.cli import merge
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
-from evomerge.models.weights import read_tensors, weight_files
+from evomerge.models.weight_files import weight_files
+from evomerge.models.weights import read_tensors
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
 from evomerge.runs.run import run_search

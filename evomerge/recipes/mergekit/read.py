@@ -18,7 +18,8 @@ from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.hub import ModelPlace, find_directory, name_directories
 from evomerge.models.live import LiveModel, load_skeleton
 from evomerge.models.vocabulary import UNION
-from evomerge.models.weights import dtype_name, first_dtype, read_json
+from evomerge.models.weight_files import read_json
+from evomerge.models.weights import dtype_name, first_dtype
 from evomerge.recipes.mergekit.chat import choose_template
 from evomerge.recipes.mergekit.document import Document, Reference, read_document
 from evomerge.recipes.mergekit.methods import Peer, peer_named
