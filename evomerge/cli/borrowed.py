@@ -91,8 +91,9 @@ def _overlaid(run: dict[str, Any], composed: Mapping[str, Any], keys: Sequence[s
         else:  # ~setting takes one away
             place.pop(last, None)
     tasks = settings["fitness"].get("tasks")
-    for group, part in (("fitness", "held_out"), ("objective", "forget")):  # of tasks that are there no more
-        if isinstance(tasks, Mapping) and (names := settings[group].get(part)):
+    for group, part in (("fitness", "held_out"), ("objective", "forget")):  # the run's, of tasks that are there no more
+        given = (group == "objective" and group in keys) or f"{group}.{part}" in keys
+        if not given and isinstance(tasks, Mapping) and (names := settings[group].get(part)):
             settings[group] = {**settings[group], part: [name for name in names if name in tasks]}
     return settings
 

@@ -8,6 +8,7 @@ search does; nothing is scored.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,13 +194,20 @@ def _point(run: Run, trial: Trial) -> Point:
         "split": "the inputs of this step" if batch.gradient else "search",
         "items": trial.spent,
         "metric": metric,
-        "objective": "minus the loss" if batch.gradient else objective["aggregate"],
+        "objective": "minus the loss" if batch.gradient else _objective(objective),
         "value": trial.values[0] if trial.values else None,
         "tasks": {task: scores.get(metric) for task, scores in trial.scores.items()},
     }
     if trial.error:
         about["error"] = trial.error
     return Point(name, batch.points[trial.index], about["value"], about)
+
+
+def _objective(objective: Mapping[str, Any]) -> str:
+    """Return what makes a value of the scores of tasks, in words."""
+    if forget := objective.get("forget"):
+        return f"minus the mean of {', '.join(forget)}, keeping {objective['keep']:.4g} of the others"
+    return objective["aggregate"]
 
 
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:

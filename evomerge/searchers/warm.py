@@ -42,7 +42,8 @@ class WarmStart:
     def __init__(self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher], sign: int = 1) -> None:
         self._points = constants(space, sign)
         self._make = make
-        self._inner = make(space.start({}))  # takes over if all constants fail; what does not fit is refused now
+        # takes over if all constants fail; what does not fit is refused now
+        self._inner = make(space.start({}) if sign > 0 else self._points[-1])
         self.needs = self._inner.needs
         self._turns = Turns()
         self._elite = Elite(1)

@@ -29,11 +29,13 @@ class Point:
         factor: with which.
         score: what it is worth; without a number where it has no score.
         over: that minus the winner, paired.
+        lacks: whether it keeps too little of the base's score, where something was to be forgotten.
     """
 
     factor: float
     score: Score
     over: Paired
+    lacks: bool = False
 
     @property
     def errors(self) -> float | None:
@@ -47,8 +49,13 @@ class Point:
 
     @property
     def above(self) -> bool:
-        """Whether it is above the winner by more than two standard errors."""
-        return self.over.diff is not None and self.over.se is not None and self.over.diff > 2 * self.over.se
+        """Whether it is above the winner by more than two standard errors, and keeps enough."""
+        return (
+            not self.lacks
+            and self.over.diff is not None
+            and self.over.se is not None
+            and self.over.diff > 2 * self.over.se
+        )
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,19 @@ def around_of(result: Comparison, rows: Sequence[str] = ()) -> list[Around]:
     found = []
     for row in (ALL, *rows):
         names = {factor: name_of(row, factor) for factor in FACTORS}
-        points = [Point(factor, result.models[name], result.paired[name]) for factor, name in names.items()]
+        points = [
+            Point(factor, result.models[name], result.paired[name], _lacks(result, name))
+            for factor, name in names.items()
+        ]
         found.append(Around(row, sorted([*points, itself], key=lambda point: point.factor)))
     return found
+
+
+def _lacks(result: Comparison, name: str) -> bool:
+    """Return whether a model keeps too little of the base's score, where something was to be forgotten."""
+    found = result.forgetting
+    row = found.models.get(name) if found else None
+    return found is not None and row is not None and found.lacks(row.kept)
 
 
 def name_of(row: str, factor: float) -> str:

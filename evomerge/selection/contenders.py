@@ -123,7 +123,8 @@ def of_recipe(path: Path, problem: Problem, factor: float = 1.0, row: str | None
             f"{path} was made with model.buffers={kept}, and candidates here have model.buffers={problem.buffers}: "
             f"write model.buffers={kept}."
         )
-    statistics = statistics_of(recipe, path.parent) if "file" in recipe.buffers else None
+    itself = factor == 1  # statistics were taken of the winner; with other weights they are taken anew
+    statistics = statistics_of(recipe, path.parent) if itself and "file" in recipe.buffers else None
     live = dtype_name(problem.live.dtype)
     if recipe.dtype not in (None, live):
         raise ConfigError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.conditions import ROUNDING
 from evomerge.selection.statistics import Score, paired, score_of
 
 if TYPE_CHECKING:  # reports of finished runs load no torch
@@ -51,6 +52,10 @@ class Forgetting:
     share: float
     models: Mapping[str, Kept]
     select: float | None = None
+
+    def lacks(self, kept: float | None) -> bool:
+        """Return whether a share of the base's control score is less than was to be kept, by more than rounding."""
+        return kept is not None and round(kept - self.share, ROUNDING) < 0
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Forgetting:
@@ -105,12 +110,12 @@ def doubts_of(found: Forgetting | None) -> list[str]:
     if not found or not winner:
         return []
     lines = []
-    if found.select is not None and found.select < found.share:
+    if found.lacks(found.select):
         lines.append(
             f"No finalist keeps {found.share:.4g} of the base's control score on the select items: the winner, which "
             f"comes nearest, keeps {found.select:.4g}. Weights nearer to 0 keep more; bounds up to 0 have the base too."
         )
-    if winner.kept is not None and winner.kept < found.share:
+    if found.lacks(winner.kept):
         lines.append(
             f"On the report items the winner keeps {winner.kept:.4g} of the base's control score, and "
             f"{found.share:.4g} was asked for: raise objective.keep, or take more select items (fitness.select_items)."

@@ -24,6 +24,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem, recalibrate
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
+from evomerge.selection.contenders import of_recipe
 from evomerge.selection.evaluation import Model, evaluate
 from evomerge.space.named import array_coefficients
 from tests.kit.helpers import compose
@@ -217,6 +218,24 @@ def test_a_recipe_without_its_statistics_is_refused(family, tmp_path):
     (file / "statistics.safetensors").unlink()
     with pytest.raises(ConfigError, match="statistics that were taken anew for this recipe are not at"):
         write(recipe, tmp_path / "run", tmp_path / "merged")
+
+
+def test_a_recipe_with_scaled_weights_has_statistics_taken_anew(family, tmp_path):
+    given = settings(family, tmp_path, "model.buffers=recalibrate", "model.buffer_items=6")
+    run_search(given, tmp_path / "run", Reporter())
+    problem, seen = build_problem(plain(given), Reporter()), []
+    buffers = dict(problem.live.model.named_buffers())
+
+    def look(ids: Any) -> Any:
+        seen.append(statistics({name: buffer.clone() for name, buffer in buffers.items()}))
+
+    for factor in (1.0, 0.5):
+        of_recipe(tmp_path / "run" / "recipe.yaml", problem, factor).score(look, {})
+    recipe = Recipe.from_yaml((tmp_path / "run" / "recipe.yaml").read_text())
+    own = array_coefficients(recipe.coefficients, problem.space.groups, recipe.row_names)
+    problem.merger.apply({**own, "weight": 0.5 * own["weight"]})
+    assert all(torch.equal(buffers[name], tensor) for name, tensor in seen[1].items())
+    assert not all(torch.equal(seen[0][name], tensor) for name, tensor in seen[1].items())
 
 
 def test_a_recipe_is_scored_with_its_own_statistics(family, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from evomerge.cli.borrowed import _overlaid
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
@@ -21,10 +22,13 @@ from evomerge.runs.contestants import Compared
 from evomerge.runs.directory import open_run
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
+from evomerge.runs.points import find_trial
 from evomerge.runs.roles import check_names, role_notes, set_apart
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.runs.table import tables_of
+from evomerge.searchers.greedy import Greedy
+from evomerge.searchers.warm import WarmStart
 from evomerge.selection.forgetting import Forgetting, Kept, doubts_of
 from evomerge.selection.statistics import Score
 from evomerge.selection.summary import GAIN, OVER, Summary
@@ -189,6 +193,34 @@ def test_a_winner_that_keeps_too_little_is_told() -> None:
     assert "keeps 0.91" in on_select
     (on_report,) = doubts_of(Forgetting(["a"], 0.95, {"winner": poor}, 0.96))
     assert "On the report items the winner keeps 0.9 of the base's control score" in on_report
+
+
+def test_a_share_that_is_kept_to_the_last_bit_but_one_is_kept() -> None:
+    score = Score(0.5, 0.1)
+    kept = 1 + (12 / 20 - 15 / 20) / (15 / 20)  # 12 of 15 that the base has right
+    assert kept < 0.8
+    assert doubts_of(Forgetting(["a"], 0.8, {"winner": Kept(score, score, kept, 0.0)}, kept)) == []
+
+
+def test_greedy_selection_takes_experts_away(run: Path) -> None:
+    opened = open_run(run)
+    space = build_problem(opened.settings, Reporter()).space
+    seen: list[Any] = []
+    WarmStart(space, lambda start: Greedy(space, seen.append(start) or start, 1), -1)
+    assert (seen[0] < 0).all()
+
+
+def test_a_recipe_of_a_trial_says_what_its_value_is(run: Path) -> None:
+    opened = open_run(run)
+    said = find_trial(opened, "0.0").about["objective"]
+    assert said == "minus the mean of trees, keeping 0.8 of the others"
+
+
+def test_a_name_that_evaluate_is_given_is_not_passed_over() -> None:
+    own = {"fitness": {"tasks": {"a": "a.jsonl"}, "held_out": ["b"]}, "objective": {"forget": ["b"]}}
+    given = {"fitness": {"held_out": ["c"]}, "objective": {"forget": None}}
+    assert _overlaid(own, given, [])["fitness"]["held_out"] == []
+    assert _overlaid(own, given, ["fitness.held_out"])["fitness"]["held_out"] == ["c"]
 
 
 def test_a_finished_run_resumes_to_the_same_log(run: Path, sources: list[str]) -> None:

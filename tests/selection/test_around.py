@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from evomerge.cli.around import show_around
 from evomerge.cli.progress import Reporter
 from evomerge.selection.around import ALL, FACTORS, Around, around_of, neighbours
 from evomerge.selection.evaluation import Comparison
+from evomerge.selection.forgetting import Forgetting, Kept
 from evomerge.selection.named import Model
 from evomerge.selection.statistics import Paired, Score
 
@@ -47,6 +49,14 @@ def test_a_flat_top_a_sharp_peak_and_a_slope() -> None:
     assert (one.lower, one.sharp) == ([0.8, 0.9], False)
     assert around(f13=(0.03, 0.01))[0].higher == [1.3]
     assert around_of(compared(dict.fromkeys(FACTORS, (0.0, 0.0))), ["a"])[0].level
+
+
+def test_what_forgets_more_and_keeps_too_little_is_no_better() -> None:
+    result, score = compared(dict.fromkeys(FACTORS, (0.05, 0.01))), Score(0.5, 0.02)
+    kept = {name: 0.9 if name.endswith("1.5") else 0.96 for name in result.models}
+    models = {name: Kept(score, score, share, 0.01) for name, share in kept.items()}
+    whole, row = around_of(replace(result, forgetting=Forgetting(["t"], 0.95, models)), ["a"])
+    assert whole.higher == row.higher == [factor for factor in FACTORS if factor != 1.5]
 
 
 @pytest.mark.parametrize(
