@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError
 
@@ -160,19 +160,29 @@ def _places(given: Sequence[str]) -> dict[str, Path]:
 
 def _mean(given: argparse.Namespace, reporter: Reporter) -> Recipe:
     """Return the mean of checkpoints as a recipe."""
-    import yaml
-
     from evomerge.models.trajectory import find_checkpoints
     from evomerge.recipes.trajectory import mean_of, notes_of
     from evomerge.runs.closed_forms import schedule_of
 
-    schedule, text = schedule_of(yaml.safe_load(given.weights)), str(given.recipe)
-    found = find_checkpoints(yaml.safe_load(text) if text.startswith("[") else text)
+    schedule, text = schedule_of(_understood(given.weights)), str(given.recipe)
+    found = find_checkpoints([str(one) for one in _understood(text)] if text.startswith("[") else text)
     base = str(given.base) if given.base else None
     recipe = mean_of(found, schedule.weights(len(found)).tolist(), base, reporter)
     for note in notes_of(recipe, len(found)):
         reporter.say(f"note: {note}")
     return recipe
+
+
+def _understood(text: str) -> Any:
+    """Return what a text says as YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{text} cannot be read: write brackets and braces in pairs, {{ema: {{decay: 0.9}}}}."
+        ) from error
 
 
 def _read(path: Path, reporter: Reporter) -> Recipe:

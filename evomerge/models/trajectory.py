@@ -54,6 +54,8 @@ def base_of(checkpoints: Sequence[str], base: str | None) -> str:
 def _in_order(pattern: str) -> list[str]:
     """Return the directories of a pattern by their steps."""
     path = Path(pattern).expanduser()
+    if not path.name:
+        raise ConfigError(f"{pattern}: there is no name in it. Write a pattern, such as run/checkpoint-*.")
     steps: dict[int, Path] = {}
     for place in sorted(each for each in path.parent.glob(path.name) if each.is_dir()):
         if not (numbers := NUMBER.findall(place.name)):

@@ -178,6 +178,14 @@ def test_patterns_that_are_refused(names, message, tmp_path):
         find_checkpoints(places(tmp_path, *names))
 
 
+def test_what_is_no_pattern_and_what_cannot_be_read(trained, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="there is no name in it"):
+        find_checkpoints(".")
+    with pytest.raises(SystemExit):
+        main(["merge", f"{trained}/run/checkpoint-*", str(tmp_path / "out"), "--weights", "{ema: "])
+    assert "{ema:  cannot be read: write brackets" in capsys.readouterr().err
+
+
 def test_a_last_checkpoint_may_come_early(tmp_path):
     pattern = places(tmp_path, *(f"checkpoint-{n}" for n in (1000, 500, 1234)))
     assert [Path(one).name for one in find_checkpoints(pattern)] == [
