@@ -150,8 +150,8 @@ class Plane(_Summed):
         return np.where(moved, nearest + np.where(np.isfinite(shift), shift, 0), 0.0)
 
     def largest(self, weight: Variable, rows: int) -> float:
-        """Return what one at the upper bound gets where all others are at the lower."""
-        return (weight.high - weight.low) * (rows - 1) / rows + self.total / rows
+        """Return what one at the upper bound gets where all others are at the lower, or one that is alone."""
+        return max((weight.high - weight.low) * (rows - 1) / rows + self.total / rows, self.total)
 
 
 @dataclass(frozen=True)

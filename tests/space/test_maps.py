@@ -112,6 +112,8 @@ def test_weights_of_both_signs_are_the_nearest_with_their_sum() -> None:
     whole = space_of("model", bounds={"weight": (-0.5, 1.5)})
     corner = whole.decode(np.concatenate([[1.5, -0.5, -0.5], np.full(3, 0.5)]))["weight"]
     assert corner.max() == pytest.approx(space.onto.largest(whole.weight, 3)) == 1 / 3 + 2 * 2 / 3
+    near = Variable("weight", -0.1, 0.1, 0.0)
+    assert space.onto.largest(near, 3) == 1  # where all others have no task vector, one alone has the whole sum
     with pytest.raises(SpaceError, match=r"which is outside of the bounds of weight, \[-0\.5, 1\.5\]"):
         whole.start({"weight": np.array([[2.0, -1.0, 0.0]])})
 
