@@ -34,7 +34,7 @@ from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.runs.starts import Arrays, read_start
+from evomerge.runs.starts import NEAR, Arrays, read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.search.evaluators.serial import prepare
@@ -242,8 +242,19 @@ def find_baselines(settings: Mapping[str, Any], problem: Problem, reporter: Prog
                 f"{', '.join(CLOSED)}, such as 'baselines=[1/K,metagpt]'."
             )
         found = find_start({**settings, "start": start}, problem, reporter)
-        points[f"{START}{said(start)}"] = problem.space.start(found or {})
+        name, point = f"{START}{said(start)}", problem.space.start(found or {})
+        if _otherwise(found or {}, point, problem.space):
+            reporter.say(f"note: the space cannot express {name}: the nearest that it has is judged under that name")
+        points[name] = point
     return points
+
+
+def _otherwise(wanted: Arrays, point: np.ndarray, space: CoefficientSpace) -> bool:
+    """Return whether the weights of a point are others than those of a start, where the search can move them."""
+    if np.ndim(weights := wanted.get("weight", 0.0)) == 0:
+        return False  # a constant is of coordinates, whatever the space makes of them
+    apart = np.abs(space.decode(point)["weight"] - weights)
+    return bool((apart[space.moves("weight")] > NEAR).any())
 
 
 def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None) -> Searcher:

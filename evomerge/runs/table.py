@@ -124,20 +124,24 @@ def gain_of(summary: Summary) -> str:
 
 
 def starts_of(summary: Summary) -> list[str]:
-    """Return what starts reached that were judged beside what was found, as a line; nothing where there are none."""
-    chosen = summary.select
+    """Return what starts reached that were judged beside what was found, as a line; nothing where there are none. One
+    that was dropped early has a value on fewer items, which is said.
+    """
+    chosen, whole = summary.select, summary.items["select"]
+
+    def shown(value: float | None, seen: int) -> str:
+        early = f" (dropped after {seen} of {whole} items)" if seen < whole else ""
+        return "no score" if value is None else f"{value:.4f}{early}"
+
     said = {
-        name: "no score" if value is None else f"{value:.4f}"
+        name: shown(value, chosen.seen.get(name, whole))
         for name, value in chosen.finalists.items()
         if name.startswith(START)
     }
     if not said:
         return []
-    known = {
-        f"winner ({chosen.winner})": chosen.value,
-        f"constant {chosen.constant}": chosen.constants[chosen.constant],
-    }
-    said |= {name: "no score" if value is None else f"{value:.4f}" for name, value in known.items()}
+    said[f"winner ({chosen.winner})"] = shown(chosen.value, whole)
+    said[f"constant {chosen.constant}"] = shown(chosen.constants[chosen.constant], whole)
     return [f"on the select items: {', '.join(f'{name} {value}' for name, value in said.items())}"]
 
 

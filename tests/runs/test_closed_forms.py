@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from evomerge.runs.outputs import show
 from evomerge.runs.points import find_finalist
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.runs.table import starts_of
 from evomerge.selection.evaluation import Model, evaluate
+from evomerge.space.coefficients import make_space
 from tests.kit.evaluations import is_base, settings_of, sources_of, under
 from tests.kit.helpers import compose
 
@@ -60,6 +63,33 @@ def test_starts_are_judged_beside_what_is_found(
     settings = settings_of(*sources, "baselines=[metagpt]")
     (point,) = find_baselines(settings, problem, Reporter()).values()
     assert find_finalist(open_run(tmp_path), problem, "start metagpt").x == pytest.approx(point)
+
+
+def test_a_start_that_was_dropped_early_is_said_to_be(
+    sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its value is of fewer items than that of the winner, beside which it stands."""
+    given = compose(*sources, "searcher=random", "budget=1", "start=0.1", "baselines=[metagpt]")
+    summary = run_search(given, tmp_path, Reporter())
+    assert summary is not None
+    seen = {**summary.select.seen, "start metagpt": 5}
+    (line,) = starts_of(replace(summary, select=replace(summary.select, seen=seen)))
+    assert f" (dropped after 5 of {summary.items['select']} items), winner (" in line
+    assert line.count("dropped") == 1
+
+
+def test_a_baseline_that_the_space_cannot_express_is_said_to_be_another(
+    sources: list[str], problem: Problem, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(*sources, "baselines=[metagpt,0.3]")
+    find_baselines(settings, problem, Reporter())
+    assert "cannot express" not in capsys.readouterr().err
+    vectors, names = problem.vectors, list(problem.space.rows)
+    space = make_space(
+        "model", vectors.parameters, names, problem.method.variables, zero=vectors.zero, sharing="shared"
+    )
+    find_baselines(settings, replace(problem, space=space), Reporter())
+    assert "note: the space cannot express start metagpt: the nearest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["baselines=metagpt", "baselines=[constants]", "baselines=[recipe.yaml]"])
