@@ -51,6 +51,8 @@ def _lines(found: Around) -> list[str]:
     if found.lower:
         what = "a sharp peak" if found.sharp else "it falls off on one side"
         lines.append(f"{what}: {_times(found.lower)}, it is below the winner by more than two standard errors")
+    elif found.unknown:
+        lines.append(f"whether it is a sharp peak is not known: {_times(found.unknown)}, it has no score")
     else:
         low, high = NEAR
         lines.append(

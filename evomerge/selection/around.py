@@ -76,6 +76,11 @@ class Around:
         return [each.factor for each in self.points if NEAR[0] <= each.factor <= NEAR[1] and each.below]
 
     @property
+    def unknown(self) -> list[float]:
+        """The factors near 1 at which it has no score."""
+        return [each.factor for each in self.points if NEAR[0] <= each.factor <= NEAR[1] and each.over.diff is None]
+
+    @property
     def sharp(self) -> bool:
         """Whether it is worse on both sides."""
         return bool(self.lower) and min(self.lower) < 1 < max(self.lower)

@@ -112,12 +112,6 @@ def evaluate(
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = outcome_of(contender, problem, score, ids, metric, timed)
-    forgetting = None
-    if goal.forget and split != HELD_OUT:
-        with reporter.working("scoring the base"):  # most often it is remembered
-            base = outcome_of(_contender(Model("base"), problem, reporter), problem, score, ids, metric, timed)
-        whole = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
-        forgetting = forgetting_of(whole, base, metric, goal) if isinstance(base, Outcome) else None
     known = marks_of(problem)
     marks = {name: [*_marks(model, known), *contenders[name].marks] for name, model in models.items()}
     if problem.live.compute:
@@ -126,6 +120,12 @@ def evaluate(
         with reporter.working(f"scoring {first} once more, in {own}, the dtype of the checkpoint"):
             written = in_checkpoints_dtype(problem.live, score)
             outcomes[name], marks[name] = outcome_of(again, problem, written, ids, metric, timed), marks[first]
+    forgetting = None
+    if goal.forget and split != HELD_OUT:
+        with reporter.working("scoring the base"):  # most often it is remembered
+            base = outcome_of(_contender(Model("base"), problem, reporter), problem, score, ids, metric, timed)
+        whole = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
+        forgetting = forgetting_of(whole, base, metric, goal) if isinstance(base, Outcome) else None
     return Comparison(
         split,
         metric,

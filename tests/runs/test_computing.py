@@ -32,6 +32,7 @@ from evomerge.runs.table import rescored_of
 from evomerge.search.evaluators.serial import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
+from evomerge.selection.evaluation import Model, evaluate
 from evomerge.selection.summary import Summary
 from tests.kit.helpers import compose
 from tests.kit.models import LLAMA, pico
@@ -215,6 +216,13 @@ def test_what_is_remembered_is_that_of_a_search_in_bfloat16(slow_run, settings) 
     assert list(found.models) == ["winner", "base", name]
     assert found.models[name] == again.score
     assert found.paired[name] == again.paired
+
+
+def test_what_is_kept_is_said_in_the_checkpoints_dtype_as_well(built) -> None:
+    problem = built("model.compute=float32", "objective.forget=[trees]", "space.bounds={weight: [-1, 0]}")
+    found = evaluate(problem, {"base": Model("base")}, "select", Silent())
+    assert found.forgetting is not None
+    assert set(found.forgetting.models) == set(found.models) == {"base", "base in bfloat16"}
 
 
 def test_the_gradient_is_that_of_the_same_weights(built) -> None:
