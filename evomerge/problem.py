@@ -181,6 +181,7 @@ class Problem:
         sampling: how many items are scored.
         written: its parts as plain data.
         transforms: what is done to the task vectors before the search.
+        scored_under: the circumstances of the workers that score; None where this process does.
     """
 
     sources: Sources
@@ -198,6 +199,7 @@ class Problem:
     sampling: Sampling
     written: Written
     transforms: Chain = ()
+    scored_under: Mapping[str, Any] | None = None
 
     @cached_property
     def contents(self) -> dict[str, Any]:
@@ -235,6 +237,8 @@ class Problem:
     @cached_property
     def circumstances(self) -> dict[str, Any]:
         """What an outcome depends on beside contents: this version, the kind of machine, and the device."""
+        if self.scored_under is not None:
+            return dict(self.scored_under)
         device = next(self.live.model.parameters()).device
         return {"evomerge": __version__, "fingerprint": {**fingerprint(), "device": str(device)}}
 

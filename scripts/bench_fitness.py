@@ -36,7 +36,8 @@ from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.identity import search_identity
-from evomerge.search.evaluators.serial import LiveFitness, SerialScorer
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
@@ -129,7 +130,7 @@ def _interleave(
     after: Callable[[int], None] = lambda number: None,
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of candidates, and of the plain forward passes that follow each of them."""
-    evaluate = ValueEvaluator(SerialScorer(problem.space, problem.merger, score), subset, Objective("log_probability"))
+    evaluate = ValueEvaluator(SerialScorer(problem, {"search": score}), subset, Objective("log_probability"))
     bare: list[float] = []
     candidates: list[float] = []
 

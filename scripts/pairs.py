@@ -27,6 +27,7 @@ from evomerge.inspection.geometry import measure
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.curves import curves
@@ -88,7 +89,7 @@ def costs(problem: Problem) -> dict[str, Any]:
     the metric of reports `cost`.
     """
     goal, fitnesses = problem.goal, {"select": live_fitness(problem, problem.items["select"])}
-    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
+    judge = Judge(problem, SerialScorer(problem, fitnesses), make_subsets(problem), Interrupt())
     constants = {f"{constant:g}": judge.constant(constant) for constant in CONSTANTS}
 
     def score(name: str, part: Any) -> Any:

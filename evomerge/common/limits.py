@@ -71,39 +71,51 @@ class TimeLimit:
         if self._automatic:
             self.seconds = max(LEAST, TIMES * seconds)
 
+    def allowed(self, share: float = 1.0, first: bool = False) -> tuple[float | None, str]:
+        """Return the seconds that a candidate may take, None for as many as it likes, and what one did that took more.
+
+        Args:
+            share: how many times the items of a candidate it scores; below 1 counts as 1.
+            first: whether nothing was scored before, so that it also pays for what is set up lazily: it may take as
+                long as a candidate, but never less than `LEAST`; under an automatic limit `FIRST`.
+        """
+        share = max(share, 1.0)
+        if not first:
+            return (None, "") if self.seconds is None else (self.seconds * share, self._text(share))
+        seconds = FIRST if self._automatic else self.seconds and max(self.seconds * share, LEAST)
+        if not seconds:
+            return None, ""
+        return seconds, (
+            f"took longer than the {seconds:g} s that time_limit={self._setting} leaves to it: write more, such as "
+            f"time_limit={2 * seconds:.0f}, or time_limit=null for no limit"
+        )
+
     def __call__(self, compute: Callable[[], T], share: float = 1.0) -> T:
         """Return what `compute` returns.
 
         Args:
             compute: what may take so long.
-            share: how many times the items of a candidate it scores; below 1 counts as 1.
+            share: as in `allowed`.
 
         Raises:
             TimeoutError: it took longer.
         """
-        share = max(share, 1.0)
-        return compute() if self.seconds is None else self._within(self.seconds * share, compute, self._text(share))
+        return self._limited(compute, *self.allowed(share))
 
     def first(self, compute: Callable[[], T], share: float = 1.0) -> T:
-        """Return what `compute` returns, where nothing was scored before: it also pays for what is set up lazily.
-
-        It may take as long as a candidate, but never less than `LEAST`; under an automatic limit `FIRST`.
+        """Return what `compute` returns, where nothing was scored before; see `allowed`.
 
         Args:
             compute: what may take so long.
-            share: as in a call.
+            share: as in `allowed`.
 
         Raises:
             TimeoutError: it took longer.
         """
-        seconds = FIRST if self._automatic else self.seconds and max(self.seconds * max(share, 1.0), LEAST)
-        if not seconds:
-            return compute()
-        text = (
-            f"took longer than the {seconds:g} s that time_limit={self._setting} leaves to it: write more, such as "
-            f"time_limit={2 * seconds:.0f}, or time_limit=null for no limit"
-        )
-        return self._within(seconds, compute, text)
+        return self._limited(compute, *self.allowed(share, first=True))
+
+    def _limited(self, compute: Callable[[], T], seconds: float | None, late: str) -> T:
+        return compute() if seconds is None else self._within(seconds, compute, late)
 
     def _within(self, seconds: float, compute: Callable[[], T], late: str) -> T:
         if not _possible():  # made in the main thread, used in another one

@@ -35,7 +35,7 @@ from evomerge.runs.leakage import leakage_notes
 from evomerge.runs.preflight import failing_on_base
 from evomerge.runs.roles import set_apart
 from evomerge.runs.sources import make_heads
-from evomerge.search.evaluators.serial import LiveFitness, check_finite, prepare
+from evomerge.search.evaluators.scoring import LiveFitness, check_finite, prepare
 from evomerge.search.evaluators.splits import subsets_of
 from evomerge.searchers.base import USUAL
 from evomerge.selection.choosing import work

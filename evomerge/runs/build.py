@@ -37,7 +37,7 @@ from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import NEAR, Arrays, read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
-from evomerge.search.evaluators.serial import prepare
+from evomerge.search.evaluators.scoring import prepare
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.marks import task_notes

@@ -26,17 +26,24 @@ class Begun:
     Attributes:
         path: its directory.
         compute: the name of the dtype that it computes in; None for that of the checkpoint.
+        blocks: into how many the items of a candidate are cut.
+        threads: that torch had.
     """
 
     path: Path
     compute: str | None
+    blocks: int = 1
+    threads: int | None = None
 
 
 def begun(directory: Path) -> Begun | None:
     """Return how the run of a directory began; None if it has not."""
     log = directory / "trials.jsonl"
-    identity = next(read_log(log), {}).get("identity") if log.exists() else None
-    return None if identity is None else Begun(directory, identity.get("compute"))
+    header = next(read_log(log), {}) if log.exists() else {}
+    if "identity" not in header:
+        return None
+    identity, threads = header["identity"], header.get("fingerprint", {}).get("threads")
+    return Begun(directory, identity.get("compute"), identity.get("blocks", 1), threads)
 
 
 def kept(settings: Mapping[str, Any], before: Begun | None) -> dict[str, Any]:

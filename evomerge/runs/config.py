@@ -30,6 +30,7 @@ from evomerge.common.protocols import lacking
 from evomerge.models.buffers import BASE
 from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
+from evomerge.runs.evaluator import check_evaluator
 from evomerge.runs.paths import with_paths
 from evomerge.runs.roles import check_roles
 from evomerge.runs.targets import CONF as CONF
@@ -57,6 +58,7 @@ OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": 
 UNNAMED = (
     *("budget", "budget_items", "budget_hours", "time_limit"),
     *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
+    *("evaluator.kind", "evaluator.workers", "evaluator.gpus"),
     *("baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items", "fitness.directory"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
@@ -116,6 +118,17 @@ class ObjectiveConfig:
 
 
 @dataclass
+class EvaluatorConfig:
+    """What scores candidates."""
+
+    kind: str = "serial"  # or processes
+    workers: Any = AUTO  # how many
+    gpus: Any = AUTO  # of each worker
+    threads: Any = AUTO  # of each worker; of this process where it scores by itself
+    blocks: Any = AUTO  # into which the items of a candidate are cut
+
+
+@dataclass
 class SearchConfig:
     """One search."""
 
@@ -134,6 +147,7 @@ class SearchConfig:
     fitness: Any = None
     loss: Any = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
 
 
 def register() -> None:
@@ -200,6 +214,7 @@ def check(settings: Mapping[str, Any]) -> None:
             f"time_limit={limit} is no time: write the seconds that a candidate may take, such as time_limit=900, null "
             f"for no limit, or auto."
         )
+    check_evaluator(settings.get("evaluator") or {})
     space, objective = settings["space"], settings["objective"]
     _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
     _check_numbers("objective.weights", objective["weights"], "{task: 2}")
@@ -291,6 +306,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
         name: given.pop(name, choices.get(name))
         for name in ("experiment", "model", "method", "transform", "space", "searcher", "fitness", "loss")
     }
+    given.pop("evaluator", None)  # who scores, not what
     usual = {("fitness", "classification"), ("loss", "cross_entropy")}
     groups["transform"], written = _transform_name(groups["transform"])
     parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]

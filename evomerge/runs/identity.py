@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.common.code import code_of
 from evomerge.common.digests import digest
+from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
@@ -24,17 +25,20 @@ FORGETTING = ("forget", "keep")
 
 
 def search_identity(
-    problem: Problem, settings: Mapping[str, Any], learned: Mapping[str, Sequence[Item]] | None = None
+    problem: Problem,
+    settings: Mapping[str, Any],
+    learned: Mapping[str, Sequence[Item]] | None = None,
 ) -> dict[str, Any]:
     """Return what makes this search this search.
 
     Args:
         problem: what is searched.
-        settings: its settings.
+        settings: its settings; `auto` blocks are one.
         learned: the inputs that a gradient learns from, by task; None where none does.
     """
     space, start = problem.space, settings["start"]
     inputs = {task: digest_items(items) for task, items in (learned or {}).items()}
+    blocks = (settings.get("evaluator") or {}).get("blocks")
     recipe = Path(start) if isinstance(start, str) and start not in CLOSED else None
     return {
         **problem.contents,
@@ -47,6 +51,7 @@ def search_identity(
         "searcher": _with_code(settings["searcher"], "searcher"),
         "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
+        **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
         **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),
         "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"
         if recipe is not None and recipe.is_file()

@@ -20,7 +20,7 @@ from evomerge.fitness.losses import Loss
 from evomerge.merging.gradient import check_gradient
 from evomerge.problem import Problem
 from evomerge.runs.config import LEARNING, build, classes
-from evomerge.search.evaluators.serial import prepare
+from evomerge.search.evaluators.scoring import prepare
 from evomerge.search.learning import Learning, ask_experts
 from evomerge.searchers.base import Needs
 

@@ -24,10 +24,11 @@ from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Problem
 from evomerge.runs.config import classes
+from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained
+from evomerge.search.evaluators.scoring import check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import merges, work
 from evomerge.transforms.chain import said
@@ -42,7 +43,7 @@ def preflight(
     searcher: Searcher,
     settings: Mapping[str, Any],
     subsets: Mapping[str, Subset],
-    score: LiveFitness,
+    engine: Engine,
     objective: Objective,
     gradients: GradientEvaluator | None,
     limit: TimeLimit,
@@ -57,7 +58,7 @@ def preflight(
         searcher: says what it will ask for.
         settings: its settings.
         subsets: choose the items of each split.
-        score: scores the live model on search items.
+        engine: scores the base, and candidates.
         objective: makes a value of an outcome.
         gradients: takes the steps of a gradient, if the searcher asks for any.
         limit: of the time of a candidate; it is told what the base takes.
@@ -70,23 +71,22 @@ def preflight(
     """
     ids = subsets["search"](0)
     with failing_on_base("fitness", problem.live):
-        limit.first(lambda: score(ids))  # pays for what is set up lazily
-        started = time.perf_counter()
-        outcome = limit(lambda: score(ids))
+        engine.score("base", ids, first=True)  # pays for what is set up lazily
+        outcome, scored = engine.timed("base", ids)
         check_finite(outcome)
         (value,), _ = objective(outcome)
-        seconds = time.perf_counter() - started
+        seconds = scored.total - scored.merge
     with failing_on_base("loss", problem.live):
         step = limit.first(gradients.measure) if gradients else None
     limit.measured(max(seconds, step or 0.0))
-    merge = _merge_seconds(problem)
+    merge = _merge_seconds(problem, engine, ids)
     rows = _facts(problem, settings, ids)
     rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
     racing = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
-    times = _times(problem, searcher, settings, subsets, each, merge, racing, inputs, deadline)
+    times = _times(problem, searcher, settings, subsets, each, merge, racing, inputs, deadline, engine.workers)
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     goal = problem.goal
@@ -170,6 +170,7 @@ def _times(
     racing: Sequence[int],
     inputs: int,
     deadline: Deadline,
+    workers: int,
 ) -> str:
     """Return how long search and selection will take, as a sentence.
 
@@ -183,6 +184,7 @@ def _times(
         racing: the number of select items of each task; none where no model is dropped.
         inputs: of a step.
         deadline: the end of the search's hours; it is told.
+        workers: how many score side by side; 0 for this process alone.
 
     Raises:
         ConfigError: the hours are too few.
@@ -199,6 +201,8 @@ def _times(
     choosing = (
         judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, racing, problem.goal) * merge
     )
+    if workers:
+        each, choosing = {kind: seconds / workers for kind, seconds in each.items()}, choosing / workers
     deadline.measured(each, [part.gradient for part in parts], choosing / each[False])
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):
@@ -218,10 +222,15 @@ def _times(
     )
 
 
-def _merge_seconds(problem: Problem) -> float:
+def _merge_seconds(problem: Problem, engine: Engine, ids: Mapping[str, Sequence[str]]) -> float:
     """Return how long a merge takes; 0 where there is none: each candidate then fails, and says why."""
     coefficients = problem.space.constant(0.4)
     try:
+        if engine.workers:
+            task, items = next(iter(ids.items()))
+            one = {task: list(items[:1])}
+            engine.score(coefficients, one)  # each worker pays by itself for what is set up lazily
+            return engine.timed(dict(coefficients), one)[1].merge
         problem.merger.apply(coefficients)  # reads task vectors from the disk, which later merges need not
         started = time.perf_counter()
         problem.merger.apply(coefficients)

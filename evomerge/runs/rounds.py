@@ -32,7 +32,8 @@ from evomerge.runs.contestants import Contestant
 from evomerge.runs.families import Opened
 from evomerge.runs.given import make_merge
 from evomerge.runs.theirs import on_groups
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.choosing import objective_of
 from evomerge.selection.judge import Judge
@@ -115,7 +116,8 @@ class Rounds:
         return self._scored(BASE, split, self._judge(self.problem), None)
 
     def _judge(self, problem: Problem) -> Judge:
-        return Judge(problem, self.fitnesses, self.subsets, self.interrupt, self.limit)
+        scorer = SerialScorer(problem, self.fitnesses, self.limit, self.subsets["search"].size)
+        return Judge(problem, scorer, self.subsets, self.interrupt)
 
     def _scored(
         self, name: str, split: str, judge: Judge, coefficients: Mapping[str, np.ndarray] | None

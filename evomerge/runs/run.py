@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from evomerge.common.digests import digest
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.common.limits import TimeLimit
-from evomerge.common.machine import fingerprint
 from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
@@ -30,10 +30,12 @@ from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
-from evomerge.runs.computing import begun, check_kept, kept, said
+from evomerge.runs.computing import Begun, begun, check_kept, kept, said
 from evomerge.runs.config import SearchConfig, check, plain
 from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import check_begun, in_todays_words
+from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
+from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
@@ -42,8 +44,9 @@ from evomerge.runs.preflight import preflight
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
 from evomerge.search.deadline import Deadline
+from evomerge.search.evaluators.kept import Kept
 from evomerge.search.evaluators.mixed import make_evaluators
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
@@ -86,14 +89,34 @@ def run_search(
     settings = plain(config)
     check(settings)
     check_begun(directory)
-    before, asked = begun(directory), settings["model"].get("compute")
+    before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
+    plan = planned(settings, before)
+    check_rebuildable(plan, given is not None)
+    with plan.threaded():
+        return _run(config, settings, plan, before, directory, reporter, interrupt, given, command, deadline)
+
+
+def _run(
+    config: SearchConfig,
+    settings: dict[str, Any],
+    plan: Plan,
+    before: Begun | None,
+    directory: Path,
+    reporter: Progress,
+    interrupt: Interrupt | None,
+    given: Given | None,
+    command: str | None,
+    deadline: Deadline,
+) -> Summary | None:
+    """Do what `run_search` says, with the settings as plain containers, and who scores."""
+    asked = settings["model"].get("compute")
     settings = kept(settings, before)
-    deadline = Deadline(settings["budget_hours"], clock)
+    settings["evaluator"] = {**settings["evaluator"], "blocks": plan.blocks}
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
     with reporter.bars():
-        problem = build_problem(settings, reporter, fitness, given)
+        problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     check_kept(problem.live, before)
     searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
@@ -108,15 +131,25 @@ def run_search(
     check_splits(problem, fitnesses, subsets, learning, reporter)
     baselines = find_baselines(settings, problem, reporter)
     record = recorder(directory / "timings.jsonl")
-    with warned() as logged, interrupt or Interrupt() as interrupt:
-        objective, gradients, evaluate = make_evaluators(problem, fitnesses, subsets, learning, record, limit)
-        parts = parts_of(searcher, settings["budget"])
-        budget = make_budget(settings, parts, subsets["search"].size, gradients and gradients.size, interrupt, deadline)
-        computing, score = said(problem.live, asked, before), fitnesses["search"]
-        preflight(
-            problem, searcher, settings, subsets, score, objective, gradients, limit, deadline, computing, reporter
+    size = subsets["search"].size
+    with (
+        warned() as logged,
+        interrupt or Interrupt() as interrupt,
+        engine_of(plan, problem, settings, fitnesses, limit, size, directory, reporter) as engine,
+    ):
+        problem, scorer = engine.problem, engine.scorer
+        if plan.workers:
+            scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
+        objective, gradients, evaluate = make_evaluators(
+            problem, scorer, subsets["search"], learning, record, limit, plan.blocks
         )
-        with TrialLog(directory / "trials.jsonl", identity, fingerprint(), in_todays_words) as log:
+        parts = parts_of(searcher, settings["budget"])
+        budget = make_budget(settings, parts, size, gradients and gradients.size, interrupt, deadline)
+        computing = said(problem.live, asked, before)
+        preflight(
+            problem, searcher, settings, subsets, engine, objective, gradients, limit, deadline, computing, reporter
+        )
+        with TrialLog(directory / "trials.jsonl", identity, engine.fingerprint, in_todays_words) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config, problem.live))
             record_start(directory)
             record_command(directory, command)
@@ -127,12 +160,12 @@ def run_search(
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(problem, fitnesses, subsets, interrupt, limit)
+            judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks)
             if (found := _choose(judge, problem.goal, searcher, log, baselines, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
-            digest = run_digest(directory, identity, settings, judged)
-            summary = summarise(directory, problem, found, log, reason, sizes, digest, logged.texts())
+            made_of = run_digest(directory, identity, settings, judged)
+            summary = summarise(directory, problem, found, log, reason, sizes, made_of, logged.texts())
             write_outputs(directory, problem, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary

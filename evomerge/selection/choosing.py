@@ -12,7 +12,7 @@ same on per-item differences.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,12 +24,12 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.problem import Goal
-from evomerge.search.evaluators.serial import check_finite
+from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
-from evomerge.selection.dropping import blocks
+from evomerge.selection.dropping import Items, blocks
 from evomerge.selection.forgetting import Forgetting, forgetting_of
-from evomerge.selection.judge import Judge
+from evomerge.selection.judge import Asked, Judge
 from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.selection.summary import GAIN, OVER, HeldOut, Rescored, Selected
@@ -81,11 +81,11 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     tried = constants_within(*judge.bounds, bool(goal.forget))
     constants = {str(constant): judge.constant(constant) for constant in tried}
-    flat = choose(constants, lambda name, part: judge.merged(constants[name], "select", part), objective, judged)
+    flat = _best(judge, constants, objective)
     remember_whole(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
-    best = choose(finalists, lambda name, part: judge.merged(finalists[name], "select", part), objective, judged)
+    best = _best(judge, finalists, objective)
     remember_whole(judge, finalists, best)
     winner = best.name
     trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
@@ -110,6 +110,18 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     )
 
 
+def _best(judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objective: Objective) -> Chosen:
+    """Choose the best of some merges on the select split."""
+
+    def score(name: str, part: Items) -> Outcome:
+        return judge.merged(merges[name], "select", part)
+
+    def begin(asked: Iterable[tuple[str, Items]]) -> None:
+        judge.begin((merges[name], "select", part) for name, part in asked)
+
+    return choose(merges, score, objective, judge.ids["select"], begin)
+
+
 def _reported(
     judge: Judge, merges: Mapping[str, tuple[str, Mapping[str, np.ndarray]]], split: str, metric: str
 ) -> dict[str, Outcome]:
@@ -126,6 +138,8 @@ def _reported(
         "experts": ("the experts", lambda: judge.experts(split)),
         **{name: (what, partial(judge.merged, merge, split)) for name, (what, merge) in merges.items()},
     }
+    ends: list[Asked] = [("base", split, None), ("experts", split, None)]
+    judge.begin([*ends, *((merge, split, None) for _, merge in merges.values())])
     outcomes = {}
     for name, (what, score) in models.items():
         with _needed(what, split):

@@ -16,7 +16,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import Probable
 from evomerge.problem import Problem
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import Scoring
 from evomerge.selection.contenders import Contender
 

@@ -23,7 +23,7 @@ from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import task_weights
 from evomerge.problem import Problem, without_compute
-from evomerge.search.evaluators.serial import check_finite
+from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.splits import (
     Scoring,
     in_checkpoints_dtype,

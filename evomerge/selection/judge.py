@@ -3,28 +3,31 @@
 In: coefficients, or the base, or the experts, and a split. Out: outcomes. What is scored is remembered on disk under
 all that it depends on (contents of the problem, coefficients, items, kind of machine), so a selection that was cut off
 goes on where it was, and the runs of a sweep share what is the same for all of them. Both splits are sampled alike for
-every seed, so that runs can be compared.
+every seed, so that runs can be compared. Several models can be begun at once, for a scorer with more than one device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from evomerge.common.limits import TimeLimit
+from evomerge.common.digests import digest
 from evomerge.common.names import dtype_name
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem, without_compute
-from evomerge.search.evaluators.serial import LiveFitness
-from evomerge.search.evaluators.splits import Scoring, in_checkpoints_dtype, score_experts
+from evomerge.search.evaluators.blocks import begin
+from evomerge.search.evaluators.units import Model, Scored, Scorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.dropping import Items
-from evomerge.selection.remember import remembered
+from evomerge.selection.remember import recalled, remembered
 from evomerge.space.named import name_coefficients
+
+Asked = tuple[Model, str, Items | None]
+"""A model, a split, and a part of its items; None for all of them."""
 
 
 class Judge:
@@ -32,10 +35,10 @@ class Judge:
 
     Args:
         problem: what is searched.
-        fitnesses: score the live model on the items of a split.
+        scorer: scores models on items of every split.
         subsets: choose the items of a split.
         interrupt: a request to stop, looked at before every model.
-        limit: of the time of a candidate; a model may take longer by as much as there are more items.
+        blocks: into how many the items of a candidate are cut; those of a model here in as large ones.
 
     Attributes:
         ids: the items of each split by task.
@@ -46,19 +49,21 @@ class Judge:
     def __init__(
         self,
         problem: Problem,
-        fitnesses: Mapping[str, LiveFitness],
+        scorer: Scorer,
         subsets: Mapping[str, Subset],
         interrupt: Interrupt,
-        limit: TimeLimit | None = None,
+        blocks: int = 1,
     ) -> None:
-        self._problem, self._fitnesses, self._interrupt = problem, fitnesses, interrupt
+        self._problem, self._scorer, self._interrupt, self._blocks = problem, scorer, interrupt, blocks
         self.ids = {split: subset(0) for split, subset in subsets.items() if split != "search"}
-        self._limit = limit or TimeLimit()
         self.sizes = {split: subsets[split].size for split in self.ids}
         self.scored: Callable[[int], object] = lambda items: None
         self._candidate = subsets["search"].size
         self._cache = problem.opening.cache if problem.fitness.pure else None
         self._surroundings = {**problem.contents, **problem.circumstances}
+        if blocks > 1:  # sums over other batches end in other last bits
+            self._surroundings["blocks"] = blocks
+        self._begun: dict[str, Iterator[Scored]] = {}
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -78,12 +83,25 @@ class Judge:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
         return self.decode(self._problem.space.start({"weight": weight}))
 
+    def begin(self, asked: Iterable[Asked]) -> None:
+        """Let the scorer begin with models that are going to be asked for next; what is remembered needs no scoring."""
+        for model, split, part in asked:
+            ids = self._chosen(split, part)
+            description = self._described(self._named(model), ids)
+            if self._cache is None or recalled(self._cache, description) is None:
+                self._begun[digest(description)] = self._begin(model, split, ids)
+
     def merged(self, coefficients: Mapping[str, np.ndarray], split: str, part: Items | None = None) -> Outcome:
         """Score a merge on a split, or on a part of its items; see the class for what is remembered."""
-        ids = {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
-        space = self._problem.space
-        named = name_coefficients(coefficients, space.groups, space.rows)
-        return self._once(named, split, ids, lambda: self._merge(coefficients, self._fitnesses[split], ids))
+        return self._once(coefficients, split, self._chosen(split, part))
+
+    def base(self, split: str) -> Outcome:
+        """Score the base."""
+        return self._once("base", split, self.ids[split])
+
+    def experts(self, split: str) -> Outcome:
+        """Score each task with its own expert; tasks without an expert are left out."""
+        return self._once("experts", split, self.ids[split])
 
     @property
     def other(self) -> tuple[str, str] | None:
@@ -94,54 +112,51 @@ class Judge:
     def as_written(self, coefficients: Mapping[str, np.ndarray]) -> Outcome:
         """Score a merge on the report split in the dtype of the checkpoint, as a search in that dtype would."""
         ids = self.ids["report"]
-        named = name_coefficients(coefficients, self._problem.space.groups, self._problem.space.rows)
-        score = in_checkpoints_dtype(self._problem.live, self._fitnesses["report"])
-        compute = partial(self._merge, coefficients, score, ids)
-        limited = partial(self._limit.first, compute, self.sizes["report"] / self._candidate)
+        compute = partial(self._computed, coefficients, "report", ids, written=True, first=True)
         if self._interrupt.requested:
             raise Stopped
         if self._cache is None:
-            return limited()
-        return remembered(self._cache, without_compute(self._described(named, ids)), limited)
+            return compute()
+        return remembered(self._cache, without_compute(self._described(self._named(coefficients), ids)), compute)
 
     def remember(self, coefficients: Mapping[str, np.ndarray], split: str, outcome: Outcome) -> None:
         """Remember a merge on all items of a split that was scored on parts of them."""
         if self._cache is not None:
-            named = name_coefficients(coefficients, self._problem.space.groups, self._problem.space.rows)
-            remembered(self._cache, self._described(named, self.ids[split]), lambda: outcome)
+            remembered(self._cache, self._described(self._named(coefficients), self.ids[split]), lambda: outcome)
 
-    def base(self, split: str) -> Outcome:
-        """Score the base."""
-        return self._once("base", split, self.ids[split], lambda: self._restored(split))
+    def _chosen(self, split: str, part: Items | None) -> dict[str, list[str]]:
+        return {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
 
-    def experts(self, split: str) -> Outcome:
-        """Score each task with its own expert; tasks without an expert are left out."""
-        return self._once(
-            {"experts": self._problem.experts},
-            split,
-            self.ids[split],
-            lambda: score_experts(self._problem, self._fitnesses[split], self.ids[split]),
-        )
-
-    def _merge(self, coefficients: Mapping[str, np.ndarray], score: Scoring, ids: dict[str, list[str]]) -> Outcome:
-        self._problem.merger.apply(coefficients)
-        return score(ids)
-
-    def _restored(self, split: str) -> Outcome:
-        self._problem.merger.restore()
-        return self._fitnesses[split](self.ids[split])
+    def _named(self, model: Model) -> Any:
+        """Return a model as it is remembered."""
+        if isinstance(model, Mapping):
+            return name_coefficients(model, self._problem.space.groups, self._problem.space.rows)
+        return {"experts": self._problem.experts} if isinstance(model, str) and model == "experts" else model
 
     def _described(self, model: Any, ids: Items) -> dict[str, Any]:
         return {"model": model, "items": ids, **self._surroundings}
 
-    def _once(self, model: Any, split: str, ids: Items, compute: Callable[[], Outcome]) -> Outcome:
+    def _begin(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Iterator[Scored]:
+        size = sum(map(len, ids.values()))
+        blocks = max(1, round(self._blocks * size / self._candidate)) if self._blocks > 1 else 1
+        return begin(self._scorer, model, ids, blocks, split=split, **how)
+
+    def _computed(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Outcome:
+        begun = None
+        if self._begun and not how:
+            begun = self._begun.pop(digest(self._described(self._named(model), ids)), None)
+        outcome = next(begun or self._begin(model, split, ids, **how)).outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _once(self, model: Model, split: str, ids: dict[str, list[str]]) -> Outcome:
         if self._interrupt.requested:
             raise Stopped
-        size = sum(map(len, ids.values()))
-        share = size / self._candidate
+        compute = partial(self._computed, model, split, ids)
         if self._cache is None:
-            outcome = self._limit(compute, share)
+            outcome = compute()
         else:
-            outcome = remembered(self._cache, self._described(model, ids), lambda: self._limit(compute, share))
-        self.scored(size)
+            outcome = remembered(self._cache, self._described(self._named(model), ids), compute)
+        self.scored(sum(map(len, ids.values())))
         return outcome

@@ -46,6 +46,7 @@ def choose(
     score: Callable[[str, Items], Outcome],
     objective: Objective,
     ids: Items,
+    begin: Callable[[Iterable[tuple[str, Items]]], object] = lambda asked: None,
 ) -> Chosen:
     """Choose the best candidate; the first of equals wins.
 
@@ -58,6 +59,7 @@ def choose(
             chosen.
         objective: makes the value of an outcome.
         ids: all items, by task.
+        begin: is told of what is scored next, in that order: a scorer with several devices may begin with all of it.
 
     Raises:
         EvomergeError: none of them could be scored.
@@ -68,6 +70,7 @@ def choose(
     values = dict.fromkeys(candidates, -math.inf)
     racing, outcomes = list(values), dict[str, Outcome]()
     for number, part in enumerate(parts, 1):
+        begin([(name, part) for name in racing])
         for name in racing:
             try:
                 outcomes[name] = _joined(outcomes.get(name), score(name, part))

@@ -8,7 +8,7 @@ chances corrected by Holm. Nobody else is scored on the report items, so there i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
-from evomerge.search.evaluators.serial import check_finite
+from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.choosing import remember_whole
 from evomerge.selection.dropping import Items
@@ -71,8 +71,11 @@ def enter(judge: Judge, objective: Objective, constants: Mapping[float, Mapping[
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise
 
+    def begin(asked: Iterable[tuple[str, Items]]) -> None:
+        judge.begin((coefficients[name], "select", part) for name, part in asked)
+
     try:
-        found = choose(coefficients, score, objective, judge.ids["select"])
+        found = choose(coefficients, score, objective, judge.ids["select"], begin)
     except EvomergeError as error:
         if isinstance(error, LiveModelError) or not why:
             raise

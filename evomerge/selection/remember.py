@@ -19,16 +19,9 @@ from evomerge.common.files import write_atomically
 from evomerge.fitness.base import Outcome
 
 
-def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[], Outcome]) -> Outcome:
-    """Return the outcome that the description stands for, computed only when it is not remembered.
-
-    Args:
-        cache: the directory of the cache.
-        description: JSON-serialisable; everything that the outcome depends on.
-        compute: scores the model.
-    """
-    key = json.dumps(description, sort_keys=True)
-    file = cache / "outcomes" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+def recalled(cache: Path, description: Mapping[str, Any]) -> Outcome | None:
+    """Return the outcome that the description stands for, or None where it is not remembered, or damaged."""
+    key, file = _place(cache, description)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["description"] == json.loads(key):
@@ -37,10 +30,30 @@ def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[]
             }
             return Outcome(content["items"], results)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not there, or damaged
+        pass
+    return None
+
+
+def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[], Outcome]) -> Outcome:
+    """Return the outcome that the description stands for, computed only when it is not remembered.
+
+    Args:
+        cache: the directory of the cache.
+        description: JSON-serialisable; everything that the outcome depends on.
+        compute: scores the model.
+    """
+    if (known := recalled(cache, description)) is not None:
+        return known
     outcome = compute()
+    key, file = _place(cache, description)
     results = {task: {name: v.tolist() for name, v in metrics.items()} for task, metrics in outcome.results.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"description": json.loads(key), "items": dict(outcome.items), "results": results}
     write_atomically(file, json.dumps(content))
     return outcome
+
+
+def _place(cache: Path, description: Mapping[str, Any]) -> tuple[str, Path]:
+    """Return what an outcome depends on, as text, and where it is remembered."""
+    key = json.dumps(description, sort_keys=True)
+    return key, cache / "outcomes" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"

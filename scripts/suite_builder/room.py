@@ -33,6 +33,7 @@ from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.mixed import make_evaluators
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
@@ -130,8 +131,8 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
     except LogError:  # of other experts, or of another version: it is worth nothing but the minutes that it took
         log.unlink()
         weights = _search(problem, settings, log, reporter)
-    fitnesses = {"select": live_fitness(problem, problem.items["select"])}
-    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
+    scorer = SerialScorer(problem, {"select": live_fitness(problem, problem.items["select"])})
+    judge = Judge(problem, scorer, make_subsets(problem), Interrupt())
     low, high = judge.bounds
     constants = {f"{c:g}": judge.constant(c) for c in CONSTANTS if low <= c <= high}
     with progress(console, "scoring constants and experts on select items", None) as advance:
@@ -167,8 +168,8 @@ def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Rep
     """Run the search, or go on with it, and return the coefficients of its last point."""
     searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
     learning = find_learning(problem, settings, reporter)
-    fitnesses = {"search": live_fitness(problem, problem.items["search"])}
-    *_, evaluate = make_evaluators(problem, fitnesses, make_subsets(problem), learning)
+    scorer = SerialScorer(problem, {"search": live_fitness(problem, problem.items["search"])})
+    *_, evaluate = make_evaluators(problem, scorer, make_subsets(problem)["search"], learning)
     log.parent.mkdir(exist_ok=True)
     with (
         TrialLog(log, search_identity(problem, settings, learning.items), fingerprint()) as opened,

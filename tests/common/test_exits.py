@@ -13,7 +13,7 @@ from evomerge.common.exits import Exited, contained
 from evomerge.common.limits import Overdue
 from evomerge.problem import Problem
 from evomerge.runs.config import build, check, plain
-from evomerge.search.evaluators.serial import prepare
+from evomerge.search.evaluators.scoring import prepare
 from tests.kit.helpers import compose
 from tests.kit.language import read, write_task
 

@@ -29,7 +29,7 @@ from evomerge.models.computing import computed_in
 from evomerge.models.live import load_live
 from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.run import run_search
-from evomerge.search.evaluators.serial import check_finite
+from evomerge.search.evaluators.scoring import check_finite
 from tests.examples.test_examples import example
 from tests.kit import outside_command
 from tests.kit.helpers import compose

@@ -24,7 +24,8 @@ from evomerge.fitness.perplexity import Perplexity
 from evomerge.problem import Problem
 from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_objective, make_subsets, score_experts
 from evomerge.search.journal import read_log
 from evomerge.selection import evaluation
@@ -300,7 +301,7 @@ def test_an_expert_without_a_score_is_named_and_the_base_is_put_back(silent, tmp
         score_experts(silent, score, subset(0))
     assert is_base(silent)
     with pytest.raises(NotFinite, match="Scores cannot be normalised: the experts: the expert trees: its logits"):
-        make_objective(under(silent, given), score, subset)
+        make_objective(under(silent, given), SerialScorer(silent, {"search": score}), subset)
     models = {"base": Model("base"), "experts": Model("experts"), "trees": Model("expert", "trees")}
     result = evaluate(under(silent, given), models, "report", Reporter())
     assert result.errors["experts"].startswith("the expert trees: its logits")

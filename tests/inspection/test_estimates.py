@@ -22,7 +22,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.intent import intent_of
 from evomerge.runs.run import run_search
 from evomerge.runs.sources import find_sources
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from tests.kit.helpers import compose
 from tests.kit.models import rewritten

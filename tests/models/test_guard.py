@@ -37,7 +37,8 @@ from evomerge.runs.config import plain
 from evomerge.runs.learning import find_learning
 from evomerge.runs.run import run_search
 from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.serial import LiveFitness, SerialScorer
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.trials import Batch
 from tests.kit.classifiers import build_classifiers, save_classifiers
@@ -75,7 +76,7 @@ def trials(parts: Problem, harm: Callable[[Any], object] = id, before: bool = Fa
     prepared = fitness.prepare(parts.live.processor, items)
     score = LiveFitness(parts.live.model, fitness, prepared, parts.merger.guard)
     evaluate = ValueEvaluator(
-        SerialScorer(parts.space, parts.merger, score, limit), Subset(items, 6, 0), Objective("log_probability")
+        SerialScorer(parts, {"search": score}, limit), Subset(items, 6, 0), Objective("log_probability")
     )
     points = np.random.default_rng(0).uniform(0, 0.6, (3, parts.space.dim))
     done = list(evaluate(Batch(0, points), [0, 1, 2]))
@@ -160,7 +161,7 @@ def test_a_model_that_cannot_be_put_back_ends_the_search(problem: Problem, end: 
     items = {task: chosen[:2] for task, chosen in problem.items["search"].items()}
     score = LiveFitness(model, fitness, fitness.prepare(problem.live.processor, items), guard)
     evaluate = ValueEvaluator(
-        SerialScorer(problem.space, problem.merger, score, TimeLimit(60)), Subset(items, None, 0), Objective("accuracy")
+        SerialScorer(problem, {"search": score}, TimeLimit(60)), Subset(items, None, 0), Objective("accuracy")
     )
     batch = Batch(0, np.zeros((2, problem.space.dim)))
     for _ in range(2):  # and it stays so

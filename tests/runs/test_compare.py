@@ -22,7 +22,8 @@ from evomerge.runs.compared import COSTS, LOG
 from evomerge.runs.contestants import read_compared
 from evomerge.runs.suite import Suite
 from evomerge.runs.transforms import resolved
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
 from evomerge.search.stopping import Interrupt
@@ -164,7 +165,7 @@ def test_a_search_finds_what_a_comparison_has_scored(settings: dict[str, Any], t
     compare(own, tmp_path / "run", ["sce"], constants=[1.0])
     problem = build_problem({**own, "transform": resolved("sce")}, Silent())
     fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
-    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
+    judge = Judge(problem, SerialScorer(problem, fitnesses), make_subsets(problem), Interrupt())
     scored.calls.clear()
     for split in ("select", "report"):
         judge.merged(problem.space.constant(1.0), split)
@@ -203,7 +204,7 @@ def test_a_merge_yaml_and_a_closed_form_take_part_with_one_merge(
         assert (rows[name].select, rows[name].values) == (rows[same].select, rows[same].values)
     problem = build_problem(own, Silent())
     fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
-    judge = Judge(problem, fitnesses, make_subsets(problem), Interrupt())
+    judge = Judge(problem, SerialScorer(problem, fitnesses), make_subsets(problem), Interrupt())
     scored.calls.clear()
     judge.merged(problem.space.complete(find_start({**own, "start": "metagpt"}, problem, Silent()) or {}), "select")
     assert scored.calls == []

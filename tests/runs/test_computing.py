@@ -29,7 +29,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.runs.table import rescored_of
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
 from evomerge.selection.evaluation import Model, evaluate

@@ -44,13 +44,19 @@ FREE = {
         "model.buffers",
         "model.buffer_items",
     ): "count where there are statistics (test_buffers.py): not here",
+    (
+        "evaluator.kind",
+        "evaluator.workers",
+        "evaluator.gpus",
+    ): "who scores, not what",
+    ("evaluator.threads",): "stands in the fingerprint of the log",
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
 }
 """Settings that may not change the identity, and why."""
 IMPOSSIBLE = ("model.part", "model.trajectory")
 """Settings that have no other valid value on these models."""
 CHOICES = {group: choices_of(group) for group in ("method", "transform", "space", "searcher", "fitness", "loss")}
-DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy"}
+DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy", "processes"}
 GIVEN = {
     "command": ["fitness.command='true {model} {items} {out}'"],
     "custom": [f"fitness.function={user_fitness.__file__}:score"],
@@ -115,6 +121,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "store": ("int8",),
     "buffers": ("average",),
     "template": ("trees",),
+    "kind": ("serial", "processes"),
+    **dict.fromkeys(("workers", "gpus", "threads", "blocks"), (2,)),
 }
 """Valid values of settings by their whole or their last name, of which the first that differs is taken; numbers and
 switches need none.
@@ -193,7 +201,13 @@ def usual(composed: Callable[..., Any], problem: Problem) -> tuple[dict[str, Any
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [("", ""), ("model", "pico"), ("objective", ""), *((group, one) for group, all in CHOICES.items() for one in all)],
+    [
+        ("", ""),
+        ("model", "pico"),
+        ("objective", ""),
+        ("evaluator", "processes"),
+        *((group, one) for group, all in CHOICES.items() for one in all),
+    ],
 )
 def test_each_setting_changes_the_identity_or_says_why_not(
     group: str,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evomerge.cli.progress import Reporter
@@ -57,6 +58,9 @@ def patched() -> Iterator[None]:
             patch.setattr(kind, "__call__", lambda self, model, *rest: course(model, lambda: call(self, model, *rest)))
 
         def scored(self: SerialScorer, *arguments: Any) -> Any:
+            (unit,) = arguments
+            if not isinstance(unit.model, np.ndarray):  # such as the base: no candidate
+                return plain(self, unit)
             course.number, course.running = course.number + 1, True
             try:
                 return plain(self, *arguments)

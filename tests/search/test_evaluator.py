@@ -13,14 +13,18 @@ from itertools import islice, permutations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evomerge.common.errors import CheckpointError
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.search.evaluators.serial import LiveFitness, SerialScorer, Timing
-from evomerge.search.evaluators.units import Unit
+from evomerge.search.evaluators.blocks import cut, scored_whole
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer, Timing
+from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.search.log import TrialLog
 from evomerge.trials import Batch
@@ -62,7 +66,7 @@ def make(problem):
         fitness = Fake(problem.fitness, act)
         score = LiveFitness(problem.live.model, fitness, fitness.prepare(problem.live.processor, items))
         return ValueEvaluator(
-            scorer(SerialScorer(problem.space, problem.merger, score, limit)),
+            scorer(SerialScorer(problem, {"search": score}, limit)),
             Subset(items, 12, seed=0, rotate=rotate),
             objective or Objective("log_probability"),
             record,
@@ -170,8 +174,8 @@ def test_units_of_one_candidate_are_merged_once(problem, batch, monkeypatch):
     monkeypatch.setattr(problem.merger, "apply", lambda coefficients: merged.append(1) or apply(coefficients))
     blocks = [{task: [item.id for item in chosen[i : i + 2]] for task, chosen in items.items()} for i in (0, 2, 4)]
     first, second = batch.points[0], batch.points[1]
-    units = [Unit(second, blocks[0]), Unit(first, blocks[0]), *(Unit(first, block) for block in blocks)]
-    scorer, count = SerialScorer(problem.space, problem.merger, live), []
+    units = [Unit(second, blocks[0]), Unit(first.copy(), blocks[0]), *(Unit(first, block) for block in blocks)]
+    scorer, count = SerialScorer(problem, {"search": live}), []
     found = []
     for position, scored in scorer(units):
         assert position == len(found)
@@ -186,6 +190,53 @@ def test_units_of_one_candidate_are_merged_once(problem, batch, monkeypatch):
     for task, metrics in whole.results.items():
         parts = np.concatenate([outcome.results[task]["log_probability"] for outcome in found[2:]])
         assert parts == pytest.approx(metrics["log_probability"], rel=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 40])
+def test_blocks_change_last_digits_alone(make, batch, blocks):
+    whole, parts = make(), make()
+    parts._blocks = blocks
+    for one, other in zip(whole(batch, [0, 1, 2]), parts(batch, [0, 1, 2]), strict=True):
+        assert (one.items, list(one.results)) == (other.items, list(other.results))
+        for task, metrics in one.results.items():
+            assert other.results[task]["log_probability"] == pytest.approx(metrics["log_probability"], rel=1e-5)
+        assert other.values == pytest.approx(one.values, rel=1e-5)
+
+
+def test_the_first_block_that_fails_decides_and_later_ones_are_not_scored(make, batch):
+    """Whatever ends first: blocks of the second candidate come in every order, and two of them fail."""
+    calls = []
+
+    def act(n, outcome):
+        calls.append(n)
+        if n == 4:
+            raise ValueError(f"block {n}")
+        return outcome
+
+    evaluate = make(act=act)
+    evaluate._blocks = 3
+    trials = list(evaluate(batch, [0, 1, 2]))
+    assert [trial.status for trial in trials] == ["ok", "failed", "ok"]
+    assert trials[1].error == "ValueError: block 4"
+    assert len(calls) == 8  # three blocks of the first, two of the second, three of the third
+
+
+@given(st.permutations(range(4)), st.sets(st.integers(0, 3)))
+def test_what_comes_of_a_candidate_does_not_depend_on_the_order_of_its_blocks(order, failing):
+    ids = {"a": list("wxy"), "b": ["z"]}
+    parts = cut(ids, 4)
+    answers = [
+        Scored(ValueError(str(i)))
+        if i in failing
+        else Scored(Outcome(part, {task: {"m": np.array([float(i)])} for task in part}))
+        for i, part in enumerate(parts)
+    ]
+    (found,) = scored_whole([(i, answers[i]) for i in order], [4], ids)
+    if failing:
+        assert str(found.outcome) == str(min(failing))
+    else:
+        assert found.outcome.items == ids
+        assert [found.outcome.results[task]["m"].tolist() for task in ids] == [[0.0, 1.0, 2.0], [3.0]]
 
 
 def test_times_go_to_the_record_and_not_into_the_trial(make, batch):

@@ -27,7 +27,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.gradient import GradientEvaluator
-from evomerge.search.evaluators.serial import LiveFitness
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.memory import lacks_memory, with_smaller_batches
 from evomerge.trials import Batch
 from tests.kit.evaluations import under

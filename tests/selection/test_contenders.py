@@ -20,6 +20,7 @@ from evomerge.problem import Problem
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runs.build import build_problem
 from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.contenders import of_directory
@@ -52,7 +53,7 @@ def test_recipes_of_other_groups_and_methods(
     other = build_problem(other_settings, Reporter())
     x = np.random.default_rng(1).uniform(other.space.low, other.space.high)
     fitnesses = {split: live_fitness(other, items) for split, items in other.items.items()}
-    judge = Judge(other, fitnesses, make_subsets(other), Interrupt())
+    judge = Judge(other, SerialScorer(other, fitnesses), make_subsets(other), Interrupt())
     expected = judge.merged(other.space.decode(x), "report").scores()
     (tmp_path / "recipe.yaml").write_text(recipe_of(under(other, other_settings), other.space.decode(x)).to_yaml())
     models = {"it": Model("recipe", tmp_path / "recipe.yaml")}

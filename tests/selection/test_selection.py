@@ -232,6 +232,9 @@ class Bench:
     def scored(self, items):
         pass
 
+    def begin(self, asked):
+        pass
+
     def __init__(self, act):
         self._act = act
 

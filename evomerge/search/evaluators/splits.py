@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 
 from evomerge.common.errors import ConfigError, EvomergeError
-from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.finite import named
 from evomerge.fitness.items import HELD_OUT, Item
@@ -17,7 +17,9 @@ from evomerge.fitness.sampling import Subset
 from evomerge.models.guard import Guard
 from evomerge.models.live import LiveModel
 from evomerge.problem import Problem, Sampling
-from evomerge.search.evaluators.serial import LiveFitness, check_finite, explained, prepare
+from evomerge.search.evaluators.blocks import score_now
+from evomerge.search.evaluators.scoring import LiveFitness, check_finite, explained, prepare
+from evomerge.search.evaluators.units import Scorer
 
 Scoring = Callable[[Mapping[str, list[str]]], Outcome]
 """Scores what is in the live model on items by task: a `LiveFitness`, say."""
@@ -67,16 +69,19 @@ def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
     return scored
 
 
-def make_objective(problem: Problem, score: LiveFitness, subset: Subset, limit: TimeLimit | None = None) -> Objective:
+def make_objective(problem: Problem, scorer: Scorer, subset: Subset, blocks: int = 1) -> Objective:
     """Build the objective; with `normalised`, base and experts are scored on the items of the first generation, and the
     base where something is to be forgotten.
+
+    Args:
+        problem: what is searched.
+        scorer: scores base and experts.
+        subset: chooses the items of a generation.
+        blocks: into how many they are cut.
     """
     goal, ids, ends, known = problem.goal, subset(0), None, None
-    limit = limit or TimeLimit()
     if goal.forget:
-        known = _scored_first(
-            "There is nothing to hold candidates against: the", "base", lambda: score(ids), limit, None
-        )
+        known = _scored_first("There is nothing to hold candidates against: the", "base", scorer, ids, blocks, None)
     if goal.normalised:
         if missing := [task for task in ids if task not in problem.experts]:
             raise ConfigError(
@@ -84,16 +89,20 @@ def make_objective(problem: Problem, score: LiveFitness, subset: Subset, limit: 
                 f"fitness.tasks.{missing[0]}.expert=..."
             )
         why = "Scores cannot be normalised: the"
-        found = [
-            _scored_first(why, "base", lambda: score(ids), limit, goal.metric),
-            _scored_first(why, "experts", lambda: score_experts(problem, score, ids), limit, goal.metric),
-        ]
+        found = [_scored_first(why, who, scorer, ids, blocks, goal.metric) for who in ("base", "experts")]
         base, best = (outcome.scores() for outcome in found)
         ends = {task: (base[task][goal.metric], best[task][goal.metric]) for task in ids}
     return Objective(goal.metric, goal.aggregate, goal.counts(ids), ends, goal.conditions(ids), known)
 
 
-def _scored_first(why: str, who: str, compute: Callable[[], Outcome], limit: TimeLimit, metric: str | None) -> Outcome:
+def _scored_first(
+    why: str,
+    who: Literal["base", "experts"],
+    scorer: Scorer,
+    ids: Mapping[str, list[str]],
+    blocks: int,
+    metric: str | None,
+) -> Outcome:
     """Score models that the objective needs, before any candidate.
 
     Raises:
@@ -101,7 +110,7 @@ def _scored_first(why: str, who: str, compute: Callable[[], Outcome], limit: Tim
     """
     with named(f"{why} {who}"), explained(f"{why} fitness fails on the {who}"):
         try:
-            outcome = limit.first(compute)
+            outcome = score_now(scorer, who, ids, blocks, first=True)
         except TimeoutError as error:
             raise EvomergeError(f"{why} {who} {error}.") from error
         check_finite(outcome, metric)

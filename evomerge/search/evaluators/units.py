@@ -1,26 +1,45 @@
-"""Units, and what scores them: a point and a block of items are what a device does in one go.
+"""Units, and what scores them: a model and a block of items are what a device does in one go.
 
 In: units. Out: what came of each, as they end. An evaluator makes trials of units and does not know who scores them:
-one live model (`serial.py`), or many.
+one live model (`serial.py`), or many (`pool.py`). What judges finished models asks in units as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from evomerge.fitness.base import Outcome
 
+Model = np.ndarray | Mapping[str, np.ndarray] | Literal["base", "experts"]
+"""What is scored: a point (dim,), coefficients {variable: (G, K)}, the base, or each task with its own expert."""
+
 
 @dataclass(frozen=True)
 class Unit:
-    """A point, (dim,), and a block of item ids by task. Units of one candidate share the array of its point."""
+    """A model, and a block of item ids by task. Units of one candidate share the object that is its model.
 
-    point: np.ndarray
+    Attributes:
+        model: what is scored.
+        ids: the items.
+        split: whose items they are.
+        written: whether it is scored in the dtype of the checkpoint, where the live model computes in another one.
+        first: whether it may be the first that is scored at all, and pay for what is set up lazily.
+    """
+
+    model: Model
     ids: Mapping[str, list[str]]
+    split: str = "search"
+    written: bool = False
+    first: bool = False
+
+    @property
+    def size(self) -> int:
+        """The number of its items."""
+        return sum(map(len, self.ids.values()))
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,9 @@ class Scorer(Protocol):
 
     def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
         """Yield what came of each unit with its position, as they end, in whatever order.
+
+        A scorer that works beside its caller begins when it is called. Once a unit of a candidate has failed, later
+        ones of it may be answered with that error and not be scored.
 
         Raises:
             LiveModelError: a live model cannot be put back, so every later score would be one of another model.

@@ -9,13 +9,16 @@ failed trial with its error, and the search goes on. Times go to a callback, nev
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.search.evaluators.serial import Timing, check_finite, failed
+from evomerge.search.evaluators.blocks import cut, scored_whole
+from evomerge.search.evaluators.scoring import check_finite
+from evomerge.search.evaluators.serial import Timing, failed
 from evomerge.search.evaluators.units import Scored, Scorer, Unit
 from evomerge.trials import Batch, Trial
 
@@ -28,6 +31,7 @@ class ValueEvaluator:
         subset: chooses the items of a generation.
         objective: makes values of outcomes.
         record: is told where the time of each candidate went.
+        blocks: into how many the items of a candidate are cut.
     """
 
     def __init__(
@@ -36,21 +40,27 @@ class ValueEvaluator:
         subset: Subset,
         objective: Objective,
         record: Callable[[Timing], None] = lambda timing: None,
+        blocks: int = 1,
     ) -> None:
         self._score, self._subset, self._objective, self._record = score, subset, objective, record
+        self._blocks = blocks
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-        """Yield a trial for each missing point, in order, as soon as those before it have ended too."""
+        """Let the scorer begin, and yield a trial for each missing point, in order, as soon as those before it have
+        ended too.
+        """
         ids = self._subset(batch.index)
-        units = [Unit(batch.points[index], ids) for index in missing]
-        early: dict[int, Scored] = {}
-        due = 0
-        for position, scored in self._score(units):
-            early[position] = scored
-            del scored  # an error holds the tensors of its frames
-            while due in early:
-                yield self._trial(batch, missing[due], ids, early.pop(due))
-                due += 1
+        parts = cut(ids, self._blocks)
+        points = [batch.points[index] for index in missing]
+        answers = self._score([Unit(point, part) for point in points for part in parts])
+        return self._trials(batch, missing, ids, scored_whole(answers, [len(parts)] * len(points), ids))
+
+    def _trials(
+        self, batch: Batch, missing: Sequence[int], ids: dict[str, list[str]], found: Iterator[Scored]
+    ) -> Iterator[Trial]:
+        for index in missing:
+            yield self._trial(batch, index, ids, next(found))
+        deque(found, maxlen=0)  # to its end: the scorer learns that all was taken
 
     def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]], scored: Scored) -> Trial:
         started, outcome = time.perf_counter(), scored.outcome

@@ -1,0 +1,165 @@
+"""The engine of a run: what scores its units, one live model in this process or a pool of workers.
+
+In: a `Plan` (`evaluator.py`) and a problem. Out: a scorer, and what a search must know of it. A pool scores everything,
+base and finalists as well; this process then holds a model on the CPU alone, to know what a merge consists of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.limits import TimeLimit
+from evomerge.common.names import dtype_name
+from evomerge.common.progress import Progress
+from evomerge.fitness.base import Outcome
+from evomerge.problem import Problem
+from evomerge.runs.computing import Begun
+from evomerge.runs.evaluator import Plan, cores_here, plan_of
+from evomerge.runs.worker import build_message
+from evomerge.search.evaluators.blocks import Items, begin, score_now
+from evomerge.search.evaluators.events import Watch
+from evomerge.search.evaluators.pool import Crew, Pool
+from evomerge.search.evaluators.processes import Processes
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
+from evomerge.search.evaluators.units import Model, Scored, Scorer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What scores the units of a run.
+
+    Attributes:
+        problem: what is searched, with the circumstances under which it is scored.
+        scorer: scores units of every split.
+        blocks: into how many the items of a candidate are cut.
+        workers: how many score side by side; 0 where it is this process.
+    """
+
+    problem: Problem
+    scorer: Scorer
+    blocks: int = 1
+    workers: int = 0
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The kind of machine that scores, as the header of a log says it."""
+        found = self.problem.circumstances["fingerprint"]
+        return {name: value for name, value in found.items() if name != "device"}
+
+    def score(self, model: Model, ids: Items, **how: Any) -> Outcome:
+        """Return the outcome of a model on items; see `blocks.score_now`."""
+        return score_now(self.scorer, model, ids, self.blocks, **how)
+
+    def timed(self, model: Model, ids: Items) -> tuple[Outcome, Scored]:
+        """Return the outcome of a model on items, and where the time of all its blocks went.
+
+        Raises:
+            Exception: whatever its model or fitness raised.
+        """
+        scored = next(begin(self.scorer, model, ids, self.blocks))
+        if isinstance(scored.outcome, Exception):
+            raise scored.outcome
+        return scored.outcome, scored
+
+
+def planned(settings: Mapping[str, Any], before: Begun | None) -> Plan:
+    """Return who scores the units of a run.
+
+    Args:
+        settings: of the search.
+        before: how it began, if it goes on.
+
+    Raises:
+        ConfigError: workers need more GPUs than there are.
+    """
+    given = settings.get("evaluator") or {}
+    return plan_of(given, len(_devices()), cores_here(), before)
+
+
+def of_this_process(settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return the settings of a search as the process has them that leads workers: it holds its model on the CPU."""
+    if not plan.workers:
+        return dict(settings)
+    own: dict[str, Any] = {"device": "cpu"}
+    if plan.gpus and settings["model"].get("compute") == "auto":  # which on GPUs is the dtype of the checkpoint
+        own["compute"] = None
+    return {**settings, "model": {**settings["model"], **own}}
+
+
+@contextmanager
+def engine_of(
+    plan: Plan,
+    problem: Problem,
+    settings: Mapping[str, Any],
+    fitnesses: Mapping[str, LiveFitness],
+    limit: TimeLimit,
+    candidate: int,
+    directory: Path,
+    reporter: Progress,
+    watch: Watch = lambda event: None,
+) -> Iterator[Engine]:
+    """Start what scores the units of a run; it ends with the context.
+
+    Args:
+        plan: who scores.
+        problem: what is searched, as this process has it.
+        settings: of the search; workers build the problem of them.
+        fitnesses: score the live model of this process.
+        limit: of the time of a candidate.
+        candidate: how many items that is.
+        directory: of the run; what workers print is written to `workers/` in it.
+        reporter: tells that workers are started.
+        watch: is told of what workers do.
+
+    Raises:
+        EvomergeError: workers cannot build the problem.
+    """
+    if not plan.workers:
+        yield Engine(problem, SerialScorer(problem, fitnesses, limit, candidate), plan.blocks)
+        return
+    compute = problem.live.compute and dtype_name(problem.live.compute)
+    own = {**settings, "model": {**settings["model"], "compute": compute}}
+    build = build_message(own, problem.contents, plan.threads)
+    with Pool(_crew(plan, build, directory / "workers"), limit, candidate, watch) as pool:
+        with reporter.working(f"starting {plan.workers} workers"):
+            first, *_ = pool.wait()
+        problem = replace(problem, scored_under=first["circumstances"])
+        yield Engine(problem, pool, plan.blocks, plan.workers)
+
+
+def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:
+    devices = _devices()
+    pinned: list[dict[str, str]] = [{} for _ in range(plan.workers)]
+    for number, environment in enumerate(pinned if plan.gpus else ()):
+        mine = devices[number * plan.gpus : (number + 1) * plan.gpus]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    return Processes(build, pinned, directory)
+
+
+def _devices() -> list[str]:
+    """Return the GPUs that this process may use, as the environment names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
+
+
+def check_rebuildable(plan: Plan, in_memory: bool) -> None:
+    """Refuse workers where they cannot build what a program holds in its memory.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if plan.workers and in_memory:
+        raise ConfigError(
+            "Workers build models, fitness and items anew from their names, and here some are objects of this program: "
+            "give directories, files, and the fitness as 'file.py:function'; or leave out evaluator."
+        )

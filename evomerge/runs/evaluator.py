@@ -1,0 +1,121 @@
+"""The settings `evaluator`: who scores the units of a run, and how they are cut.
+
+In: these settings, and how the run began. Out: a `Plan` with a choice in place of each `auto`. Blocks and threads are
+chosen when a run begins and kept whenever it goes on, since both change last bits; the number of workers changes
+nothing but time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evomerge.common.arguments import is_kind
+from evomerge.common.errors import ConfigError
+from evomerge.common.limits import AUTO
+from evomerge.common.names import unknown
+
+if TYPE_CHECKING:
+    from evomerge.runs.computing import Begun  # comes with torch, and settings are checked without it
+
+KINDS = ("serial", "processes")
+BLOCKS = 4
+"""Into how many blocks a pool cuts the items of a candidate, where the user does not say."""
+MOST = 8
+"""How many workers there are at most on CPUs, where the user does not say: each holds a model."""
+LEAST = {"workers": 1, "gpus": 0, "threads": 1, "blocks": 1}
+"""Settings that are whole numbers or `auto`, with the smallest number of each."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who scores the units of a run, with a choice in place of each `auto`.
+
+    Attributes:
+        kind: serial or processes.
+        blocks: into how many the items of a candidate are cut.
+        threads: of a worker, or of this process where it scores by itself; None for as many as torch takes.
+        workers: how many; 0 where this process scores by itself.
+        gpus: of each worker.
+    """
+
+    kind: str = "serial"
+    blocks: int = 1
+    threads: int | None = None
+    workers: int = 0
+    gpus: int = 0
+
+    @contextmanager
+    def threaded(self) -> Iterator[None]:
+        """Let torch have as many threads in this process as it scores with, and then as many as before."""
+        if self.workers or self.threads is None:
+            yield
+            return
+        import torch  # here, since settings are checked without it
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def check_evaluator(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are none, and those that another evaluator has.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if (kind := settings.get("kind", "serial")) not in KINDS:
+        raise ConfigError(f"evaluator.kind: {unknown('choice', kind, KINDS)}")
+    for name, least in LEAST.items():
+        value = settings.get(name, AUTO)
+        if value != AUTO and not (is_kind(value, "int") and value >= least):
+            raise ConfigError(f"evaluator.{name}={value}: write auto, or a whole number from {least}.")
+    for name in ("workers", "gpus"):
+        if kind == "serial" and settings.get(name, AUTO) != AUTO:
+            raise ConfigError(
+                f"evaluator.{name}={settings[name]} is of workers, and there are none: write evaluator=processes too."
+            )
+
+
+def plan_of(settings: Mapping[str, Any], devices: int, cores: int, before: Begun | None = None) -> Plan:
+    """Return who scores, with a choice in place of each `auto`.
+
+    Args:
+        settings: `evaluator`, checked.
+        devices: how many GPUs there are for all workers together.
+        cores: how many cores.
+        before: how the run began, if it goes on.
+
+    Raises:
+        ConfigError: workers need more GPUs than there are.
+    """
+
+    def chosen(name: str, otherwise: int) -> int:
+        value = settings.get(name, AUTO)
+        return otherwise if value == AUTO else int(value)
+
+    kind = settings.get("kind", "serial")
+    if kind == "serial":
+        own = settings.get("threads", AUTO)
+        return Plan(blocks=chosen("blocks", before.blocks if before else 1), threads=None if own == AUTO else int(own))
+    gpus = chosen("gpus", 1 if devices else 0)
+    workers = chosen("workers", max(1, devices // gpus) if gpus else min(cores, MOST))
+    if gpus * workers > devices:
+        raise ConfigError(
+            f"{workers} workers with {gpus} GPUs each need {gpus * workers}, and there are {devices}: lower "
+            f"evaluator.workers or evaluator.gpus (0 for workers on CPUs)."
+        )
+    threads = before and before.threads
+    own = chosen("threads", threads or max(1, cores // workers))
+    return Plan(kind, chosen("blocks", before.blocks if before else BLOCKS), own, workers, gpus)
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

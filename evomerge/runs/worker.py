@@ -1,0 +1,124 @@
+"""A worker of a pool: it builds the problem once, then scores what it is asked, until nobody asks any more.
+
+In: messages (`search/evaluators/wire.py`): first `build`, with the settings of a search, then units. Out: `ready` or
+`refused`, then what came of each unit. Sources are opened by path or name, as the search itself opens them, and must
+have the same contents. As a program it is given the number of an open pipe: `python -m evomerge.runs.worker 7`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from evomerge.common.digests import digest
+from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelError
+from evomerge.common.progress import Silent
+from evomerge.runs.build import build_problem
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.serial import SerialScorer
+from evomerge.search.evaluators.splits import live_fitness
+from evomerge.search.evaluators.units import Model, Scored
+from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
+
+
+def build_message(settings: Mapping[str, Any], contents: Mapping[str, Any], threads: int | None) -> Message:
+    """Return the message from which a worker builds the problem.
+
+    Args:
+        settings: of the search, as plain containers.
+        contents: of its problem, which the worker's must equal.
+        threads: that torch may use; None for as many as it takes.
+    """
+    return {"kind": "build", "settings": dict(settings), "contents": digest(contents), "threads": threads}
+
+
+class Worker:
+    """Scores units of one problem, one after the other.
+
+    Args:
+        build: the message from which the problem is built.
+
+    Raises:
+        EvomergeError: it cannot be built, or has other contents.
+    """
+
+    def __init__(self, build: Message) -> None:
+        if build["threads"]:
+            torch.set_num_threads(build["threads"])
+        self._problem = build_problem(build["settings"], Silent())
+        if digest(self._problem.contents) != build["contents"]:
+            raise CheckpointError(
+                "A worker finds other models, items or settings under the names of this search: all workers must see "
+                "the same files. Put them on a disk that all share, or name them on the hub with a revision."
+            )
+        self._before: tuple[Any, Model] = ("", "base")  # the model of the unit before, as it was sent and as it is here
+
+    @cached_property
+    def _scorer(self) -> SerialScorer:
+        return SerialScorer(self._problem, _Fitnesses(self._problem))
+
+    def ready(self) -> Message:
+        """Return what a pool must know of this worker."""
+        return {"kind": "ready", "circumstances": self._problem.circumstances, "process": os.getpid()}
+
+    def answer(self, message: Message) -> Message:
+        """Score a unit; what goes wrong is part of the answer."""
+        unit = unit_of(message)
+        if message["model"] == self._before[0]:
+            unit = replace(unit, model=self._before[1])  # the same object, so that it is not merged again
+        self._before = message["model"], unit.model
+        try:
+            return scored_message(message["number"], self._scorer.one(unit))
+        except LiveModelError as error:
+            return scored_message(message["number"], Scored(error))
+
+
+class _Fitnesses(dict[str, LiveFitness]):
+    """The fitness on the items of each split, prepared once a split is asked for."""
+
+    def __init__(self, problem: Any) -> None:
+        super().__init__()
+        self._problem = problem
+
+    def __missing__(self, split: str) -> LiveFitness:
+        self[split] = live_fitness(self._problem, self._problem.items[split])
+        return self[split]
+
+
+def serve(pipe: Connection) -> None:
+    """Build the problem that the first message tells of, then answer all others; end when the pipe is closed."""
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+    try:
+        worker = Worker(inbox.get())
+    except EvomergeError as error:
+        pipe.send_bytes(packed({"kind": "refused", "error": error_message(error)}))
+        return
+    pipe.send_bytes(packed(worker.ready()))
+    while True:
+        pipe.send_bytes(packed(worker.answer(inbox.get())))
+
+
+def _listen(pipe: Connection, inbox: queue.SimpleQueue[Message]) -> None:
+    """Put messages into the inbox; end this process once nobody is at the other end, whatever it does then."""
+    try:
+        while True:
+            inbox.put(unpacked(pipe.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # meant for the search, which ends its workers itself
+    serve(Connection(int(sys.argv[1])))

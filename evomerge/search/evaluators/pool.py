@@ -1,0 +1,301 @@
+"""A pool: units are scored by workers side by side, and nothing is lost, counted twice or changed by who did what.
+
+In: units, and a crew of workers that take and answer messages (`processes.py`, `ray.py`). Out: what came of each unit,
+as it ends. A worker goes on with the candidate that it has merged; then it takes one that nobody has begun; then it
+helps with the one that has most blocks left, so that all end together. A unit whose worker died is done again, at most
+`ATTEMPTS` times; one that takes too long ends with its worker, which is killed and started anew. A worker that keeps
+dying is retired, and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from evomerge.common.errors import EvomergeError, LiveModelError
+from evomerge.common.limits import TimeLimit
+from evomerge.search.evaluators.events import Event, Watch
+from evomerge.search.evaluators.units import Scored, Unit
+from evomerge.search.evaluators.wire import Message, error_of, scored_of, unit_message
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How many workers a unit may end before it counts as failed."""
+DEATHS = 4
+"""How many times in a row a worker may die, with nothing done in between, before it is retired."""
+
+
+class WorkersLost(RuntimeError):
+    """Workers died while they scored a candidate, one after the other."""
+
+
+class Crew(Protocol):
+    """Workers by number, from 0: they are started, are sent messages, and answer.
+
+    Attributes:
+        size: how many there are.
+    """
+
+    size: int
+
+    def start(self, worker: int) -> None:
+        """Start a worker, or start it anew; it answers with a message `ready` or `refused`."""
+        ...
+
+    def send(self, worker: int, message: Message) -> None:
+        """Send a message; one to a worker that is gone is lost without a word."""
+        ...
+
+    def receive(self, seconds: float | None) -> list[tuple[int, Message | None]]:
+        """Return what has come from workers, None from one that is gone; wait so long for the first of it."""
+        ...
+
+    def kill(self, worker: int) -> None:
+        """End a worker at once; `receive` then says that it is gone."""
+        ...
+
+    def last_words(self, worker: int) -> str:
+        """Return how a worker that is gone has ended, in a few words."""
+        ...
+
+    def close(self) -> None:
+        """End all workers."""
+        ...
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One unit on its way: where it stands in its call, how often it was begun in vain, and what came of it."""
+
+    unit: Unit
+    position: int
+    call: _Call
+    attempts: int = 0
+    done: bool = False
+
+
+@dataclass(eq=False)
+class _Call:
+    """The units that were asked for together, and those of them that have ended and nobody has taken yet."""
+
+    tickets: list[_Ticket] = field(default_factory=list)
+    ready: deque[tuple[int, Scored]] = field(default_factory=deque)
+
+
+@dataclass(eq=False)
+class _Worker:
+    """What the pool knows of a worker: its state is starting, idle, busy or retired."""
+
+    number: int
+    state: str = "starting"
+    ticket: _Ticket | None = None
+    asked: int = -1
+    model: object = None
+    until: float | None = None
+    limit: str = ""
+    late: bool = False
+    deaths: int = 0
+
+
+class Pool:
+    """A scorer with many workers; a context manager that ends them.
+
+    Args:
+        crew: the workers; all are started at once.
+        limit: of the time of a candidate.
+        candidate: how many items that is; a unit of more may take longer by as much.
+        watch: is told of what workers do.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        limit: TimeLimit | None = None,
+        candidate: int | None = None,
+        watch: Watch = lambda event: None,
+    ) -> None:
+        self._crew, self._limit, self._candidate, self._watch = crew, limit or TimeLimit(), candidate, watch
+        self._workers = [_Worker(number) for number in range(crew.size)]
+        self._queue: list[_Ticket] = []
+        self._asked = 0
+        self.readies: dict[int, Message] = {}
+        for worker in self._workers:
+            crew.start(worker.number)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers:
+            if worker.state != "retired":
+                self._tell("stopped", worker)
+        self._crew.close()
+
+    def wait(self) -> list[Message]:
+        """Wait until one worker is ready, and return what those that are have said.
+
+        Raises:
+            EvomergeError: a worker has refused, or all are gone.
+        """
+        while not self.readies:
+            self._turn()
+        return list(self.readies.values())
+
+    def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
+        """Begin with units, and yield what comes of each with its position, as they end.
+
+        Raises:
+            LiveModelError: a worker cannot put its live model back.
+            EvomergeError: no worker is left.
+        """
+        call = _Call()
+        call.tickets = [_Ticket(unit, position, call) for position, unit in enumerate(units)]
+        self._queue += call.tickets
+        self._dispatch()
+        return self._answers(call)
+
+    def _answers(self, call: _Call) -> Iterator[tuple[int, Scored]]:
+        try:
+            for _ in call.tickets:
+                while not call.ready:
+                    self._turn()
+                yield call.ready.popleft()
+        finally:  # nobody asks for the rest
+            self._queue = [ticket for ticket in self._queue if ticket.call is not call]
+
+    def _turn(self) -> None:
+        """Wait until something happens, and act on it."""
+        self._dispatch()
+        if all(worker.state == "retired" for worker in self._workers):
+            raise EvomergeError(
+                f"No worker is left: each died {DEATHS} times in a row, and the warnings say how. What was scored is "
+                f"in the log: mend the reason, then run the same command again."
+            )
+        ends = [worker.until for worker in self._workers if worker.until is not None]
+        wait = max(min(ends) - time.monotonic(), 0.0) if ends else None
+        for number, message in self._crew.receive(wait):
+            self._heard(self._workers[number], message)
+        for worker in self._workers:
+            if worker.until is not None and time.monotonic() >= worker.until:
+                worker.until, worker.late = None, True
+                self._crew.kill(worker.number)
+
+    def _heard(self, worker: _Worker, message: Message | None) -> None:
+        if worker.state == "retired":
+            return
+        if message is None:
+            self._lost(worker)
+        elif message["kind"] == "ready":
+            self._check_kind(worker.number, message)
+            self.readies[worker.number] = message
+            worker.state = "idle"
+            self._tell("started", worker)
+        elif message["kind"] == "refused":
+            raise error_of(message["error"])
+        elif worker.ticket is not None and message["number"] == worker.asked:  # else it is late, or says it twice
+            self._ended(worker, worker.ticket, scored_of(message))
+
+    def _check_kind(self, number: int, message: Message) -> None:
+        """Say of a worker that its kind of machine is another one than that of those before it."""
+        for other in list(self.readies.values())[:1]:
+            one, two = (each["circumstances"]["fingerprint"] for each in (other, message))
+            if names := [name for name in one if one[name] != two.get(name)]:
+                logger.warning(
+                    "Worker %d runs on another kind of machine (%s differ): its scores may differ in last digits.",
+                    *(number, ", ".join(names)),
+                )
+
+    def _ended(self, worker: _Worker, ticket: _Ticket, scored: Scored) -> None:
+        self._tell("ended", worker, merge=scored.merge, forward=scored.forward, items=ticket.unit.size)
+        worker.state, worker.ticket, worker.until, worker.late, worker.deaths = "idle", None, None, False, 0
+        if isinstance(scored.outcome, LiveModelError):
+            raise scored.outcome
+        if isinstance(scored.outcome, Exception):
+            worker.model = None
+        self._done(ticket, scored)
+
+    def _done(self, ticket: _Ticket, scored: Scored) -> None:
+        """Answer a unit; where it has failed, later ones of its candidate need not be scored."""
+        answered = [ticket]
+        if isinstance(scored.outcome, Exception):
+            answered += [
+                other
+                for other in self._queue
+                if other.call is ticket.call
+                and other.unit.model is ticket.unit.model
+                and other.position > ticket.position
+            ]
+            self._queue = [other for other in self._queue if other not in answered]
+        for one in answered:
+            if not one.done:
+                one.done = True
+                one.call.ready.append((one.position, scored))
+
+    def _lost(self, worker: _Worker) -> None:
+        """Start a worker anew that is gone, and do its unit again; see the module for how often."""
+        ticket, late, why = worker.ticket, worker.late, self._crew.last_words(worker.number)
+        worker.state, worker.ticket, worker.model, worker.until, worker.late = "starting", None, None, None, False
+        self.readies.pop(worker.number, None)
+        if late and ticket is not None:
+            why = "killed, since its candidate took too long"
+            self._done(ticket, Scored(TimeoutError(worker.limit)))
+        else:
+            worker.deaths += 1
+            if ticket is not None:
+                ticket.attempts += 1
+                if ticket.attempts < ATTEMPTS:
+                    self._queue.insert(0, ticket)
+                else:
+                    self._done(ticket, Scored(WorkersLost(f"{ATTEMPTS} workers died while they scored it")))
+                    for other in self._workers:  # it was the unit's fault
+                        other.deaths = 0
+        self._tell("lost", worker, why=why)
+        if worker.deaths < DEATHS:
+            logger.warning("Worker %d is lost (%s) and started again; its unit is done again.", worker.number, why)
+            self._crew.start(worker.number)
+            return
+        worker.state = "retired"
+        self._tell("retired", worker, why=why)
+        logger.warning(
+            "Worker %d died %d times in a row (%s) and is not started again; the others go on.",
+            *(worker.number, DEATHS, why),
+        )
+
+    def _dispatch(self) -> None:
+        """Give a unit to each worker that has none."""
+        for worker in self._workers:
+            if not self._queue:
+                return
+            if worker.state == "idle":
+                self._give(worker, self._next(worker))
+
+    def _next(self, worker: _Worker) -> _Ticket:
+        """Return the unit that a worker does best: of its candidate, of one that nobody has, or of the longest."""
+        mine = next((ticket for ticket in self._queue if ticket.unit.model is worker.model), None)
+        if mine is not None:
+            return mine
+        held = {id(other.model) for other in self._workers if other.state == "busy"}
+        free = next((ticket for ticket in self._queue if id(ticket.unit.model) not in held), None)
+        if free is not None:
+            return free
+        left = Counter(id(ticket.unit.model) for ticket in self._queue)
+        longest = max(left.values())
+        return next(ticket for ticket in reversed(self._queue) if left[id(ticket.unit.model)] == longest)
+
+    def _give(self, worker: _Worker, ticket: _Ticket) -> None:
+        self._queue.remove(ticket)
+        self._asked += 1
+        worker.state, worker.ticket, worker.asked, worker.model = "busy", ticket, self._asked, ticket.unit.model
+        share = ticket.unit.size / self._candidate if self._candidate else 1.0
+        seconds, worker.limit = self._limit.allowed(share, ticket.unit.first)
+        worker.until = None if seconds is None else time.monotonic() + seconds
+        self._tell("begun", worker)
+        self._crew.send(worker.number, unit_message(self._asked, ticket.unit))
+
+    def _tell(self, kind: str, worker: _Worker, **more: Any) -> None:
+        self._watch(Event(kind, worker.number, time.time(), **more))
