@@ -7,16 +7,26 @@ Everything goes to standard error, but for the final table, which is the command
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from evomerge.cli.pace import Busy, Pace
+from evomerge.common.events import Event, Watch
 from evomerge.common.progress import Seconds, unlimited
 from evomerge.trials import Trial
 
@@ -39,6 +49,9 @@ class Reporter:
         self.console = console or Console(stderr=True, soft_wrap=True)
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._busy = Busy(0)
+        self._said = time.monotonic()
+        self._line: Callable[[], str] | None = None  # what a search says in a pipe
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -61,20 +74,21 @@ class Reporter:
         Yields:
             What is to be told how many more have been done.
         """
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+            _Now(lambda: str(self._busy)),
+        )
         if not self.console.is_terminal:
             self.say(what)
-        said, done = time.monotonic(), 0
+        self._said, done = time.monotonic(), 0
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             task = bar.add_task(what, total=total)
 
             def count(items: int) -> None:
-                nonlocal said, done
+                nonlocal done
                 done = min(done + items, total)
                 bar.update(task, completed=done)
-                if not self.console.is_terminal and time.monotonic() - said >= PLAIN_EVERY:
-                    said = time.monotonic()
-                    self.say(f"{done:,} of {total:,} items scored")
+                self._now_and_then(lambda: f"{done:,} of {total:,} items scored")
 
             yield count
 
@@ -125,7 +139,8 @@ class Reporter:
     def searching(
         self, past: Sequence[Trial], budget: int, left: Seconds = unlimited
     ) -> Iterator[Callable[[Trial], None]]:
-        """Show a bar with best, mean, candidates per minute and the time left.
+        """Show a bar with best, mean, failures, candidates per minute and the time left; and what the workers of a
+        `pool` do.
 
         Args:
             past: the trials that the log holds already.
@@ -135,61 +150,59 @@ class Reporter:
         Yields:
             What is to be told of each new trial.
         """
-        values = [trial.values[0] for trial in past if trial.values and trial.gradient is None]
-        state = _State(len(past), values, budget, left)
+        pace = Pace(past, budget, left)
         columns = (
-            TextColumn("search"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}  {task.fields[left]}"),
+            *(TextColumn("search"), BarColumn(), MofNCompleteColumn()),
+            _Now(lambda: "\n".join(filter(None, (f"{pace}  {pace.left}", str(self._busy))))),
         )
+        self._line = lambda: "  ".join(filter(None, (f"{pace.done}/{budget}", f"{pace}", pace.left, str(self._busy))))
+        self._said = time.monotonic()
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("search", total=budget, completed=len(past), state=str(state), left=state.left())
+            task = bar.add_task("search", total=budget, completed=len(past))
 
             def scored(trial: Trial) -> None:
-                state.update(trial)
-                bar.update(task, completed=state.done, state=str(state), left=state.left())
-                if not self.console.is_terminal and state.due():
-                    self.say(f"{state.done}/{budget}  {state}  {state.left()}")
+                pace.update(trial)
+                bar.update(task, completed=pace.done)
+                self._now_and_then(self._line, at_once=pace.over)
 
-            yield scored
+            try:
+                yield scored
+            finally:
+                self._line = None
+
+    def pool(self, workers: int) -> Watch:
+        """Show, within `searching` and `counting`, what so many workers do.
+
+        Args:
+            workers: how many there are.
+
+        Returns:
+            What is to be told of each event.
+        """
+        self._busy = busy = Busy(workers)
+
+        def watch(event: Event) -> None:
+            busy(event)
+            self._now_and_then(self._line)
+
+        return watch
+
+    def _now_and_then(self, line: Callable[[], str] | None, at_once: bool = False) -> None:
+        """Say a line in a pipe, where the last one was said long enough ago."""
+        if line is None or self.console.is_terminal:
+            return
+        if at_once or time.monotonic() - self._said >= PLAIN_EVERY:
+            self._said = time.monotonic()
+            self.say(line())
 
 
-class _State:
-    """Best, mean and pace of a search; the loss of gradient steps by itself, since it is another quantity."""
+class _Now(ProgressColumn):
+    """Shows, whenever a bar is drawn, what is so at that moment."""
 
-    def __init__(self, done: int, values: list[float], budget: int, left: Seconds) -> None:
-        self.done, self._values, self._budget, self._seconds = done, values, budget, left
-        self._losses: list[float] = []
-        self._first = done
-        self._started = self._said = time.monotonic()
+    def __init__(self, state: Callable[[], str]) -> None:
+        super().__init__()
+        self._state = state
 
-    def update(self, trial: Trial) -> None:
-        self.done += 1
-        if trial.values and trial.gradient is None:
-            self._values.append(trial.values[0])
-        elif trial.values:
-            self._losses.append(-trial.values[0])
-
-    def due(self) -> bool:
-        """Whether it is time for another plain line; always at the end."""
-        if time.monotonic() - self._said < PLAIN_EVERY and self.done < self._budget:
-            return False
-        self._said = time.monotonic()
-        return True
-
-    def left(self) -> str:
-        """Say how much longer it takes: until all is scored, or until its time is over, whichever comes first."""
-        scoring = (self._budget - self.done) / pace if (pace := self._pace()) else math.inf
-        minutes = max(min(scoring, self._seconds() / 60), 0.0)
-        return f"{minutes:.1f} min left" if math.isfinite(minutes) else ""
-
-    def _pace(self) -> float:
-        return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9) * 60
-
-    def __str__(self) -> str:
-        if not self._values and not self._losses:
-            return "nothing scored yet"
-        best = f"best {max(self._values):.4f}  mean {np.mean(self._values[-20:]):.4f}  " if self._values else ""
-        loss = f"loss {np.mean(self._losses[-20:]):.4f}  " if self._losses else ""
-        return f"{best}{loss}{self._pace():.0f}/min"
+    def render(self, task: Task) -> Text:
+        """Return what is so."""
+        return Text(self._state())

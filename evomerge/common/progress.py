@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
+from evomerge.common.events import Watch
 from evomerge.trials import Trial
 
 Steps = Callable[[str, int, int], None]
@@ -53,6 +54,10 @@ class Progress(Protocol):
         """
         ...
 
+    def pool(self, workers: int) -> Watch:
+        """Show, within `searching` and `counting`, what so many workers do; what it returns is to be told of it."""
+        ...
+
     def say(self, text: str) -> None:
         """Tell a line."""
         ...
@@ -91,6 +96,10 @@ class Silent:
     ) -> Iterator[Callable[[Trial], None]]:
         """Say nothing; what it yields ignores what it is told."""
         yield lambda trial: None
+
+    def pool(self, workers: int) -> Watch:
+        """Say nothing; what it returns ignores what it is told."""
+        return lambda event: None
 
     def say(self, text: str) -> None:
         """Say nothing."""
