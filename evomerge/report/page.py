@@ -28,12 +28,14 @@ from evomerge.report.comparison import comparison_context, read_standings
 from evomerge.report.concerns import concerns
 from evomerge.report.facts import MODELS, RunFacts
 from evomerge.report.grids import CoefficientMap, grids
+from evomerge.report.lanes import where_time_went
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
-from evomerge.report.wording import closed, headline, metric, number, signed, what
+from evomerge.report.wording import closed, headline, metric, number, signed, span, what
 from evomerge.runs.directory import Run, open_run
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
+from evomerge.runs.workers import WORKERS, read_sessions
 
 STOPS = {
     "budget": "It ended with its budget.",
@@ -202,6 +204,7 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "optimism_caption": _deciding(facts),
         "comparable": _comparable(facts),
         "constants": charts.constants(facts),
+        "workers": where_time_went(read_sessions(run.path / WORKERS)),
         "pace": _pace(facts),
         "shares": _shares(facts),
         "command": run.command,
@@ -278,7 +281,7 @@ def _pace(facts: RunFacts) -> str | None:
         return None
     total, n = sum(facts.seconds.values()), len(facts.run.timings)
     return (
-        f"{_span(total)} for {n:,} candidates, {facts.pace:.0f} a minute. Choosing the winner and scoring it on the "
+        f"{span(total)} for {n:,} candidates, {facts.pace:.0f} a minute. Choosing the winner and scoring it on the "
         f"report items comes on top."
     )
 
@@ -290,17 +293,11 @@ def _shares(facts: RunFacts) -> list[dict[str, Any]]:
         {
             "kind": kind,
             "share": round(seconds / total, 5),
-            "words": f"{texts[kind]} {_span(seconds)} ({seconds / total:.1%})",
+            "words": f"{texts[kind]} {span(seconds)} ({seconds / total:.1%})",
         }
         for kind, seconds in facts.seconds.items()
         if total > 0
     ]
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _sources(run: Run) -> list[dict[str, str]]:

@@ -36,6 +36,13 @@ def with_error(value: float | None, se: float | None, digits: int = 4, sign: boo
     return text if value is None or se is None or not math.isfinite(se) else f"{text}{PLUS_MINUS}{number(se, digits)}"
 
 
+def span(seconds: float) -> str:
+    """A length of time."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def errors_of(difference: Paired) -> float | None:
     """How many standard errors a paired difference is from zero; None if that is not known."""
     diff, se = difference.diff, difference.se

@@ -163,3 +163,26 @@ def finish(path: Path, diff: float = 0.03, se: float | None = 0.01, **changes: A
     recipe = Recipe(source, dict.fromkeys(experts, source), {"name": "linear"}, "layer", {"weight": coefficients})
     (path / "recipe.yaml").write_text(recipe.to_yaml())
     return path
+
+
+def write_workers(path: Path, workers: int = 3, units: int = 4, why: str = "it was killed") -> Path:
+    """Write what workers of a run did: ten seconds, a quarter of each unit a merge; the second one dies at the end.
+
+    Args:
+        path: the run directory.
+        workers: how many.
+        units: of each worker, in the first eight seconds.
+        why: the second worker is retired.
+    """
+    rows: list[dict[str, Any]] = [{"kind": "session", "at": 0.0, "workers": workers}, {"kind": "asks", "at": 0.0}]
+    for worker in range(workers):
+        rows.append({"kind": "started", "worker": worker, "at": 0.0})
+        for i in range(units):
+            start, length = 8 * i / units, 8 / units
+            rows.append({"kind": "begun", "worker": worker, "at": start})
+            about = {"merge": length / 4, "forward": 3 * length / 4, "items": 10}
+            rows.append({"kind": "ended", "worker": worker, "at": start + length, **about})
+    rows += [{"kind": kind, "worker": 1, "at": 8.0, "why": why} for kind in ("lost", "retired")]
+    rows.append({"kind": "told", "at": 10.0})
+    (path / "workers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

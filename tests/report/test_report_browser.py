@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.report import write_comparison, write_report, write_sweep
-from tests.kit.reports import finish, write_run
+from tests.kit.reports import finish, write_run, write_workers
 from tests.kit.standings import BETTER, SAME, row, standings
 from tests.processes.command import evomerge
 
@@ -52,6 +52,7 @@ def look(page: Path, tmp_path: Path) -> tuple[dict[str, int], str]:
 @pytest.mark.skipif(not BROWSER, reason="no chromium is installed")
 def test_pages_fit_and_are_quiet(tmp_path: Path) -> None:
     one = finish(write_run(tmp_path / "runs" / "text-linear-one", steps=3, tasks=("a", LONG), experts=("a", LONG)))
+    write_workers(one, workers=40, why=LONG * 3)
     going = write_run(tmp_path / "runs" / f"text-linear-{'going-on-' * 6}", experts=[f"expert-{i}" for i in range(20)])
     (tmp_path / "comparison.json").write_text(standings(row(LONG, 0.6, BETTER), row("trim+elect", 0.5, SAME)).to_json())
     for page in (write_report(one), write_report(going), write_sweep([one, going]), write_comparison(tmp_path)):
