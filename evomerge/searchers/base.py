@@ -74,7 +74,7 @@ class Searcher(Protocol):
         ...
 
     def tell(self, batch: Batch) -> None:
-        """Take the values of the batch that was asked last."""
+        """Take the values of the oldest batch that was not told yet: the one that was asked last, without a lag."""
         ...
 
     def stop(self) -> StopReason | None:
@@ -106,6 +106,37 @@ class Cautious(Protocol):
     def cautions(self, budget: int) -> list[str]:
         """Return what is allowed but often a mistake, in a search of so many points."""
         ...
+
+
+@runtime_checkable
+class Lagged(Protocol):
+    """A searcher that may be asked ahead: batch i once it was told the batches up to i - lag - 1, in the order asked.
+
+    So lag + 1 batches may be open at once, for a pool to work on. A lag may change from one tell to the next.
+    """
+
+    @property
+    def lag(self) -> int:
+        """How many batches may be open beside the oldest one."""
+        ...
+
+
+def lag_of(searcher: Searcher) -> int:
+    """Return how many batches may be open beside the oldest one: none where the searcher does not tell."""
+    return searcher.lag if isinstance(searcher, Lagged) else 0
+
+
+def checked_lag(lag: int) -> int:
+    """Return the lag of a searcher's settings.
+
+    Raises:
+        ConfigError: it is no whole number from 0 on.
+    """
+    if not isinstance(lag, int) or isinstance(lag, bool) or lag < 0:
+        raise ConfigError(
+            f"searcher.lag={lag} says how many batches are asked ahead: write 0, or for a pool of 8 workers 7."
+        )
+    return lag
 
 
 def check_searcher(searcher: object) -> None:
@@ -192,11 +223,11 @@ class Elite:
 
 
 def unfinished(batch: Batch | None) -> dict[str, Incumbent]:
-    """Return the best point of a last generation that the budget cut short: the searcher was never told of it, but it
-    was paid for.
+    """Return the best point of a generation that the budget cut short: the searcher was never told of it, but it was
+    paid for.
 
     Args:
-        batch: the last one; None where nothing was asked.
+        batch: the last one that was begun; None where nothing was asked.
     """
     elite = Elite(1)
     if batch is not None and not batch.complete:
@@ -206,30 +237,34 @@ def unfinished(batch: Batch | None) -> dict[str, Incumbent]:
 
 
 class Turns:
-    """Guards the conversation: ask, then tell that batch, then ask again.
+    """Guards the conversation: ask, then tell that batch, then ask again; with a lag, some batches ahead.
 
     Attributes:
-        index: the number of the next batch.
+        index: the number of the batch that is told next.
+        asks: the number of the batch that is asked next.
     """
 
     def __init__(self) -> None:
         self.index = 0
-        self._open: int | None = None
+        self.asks = 0
 
-    def asked(self, points: np.ndarray, gradient: bool = False) -> Batch:
-        """Note that a batch was asked, and return it."""
-        if self._open is not None:
-            raise RuntimeError(f"ask() was called twice: batch {self._open} was not told yet. Tell its values first.")
-        self._open = self.index
-        return Batch(self.index, points, gradient=gradient)
+    def asked(self, points: np.ndarray, gradient: bool = False, lag: int = 0) -> Batch:
+        """Note that a batch was asked while so many others may be open, and return it."""
+        if self.asks - self.index > lag:
+            raise RuntimeError(
+                f"ask() was called too early: batch {self.index} was not told yet. Tell its values first."
+            )
+        batch = Batch(self.asks, points, gradient=gradient)
+        self.asks += 1
+        return batch
 
     def told(self, batch: Batch) -> None:
-        """Note that the batch which was asked last is being told."""
-        if batch.index != self._open:
-            raise RuntimeError(f"tell() got batch {batch.index}, but the batch that was asked last is {self._open}.")
+        """Note that the oldest open batch is being told."""
+        if self.index == self.asks or batch.index != self.index:
+            due = "none is open" if self.index == self.asks else f"the oldest open one is {self.index}"
+            raise RuntimeError(f"tell() got batch {batch.index}, but {due}.")
         if not batch.complete:
             raise RuntimeError(
                 f"tell() got batch {batch.index} with points {batch.missing} missing; only complete batches are told."
             )
-        self._open = None
         self.index += 1

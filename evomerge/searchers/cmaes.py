@@ -7,18 +7,24 @@ within the few hundred candidates that people can pay.
 pycma draws from numpy's global random state, ends by itself when the fitness is flat or comes in steps, and evaluates
 strings: here it gets its own counter-based noise, tolerances that are switched off (the budget decides), and numbers
 only.
+
+With a lag, points are asked one by one, each drawn from the distribution of that moment, and every `popsize` results in
+the order asked are a generation to learn from. Those that were drawn before the last update count as they are, neither
+pulled nearer nor left out. What pycma injects into generations (mirrors of bad points, and steps along the mean in 300
+dimensions or more) needs whole ones, so it is off.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 
 import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
-from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -49,11 +55,12 @@ class CmaEs:
         sigma: the initial step as a fraction of each coefficient's range.
         popsize: points in a generation; None for pycma's 4 + floor(3 ln dim).
         diagonal_above: the number of free coefficients above which the covariance is diagonal.
+        lag: how many points are asked ahead of the oldest that is not told yet; with 0, whole generations.
         keep: how many of the best points seen stay incumbents, beside the mean.
 
     Raises:
-        ConfigError: for a single free coefficient, a step that is not positive, a population below 2, or a start
-            outside the bounds.
+        ConfigError: for a single free coefficient, a step that is not positive, a population below 2, a lag below 0,
+            or a start outside the bounds.
     """
 
     needs = Needs()
@@ -67,6 +74,7 @@ class CmaEs:
         popsize: int | None = None,
         diagonal_above: int = 24,
         keep: int = 4,
+        lag: int = 0,
     ) -> None:
         if space.dim < 2:
             zero = [name for name, value in space.frozen.items() if value == 0]
@@ -101,24 +109,36 @@ class CmaEs:
             "tolfacupx": 1e9,
             "tolupsigma": 1e30,
         }
+        self.lag = checked_lag(lag)
+        if lag:
+            options |= {"AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA, "CMA_mirrors": 0}
         if popsize is not None:
             options["popsize"] = int(popsize)
         self._es = cma.CMAEvolutionStrategy(inside(space, start), float(sigma), options)
         self._low, self._high = space.low, space.high
-        self._asked: list[np.ndarray] = []
+        self._drawn: deque[np.ndarray] = deque()  # as pycma knows them, in the order asked
+        self._costs: list[float] = []  # of the first ones
         self._turns = Turns()
         self._elite = Elite(keep)
 
     def ask(self) -> Batch:
-        """Return the next generation, shape (popsize, dim)."""
-        self._asked = self._es.ask()
-        return self._turns.asked(np.clip(self._asked, self._low, self._high))
+        """Return the next generation, shape (popsize, dim); with a lag, the next point, shape (1, dim)."""
+        drawn = self._es.ask(1 if self.lag else None)
+        batch = self._turns.asked(np.clip(drawn, self._low, self._high), lag=self.lag)
+        self._drawn.extend(drawn)
+        return batch
 
     def tell(self, batch: Batch) -> None:
-        """Rank the generation; failed points cost +inf, so they come last."""
+        """Rank a generation once it is complete; failed points cost +inf, so they come last."""
         self._turns.told(batch)
-        self._es.tell(self._asked, (-batch.values).tolist())
         self._elite.update(batch)
+        self._costs += (-batch.values).tolist()
+        if len(self._costs) == self._es.popsize:
+            points = [self._drawn.popleft() for _ in self._costs]
+            if not self._es.number_of_solutions_asked:
+                self._es.ask(1)  # pycma refuses two generations without a draw between them
+            self._es.tell(points, self._costs, check_points=False)  # of no point is pycma to doubt that it drew it
+            self._costs = []
 
     def stop(self) -> StopReason | None:
         """Return CONVERGED when steps no longer change any coefficient in float64."""

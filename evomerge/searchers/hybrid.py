@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Incumbent, Needs, Part, Searcher, Turns, parts_of
+from evomerge.searchers.base import Incumbent, Needs, Part, Searcher, Turns, lag_of, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -46,6 +46,11 @@ class Hybrid:
         self._switched: int | None = None  # the number of the batch at which the second one began
         self._earlier: dict[str, Incumbent] = {}
 
+    @property
+    def lag(self) -> int:
+        """That of the second searcher, once it has its turn; the first one is asked batch by batch."""
+        return 0 if self._switched is None else lag_of(self._inner)
+
     def ask(self) -> Batch:
         """Return what the searcher of the moment asks."""
         if self._switched is None and self._inner.stop() is not None:
@@ -53,7 +58,7 @@ class Hybrid:
             self._inner = self._begin(list(self._earlier.values())[-1].x) if self._earlier else self._second
             self._switched = self._turns.index
         batch = self._inner.ask()
-        return self._turns.asked(batch.points, batch.gradient)
+        return self._turns.asked(batch.points, batch.gradient, self.lag)
 
     def tell(self, batch: Batch) -> None:
         """Pass on the values, or the gradient."""

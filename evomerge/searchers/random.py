@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -22,28 +22,32 @@ class Random:
         start: the first point, shape (dim,).
         seed: any integer from 0.
         batch: points asked at once.
+        lag: how many batches are asked ahead of the oldest that is not told yet.
         keep: how many of the best points seen stay incumbents.
 
     Raises:
-        ConfigError: for a batch below 1, or a start outside the bounds.
+        ConfigError: for a batch below 1, a lag below 0, or a start outside the bounds.
     """
 
     needs = Needs()
 
-    def __init__(self, space: CoefficientSpace, start: np.ndarray, seed: int, batch: int = 8, keep: int = 5) -> None:
+    def __init__(
+        self, space: CoefficientSpace, start: np.ndarray, seed: int, batch: int = 8, keep: int = 5, lag: int = 0
+    ) -> None:
         if batch < 1:
             raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
         self._space, self._start, self._seed, self._batch = space, inside(space, start), seed, batch
+        self.lag = checked_lag(lag)
         self._turns = Turns()
         self._elite = Elite(keep)
 
     def ask(self) -> Batch:
         """Return the next points, shape (batch, dim)."""
-        draws = np.random.default_rng([self._seed, self._turns.index]).random((self._batch, self._space.dim))
+        draws = np.random.default_rng([self._seed, self._turns.asks]).random((self._batch, self._space.dim))
         points = self._space.low + draws * (self._space.high - self._space.low)
-        if self._turns.index == 0:
+        if self._turns.asks == 0:
             points[0] = self._start
-        return self._turns.asked(points)
+        return self._turns.asked(points, lag=self.lag)
 
     def tell(self, batch: Batch) -> None:
         """Remember the best."""

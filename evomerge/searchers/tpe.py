@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 
 import numpy as np
 import optuna
@@ -17,7 +18,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -32,10 +33,12 @@ class Tpe:
         batch: points asked at once; 1 learns from every trial.
         startup: how many random points come before the model.
         candidates: how many draws the acquisition chooses from.
+        lag: how many batches are asked ahead of the oldest that is not told yet; the model takes points without a value
+            for bad ones (Optuna's constant liar), so that open batches lie apart.
         keep: how many of the best points seen stay incumbents.
 
     Raises:
-        ConfigError: for a batch below 1, or a start outside the bounds.
+        ConfigError: for a batch below 1, a lag below 0, or a start outside the bounds.
     """
 
     needs = Needs()
@@ -49,6 +52,7 @@ class Tpe:
         startup: int = 10,
         candidates: int = 24,
         keep: int = 5,
+        lag: int = 0,
     ) -> None:
         if batch < 1:
             raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
@@ -59,19 +63,23 @@ class Tpe:
         self._asks = 0
         self._study = _quiet_study()
         self._study.enqueue_trial(dict(zip(space.names, inside(space, start).tolist(), strict=True)))
-        self._asked: list[optuna.trial.Trial] = []
+        self.lag = checked_lag(lag)
+        self._open: deque[list[optuna.trial.Trial]] = deque()
         self._turns = Turns()
         self._elite = Elite(keep)
 
     def ask(self) -> Batch:
         """Return the next points, shape (batch, dim)."""
-        self._asked = [self._suggest() for _ in range(self._batch)]
-        return self._turns.asked(np.array([[trial.params[name] for name in self._names] for trial in self._asked]))
+        asked = [self._suggest() for _ in range(self._batch)]
+        points = np.array([[trial.params[name] for name in self._names] for trial in asked])
+        batch = self._turns.asked(points, lag=self.lag)
+        self._open.append(asked)
+        return batch
 
     def tell(self, batch: Batch) -> None:
         """Add the trials to the study; failed points count as -inf, so the model avoids them."""
         self._turns.told(batch)
-        for trial, value in zip(self._asked, batch.values.tolist(), strict=True):
+        for trial, value in zip(self._open.popleft(), batch.values.tolist(), strict=True):
             self._study.tell(trial, value)
         self._elite.update(batch)
 

@@ -3,7 +3,8 @@
 In: a space and a way to make a searcher from a start point. Out: first one batch of constants (every weight the same,
 other variables at their start), then the batches of a searcher that starts from the best of them. A handful of
 candidates finds the right overall scale, which a search in many dimensions would spend most of a small budget on. If
-all of them fail, the search starts where it would have without them.
+all of them fail, the search starts where it would have without them. A searcher with a lag is asked ahead once all
+constants are scored, since it starts from one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.searchers.base import Elite, Incumbent, Part, Searcher, Turns, cautions_of, parts_of
+from evomerge.searchers.base import Elite, Incumbent, Part, Searcher, Turns, cautions_of, lag_of, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -48,12 +49,17 @@ class WarmStart:
         self._turns = Turns()
         self._elite = Elite(1)
 
+    @property
+    def lag(self) -> int:
+        """That of the searcher, once the constants are scored."""
+        return lag_of(self._inner) if self._turns.index else 0
+
     def ask(self) -> Batch:
         """Return the constants, then what the searcher asks."""
         if self._turns.index == 0:
             return self._turns.asked(self._points)
         batch = self._inner.ask()
-        return self._turns.asked(batch.points, batch.gradient)
+        return self._turns.asked(batch.points, batch.gradient, self.lag)
 
     def tell(self, batch: Batch) -> None:
         """Make the searcher from the best constant, then pass on what it asked for."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from evomerge.searchers.base import Searcher
+from evomerge.searchers.base import Searcher, lag_of
 from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.gradient import Gradient
 from evomerge.searchers.greedy import Greedy
@@ -23,14 +24,24 @@ from evomerge.trials import Batch, Trial
 
 Make = Callable[[CoefficientSpace, int], Searcher]
 
-OPTIONS: dict[str, Any] = {"cmaes": {}, "cmaes-diagonal": {"diagonal_above": 0}, "cmaes-popsize": {"popsize": 5}}
+OPTIONS: dict[str, Any] = {
+    "cmaes": {},
+    "cmaes-diagonal": {"diagonal_above": 0},
+    "cmaes-popsize": {"popsize": 5},
+    "cmaes-lag": {"lag": 3},
+    "cmaes-long-lag": {"lag": 12, "popsize": 5},
+}
 SEARCHERS: dict[str, Make] = {
     "cmaes": lambda space, seed: CmaEs(space, space.start({}), seed),
     "cmaes-diagonal": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-diagonal"]),
     "cmaes-popsize": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-popsize"]),
+    "cmaes-lag": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-lag"]),
+    "cmaes-long-lag": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-long-lag"]),
     "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
     "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
+    "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, lag=3),
     "random": lambda space, seed: Random(space, space.start({}), seed),
+    "random-lag": lambda space, seed: Random(space, space.start({}), seed, batch=2, lag=3),
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
@@ -45,7 +56,11 @@ SEARCHERS: dict[str, Make] = {
     "warm-hybrid": lambda space, seed: WarmStart(
         space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), CmaEs)
     ),
+    "warm-hybrid-lag": lambda space, seed: WarmStart(
+        space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), partial(CmaEs, lag=3))
+    ),
 }
+LAGGED = tuple(name for name in SEARCHERS if "lag" in name)
 BY_GRADIENT = tuple(name for name in SEARCHERS if "gradient" in name or "hybrid" in name)
 
 
@@ -60,10 +75,15 @@ def answer(batch: Batch, value: Callable[[np.ndarray], float | None]) -> Batch:
 
 
 def drive(searcher: Searcher, value: Callable[[np.ndarray], float | None], trials: int) -> list[Batch]:
-    """Ask and tell until so many points were scored, or the searcher stops."""
+    """Ask, ahead by the searcher's lag, and tell until so many points were told, or the searcher stops."""
     batches: list[Batch] = []
-    while searcher.stop() is None and sum(len(b.points) for b in batches) < trials:
-        batch = answer(searcher.ask(), value)
+    ahead: deque[Batch] = deque()
+    while sum(len(b.points) for b in batches) < trials:
+        while len(ahead) <= lag_of(searcher) and searcher.stop() is None:
+            ahead.append(searcher.ask())
+        if not ahead:
+            break
+        batch = answer(ahead.popleft(), value)
         searcher.tell(batch)
         batches.append(batch)
     return batches

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Searcher, parts_of
+from evomerge.searchers.base import Searcher, lag_of, parts_of
 from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.gradient import Gradient
 from evomerge.searchers.grid import Grid
@@ -212,12 +212,42 @@ def test_a_start_outside_the_bounds_is_refused(
 def test_protocol_errors(make: Make) -> None:
     searcher = make(box(3), 1)
     batch = searcher.ask()
-    with pytest.raises(RuntimeError, match="ask\\(\\) was called twice"):
+    for _ in range(lag_of(searcher)):
+        searcher.ask()
+    with pytest.raises(RuntimeError, match="ask\\(\\) was called too early"):
         searcher.ask()
     with pytest.raises(RuntimeError, match="missing"):
         searcher.tell(batch)
-    with pytest.raises(RuntimeError, match="batch 9"):
+    with pytest.raises(RuntimeError, match="batch 9, but the oldest open one is 0"):
         searcher.tell(Batch(9, batch.points))
+
+
+def test_open_batches_are_told_in_the_order_asked() -> None:
+    searcher = Random(box(3), np.zeros(3), 1, lag=2)
+    first, second, third = (answer(searcher.ask(), sphere) for _ in range(3))
+    assert [batch.index for batch in (first, second, third)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="batch 1, but the oldest open one is 0"):
+        searcher.tell(second)
+    searcher.tell(first)
+    assert searcher.ask().index == 3
+    for batch in (second, third):
+        searcher.tell(batch)
+
+
+@pytest.mark.parametrize("make_lagged", [CmaEs, Tpe, Random])
+def test_a_lag_beyond_a_generation_may_be_told_at_one_go(make_lagged: Callable[..., Searcher]) -> None:
+    """Nothing is asked between two generations of CMA-ES."""
+    searcher = make_lagged(box(3), np.full(3, 0.3), 1, lag=30)
+    for batch in [searcher.ask() for _ in range(31)]:
+        searcher.tell(answer(batch, sphere))
+    assert searcher.ask().index == 31
+
+
+def test_cmaes_pulls_no_point_nearer_that_was_drawn_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pycma forgets what it drew after thirty generations, and then moves points into the reach of its distribution."""
+    searcher = CmaEs(box(4), box(4).start({}), 3, popsize=5, lag=200)
+    monkeypatch.setattr(searcher._es, "repair_genotype", lambda *given, **more: pytest.fail("a point was moved"))
+    drive(searcher, sphere, 400)
 
 
 def test_a_warm_start_begins_at_the_best_constant() -> None:
@@ -255,6 +285,9 @@ def test_grid_covers_the_range_once() -> None:
         (lambda: CmaEs(box(2), np.zeros(2), 1, popsize=1), "at least 2 points"),
         (lambda: Tpe(box(2), np.zeros(2), 1, batch=0), "at least one point"),
         (lambda: Random(box(2), np.zeros(2), 1, batch=0), "at least one point"),
+        (lambda: CmaEs(box(2), np.zeros(2), 1, lag=-1), r"searcher\.lag=-1 .*write 0, or for a pool of 8 workers 7"),
+        (lambda: Tpe(box(2), np.zeros(2), 1, lag=1.5), r"searcher\.lag=1\.5 "),  # type: ignore[arg-type]
+        (lambda: Random(box(2), np.zeros(2), 1, lag=True), r"searcher\.lag=True "),
         (lambda: Grid(box(1), np.zeros(1), 1, points=1), "at least 2"),
     ],
 )
