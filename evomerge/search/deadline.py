@@ -80,19 +80,19 @@ class Deadline:
         return self.left < self.next
 
     def wrap(self, evaluate: Evaluate) -> Evaluate:
-        """Return an evaluator that notes how long candidates take, and ends after one when no other fits."""
+        """Return an evaluator that notes how long it waits for candidates, and ends after one when no other fits."""
 
-        def timed(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        def timed(gradient: bool, trials: Iterable[Trial]) -> Iterator[Trial]:
             started = self._clock()
-            for trial in evaluate(batch, missing):
+            for trial in trials:
                 if trial.status == "ok":  # one that fails at once, or hangs, says nothing of the others
-                    self._took[batch.gradient].append(self._clock() - started)
+                    self._took[gradient].append(self._clock() - started)
                 yield trial
                 if self.over:
                     return
                 started = self._clock()
 
-        return timed
+        return lambda batch, missing: timed(batch.gradient, evaluate(batch, missing))
 
     def _seconds(self, gradient: bool) -> float:
         took = self._took[gradient]

@@ -9,13 +9,17 @@
 
 Each line is on the disk before anything acts on it. Nothing in the log comes from clocks, paths or addresses, so a run
 that was killed anywhere and resumed on the same machine has a byte-identical log. Resuming is replaying: see
-`TrialLog.begin`.
+`TrialLog.ask`.
+
+The trials of a batch, and then its tell, stand together, in the order asked. A searcher with a lag of n is asked ahead:
+asks 0 to n, trials and tell of batch 0, ask n + 1, trials and tell of batch 1, and so on.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,10 +51,10 @@ class TrialLog:
         today: says an identity that an earlier version wrote in the words of this one.
 
     Attributes:
-        trials: how many trials the loop has seen so far.
+        trials: how many trials the loop has come to so far.
         items: how many item evaluations they cost.
         errors: why those without a value failed, one text for each.
-        batch: the batch that the loop asked for last, or None.
+        batch: the batch that the loop came to last, or None.
 
     Raises:
         LogError: another process writes to it, it is damaged, or it belongs to another search.
@@ -71,18 +75,23 @@ class TrialLog:
         self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
         self._today = today
         self._journal = Journal(self.path)
-        self._pending: list[dict[str, Any]] = []  # logged lines that the loop has not reached yet
+        self._pending: deque[dict[str, Any]] = deque()  # logged lines that the loop has not come to yet
+        self._known: dict[int, list[dict[str, Any]]] = {}  # the trials among them, by batch
         self._foreign = False  # whether the line that is being replayed was written by another kind of machine
         self._header_due = False  # whether the next line to write needs a header before it
         self.batch: Batch | None = None
 
     def __enter__(self) -> TrialLog:
-        self._pending = self._journal.open()
+        lines = self._journal.open()
         try:
-            self._check(self._pending)
+            self._check(lines)
         except BaseException:
             self._journal.close()
             raise
+        self._pending = deque(lines)
+        for line in lines:
+            if line["kind"] == "trial":
+                self._known.setdefault(line["batch"], []).append(line)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -90,11 +99,11 @@ class TrialLog:
 
     @property
     def logged(self) -> list[Trial]:
-        """Those trials that stand in the log and that the loop has not reached yet."""
+        """Those trials that stand in the log and that the loop has not come to yet."""
         return [Trial.from_record(line) for line in self._pending if line["kind"] == "trial"]
 
-    def begin(self, batch: Batch) -> Batch:
-        """Write a new ask, or verify one that the log holds and fill in its trials.
+    def ask(self, batch: Batch) -> Batch:
+        """Write a new ask, or verify one that the log holds and fill in its trials; they count from `begin` on.
 
         Args:
             batch: what the searcher asks for.
@@ -110,18 +119,29 @@ class TrialLog:
         if line is None:
             wish = {"gradient": True} if batch.gradient else {}
             self._write({"kind": "ask", "batch": batch.index, "points": batch.points.tolist(), **wish})
-            self.batch = Batch(batch.index, batch.points, gradient=batch.gradient)
-            return self.batch
+            return Batch(batch.index, batch.points, gradient=batch.gradient)
         points = np.array(line["points"], dtype=np.float64)
         logged = Batch(batch.index, points, gradient=line.get("gradient", False))
         self._verify(batch, logged)
-        self.batch = logged
-        while (record := self._next("trial")) is not None:
-            self._take(logged, record)
+        for record in self._known.get(batch.index, ()):
+            _fill(logged, record)
         return logged
 
+    def begin(self, batch: Batch) -> Batch:
+        """Come to a batch that was asked for, the oldest that is not told: what the log holds of it counts, and what it
+        lacks is appended next.
+        """
+        self.batch = batch
+        while (record := self._next("trial")) is not None:
+            if record["batch"] != batch.index:
+                raise LogError(
+                    f"{self.path} holds a trial of batch {record['batch']} in batch {batch.index}: it was edited."
+                )
+            self._count(_fill(batch, record))
+        return batch
+
     def append(self, trial: Trial) -> None:
-        """Write the result of one point of the current batch; what is not finite is written, and told, as None."""
+        """Write the result of one point of the batch that was begun; what is not finite is written and told as None."""
         if self.batch is None or trial.batch != self.batch.index:
             current = self.batch and self.batch.index
             raise LogError(f"A trial of batch {trial.batch} came while batch {current} is evaluated.")
@@ -132,7 +152,7 @@ class TrialLog:
             error = trial.error or f"the objective is {trial.values}, which is not finite"
             record |= {"status": "failed", "values": None, "error": error}
         self._write(record)
-        self._take(self.batch, record)
+        self._count(_fill(self.batch, record))
 
     def tell(self, batch: Batch) -> None:
         """Write that a batch is complete, unless the log says so already."""
@@ -176,9 +196,9 @@ class TrialLog:
     def _next(self, kind: str) -> dict[str, Any] | None:
         """Return the next logged line, stepping over headers; None at the end of the log, or of a batch's trials."""
         while self._pending and self._pending[0]["kind"] == "header":
-            self._foreign = self._pending.pop(0)["fingerprint"] != self._fingerprint
+            self._foreign = self._pending.popleft()["fingerprint"] != self._fingerprint
         if self._pending and self._pending[0]["kind"] == kind:
-            return self._pending.pop(0)
+            return self._pending.popleft()
         if self._pending and kind != "trial":  # a batch ends where its trials end; all else has its fixed place
             found = self._pending[0]["kind"]
             raise LogError(f"{self.path} holds a line of kind `{found}` where `{kind}` was expected: it was edited.")
@@ -205,10 +225,7 @@ class TrialLog:
             text = "Re-asked points of generation %d differ from the logged ones by up to %.1e."
             logger.warning(text, asked.index, difference.max())
 
-    def _take(self, batch: Batch, record: Mapping[str, Any]) -> None:
-        """Put a trial, as the log holds it, into its batch."""
-        trial = Trial.from_record(record)
-        batch.trials[trial.index] = trial
+    def _count(self, trial: Trial) -> None:
         self.trials += 1
         self.errors += [trial.error or "no error was recorded"] if trial.values is None else []
         self.items += trial.spent
@@ -219,6 +236,13 @@ class TrialLog:
             self._journal.append({"kind": "header", **about})
             self._header_due = False
         self._journal.append(record)
+
+
+def _fill(batch: Batch, record: Mapping[str, Any]) -> Trial:
+    """Put a trial, as the log holds it, into its batch, and return it."""
+    trial = Trial.from_record(record)
+    batch.trials[trial.index] = trial
+    return trial
 
 
 def _short(value: Any) -> str:

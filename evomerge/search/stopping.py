@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from evomerge.common.errors import ConfigError
 from evomerge.search.deadline import Deadline
-from evomerge.trials import StopReason
+from evomerge.trials import Batch, StopReason
 
 HOPELESS = 10
 """After so many candidates of which none could be scored, a search ends with its generation."""
@@ -68,13 +68,13 @@ class Interrupt:
     def wrap(self, evaluate: Callable[..., Iterable[Any]]) -> Callable[..., Iterator[Any]]:
         """Return an evaluator that ends after the current trial once a stop was requested."""
 
-        def interruptible(batch: Any, missing: Sequence[int]) -> Iterator[Any]:
-            for trial in evaluate(batch, missing):
+        def interruptible(trials: Iterable[Any]) -> Iterator[Any]:
+            for trial in trials:
                 yield trial
                 if self.requested:
                     return
 
-        return interruptible
+        return lambda batch, missing: interruptible(evaluate(batch, missing))
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,31 @@ class Budget:
                     f"The budget of {name} is {value}, but it must be at least 1: write for example budget=200."
                 )
 
-    def left(self, counts: Counts, gradient: bool = False) -> int:
-        """Return how many more trials may be scored, or gradients taken, never negative."""
-        left = self.trials - counts.trials
-        cost = (gradient and self.items_per_step) or self.items_per_trial
+    def left(self, counts: Counts, gradient: bool = False, ahead: Sequence[Batch] = ()) -> int:
+        """Return how many more trials may be scored, or gradients taken, never negative.
+
+        Args:
+            counts: what the loop has seen.
+            gradient: whether gradients are meant.
+            ahead: batches that are paid for first, in full.
+        """
+        left = self.trials - counts.trials - sum(len(batch.points) for batch in ahead)
         if self.items is not None:
-            left = min(left, (self.items - counts.items) // cost)
+            promised = sum(len(batch.points) * self._price(batch.gradient) for batch in ahead)
+            left = min(left, (self.items - counts.items - promised) // self._price(gradient))
         return max(left, 0)
+
+    def due(self, batch: Batch, counts: Counts, ahead: Sequence[Batch] = ()) -> list[int]:
+        """Return which of the missing points of a batch may be scored, the same ones whenever it is asked for.
+
+        Args:
+            batch: the batch, with the trials that the log holds.
+            counts: what the loop has seen.
+            ahead: the batches that are open before it.
+        """
+        missing = batch.missing
+        logged = len(batch.points) - len(missing)
+        return missing[: max(self.left(counts, batch.gradient, ahead) - logged, 0)]
 
     def stop(self, counts: Counts) -> StopReason | None:
         """Return why the search must end now, or None."""
@@ -127,3 +145,6 @@ class Budget:
         if self.interrupt.requested:
             return StopReason.INTERRUPTED
         return StopReason.TIME if self.left(counts, gradient) and self.deadline.over else StopReason.BUDGET
+
+    def _price(self, gradient: bool) -> int:
+        return (gradient and self.items_per_step) or self.items_per_trial

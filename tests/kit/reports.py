@@ -74,14 +74,14 @@ def write_run(
             points = rng.random((1 if gradient else size, len(names)))
             if index == 0:
                 points = np.repeat(np.linspace(0.2, 0.8, size)[:, None], len(names), axis=1)
-            batch = log.begin(Batch(index, points, gradient=gradient))
+            batch = log.begin(log.ask(Batch(index, points, gradient=gradient)))
             for i in range(len(points)):
                 number += 1
                 trial = _trial(index, i, number, tasks, items, gradient, (errors or {}).get(number), len(names))
                 log.append(_scored(trial, score(number)) if score and trial.values else trial)
             log.tell(batch)
         if batches + steps == 0:
-            log.begin(Batch(0, rng.random((size, len(names)))))
+            log.begin(log.ask(Batch(0, rng.random((size, len(names))))))
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     row = {"merge": 0.1, "forward": 0.8, "total": 1.0}
     (path / "timings.jsonl").write_text("".join(json.dumps({"batch": 0, "index": i, **row}) + "\n" for i in range(4)))

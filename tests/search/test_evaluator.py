@@ -110,7 +110,7 @@ def test_trials_are_complete_and_fit_into_the_log(make, batch, tmp_path):
         assert json.loads(json.dumps(asdict(trial), allow_nan=False))["scores"] == trial.scores
     assert len({trial.values for trial in trials}) == 3
     with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log:
-        log.begin(Batch(3, batch.points))
+        log.begin(log.ask(Batch(3, batch.points)))
         for trial in trials:
             log.append(trial)
 
@@ -296,7 +296,7 @@ def test_a_bad_candidate_costs_one_candidate(make, batch, act, error, caplog, tm
     assert failed.results == {}
     assert "Candidate 1 of generation 3 failed and is ranked last" in caplog.text
     with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log:
-        log.begin(Batch(3, batch.points))
+        log.begin(log.ask(Batch(3, batch.points)))
         log.append(failed)
 
 

@@ -103,7 +103,7 @@ def test_a_trial_depends_on_its_point_and_its_batch_alone(make, problem: Problem
     other_seed, _ = make("seed=2")
     assert scored(other_seed, at(problem)).items != one.items
     with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log:
-        batch = log.begin(at(problem))
+        batch = log.begin(log.ask(at(problem)))
         log.append(one)
         assert batch.trials == [one]  # what is written is what was found
     assert not any(p.requires_grad or p.grad is not None for p in problem.live.model.parameters())

@@ -124,7 +124,11 @@ def test_every_line_is_on_the_disk_before_anything_acts_on_it(path: Path, monkey
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_bytes()))
     batch = Batch(0, np.zeros((1, 2)))
     with TrialLog(path, SEARCH, MACHINE) as log:
-        steps = (lambda: log.begin(batch), lambda: log.append(Trial(0, 0, "ok", (1.0,))), lambda: log.tell(batch))
+        steps = (
+            lambda: log.begin(log.ask(batch)),
+            lambda: log.append(Trial(0, 0, "ok", (1.0,))),
+            lambda: log.tell(batch),
+        )
         for kind, step in zip(("ask", "trial", "tell"), steps, strict=True):
             step()
             assert synced[-1] == path.read_bytes()
@@ -137,7 +141,7 @@ def test_a_disk_that_fails_leaves_the_log_as_it_was(path: Path, monkeypatch: pyt
 
     batch = Batch(0, np.zeros((2, 2)))
     with TrialLog(path, SEARCH, MACHINE) as log:
-        log.begin(batch)
+        log.begin(log.ask(batch))
         log.append(Trial(0, 0, "ok", (1.0,)))
         before = path.read_bytes()
         monkeypatch.setattr(os, "fsync", full)

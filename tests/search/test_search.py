@@ -120,7 +120,7 @@ def test_a_log_that_went_on_after_failures_is_replayed_to_its_end(tmp_path: Path
     with TrialLog(tmp_path / "trials.jsonl", {"searcher": "tpe"}, HERE) as log:
         searcher = SEARCHERS["tpe"](box(4), 5)
         for number in range(HOPELESS + 5):
-            batch = log.begin(searcher.ask())
+            batch = log.begin(log.ask(searcher.ask()))
             for trial in (failing if number < HOPELESS + 3 else plain)(batch, batch.missing):
                 log.append(trial)
             log.tell(batch)

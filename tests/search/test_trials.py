@@ -23,7 +23,7 @@ from evomerge.search.stopping import Budget
 from evomerge.searchers.base import Searcher
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import box
-from tests.kit.searching import SEARCHERS
+from tests.kit.searching import LAGGED, SEARCHERS
 from tests.processes.small_search import NAMES, Evaluator, play
 
 A, B = {"cpu": "A", "numpy": "2"}, {"cpu": "B", "numpy": "2"}
@@ -85,13 +85,13 @@ def test_what_was_written_comes_back_to_the_last_bit(path: Path, trial: Trial, p
     path.unlink(missing_ok=True)
     batch = Batch(0, np.array(points))
     with TrialLog(path, IDENTITY, A) as log:
-        first = log.begin(batch)
+        first = log.begin(log.ask(batch))
         log.append(trial)
         assert first.trials[0] == trial
         spent = log.trials, log.items
     data = path.read_bytes()
     with TrialLog(path, IDENTITY, A) as log:
-        again = log.begin(batch)
+        again = log.begin(log.ask(batch))
         assert again.trials[0] == trial
         assert again.points.tobytes() == batch.points.tobytes()
         assert again.missing == list(range(1, len(points)))
@@ -101,7 +101,7 @@ def test_what_was_written_comes_back_to_the_last_bit(path: Path, trial: Trial, p
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LAGGED])
 def test_a_crash_anywhere_for_every_searcher(path: Path, name: str, share: float) -> None:
     path.unlink(missing_ok=True)
     whole = small(path, name)
@@ -121,7 +121,7 @@ def test_falsified_logs_are_refused(path: Path) -> None:
 def test_another_search_is_refused(path: Path, torn: bytes) -> None:
     identity = {**IDENTITY, "items": {"a": "1" * 300}}
     with TrialLog(path, identity, A) as log:
-        log.begin(Batch(0, np.zeros((1, 2))))
+        log.begin(log.ask(Batch(0, np.zeros((1, 2)))))
     data = path.read_bytes() + torn
     path.write_bytes(data)
     other = {"base": "sha", "seed": 4, "items": {"a": "2" * 300}, "start": "1/K"}
@@ -240,7 +240,7 @@ def test_what_is_not_finite_never_reaches_the_file(path: Path, bad: float) -> No
     batch = Batch(0, np.zeros((3, 2)))
     whole = {"t": {"m": [bad, 1.0]}}
     with TrialLog(path, IDENTITY, A) as log:
-        told = log.begin(batch)
+        told = log.begin(log.ask(batch))
         log.append(Trial(0, 0, "ok", (bad,)))
         log.append(Trial(0, 1, "ok", (1.0,), (bad,), {"t": {"m": bad}}, {"t": ["a", "b"]}, whole))
         log.append(Trial(0, 2, "failed", None, error="RuntimeError: no luck"))
@@ -255,7 +255,7 @@ def test_what_is_not_finite_never_reaches_the_file(path: Path, bad: float) -> No
     assert lines[3]["status"] == "ok"
     assert lines[3]["results"] == {"t": {"m": [None, 1.0]}}
     with TrialLog(path, IDENTITY, A) as log:
-        again = log.begin(batch)
+        again = log.begin(log.ask(batch))
     assert again.trials == told.trials
     assert told.values.tolist() == [-math.inf, 1.0, -math.inf]
 
@@ -264,12 +264,12 @@ def test_a_trial_of_another_batch_is_refused(path: Path) -> None:
     with TrialLog(path, IDENTITY, A) as log:
         with pytest.raises(LogError, match="trial of batch 0 came while batch None"):
             log.append(Trial(0, 0, "ok", (1.0,)))
-        log.begin(Batch(0, np.zeros((2, 2))))
+        log.begin(log.ask(Batch(0, np.zeros((2, 2)))))
         with pytest.raises(LogError, match="trial of batch 1 came while batch 0"):
             log.append(Trial(1, 0, "ok", (1.0,)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LAGGED])
 def test_a_budget_is_exact_and_can_be_raised(path: Path, name: str) -> None:
     whole = small(path, name, 30)
     scored = min(30, whole.count(b'"trial"'))

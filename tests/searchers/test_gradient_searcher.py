@@ -203,6 +203,6 @@ def test_a_log_of_gradients_is_none_of_values(gradient: bool, tmp_path: Path) ->
     at = np.full((1, 2), 0.5)
     for _ in range(2):
         with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log:
-            assert log.begin(Batch(0, at, gradient=gradient)).gradient == gradient
+            assert log.begin(log.ask(Batch(0, at, gradient=gradient))).gradient == gradient
     with TrialLog(tmp_path / "trials.jsonl", {}, {}) as log, pytest.raises(ReplayMismatch, match="and a gradient"):
-        log.begin(Batch(0, at, gradient=not gradient))
+        log.begin(log.ask(Batch(0, at, gradient=not gradient)))
