@@ -251,7 +251,7 @@ def load(run: str | Path) -> Result:
 
 
 def cmaes(**settings: Any) -> Choice:
-    """CMA-ES: `sigma`, `popsize`, `diagonal_above`, `keep`.
+    """CMA-ES: `sigma`, `popsize`, `diagonal_above`, `keep`, `lag`.
 
     >>> cmaes(sigma=0.2).settings["sigma"]
     0.2
@@ -260,12 +260,12 @@ def cmaes(**settings: Any) -> Choice:
 
 
 def tpe(**settings: Any) -> Choice:
-    """TPE: `batch`, `startup`, `candidates`, `keep`."""
+    """TPE: `batch`, `startup`, `candidates`, `keep`, `lag`."""
     return Choice("searcher", "tpe", settings)
 
 
 def random(**settings: Any) -> Choice:
-    """Uniform random search: `batch`, `keep`."""
+    """Uniform random search: `batch`, `keep`, `lag`."""
     return Choice("searcher", "random", settings)
 
 

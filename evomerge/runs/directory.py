@@ -85,7 +85,7 @@ def open_run(path: Path) -> Run:
         elif kind == "ask":
             batches.append(Batch(line["batch"], line["points"], gradient=line.get("gradient", False)))
         elif kind == "trial":
-            batches[-1].trials[line["index"]] = Trial.from_record(line)
+            batches[line["batch"]].trials[line["index"]] = Trial.from_record(line)
     if not identity:
         raise LogError(f"{log} is empty: the search has not begun. Run it, then try again.")
     recipe, command = path / "recipe.yaml", path / COMMAND

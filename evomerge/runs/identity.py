@@ -48,7 +48,7 @@ def search_identity(
             "coordinates": list(space.names),
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },
-        "searcher": _with_code(settings["searcher"], "searcher"),
+        "searcher": _lagged(_with_code(settings["searcher"], "searcher")),
         "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
@@ -72,6 +72,15 @@ def _with_code(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return the settings of a group, with a hash of the code of a class that is not ours."""
     code = code_of(find_class(settings["_target_"], group))
     return {**settings, **({"code": code} if code else {})}
+
+
+def _lagged(searcher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a searcher, and of those it is made of, without a lag of 0: earlier versions had none."""
+    return {
+        name: _lagged(value) if isinstance(value, Mapping) else value
+        for name, value in searcher.items()
+        if name != "lag" or value
+    }
 
 
 def digest_items(items: Iterable[Item]) -> str:

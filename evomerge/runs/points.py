@@ -8,6 +8,7 @@ search does; nothing is scored.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +26,9 @@ from evomerge.runs.build import build_problem, find_baselines, find_start, make_
 from evomerge.runs.directory import Run
 from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
-from evomerge.searchers.base import Incumbent, unfinished
+from evomerge.searchers.base import Incumbent, lag_of, unfinished
 from evomerge.selection.summary import START
-from evomerge.trials import Trial, finite
+from evomerge.trials import Batch, Trial, finite
 
 CONSTANT = "constant "
 """How the selection names a constant coefficient among its finalists: `constant 0.4`."""
@@ -213,14 +214,26 @@ def _objective(objective: Mapping[str, Any]) -> str:
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
     searcher = make_searcher(run.settings, problem.space, find_start(run.settings, problem, Silent()))
-    for batch in run.batches:
-        asked = searcher.ask()
-        if asked.points.shape != batch.points.shape or not np.allclose(asked.points, batch.points, 0, TOLERANCE):
-            raise EvomergeError(
-                f"The searcher asks for other points than generation {batch.index} of {run.path} holds: its settings "
-                f"or libraries are not those of the run. Name a trial instead: --trial {batch.index}.0."
-            )
+    ahead = deque(run.batches)
+    for told, batch in enumerate(run.batches):
+        while ahead and (
+            ahead[0].index == told or (ahead[0].index - told <= lag_of(searcher) and searcher.stop() is None)
+        ):
+            _check_asked(searcher.ask(), ahead.popleft(), run)
         if not batch.complete:
-            break
+            return searcher.incumbents() | unfinished(batch)
         searcher.tell(batch)
-    return searcher.incumbents() | unfinished(run.batches[-1] if run.batches else None)
+    return searcher.incumbents()
+
+
+def _check_asked(asked: Batch, logged: Batch, run: Run) -> None:
+    """Refuse a searcher that does not ask for what the log holds.
+
+    Raises:
+        EvomergeError: it asks for other points.
+    """
+    if asked.points.shape != logged.points.shape or not np.allclose(asked.points, logged.points, 0, TOLERANCE):
+        raise EvomergeError(
+            f"The searcher asks for other points than generation {logged.index} of {run.path} holds: its settings "
+            f"or libraries are not those of the run. Name a trial instead: --trial {logged.index}.0."
+        )
