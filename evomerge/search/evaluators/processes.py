@@ -34,14 +34,17 @@ class Processes:
         build: from which each worker builds the problem.
         environments: for each worker, what is otherwise in its environment.
         directory: where what they print is written to, a file each.
+        module: the program of a worker, which is given the number of an open pipe.
 
     Attributes:
         size: how many there are.
     """
 
-    def __init__(self, build: Message, environments: Sequence[Mapping[str, str]], directory: Path) -> None:
+    def __init__(
+        self, build: Message, environments: Sequence[Mapping[str, str]], directory: Path, module: str = MODULE
+    ) -> None:
         self.size = len(environments)
-        self._build, self._environments, self._directory = build, environments, directory
+        self._build, self._environments, self._directory, self._module = build, environments, directory, module
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._pipes: dict[int, Connection] = {}
         directory.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ class Processes:
         }
         with theirs, self._output(worker).open("wb") as output:
             self._processes[worker] = subprocess.Popen(
-                [sys.executable, "-m", MODULE, str(theirs.fileno())],
+                [sys.executable, "-m", self._module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
