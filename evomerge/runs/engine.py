@@ -7,8 +7,8 @@ base and finalists as well; this process then holds a model on the CPU alone, to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from evomerge.problem import Problem
 from evomerge.runs.computing import Begun
 from evomerge.runs.evaluator import Plan, cores_here, plan_of
 from evomerge.runs.worker import build_message
+from evomerge.runs.workers import WORKERS, WorkerLog
 from evomerge.search.evaluators.blocks import Items, begin, score_now
-from evomerge.search.evaluators.events import Watch
 from evomerge.search.evaluators.pool import Crew, Pool
 from evomerge.search.evaluators.processes import Processes
 from evomerge.search.evaluators.scoring import LiveFitness
@@ -42,12 +42,14 @@ class Engine:
         scorer: scores units of every split.
         blocks: into how many the items of a candidate are cut.
         workers: how many score side by side; 0 where it is this process.
+        searching: a context that lasts from the first ask to the last tell.
     """
 
     problem: Problem
     scorer: Scorer
     blocks: int = 1
     workers: int = 0
+    searching: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -105,7 +107,6 @@ def engine_of(
     candidate: int,
     directory: Path,
     reporter: Progress,
-    watch: Watch = lambda event: None,
 ) -> Iterator[Engine]:
     """Start what scores the units of a run; it ends with the context.
 
@@ -116,9 +117,8 @@ def engine_of(
         fitnesses: score the live model of this process.
         limit: of the time of a candidate.
         candidate: how many items that is.
-        directory: of the run; what workers print is written to `workers/` in it.
-        reporter: tells that workers are started.
-        watch: is told of what workers do.
+        directory: of the run; what workers do and print is written to files in it.
+        reporter: tells what workers do.
 
     Raises:
         EvomergeError: workers cannot build the problem.
@@ -129,11 +129,13 @@ def engine_of(
     compute = problem.live.compute and dtype_name(problem.live.compute)
     own = {**settings, "model": {**settings["model"], "compute": compute}}
     build = build_message(own, problem.contents, plan.threads)
-    with Pool(_crew(plan, build, directory / "workers"), limit, candidate, watch) as pool:
+    directory.mkdir(parents=True, exist_ok=True)
+    log = WorkerLog(directory / WORKERS, plan.workers, reporter.pool(plan.workers))
+    with Pool(_crew(plan, build, directory / "workers"), limit, candidate, log) as pool:
         with reporter.working(f"starting {plan.workers} workers"):
             first, *_ = pool.wait()
         problem = replace(problem, scored_under=first["circumstances"])
-        yield Engine(problem, pool, plan.blocks, plan.workers)
+        yield Engine(problem, pool, plan.blocks, plan.workers, log.searching)
 
 
 def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:

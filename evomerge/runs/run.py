@@ -154,7 +154,7 @@ def _run(
             record_start(directory)
             record_command(directory, command)
             asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
-            with reporter.searching(log.logged, asked, lambda: deadline.left) as told:
+            with reporter.searching(log.logged, asked, lambda: deadline.left) as told, engine.searching():
                 limited = interrupt.wrap(deadline.wrap(watching(evaluate, told)))
                 reason = search(searcher, limited, log, budget)
             reporter.say(reason.value)

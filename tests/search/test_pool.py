@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelError, NotFinite
+from evomerge.common.events import Event
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
-from evomerge.search.evaluators.events import Event
 from evomerge.search.evaluators.kept import Kept
 from evomerge.search.evaluators.pool import ATTEMPTS, DEATHS, Pool
 from evomerge.search.evaluators.units import Scored, Unit

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from evomerge.common.errors import EvomergeError, LiveModelError
+from evomerge.common.events import Event, Watch
 from evomerge.common.limits import TimeLimit
-from evomerge.search.evaluators.events import Event, Watch
 from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.evaluators.wire import Message, error_of, scored_of, unit_message
 
