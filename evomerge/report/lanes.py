@@ -26,7 +26,7 @@ MOST_LANES, MOST_TROUBLES = 32, 12
 NAMES = {
     "forward": "fitness",
     "merge": "merging",
-    "other": "handing over",
+    "other": "rest of units",
     "setup": "starting",
     "lost": "lost",
     "idle": "idle",

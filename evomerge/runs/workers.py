@@ -33,13 +33,13 @@ class WorkerLog:
 
     Args:
         path: the file; made when missing.
-        workers: how many there are.
+        workers: how many there are; for none, nothing is written.
         shown: is told of each event as well, such as what `Progress.pool` returns.
     """
 
     def __init__(self, path: Path, workers: int, shown: Watch = lambda event: None) -> None:
-        self._path, self._shown, self._broken = path, shown, False
-        self._write({"kind": "session", "at": time.time(), "workers": workers}, before="\n")
+        self._path, self._shown, self._off = path, shown, not workers
+        self._due: dict[str, Any] | None = {"kind": "session", "at": time.time(), "workers": workers}
 
     def __call__(self, event: Event) -> None:
         """Write what happened, and show it."""
@@ -55,15 +55,17 @@ class WorkerLog:
         finally:
             self._write({"kind": "told", "at": time.time()})
 
-    def _write(self, row: Mapping[str, Any], before: str = "") -> None:
-        if self._broken:
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._off:
             return
-        line = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+        before = f"\n{_line(self._due)}" if self._due else ""  # on a line of its own, whatever a kill has left
+        self._due = None
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{before}{json.dumps(line, ensure_ascii=False)}\n")
+                file.write(f"{before}{_line(row)}")
         except OSError as error:
-            self._broken = True
+            self._off = True
             logger.warning(
                 "%s cannot be written (%s): the search goes on, and its report will not show what the workers did.",
                 self._path.name,
@@ -107,6 +109,11 @@ def read_sessions(path: Path) -> list[Session]:
         elif (event := _event(row)) is not None:
             sessions[-1].events.append(event)
     return sessions
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    short = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+    return f"{json.dumps(short, ensure_ascii=False)}\n"
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -85,14 +85,21 @@ def test_what_is_no_event_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shown: list[Event] = []
-    log = WorkerLog(tmp_path / "nowhere" / WORKERS, 1, shown.append)
+    (tmp_path / "file").touch()
+    log = WorkerLog(tmp_path / "file" / WORKERS, 1, shown.append)
     with log.searching():
         log(EVENTS[0])
     assert [record.getMessage() for record in caplog.records] == [
-        "workers.jsonl cannot be written (No such file or directory): the search goes on, and its report will not "
+        "workers.jsonl cannot be written (File exists): the search goes on, and its report will not "
         "show what the workers did."
     ]
     assert shown == [EVENTS[0]]
+
+
+def test_without_workers_nothing_is_written(tmp_path: Path) -> None:
+    with WorkerLog(tmp_path / WORKERS, 0).searching():
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_holds_what_is_not_usual(tmp_path: Path) -> None:
