@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from evomerge.common.digests import digest
@@ -52,14 +53,20 @@ def dequantised(path: Path, auto_class: str, cache: Path) -> Path:
         CheckpointError: transformers cannot do so here; the message names the method and the reason.
     """
     config = read_object(path / "config.json")
-    stated = config[KEY]
-    method = str(stated.get("quant_method") or "bitsandbytes")
+    method = str(config[KEY].get("quant_method") or "bitsandbytes")
     files = {file.name: _hash(file) for file in weight_files(path)}
     out = cache / "dequantised" / digest([FORMAT, transformers.__version__, config, files, auto_class])
-    if (out / "config.json").is_file():
-        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f".{out.name}.waiting")):  # a second process waits, and takes what is there
+        if not (out / "config.json").is_file():
+            _write(path, auto_class, method, config, out)
+    return out
+
+
+def _write(path: Path, auto_class: str, method: str, config: dict[str, Any], out: Path) -> None:
+    """Make the directory of a model with its weights as numbers."""
     try:
-        model = _loaded(path, auto_class, method, stated)
+        model = _loaded(path, auto_class, method, config[KEY])
         tied = model.all_tied_weights_keys
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     except Exception as error:  # of whatever kind: a package that is missing, a kernel that needs a GPU
@@ -80,7 +87,6 @@ def dequantised(path: Path, auto_class: str, cache: Path) -> Path:
         save_file(tensors, directory / "model.safetensors", {"format": "pt"})
         rest = {name: value for name, value in config.items() if name != KEY}
         write_atomically(directory / "config.json", json.dumps(rest, indent=2) + "\n")
-    return out
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from evomerge.common.digests import digest
 from evomerge.common.directories import make_cache
 from evomerge.common.errors import CheckpointError
 from evomerge.common.files import write_atomically
@@ -32,6 +33,7 @@ Stamp = tuple[str, int, int, int]  # name, size, time of the last write, time of
 
 HASH_CHUNK = 1 << 26  # bytes between two reports of progress
 CLOCK_TICK = 10**8  # ns; a file written again within one tick of the file system's clock may keep its stamps
+HASHES = "hashes.json"  # in a cache: path -> stamps and hash
 
 
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -157,22 +159,34 @@ def content_hash(tensors: Mapping[str, Tensor], what: str = "", progress: Steps 
 def remembered_hash(
     path: Path, stamps: list[Stamp], tensors: Mapping[str, Tensor], cache: Path | None, progress: Steps | None = None
 ) -> str:
-    """The content hash of the tensors under a path; from `cache/hashes.json` if the stamps are the remembered ones."""
+    """The content hash of the tensors under a path; from `cache/hashes.json` if the stamps are the remembered ones.
+
+    A second process that wants the same waits, and reads what is there.
+    """
     where, what = str(path.resolve()), f"hashing {path.name}"
     if cache is None:
         return content_hash(tensors, what, progress)
-    store = cache / "hashes.json"
-    known = _read_hashes(store).get(where)
-    if known and known["files"] == [list(stamp) for stamp in stamps]:
-        return known["sha256"]
-    sha256 = content_hash(tensors, what, progress)
-    if time.time_ns() - max(changed for *_, changed in stamps) < CLOCK_TICK:
-        return sha256
+    if known := _known_hash(cache, where, stamps):
+        return known
     make_cache(cache)
-    with FileLock(cache / "hashes.lock"):
-        hashes = _read_hashes(store) | {where: {"files": stamps, "sha256": sha256}}
-        write_atomically(store, json.dumps(hashes, indent=1))
+    with FileLock(cache / f"{digest(where)}.hashing.lock"):
+        if known := _known_hash(cache, where, stamps):
+            return known
+        sha256 = content_hash(tensors, what, progress)
+        if time.time_ns() - max(changed for *_, changed in stamps) >= CLOCK_TICK:
+            _remember_hash(cache, where, stamps, sha256)
     return sha256
+
+
+def _known_hash(cache: Path, where: str, stamps: list[Stamp]) -> str | None:
+    known = _read_hashes(cache / HASHES).get(where)
+    return known["sha256"] if known and known["files"] == [list(stamp) for stamp in stamps] else None
+
+
+def _remember_hash(cache: Path, where: str, stamps: list[Stamp], sha256: str) -> None:
+    with FileLock(cache / "hashes.lock"):
+        hashes = _read_hashes(cache / HASHES) | {where: {"files": stamps, "sha256": sha256}}
+        write_atomically(cache / HASHES, json.dumps(hashes, indent=1))
 
 
 def file_stamps(files: Sequence[Path]) -> list[Stamp]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from evomerge.common.files import write_atomically
 from evomerge.fitness.base import Outcome
@@ -44,13 +45,15 @@ def remembered(cache: Path, description: Mapping[str, Any], compute: Callable[[]
     """
     if (known := recalled(cache, description)) is not None:
         return known
-    outcome = compute()
     key, file = _place(cache, description)
-    results = {task: {name: v.tolist() for name, v in metrics.items()} for task, metrics in outcome.results.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"description": json.loads(key), "items": dict(outcome.items), "results": results}
-    write_atomically(file, json.dumps(content))
-    return outcome
+    with FileLock(file.parent / f".{file.stem}.lock"):  # a second run of a sweep waits, and reads what is there
+        if (known := recalled(cache, description)) is None:
+            known = compute()
+            results = {task: {n: v.tolist() for n, v in metrics.items()} for task, metrics in known.results.items()}
+            content = {"description": json.loads(key), "items": dict(known.items), "results": results}
+            write_atomically(file, json.dumps(content))
+        return known
 
 
 def _place(cache: Path, description: Mapping[str, Any]) -> tuple[str, Path]:

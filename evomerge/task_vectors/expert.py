@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from evomerge.common.directories import make_cache
@@ -162,10 +163,26 @@ def find_changed(
         CheckpointError: a weight is not finite.
     """
     file = cache / f"{hashlib.sha256(json.dumps(['changed', contents]).encode()).hexdigest()}.json"
+    if (known := _known(file)) is not None:
+        return known
+    make_cache(cache)
+    with FileLock(file.with_suffix(".lock")):  # a second process waits, and reads what is there
+        if (known := _known(file)) is None:
+            known = frozenset(_changed(base, expert, name, parameters, progress))
+            write_atomically(file, json.dumps({"changed": sorted(known)}))
+        return known
+
+
+def _known(file: Path) -> frozenset[str] | None:
     try:
         return frozenset(json.loads(file.read_text(encoding="utf-8"))["changed"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged
+        return None  # not there, or damaged
+
+
+def _changed(
+    base: Checkpoint, expert: Checkpoint, name: str, parameters: Collection[str], progress: Steps | None
+) -> list[str]:
     done, total, changed = 0, sum(base.tensor(each).numel() for each in parameters), []
     for parameter in parameters:
         whole = ExpertDelta(base.tensor(parameter).reshape(-1), expert.tensor(parameter).reshape(-1))
@@ -178,9 +195,7 @@ def find_changed(
         done += len(whole)
         if progress:
             progress(f"looking at {name}", done, total)
-    make_cache(cache)
-    write_atomically(file, json.dumps({"changed": changed}))
-    return frozenset(changed)
+    return changed
 
 
 def refuse_non_finite(

@@ -40,7 +40,7 @@ def elsewhere(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def remembered(settings: dict[str, Any]) -> set[str]:
     """The outcomes in the cache."""
-    return {file.name for file in (Path(settings["model"]["cache"]) / "outcomes").glob("*")}
+    return {file.name for file in (Path(settings["model"]["cache"]) / "outcomes").glob("*.json")}
 
 
 def is_base(problem: Problem) -> bool:

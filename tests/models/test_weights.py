@@ -3,6 +3,7 @@ import os
 import re
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel, LlamaForCausalLM
 
 from evomerge.common.errors import CheckpointError
+from evomerge.models import weights
 from evomerge.models.checkpoint import open_checkpoint
+from evomerge.models.weights import content_hash
 from tests.kit.models import BERT, LLAMA, opened, pico, saved, to_bin
 
 
@@ -264,6 +267,21 @@ def test_hash_is_remembered(tmp_path):
     for damage in ("", "{", "[]", '{"x": 1}'):
         (cache / "hashes.json").write_text(damage)
         assert open_checkpoint(path, {}, cache=cache).sha256 == first.sha256
+
+
+def test_who_wants_the_same_hash_meanwhile_waits_for_it(tmp_path, monkeypatch):
+    path, cache, hashed = saved(tmp_path / "model", TENSORS), tmp_path / "cache", []
+
+    def slow(*arguments):
+        hashed.append(0)
+        time.sleep(0.1)
+        return content_hash(*arguments)
+
+    monkeypatch.setattr(weights, "content_hash", slow)
+    time.sleep(0.15)
+    with ThreadPoolExecutor(3) as pool:
+        found = {one.sha256 for one in pool.map(lambda _: open_checkpoint(path, {}, cache=cache), range(3))}
+    assert len(found) == len(hashed) == 1
 
 
 def test_remembered_hashes_can_be_read_by_those_who_can_read_the_models(tmp_path):

@@ -83,7 +83,7 @@ def test_what_is_kept_and_what_is_on_the_disk(family, tmp_path):
     found = opened({"": family / "base", **{name: family / name for name in EXPERTS}}, model)
     base, shapes, told = found.pop(""), shapes_of(model), []
     kept = task_vectors(base, found, shapes, tmp_path, lambda what, *_: told.append(what), store=AUTO)
-    assert {file.suffix for file in tmp_path.iterdir()} == {".json"}
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".lock"}
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 10_000
     assert set(told) == {f"looking at {name}" for name in EXPERTS}
     cached = task_vectors(base, found, shapes, tmp_path)
