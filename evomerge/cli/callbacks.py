@@ -1,7 +1,9 @@
 """What Hydra calls at the beginning and at the end of a search or a sweep.
 
-Before: the place for run directories, refused in a sentence where it cannot be written. After a sweep: a table with one
-row for each run, best first; a page that compares them; and the runs that were refused or failed, each with its reason.
+Before: the place for run directories, refused in a sentence where it cannot be written; and the launcher that swept
+experiments name. After a sweep: a table with one row for each run, best first; a page that compares them; and the runs
+that were refused or failed, each with its reason. A launcher may send these objects to other processes, where the names
+of run directories must be known as well.
 """
 
 from __future__ import annotations
@@ -9,27 +11,36 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from evomerge.cli.common import explained
+from evomerge.cli.commands import SAFE
+from evomerge.cli.common import REASON, explained
 from evomerge.cli.pages import draw_sweep
-from evomerge.runs.config import run_name
+from evomerge.common.errors import ConfigError
+from evomerge.runs.config import register, run_name
 from evomerge.runs.directory import read_summary
 from evomerge.selection.statistics import plus_minus
 
-if TYPE_CHECKING:
-    pass
 
-REASON = "error.txt"
-"""In the directory of a run of a sweep that was refused or failed: why."""
+class _Sent(Callback):
+    """What a launcher may send to another process, which then knows how run directories are named."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (type(self),)
 
 
-class RunDirectory(Callback):
+def _received(kind: type[_Sent]) -> _Sent:
+    register()
+    return kind()
+
+
+class RunDirectory(_Sent):
     """Refuses a place for run directories that cannot be written, before Hydra fails there in words of its own."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -48,7 +59,32 @@ def _try(directory: Path, setting: str) -> None:
             pass
 
 
-class SweepTable(Callback):
+class LauncherOfExperiments(_Sent):
+    """Takes the launcher that the experiments of a sweep name: Hydra looks for one in what is not swept alone."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Put it in the place of the usual one, unless the command line names one.
+
+        Raises:
+            SystemExit: the experiments name different ones.
+        """
+        swept = _experiments(config)
+        if not swept or any(text.startswith("hydra/launcher=") for text in config.hydra.overrides.hydra):
+            return
+        with explained(SAFE):
+            launchers = {name: OmegaConf.to_container(one.launcher) for name, one in swept.items()}
+            first, *others = launchers.values()
+            if any(other != first for other in others):
+                named = ", ".join(f"{name}: {one.runtime.choices['hydra/launcher']}" for name, one in swept.items())
+                raise ConfigError(
+                    f"The experiments of this sweep name launchers, or settings of them, that differ ({named}). One "
+                    f"launcher runs all members: write hydra/launcher=slots, or another one, beside them."
+                )
+            with open_dict(config.hydra):
+                config.hydra.launcher = OmegaConf.create(first)
+
+
+class SweepTable(_Sent):
     """Prints the runs of a sweep, from their summaries, writes their report, and names those that failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -58,10 +94,9 @@ class SweepTable(Callback):
         Raises:
             SystemExit: with status 1, if a run is not complete.
         """
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
-        jobs = [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
-        runs = [Path(config.hydra.sweep.dir) / run_name(choices, job) for job in jobs]
+        jobs, swept = _jobs(config), _experiments(config)
+        own = [swept.get(_by_name(job).get("experiment", ""), config.hydra).runtime.choices for job in jobs]
+        runs = [Path(config.hydra.sweep.dir) / run_name(chosen, job) for chosen, job in zip(own, jobs, strict=True)]
         failed = {run: why for run in runs if (why := _why_not(run))}
         complete = [run for run in runs if run not in failed]
         summaries = [(run.name, summary) for run in complete if (summary := read_summary(run))]
@@ -88,6 +123,25 @@ class SweepTable(Callback):
             reporter.say(f"not complete: {os.path.relpath(run)}: {why}")
         if failed:
             raise SystemExit(1)
+
+
+def _jobs(config: DictConfig) -> list[list[str]]:
+    """Return the overrides of each run of a sweep."""
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    return [job for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
+
+
+def _experiments(config: DictConfig) -> dict[str, Any]:
+    """Return Hydra's configuration under each experiment of a sweep over experiments; they may choose other groups and
+    another launcher than the sweep's own has.
+    """
+    jobs = {words["experiment"]: job for job in _jobs(config) if "experiment" in (words := _by_name(job))}
+    loader = GlobalHydra.instance().config_loader()
+    return {name: loader.load_sweep_config(config, job).hydra for name, job in jobs.items() if len(jobs) > 1}
+
+
+def _by_name(job: list[str]) -> dict[str, str]:
+    return dict(text.lstrip("+").split("=", 1) for text in job if "=" in text)
 
 
 def _why_not(run: Path) -> str | None:

@@ -13,6 +13,8 @@ from evomerge.common.errors import EvomergeError
 
 SIGNALLED = 128
 """Added to the number of the signal that ended a command: its exit status, as shells have it."""
+REASON = "error.txt"
+"""In the directory of a run of a sweep that was refused or failed: why."""
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,17 +13,16 @@ from pathlib import Path
 
 import hydra
 from hydra import initialize_config_dir
-from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from evomerge.cli.callbacks import REASON
-from evomerge.cli.common import SIGNALLED, explained
+from evomerge.cli.commands import SAFE, shown_command
+from evomerge.cli.common import REASON, SIGNALLED, explained
 from evomerge.cli.evolve import evolved
 from evomerge.cli.pages import draw_run
-from evomerge.cli.quoting import as_text, quoted
 from evomerge.cli.settings import check_settings, explaining, known_settings, spelled_out, sweeps
+from evomerge.cli.sweeping.others import check_launcher
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.runs.config import CONF, SearchConfig, register
@@ -31,7 +30,6 @@ from evomerge.search.stopping import Interrupt
 
 OWN_CONFIGURATION = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 """Flags of Hydra that add settings files of the user's."""
-SAFE = "Nothing of the search is lost: run the same command again to go on."
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     arguments = evolved(arguments)
     given = [part for argument in _ordered(arguments) for part in spelled_out(argument, sweeps(arguments))]
     register()
+    check_launcher(given)
     one = not any(argument.startswith(("-", "hydra.mode")) for argument in given)
     if one:
         known_settings(given)
@@ -96,7 +95,8 @@ def _search(config: SearchConfig) -> None:
     with explained(SAFE):  # in here, since Hydra has a way of its own with exceptions
         try:
             reporter = Reporter()
-            if run_search(config, directory, reporter, interrupt, command=_command(HydraConfig.get())) is None:
+            if run_search(config, directory, reporter, interrupt, command=shown_command(HydraConfig.get())) is None:
+                _pass_on(interrupt.by)
                 raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run
             draw_run(directory, reporter)
         except EvomergeError as error:
@@ -110,20 +110,6 @@ def _search(config: SearchConfig) -> None:
                 raise
             logger.exception("This run failed; the sweep goes on.")
             _remember(directory, f"{type(error).__name__}: {error}")
-
-
-def _command(hydra: HydraConf) -> str | None:
-    """Return the command that makes this run alone, also where it is one of a sweep; None for one whose settings are
-    those of another main file.
-    """
-    sources = hydra.runtime.config_sources
-    if hydra.job.config_name != "search" or str(CONF) not in {source.path for source in sources}:
-        return None
-    own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-    directory, here = Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
-    shown = str(directory.relative_to(here)) if directory.is_relative_to(here) else str(directory)
-    where = f"hydra.run.dir={shown if re.search('[A-Za-z]', shown) else as_text(shown)}"
-    return shlex.join(["evomerge", "search", *own, *hydra.overrides.task, quoted(where) or where])
 
 
 def _refuse_marks(arguments: Sequence[str]) -> None:
@@ -140,6 +126,13 @@ def _refuse_marks(arguments: Sequence[str]) -> None:
                 f"{file} begins with a byte order mark, behind which Hydra does not see its first line (# @package "
                 f"...): save it as UTF-8 without one."
             )
+
+
+def _pass_on(number: int | None) -> None:
+    """Hand a signal on to whoever waited for it before the search did: submitit then submits its job again."""
+    handler = None if number is None else signal.getsignal(number)
+    if number is not None and callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
 
 
 def _remember(directory: Path, why: str) -> None:

@@ -4,7 +4,7 @@
 
 In: the id of the process that starts it, and the program's words. Out: the program's exit status, or the signal that
 ended it. It leads the group in which the program runs. When its parent has ended, even by SIGKILL, it kills the group;
-SIGTERM it leaves to the program, which may put its things away.
+SIGTERM, and other requests to end, it leaves to the program, which may put its things away.
 """
 
 import os
@@ -14,7 +14,9 @@ import sys
 
 EVERY = 0.2
 """Seconds after which it looks again whether its parent lives."""
-OURS = (signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which a group is asked to end."""
+OURS = (*ASKING, signal.SIGPIPE, signal.SIGXFSZ)
 """What this process ignores, and a program does not."""
 
 
@@ -26,7 +28,8 @@ def main() -> None:
         if os.getppid() != int(parent):
             os.killpg(0, signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, EVERY, EVERY)
     look()

@@ -1,8 +1,8 @@
 """Why and when a search ends: stop reasons, the budget, and the signals of a scheduler.
 
 A budget counts what the loop has seen, replayed trials included, so raising it and running the same command again
-continues the search; its hours count anew in every call (`deadline.py`). SIGTERM, SIGUSR1 (what Slurm sends before a
-time limit) and Ctrl-C end a search cleanly after the trial that is running.
+continues the search; its hours count anew in every call (`deadline.py`). SIGTERM, SIGUSR1 and SIGUSR2 (what Slurm and
+submitit send before a time limit) and Ctrl-C end a search cleanly after the trial that is running.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Interrupt:
     of a process can install handlers: in another one there are none, and whoever wants it to stop sets `requested`.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
     def __init__(self) -> None:
         self.requested = False

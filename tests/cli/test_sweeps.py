@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.cli.callbacks import REASON
+from evomerge.cli.common import REASON
 from evomerge.search.journal import read_log
 from tests.processes.command import evomerge
 
