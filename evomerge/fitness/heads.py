@@ -189,7 +189,7 @@ class OwnHead:
         live = {name: p for name, p in _backbone(model).named_parameters() if id(p) in merged}
         first = next(model.parameters())
         kind = "Image" if takes_images(model) else "Sequence"
-        view, fresh = load_model(self._path, f"AutoModelFor{kind}Classification", first.dtype)
+        view, fresh = load_model(self._path, f"AutoModelFor{kind}Classification")  # not cast, it stays in its file
         own = dict(view.base_model.named_parameters())
         shared = live.keys() & own.keys()  # a classifier without pooler does not run the base's
         tokens = getattr(view.config, "vocab_size", None)  # rows for them may be more or fewer (model.vocabulary)
@@ -206,10 +206,15 @@ class OwnHead:
                 f"model for {kind.lower()} classification, or give the task a frozen head: "
                 f"fitness.tasks.<task>.head=<file>."
             )
-        view.to(first.device)
         for name in shared:
             owner, _, leaf = name.rpartition(".")
             setattr(view.base_model.get_submodule(owner), leaf, live[name])  # the same object: a merge is seen at once
+        view.config.dtype = first.dtype
+        for tensor in view.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point() and id(tensor) not in merged:
+                tensor.data = tensor.data.to(first.dtype)
+        for tensor in (*view.parameters(), *view.buffers()):  # what is shared is there
+            tensor.data = tensor.data.to(first.device)
         return view
 
 

@@ -69,7 +69,8 @@ class ExpertDelta:
 
     def dense(self) -> Tensor:
         """Return the difference, float32 (n,), newly computed."""
-        return self.expert.to(torch.float32, copy=True).sub_(self.base.float())
+        self.write(out := torch.empty(len(self), dtype=torch.float32, device=self.expert.device))
+        return out
 
     def added(self, base: Tensor) -> Tensor:
         """Return θ_k as it is."""
@@ -81,7 +82,9 @@ class ExpertDelta:
 
     def write(self, out: Tensor, weight: float = 1.0) -> None:
         """Write λ·τ."""
-        out.copy_(self.expert).sub_(self.base.float())
+        size = CHUNK if out.device.type == "cpu" else len(out)  # a base of 16 bits is cast, which takes memory
+        for chunk in chunks(len(out), size):
+            out[chunk].copy_(self.expert[chunk]).sub_(self.base[chunk].float())
         if weight != 1:
             out.mul_(weight)
 

@@ -26,7 +26,7 @@ from evomerge.models.vocabulary import row_notes
 from evomerge.models.weights import dtype_name, same
 from evomerge.task_vectors.delta import Delta
 from evomerge.task_vectors.dense import DenseDelta
-from evomerge.task_vectors.expert import ExpertDeltas, find_changed, is_narrow, refuse_non_finite
+from evomerge.task_vectors.expert import ExpertDelta, ExpertDeltas, find_changed, is_narrow, refuse_non_finite
 from evomerge.task_vectors.files import Computed, cached_rows
 from evomerge.task_vectors.low_rank import AdapterDeltas
 from evomerge.task_vectors.stores import AUTO, FLOAT32
@@ -285,18 +285,17 @@ def _subtract(
     """Yield τ_k in float32, parameter by parameter, without those in which it is zero; each overwrites the last."""
     common = _common(base, expert, parameters)
     sizes = [base.tensor(parameter).numel() for parameter in common]
-    # Two blocks instead of a tensor or two for each parameter: those leave holes in the heap that glibc before 2.38
-    # does not use again (torch asks for aligned memory), which came to the size of an expert for every expert.
-    block, scratch = (torch.empty(max(sizes, default=0), dtype=torch.float32) for _ in range(2))
+    # One block instead of a tensor for each parameter: those leave holes in the heap that glibc before 2.38 does not
+    # use again (torch asks for aligned memory), which came to the size of an expert for every expert.
+    block = torch.empty(max(sizes, default=0), dtype=torch.float32)
     done = 0
     for parameter, size in zip(common, sizes, strict=True):
-        shape = base.tensor(parameter).shape
-        before = scratch[:size].view(shape).copy_(base.tensor(parameter))
-        delta = block[:size].view(shape).copy_(expert.tensor(parameter)).sub_(before)
+        delta, before = block[:size], base.tensor(parameter)
+        ExpertDelta(before.reshape(-1), expert.tensor(parameter).reshape(-1)).write(delta)
         largest = float(torch.linalg.vector_norm(delta, math.inf)) if size else 0.0
         refuse_non_finite(largest, before, parameter, name, base, expert)
         if largest > 0:
-            yield parameter, {name: DenseDelta(delta.view(-1))}
+            yield parameter, {name: DenseDelta(delta)}
         done += size
         if progress:
             progress(f"task vector of {name}", done, sum(sizes))

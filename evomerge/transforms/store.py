@@ -59,11 +59,11 @@ def transformed(
     rows = row_names(chain, vectors.rows, vectors.parameters)
 
     def compute() -> Computed:
-        made = (
-            _pass(transformed(vectors, before, cache, progress), step, progress) if step else _plain(vectors, progress)
-        )
-        for name, found in made:
-            exact = {row: vectors.deltas[row].get(name) for row in vectors.rows} if step else {}
+        if step is None:
+            yield from _packed(vectors, store, progress)
+            return
+        for name, found in _pass(transformed(vectors, before, cache, progress), step, progress):
+            exact = {row: vectors.deltas[row].get(name) for row in vectors.rows}
             yield name, {row: kept_row(values, store, exact.get(row)) for row, values in found.items()}
 
     @functools.cache
@@ -104,12 +104,12 @@ def _pass(vectors: TaskVectors, step: Step, progress: Steps | None) -> Iterator[
             progress(f"transform {step.transform.name}", done, total)
 
 
-def _plain(vectors: TaskVectors, progress: Steps | None) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the same of rows that nothing is done to."""
+def _packed(vectors: TaskVectors, store: str, progress: Steps | None) -> Computed:
+    """Yield the rows of each parameter as they are kept, where nothing is done to them; one is in float32 at a time."""
     done, total = 0, sum(math.prod(shape) for shape in vectors.parameters.values())
     for name, shape in vectors.parameters.items():
-        found = {row: vectors.dense(row, name) for row in vectors.rows}
-        yield name, {row: values for row, values in found.items() if values is not None}
+        deltas = {row: delta for row in vectors.rows if (delta := vectors.delta(row, name)) is not None}
+        yield name, {row: pack(delta.dense(), store) for row, delta in deltas.items()}
         done += math.prod(shape)
         if progress:
             progress("packing task vectors", done, total)

@@ -13,6 +13,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.matching import Layout
 from evomerge.task_vectors.store import task_vectors
+from evomerge.transforms.store import transformed
 from tests.kit.models import SHAPES, Family, drawn, saved, tuned
 from tests.kit.vectors import anonymous_memory
 from tests.processes.waiting import server
@@ -220,11 +221,11 @@ def test_two_processes_compute_once(tmp_path):
     assert {file.suffix for file in family.cache.iterdir()} <= {".safetensors", ".lock", ".json"}
 
 
-def test_one_expert_in_memory_at_a_time(tmp_path):
-    shapes, size = {f"layers.{i}.weight": (1536, 1024) for i in range(6)}, 6 * 1536 * 1024 * 4
+def test_one_tensor_in_memory_at_a_time(tmp_path):
+    shapes, tensor = {f"layers.{i}.weight": (1536, 1024) for i in range(6)}, 1536 * 1024 * 4
     weights = drawn(0, shapes=shapes)
     for k in range(6):
-        saved(tmp_path / str(k), {name: (tensor + k).bfloat16() for name, tensor in weights.items()})
+        saved(tmp_path / str(k), {name: (value + k).bfloat16() for name, value in weights.items()})
     base, *experts = [open_checkpoint(tmp_path / str(k), shapes) for k in range(6)]
     before, seen = anonymous_memory(), []
     vectors = task_vectors(
@@ -235,7 +236,11 @@ def test_one_expert_in_memory_at_a_time(tmp_path):
         lambda *_: seen.append(anonymous_memory()),
     )
     assert len(vectors.deltas) == 5
-    assert max(seen) - before < 2.5 * size  # one expert, one tensor, and what the allocator keeps; not five experts
+    assert max(seen) - before < 1.5 * tensor  # of five experts
+    seen.clear()
+    packed = transformed(vectors, (), tmp_path / "cache", lambda *_: seen.append(anonymous_memory()), "int8")
+    assert len(packed.deltas) == 5
+    assert max(seen) - before < (1.5 + 5 * 0.3) * tensor  # one in float32, and five that are packed
 
 
 def test_cache_that_cannot_be_written(tmp_path):
