@@ -24,7 +24,7 @@ from evomerge.cli.quoting import as_text, parts_of, quoted, readable
 from evomerge.common.errors import EvomergeError
 from evomerge.common.names import nearest
 from evomerge.common.paths import at_home
-from evomerge.runs.config import CONF, UNNAMED, SearchConfig, register
+from evomerge.runs.config import CONF, SearchConfig, is_unnamed, register
 from evomerge.runs.transforms import resolved
 
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
@@ -165,7 +165,7 @@ def _has_more_than_names(text: str) -> bool:
 
 def _check_setting(override: Override, known: Sequence[str]) -> None:
     key = override.key_or_group
-    if override.is_sweep_override() and key in UNNAMED:
+    if override.is_sweep_override() and is_unnamed(key):
         raise EvomergeError(f"{key} cannot be swept, since its runs would share one directory: sweep other settings.")
     if key not in known and not key.startswith(OPEN_SETTINGS):
         near = nearest(key, [*known, *BUDGETS], n=3, cutoff=0.5)

@@ -59,7 +59,8 @@ UNNAMED = (
     *("budget", "budget_items", "budget_hours", "time_limit"),
     *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
     *("evaluator.kind", "evaluator.workers", "evaluator.gpus"),
-    *("baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items", "fitness.directory"),
+    *("tracker", "baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items"),
+    "fitness.directory",
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
 
@@ -148,6 +149,7 @@ class SearchConfig:
     loss: Any = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    tracker: Any = None  # where a search is shown beside the terminal and the report
 
 
 def register() -> None:
@@ -232,6 +234,8 @@ def check(settings: Mapping[str, Any]) -> None:
                 f"space.{name} is {given}; write a list of patterns of what is searched: 'space.{name}={example}'."
             )
     check_roles(settings)
+    if settings.get("tracker"):
+        _arguments(settings["tracker"], "tracker")
 
 
 def check_method(
@@ -294,6 +298,11 @@ def build(settings: Mapping[str, Any], group: str, **runtime: Any) -> Any:
         ) from error
 
 
+def is_unnamed(setting: str) -> bool:
+    """Whether a setting does not make another search, so that it stays out of the name of a run."""
+    return setting in UNNAMED or setting.startswith(("tracker.", "model.trained_on."))
+
+
 def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     """Return the name of a run: readable, and the same for the same search, so that the same command finds its log
     again.
@@ -312,7 +321,7 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]
     odd = [*written, *(override for override in overrides if "=" not in override)]  # ~setting takes one away
     for key, value in sorted(given.items()):
-        if key in UNNAMED or key.startswith(("hydra.", "hydra/", "model.trained_on.")):
+        if is_unnamed(key) or key.startswith(("hydra.", "hydra/")):
             continue
         if key.startswith(("model.", "fitness.tasks")) or not re.fullmatch(r"[\w.-]{1,20}", value):
             odd.append(f"{key}={value}")

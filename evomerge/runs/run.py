@@ -41,6 +41,8 @@ from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
+from evomerge.runs.trackers.base import make_tracker
+from evomerge.runs.trackers.following import tracking
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
 from evomerge.search.deadline import Deadline
@@ -92,7 +94,7 @@ def run_search(
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
     plan = planned(settings, before)
     check_rebuildable(plan, given is not None)
-    with plan.threaded():
+    with plan.threaded(), tracking(make_tracker(settings), directory, settings):
         return _run(config, settings, plan, before, directory, reporter, interrupt, given, command, deadline)
 
 

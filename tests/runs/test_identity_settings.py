@@ -31,6 +31,7 @@ from tests.kit.helpers import compose
 FREE = {
     ("budget", "budget_items", "budget_hours"): "how long a search goes on: with more it goes on where it stopped",
     ("time_limit",): "what takes longer has failed, and that is in the log",
+    ("tracker",): "where a search is shown",
     ("baselines",): "are judged beside what is found, after the search",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
     ("objective.keep",): "counts where something is to be forgotten (test_roles.py): not here",
@@ -121,6 +122,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "store": ("int8",),
     "buffers": ("average",),
     "template": ("trees",),
+    "tracker": ({"_target_": "evomerge.runs.trackers.tensorboard.TensorBoard"},),
     "kind": ("serial", "processes"),
     **dict.fromkeys(("workers", "gpus", "threads", "blocks"), (2,)),
 }

@@ -1,0 +1,1 @@
+"""Trackers: a search shown elsewhere while it runs, written from its trial log."""
