@@ -136,13 +136,13 @@ class Pool:
                 self._tell("stopped", worker)
         self._crew.close()
 
-    def wait(self) -> list[Message]:
-        """Wait until one worker is ready, and return what those that are have said.
+    def wait(self, count: int = 1) -> list[Message]:
+        """Wait until so many workers are ready, and return what those that are have said.
 
         Raises:
             EvomergeError: a worker has refused, or all are gone.
         """
-        while not self.readies:
+        while len(self.readies) < count:
             self._turn()
         return list(self.readies.values())
 
