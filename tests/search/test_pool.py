@@ -53,6 +53,7 @@ class Crew:
             `twice`, `late` (the answer comes once the worker was started anew), `hangs`.
         order: which of the messages that are due comes next, by numbers that are taken in turn.
         fatal: an item with which every worker dies.
+        ready: how often a worker says that it is ready.
         raises: errors by item.
     """
 
@@ -66,13 +67,14 @@ class Crew:
     sent: list[tuple[int, Unit]] = field(default_factory=list)
     killed: list[int] = field(default_factory=list)
     stillborn: tuple[int, ...] = ()
+    ready: int = 1
     late: list[tuple[int, Any]] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
 
     def start(self, worker: int) -> None:
         self.started.append(worker)
         self.gone.discard(worker)
-        self.due.append((worker, None if worker in self.stillborn else READY))
+        self.due += [(worker, None if worker in self.stillborn else READY)] * self.ready
         self.due += [each for each in self.late if each[0] == worker]
         self.late = [each for each in self.late if each[0] != worker]
 
@@ -154,6 +156,12 @@ def test_each_unit_is_answered_once_whatever_happens_to_workers(workers, candida
     assert sorted(position for position, _ in answers) == list(range(len(units)))
     for position, scored in answers:
         assert plain(scored) == plain(Scored(outcome_of(units[position])))
+
+
+def test_a_worker_that_says_twice_that_it_is_ready_is_given_one_unit():
+    units, crew = units_of(3, 2), Crew(2, ready=2)
+    with Pool(crew) as pool:
+        assert len(list(pool(units))) == len(crew.sent) == len(units)
 
 
 def test_a_candidate_that_ends_every_worker_fails_and_the_others_do_not():

@@ -191,6 +191,8 @@ class Pool:
         if message is None:
             self._lost(worker)
         elif message["kind"] == "ready":
+            if worker.state != "starting":  # it says so twice
+                return
             self._check_kind(worker.number, message)
             self.readies[worker.number] = message
             worker.state = "idle"
