@@ -30,7 +30,9 @@ from evomerge.search.evaluators.pool import Crew, Pool
 from evomerge.search.evaluators.processes import Processes
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
+from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Scored, Scorer
+from evomerge.search.learning import Learning
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def engine_of(
     problem: Problem,
     settings: Mapping[str, Any],
     fitnesses: Mapping[str, LiveFitness],
+    learning: Learning | None,
     limit: TimeLimit,
     candidate: int,
     directory: Path,
@@ -115,6 +118,7 @@ def engine_of(
         problem: what is searched, as this process has it.
         settings: of the search; workers build the problem of them.
         fitnesses: score the live model of this process.
+        learning: what a gradient learns from; None where none does.
         limit: of the time of a candidate.
         candidate: how many items that is.
         directory: of the run; what workers do and print is written to files in it.
@@ -124,11 +128,12 @@ def engine_of(
         EvomergeError: workers cannot build the problem.
     """
     if not plan.workers:
-        yield Engine(problem, SerialScorer(problem, fitnesses, limit, candidate), plan.blocks)
+        steps = learning and Steps(problem, learning)
+        yield Engine(problem, SerialScorer(problem, fitnesses, limit, candidate, steps), plan.blocks)
         return
     compute = problem.live.compute and dtype_name(problem.live.compute)
     own = {**settings, "model": {**settings["model"], "compute": compute}}
-    build = build_message(own, problem.contents, plan.threads)
+    build = build_message(own, problem.contents, plan.threads, learning is not None)
     directory.mkdir(parents=True, exist_ok=True)
     log = WorkerLog(directory / WORKERS, plan.workers, reporter.pool(plan.workers))
     with Pool(_crew(plan, build, directory / "workers"), limit, candidate, log) as pool:

@@ -66,13 +66,14 @@ def _differentiable(fitness: Fitness, loss: Loss | type[Loss]) -> Differentiable
     return fitness
 
 
-def find_learning(problem: Problem, settings: Mapping[str, Any], reporter: Progress) -> Learning:
+def find_learning(problem: Problem, settings: Mapping[str, Any], reporter: Progress, teach: bool = True) -> Learning:
     """Build the loss, read its inputs and ask the experts about them, if the loss needs that.
 
     Args:
         problem: what is searched.
         settings: of the search.
         reporter: tells the user what goes on.
+        teach: whether the experts are asked, if the loss needs that; not where workers take the steps.
 
     Raises:
         ConfigError: the loss needs experts that a task does not have, or more items in a batch than there are.
@@ -89,7 +90,7 @@ def find_learning(problem: Problem, settings: Mapping[str, Any], reporter: Progr
     items = dict(problem.items["search"]) if loss.labelled else _unlabeled(problem)
     prepared = prepare(fitness, problem.live.processor, items, labelled=loss.labelled)
     learning = Learning(loss, fitness, items, prepared, inputs, {})
-    if not loss.taught:
+    if not (loss.taught and teach):
         return learning
     with reporter.working("asking the experts about the inputs"):
         return replace(learning, teachers=ask_experts(problem, learning))

@@ -77,7 +77,7 @@ def preflight(
         (value,), _ = objective(outcome)
         seconds = scored.total - scored.merge
     with failing_on_base("loss", problem.live):
-        step = limit.first(gradients.measure) if gradients else None
+        step = gradients.measure() if gradients else None
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem, engine, ids)
     rows = _facts(problem, settings, ids)

@@ -123,7 +123,7 @@ def _run(
     searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     subsets = make_subsets(problem)
-    learning = find_learning(problem, settings, reporter) if searcher.needs.gradient else None
+    learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
     identity = search_identity(problem, settings, learning and learning.items)
     judged = [subset(0) for split, subset in subsets.items() if split != "search"]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
@@ -137,13 +137,13 @@ def _run(
     with (
         warned() as logged,
         interrupt or Interrupt() as interrupt,
-        engine_of(plan, problem, settings, fitnesses, limit, size, directory, reporter) as engine,
+        engine_of(plan, problem, settings, fitnesses, learning, limit, size, directory, reporter) as engine,
     ):
         problem, scorer = engine.problem, engine.scorer
         if plan.workers:
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
         objective, gradients, evaluate = make_evaluators(
-            problem, scorer, subsets["search"], learning, record, limit, plan.blocks
+            problem, scorer, subsets["search"], learning, record, plan.blocks
         )
         parts = parts_of(searcher, settings["budget"])
         budget = make_budget(settings, parts, size, gradients and gradients.size, interrupt, deadline)

@@ -24,22 +24,28 @@ from evomerge.common.digests import digest
 from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelError
 from evomerge.common.progress import Silent
 from evomerge.runs.build import build_problem
+from evomerge.runs.learning import find_learning
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness
+from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Scored
 from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
 
 
-def build_message(settings: Mapping[str, Any], contents: Mapping[str, Any], threads: int | None) -> Message:
+def build_message(
+    settings: Mapping[str, Any], contents: Mapping[str, Any], threads: int | None, learns: bool = False
+) -> Message:
     """Return the message from which a worker builds the problem.
 
     Args:
         settings: of the search, as plain containers.
         contents: of its problem, which the worker's must equal.
         threads: that torch may use; None for as many as it takes.
+        learns: whether steps of a gradient will be asked for.
     """
-    return {"kind": "build", "settings": dict(settings), "contents": digest(contents), "threads": threads}
+    known = {"settings": dict(settings), "contents": digest(contents), "threads": threads, "learns": learns}
+    return {"kind": "build", **known}
 
 
 class Worker:
@@ -55,7 +61,7 @@ class Worker:
     def __init__(self, build: Message) -> None:
         if build["threads"]:
             torch.set_num_threads(build["threads"])
-        self._problem = build_problem(build["settings"], Silent())
+        self._build, self._problem = build, build_problem(build["settings"], Silent())
         if digest(self._problem.contents) != build["contents"]:
             raise CheckpointError(
                 "A worker finds other models, items or settings under the names of this search: all workers must see "
@@ -65,7 +71,10 @@ class Worker:
 
     @cached_property
     def _scorer(self) -> SerialScorer:
-        return SerialScorer(self._problem, _Fitnesses(self._problem))
+        steps = None
+        if self._build["learns"]:
+            steps = Steps(self._problem, find_learning(self._problem, self._build["settings"], Silent()))
+        return SerialScorer(self._problem, _Fitnesses(self._problem), steps=steps)
 
     def ready(self) -> Message:
         """Return what a pool must know of this worker."""

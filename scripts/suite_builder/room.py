@@ -35,6 +35,7 @@ from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.evaluators.steps import Steps
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt
@@ -168,7 +169,8 @@ def _search(problem: Problem, settings: dict[str, Any], log: Path, reporter: Rep
     """Run the search, or go on with it, and return the coefficients of its last point."""
     searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
     learning = find_learning(problem, settings, reporter)
-    scorer = SerialScorer(problem, {"search": live_fitness(problem, problem.items["search"])})
+    fitnesses = {"search": live_fitness(problem, problem.items["search"])}
+    scorer = SerialScorer(problem, fitnesses, steps=Steps(problem, learning))
     *_, evaluate = make_evaluators(problem, scorer, make_subsets(problem)["search"], learning)
     log.parent.mkdir(exist_ok=True)
     with (

@@ -93,6 +93,18 @@ def test_value_and_gradient(make, problem: Problem, loss: str) -> None:
         assert slope == pytest.approx(direction @ gradient, rel=0.02, abs=0.02 * float(np.linalg.norm(gradient)))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("blocks", [2, 5])
+def test_blocks_change_last_digits_alone(make, problem: Problem, loss: str, blocks: int) -> None:
+    """Where inputs are compared with each other, a block holds whole tasks."""
+    asked = [f"loss={loss}", "objective.weights={animals: 3, trees: 0.5}", "loss.inputs=12"]
+    whole, (cut, _) = scored(make(*asked)[0], at(problem)), make(*asked, blocks=blocks)
+    parts = scored(cut, at(problem))
+    assert (parts.items, parts.error, list(parts.scores)) == (whole.items, None, list(whole.scores))
+    assert parts.values == pytest.approx(whole.values, rel=1e-4)
+    assert parts.gradient == pytest.approx(whole.gradient, rel=1e-3, abs=1e-5)
+
+
 def test_a_trial_depends_on_its_point_and_its_batch_alone(make, problem: Problem, tmp_path: Path) -> None:
     evaluate, _ = make()
     again, _ = make()

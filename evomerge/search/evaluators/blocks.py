@@ -37,6 +37,17 @@ def cut(ids: Items, count: int) -> list[dict[str, list[str]]]:
     return blocks if len(blocks) > 1 else [{task: list(chosen) for task, chosen in ids.items()}]
 
 
+def cut_tasks(ids: Items, count: int) -> list[dict[str, list[str]]]:
+    """Cut items into blocks between tasks: all items of a task are in one.
+
+    Args:
+        ids: by task.
+        count: how many blocks; fewer where there are fewer tasks.
+    """
+    parts = np.array_split(list(ids), max(1, min(count, len(ids))))
+    return [{str(task): list(ids[str(task)]) for task in part} for part in parts]
+
+
 def joined(outcomes: Sequence[Outcome], ids: Items) -> Outcome:
     """Return the outcome on all items of those on their blocks, in the order of the blocks.
 
@@ -70,8 +81,16 @@ def whole(parts: Sequence[Scored | None], ids: Items) -> Scored | None:
             return part
         outcomes.append(part.outcome)
     done = [part for part in parts if part is not None]
-    times = (sum(getattr(part, name) for part in done) for name in ("merge", "forward", "total"))
-    return Scored(joined(outcomes, ids), *times)
+    merge, forward, total = (sum(getattr(part, name) for part in done) for name in ("merge", "forward", "total"))
+    return Scored(joined(outcomes, ids), merge, forward, total, _summed([part.gradients for part in done]))
+
+
+def _summed(parts: Sequence[Mapping[str, np.ndarray] | None]) -> Mapping[str, np.ndarray] | None:
+    """Return the sum of gradients by variable, in their order; None where there are none."""
+    known = [part for part in parts if part is not None]
+    if len(known) <= 1:
+        return known[0] if known else None
+    return {name: np.add.reduce([part[name] for part in known]) for name in known[0]}
 
 
 def scored_whole(answers: Iterable[tuple[int, Scored]], counts: Sequence[int], ids: Items) -> Iterator[Scored]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from evomerge.common.limits import TimeLimit
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
@@ -24,18 +23,16 @@ def make_evaluators(
     subset: Subset,
     learning: Learning | None,
     record: Callable[[Timing], None] = lambda timing: None,
-    limit: TimeLimit | None = None,
     blocks: int = 1,
 ) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
     """Put together what scores the batches of a search.
 
     Args:
         problem: what is searched.
-        scorer: scores units of search items.
+        scorer: scores units of search items, and takes the steps of a gradient.
         subset: chooses these.
         learning: what a gradient learns from; None for a searcher by values.
         record: is told where the time of each candidate and step went.
-        limit: of the time of a step.
         blocks: into how many the items of a candidate are cut.
 
     Returns:
@@ -44,7 +41,7 @@ def make_evaluators(
     """
     objective = make_objective(problem, scorer, subset, blocks)
     values = ValueEvaluator(scorer, subset, objective, record, blocks)
-    gradients = learning and GradientEvaluator(problem, learning, record, limit)
+    gradients = learning and GradientEvaluator(problem, learning, record, scorer=scorer, blocks=blocks)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
         return (gradients if batch.gradient and gradients else values)(batch, missing)

@@ -293,8 +293,7 @@ class Pool:
         self._queue.remove(ticket)
         self._asked += 1
         worker.state, worker.ticket, worker.asked, worker.model = "busy", ticket, self._asked, ticket.unit.model
-        share = ticket.unit.size / self._candidate if self._candidate else 1.0
-        seconds, worker.limit = self._limit.allowed(share, ticket.unit.first)
+        seconds, worker.limit = self._limit.allowed(ticket.unit.share(self._candidate), ticket.unit.first)
         worker.until = None if seconds is None else time.monotonic() + seconds
         self._tell("begun", worker)
         self._crew.send(worker.number, unit_message(self._asked, ticket.unit))

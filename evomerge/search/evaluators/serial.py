@@ -23,6 +23,7 @@ from evomerge.fitness.base import Outcome
 from evomerge.problem import Problem
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import in_checkpoints_dtype, score_experts
+from evomerge.search.evaluators.steps import Gradients, Steps
 from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.memory import free, lacks_memory
 from evomerge.trials import Trial
@@ -50,6 +51,7 @@ class SerialScorer:
         fitnesses: score the live model on the items of a split.
         limit: of the time of a candidate.
         candidate: how many items that is; a unit of more may take longer by as much. None for no such allowance.
+        steps: takes the steps of a gradient; None where none are asked for.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class SerialScorer:
         fitnesses: Mapping[str, LiveFitness],
         limit: TimeLimit | None = None,
         candidate: int | None = None,
+        steps: Steps | None = None,
     ) -> None:
-        self._problem, self._fitnesses = problem, fitnesses
+        self._problem, self._fitnesses, self._steps = problem, fitnesses, steps
         self._limit, self._candidate = limit or TimeLimit(), candidate
         self._live: object = None  # the model that the live one is merged at
 
@@ -80,31 +83,35 @@ class SerialScorer:
 
     def _scored(self, unit: Unit) -> Scored:
         started = time.perf_counter()
-        share = unit.size / self._candidate if self._candidate else 1.0
         try:
             limited = self._limit.first if unit.first else self._limit
-            outcome, merged, ended = limited(lambda: self._outcome(unit), share)
+            outcome, merged, ended, gradients = limited(lambda: self._outcome(unit), unit.share(self._candidate))
         except LiveModelError:  # every later score would be one of another model
             raise
         except Exception as error:  # whatever a model or a user's fitness may raise
             self._live = None
             return Scored(error)
         forward = ended - merged if outcome.forward_seconds is None else outcome.forward_seconds
-        return Scored(outcome, merged - started, forward, time.perf_counter() - started)
+        return Scored(outcome, merged - started, forward, time.perf_counter() - started, gradients)
 
-    def _outcome(self, unit: Unit) -> tuple[Outcome, float, float]:
-        """Build a candidate, if it is not there yet, and score it; say as well when it was built and scored."""
-        score = self._fitnesses[unit.split]
+    def _outcome(self, unit: Unit) -> tuple[Outcome, float, float, Gradients | None]:
+        """Build a candidate, if it is not there yet, and score it; say as well when it was built and scored, and what
+        its gradient is.
+        """
         if isinstance(unit.model, str) and unit.model == "experts":
             self._live, merged = None, time.perf_counter()
-            return score_experts(self._problem, score, unit.ids), merged, time.perf_counter()
+            outcome = score_experts(self._problem, self._fitnesses[unit.split], unit.ids)
+            return outcome, merged, time.perf_counter(), None
         if self._live is not unit.model:
             self._put(unit)
             self._live = unit.model
         merged = time.perf_counter()
-        scoring = in_checkpoints_dtype(self._problem.live, score) if unit.written else score
-        outcome = scoring(unit.ids)
-        return outcome, merged, time.perf_counter()
+        if unit.scale is not None and self._steps is not None:
+            outcome, gradients = self._steps(unit.ids, unit.scale)
+            return outcome, merged, time.perf_counter(), gradients
+        score = self._fitnesses[unit.split]
+        outcome = (in_checkpoints_dtype(self._problem.live, score) if unit.written else score)(unit.ids)
+        return outcome, merged, time.perf_counter(), None
 
     def _put(self, unit: Unit) -> None:
         """Put the model of a unit into the live one."""

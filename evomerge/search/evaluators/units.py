@@ -28,6 +28,8 @@ class Unit:
         split: whose items they are.
         written: whether it is scored in the dtype of the checkpoint, where the live model computes in another one.
         first: whether it may be the first that is scored at all, and pay for what is set up lazily.
+        scale: of a step of the gradient, with what the loss of an input of each task is multiplied in the sum that the
+            gradient is of; None where the fitness scores.
     """
 
     model: Model
@@ -35,21 +37,29 @@ class Unit:
     split: str = "search"
     written: bool = False
     first: bool = False
+    scale: Mapping[str, float] | None = None
 
     @property
     def size(self) -> int:
         """The number of its items."""
         return sum(map(len, self.ids.values()))
 
+    def share(self, candidate: int | None) -> float:
+        """Return how many times the items of a candidate it scores, where it may take longer by as much."""
+        return self.size / candidate if candidate and self.scale is None else 1.0
+
 
 @dataclass(frozen=True)
 class Scored:
-    """What came of a unit: an outcome, or the error of model or fitness; and where the seconds went."""
+    """What came of a unit: an outcome, or the error of model or fitness; where the seconds went; and of a step the
+    gradient, (G, K) by variable.
+    """
 
     outcome: Outcome | Exception
     merge: float = 0.0
     forward: float = 0.0
     total: float = 0.0
+    gradients: Mapping[str, np.ndarray] | None = None
 
 
 class Scorer(Protocol):

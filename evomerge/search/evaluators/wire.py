@@ -45,7 +45,7 @@ def unit_message(number: int, unit: Unit) -> Message:
         model = {"point": model.tolist()}
     elif isinstance(model, Mapping):
         model = {"coefficients": {name: np.asarray(values).tolist() for name, values in model.items()}}
-    more = {name: True for name in ("written", "first") if getattr(unit, name)}
+    more = {name: value for name in ("written", "first", "scale") if (value := getattr(unit, name))}
     return {"kind": "unit", "number": number, "model": model, "ids": unit.ids, "split": unit.split, **more}
 
 
@@ -56,7 +56,7 @@ def unit_of(message: Message) -> Unit:
     if isinstance(given, dict):
         (kind, values), *_ = given.items()
         model = np.array(values) if kind == "point" else {name: np.array(each) for name, each in values.items()}
-    more = {name: message[name] for name in ("written", "first") if name in message}
+    more = {name: message[name] for name in ("written", "first", "scale") if name in message}
     return Unit(model, message["ids"], message["split"], **more)
 
 
@@ -71,6 +71,8 @@ def scored_message(number: int, scored: Scored) -> Message:
             task: {name: row.tolist() for name, row in rows.items()} for task, rows in scored.outcome.results.items()
         }
         said = {"items": scored.outcome.items, "results": results, "seconds": scored.outcome.forward_seconds}
+        if scored.gradients is not None:
+            said["gradients"] = {name: np.asarray(values).tolist() for name, values in scored.gradients.items()}
     return {"kind": "scored", "number": number, **said, **times}
 
 
@@ -83,7 +85,8 @@ def scored_of(message: Message) -> Scored:
         task: {name: np.array(row, dtype=np.float64) for name, row in rows.items()}
         for task, rows in message["results"].items()
     }
-    return Scored(Outcome(message["items"], results, message["seconds"]), *times)
+    gradients = {name: np.array(values) for name, values in message.get("gradients", {}).items()} or None
+    return Scored(Outcome(message["items"], results, message["seconds"]), *times, gradients=gradients)
 
 
 def error_message(error: Exception) -> Message:

@@ -1,0 +1,94 @@
+"""A search on worker processes: its log is that of a serial one, whoever dies, and workers do all that is scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.events import Event, Watch
+from evomerge.common.progress import Silent
+from evomerge.runs.evaluator import BLOCKS, Plan, check_evaluator, plan_of
+from evomerge.runs.run import run_search
+from evomerge.runs.suite import Suite
+from tests.kit.evaluations import sources_of
+from tests.kit.helpers import compose
+
+
+class Killing(Silent):
+    """Kills the first worker that has been given a few units."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    def pool(self, workers: int) -> Watch:
+        def watch(event: Event) -> None:
+            self.seen.append(event)
+            if event.kind == "begun" and sum(one.kind == "begun" for one in self.seen) == 9:
+                os.kill(children()[0], signal.SIGKILL)
+
+        return watch
+
+
+def children() -> list[int]:
+    """The worker processes of this one."""
+    listed = [Path(f"/proc/{os.getpid()}/task/{task}/children") for task in os.listdir(f"/proc/{os.getpid()}/task")]
+    found = [int(child) for path in listed for child in path.read_text().split()]
+    return [one for one in found if b"evomerge.runs.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_search_on_workers_of_which_one_is_killed_has_the_log_of_a_serial_one(
+    pico_suite: Suite, tmp_path: Path
+) -> None:
+    sources, told = sources_of(pico_suite, tmp_path / "cache"), Killing()
+    common = [
+        *sources,
+        "searcher=gradient",
+        "searcher.steps=3",
+        "loss=jensen_shannon",
+        "budget=8",
+        "evaluator.threads=1",
+    ]
+    one: Any = run_search(compose(*common, "evaluator.blocks=3"), tmp_path / "serial", Silent())
+    settings = [*common, "model.cache=" + str(tmp_path / "other"), "evaluator.blocks=3", "evaluator=processes"]
+    two: Any = run_search(compose(*settings, "evaluator.workers=2"), tmp_path / "workers", told)
+    serial, workers = ((tmp_path / name / "trials.jsonl").read_bytes() for name in ("serial", "workers"))
+    assert serial == workers
+    assert [event.kind for event in told.seen].count("lost") == 1
+    assert (one.report, one.select) == (two.report, two.select)
+    assert json.loads(serial.splitlines()[0])["identity"]["blocks"] == 3
+    assert children() == []
+    assert not (tmp_path / "workers" / "units.jsonl").exists()
+
+
+def test_choices_stand_in_place_of_auto() -> None:
+    assert plan_of({"kind": "serial"}, 8, 64) == Plan()
+    assert plan_of({"kind": "processes"}, 8, 64) == Plan("processes", BLOCKS, 8, 8, 1)
+    assert plan_of({"kind": "processes", "gpus": 2}, 8, 64) == Plan("processes", BLOCKS, 16, 4, 2)
+    assert plan_of({"kind": "processes"}, 0, 2) == Plan("processes", BLOCKS, 1, 2, 0)
+    assert plan_of({"kind": "processes", "blocks": 1, "threads": 3}, 0, 2) == Plan("processes", 1, 3, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "process"}, "Did you mean 'processes'"),
+        ({"workers": 4}, "write evaluator=processes too"),
+        ({"kind": "processes", "workers": 0}, "evaluator.workers=0: write auto, or a whole number from 1"),
+        ({"kind": "processes", "blocks": 2.5}, "evaluator.blocks=2.5"),
+    ],
+)
+def test_settings_that_are_none_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_evaluator(given)
+
+
+def test_more_gpus_than_there_are_are_refused() -> None:
+    with pytest.raises(ConfigError, match="6 workers with 2 GPUs each need 12, and there are 8"):
+        plan_of({"kind": "processes", "workers": 6, "gpus": 2}, 8, 64)
