@@ -80,6 +80,8 @@ def main(arguments: Sequence[str]) -> None:
     if not (options.models or options.leave_one_out):
         parser.error("there is nothing to score: name a MODEL, or write --leave-one-out")
 
+    from tempfile import TemporaryDirectory
+
     from evomerge.cli.around import show_around
     from evomerge.cli.borrowed import settings_of
     from evomerge.cli.progress import Reporter
@@ -88,9 +90,11 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.fitness.items import HELD_OUT
     from evomerge.runs.build import build_problem
     from evomerge.runs.config import check
+    from evomerge.runs.engine import engine_of, of_this_process, planned
     from evomerge.runs.sources import find_sources
+    from evomerge.search.evaluators.splits import make_subsets
     from evomerge.selection.around import around_of
-    from evomerge.selection.evaluation import evaluate
+    from evomerge.selection.evaluation import Workers, evaluate
     from evomerge.selection.named import WITHOUT, find_model
     from evomerge.selection.worth import harmful, worth_of
 
@@ -119,13 +123,18 @@ def main(arguments: Sequence[str]) -> None:
     split = options.split or ("select" if several else "report")
     if options.items is not None:
         settings["fitness"][SIZES[split]] = options.items
+    plan = planned(settings, None)
     with reporter.bars():
-        problem = build_problem(settings, reporter)
+        problem = build_problem(of_this_process(settings, plan), reporter)
     for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
     models, rows = _beside(options, models, problem, reporter)
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
-    result = evaluate(problem, models, split, reporter, limit)
+    with TemporaryDirectory() as place, plan.threaded():
+        size = make_subsets(problem)["search"].size
+        with engine_of(plan, problem, settings, {}, None, limit, size, Path(place), reporter) as engine:
+            workers = Workers(engine.scorer, engine.blocks) if engine.workers else None
+            result = evaluate(engine.problem, models, split, reporter, limit, workers)
     if not options.around:
         _caution(models, options.split, split, reporter)
     worth = worth_of(result, list(experts)) if options.worth and not result.errors else None

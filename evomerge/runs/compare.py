@@ -26,6 +26,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.compared import ComparisonLog
 from evomerge.runs.config import check
 from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants, of_theirs
+from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
 from evomerge.runs.given import Given
 from evomerge.runs.rounds import Rounds
 from evomerge.runs.sources import find_sources
@@ -79,8 +80,10 @@ def run_comparison(
     sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
     contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
     theirs = open_files(compared.files, sources)
+    plan = planned(settings, None)
+    check_rebuildable(plan, given is not None and bool(given.family or given.fitness))
     with reporter.bars():
-        problem = build_problem(settings, reporter, fitness, given)
+        problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     for name, one in theirs.items():
         if isinstance(found := _read(name, one, problem, reporter), str):
             left_out[name] = found
@@ -93,15 +96,21 @@ def run_comparison(
         check_items(problem.fitness, problem.live.model, fitnesses[split].prepared, ids[split], split)
     sizes = {split: subsets[split].size for split in SPLITS}
     _announce(problem, contestants, left_out, sizes, reporter)
-    identity = _identity(problem, contestants, ids, settings["seed"])
-    metric = problem.goal.report_metric
+    identity = _identity(problem, contestants, ids, settings["seed"]) | (
+        {"blocks": plan.blocks} if plan.blocks > 1 else {}
+    )
+    metric, size = problem.goal.report_metric, subsets["search"].size
     with (
         interrupt or Interrupt() as interrupt,
-        ComparisonLog(directory, identity, fingerprint(), ids, metric) as log,
+        plan.threaded(),
+        engine_of(plan, problem, settings, fitnesses, None, limit, size, directory, reporter) as engine,
+        ComparisonLog(directory, identity, engine.fingerprint, ids, metric) as log,
+        engine.searching(),
     ):
+        problem = engine.problem
         if log.moved:
             reporter.say("note: another kind of machine wrote what is there; scores may differ in their last digits")
-        rounds = Rounds(problem, settings, fitnesses, subsets, interrupt, limit, log, reporter)
+        rounds = Rounds(problem, settings, fitnesses, subsets, interrupt, limit, engine, log, reporter)
         try:
             rows, base, failed = _played(rounds, contestants)
         except Stopped:

@@ -22,18 +22,16 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.merging.starts import STARTS
-from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
-from evomerge.runs.build import recalibrate, written_of
 from evomerge.runs.choices import load_choice
 from evomerge.runs.compared import ComparisonLog
-from evomerge.runs.config import build
 from evomerge.runs.contestants import Contestant
-from evomerge.runs.families import Opened
-from evomerge.runs.given import make_merge
+from evomerge.runs.engine import Engine
 from evomerge.runs.theirs import on_groups
+from evomerge.runs.under import problem_under
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
+from evomerge.search.evaluators.units import Scorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.choosing import objective_of
 from evomerge.selection.judge import Judge
@@ -54,6 +52,7 @@ class Rounds:
         subsets: choose these items.
         interrupt: a request to stop.
         limit: of the time of a candidate.
+        engine: scores, where there are workers.
         log: knows what was scored.
         reporter: tells the user what goes on.
     """
@@ -64,6 +63,7 @@ class Rounds:
     subsets: Mapping[str, Subset]
     interrupt: Interrupt
     limit: TimeLimit
+    engine: Engine
     log: ComparisonLog
     reporter: Progress
 
@@ -87,7 +87,7 @@ class Rounds:
         try:
             with _of_this_one_alone():
                 problem, prepare = self._prepared(one)
-                judge, weights = self._judge(problem), {each: _merge(one, problem, each) for each in one.constants}
+                judge, weights = self._judge(problem, one), {each: _merge(one, problem, each) for each in one.constants}
                 what, items = f"{one.name} chooses its weight ({place})", len(weights) * judge.sizes["select"]
                 with self.reporter.counting(what, items) as judge.scored:
                     found = enter(judge, self.objective, weights)
@@ -109,15 +109,21 @@ class Rounds:
         except _Alone as error:
             self.log.add_score(one.name, "report", str(error))
             return str(error)
-        return self._scored(one.name, "report", self._judge(problem), weight)
+        return self._scored(one.name, "report", self._judge(problem, one), weight)
 
     def base(self, split: str) -> Outcome | str:
         """Return the outcome of the base on a split, or why there is none."""
         return self._scored(BASE, split, self._judge(self.problem), None)
 
-    def _judge(self, problem: Problem) -> Judge:
-        scorer = SerialScorer(problem, self.fitnesses, self.limit, self.subsets["search"].size)
-        return Judge(problem, scorer, self.subsets, self.interrupt)
+    def _judge(self, problem: Problem, one: Contestant | None = None) -> Judge:
+        return Judge(problem, self._scorer(problem, one), self.subsets, self.interrupt, self.engine.blocks)
+
+    def _scorer(self, problem: Problem, one: Contestant | None) -> Scorer:
+        """Return what scores merges of a contestant: workers, which are told its settings, or the live model here."""
+        if not self.engine.workers:
+            return SerialScorer(problem, self.fitnesses, self.limit, self.subsets["search"].size)
+        own = one and _own(one)
+        return lambda units: self.engine.scorer([replace(unit, under=own) for unit in units])
 
     def _scored(
         self, name: str, split: str, judge: Judge, coefficients: Mapping[str, np.ndarray] | None
@@ -133,25 +139,17 @@ class Rounds:
         """Return the problem with the method of a contestant, and the seconds to prepare it, if it was not there."""
         cache, started, before = self.problem.opening.cache, time.perf_counter(), self.problem
         there = len(list(cache.glob("*")))
-        own = {**self.settings, "method": dict(one.method), "transform": list(one.transform)}
-        if one.told:
-            own["space"] = load_choice("space", "tensor")  # each tensor may have numbers of its own
-        family = Opened(before.sources, own["model"], before.live, before.vectors.base, dict(before.vectors.experts))
-        merge = make_merge(family, build(own["method"], "method"), own, self.reporter)
-        problem = replace(
-            before,
-            vectors=merge.vectors,
-            rows=merge.rows,
-            space=merge.space,
-            method=merge.method,
-            merger=merge.merger,
-            written=written_of(own),
-            transforms=merge.transforms,
-        )
-        if problem.buffers == RECALIBRATE:
-            recalibrate(problem)
+        problem = problem_under(before, self.settings, _own(one), self.reporter)
         seconds = time.perf_counter() - started
         return problem, seconds if len(list(cache.glob("*"))) > there else None
+
+
+def _own(one: Contestant) -> dict[str, Any]:
+    """Return the settings of a contestant that are others than those of the comparison."""
+    own: dict[str, Any] = {"method": dict(one.method), "transform": list(one.transform)}
+    if one.told:
+        own["space"] = load_choice("space", "tensor")  # each tensor may have numbers of its own
+    return own
 
 
 class _Alone(Exception):

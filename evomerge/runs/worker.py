@@ -12,9 +12,9 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,12 +25,15 @@ from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelErro
 from evomerge.common.progress import Silent
 from evomerge.runs.build import build_problem
 from evomerge.runs.learning import find_learning
+from evomerge.runs.under import problem_under
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
-from evomerge.search.evaluators.splits import live_fitness
+from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
 from evomerge.search.evaluators.steps import Steps
-from evomerge.search.evaluators.units import Model, Scored
+from evomerge.search.evaluators.units import Model, Named, Scored, Unit
 from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
+from evomerge.selection.evaluation import contender_of
+from evomerge.selection.named import model_of
 
 
 def build_message(
@@ -67,14 +70,9 @@ class Worker:
                 "A worker finds other models, items or settings under the names of this search: all workers must see "
                 "the same files. Put them on a disk that all share, or name them on the hub with a revision."
             )
+        self._fitnesses = _Fitnesses(self._problem)
+        self._scorers: dict[str, SerialScorer] = {}
         self._before: tuple[Any, Model] = ("", "base")  # the model of the unit before, as it was sent and as it is here
-
-    @cached_property
-    def _scorer(self) -> SerialScorer:
-        steps = None
-        if self._build["learns"]:
-            steps = Steps(self._problem, find_learning(self._problem, self._build["settings"], Silent()))
-        return SerialScorer(self._problem, _Fitnesses(self._problem), steps=steps)
 
     def ready(self) -> Message:
         """Return what a pool must know of this worker."""
@@ -82,14 +80,42 @@ class Worker:
 
     def answer(self, message: Message) -> Message:
         """Score a unit; what goes wrong is part of the answer."""
-        unit = unit_of(message)
-        if message["model"] == self._before[0]:
+        unit, asked = unit_of(message), [message["model"], message.get("under")]
+        if asked == self._before[0]:
             unit = replace(unit, model=self._before[1])  # the same object, so that it is not merged again
-        self._before = message["model"], unit.model
+        self._before = asked, unit.model
         try:
-            return scored_message(message["number"], self._scorer.one(unit))
+            return scored_message(message["number"], self._scored(unit))
         except LiveModelError as error:
             return scored_message(message["number"], Scored(error))
+        except Exception as error:  # such as settings or a name that do not fit the models
+            return scored_message(message["number"], Scored(error))
+
+    def _scored(self, unit: Unit) -> Scored:
+        if not isinstance(unit.model, Named):
+            return self._scorer(unit.under).one(unit)
+        started, score = time.perf_counter(), self._fitnesses[unit.split]
+        contender = contender_of(model_of(unit.model.what), self._problem, Silent())
+        scoring = in_checkpoints_dtype(self._problem.live, score) if unit.written else score
+        try:
+            outcome = contender.score(scoring, unit.ids)
+        finally:
+            self._problem.become(None)
+        seconds = time.perf_counter() - started
+        return Scored(outcome, 0.0, outcome.forward_seconds or seconds, seconds)
+
+    def _scorer(self, under: Mapping[str, Any] | None) -> SerialScorer:
+        """Return what scores under some settings; those of the search stay, of others the last."""
+        key = digest(under)
+        if key not in self._scorers:
+            problem, settings, steps = self._problem, self._build["settings"], None
+            if under is not None:
+                self._scorers = {name: one for name, one in self._scorers.items() if name == digest(None)}
+                problem = problem_under(problem, settings, under, Silent())
+            elif self._build["learns"]:
+                steps = Steps(problem, find_learning(problem, settings, Silent()))
+            self._scorers[key] = SerialScorer(problem, self._fitnesses, steps=steps)
+        return self._scorers[key]
 
 
 class _Fitnesses(dict[str, LiveFitness]):

@@ -9,7 +9,7 @@ names: what a search has scored on all items of the split is not scored again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import task_weights
 from evomerge.problem import Problem, without_compute
+from evomerge.search.evaluators.blocks import begin
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.splits import (
     Scoring,
@@ -31,12 +32,13 @@ from evomerge.search.evaluators.splits import (
     make_subsets,
     score_experts,
 )
+from evomerge.search.evaluators.units import Named, Scored, Scorer
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe, of_soup
 from evomerge.selection.ensemble import of_ensemble
 from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.marks import Marks, marks_of
-from evomerge.selection.named import Model
-from evomerge.selection.remember import remembered
+from evomerge.selection.named import Model, described
+from evomerge.selection.remember import recalled, remembered
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.space.named import name_coefficients
 from evomerge.trials import finite
@@ -79,8 +81,26 @@ class Comparison:
         return json.dumps(finite(content), indent=1, allow_nan=False)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """What scores in place of the live model of this process.
+
+    Attributes:
+        scorer: scores models by their names.
+        blocks: into how many the items of a candidate of a search are cut; those of a model here in as large ones.
+    """
+
+    scorer: Scorer
+    blocks: int
+
+
 def evaluate(
-    problem: Problem, models: Mapping[str, Model], split: str, reporter: Progress, limit: TimeLimit | None = None
+    problem: Problem,
+    models: Mapping[str, Model],
+    split: str,
+    reporter: Progress,
+    limit: TimeLimit | None = None,
+    workers: Workers | None = None,
 ) -> Comparison:
     """Score models on the items of a split and compare each with the first.
 
@@ -93,6 +113,7 @@ def evaluate(
         split: `search`, `select` or `report`; or `held_out`, the report items of tasks that the search never sees.
         reporter: tells the user what goes on.
         limit: of the time of a candidate; a model may take longer by as much as there are more items.
+        workers: score all models side by side; None for one after the other, here.
 
     Raises:
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
@@ -104,10 +125,15 @@ def evaluate(
     weights = None if split == HELD_OUT else goal.counts(ids)
     task_weights(weights, ids)  # one for a task that is not there is refused now
     with reporter.bars():
-        contenders = {name: _contender(model, problem, reporter) for name, model in models.items()}
+        contenders = {name: contender_of(model, problem, reporter) for name, model in models.items()}
     score, limit = live_fitness(problem, problem.items[split]), limit or TimeLimit()
     timed = partial(limit.first, share=subset.size / (problem.sampling.search or subset.size))
     check_items(problem.fitness, problem.live.model, score.prepared, ids, split)
+    if workers:
+        timed = _at_once  # workers have limits of their own
+        contenders = {
+            name: _by_workers(workers, model, contenders[name], problem, split, ids) for name, model in models.items()
+        }
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
@@ -117,13 +143,15 @@ def evaluate(
     if problem.live.compute:
         (first, contender), own = next(iter(contenders.items())), dtype_name(problem.live.dtype)
         again, name = replace(contender, about=without_compute(contender.about)), f"{first} in {own}"
+        if workers:
+            again = _by_workers(workers, models[first], again, problem, split, ids, written=True)
         with reporter.working(f"scoring {first} once more, in {own}, the dtype of the checkpoint"):
             written = in_checkpoints_dtype(problem.live, score)
             outcomes[name], marks[name] = outcome_of(again, problem, written, ids, metric, timed), marks[first]
     forgetting = None
     if goal.forget and split != HELD_OUT:
         with reporter.working("scoring the base"):  # most often it is remembered
-            base = outcome_of(_contender(Model("base"), problem, reporter), problem, score, ids, metric, timed)
+            base = outcome_of(contender_of(Model("base"), problem, reporter), problem, score, ids, metric, timed)
         whole = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
         forgetting = forgetting_of(whole, base, metric, goal) if isinstance(base, Outcome) else None
     return Comparison(
@@ -136,6 +164,40 @@ def evaluate(
         {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
         forgetting,
     )
+
+
+def _at_once(compute: Callable[[], Outcome]) -> Outcome:
+    return compute()
+
+
+def _by_workers(
+    workers: Workers,
+    model: Model,
+    contender: Contender,
+    problem: Problem,
+    split: str,
+    ids: Mapping[str, list[str]],
+    written: bool = False,
+) -> Contender:
+    """Return a contender that workers score; they begin now, unless it is remembered."""
+    size = sum(map(len, ids.values()))
+    blocks = max(1, round(workers.blocks * size / (problem.sampling.search or size))) if workers.blocks > 1 else 1
+    about = {**contender.about, "blocks": workers.blocks} if workers.blocks > 1 else contender.about
+    asked = model.kind if model.kind in ("base", "experts") else Named(described(model))
+
+    def ask() -> Iterator[Scored]:
+        return begin(workers.scorer, asked, dict(ids), blocks, split=split, written=written, first=True)
+
+    known = problem.fitness.pure and recalled(problem.opening.cache, {**about, "items": ids, **problem.circumstances})
+    begun = None if known else ask()
+
+    def score(_: Scoring, __: Mapping[str, list[str]]) -> Outcome:
+        outcome = next(begun or ask()).outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return replace(contender, about=about, score=score)
 
 
 def compare(
@@ -163,7 +225,12 @@ def compare(
     )
 
 
-def _contender(model: Model, problem: Problem, reporter: Progress) -> Contender:
+def contender_of(model: Model, problem: Problem, reporter: Progress) -> Contender:
+    """Return what a person has named, ready to be scored.
+
+    Raises:
+        EvomergeError: it belongs to another base or architecture, or the settings do not know it.
+    """
     if model.kind == "recipe":
         return of_recipe(model.value, problem, model.factor, model.row)
     if model.kind == "directory":

@@ -7,7 +7,7 @@ near.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,18 @@ class Model:
     def choosable(self) -> bool:
         """Whether it is one of those among which people choose, and not what they hold them against."""
         return self.kind in ("soup", "constant", "recipe", "directory")
+
+
+def described(model: Model) -> dict[str, Any]:
+    """Return a model as plain data; a path is whole, so that it is the same from everywhere."""
+    value = str(model.value.resolve()) if isinstance(model.value, Path) else model.value
+    return {**vars(model), "value": value}
+
+
+def model_of(data: Mapping[str, Any]) -> Model:
+    """Return the model that `described` tells of."""
+    at_a_path = data["kind"] in ("recipe", "directory")
+    return Model(**{**data, "value": Path(data["value"]) if at_a_path else data["value"]})
 
 
 def find_model(text: str, experts: Collection[str]) -> Model:

@@ -114,7 +114,7 @@ class SerialScorer:
         return outcome, merged, time.perf_counter(), None
 
     def _put(self, unit: Unit) -> None:
-        """Put the model of a unit into the live one."""
+        """Put the model of a unit into the live one; one that is named, or under other settings, is not for here."""
         merger = self._problem.merger
         match unit.model:
             case np.ndarray():

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from evomerge.fitness.base import Outcome
 
-Model = np.ndarray | Mapping[str, np.ndarray] | Literal["base", "experts"]
+
+@dataclass(frozen=True)
+class Named:
+    """A model by what it is called, which workers find by themselves: plain data, such as `selection/named.py` has."""
+
+    what: Mapping[str, Any]
+
+
+Model = np.ndarray | Mapping[str, np.ndarray] | Literal["base", "experts"] | Named
 """What is scored: a point (dim,), coefficients {variable: (G, K)}, the base, or each task with its own expert."""
 
 
@@ -28,6 +36,7 @@ class Unit:
         split: whose items they are.
         written: whether it is scored in the dtype of the checkpoint, where the live model computes in another one.
         first: whether it may be the first that is scored at all, and pay for what is set up lazily.
+        under: settings of a method, transforms and a space, where the model is one of others than the search's.
         scale: of a step of the gradient, with what the loss of an input of each task is multiplied in the sum that the
             gradient is of; None where the fitness scores.
     """
@@ -38,6 +47,7 @@ class Unit:
     written: bool = False
     first: bool = False
     scale: Mapping[str, float] | None = None
+    under: Mapping[str, Any] | None = None
 
     @property
     def size(self) -> int:

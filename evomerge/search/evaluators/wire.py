@@ -18,10 +18,14 @@ import torch
 from evomerge.common import errors
 from evomerge.common.errors import EvomergeError
 from evomerge.fitness.base import Outcome
-from evomerge.search.evaluators.units import Model, Scored, Unit
+from evomerge.search.evaluators.units import Model, Named, Scored, Unit
 
 Message = dict[str, Any]
 """What travels; `kind` says what it is."""
+
+
+MORE = ("written", "first", "scale", "under")
+"""What a message says of a unit where it is not as usual."""
 
 
 class Remote(Exception):
@@ -45,7 +49,9 @@ def unit_message(number: int, unit: Unit) -> Message:
         model = {"point": model.tolist()}
     elif isinstance(model, Mapping):
         model = {"coefficients": {name: np.asarray(values).tolist() for name, values in model.items()}}
-    more = {name: value for name in ("written", "first", "scale") if (value := getattr(unit, name))}
+    elif isinstance(model, Named):
+        model = {"named": model.what}
+    more = {name: value for name in MORE if (value := getattr(unit, name))}
     return {"kind": "unit", "number": number, "model": model, "ids": unit.ids, "split": unit.split, **more}
 
 
@@ -55,8 +61,11 @@ def unit_of(message: Message) -> Unit:
     model: Model = given
     if isinstance(given, dict):
         (kind, values), *_ = given.items()
-        model = np.array(values) if kind == "point" else {name: np.array(each) for name, each in values.items()}
-    more = {name: message[name] for name in ("written", "first", "scale") if name in message}
+        if kind == "named":
+            model = Named(values)
+        else:
+            model = np.array(values) if kind == "point" else {name: np.array(each) for name, each in values.items()}
+    more = {name: message[name] for name in MORE if name in message}
     return Unit(model, message["ids"], message["split"], **more)
 
 
