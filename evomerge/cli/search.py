@@ -96,7 +96,7 @@ def _search(config: SearchConfig) -> None:
         try:
             reporter = Reporter()
             if run_search(config, directory, reporter, interrupt, command=shown_command(HydraConfig.get())) is None:
-                _pass_on(interrupt.by)
+                pass_on(interrupt.by)
                 raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run
             draw_run(directory, reporter)
         except EvomergeError as error:
@@ -128,7 +128,7 @@ def _refuse_marks(arguments: Sequence[str]) -> None:
             )
 
 
-def _pass_on(number: int | None) -> None:
+def pass_on(number: int | None) -> None:
     """Hand a signal on to whoever waited for it before the search did: submitit then submits its job again."""
     handler = None if number is None else signal.getsignal(number)
     if number is not None and callable(handler) and handler is not signal.default_int_handler:

@@ -6,14 +6,19 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from evomerge.cli import callbacks
-from evomerge.cli.search import _pass_on
+from evomerge.cli.search import pass_on
 from tests.processes.command import evomerge
+from tests.processes.preempted import Job
+from tests.processes.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
 
 SMALL = ("searcher=random", "budget=3")
 MEMBER = f"""
@@ -21,7 +26,7 @@ import json, os, shutil, sys
 where = next(word.partition("=")[2] for word in sys.argv if word.startswith("hydra.run.dir="))
 if "seed=2" in sys.argv:
     sys.exit("evomerge: seed=2 is refused.")
-shutil.copytree({str(Path(__file__).parents[1] / "data" / "run_0_2")!r}, where, dirs_exist_ok=True)
+shutil.copytree({str(ROOT / "tests" / "data" / "run_0_2")!r}, where, dirs_exist_ok=True)
 with open(os.path.join(where, "said.json"), "w") as file:
     json.dump([sys.argv[1:], os.environ["OMP_NUM_THREADS"]], file)
 """
@@ -94,13 +99,47 @@ def test_what_is_sent_to_another_process_names_run_directories_there() -> None:
         OmegaConf.clear_resolver("run_name")
 
 
+@pytest.mark.slow
+def test_submitit_submits_a_job_again_that_ended_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.chdir(ROOT)
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    job = executor.submit(Job(), tmp_path)
+    wait_until((tmp_path / "begun").exists, "the job's beginning")
+    os.kill(int((tmp_path / "begun").read_text()), signal.SIGUSR2)  # as Slurm does before a time limit
+    assert job.result() == "complete"
+    assert (tmp_path / "ended cleanly").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [(0, False), (1, False), (137, False), (138, True), (140, True), (143, True)]
+)
+def test_a_job_of_slurm_is_queued_again_when_it_was_asked_to_stop(status: int, again: bool, tmp_path: Path) -> None:
+    """The file of the docs, with stand-ins for srun and scontrol."""
+    for name, text in {"srun": f'echo "$@"; exit {status}', "scontrol": 'echo "$@" > again'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "docs" / "slurm" / "evomerge.sbatch", "search", "-m", "model.base=a b"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status
+    assert done.stdout == "--unbuffered evomerge search -m model.base=a b\n"
+    assert (tmp_path / "again").exists() == again
+    assert not again or (tmp_path / "again").read_text() == "requeue 7\n"
+
+
 def test_a_signal_is_handed_on_to_who_waited_for_it() -> None:
     got: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: got.append(number))
     try:
-        _pass_on(signal.SIGUSR2)
+        pass_on(signal.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert got == [signal.SIGUSR2]
     for number in (None, signal.SIGINT, signal.SIGTERM):
-        _pass_on(number)  # nobody waits but Python itself
+        pass_on(number)  # nobody waits but Python itself
