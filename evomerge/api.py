@@ -126,6 +126,7 @@ def search(
     time_limit: float | str | None = "auto",
     budget_items: int | None = None,
     hours: float | None = None,
+    tracker: str | Choice | type | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Search the coefficients of a candidate, choose the winner honestly, and return the result.
@@ -158,6 +159,8 @@ def search(
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
         hours: that this call may take, choosing the winner included; the same call again has as many again.
+        tracker: shows the search elsewhere as well: tensorboard, wandb, trackio, or a class of your own; with settings
+            `Choice("tracker", "wandb", {"project": "mine"})`.
         progress: is told what goes on.
 
     Raises:
@@ -181,6 +184,7 @@ def search(
     }
     config["searcher"] = settings_of("searcher", usual if searcher is None else searcher)
     config["loss"] = settings_of("loss", loss)
+    config["tracker"] = None if tracker is None else settings_of("tracker", tracker)
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config["objective"] |= {"forget": forget and list(forget), "keep": keep}
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}

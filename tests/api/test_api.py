@@ -102,6 +102,8 @@ def test_a_search_from_python_is_that_of_the_command(pico_suite, tmp_path):
 def test_a_module_in_memory_is_searched_and_saved(candidate, tmp_path):
     with pytest.raises(em.EvomergeError, match=r"budget\.hours=0 is no time"):
         em.search(candidate, score, {"red": ITEMS}, hours=0)
+    with pytest.raises(em.EvomergeError, match="tracker: Unknown choice 'wandbb': did you mean 'wandb'"):
+        em.search(candidate, score, {"red": ITEMS}, tracker="wandbb")
     result = em.search(candidate, score, {"red": ITEMS}, budget=30, hours=1, run=tmp_path / "run")
     assert len(result.trials) == 30
     assert result.coefficients["weight"].groups == ("embeddings", "layers.0", "layers.1", "head")
