@@ -81,7 +81,7 @@ def run_comparison(
     contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
     theirs = open_files(compared.files, sources)
     plan = planned(settings, None)
-    check_rebuildable(plan, given is not None and bool(given.family or given.fitness))
+    check_rebuildable(plan, given.in_memory)
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     for name, one in theirs.items():

@@ -54,6 +54,18 @@ class Engine:
     searching: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
+    def said(self) -> str:
+        """What is told of workers before a search; nothing where there are none."""
+        if not self.workers:
+            return ""
+        found = self.problem.circumstances["fingerprint"]
+        device, threads = str(found["device"]).partition(":")[0], found["threads"]
+        return (
+            f"{self.workers}, each with a model on {device} and {threads} thread{'s' * (threads != 1)}; the items of a "
+            f"candidate in {self.blocks} block{'s' * (self.blocks != 1)}"
+        )
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """The kind of machine that scores, as the header of a log says it."""
         found = self.problem.circumstances["fingerprint"]

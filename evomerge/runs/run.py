@@ -93,7 +93,7 @@ def run_search(
     check_begun(directory)
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
     plan = planned(settings, before)
-    check_rebuildable(plan, given is not None)
+    check_rebuildable(plan, given is not None and given.in_memory)
     with plan.threaded(), tracking(make_tracker(settings), directory, settings):
         return _run(config, settings, plan, before, directory, reporter, interrupt, given, command, deadline)
 
