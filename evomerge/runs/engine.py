@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from evomerge.common.errors import ConfigError
-from evomerge.common.limits import TimeLimit
+from evomerge.common.limits import AUTO, TimeLimit
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import Outcome
+from evomerge.fitness.base import Fitness, Outcome
+from evomerge.fitness.capabilities import Exporting
 from evomerge.problem import Problem
 from evomerge.runs.computing import Begun
 from evomerge.runs.evaluator import Plan, cores_here, plan_of
@@ -87,17 +88,21 @@ class Engine:
         return scored.outcome, scored
 
 
-def planned(settings: Mapping[str, Any], before: Begun | None) -> Plan:
+def planned(settings: Mapping[str, Any], before: Begun | None, fitness: Fitness) -> Plan:
     """Return who scores the units of a run.
 
     Args:
         settings: of the search.
         before: how it began, if it goes on.
+        fitness: of these settings; one that is handed a directory has all items of a candidate at once, where the user
+            does not say otherwise.
 
     Raises:
         ConfigError: workers need more GPUs than there are.
     """
     given = settings.get("evaluator") or {}
+    if isinstance(fitness, Exporting) and given.get("blocks", AUTO) == AUTO and before is None:
+        given = {**given, "blocks": 1}  # each block would be another export of the model
     return plan_of(given, len(_devices()), cores_here(), before)
 
 
