@@ -1,14 +1,14 @@
 # make demo   a search on real experts, from nothing to a table        make test           the tests of the package
 # make lint   lint, format, imports, types                             make test-scripts   those of scripts/
 # make clean  removes what the others made                             make fast           those that take seconds
-#                                                                      make test-triton    the kernel of GPUs, on a CPU
+# make test-ray  workers on a cluster of Ray's                         make test-triton    the kernel of GPUs, on a CPU
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # On a busy machine threads that spin while they wait make everything up to three times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-scripts test-triton fast lint clean
+.PHONY: demo test test-scripts test-ray test-triton fast lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -37,6 +37,11 @@ test: $(VENV)/.dev
 
 test-scripts: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/scripts
+
+# Ray is 260 MB, so other tests do without; its cluster has nodes with GPUs in name only.
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	$(BIN)/python -m pytest tests/search/test_ray.py
 
 # Triton is 290 MB, so other tests do without; its interpreter runs the kernel of GPUs on a CPU.
 test-triton: $(VENV)/.dev

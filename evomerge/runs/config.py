@@ -58,7 +58,7 @@ OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": 
 UNNAMED = (
     *("budget", "budget_items", "budget_hours", "time_limit"),
     *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
-    *("evaluator.kind", "evaluator.workers", "evaluator.gpus"),
+    *("evaluator.kind", "evaluator.workers", "evaluator.gpus", "evaluator.address"),
     *("tracker", "baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items"),
     "fitness.directory",
 )
@@ -122,11 +122,12 @@ class ObjectiveConfig:
 class EvaluatorConfig:
     """What scores candidates."""
 
-    kind: str = "serial"  # or processes
+    kind: str = "serial"  # or processes, ray
     workers: Any = AUTO  # how many
     gpus: Any = AUTO  # of each worker
     threads: Any = AUTO  # of each worker; of this process where it scores by itself
     blocks: Any = AUTO  # into which the items of a candidate are cut
+    address: str | None = None  # of a cluster of Ray's; null: one that is started here
 
 
 @dataclass

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from evomerge.common.errors import ConfigError
-from evomerge.common.limits import AUTO, TimeLimit
+from evomerge.common.limits import TimeLimit
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import Fitness, Outcome
-from evomerge.fitness.capabilities import Exporting
+from evomerge.fitness.base import Outcome
 from evomerge.problem import Problem
 from evomerge.runs.computing import Begun
 from evomerge.runs.evaluator import Plan, cores_here, plan_of
 from evomerge.runs.worker import build_message
 from evomerge.runs.workers import WORKERS, WorkerLog
 from evomerge.search.evaluators.blocks import Items, begin, score_now
+from evomerge.search.evaluators.cluster import Actors, nodes_of
 from evomerge.search.evaluators.pool import Crew, Pool
 from evomerge.search.evaluators.processes import Processes
 from evomerge.search.evaluators.scoring import LiveFitness
@@ -55,18 +55,6 @@ class Engine:
     searching: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
-    def said(self) -> str:
-        """What is told of workers before a search; nothing where there are none."""
-        if not self.workers:
-            return ""
-        found = self.problem.circumstances["fingerprint"]
-        device, threads = str(found["device"]).partition(":")[0], found["threads"]
-        return (
-            f"{self.workers}, each with a model on {device} and {threads} thread{'s' * (threads != 1)}; the items of a "
-            f"candidate in {self.blocks} block{'s' * (self.blocks != 1)}"
-        )
-
-    @property
     def fingerprint(self) -> dict[str, Any]:
         """The kind of machine that scores, as the header of a log says it."""
         found = self.problem.circumstances["fingerprint"]
@@ -88,22 +76,19 @@ class Engine:
         return scored.outcome, scored
 
 
-def planned(settings: Mapping[str, Any], before: Begun | None, fitness: Fitness) -> Plan:
+def planned(settings: Mapping[str, Any], before: Begun | None) -> Plan:
     """Return who scores the units of a run.
 
     Args:
         settings: of the search.
         before: how it began, if it goes on.
-        fitness: of these settings; one that is handed a directory has all items of a candidate at once, where the user
-            does not say otherwise.
 
     Raises:
-        ConfigError: workers need more GPUs than there are.
+        ConfigError: workers need more than there is, or Ray is not installed or does not answer.
     """
     given = settings.get("evaluator") or {}
-    if isinstance(fitness, Exporting) and given.get("blocks", AUTO) == AUTO and before is None:
-        given = {**given, "blocks": 1}  # each block would be another export of the model
-    return plan_of(given, len(_devices()), cores_here(), before)
+    here = [(len(_devices()), cores_here())]
+    return plan_of(given, nodes_of(given.get("address"), here) if given.get("kind") == "ray" else here, before)
 
 
 def of_this_process(settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
@@ -161,6 +146,8 @@ def engine_of(
 
 
 def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:
+    if plan.kind == "ray":
+        return Actors(build, plan.workers, plan.gpus, plan.threads or 1, directory, plan.address)
     devices = _devices()
     pinned: list[dict[str, str]] = [{} for _ in range(plan.workers)]
     for number, environment in enumerate(pinned if plan.gpus else ()):

@@ -8,7 +8,7 @@ nothing but time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,13 @@ from evomerge.common.names import unknown
 if TYPE_CHECKING:
     from evomerge.runs.computing import Begun  # comes with torch, and settings are checked without it
 
-KINDS = ("serial", "processes")
+KINDS = ("serial", "processes", "ray")
 BLOCKS = 4
 """Into how many blocks a pool cuts the items of a candidate, where the user does not say."""
 MOST = 8
 """How many workers there are at most on CPUs, where the user does not say: each holds a model."""
+Node = tuple[int, int]
+"""GPUs and cores of a machine."""
 LEAST = {"workers": 1, "gpus": 0, "threads": 1, "blocks": 1}
 """Settings that are whole numbers or `auto`, with the smallest number of each."""
 
@@ -35,11 +37,12 @@ class Plan:
     """Who scores the units of a run, with a choice in place of each `auto`.
 
     Attributes:
-        kind: serial or processes.
+        kind: serial, processes or ray.
         blocks: into how many the items of a candidate are cut.
         threads: of a worker, or of this process where it scores by itself; None for as many as torch takes.
         workers: how many; 0 where this process scores by itself.
         gpus: of each worker.
+        address: of a cluster of Ray's; None for one that is started here.
     """
 
     kind: str = "serial"
@@ -47,6 +50,7 @@ class Plan:
     threads: int | None = None
     workers: int = 0
     gpus: int = 0
+    address: str | None = None
 
     @contextmanager
     def threaded(self) -> Iterator[None]:
@@ -81,19 +85,22 @@ def check_evaluator(settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"evaluator.{name}={settings[name]} is of workers, and there are none: write evaluator=processes too."
             )
+    if kind != "ray" and settings.get("address") is not None:
+        raise ConfigError(
+            f"evaluator.address={settings['address']} is that of a cluster of Ray's: write evaluator=ray too."
+        )
 
 
-def plan_of(settings: Mapping[str, Any], devices: int, cores: int, before: Begun | None = None) -> Plan:
+def plan_of(settings: Mapping[str, Any], nodes: Sequence[Node], before: Begun | None = None) -> Plan:
     """Return who scores, with a choice in place of each `auto`.
 
     Args:
         settings: `evaluator`, checked.
-        devices: how many GPUs there are for all workers together.
-        cores: how many cores.
+        nodes: the machines of all workers together; each worker is on one of them.
         before: how the run began, if it goes on.
 
     Raises:
-        ConfigError: workers need more GPUs than there are.
+        ConfigError: workers need more GPUs than there are, or more cores than any machine of a cluster has.
     """
 
     def chosen(name: str, otherwise: int) -> int:
@@ -104,16 +111,30 @@ def plan_of(settings: Mapping[str, Any], devices: int, cores: int, before: Begun
     if kind == "serial":
         own = settings.get("threads", AUTO)
         return Plan(blocks=chosen("blocks", before.blocks if before else 1), threads=None if own == AUTO else int(own))
-    gpus = chosen("gpus", 1 if devices else 0)
-    workers = chosen("workers", max(1, devices // gpus) if gpus else min(cores, MOST))
-    if gpus * workers > devices:
+    gpus = chosen("gpus", 1 if any(devices for devices, _ in nodes) else 0)
+    cores = sum(own for _, own in nodes)
+    workers = chosen("workers", max(1, _room(nodes, gpus)) if gpus else max(1, min(cores, MOST)))
+    if gpus and _room(nodes, gpus) < workers:
+        there = " + ".join(str(devices) for devices, _ in nodes)
         raise ConfigError(
-            f"{workers} workers with {gpus} GPUs each need {gpus * workers}, and there are {devices}: lower "
+            f"{workers} workers with {gpus} GPUs each need {gpus * workers}, and there are {there}: lower "
             f"evaluator.workers or evaluator.gpus (0 for workers on CPUs)."
         )
-    threads = before and before.threads
-    own = chosen("threads", threads or max(1, cores // workers))
-    return Plan(kind, chosen("blocks", before.blocks if before else BLOCKS), own, workers, gpus)
+    most = max(own for _, own in nodes)
+    fitting = (count for count in range(most, 0, -1) if _room(nodes, gpus, count) >= workers)
+    threads = chosen("threads", (before and before.threads) or next(fitting, 1))
+    address = settings.get("address")
+    if address is not None and not _room(nodes, gpus, threads):
+        raise ConfigError(
+            f"A worker has {threads} threads and {gpus} GPUs, and no node of the cluster has as much (the largest has "
+            f"{most} cores): lower evaluator.threads or evaluator.gpus."
+        )
+    return Plan(kind, chosen("blocks", before.blocks if before else BLOCKS), threads, workers, gpus, address)
+
+
+def _room(nodes: Sequence[Node], gpus: int, threads: int = 0) -> int:
+    """Return for how many workers there are GPUs and cores, as far as they need some."""
+    return sum(min(has // need for has, need in zip(node, (gpus, threads), strict=True) if need) for node in nodes)
 
 
 def cores_here() -> int:

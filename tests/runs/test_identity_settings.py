@@ -49,6 +49,7 @@ FREE = {
         "evaluator.kind",
         "evaluator.workers",
         "evaluator.gpus",
+        "evaluator.address",
     ): "who scores, not what",
     ("evaluator.threads",): "stands in the fingerprint of the log",
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
@@ -57,7 +58,7 @@ FREE = {
 IMPOSSIBLE = ("model.part", "model.trajectory")
 """Settings that have no other valid value on these models."""
 CHOICES = {group: choices_of(group) for group in ("method", "transform", "space", "searcher", "fitness", "loss")}
-DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy", "processes"}
+DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy", "ray"}
 GIVEN = {
     "command": ["fitness.command='true {model} {items} {out}'"],
     "custom": [f"fitness.function={user_fitness.__file__}:score"],
@@ -123,7 +124,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "buffers": ("average",),
     "template": ("trees",),
     "tracker": ({"_target_": "evomerge.runs.trackers.tensorboard.TensorBoard"},),
-    "kind": ("serial", "processes"),
+    "kind": ("serial", "ray"),
+    "address": ("auto",),
     **dict.fromkeys(("workers", "gpus", "threads", "blocks"), (2,)),
 }
 """Valid values of settings by their whole or their last name, of which the first that differs is taken; numbers and
@@ -207,7 +209,7 @@ def usual(composed: Callable[..., Any], problem: Problem) -> tuple[dict[str, Any
         ("", ""),
         ("model", "pico"),
         ("objective", ""),
-        ("evaluator", "processes"),
+        ("evaluator", "ray"),
         *((group, one) for group, all in CHOICES.items() for one in all),
     ],
 )

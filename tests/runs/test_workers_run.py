@@ -78,7 +78,7 @@ def test_choices_stand_in_place_of_auto() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "process"}, "did you mean 'processes'"),
+        ({"kind": "process"}, "Did you mean 'processes'"),
         ({"workers": 4}, "write evaluator=processes too"),
         ({"kind": "processes", "workers": 0}, "evaluator.workers=0: write auto, or a whole number from 1"),
         ({"kind": "processes", "blocks": 2.5}, "evaluator.blocks=2.5"),

@@ -32,19 +32,26 @@ class Processes:
 
     Args:
         build: from which each worker builds the problem.
-        environments: for each worker, what is otherwise in its environment.
+        environments: for each worker, by its number, what is otherwise in its environment.
         directory: where what they print is written to, a file each.
         module: the program of a worker, which is given the number of an open pipe.
+        place: the directory in which they work; None for that of this process.
 
     Attributes:
         size: how many there are.
     """
 
     def __init__(
-        self, build: Message, environments: Sequence[Mapping[str, str]], directory: Path, module: str = MODULE
+        self,
+        build: Message,
+        environments: Sequence[Mapping[str, str]] | Mapping[int, Mapping[str, str]],
+        directory: Path,
+        module: str = MODULE,
+        place: Path | None = None,
     ) -> None:
         self.size = len(environments)
-        self._build, self._environments, self._directory, self._module = build, environments, directory, module
+        self._build, self._environments, self._directory = build, environments, directory
+        self._module, self._place = module, place
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._pipes: dict[int, Connection] = {}
         directory.mkdir(parents=True, exist_ok=True)
@@ -65,13 +72,14 @@ class Processes:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                cwd=self._place,
             )
         self._pipes[worker] = ours
         self.send(worker, self._build)
 
     def send(self, worker: int, message: Message) -> None:
         """Send a message."""
-        with contextlib.suppress(OSError):  # it is gone: `receive` says so
+        with contextlib.suppress(OSError, KeyError):  # it is gone: `receive` says so
             self._pipes[worker].send_bytes(packed(message))
 
     def receive(self, seconds: float | None) -> list[tuple[int, Message | None]]:
@@ -86,8 +94,7 @@ class Processes:
     def last_words(self, worker: int) -> str:
         """Return the signal or the status with which a worker has ended, and the last line that it printed."""
         process = self._processes[worker]
-        process.kill()  # it may have closed its pipe and live on
-        code = process.wait()
+        code = self._ended(process)
         lines = self._output(worker).read_bytes()[-TAIL:].decode(errors="replace").strip().splitlines()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return f"{how}{f': {lines[-1].strip()[:200]}' if lines else ''}"
@@ -98,11 +105,15 @@ class Processes:
             pipe.close()
         self._pipes = {}
         for process in self._processes.values():
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._ended(process)
+
+    def _ended(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the status of a process whose pipe is closed; it is killed if it lives on."""
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
     def _taken(self, worker: int) -> Message | None:
         try:

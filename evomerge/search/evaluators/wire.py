@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from evomerge.common import errors
 from evomerge.common.errors import EvomergeError
@@ -100,9 +99,7 @@ def scored_of(message: Message) -> Scored:
 
 def error_message(error: Exception) -> Message:
     """Return an error as a message: its class, its text, and where it was raised."""
-    kind = type(error)
-    name = "OutOfMemoryError" if isinstance(error, torch.OutOfMemoryError) else kind.__name__
-    return {"class": name, "text": str(error), "trace": "".join(traceback.format_exception(error))}
+    return {"class": type(error).__name__, "text": str(error), "trace": "".join(traceback.format_exception(error))}
 
 
 def error_of(message: Message) -> Exception:
@@ -118,5 +115,7 @@ def error_of(message: Message) -> Exception:
         ):
             return known(text)
     if name == "OutOfMemoryError":
+        import torch  # here: what only passes messages on does without
+
         return torch.OutOfMemoryError(text)
     return type(name, (Remote,), {})(text)
