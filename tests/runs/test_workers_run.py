@@ -16,6 +16,7 @@ from evomerge.common.progress import Silent
 from evomerge.runs.evaluator import BLOCKS, Plan, check_evaluator, plan_of
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.runs.workers import WORKERS, read_sessions
 from tests.kit.evaluations import sources_of
 from tests.kit.helpers import compose
 
@@ -64,6 +65,9 @@ def test_a_search_on_workers_of_which_one_is_killed_has_the_log_of_a_serial_one(
     assert (one.report, one.select) == (two.report, two.select)
     assert json.loads(serial.splitlines()[0])["identity"]["blocks"] == 3
     assert children() == []
+    (session,) = read_sessions(tmp_path / "workers" / WORKERS)
+    assert [(one.kind, one.worker) for one in session.events] == [(one.kind, one.worker) for one in told.seen]
+    assert session.at <= (session.asks or 0) < (session.told or 0)
     assert not (tmp_path / "workers" / "units.jsonl").exists()
 
 
@@ -78,7 +82,7 @@ def test_choices_stand_in_place_of_auto() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "process"}, "Did you mean 'processes'"),
+        ({"kind": "process"}, "did you mean 'processes'"),
         ({"workers": 4}, "write evaluator=processes too"),
         ({"kind": "processes", "workers": 0}, "evaluator.workers=0: write auto, or a whole number from 1"),
         ({"kind": "processes", "blocks": 2.5}, "evaluator.blocks=2.5"),
