@@ -63,7 +63,7 @@ def function(text: str, name: str, arguments: int, what: str) -> Callable[..., i
     """
     file = _directory() / f"{_named(text)}.kernel"
     if (found := _read(file)) is None:
-        with _alone(file.with_name("lock")):
+        with alone("lock"):
             if (found := _read(file)) is None:
                 found = _compile(text, what)
                 write_atomically(file, hashlib.sha256(found).digest() + found)
@@ -71,9 +71,13 @@ def function(text: str, name: str, arguments: int, what: str) -> Callable[..., i
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let no other process of this machine compile meanwhile, or it would compile the same."""
-    lock = FileLock(path)
+def alone(name: str) -> Iterator[None]:
+    """Let no other process of this machine compile meanwhile, or it would compile the same.
+
+    Args:
+        name: of the lock, beside the kernels.
+    """
+    lock = FileLock(_directory() / name)
     try:
         lock.acquire(timeout=PATIENCE)
     except (Timeout, OSError) as error:  # another one hangs, or the file system has no locks

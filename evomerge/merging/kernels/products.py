@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging.kernels.compiled import alone
 from evomerge.merging.kernels.cpu import PIECE, share
 from evomerge.merging.kernels.table import DTYPES, addresses, row_of
 from evomerge.task_vectors.delta import Delta
@@ -127,7 +128,8 @@ def available() -> str | None:
 def _compiled() -> Callable[..., int]:
     """Return the kernel; numba compiles it once on a machine, and keeps it beside its file or in the user's cache."""
     logger.debug("loading the products of a gradient: the first time on a machine, numba compiles them")
-    from evomerge.merging.kernels.dots import products
+    with alone("products.lock"):  # or several would compile the same
+        from evomerge.merging.kernels.dots import products
 
     return products
 
