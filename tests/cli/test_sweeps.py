@@ -79,7 +79,7 @@ def test_a_member_that_was_mended_is_no_longer_named(place: Path) -> None:
     assert not list((place / "runs").glob(f"*/{REASON}"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
 def test_who_stops_a_search_gets_a_status_and_the_same_command_goes_on(place: Path, number: signal.Signals) -> None:
     (place / "mine.py").write_text(STOPPING.format(signal=int(number)))
     command = ("search", *SMALL, "budget=6", "fitness=custom", "fitness.function=mine.py:score", "hydra.run.dir=run")
