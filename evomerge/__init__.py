@@ -33,6 +33,7 @@ _HOMES = {
             "lm_eval",
             "perplexity",
             "random",
+            "processes",
             "tpe",
         ),
     ),
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from evomerge.api import lm_eval as lm_eval
     from evomerge.api import load as load
     from evomerge.api import perplexity as perplexity
+    from evomerge.api import processes as processes
     from evomerge.api import random as random
     from evomerge.api import search as search
     from evomerge.api import tpe as tpe

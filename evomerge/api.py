@@ -58,6 +58,7 @@ __all__ = [
     "lm_eval",
     "load",
     "perplexity",
+    "processes",
     "random",
     "search",
     "topk",
@@ -97,6 +98,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     forget="['mood'] or None",
     keep="0.95",
     loss="'cross_entropy'",
+    evaluator="'serial', 'processes' or em.processes(workers=4)",
     time_limit="900, 'auto' or None",
     budget_items="20000 or None",
     hours="1.5 or None",
@@ -123,9 +125,11 @@ def search(
     forget: Sequence[str] | None = None,
     keep: float = 0.95,
     loss: str | Choice = "cross_entropy",
+    evaluator: str | Choice = "serial",
     time_limit: float | str | None = "auto",
     budget_items: int | None = None,
     hours: float | None = None,
+    tracker: str | Choice | type | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Search the coefficients of a candidate, choose the winner honestly, and return the result.
@@ -155,9 +159,12 @@ def search(
         forget: tasks whose scores are to be low; the bounds of the weights must allow negative ones.
         keep: the share of the base's score that the other tasks must keep then.
         loss: what a gradient learns from.
+        evaluator: serial, or processes: workers that score side by side, for models, fitness and items with names.
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
         hours: that this call may take, choosing the winner included; the same call again has as many again.
+        tracker: shows the search elsewhere as well: tensorboard, wandb, trackio, or a class of your own; with settings
+            `Choice("tracker", "wandb", {"project": "mine"})`.
         progress: is told what goes on.
 
     Raises:
@@ -181,6 +188,8 @@ def search(
     }
     config["searcher"] = settings_of("searcher", usual if searcher is None else searcher)
     config["loss"] = settings_of("loss", loss)
+    config["tracker"] = None if tracker is None else settings_of("tracker", tracker)
+    config["evaluator"] = settings_of("evaluator", evaluator)
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config["objective"] |= {"forget": forget and list(forget), "keep": keep}
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
@@ -292,6 +301,15 @@ def gradient(**settings: Any) -> Choice:
 def hybrid(**settings: Any) -> Choice:
     """A gradient, then another searcher: `first`, `second`."""
     return Choice("searcher", "hybrid", settings)
+
+
+def processes(**settings: Any) -> Choice:
+    """Workers on this machine: `workers`, `gpus`, `threads`, `blocks`.
+
+    >>> processes(workers=4).settings["workers"]
+    4
+    """
+    return Choice("evaluator", "processes", settings)
 
 
 def classification(**settings: Any) -> Choice:

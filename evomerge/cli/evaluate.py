@@ -89,6 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.common.limits import AUTO, TimeLimit
     from evomerge.fitness.items import HELD_OUT
     from evomerge.runs.build import build_problem
+    from evomerge.runs.checks import make_fitness
     from evomerge.runs.config import check
     from evomerge.runs.engine import engine_of, of_this_process, planned
     from evomerge.runs.sources import find_sources
@@ -123,9 +124,10 @@ def main(arguments: Sequence[str]) -> None:
     split = options.split or ("select" if several else "report")
     if options.items is not None:
         settings["fitness"][SIZES[split]] = options.items
-    plan = planned(settings, None)
+    fitness = make_fitness(settings["fitness"])
+    plan = planned(settings, None, fitness)
     with reporter.bars():
-        problem = build_problem(of_this_process(settings, plan), reporter)
+        problem = build_problem(of_this_process(settings, plan), reporter, fitness)
     for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
     models, rows = _beside(options, models, problem, reporter)

@@ -88,6 +88,7 @@ def _sentence(found: Utilisation) -> str:
         f"Utilisation is {found.share:.1%}: so much of the time of {n:,} worker{'s' if n > 1 else ''}, "
         f"{span(found.wall)} from the first ask to the last tell{calls}, was spent in the fitness. "
         f"{found.units:,} units were done. "
+        f"A worker took up to {span(found.started)} to start. "
         f"Choosing the winner and scoring it on the report items comes on top."
     )
 

@@ -43,12 +43,13 @@ class Utilisation:
         wall: seconds from the first ask to the last tell, summed over sessions.
         capacity: workers times wall time, in seconds.
         units: how many were done.
+        started: seconds until the slowest of the workers was ready for the first time; 0 if none ever was.
         calls: how many sessions have anything to measure.
         troubles: in order.
     """
 
     def __init__(self, sessions: Sequence[Session]) -> None:
-        self.wall = self.capacity = 0.0
+        self.wall = self.capacity = self.started = 0.0
         self.units = self.calls = 0
         self.troubles: list[Trouble] = []
         self._spent: dict[int, dict[str, list[tuple[float, float]]]] = {}  # worker -> kind -> from when to when
@@ -106,6 +107,8 @@ class Utilisation:
         for event in session.events:
             by_worker.setdefault(event.worker, []).append(event)
         for worker, events in by_worker.items():
+            ready = next((event.at for event in events if event.kind == "started"), session.at)
+            self.started = max(self.started, ready - session.at)
             rows = self._spent.setdefault(worker, {kind: [] for kind in KINDS})
             for kind, start, stop in _stretches(events, min(begin, session.at), end):
                 start, stop = max(start, begin), min(stop, end)

@@ -26,7 +26,7 @@ def load_choice(group: str, name: str, given: Mapping[str, Any] | None = None) -
     """Return the settings of a choice.
 
     Args:
-        group: `method`, `space`, `searcher`, `fitness`, `loss` or `model`.
+        group: `method`, `space`, `searcher`, `fitness`, `loss`, `evaluator` or `model`.
         name: the choice; of spaces also with its number, such as `blocks:6`.
         given: settings that differ from the defaults.
 
@@ -38,7 +38,7 @@ def load_choice(group: str, name: str, given: Mapping[str, Any] | None = None) -
         raise ConfigError(f"{group}: {unknown('choice', name, known)}")
     given = {**(given or {}), **({"n": _number(name, number)} if number else {})}
     settings = _read(group, name)
-    if group in ("model", "space", "objective"):
+    if group in ("model", "space", "objective", "evaluator"):
         schema = OmegaConf.structured(getattr(SearchConfig(), group))
         settings = OmegaConf.merge(schema, settings)
     if stranger := [key for key in given if key not in list(settings)]:

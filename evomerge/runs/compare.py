@@ -80,8 +80,8 @@ def run_comparison(
     sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
     contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
     theirs = open_files(compared.files, sources)
-    plan = planned(settings, None)
-    check_rebuildable(plan, given is not None and bool(given.family or given.fitness))
+    plan = planned(settings, None, fitness)
+    check_rebuildable(plan, given.in_memory)
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     for name, one in theirs.items():

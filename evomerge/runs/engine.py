@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from evomerge.common.errors import ConfigError
-from evomerge.common.limits import TimeLimit
+from evomerge.common.limits import AUTO, TimeLimit
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
-from evomerge.fitness.base import Outcome
+from evomerge.fitness.base import Fitness, Outcome
+from evomerge.fitness.capabilities import Exporting
 from evomerge.problem import Problem
 from evomerge.runs.computing import Begun
 from evomerge.runs.evaluator import Plan, cores_here, plan_of
@@ -55,6 +56,18 @@ class Engine:
     searching: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
+    def said(self) -> str:
+        """What is told of workers before a search; nothing where there are none."""
+        if not self.workers:
+            return ""
+        found = self.problem.circumstances["fingerprint"]
+        device, threads = str(found["device"]).partition(":")[0], found["threads"]
+        return (
+            f"{self.workers}, each with a model on {device} and {threads} thread{'s' * (threads != 1)}; the items of a "
+            f"candidate in {self.blocks} block{'s' * (self.blocks != 1)}"
+        )
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """The kind of machine that scores, as the header of a log says it."""
         found = self.problem.circumstances["fingerprint"]
@@ -76,17 +89,21 @@ class Engine:
         return scored.outcome, scored
 
 
-def planned(settings: Mapping[str, Any], before: Begun | None) -> Plan:
+def planned(settings: Mapping[str, Any], before: Begun | None, fitness: Fitness) -> Plan:
     """Return who scores the units of a run.
 
     Args:
         settings: of the search.
         before: how it began, if it goes on.
+        fitness: of these settings; one that is handed a directory has all items of a candidate at once, where the user
+            does not say otherwise.
 
     Raises:
         ConfigError: workers need more than there is, or Ray is not installed or does not answer.
     """
     given = settings.get("evaluator") or {}
+    if isinstance(fitness, Exporting) and given.get("blocks", AUTO) == AUTO and before is None:
+        given = {**given, "blocks": 1}  # each block would be another export of the model
     here = [(len(_devices()), cores_here())]
     return plan_of(given, nodes_of(given.get("address"), here) if given.get("kind") == "ray" else here, before)
 

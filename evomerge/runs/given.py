@@ -71,6 +71,14 @@ class Given:
     fitness: Fitness | None = None
     items: Mapping[str, Splits] = field(default_factory=dict)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether something of it exists in this program alone, so that no other process can make it of its name."""
+        sources = self.family.sources if self.family else None
+        models = [sources.base, *sources.experts.values()] if sources else []
+        made = any(task.place is None for task in self.items.values()) or self.fitness is not None
+        return made or any(not path.exists() for path in models)
+
     def placed(self, read: Mapping[str, Mapping[str, list[Item]]], tasks: Mapping[str, Any]) -> dict[str, Any]:
         """Return the items of each split by task, of those that were read and those that are in memory."""
         return {

@@ -81,6 +81,7 @@ def preflight(
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem, engine, ids)
     rows = _facts(problem, settings, ids)
+    rows += [["workers", text] for text in [engine.said] if text]
     rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
     inputs = gradients.size if gradients else 1
@@ -203,7 +204,7 @@ def _times(
     )
     if workers:
         each, choosing = {kind: seconds / workers for kind, seconds in each.items()}, choosing / workers
-    deadline.measured(each, [part.gradient for part in parts], choosing / each[False])
+    deadline.measured(each, [part.gradient for part in parts], choosing / each[False], together=workers > 0)
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):
         parts = affordable(parts, left, each)

@@ -24,6 +24,7 @@ from evomerge.common.limits import TimeLimit
 from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
+from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
@@ -92,15 +93,17 @@ def run_search(
     check(settings)
     check_begun(directory)
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
-    plan = planned(settings, before)
-    check_rebuildable(plan, given is not None)
+    fitness = (given and given.fitness) or make_fitness(settings["fitness"])
+    plan = planned(settings, before, fitness)
+    check_rebuildable(plan, given is not None and given.in_memory)
     with plan.threaded(), tracking(make_tracker(settings), directory, settings):
-        return _run(config, settings, plan, before, directory, reporter, interrupt, given, command, deadline)
+        return _run(config, settings, fitness, plan, before, directory, reporter, interrupt, given, command, deadline)
 
 
 def _run(
     config: SearchConfig,
     settings: dict[str, Any],
+    fitness: Fitness,
     plan: Plan,
     before: Begun | None,
     directory: Path,
@@ -110,11 +113,10 @@ def _run(
     command: str | None,
     deadline: Deadline,
 ) -> Summary | None:
-    """Do what `run_search` says, with the settings as plain containers, and who scores."""
+    """Do what `run_search` says, with the settings as plain containers, the fitness of them, and who scores."""
     asked = settings["model"].get("compute")
     settings = kept(settings, before)
     settings["evaluator"] = {**settings["evaluator"], "blocks": plan.blocks}
-    fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_learning(settings, fitness)
     limit = TimeLimit(settings["time_limit"])
     with reporter.bars():

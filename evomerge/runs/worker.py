@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from evomerge.common.digests import digest
-from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelError
+from evomerge.common.errors import CheckpointError, EvomergeError
 from evomerge.common.progress import Silent
 from evomerge.runs.build import build_problem
 from evomerge.runs.learning import find_learning
 from evomerge.runs.under import problem_under
+from evomerge.runs.warned import warned
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
@@ -84,12 +85,12 @@ class Worker:
         if asked == self._before[0]:
             unit = replace(unit, model=self._before[1])  # the same object, so that it is not merged again
         self._before = asked, unit.model
-        try:
-            return scored_message(message["number"], self._scored(unit))
-        except LiveModelError as error:
-            return scored_message(message["number"], Scored(error))
-        except Exception as error:  # such as settings or a name that do not fit the models
-            return scored_message(message["number"], Scored(error))
+        with warned() as logged:
+            try:
+                scored = self._scored(unit)
+            except Exception as error:  # such as settings or a name that do not fit the models
+                scored = Scored(error)
+        return {**scored_message(message["number"], scored), "warnings": list(logged.texts())}
 
     def _scored(self, unit: Unit) -> Scored:
         if not isinstance(unit.model, Named):

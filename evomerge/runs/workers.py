@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class WorkerLog:
     def __call__(self, event: Event) -> None:
         """Write what happened, and show it."""
         self._shown(event)
-        self._write({name: value for name, value in asdict(event).items() if value != USUAL[name]})
+        self._write({name: value for name, value in vars(event).items() if value != USUAL[name]})
 
     @contextmanager
     def searching(self) -> Iterator[None]:
@@ -58,12 +58,14 @@ class WorkerLog:
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._off:
             return
-        before = f"\n{_line(self._due)}" if self._due else ""  # on a line of its own, whatever a kill has left
-        self._due = None
+        text = _line(row)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._due:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                text = f"\n{_line(self._due)}{text}"  # on a line of its own, whatever a kill has left
+                self._due = None
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{before}{_line(row)}")
+                file.write(text)
         except OSError as error:
             self._off = True
             logger.warning(

@@ -47,17 +47,22 @@ class Deadline:
         self._forecast: dict[bool, float] = {}
         self._asked: list[bool] = []
         self._choosing = 0.0
+        self._average: Callable[[Iterable[float]], float] = statistics.median
         self._took: dict[bool, deque[float]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
 
-    def measured(self, forecast: Mapping[bool, float], asked: Sequence[bool], choosing: float) -> None:
+    def measured(
+        self, forecast: Mapping[bool, float], asked: Sequence[bool], choosing: float, together: bool = False
+    ) -> None:
         """Take note of what the search is going to take.
 
         Args:
             forecast: seconds of a candidate (False), and of a step of the gradient (True) if there are any.
             asked: which of the two the search asks for.
             choosing: how many candidates' time choosing the winner takes.
+            together: whether candidates are scored side by side: they end in bursts then, and the mean counts.
         """
         self._forecast, self._asked, self._choosing = dict(forecast), list(asked), choosing
+        self._average = statistics.fmean if together else statistics.median
 
     @property
     def choosing(self) -> float:
@@ -96,4 +101,4 @@ class Deadline:
 
     def _seconds(self, gradient: bool) -> float:
         took = self._took[gradient]
-        return statistics.median(took) if took else self._forecast.get(gradient, 0.0)
+        return self._average(took) if took else self._forecast.get(gradient, 0.0)

@@ -9,9 +9,10 @@ strings: here it gets its own counter-based noise, tolerances that are switched 
 only.
 
 With a lag, points are asked one by one, each drawn from the distribution of that moment, and every `popsize` results in
-the order asked are a generation to learn from. Those that were drawn before the last update count as they are, neither
-pulled nearer nor left out. What pycma injects into generations (mirrors of bad points, and steps along the mean in 300
-dimensions or more) needs whole ones, so it is off.
+the order asked are a generation to learn from. One that was drawn before the last updates may lie where there are no
+draws any more: it counts as if it lay only as far out, in its direction, as draws do (Hansen 2011, arXiv 1110.4181). As
+they are, such points make the variances of sep-CMA-ES collapse. What pycma injects into generations (mirrors of bad
+points, and steps along the mean in 300 dimensions or more) needs whole ones, so it is off.
 """
 
 from __future__ import annotations
@@ -88,8 +89,13 @@ class CmaEs:
                 f"searcher.sigma is {sigma}; it is the first step as a fraction of the range, between 0 and 1: "
                 f"try 0.15."
             )
-        if popsize is not None and popsize < 2:
-            raise ConfigError(f"searcher.popsize is {popsize}; a generation needs at least 2 points.")
+        self.lag = checked_lag(lag)
+        least = 3 if lag else 2  # pycma makes three of two by mirroring, in whole generations
+        if popsize is not None and popsize < least:
+            raise ConfigError(
+                f"searcher.popsize is {popsize}; a generation needs at least {least} points"
+                f"{' with a lag' if lag else ''}."
+            )
         options = {
             "bounds": [space.low.tolist(), space.high.tolist()],
             "CMA_stds": (space.high - space.low).tolist(),
@@ -109,7 +115,6 @@ class CmaEs:
             "tolfacupx": 1e9,
             "tolupsigma": 1e30,
         }
-        self.lag = checked_lag(lag)
         if lag:
             options |= {"AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA, "CMA_mirrors": 0}
         if popsize is not None:
@@ -137,7 +142,7 @@ class CmaEs:
             points = [self._drawn.popleft() for _ in self._costs]
             if not self._es.number_of_solutions_asked:
                 self._es.ask(1)  # pycma refuses two generations without a draw between them
-            self._es.tell(points, self._costs, check_points=False)  # of no point is pycma to doubt that it drew it
+            self._es.tell(points, self._costs, check_points=bool(self.lag))
             self._costs = []
 
     def stop(self) -> StopReason | None:

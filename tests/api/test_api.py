@@ -102,6 +102,8 @@ def test_a_search_from_python_is_that_of_the_command(pico_suite, tmp_path):
 def test_a_module_in_memory_is_searched_and_saved(candidate, tmp_path):
     with pytest.raises(em.EvomergeError, match=r"budget\.hours=0 is no time"):
         em.search(candidate, score, {"red": ITEMS}, hours=0)
+    with pytest.raises(em.EvomergeError, match="tracker: Unknown choice 'wandbb': did you mean 'wandb'"):
+        em.search(candidate, score, {"red": ITEMS}, tracker="wandbb")
     result = em.search(candidate, score, {"red": ITEMS}, budget=30, hours=1, run=tmp_path / "run")
     assert len(result.trials) == 30
     assert result.coefficients["weight"].groups == ("embeddings", "layers.0", "layers.1", "head")
@@ -269,6 +271,8 @@ def test_a_finished_run_is_loaded(candidate, pico_suite, tmp_path):
         (lambda c: em.Family(Net(), a={"embed.weight": 3}), "holds tensors by name, and embed.weight is none"),
         (lambda c: em.Family(Net(), a=Net(7)), "was not tuned from base"),
         (lambda c: em.load("/nowhere"), "is no run directory"),
+        (lambda c: em.search(c, score, {"t": ITEMS}, evaluator="processes"), "objects of this program"),
+        (lambda c: em.search(c, score, {"t": ITEMS}, evaluator="pool"), "There are processes, serial"),
     ],
 )
 def test_what_is_wrong_is_said(candidate, wrong, message):

@@ -39,7 +39,7 @@ SEARCHERS: dict[str, Make] = {
     "cmaes-long-lag": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-long-lag"]),
     "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
     "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
-    "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, lag=3),
+    "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, startup=30, lag=3),
     "random": lambda space, seed: Random(space, space.start({}), seed),
     "random-lag": lambda space, seed: Random(space, space.start({}), seed, batch=2, lag=3),
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),

@@ -67,7 +67,7 @@ def test_utilisation_is_time_in_the_fitness_over_workers_times_wall_time() -> No
         *unit(0, 10.0, 15.0, forward=5.0),  # after the last tell
     ]
     found = Utilisation([Session(0.0, 2, asks=2.0, told=12.0, events=sorted(events, key=lambda event: event.at))])
-    assert (found.wall, found.capacity, found.units) == (10.0, 20.0, 3)
+    assert (found.wall, found.capacity, found.units, found.started) == (10.0, 20.0, 3, 4.0)
     assert found.seconds == pytest.approx(
         {"forward": 9.0, "merge": 0.5, "other": 3.5, "setup": 3.0, "lost": 2.0, "idle": 2.0}, abs=1e-9
     )

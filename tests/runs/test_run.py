@@ -250,7 +250,7 @@ def test_hours_end_a_search_and_the_same_command_goes_on(
     """What choosing takes, as much as 26 candidates do here, is kept back."""
     ticks = itertools.count()
     monkeypatch.setattr("evomerge.runs.preflight.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
-    monkeypatch.setattr("evomerge.runs.preflight._merge_seconds", lambda problem: 0.0)
+    monkeypatch.setattr("evomerge.runs.preflight._merge_seconds", lambda *given: 0.0)
     told, given = Timed(), [*settings, "seed=7", "fitness.select_items=30", "fitness.report_items=30"]
 
     def search(name: str, *more: str) -> Summary:

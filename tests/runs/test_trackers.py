@@ -17,6 +17,7 @@ import pytest
 from evomerge.cli.settings import check_settings
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Silent
+from evomerge.runs.choices import load_choice
 from evomerge.runs.config import plain, run_name
 from evomerge.runs.directory import read_summary
 from evomerge.runs.run import run_search
@@ -46,8 +47,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return make
 
 
-def track(run: Path, *choice: str) -> None:
-    settings = plain(compose("model=pico", *choice))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "small", batches=1)
+
+
+def track(run: Path, choice: str, **given: Any) -> None:
+    settings = {"fitness": {"metric": "log_probability"}, "tracker": load_choice("tracker", choice, given)}
     with tracking(make_tracker(settings), run, settings):
         pass
 
@@ -87,20 +93,20 @@ def test_a_run_that_goes_on_is_the_same_run_of_wandb(tmp_path: Path, package: Ca
     log = (run / "trials.jsonl").read_bytes()
     told = [i for i, line in enumerate(log.splitlines()) if b'"kind":"tell"' in line]
     (run / "trials.jsonl").write_bytes(b"\n".join(log.splitlines()[: told[1] + 3]) + b'\n{"kind":"trial","ba')  # killed
-    track(run, "tracker=wandb", "tracker.project=mine")
+    track(run, "wandb", project="mine")
     (one,) = wandb.RUNS.values()
     assert [step for step, _ in one.rows] == [0, 1]
     assert (one.about["project"], one.about["name"], one.summary) == ("mine", "run", {})
     (run / "trials.jsonl").write_bytes(log)
     finish(run)
-    track(run, "tracker=wandb")
-    track(run, "tracker=wandb")
+    track(run, "wandb")
+    track(run, "wandb")
     assert list(wandb.RUNS.values()) == [one]
     assert [step for step, _ in one.rows] == [0, 1, 2, 3]
     assert one.summary["report/winner"] == pytest.approx(0.63)
     assert one.summary["report/gain"] == pytest.approx(0.03)
     assert one.finished == 3
-    track(shutil.copytree(run, tmp_path / "other"), "tracker=wandb")
+    track(shutil.copytree(run, tmp_path / "other"), "wandb")
     assert len(wandb.RUNS) == 2  # another directory is another run
 
 
@@ -123,17 +129,17 @@ def test_trackio_is_sent_nothing_twice(tmp_path: Path, package: Callable[[str], 
     trackio, run = package("trackio"), write_run(tmp_path / "run", batches=4)
     log = (run / "trials.jsonl").read_bytes()
     (run / "trials.jsonl").write_bytes(b"\n".join(log.splitlines()[:14]) + b"\n")
-    track(run, "tracker=trackio")
+    track(run, "trackio")
     (run / "trials.jsonl").write_bytes(log)
     for _ in range(2):
-        track(finish(run), "tracker=trackio")
+        track(finish(run), "trackio")
     (one,) = trackio.RUNS.values()
     *generations, (step, end) = one.rows
     assert [step for step, _ in generations] == [0, 1, 2, 3]
     assert (step, end["report/winner"]) == (3, pytest.approx(0.63))
     (run / "trackio.json").write_text("{")  # damaged: it is sent all again
     trackio.RUNS.clear()
-    track(run, "tracker=trackio")
+    track(run, "trackio")
     (again,) = trackio.RUNS.values()
     assert again.rows == one.rows
 
@@ -143,7 +149,7 @@ def test_trackio_is_sent_nothing_twice(tmp_path: Path, package: Callable[[str], 
 def test_a_tracker_can_stop_no_search(
     where: str,
     how: str,
-    tmp_path: Path,
+    small: Path,
     package: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -156,7 +162,7 @@ def test_a_tracker_can_stop_no_search(
     let_go = threading.Event()
     monkeypatch.setattr(following, "PATIENCE", 0.05 if how == "hangs" else 10)
     package("wandb").TROUBLE[where] = fails
-    track(write_run(tmp_path / "run"), "tracker=wandb")
+    track(small, "wandb")
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("The tracker has not ended" if how == "hangs" else "The tracker has failed")
     assert ("(ConnectionError: no route)" in said) == (how == "raises")
@@ -170,7 +176,7 @@ def test_a_package_that_is_missing_is_refused_before_anything(tmp_path: Path, mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorboard", "wandb", "trackio"):
         with pytest.raises(ConfigError, match=rf"tracker={name} needs {name}.*pip install 'evomerge\[{name}\]'"):
-            make_tracker(plain(compose("model=pico", f"tracker={name}")))
+            make_tracker({"tracker": load_choice("tracker", name)})
     with pytest.raises(ConfigError, match="needs wandb"):
         run_search(compose("model.base=nowhere", "model.experts=[a]", "tracker=wandb"), tmp_path, Silent())
 
@@ -198,9 +204,9 @@ def test_tensorboard_shows_a_run_that_goes_on_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", batches=4)
     log = (run / "trials.jsonl").read_bytes()
     (run / "trials.jsonl").write_bytes(b"\n".join(log.splitlines()[:12]) + b"\n")
-    track(run, "tracker=tensorboard")
+    track(run, "tensorboard")
     (run / "trials.jsonl").write_bytes(log)
-    track(finish(run), "tracker=tensorboard")
+    track(finish(run), "tensorboard")
     assert len(list((run / "tensorboard").iterdir())) == 2
     found = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in found.Scalars("best")] == [0, 1, 2, 3]
@@ -209,4 +215,4 @@ def test_tensorboard_shows_a_run_that_goes_on_once(tmp_path: Path) -> None:
     assert summary.winner.mean is not None
     (event,) = found.Scalars("report/winner")
     assert event.value == pytest.approx(summary.winner.mean)
-    assert "granularity" in str(found.Tensors("settings/text_summary"))
+    assert "log_probability" in str(found.Tensors("settings/text_summary"))

@@ -231,6 +231,31 @@ def test_a_worker_that_refuses_says_why():
             pool.wait()
 
 
+def test_a_worker_that_refuses_once_others_serve_costs_itself(caplog):
+    """Such as one that is started anew when its files are gone."""
+    crew = Crew(2)
+    with Pool(crew) as pool:
+        crew.due.clear()
+        crew.due += [(0, READY), (1, {"kind": "refused", "error": error_message(CheckpointError("other files"))})]
+        assert len(list(pool(units_of(3, 2)))) == 6
+    assert crew.killed == [1]
+    assert "Worker 1 is lost (other files)" in caplog.text
+
+
+def test_what_workers_warn_of_is_told_once(caplog):
+    crew = Crew(2)
+    send = crew.send
+
+    def warning(worker, message):
+        send(worker, message)
+        crew.due[-1][1]["warnings"] = ["batches were halved"]
+
+    crew.send = warning
+    with Pool(crew) as pool:
+        list(pool(units_of(3, 2)))
+    assert caplog.text.count("A worker says: batches were halved") == 1
+
+
 def test_workers_keep_their_candidate_and_help_with_the_longest():
     """Of 12 candidates on 8 workers, each of 10 blocks, 8 are done by one worker each and 4 by two."""
     crew = Crew(8)

@@ -172,6 +172,21 @@ def test_hours_count_what_candidates_take_and_not_what_was_foreseen() -> None:
     )  # the third would take what is left
 
 
+def test_candidates_that_end_in_bursts_take_what_they_take_on_average() -> None:
+    """Four workers end together every 100 s: a candidate takes 25 s of the search's time, not the 0 s between two."""
+    clock = Clock()
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        for index in missing:
+            clock.now += 100 if index % 4 == 0 else 0
+            yield Trial(0, index, "ok", (0.0,))
+
+    deadline = Deadline(1, clock)
+    deadline.measured({False: 25.0}, [False], 10, together=True)
+    list(deadline.wrap(evaluate)(Batch(0, [[0.0]] * 8), range(8)))
+    assert (deadline.next, deadline.choosing) == (25, 250)
+
+
 def test_without_hours_there_is_no_end() -> None:
     deadline = Deadline()
     deadline.measured({False: 1e9}, [False], 1e9)

@@ -243,11 +243,11 @@ def test_a_lag_beyond_a_generation_may_be_told_at_one_go(make_lagged: Callable[.
     assert searcher.ask().index == 31
 
 
-def test_cmaes_pulls_no_point_nearer_that_was_drawn_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pycma forgets what it drew after thirty generations, and then moves points into the reach of its distribution."""
-    searcher = CmaEs(box(4), box(4).start({}), 3, popsize=5, lag=200)
-    monkeypatch.setattr(searcher._es, "repair_genotype", lambda *given, **more: pytest.fail("a point was moved"))
-    drive(searcher, sphere, 400)
+def test_cmaes_is_not_upset_by_points_that_were_drawn_long_ago() -> None:
+    """Taken as they are, they make variances collapse: pycma warns, and then divides by zero."""
+    searcher = CmaEs(box(30), box(30).start({}), 0, popsize=5, lag=31)
+    drive(searcher, sphere, 250)
+    assert np.isfinite(searcher.incumbents()["mean"].x).all()
 
 
 def test_a_warm_start_begins_at_the_best_constant() -> None:
@@ -283,6 +283,7 @@ def test_grid_covers_the_range_once() -> None:
         (lambda: CmaEs(box(1), np.zeros(1), 1), "at least two free coefficients"),
         (lambda: CmaEs(box(2), np.zeros(2), 1, sigma=0.0), "fraction of the range"),
         (lambda: CmaEs(box(2), np.zeros(2), 1, popsize=1), "at least 2 points"),
+        (lambda: CmaEs(box(2), np.zeros(2), 1, popsize=2, lag=1), "at least 3 points with a lag"),
         (lambda: Tpe(box(2), np.zeros(2), 1, batch=0), "at least one point"),
         (lambda: Random(box(2), np.zeros(2), 1, batch=0), "at least one point"),
         (lambda: CmaEs(box(2), np.zeros(2), 1, lag=-1), r"searcher\.lag=-1 .*write 0, or for a pool of 8 workers 7"),

@@ -99,6 +99,7 @@ class _Worker:
     until: float | None = None
     limit: str = ""
     late: bool = False
+    refused: str = ""
     deaths: int = 0
 
 
@@ -123,6 +124,8 @@ class Pool:
         self._workers = [_Worker(number) for number in range(crew.size)]
         self._queue: list[_Ticket] = []
         self._asked = 0
+        self._said: set[str] = set()
+        self._served = False
         self.readies: dict[int, Message] = {}
         for worker in self._workers:
             crew.start(worker.number)
@@ -194,12 +197,20 @@ class Pool:
             if worker.state != "starting":  # it says so twice
                 return
             self._check_kind(worker.number, message)
-            self.readies[worker.number] = message
+            self.readies[worker.number], self._served = message, True
             worker.state = "idle"
             self._tell("started", worker)
         elif message["kind"] == "refused":
-            raise error_of(message["error"])
+            error = error_of(message["error"])
+            if not self._served:
+                raise error
+            worker.refused = str(error)  # others can: it is treated as one that dies
+            self._crew.kill(worker.number)
         elif worker.ticket is not None and message["number"] == worker.asked:  # else it is late, or says it twice
+            for text in message.get("warnings", ()):
+                if text not in self._said:
+                    self._said.add(text)
+                    logger.warning("A worker says: %s", text)
             self._ended(worker, worker.ticket, scored_of(message))
 
     def _check_kind(self, number: int, message: Message) -> None:
@@ -241,6 +252,7 @@ class Pool:
     def _lost(self, worker: _Worker) -> None:
         """Start a worker anew that is gone, and do its unit again; see the module for how often."""
         ticket, late, why = worker.ticket, worker.late, self._crew.last_words(worker.number)
+        why, worker.refused = worker.refused or why, ""
         worker.state, worker.ticket, worker.model, worker.until, worker.late = "starting", None, None, None, False
         self.readies.pop(worker.number, None)
         if late and ticket is not None:
