@@ -22,6 +22,7 @@ from evomerge.runs.outputs import show
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.runs.transforms import in_order
+from evomerge.search.evaluators import serial
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
 from evomerge.trials import Trial
@@ -249,7 +250,8 @@ def test_hours_end_a_search_and_the_same_command_goes_on(
 ) -> None:
     """What choosing takes, as much as 26 candidates do here, is kept back."""
     ticks = itertools.count()
-    monkeypatch.setattr("evomerge.runs.preflight.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 2)  # a candidate looks at it twice after its merge
+    monkeypatch.setattr(serial, "time", clock)
     monkeypatch.setattr("evomerge.runs.preflight._merge_seconds", lambda *given: 0.0)
     told, given = Timed(), [*settings, "seed=7", "fitness.select_items=30", "fitness.report_items=30"]
 
