@@ -16,6 +16,7 @@ from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelErro
 from evomerge.common.events import Event
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
+from evomerge.search.evaluators import processes
 from evomerge.search.evaluators.kept import Kept
 from evomerge.search.evaluators.pool import ATTEMPTS, DEATHS, Pool
 from evomerge.search.evaluators.units import Scored, Unit
@@ -344,3 +345,16 @@ def test_a_damaged_unit_is_scored_again(tmp_path):
         again = dict(Kept(pool, path, "s")(units))
     assert len(crew.sent) == 2
     assert plain(again[0]) == plain(Scored(outcome_of(units[0])))
+
+
+def test_a_machine_that_cannot_start_processes_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(*given, **more):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.subprocess, "Popen", refuse)
+    with (
+        Pool(processes.Processes({}, [{}, {}], tmp_path)) as pool,
+        pytest.raises(EvomergeError, match="No worker is left"),
+    ):
+        pool.wait()
+    assert "this machine cannot start another process" in caplog.text

@@ -64,7 +64,8 @@ class Processes:
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             **self._environments[worker],
         }
-        with theirs, self._output(worker).open("wb") as output:
+        self._processes.pop(worker, None)
+        with theirs, contextlib.suppress(OSError), self._output(worker).open("wb") as output:  # then it is gone at once
             self._processes[worker] = subprocess.Popen(
                 [sys.executable, "-m", self._module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -89,12 +90,14 @@ class Processes:
 
     def kill(self, worker: int) -> None:
         """End a worker at once."""
-        self._processes[worker].kill()
+        if worker in self._processes:
+            self._processes[worker].kill()
 
     def last_words(self, worker: int) -> str:
         """Return the signal or the status with which a worker has ended, and the last line that it printed."""
-        process = self._processes[worker]
-        code = self._ended(process)
+        if worker not in self._processes:
+            return "this machine cannot start another process"
+        code = self._ended(self._processes[worker])
         lines = self._output(worker).read_bytes()[-TAIL:].decode(errors="replace").strip().splitlines()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return f"{how}{f': {lines[-1].strip()[:200]}' if lines else ''}"
