@@ -28,15 +28,13 @@ OPTIONS: dict[str, Any] = {
     "cmaes": {},
     "cmaes-diagonal": {"diagonal_above": 0},
     "cmaes-popsize": {"popsize": 5},
-    "cmaes-lag": {"lag": 3},
-    "cmaes-long-lag": {"lag": 12, "popsize": 5},
+    "cmaes-lag": {"lag": 12, "popsize": 5},
 }
 SEARCHERS: dict[str, Make] = {
     "cmaes": lambda space, seed: CmaEs(space, space.start({}), seed),
     "cmaes-diagonal": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-diagonal"]),
     "cmaes-popsize": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-popsize"]),
     "cmaes-lag": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-lag"]),
-    "cmaes-long-lag": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-long-lag"]),
     "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
     "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
     "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, startup=30, lag=3),
@@ -60,7 +58,6 @@ SEARCHERS: dict[str, Make] = {
         space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), partial(CmaEs, lag=3))
     ),
 }
-LAGGED = tuple(name for name in SEARCHERS if "lag" in name)
 BY_GRADIENT = tuple(name for name in SEARCHERS if "gradient" in name or "hybrid" in name)
 
 

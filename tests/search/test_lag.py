@@ -35,7 +35,7 @@ MAKE: dict[str, Callable[[int], Searcher]] = {
     "random": lambda lag: Random(SPACE, SPACE.start({}), 3, batch=2, lag=lag),
     "warm": lambda lag: WarmStart(SPACE, lambda start: CmaEs(SPACE, start, 3, popsize=4, lag=lag)),
 }
-TRIALS = 17
+TRIALS = 15
 
 
 def scored(batch: Batch, index: int) -> Trial:
@@ -99,7 +99,8 @@ def test_a_search_that_was_cut_anywhere_goes_on_as_if_it_had_not_been(path: Path
     whole = run(path, MAKE[name](lag))
     lines = whole.splitlines(keepends=True)
     scored_before = np.cumsum([b'"kind":"trial"' in line for line in lines])
-    for kept in range(0, len(lines), 5 if name == "tpe" else 1):
+    each = {"random": 1, "cmaes": 2, "warm": 4, "tpe": 8}[name]
+    for kept in range(lag % each, len(lines), each):
         torn = lines[kept][: len(lines[kept]) * (kept % 4) // 4]
         path.write_bytes(b"".join(lines[:kept]) + torn)
         pool = Pool(kept)
@@ -148,18 +149,6 @@ def test_a_searcher_that_cannot_be_asked_ahead_is_not(path: Path) -> None:
     first = len(constants(SPACE))
     assert warm[:11] == ["header", "ask", *["trial"] * first, "tell", "ask", "ask"]  # then it is known where to start
     assert warm[11:15] == ["ask", "trial", "tell", "ask"]
-
-
-@pytest.mark.parametrize("lag", [0, 1, 3])
-@pytest.mark.parametrize("name", ["cmaes", "random", "warm"])
-def test_a_budget_is_exact_and_its_log_the_beginning_of_a_larger_ones(path: Path, name: str, lag: int) -> None:
-    whole = run(path, MAKE[name](lag))
-    path.unlink()
-    for trials in range(1, TRIALS + 1):
-        assert whole.startswith(log := run(path, MAKE[name](lag), Pool(trials), trials))
-        assert log.count(b'"kind":"trial"') == trials
-        assert run(path, MAKE[name](lag), Pool(trials), trials) == log
-    assert log == whole
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])

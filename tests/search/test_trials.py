@@ -23,7 +23,7 @@ from evomerge.search.stopping import Budget
 from evomerge.searchers.base import Searcher
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import box
-from tests.kit.searching import LAGGED, SEARCHERS
+from tests.kit.searching import SEARCHERS
 from tests.processes.small_search import NAMES, Evaluator, play
 
 A, B = {"cpu": "A", "numpy": "2"}, {"cpu": "B", "numpy": "2"}
@@ -101,7 +101,7 @@ def test_what_was_written_comes_back_to_the_last_bit(path: Path, trial: Trial, p
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1))
-@pytest.mark.parametrize("name", [*NAMES, *LAGGED])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_crash_anywhere_for_every_searcher(path: Path, name: str, share: float) -> None:
     path.unlink(missing_ok=True)
     whole = small(path, name)
@@ -269,7 +269,7 @@ def test_a_trial_of_another_batch_is_refused(path: Path) -> None:
             log.append(Trial(1, 0, "ok", (1.0,)))
 
 
-@pytest.mark.parametrize("name", [*NAMES, *LAGGED])
+@pytest.mark.parametrize("name", [*NAMES, "random-lag", "warm-hybrid-lag"])
 def test_a_budget_is_exact_and_can_be_raised(path: Path, name: str) -> None:
     whole = small(path, name, 30)
     scored = min(30, whole.count(b'"trial"'))

@@ -86,7 +86,7 @@ def test_same_seed_same_run(make: Make) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in WITHOUT_SEED])
 def test_another_seed_another_run(name: str) -> None:
-    one, two = (points(drive(SEARCHERS[name](box(6), seed), sphere, 60)) for seed in (0, 1))
+    one, two = (points(drive(SEARCHERS[name](box(6), seed), sphere, 25)) for seed in (0, 1))
     assert not np.array_equal(one, two)
 
 
@@ -143,10 +143,12 @@ def test_all_points_failed(make: Make) -> None:
 @pytest.mark.parametrize(
     "value", [lambda x: 0.5, lambda x: round(sphere(x), 1), lambda x: float("-1e30")], ids=["flat", "steps", "huge"]
 )
-@pytest.mark.parametrize("name", [name for name in SEARCHERS if name not in ("grid", "greedy", "topk")])
+@pytest.mark.parametrize(
+    "name", [name for name in SEARCHERS if not name.startswith(("grid", "greedy", "topk", "warm-hybrid"))]
+)
 def test_flat_and_quantised_fitness_do_not_end_the_run(name: str, value: Callable[[np.ndarray], float]) -> None:
     searcher = SEARCHERS[name](box(4), 1)
-    trials = 60 if "tpe" in name else 600
+    trials = 60 if "tpe" in name else 300
     assert len(points(drive(searcher, value, trials))) >= trials
 
 
