@@ -64,33 +64,37 @@ class WhereTimeWent:
     troubles: list[str]
 
 
-def where_time_went(sessions: Sequence[Session]) -> WhereTimeWent | None:
-    """Return what is known of the workers of a run; None where it had none, or nothing to measure."""
+def where_time_went(sessions: Sequence[Session], window: str, more: str = "") -> WhereTimeWent | None:
+    """Return what is known of workers; None where there were none, or nothing was measured.
+
+    Args:
+        sessions: what they did.
+        window: from when to when that was measured, in words.
+        more: a sentence on what was not.
+    """
     found = Utilisation(sessions)
     if not found.wall:
         return None
     least = sorted(found.workers, key=lambda worker: found.of(worker)["forward"])[:MOST_LANES]
-    more = len(found.workers) - len(least)
+    rest = len(found.workers) - len(least)
     return WhereTimeWent(
-        _sentence(found),
+        _sentence(found, window, more),
         _shares(found),
         _over_time(found),
         [_lane(found, worker) for worker in sorted(least)],
-        f"Those that were in the fitness least; {more:,} more are not drawn." if more else "",
+        f"Those that were in the fitness least; {rest:,} more are not drawn." if rest else "",
         _sentences(found.troubles),
     )
 
 
-def _sentence(found: Utilisation) -> str:
+def _sentence(found: Utilisation, window: str, more: str) -> str:
     n = len(found.workers)
     calls = f", in {found.calls} calls of the command" if found.calls > 1 else ""
     return (
         f"Utilisation is {found.share:.1%}: so much of the time of {n:,} worker{'s' if n > 1 else ''}, "
-        f"{span(found.wall)} from the first ask to the last tell{calls}, was spent in the fitness. "
-        f"{found.units:,} units were done. "
-        f"A worker took up to {span(found.started)} to start. "
-        f"Choosing the winner and scoring it on the report items comes on top."
-    )
+        f"{span(found.wall)} {window}{calls}, was spent in the fitness. "
+        f"{found.units:,} units were done. A worker took up to {span(found.started)} to start. {more}"
+    ).rstrip()
 
 
 def _shares(found: Utilisation) -> list[dict[str, Any]]:

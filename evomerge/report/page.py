@@ -43,6 +43,8 @@ STOPS = {
     "exhausted": "It ended when every point that its searcher can propose had been scored.",
     "converged": "It ended when its searcher had converged.",
 }
+SEARCHED = "from the first ask to the last tell"
+AFTERWARDS = "Choosing the winner and scoring it on the report items comes on top."
 
 
 def write_comparison(directory: Path, file: Path | None = None) -> Path:
@@ -60,7 +62,9 @@ def write_comparison(directory: Path, file: Path | None = None) -> Path:
         LogError: what came out of it is damaged.
     """
     found, file = read_standings(directory), _page(file, directory)
-    _write(file, "comparison.html.j2", comparison_context(found, directory.resolve().name))
+    context = comparison_context(found, directory.resolve().name)
+    context["workers"] = where_time_went(read_sessions(directory / WORKERS), "from the beginning to the end")
+    _write(file, "comparison.html.j2", context)
     return file
 
 
@@ -204,7 +208,9 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "optimism_caption": _deciding(facts),
         "comparable": _comparable(facts),
         "constants": charts.constants(facts),
-        "workers": where_time_went(read_sessions(run.path / WORKERS)),
+        "workers": where_time_went(
+            read_sessions(run.path / WORKERS), "from the first ask to the last tell", AFTERWARDS
+        ),
         "pace": _pace(facts),
         "shares": _shares(facts),
         "command": run.command,
@@ -280,10 +286,7 @@ def _pace(facts: RunFacts) -> str | None:
     if facts.pace is None:
         return None
     total, n = sum(facts.seconds.values()), len(facts.run.timings)
-    return (
-        f"{span(total)} for {n:,} candidates, {facts.pace:.0f} a minute. Choosing the winner and scoring it on the "
-        f"report items comes on top."
-    )
+    return f"{span(total)} for {n:,} candidates, {facts.pace:.0f} a minute. {AFTERWARDS}"
 
 
 def _shares(facts: RunFacts) -> list[dict[str, Any]]:

@@ -96,11 +96,10 @@ class Utilisation:
         return np.asarray(busy) / np.maximum(there, 1e-12)
 
     def _add(self, session: Session) -> None:
-        times = [event.at for event in session.events]
-        if not times:
+        if session.asks is None or not session.events:  # workers did something else, or never came to it
             return
-        begin = min(times) if session.asks is None else session.asks
-        end = max(times) if session.told is None else session.told
+        begin = session.asks
+        end = max(event.at for event in session.events) if session.told is None else session.told
         if end <= begin:
             return
         by_worker: dict[int, list[Event]] = {worker: [] for worker in range(session.workers)}

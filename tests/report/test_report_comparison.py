@@ -14,6 +14,7 @@ from evomerge.report.wording import with_error
 from evomerge.selection.standings import OnReport, Standings
 from evomerge.selection.statistics import Paired
 from tests.kit.pages import read
+from tests.kit.reports import write_workers
 from tests.kit.standings import BETTER, SAME, row, standings
 
 NASTY = '<script>alert("1")</script>'
@@ -37,6 +38,12 @@ def test_the_page_has_the_numbers(tmp_path: Path) -> None:
     assert "slerp: there are 3" in text
     assert "3.0" in text
     assert "what sce does" in text
+    assert "Utilisation" not in text
+    write_workers(tmp_path)
+    assert (
+        "Utilisation is 60.0%: so much of the time of 3 workers, 10.0 s from the beginning"
+        in read(write_comparison(tmp_path)).text
+    )
 
 
 def test_verdicts_in_words(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from evomerge.runs.workers import Session
 from tests.kit.pages import read
 from tests.kit.reports import write_run, write_workers
 
+WINDOW = "from the first ask to the last tell"
 EVENTS = st.builds(
     Event,
     kind=st.sampled_from(sorted(AFTER)),
@@ -47,7 +49,7 @@ def test_every_second_of_a_worker_is_of_one_kind(sessions: list[Session]) -> Non
                 each = sum(found.shares(worker, kind, bins).mean() for worker in found.workers)
                 assert each * found.wall == pytest.approx(seconds, abs=1e-6)
         assert found.over_time(9).max() <= 1 + 1e-9
-        where_time_went(sessions)
+        where_time_went(sessions, WINDOW)
 
 
 def unit(worker: int, begun: float, ended: float, merge: float = 0.0, forward: float = 0.0) -> list[Event]:
@@ -87,7 +89,7 @@ def test_calls_of_a_run_follow_each_other() -> None:
     two = Session(
         1e6, 3, 1e6, None, [Event("started", 0, 1e6), Event("retired", 2, 1e6 + 5), Event("begun", 0, 1e6 + 10)]
     )
-    found = Utilisation([one, Session(50.0, 2), two])
+    found = Utilisation([one, Session(50.0, 2), replace(two, asks=None), two])
     assert (found.wall, found.capacity, found.calls) == (20.0, 40.0, 2)
     np.testing.assert_allclose(found.over_time(2), [1, 0])
     assert found.of(2) == pytest.approx({"forward": 0, "merge": 0, "other": 0, "setup": 0.5, "lost": 0.5, "idle": 0})
@@ -107,12 +109,14 @@ def test_the_page_of_a_run_with_workers(tmp_path: Path) -> None:
 
 def test_of_many_workers_the_least_used_are_drawn() -> None:
     events = [event for worker in range(1, 50) for event in unit(worker, 0.0, worker / 5, forward=worker / 5)]
-    found = where_time_went([Session(0.0, 50, 0.0, 10.0, [Event("started", w, 0.0) for w in range(50)] + events)])
+    found = where_time_went(
+        [Session(0.0, 50, 0.0, 10.0, [Event("started", w, 0.0) for w in range(50)] + events)], WINDOW
+    )
     assert found is not None
     assert [lane.name for lane in found.lanes] == [f"worker {worker}" for worker in range(MOST_LANES)]
     assert "18 more" in found.left_out
 
 
 def test_no_workers_no_section() -> None:
-    assert where_time_went([]) is None
-    assert where_time_went([Session(1.0, 2)]) is None
+    assert where_time_went([], WINDOW) is None
+    assert where_time_went([Session(1.0, 2, 1.0, 5.0)], WINDOW) is None
