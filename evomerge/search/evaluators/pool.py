@@ -1,25 +1,24 @@
 """A pool: units are scored by workers side by side, and nothing is lost, counted twice or changed by who did what.
 
-In: units, and a crew of workers that take and answer messages (`processes.py`, `ray.py`). Out: what came of each unit,
-as it ends. A worker goes on with the candidate that it has merged; then it takes one that nobody has begun; then it
-helps with the one that has most blocks left, so that all end together. A unit whose worker died is done again, at most
-`ATTEMPTS` times; one that takes too long ends with its worker, which is killed and started anew. A worker that keeps
-dying is retired, and the others go on.
+In: units, and a crew of workers that take and answer messages (`processes.py`, `cluster.py`). Out: what came of each
+unit, as it ends; `waiting.py` says who does what next. A unit whose worker died is done again; after `ATTEMPTS` deaths
+it has failed. One that takes too long ends with its worker, which is killed and started anew. A worker that keeps dying
+is retired, and the others go on.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.common.events import Event, Watch
 from evomerge.common.limits import TimeLimit
 from evomerge.search.evaluators.units import Scored, Unit
+from evomerge.search.evaluators.waiting import Call, Ticket, Waiting
 from evomerge.search.evaluators.wire import Message, error_of, scored_of, unit_message
 
 logger = logging.getLogger(__name__)
@@ -69,31 +68,12 @@ class Crew(Protocol):
 
 
 @dataclass(eq=False)
-class _Ticket:
-    """One unit on its way: where it stands in its call, how often it was begun in vain, and what came of it."""
-
-    unit: Unit
-    position: int
-    call: _Call
-    attempts: int = 0
-    done: bool = False
-
-
-@dataclass(eq=False)
-class _Call:
-    """The units that were asked for together, and those of them that have ended and nobody has taken yet."""
-
-    tickets: list[_Ticket] = field(default_factory=list)
-    ready: deque[tuple[int, Scored]] = field(default_factory=deque)
-
-
-@dataclass(eq=False)
 class _Worker:
     """What the pool knows of a worker: its state is starting, idle, busy or retired."""
 
     number: int
     state: str = "starting"
-    ticket: _Ticket | None = None
+    ticket: Ticket | None = None
     asked: int = -1
     model: object = None
     until: float | None = None
@@ -122,7 +102,7 @@ class Pool:
     ) -> None:
         self._crew, self._limit, self._candidate, self._watch = crew, limit or TimeLimit(), candidate, watch
         self._workers = [_Worker(number) for number in range(crew.size)]
-        self._queue: list[_Ticket] = []
+        self._waiting = Waiting()
         self._asked = 0
         self._said: set[str] = set()
         self._served = False
@@ -156,20 +136,20 @@ class Pool:
             LiveModelError: a worker cannot put its live model back.
             EvomergeError: no worker is left.
         """
-        call = _Call()
-        call.tickets = [_Ticket(unit, position, call) for position, unit in enumerate(units)]
-        self._queue += call.tickets
+        call = Call()
+        call.tickets = [Ticket(unit, position, call) for position, unit in enumerate(units)]
+        self._waiting.add(call.tickets)
         self._dispatch()
         return self._answers(call)
 
-    def _answers(self, call: _Call) -> Iterator[tuple[int, Scored]]:
+    def _answers(self, call: Call) -> Iterator[tuple[int, Scored]]:
         try:
             for _ in call.tickets:
                 while not call.ready:
                     self._turn()
                 yield call.ready.popleft()
         finally:  # nobody asks for the rest
-            self._queue = [ticket for ticket in self._queue if ticket.call is not call]
+            self._waiting.drop(call)
 
     def _turn(self) -> None:
         """Wait until something happens, and act on it."""
@@ -223,7 +203,7 @@ class Pool:
                     *(number, ", ".join(names)),
                 )
 
-    def _ended(self, worker: _Worker, ticket: _Ticket, scored: Scored) -> None:
+    def _ended(self, worker: _Worker, ticket: Ticket, scored: Scored) -> None:
         self._tell("ended", worker, merge=scored.merge, forward=scored.forward, items=ticket.unit.size)
         worker.state, worker.ticket, worker.until, worker.late, worker.deaths = "idle", None, None, False, 0
         if isinstance(scored.outcome, LiveModelError):
@@ -232,18 +212,11 @@ class Pool:
             worker.model = None
         self._done(ticket, scored)
 
-    def _done(self, ticket: _Ticket, scored: Scored) -> None:
+    def _done(self, ticket: Ticket, scored: Scored) -> None:
         """Answer a unit; where it has failed, later ones of its candidate need not be scored."""
         answered = [ticket]
         if isinstance(scored.outcome, Exception):
-            answered += [
-                other
-                for other in self._queue
-                if other.call is ticket.call
-                and other.unit.model is ticket.unit.model
-                and other.position > ticket.position
-            ]
-            self._queue = [other for other in self._queue if other not in answered]
+            answered += self._waiting.drop_after(ticket)
         for one in answered:
             if not one.done:
                 one.done = True
@@ -263,7 +236,7 @@ class Pool:
             if ticket is not None:
                 ticket.attempts += 1
                 if ticket.attempts < ATTEMPTS:
-                    self._queue.insert(0, ticket)
+                    self._waiting.put_back(ticket)
                 else:
                     self._done(ticket, Scored(WorkersLost(f"{ATTEMPTS} workers died while they scored it")))
                     for other in self._workers:  # it was the unit's fault
@@ -282,27 +255,16 @@ class Pool:
 
     def _dispatch(self) -> None:
         """Give a unit to each worker that has none."""
-        for worker in self._workers:
-            if not self._queue:
-                return
-            if worker.state == "idle":
-                self._give(worker, self._next(worker))
-
-    def _next(self, worker: _Worker) -> _Ticket:
-        """Return the unit that a worker does best: of its candidate, of one that nobody has, or of the longest."""
-        mine = next((ticket for ticket in self._queue if ticket.unit.model is worker.model), None)
-        if mine is not None:
-            return mine
+        idle = [worker for worker in self._workers if worker.state == "idle"] if self._waiting else []
+        if not idle:
+            return
         held = {id(other.model) for other in self._workers if other.state == "busy"}
-        free = next((ticket for ticket in self._queue if id(ticket.unit.model) not in held), None)
-        if free is not None:
-            return free
-        left = Counter(id(ticket.unit.model) for ticket in self._queue)
-        longest = max(left.values())
-        return next(ticket for ticket in reversed(self._queue) if left[id(ticket.unit.model)] == longest)
+        for worker in idle:
+            if self._waiting:
+                self._give(worker, self._waiting.take(worker.model, held))
+                held.add(id(worker.model))
 
-    def _give(self, worker: _Worker, ticket: _Ticket) -> None:
-        self._queue.remove(ticket)
+    def _give(self, worker: _Worker, ticket: Ticket) -> None:
         self._asked += 1
         worker.state, worker.ticket, worker.asked, worker.model = "busy", ticket, self._asked, ticket.unit.model
         seconds, worker.limit = self._limit.allowed(ticket.unit.share(self._candidate), ticket.unit.first)
