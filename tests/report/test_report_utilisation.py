@@ -101,6 +101,7 @@ def test_the_page_of_a_run_with_workers(tmp_path: Path) -> None:
     assert "Utilisation is 60.0%: so much of the time of 3 workers, 10.0 s from the first ask" in page.text
     assert "Worker 1 was retired after 8.0 s: it was killed by <signal> 9." in page.text
     assert "fitness 18.0 s (60.0%)" in page.text
+    assert "12 units were done. A worker took up to 0.0 s to start. Choosing the winner and scoring" in page.text
     lanes = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
     assert "worker 1: fitness 60.0%, merging 20.0%, lost 20.0%" in lanes
     assert ("path", "class", "lost") in page.attributes
