@@ -34,6 +34,7 @@ _HOMES = {
             "perplexity",
             "random",
             "processes",
+            "ray",
             "tpe",
         ),
     ),
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from evomerge.api import perplexity as perplexity
     from evomerge.api import processes as processes
     from evomerge.api import random as random
+    from evomerge.api import ray as ray
     from evomerge.api import search as search
     from evomerge.api import tpe as tpe
     from evomerge.common.errors import EvomergeError as EvomergeError

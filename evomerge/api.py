@@ -60,6 +60,7 @@ __all__ = [
     "perplexity",
     "processes",
     "random",
+    "ray",
     "search",
     "topk",
     "tpe",
@@ -98,7 +99,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     forget="['mood'] or None",
     keep="0.95",
     loss="'cross_entropy'",
-    evaluator="'serial', 'processes' or em.processes(workers=4)",
+    evaluator="'serial', 'processes', 'ray' or em.processes(workers=4)",
     time_limit="900, 'auto' or None",
     budget_items="20000 or None",
     hours="1.5 or None",
@@ -159,7 +160,8 @@ def search(
         forget: tasks whose scores are to be low; the bounds of the weights must allow negative ones.
         keep: the share of the base's score that the other tasks must keep then.
         loss: what a gradient learns from.
-        evaluator: serial, or processes: workers that score side by side, for models, fitness and items with names.
+        evaluator: serial, or processes or ray: workers that score side by side, for models, fitness and items with
+            names.
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
         hours: that this call may take, choosing the winner included; the same call again has as many again.
@@ -310,6 +312,15 @@ def processes(**settings: Any) -> Choice:
     4
     """
     return Choice("evaluator", "processes", settings)
+
+
+def ray(**settings: Any) -> Choice:
+    """Workers on a cluster of Ray's: `workers`, `gpus`, `threads`, `blocks`, `address`.
+
+    >>> ray(address="auto").settings["address"]
+    'auto'
+    """
+    return Choice("evaluator", "ray", settings)
 
 
 def classification(**settings: Any) -> Choice:

@@ -272,7 +272,7 @@ def test_a_finished_run_is_loaded(candidate, pico_suite, tmp_path):
         (lambda c: em.Family(Net(), a=Net(7)), "was not tuned from base"),
         (lambda c: em.load("/nowhere"), "is no run directory"),
         (lambda c: em.search(c, score, {"t": ITEMS}, evaluator="processes"), "objects of this program"),
-        (lambda c: em.search(c, score, {"t": ITEMS}, evaluator="pool"), "There are processes, serial"),
+        (lambda c: em.search(c, score, {"t": ITEMS}, evaluator="pool"), "There are processes, ray, serial"),
     ],
 )
 def test_what_is_wrong_is_said(candidate, wrong, message):

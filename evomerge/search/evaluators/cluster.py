@@ -233,7 +233,8 @@ def connected(address: str | None, gpus: int = 0, cores: int = 1) -> tuple[Any, 
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"evaluator.address={address}: no cluster of Ray's answers there ({str(error).splitlines()[0][:200]}). "
-            f"Start one (ray start --head), or write evaluator.address=null for one that is started here."
+            f"Start one (ray start --head), or write evaluator.address=null for one that is started here. If it is "
+            f"there and wants a token, set RAY_AUTH_MODE=token in the environment of this command."
         ) from error
     return ray, True
 
