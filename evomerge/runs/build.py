@@ -214,6 +214,8 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
     if isinstance(start, int | float) and not isinstance(start, bool):
         return {"weight": float(start)}
     if (weights := closed_form(start, settings, problem, reporter)) is not None:
+        if _otherwise({"weight": weights}, space.start({"weight": weights}), space):
+            reporter.say(f"note: the space cannot express {START}{said(start)}: its nearest point stands in its place")
         return {"weight": weights}
     if not isinstance(start, str) or not Path(start).is_file():
         raise ConfigError(
@@ -242,10 +244,7 @@ def find_baselines(settings: Mapping[str, Any], problem: Problem, reporter: Prog
                 f"{', '.join(CLOSED)}, such as 'baselines=[1/K,metagpt]'."
             )
         found = find_start({**settings, "start": start}, problem, reporter)
-        name, point = f"{START}{said(start)}", problem.space.start(found or {})
-        if _otherwise(found or {}, point, problem.space):
-            reporter.say(f"note: the space cannot express {name}: the nearest that it has is judged under that name")
-        points[name] = point
+        points[f"{START}{said(start)}"] = problem.space.start(found or {})
     return points
 
 

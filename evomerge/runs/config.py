@@ -32,7 +32,7 @@ from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.evaluator import check_evaluator
 from evomerge.runs.paths import with_paths
-from evomerge.runs.roles import check_roles
+from evomerge.runs.roles import KEEP, check_roles
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
 from evomerge.runs.transforms import in_order, make_chain
@@ -115,7 +115,7 @@ class ObjectiveConfig:
     normalised: bool = False
     weights: Any = None  # {task: weight}
     forget: Any = None  # [task, ...] whose scores are to be low
-    keep: float = 0.95  # of the base's score on the others, where something is to be forgotten
+    keep: float = KEEP  # of the base's score on the others, where something is to be forgotten
 
 
 @dataclass

@@ -18,6 +18,8 @@ from evomerge.fitness.items import HELD_OUT, Item
 
 Items = Mapping[str, Mapping[str, list[Item]]]
 """Split -> task -> items."""
+KEEP = 0.95
+"""The share of the base's score that the other tasks keep, where the user says nothing else."""
 NEGATIVE = "'space.bounds={weight: [-1, 0]}'"
 """The bounds within which task vectors are taken away."""
 
@@ -107,13 +109,17 @@ def set_apart(items: Items, held_out: Collection[str]) -> dict[str, dict[str, li
 
 
 def role_notes(settings: Mapping[str, Any]) -> list[str]:
-    """Return what should be known of tasks to forget, where bounds were given within which nothing is taken away."""
+    """Return what should be known of tasks to forget: where bounds were given within which nothing is taken away, and
+    where only a part of the settings was given.
+    """
     bounds = settings["space"]["bounds"] or {}
     if settings["objective"].get("forget") and bounds["weight"][0] >= 0:
         return [
             f"objective.forget with weights of {bounds['weight']} takes no task vector away, it only adds them: the "
             f"usual bounds for forgetting are {NEGATIVE}"
         ]
+    if not settings["objective"].get("forget") and settings["objective"].get("keep", KEEP) != KEEP:
+        return ["objective.keep counts where something is to be forgotten: write objective.forget=[task] as well"]
     return []
 
 

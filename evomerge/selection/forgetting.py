@@ -118,6 +118,7 @@ def doubts_of(found: Forgetting | None) -> list[str]:
     if found.lacks(winner.kept):
         lines.append(
             f"On the report items the winner keeps {winner.kept:.4g} of the base's control score, and "
-            f"{found.share:.4g} was asked for: raise objective.keep, or take more select items (fitness.select_items)."
+            f"{found.share:.4g} was asked for: {'raise objective.keep, or ' * (found.share < 1)}take more select items "
+            f"(fitness.select_items)."
         )
     return lines

@@ -89,7 +89,9 @@ def test_a_baseline_that_the_space_cannot_express_is_said_to_be_another(
         "model", vectors.parameters, names, problem.method.variables, zero=vectors.zero, sharing="shared"
     )
     find_baselines(settings, replace(problem, space=space), Reporter())
-    assert "note: the space cannot express start metagpt: the nearest" in capsys.readouterr().err
+    assert "note: the space cannot express start metagpt: its nearest point" in capsys.readouterr().err
+    find_start({**settings, "start": "metagpt"}, replace(problem, space=space), Reporter())
+    assert "note: the space cannot express start metagpt: its nearest point" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["baselines=metagpt", "baselines=[constants]", "baselines=[recipe.yaml]"])

@@ -92,6 +92,7 @@ def test_bounds_that_add_are_said_where_they_were_asked_for(usual: dict[str, Any
     checked(added)
     assert "takes no task vector away" in role_notes(added)[0]
     assert role_notes(changed(usual, {"objective": TREES}, BELOW)) == role_notes(usual) == []
+    assert "write objective.forget=[task] as well" in role_notes(changed(usual, {"objective": {"keep": 0.9}}))[0]
 
 
 def test_setting_apart_loses_no_report_item() -> None:
