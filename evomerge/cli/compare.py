@@ -18,7 +18,7 @@ from evomerge.common.errors import ConfigError
 OWN = "compare."
 CHOSEN_HERE = (
     *("method", "transform", "space", "searcher", "loss", "start"),
-    *("budget", "budget_items", "budget_hours", "hydra"),
+    *("budget", "budget_items", "budget_hours", "hydra", "tracker"),
 )
 """Settings of a search that play no part here."""
 SAFE = "Nothing that was scored is lost: run the same command again to go on."
