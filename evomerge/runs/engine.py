@@ -159,7 +159,14 @@ def engine_of(
         with reporter.working(f"starting {plan.workers} workers"):
             first, *_ = pool.wait()
         problem = replace(problem, scored_under=first["circumstances"])
-        yield Engine(problem, pool, plan.blocks, plan.workers, log.searching)
+
+        @contextmanager
+        def searching() -> Iterator[None]:
+            with log.searching():
+                yield
+            pool.forget()
+
+        yield Engine(problem, pool, plan.blocks, plan.workers, searching)
 
 
 def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:

@@ -280,6 +280,21 @@ def test_two_calls_are_answered_side_by_side():
         assert len(dict(first)) == 2
 
 
+def test_what_was_asked_ahead_and_nobody_takes_is_not_scored(tmp_path):
+    """As where the hours of a search with `searcher.lag` end; what a worker has begun it ends."""
+    path = tmp_path / "units.jsonl"
+    with Pool(crew := Crew(1)) as pool:
+        pool.wait()
+        kept = Kept(pool, path, "a search")
+        first, ahead, beyond = kept(units_of(1, 2)), kept(units_of(3, 2)), kept([])
+        assert len(dict(first)) == 2
+        begun = len(crew.sent)
+        pool.forget()
+        assert len(dict(pool(units_of(1, 2)))) == 2
+        assert len(crew.sent) == begun + 2
+    del ahead, beyond
+
+
 def test_a_machine_of_another_kind_is_told(caplog):
     crew = Crew(2)
     with Pool(crew) as pool:
@@ -330,6 +345,11 @@ def test_units_that_were_finished_are_not_scored_again(tmp_path):
     }
     assert {i: plain(scored) for i, scored in first.items()}.items() <= {i: plain(s) for i, s in again.items()}.items()
     assert not path.exists()  # all is taken
+    with Pool(Crew(1)) as pool:
+        kept = Kept(pool, path, "with a lag")
+        answers, _ = kept(units), kept([])
+        assert len(dict(answers)) == 6
+    assert not path.exists()
     with Pool(crew := Crew(1)) as pool:
         list(Kept(pool, path, "another search")(units))
     assert len(crew.sent) == 6

@@ -35,6 +35,8 @@ class Kept:
 
     def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
         """Yield what is known of units, then what the scorer says of the others."""
+        if not units:  # asked ahead, beyond the budget: nobody takes it
+            return iter(())
         keys = [self._key(unit) for unit in units]
         known = {i: self._known[key] for i, key in enumerate(keys) if key in self._known}
         missing = [i for i in range(len(units)) if i not in known]

@@ -142,6 +142,10 @@ class Pool:
         self._dispatch()
         return self._answers(call)
 
+    def forget(self) -> None:
+        """Take back all units that no worker has begun: a search has ended, and nobody asks for what is open."""
+        self._waiting = Waiting()
+
     def _answers(self, call: Call) -> Iterator[tuple[int, Scored]]:
         try:
             for _ in call.tickets:
