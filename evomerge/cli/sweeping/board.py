@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from evomerge.cli.sweeping.members import Member
@@ -90,7 +90,8 @@ class Board:
         self._console.print(text, highlight=False, markup=False)
 
     def _table(self) -> Table:
-        table = Table("search", "slot", "candidates", "time", "state")
+        name = Column("search", overflow="fold")  # the ends of names tell them apart
+        table = Table(name, "slot", "candidates", "time", "state")
         for row in self._rows:
             slot = str(row.slot.number) if row.slot else ""
             done = f"{row.done} of {row.member.trials}" if row.slot else ""
