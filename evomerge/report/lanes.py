@@ -15,7 +15,7 @@ from evomerge.report.charts import Chart, Line, Rule
 from evomerge.report.scales import Axis, axis
 from evomerge.report.utilisation import KINDS, Trouble, Utilisation
 from evomerge.report.wording import span
-from evomerge.runs.workers import Session
+from evomerge.runs.worker_log import Session
 
 BINS = {"chart": 60, "lane": 200}
 """Parts of the time that a drawing tells apart."""

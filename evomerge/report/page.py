@@ -35,7 +35,7 @@ from evomerge.report.sweep import sweep_context
 from evomerge.report.wording import closed, headline, metric, number, signed, span, what
 from evomerge.runs.directory import Run, open_run
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
-from evomerge.runs.workers import WORKERS, read_sessions
+from evomerge.runs.worker_log import WORKERS, read_sessions
 
 STOPS = {
     "budget": "It ended with its budget.",

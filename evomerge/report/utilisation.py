@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.common.events import Event
-from evomerge.runs.workers import Session
+from evomerge.runs.worker_log import Session
 
 KINDS = ("forward", "merge", "other", "setup", "lost", "idle")
 """What a worker's time is spent on: the fitness, building candidates, the rest of a unit, starting (again), units that

@@ -25,7 +25,7 @@ from evomerge.problem import Problem
 from evomerge.runs.computing import Begun
 from evomerge.runs.evaluator import Plan, cores_here, plan_of
 from evomerge.runs.worker import build_message
-from evomerge.runs.workers import WORKERS, WorkerLog
+from evomerge.runs.worker_log import WORKERS, WorkerLog
 from evomerge.search.evaluators.blocks import Items, begin, score_now
 from evomerge.search.evaluators.cluster import Actors, nodes_of
 from evomerge.search.evaluators.pool import Crew, Pool

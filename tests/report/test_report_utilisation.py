@@ -14,7 +14,7 @@ from evomerge.common.events import Event
 from evomerge.report import write_report
 from evomerge.report.lanes import MOST_LANES, where_time_went
 from evomerge.report.utilisation import AFTER, Utilisation
-from evomerge.runs.workers import Session
+from evomerge.runs.worker_log import Session
 from tests.kit.pages import read
 from tests.kit.reports import write_run, write_workers
 

@@ -16,7 +16,7 @@ from evomerge.common.progress import Silent
 from evomerge.runs.evaluator import BLOCKS, Plan, check_evaluator, plan_of
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.runs.workers import WORKERS, read_sessions
+from evomerge.runs.worker_log import WORKERS, read_sessions
 from tests.kit.evaluations import sources_of
 from tests.kit.helpers import compose
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.common.events import Event
-from evomerge.runs.workers import WORKERS, WorkerLog, read_sessions
+from evomerge.runs.worker_log import WORKERS, WorkerLog, read_sessions
 
 EVENTS = [
     Event("started", 0, 10.5),
