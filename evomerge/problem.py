@@ -31,6 +31,7 @@ from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
 from evomerge.models.processing import digest_processor
 from evomerge.models.sentences import settings_of
+from evomerge.models.spreading import kinds_of
 from evomerge.models.templates import digest_template
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
@@ -239,8 +240,8 @@ class Problem:
         """What an outcome depends on beside contents: this version, the kind of machine, and the device."""
         if self.scored_under is not None:
             return dict(self.scored_under)
-        device = next(self.live.model.parameters()).device
-        return {"evomerge": __version__, "fingerprint": {**fingerprint(), "device": str(device)}}
+        devices = {parameter.device for parameter in self.live.model.parameters()}
+        return {"evomerge": __version__, "fingerprint": {**fingerprint(), **kinds_of(devices)}}
 
     @property
     def template(self) -> Path | None:

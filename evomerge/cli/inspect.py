@@ -35,6 +35,7 @@ What does not fit is said of each expert, the others are compared all the same, 
   evomerge inspect path/to/base path/to/a path/to/b
   evomerge inspect model=text
   evomerge inspect base a b model.auto_class=AutoModelForCausalLM --json > inspection.json
+  evomerge inspect base a b --node 8x80x1024           where task vectors lie there, with 1, 2, 4 and 8 GPUs a worker
   evomerge inspect model=text --curve                  may these be averaged: the loss on the lines between them
 """
 UNREAD = {"-": "-"}
@@ -64,12 +65,13 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.inspection.document import document
     from evomerge.inspection.estimates import estimate
     from evomerge.inspection.sources import inspect_sources
+    from evomerge.inspection.workers import Node
     from evomerge.runs.checks import make_fitness
     from evomerge.runs.config import check, plain
     from evomerge.runs.intent import intent_of
     from evomerge.trials import finite
 
-    settings = plain(compose_settings(given))
+    settings, node = plain(compose_settings(given)), None if options.node is None else Node.read(options.node)
     check(settings)
     scored = settings["fitness"]["tasks"] or settings["model"]["suite"]
     if options.curve is not None and not scored:
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     needs = None
     if found.base.error is None and len(found.refused) < len(found.experts):
-        needs, warnings = estimate(found, intent_of(settings, sources, fitness), reporter)
+        needs, warnings = estimate(found, intent_of(settings, sources, fitness), reporter, node)
         found.warnings.extend(warnings)
     result = document(found, needs, settings["budget"])
     lines = [] if options.curve is None or found.refused else _curves(options, settings, reporter)
@@ -162,8 +164,8 @@ def find_models(directories: Sequence[str], settings: Mapping[str, Any]) -> Sour
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge inspect",
-        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--kinship] [--curve [A:B ...]] [--json] "
-        "[setting=value ...]",
+        usage="evomerge inspect BASE EXPERT [EXPERT ...] [--density D] [--kinship] [--curve [A:B ...]] "
+        "[--node GPUSxGIBxGIB] [--json] [setting=value ...]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -185,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A:B",
         help="score 11 points of the straight line between two experts, or base:EXPERT, on search items; left empty, "
         "between each two experts",
+    )
+    parser.add_argument(
+        "--node",
+        metavar="GPUSxGIBxGIB",
+        help="what fits on a worker of 1, 2, 4 ... GPUs of a machine: how many it has, the GiB of each, and the GiB of "
+        "its own memory, such as 8x80x1024",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document with everything")
     return parser

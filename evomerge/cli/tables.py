@@ -204,6 +204,8 @@ def _needs(needs: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "memory", f"model {size(model)}; {text}, memory-mapped"
     else:
         yield "memory", f"model and base {size(2 * model)}, {text} on {needs['device']}"
+    for fit in needs["fits"]:
+        yield "worker", f"of {fit['gpus']} GPU{'s' * (fit['gpus'] > 1)}, {fit['workers']} on the node: {fit['said']}"
     if form != FLOAT32:
         off = "nobody can say by how much" if needs["bound"] is None else f"by {needs['bound']:.2g} at most"
         yield "store", f"{form}: a parameter may be off from that of the merge of exact experts, {off}"

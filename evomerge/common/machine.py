@@ -43,6 +43,8 @@ def fingerprint() -> dict[str, str | int | list[str]]:
     }
 
 
+ROOM = 0.1
+"""The share of a device's memory that is left to the passes of a model."""
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says how much memory a container or a job of a scheduler may have, in either version."""
 

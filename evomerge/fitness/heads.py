@@ -24,6 +24,7 @@ from evomerge.common.names import listed
 from evomerge.models.live import load_skeleton
 from evomerge.models.pretrained import load_model, takes_images
 from evomerge.models.sentences import embedding_of
+from evomerge.models.spreading import spread_like
 from evomerge.models.weight_files import weight_files
 from evomerge.models.weights import read_tensors
 
@@ -104,8 +105,10 @@ class FrozenHead:
         self, output: Any, attention_mask: Tensor | None, rows: Tensor, model: nn.Module | None = None
     ) -> Tensor:
         """Return scale · features · Wᵀ + b, (len(rows), C)."""
-        mask = None if attention_mask is None else attention_mask[rows]
-        hidden = output.last_hidden_state[rows]
+        hidden, mask = output.last_hidden_state, None
+        hidden = hidden[rows.to(hidden.device)]
+        if attention_mask is not None:  # it lies where the model begins, and hidden states where it ends
+            mask = attention_mask[rows].to(hidden.device)
         if self._pooling == SENTENCE:
             features = embedding_of(model or nn.Module(), hidden, mask).float()
         else:
@@ -181,7 +184,7 @@ class OwnHead:
         self, output: Any, attention_mask: Tensor | None, rows: Tensor, model: nn.Module | None = None
     ) -> Tensor:
         """Return the classifier's logits, (len(rows), C)."""
-        return output.logits[rows].float()
+        return output.logits[rows.to(output.logits.device)].float()
 
     @torch.inference_mode(False)  # what is kept must also serve where gradients are taken
     def _make_view(self, model: nn.Module) -> nn.Module:
@@ -213,9 +216,7 @@ class OwnHead:
         for tensor in view.state_dict(keep_vars=True).values():
             if tensor.is_floating_point() and id(tensor) not in merged:
                 tensor.data = tensor.data.to(first.dtype)
-        for tensor in (*view.parameters(), *view.buffers()):  # what is shared is there
-            tensor.data = tensor.data.to(first.device)
-        return view
+        return spread_like(view, view.base_model, model, _backbone(model))
 
 
 def count_classes(path: Path) -> int | None:

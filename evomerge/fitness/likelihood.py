@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from evomerge.common.errors import ConfigError
+from evomerge.models.spreading import is_spread
 
 Target = tuple[int, int, int, int]
 """A token to be scored: the row and the column of the input whose logits speak of it, the token, its request."""
@@ -176,7 +177,8 @@ def forward(model: nn.Module, batch: TokenBatch) -> Iterator[tuple[_Pass, Tensor
     output, logits = _run(model, batch.first, use_cache=True)
     yield batch.first, logits
     cache = output.past_key_values
-    cache.batch_select_indices(batch.index)
+    for layer in cache.layers:  # which lie where the layers of the model do
+        layer.batch_select_indices(batch.index.to(layer.keys.device))
     behind = {"past_key_values": cache, "attention_mask": batch.mask, "position_ids": batch.positions}
     yield batch.rest, _run(model, batch.rest, **behind)[1]
 
@@ -233,7 +235,8 @@ def _longest_first(group: tuple[tuple[int, ...], list[int]]) -> tuple[int, tuple
 def _run(model: nn.Module, wanted: _Pass, **behind: Any) -> tuple[Any, Tensor]:
     """Return the model's output, and its logits at the columns that are wanted."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        output = model(input_ids=wanted.inputs, logits_to_keep=wanted.columns, **behind)
+        columns = wanted.columns.cpu() if is_spread(model) else wanted.columns  # the CPU's serve wherever a model ends
+        output = model(input_ids=wanted.inputs, logits_to_keep=columns, **behind)
         return output, output.logits
     output = model(input_ids=wanted.inputs, **behind)
     return output, output.logits[:, wanted.columns]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +22,12 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Exporting, Headed, Reads, check_items, requirements
 from evomerge.fitness.items import check_disjoint
 from evomerge.inspection.sources import Inspection
+from evomerge.inspection.workers import Fit, Node, what_fits
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
 from evomerge.models.checkpoint import Checkpoint, from_tensors
 from evomerge.models.computing import computed_in
-from evomerge.models.live import load_live
+from evomerge.models.live import load_live, load_skeleton
 from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.build import read_splits
 from evomerge.runs.checks import check_asked, check_metrics
@@ -68,6 +69,7 @@ class Costs:
         score: seconds to score one; None without tasks.
         items: on how many items; None without tasks.
         selection: seconds to choose the winner and to report it; None without tasks.
+        fits: what fits on workers of 1, 2, 4 ... GPUs of a node; nothing where no node was named.
     """
 
     model: int
@@ -80,15 +82,19 @@ class Costs:
     score: float | None = None
     items: int | None = None
     selection: float | None = None
+    fits: Sequence[Fit] = ()
 
 
-def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Costs, list[str]]:
+def estimate(
+    found: Inspection, intent: Intent, reporter: Progress, node: Node | None = None
+) -> tuple[Costs, list[str]]:
     """Measure what a search of these models needs; those that do not fit are left out.
 
     Args:
         found: the inspection, whose base can be merged into.
         intent: what the search would be made of.
         reporter: shows progress.
+        node: the machine that its workers are to run on, if somebody asks what fits there.
 
     Returns:
         What it needs, and warnings about the items.
@@ -96,13 +102,13 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
     Raises:
         EvomergeError: the tasks cannot be read, or the fitness fails on the base.
     """
-    device, method, store = intent.device, intent.method, intent.opening.store
+    device, method, store = intent.devices.device, intent.method, intent.opening.store
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sizes = {name: math.prod(shape) for name, shape in found.parameters.items()}
     refused = {member.name for member in found.refused}
     checkpoints = {member.name: member.checkpoint for member in found.experts if member.checkpoint}
-    cache = kept = 0
+    cache, kept = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)  # bytes by parameter
     held = dict.fromkeys(sizes, 0)  # parameter -> how many task vectors are not zero there
     for k, name in enumerate(found.compared):
         changed = {each for each, one in found.tensors.items() if one.signs.shared[k, k] > 0}
@@ -111,34 +117,45 @@ def estimate(found: Inspection, intent: Intent, reporter: Progress) -> tuple[Cos
         held = {each: count + (each in changed) for each, count in held.items()}
         if not intent.transforms and store not in LOSSY:  # factors stay what they are
             factors = {each: one for each, one in checkpoints[name].factors.items() if each in changed}
-            kept += sum(one.left.nbytes + one.right.nbytes for one in factors.values())
+            kept |= {each: kept[each] + one.left.nbytes + one.right.nbytes for each, one in factors.items()}
             changed -= factors.keys()
         if not intent.transforms and (store == EXPERT or (store == AUTO and is_narrow(checkpoints[name], sizes))):
-            kept += sum(sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed)
+            kept |= {each: kept[each] + sizes[each] * checkpoints[name].dtype(each).itemsize for each in changed}
         else:
-            cache += sum(packed_bytes(sizes[each], store) for each in changed)
+            cache |= {each: cache[each] + packed_bytes(sizes[each], store) for each in changed}
+    whole = sum(kept.values()), sum(cache.values())
     dtypes = found.base.facts.dtypes if found.base.facts else {}
     dtype: torch.dtype = getattr(torch, next(iter(dtypes), "float32"))
     fits = sum(name not in refused for name in found.compared)
     with reporter.working("timing a merge"):
-        once = time_merge(method, max(fits, 1), dtype, device, EXPERT if kept > cache else store)
+        once = time_merge(method, max(fits, 1), dtype, device, EXPERT if whole[0] > whole[1] else store)
     read = sum(size * (held[name] + 2) for name, size in sizes.items() if held[name])  # and base, and what is written
     needs = Costs(
         model=sum(size * dtype.itemsize for size in sizes.values()),
-        task_vectors=kept + cache,
-        cache=cache,
+        task_vectors=sum(whole),
+        cache=whole[1],
         device=device,
         merge=once * read,
         store=store,
         bound=_bound(found, checkpoints, intent, reporter),
+        fits=() if node is None else _fits(found, {each: kept[each] + cache[each] for each in sizes}, node),
     )
     if not intent.sources.tasks or intent.fitness is None:
         return needs, []
     with reporter.working("scoring the base"):
-        score, sizes, warnings = time_scoring(intent, intent.fitness, found.parameters, device)
+        score, sizes, warnings = time_scoring(intent, intent.fitness, found.parameters)
     judged = work(intent.bounds, USUAL, sizes, intent.goal)  # no space is made, so no searcher
     selection = judged * score / sizes["search"]
     return replace(needs, score=score, items=sizes["search"], selection=selection), warnings
+
+
+def _fits(found: Inspection, vectors: Mapping[str, int], node: Node) -> Sequence[Fit]:
+    """Return what fits on workers of a node, with task vectors of so many bytes by parameter."""
+    base = found.base.checkpoint
+    if base is None:
+        return ()
+    skeleton = load_skeleton(found.base.path, found.auto_class)
+    return what_fits(skeleton.model, {name: base.tensor(name).nbytes for name in vectors}, vectors, node)
 
 
 def _bound(
@@ -197,7 +214,7 @@ def time_merge(method: Method, experts: int, dtype: torch.dtype, device: str, st
 
 
 def time_scoring(
-    intent: Intent, fitness: Fitness, parameters: Mapping[str, tuple[int, ...]], device: str
+    intent: Intent, fitness: Fitness, parameters: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, dict[str, int], list[str]]:
     """Score the base on the items of the first generation, after the checks of a search and within its time limit.
 
@@ -205,7 +222,6 @@ def time_scoring(
         intent: what the search would be made of.
         fitness: its fitness.
         parameters: name -> shape of what is merged.
-        device: of the live model.
 
     Returns:
         Seconds; the number of items by split; warnings about the items.
@@ -221,9 +237,11 @@ def time_scoring(
     check_disjoint(items)
     items = set_apart(items, intent.held_out)
     subsets = subsets_of(items, sampling)
-    live = load_live(sources.base, intent.opening.auto_class, device, requirements(fitness).processor)
+    devices = intent.devices
+    live = load_live(sources.base, intent.opening.auto_class, devices.first, requirements(fitness).processor)
     check_asked(fitness, items, live)
-    live = computed_in(live, intent.compute)
+    live = computed_in(live, intent.compute, devices.kind)
+    devices.spread(live.model)
     warnings = [*(fitness.warnings if isinstance(fitness, Reads) else ()), *leaks]
     warnings += task_notes(sources, isinstance(fitness, Headed), items)
     if isinstance(fitness, Headed):

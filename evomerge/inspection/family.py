@@ -33,6 +33,7 @@ class Family:
         auto_class: the transformers class that loads the base: AutoModel, AutoModelForCausalLM ...
         tokenizer: of a base that is a module, for a fitness that needs one; or its image processor.
         device: for the live model: cpu, cuda:0; auto is the first CUDA device, or where a module is.
+        device_map: auto spreads a base that evomerge loads over all GPUs; or the device of each module, by its name.
         compute: the dtype to compute in: float32, bfloat16; auto is the fastest one here that holds the weights, which
             stay rounded to the dtype of the base; None for that one.
         place: where task vectors lie: device (of the model), host (in memory) or disk (mapped); auto is the first of
@@ -66,6 +67,7 @@ class Family:
     @checked(
         auto_class="'AutoModel' or 'AutoModelForCausalLM'",
         device="'auto', 'cpu' or 'cuda:0'",
+        device_map="'auto', {'model.layers': 'cuda:1', ...} or None",
         compute="'auto', 'float32' or None",
         place="'auto', 'device', 'host' or 'disk'",
         vocabulary="'refuse', 'base', 'shared' or 'union'",
@@ -87,6 +89,7 @@ class Family:
         auto_class: str = "AutoModel",
         tokenizer: Any = None,
         device: str = "auto",
+        device_map: str | Mapping[str, str | int] | None = None,
         compute: str | None = "auto",
         place: str = "auto",
         vocabulary: str = "refuse",
@@ -103,6 +106,7 @@ class Family:
         chosen = {
             "auto_class": auto_class,
             "device": device,
+            "device_map": device_map,
             "compute": compute,
             "place": place,
             "vocabulary": vocabulary,

@@ -161,14 +161,14 @@ def as_rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _formed(whole: Together, method: Formed, window: int | None) -> Iterator[_Formed]:
-    """Yield the sites of each kernel; those without one by their number of rows."""
-    found: dict[Kernel | int, list[Site]] = {}
+    """Yield the sites of each kernel and device; those without a kernel by their number of rows."""
+    found: dict[Kernel | tuple[int, torch.device], list[Site]] = {}
     small = sum(len(site) for site in whole.sites) < SMALL
     for site in whole.sites:
         kernel = None
         if not (small and site.live.device.type == "cpu"):
             kernel = kernel_of(method.form, site, streamed=window is not None)
-        found.setdefault(kernel or len(site.rows), []).append(site)
+        found.setdefault(kernel or (len(site.rows), site.live.device), []).append(site)
     for key, some in found.items():
         yield _Formed(replace(whole, sites=some), method, key if isinstance(key, Kernel) else None, window)
 

@@ -21,8 +21,8 @@ from evomerge.merging.kernels.products import Part, Products
 from evomerge.merging.method import Method
 from evomerge.merging.sites import Site
 
-_Taken = list[tuple[np.ndarray, Tensor]]
-"""The (group, row) of each of some inner products, int64 (m, 2), and these, (m,)."""
+_Taken = list[tuple[int, np.ndarray, Tensor]]
+"""The place of a parameter, the (group, row) of each of its inner products, int64 (m, 2), and these, (m,)."""
 
 
 class Gradient:
@@ -45,6 +45,7 @@ class Gradient:
             parts = [Part(site.span, site.base, [site.deltas[i] for i in which]) for site, which in places]
             entries = np.array([(site.group, site.rows[i]) for site, which in places for i in which])
             self._watched.append((parameters[name], entries, Products(parts)))
+        self._in_order = any(parameter.device.type != "cpu" for parameter, _, _ in self._watched)
 
     def of(self, losses: Iterable[Tensor]) -> np.ndarray:
         """Return the gradient of the sum of losses, float64 (G, K); 0 where an entry is not wanted.
@@ -56,21 +57,24 @@ class Gradient:
             ConfigError: no loss depends on a wanted entry.
         """
         taken: _Taken = []
+        sums = np.zeros(self._shape)
         reached = False
         with self._hooked(taken), torch.enable_grad():
             for loss in losses:
                 if loss.requires_grad:
+                    first = len(taken)
                     loss.backward()
                     reached = True
+                    if self._in_order:  # threads of several devices come in any order, and one device sums as they do
+                        taken[first:] = sorted(taken[first:], key=lambda some: some[0])
         if not reached:
             raise ConfigError(
                 "The loss depends on none of the coefficients that are searched, so its gradient is 0 everywhere: "
                 "free more of them (space, space.frozen), or use a searcher by values such as searcher=cmaes."
             )
-        sums = np.zeros(self._shape)
         if taken:
-            entries = np.concatenate([entries for entries, _ in taken])
-            np.add.at(sums, tuple(entries.T), torch.cat([products for _, products in taken]).cpu().numpy())
+            entries = np.concatenate([entries for _, entries, _ in taken])
+            np.add.at(sums, tuple(entries.T), _on_host([products for _, _, products in taken]))
         return sums
 
     @contextmanager
@@ -78,9 +82,10 @@ class Gradient:
         """Let the parameters have gradients, each of which is taken and freed."""
         hooks = []
         try:
-            for parameter, entries, products in self._watched:
+            for place, (parameter, entries, products) in enumerate(self._watched):
                 parameter.requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(partial(_take, entries, products, taken)))
+                take = partial(_take, place, entries, products, taken)
+                hooks.append(parameter.register_post_accumulate_grad_hook(take))
             yield
         finally:
             for hook in hooks:
@@ -102,8 +107,22 @@ def check_gradient(method: Method | type[Method]) -> None:
         )
 
 
-def _take(entries: np.ndarray, products: Products, taken: _Taken, parameter: nn.Parameter) -> None:
+def _on_host(products: Sequence[Tensor]) -> np.ndarray:
+    """Return products one after the other, float64; each device is waited for once."""
+    places: dict[torch.device, list[int]] = {}
+    for place, some in enumerate(products):
+        places.setdefault(some.device, []).append(place)
+    found: list[np.ndarray] = [np.empty(0)] * len(products)
+    for chosen in places.values():
+        ends = np.cumsum([len(products[place]) for place in chosen])[:-1]
+        values = torch.cat([products[place] for place in chosen]).cpu().numpy()
+        for place, some in zip(chosen, np.split(values, ends), strict=True):
+            found[place] = some
+    return np.concatenate(found)
+
+
+def _take(place: int, entries: np.ndarray, products: Products, taken: _Taken, parameter: nn.Parameter) -> None:
     """Take the inner products of a parameter's gradient, and free it."""
     if parameter.grad is not None:
         gradient, parameter.grad = parameter.grad, None
-        taken.append((entries, products(gradient)))
+        taken.append((place, entries, products(gradient)))

@@ -1,8 +1,8 @@
 """Task vectors that do not fit beside the model: they come from the host, window by window.
 
-In: sites whose base and deltas lie in the memory of the host, or on disk, and the model elsewhere. Out: the same sites
-with base and deltas on the device of the model, some of them at a time, in order. The next window is on its way while
-this one is used, so two of them are on the device. What is merged is the same as without.
+In: sites whose base and deltas lie in the memory of the host, or on disk, and the model on one device elsewhere. Out:
+the same sites with base and deltas on the device of the model, some of them at a time, in order. The next window is on
+its way while this one is used, so two of them are on the device. What is merged is the same as without.
 """
 
 from __future__ import annotations

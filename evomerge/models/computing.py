@@ -26,13 +26,14 @@ MUCH = 1.25
 """How many times as long it must take in the checkpoint's dtype for float32 to be chosen: else the real thing is."""
 
 
-def computed_in(live: LiveModel, asked: str | None) -> LiveModel:
+def computed_in(live: LiveModel, asked: str | None, kind: str | None = None) -> LiveModel:
     """Return a live model in the dtype that is asked for; its tensors are cast in place.
 
     Args:
         live: as it was loaded.
         asked: the name of a dtype; `auto` for the fastest one here that holds its weights; None for that of the
             checkpoint.
+        kind: of the device that it will lie on; None for where it lies.
 
     Raises:
         ConfigError: there is no such dtype, or it cannot hold the weights.
@@ -41,7 +42,7 @@ def computed_in(live: LiveModel, asked: str | None) -> LiveModel:
         return live
     if asked not in (AUTO, *DTYPES):
         raise ConfigError(f"model.compute: {unknown('choice', asked, (AUTO, *DTYPES))}")
-    chosen, why = choose(live) if asked == AUTO else (getattr(torch, asked), "")
+    chosen, why = choose(live, kind) if asked == AUTO else (getattr(torch, asked), "")
     if chosen == live.dtype:
         return replace(live, why=why)
     if torch.promote_types(chosen, live.dtype) != chosen:
@@ -62,19 +63,20 @@ def computed_in(live: LiveModel, asked: str | None) -> LiveModel:
     return replace(live, narrow=narrow, compute=chosen, why=why)
 
 
-def choose(live: LiveModel) -> tuple[torch.dtype, str]:
+def choose(live: LiveModel, kind: str | None = None) -> tuple[torch.dtype, str]:
     """Return the dtype in which a forward pass is fastest where a model lies, of its own and float32, and the reason.
 
     On a CPU a product of matrices is timed in both, for a fraction of a second; other devices are made for 16 bits.
 
     Args:
         live: the model.
+        kind: of the device that it will lie on; None for where it lies.
     """
-    own, device = live.dtype, next(live.model.parameters()).device
+    own, kind = live.dtype, kind or next(live.model.parameters()).device.type
     if own.itemsize >= torch.float32.itemsize:
         return own, ""
-    if device.type != "cpu":
-        return own, f"as on any {device.type}"
+    if kind != "cpu":
+        return own, f"as on any {kind}"
     times = product_seconds((own, torch.float32))
     ratio = times[own] / times[torch.float32]
     why = f"here a product in {dtype_name(own)} takes {ratio:.1f} times as long as in float32"

@@ -147,7 +147,7 @@ def embedding_of(model: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tenso
         hidden: its last hidden states, (n, T, d).
         mask: 1 for tokens and 0 for padding, (n, T); None where nothing is padded.
     """
-    mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask
+    mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.device)
     embedding: Tensor | None = None
     for step in model.children():
         if isinstance(step, Pooling):

@@ -57,7 +57,7 @@ LEARNING = {"inputs": ("int",)}
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
 UNNAMED = (
     *("budget", "budget_items", "budget_hours", "time_limit"),
-    *("model.device", "model.cache", "model.allow_missing", "model.trained_on"),
+    *("model.device", "model.device_map", "model.cache", "model.allow_missing", "model.trained_on"),
     *("evaluator.kind", "evaluator.workers", "evaluator.gpus", "evaluator.address"),
     *("tracker", "baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items"),
     "fitness.directory",
@@ -85,6 +85,7 @@ class ModelConfig:
     trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
     auto_class: str = "AutoModel"
     device: str = "auto"
+    device_map: Any = None  # a model over several devices: auto, or {module: device}
     compute: str | None = AUTO  # the dtype to compute in; null: the checkpoint's
     place: str = AUTO  # where task vectors lie: device, host or disk
     store: str = AUTO  # how task vectors are kept
@@ -207,6 +208,10 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.buffer_items={taken}: statistics need at least one item.")
     if (compute := settings["model"].get("compute")) not in (None, AUTO, *DTYPES):
         raise ConfigError(f"model.compute: {unknown('choice', compute, (AUTO, *DTYPES))}")
+    if (given := settings["model"].get("device_map")) is not None:
+        from evomerge.models.devices import Devices  # which loads torch
+
+        Devices(settings["model"]["device"], given).check()
     if (place := settings["model"].get("place", AUTO)) not in (AUTO, *PLACES):
         raise ConfigError(f"model.place: {unknown('choice', place, (AUTO, *PLACES))}")
     if (store := settings["model"].get("store", AUTO)) not in STORES:

@@ -20,6 +20,7 @@ from evomerge.common.progress import Progress
 from evomerge.models.buffers import BASE
 from evomerge.models.checkpoint import MEMORY, Checkpoint
 from evomerge.models.computing import computed_in
+from evomerge.models.devices import Devices
 from evomerge.models.hub import find_directory
 from evomerge.models.live import LiveModel, live_module, load_live
 from evomerge.models.templates import adopt
@@ -92,12 +93,13 @@ def open_family(
         reporter: tells the user what goes on.
         check: refuses a base that cannot serve, before gigabytes of experts are read.
     """
+    devices = Devices(settings["device"], settings.get("device_map"))  # runs of earlier versions say none of these
+    devices.check()
     check_files(sources.base, sources.experts.values())
     with reporter.working("loading the base"):
-        live = load_live(sources.base, settings["auto_class"], settings["device"], processor)
+        live = load_live(sources.base, settings["auto_class"], devices.first, processor)
     check(live)
-    # runs of earlier versions say neither this nor the next
-    live = computed_in(live, settings.get("compute")).with_part(settings.get("part"))
+    live = computed_in(live, settings.get("compute"), devices.kind).with_part(settings.get("part"))
     choice = settings.get("vocabulary", REFUSE)
     if choice == UNION:
         live = live.united(sources.base, sources.experts.values())
@@ -105,6 +107,7 @@ def open_family(
         if template not in sources.experts:
             raise ConfigError(f"model.template: {unknown('expert', template, [BASE, *sources.experts])}")
         adopt(live, template, sources.experts[template])
+    devices.spread(live.model)
     base, experts = open_sources(sources, live, Path(settings["cache"]), reporter, choice)
     return Opened(sources, _settled(settings, live), live, base, experts)
 
@@ -179,6 +182,13 @@ def take_family(
             f"template='{settings['template']}' takes the tokenizer of an expert's directory for the base's, and "
             f"some of these models are in memory: save them with their tokenizers, and name the directories."
         )
+    devices = Devices(settings["device"], settings["device_map"])
+    devices.check()
+    if isinstance(base, nn.Module) and devices.map is not None:
+        raise ConfigError(
+            "device_map= spreads a base that evomerge loads, and a module stays where it is: spread it before "
+            "(accelerate.dispatch_model), and leave device_map out."
+        )
     check_files(sources.base if "" in places else None, [paths[name] for name in paths if name in places])
     opening: dict[str, Any] = {"cache": Path(settings["cache"]), "progress": reporter.steps}
     if isinstance(base, nn.Module):
@@ -186,9 +196,10 @@ def take_family(
         settings["auto_class"] = live.auto_class
         ours = live.take(_state(base), "base", config=_config(base))
     else:
-        live = load_live(sources.base, settings["auto_class"], settings["device"], False)
+        live = load_live(sources.base, settings["auto_class"], devices.first, False)
         ours = live.open(sources.base, **opening)
-    live = computed_in(live, settings["compute"]).with_part(settings["part"])
+    live = computed_in(live, settings["compute"], devices.kind).with_part(settings["part"])
+    devices.spread(live.model)
     fit: dict[str, Any] = {"vocabulary": settings["vocabulary"], "base": ours}
     found = {
         name: live.open(paths[name], **opening, **fit)

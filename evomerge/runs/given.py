@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evomerge.common.machine import memory_limit
 from evomerge.common.progress import Progress
@@ -25,7 +26,7 @@ from evomerge.models.buffers import AVERAGE, averaged, floating_buffers
 from evomerge.runs.families import Opened
 from evomerge.runs.transforms import make_chain
 from evomerge.space.coefficients import CoefficientSpace, make_space
-from evomerge.task_vectors.places import AUTO, WINDOW, Free, Placed, Sizes, choose
+from evomerge.task_vectors.places import AUTO, Placed, choose_for
 from evomerge.task_vectors.store import TaskVectors, task_vectors
 from evomerge.task_vectors.stores import EXPERT, LOSSY
 from evomerge.transforms.chain import Chain
@@ -135,12 +136,24 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
 
 def _placed(family: Opened, vectors: TaskVectors) -> Placed:
     """Choose where task vectors lie, by what is free."""
-    parameters = list(family.live.model.parameters())
-    model, device = sum(each.nbytes for each in parameters), parameters[0].device
-    base = sum(vectors.base.tensor(name).nbytes for name in vectors.parameters)
-    free = torch.cuda.mem_get_info(device)[0] + model if device.type == "cuda" else None
-    held = [deltas[name].nbytes for deltas in vectors.deltas.values() for name in deltas] if free else []
-    largest = len(vectors.deltas) * max(held, default=0)  # with the base, since no delta is larger than float32's
-    sizes = Sizes(model, base, vectors.nbytes, max(WINDOW, 2 * largest))
-    asked = str(family.settings.get("place", AUTO))
-    return choose(asked, sizes, Free(free, memory_limit()), "model.store=int4")
+    live: dict[str, Tensor] = dict(family.live.model.named_parameters())
+    on: dict[torch.device, int] = {}
+    for parameter in live.values():
+        on[parameter.device] = on.get(parameter.device, 0) + parameter.nbytes
+    held = dict.fromkeys(vectors.parameters, 0)
+    for deltas in vectors.deltas.values():
+        for name in deltas:
+            held[name] += deltas[name].nbytes
+    return choose_for(
+        str(family.settings.get("place", AUTO)),
+        {name: str(parameter.device) for name, parameter in live.items()},
+        {name: parameter.nbytes for name, parameter in live.items()},
+        {name: vectors.base.tensor(name).nbytes for name in vectors.parameters},
+        held,
+        {
+            str(device): torch.cuda.mem_get_info(device)[0] + size
+            for device, size in on.items()
+            if device.type == "cuda"
+        },
+        memory_limit(),
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.fitness.base import Fitness
 from evomerge.merging.method import Method, check_rows
+from evomerge.models.devices import Devices
 from evomerge.problem import Goal, Opening, Sampling, Sources
 from evomerge.runs.build import goal_of, opening_of, sampling_of
 from evomerge.runs.config import build
@@ -29,7 +30,7 @@ class Intent:
         method: how candidates are built.
         transforms: how many transforms the task vectors pass first.
         bounds: of weights.
-        device: of the live model; may be `auto`.
+        devices: where the live model is to lie.
         compute: the dtype that it computes in; may be `auto`; None for that of the checkpoint.
         opening: how model directories are opened.
         goal: what is maximised.
@@ -44,7 +45,7 @@ class Intent:
     method: Method
     transforms: int
     bounds: tuple[float, float]
-    device: str
+    devices: Devices
     compute: str | None
     opening: Opening
     goal: Goal
@@ -76,7 +77,7 @@ def intent_of(settings: Mapping[str, Any], sources: Sources, fitness: Fitness | 
         method=method,
         transforms=len(settings.get("transform") or ()),
         bounds=(low, high),
-        device=model["device"],
+        devices=Devices(model["device"], model["device_map"]),
         compute=model.get("compute"),
         opening=opening_of(settings),
         goal=goal_of(settings),

@@ -58,7 +58,7 @@ def open_problem(run: Run, reporter: Progress) -> Problem:
         EvomergeError: sources are gone, or are not what they were.
     """
     settings = from_its_start(run.settings, run.path)
-    settings["model"] = {**settings["model"], "device": "cpu"}
+    settings["model"] = {**settings["model"], "device": "cpu", "device_map": None}
     try:
         with reporter.bars():
             problem = build_problem(settings, reporter)

@@ -2,22 +2,23 @@
 
 In: how many bytes they have, and how many are free where. Out: a `Place`, and a sentence that says what was chosen,
 why, and what it costs. A candidate reads every task vector once, so the farther they lie, the longer it takes: from the
-device at the speed of its memory, from the host over the bus, from a disk at the disk's speed.
+device at the speed of its memory, from the host over the bus, from a disk at the disk's speed. Of a model over several
+devices, each parameter has its task vectors beside it, and the fullest device decides for all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.machine import ROOM
 
 Place = Literal["device", "host", "disk"]
 PLACES: tuple[Place, ...] = ("device", "host", "disk")
 AUTO = "auto"
 GIB = 2**30
-ROOM = 0.1
-"""The share of a device's memory that is left to the passes of the model."""
 WINDOW = 1 << 30
 """Bytes of base and task vectors that are brought to a device at a time."""
 HELD = 0.5
@@ -26,7 +27,7 @@ HELD = 0.5
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes, all of one search.
+    """Bytes, all of one search, or what of them lies on one device.
 
     Attributes:
         model: of the live model.
@@ -45,13 +46,43 @@ class Sizes:
         """What a candidate reads."""
         return self.base + self.vectors
 
+    @property
+    def whole(self) -> int:
+        """What model, base and task vectors take together."""
+        return self.model + self.read
+
+    @property
+    def streamed(self) -> int:
+        """What the model and two windows take."""
+        return self.model + 2 * self.window
+
+
+@dataclass(frozen=True)
+class Share:
+    """What lies on one of several devices.
+
+    Attributes:
+        name: of the device.
+        sizes: of what is there.
+        free: bytes that may be used there, before the model is there.
+    """
+
+    name: str
+    sizes: Sizes
+    free: int
+
+    @property
+    def least(self) -> float:
+        """What is there for model, base and task vectors."""
+        return self.free * (1 - ROOM)
+
 
 @dataclass(frozen=True)
 class Free:
     """Bytes that may be used.
 
     Attributes:
-        device: of the device of the model, before the model is there; None for a model on the CPU.
+        device: of the device of the model, or of all of them, before the model is there; None for a model on the CPU.
         host: of the memory of this process.
     """
 
@@ -74,7 +105,7 @@ class Placed:
     said: str
 
 
-def choose(asked: str, sizes: Sizes, free: Free, stored: str = "") -> Placed:
+def choose(asked: str, sizes: Sizes, free: Free, stored: str = "", shares: Sequence[Share] = ()) -> Placed:
     """Choose where task vectors lie.
 
     Args:
@@ -82,6 +113,7 @@ def choose(asked: str, sizes: Sizes, free: Free, stored: str = "") -> Placed:
         sizes: of what is there.
         free: of the memory.
         stored: the setting that would make them smaller, for the sentences; empty where there is none.
+        shares: of each device, where there are several: the fullest one decides for all.
 
     Raises:
         ConfigError: the place is not known, or the memory that was asked for is too small.
@@ -91,22 +123,24 @@ def choose(asked: str, sizes: Sizes, free: Free, stored: str = "") -> Placed:
     if free.device is None:
         return _on_cpu(asked, sizes, free)
     smaller = f", or {stored}, which makes them smaller" * bool(stored)
-    whole, streamed = sizes.model + sizes.read, sizes.model + 2 * sizes.window
-    least = free.device * (1 - ROOM)
-    if asked == "device" and whole > least:
+    several, shares = bool(shares), shares or [Share("", sizes, free.device)]
+    full = max(shares, key=lambda share: share.sizes.whole - share.least)
+    if asked in ("device", AUTO) and full.sizes.whole <= full.least:
+        where = f"beside the model on {len(shares)} devices, {full.name} the fullest" if several else "on the device"
+        taken = f"{_gib(full.sizes.whole)} of {_gib(full.free)} with model and base"
+        return Placed("device", sizes.window, f"task vectors {where}: {taken}")
+    if asked == "device":
         raise ConfigError(
-            f"model.place=device: model, base and task vectors take {_gib(whole)}, and the device has {_gib(least)} "
-            f"for them: write model.place=auto{smaller}."
+            f"model.place=device: model, base and task vectors take {_against(full.sizes.whole, full)} for them: write "
+            f"model.place=auto{smaller}."
         )
-    if streamed > least:
+    tight = max(shares, key=lambda share: share.sizes.streamed - share.least)
+    if tight.sizes.streamed > tight.least:
+        more = "give a worker more GPUs (evaluator.gpus)" if several else "take a larger device, or model.device=cpu"
         raise ConfigError(
-            f"The model and two windows of task vectors take {_gib(streamed)}, and the device has {_gib(least)} for "
-            f"them: take a larger device, or model.device=cpu."
+            f"The model and two windows of task vectors take {_against(tight.sizes.streamed, tight)} for them: {more}."
         )
-    if asked == "device" or (asked == AUTO and whole <= least):
-        said = f"task vectors on the device: {_gib(whole)} of {_gib(free.device)} with model and base"
-        return Placed("device", sizes.window, said)
-    why = "" if asked != AUTO else f"with model and base they take {_gib(whole)} and the device has {_gib(least)}; "
+    why = "" if asked != AUTO else f"with model and base they take {_against(full.sizes.whole, full, ' and')}; "
     fits = sizes.read <= HELD * free.host
     if asked == "host" and not fits:
         raise _too_large(sizes, free)
@@ -115,6 +149,41 @@ def choose(asked: str, sizes: Sizes, free: Free, stored: str = "") -> Placed:
         return Placed("host", sizes.window, said)
     said = f"task vectors on disk: {why}each candidate reads {_gib(sizes.read)} from there, unless cached"
     return Placed("disk", sizes.window, said)
+
+
+def choose_for(
+    asked: str,
+    devices: Mapping[str, str],
+    model: Mapping[str, int],
+    base: Mapping[str, int],
+    vectors: Mapping[str, int],
+    free: Mapping[str, int],
+    host: int,
+) -> Placed:
+    """Choose where the task vectors of a model lie, by its parameters.
+
+    Args:
+        asked: the setting `model.place`.
+        devices: parameter -> the device on which it lies.
+        model: parameter -> bytes of it.
+        base: parameter -> bytes of θ₀, of those that are merged.
+        vectors: parameter -> bytes of all its task vectors.
+        free: device -> bytes that may be used there, before the model is there; without the CPU.
+        host: bytes of memory that this process may have.
+
+    Raises:
+        ConfigError: as `choose`.
+    """
+    window = max(WINDOW, 2 * max(vectors.values(), default=0))  # with the base, which is no larger
+
+    def sizes(*on: str) -> Sizes:
+        held = ([size for name, size in each.items() if devices[name] in on] for each in (model, base, vectors))
+        own, before, kept = map(sum, held)
+        return Sizes(own, before, kept, window)
+
+    shares = [Share(one, sizes(one), free[one]) for one in dict.fromkeys(devices.values()) if one in free]
+    some = Free(sum(share.free for share in shares) if shares else None, host)
+    return choose(asked, sizes(*devices.values()), some, "model.store=int4", shares if len(shares) > 1 else ())
 
 
 def _on_cpu(asked: str, sizes: Sizes, free: Free) -> Placed:
@@ -142,3 +211,9 @@ def _too_large(sizes: Sizes, free: Free) -> ConfigError:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
+
+
+def _against(size: float, share: Share, joined: str = ", and") -> str:
+    """Return what is taken, and what is there, of a device that has a name where there are several."""
+    on = f" on {share.name}, which has" if share.name else f"{joined} the device has"
+    return f"{_gib(size)}{on} {_gib(share.least)}"

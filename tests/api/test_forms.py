@@ -24,7 +24,18 @@ WRONG = {
 SEARCH = [name for name in inspect.signature(em.search).parameters if name not in ("candidate", "fitness", "tasks")]
 COMPARE = [name for name in inspect.signature(em.compare).parameters if name not in ("family", "fitness", "tasks")]
 OF_FAMILY = (
-    *("auto_class", "device", "compute", "vocabulary", "dequantise", "template", "allow_missing", "cache", "progress"),
+    *(
+        "auto_class",
+        "device",
+        "device_map",
+        "compute",
+        "vocabulary",
+        "dequantise",
+        "template",
+        "allow_missing",
+        "cache",
+        "progress",
+    ),
 )
 OF_CANDIDATE = ("space", "method", "transform", "sharing", "frozen", "tied", "bounds", "progress")
 FEW = {"budget": 1, "searcher": "random", "items": 8, "select_items": 6, "report_items": 6}

@@ -35,7 +35,9 @@ FREE = {
     ("baselines",): "are judged beside what is found, after the search",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
     ("objective.keep",): "counts where something is to be forgotten (test_roles.py): not here",
-    ("model.name", "model.cache", "model.device", "model.place"): "where something is kept or computed, not what",
+    (
+        *("model.name", "model.cache", "model.device", "model.device_map", "model.place"),
+    ): "where something is kept or computed, not what",
     ("model.builder",): "makes a suite where there is none; what lies in it counts",
     ("fitness.directory",): "where a command's models are written to, not what",
     ("model.allow_missing",): "decides what is refused; the same tensors are merged in the same way",
@@ -118,6 +120,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "auto_class": ("AutoModelForTextEncoding",),
     "command": ("true {model} {items} {out} more",),
     "device": ("auto",),
+    "device_map": ({"": "cpu"},),
     "compute": ("float64",),
     "place": ("host",),
     "store": ("int8",),

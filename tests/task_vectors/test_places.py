@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evomerge.common.errors import ConfigError
-from evomerge.task_vectors.places import GIB, Free, Sizes, choose
+from evomerge.task_vectors.places import GIB, Free, Sizes, choose, choose_for
 
 PARAMETERS = 7_600_000_000
 CARD = Free(device=80 * GIB, host=256 * GIB)
@@ -54,3 +54,28 @@ def test_on_a_cpu_they_are_mapped_or_held() -> None:
     assert choose("device", sizes, Free(None, 256 * GIB)).place == "host"
     with pytest.raises(ConfigError, match="this process may have 32"):
         choose("host", sizes, Free(None, 32 * GIB))
+
+
+def test_of_several_devices_the_fullest_decides() -> None:
+    """A model of 12 GiB in 48 parameters, eight experts, and half a GiB that is not merged; 8 GiB are on one device."""
+    model = {f"layers.{place}": GIB // 4 for place in range(48)}
+    devices = {name: f"cuda:{place // 32}" for place, name in enumerate(model)} | {"outside": "cuda:1"}
+    base, vectors = dict(model), {name: 8 * size for name, size in model.items()}
+
+    def said(asked: str, first: int, second: int) -> str:
+        free = {"cuda:0": first * GIB, "cuda:1": second * GIB}
+        return choose_for(asked, devices, model | {"outside": GIB // 2}, base, vectors, free, 256 * GIB).said
+
+    assert said("auto", 90, 60) == (
+        "task vectors beside the model on 2 devices, cuda:0 the fullest: 80.0 GiB of 90.0 GiB with model and base"
+    )
+    assert said("auto", 300, 40) == (
+        "task vectors in the host's memory: with model and base they take 40.5 GiB on cuda:1, which has 36.0 GiB; each "
+        "candidate moves 108.0 GiB over the bus"
+    )
+    with pytest.raises(ConfigError, match=r"take 80\.0 GiB on cuda:0, which has 72\.0 GiB for them: write model\.pl"):
+        said("device", 80, 80)
+    with pytest.raises(
+        ConfigError, match=r"two windows .* on cuda:0, which has 9\.0 GiB .* more GPUs \(evaluator\.gpus\)"
+    ):
+        said("auto", 10, 300)
