@@ -109,10 +109,12 @@ def planned(settings: Mapping[str, Any], before: Begun | None, fitness: Fitness)
 
 
 def of_this_process(settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return the settings of a search as the process has them that leads workers: it holds its model on the CPU."""
+    """Return the settings of a search as the process has them that leads workers: it holds its model on the CPU, and
+    maps its task vectors.
+    """
     if not plan.workers:
         return dict(settings)
-    own: dict[str, Any] = {"device": "cpu"}
+    own: dict[str, Any] = {"device": "cpu", "device_map": None, "place": "disk"}
     if plan.gpus and settings["model"].get("compute") == "auto":  # which on GPUs is the dtype of the checkpoint
         own["compute"] = None
     return {**settings, "model": {**settings["model"], **own}}
@@ -151,7 +153,8 @@ def engine_of(
         yield Engine(problem, SerialScorer(problem, fitnesses, limit, candidate, steps), plan.blocks)
         return
     compute = problem.live.compute and dtype_name(problem.live.compute)
-    own = {**settings, "model": {**settings["model"], "compute": compute}}
+    shared = {**settings["evaluator"], "workers": plan.workers}  # a number: each may have its share of the memory
+    own = {**settings, "model": {**settings["model"], "compute": compute}, "evaluator": shared}
     build = build_message(own, problem.contents, plan.threads, learning is not None)
     directory.mkdir(parents=True, exist_ok=True)
     log = WorkerLog(directory / WORKERS, plan.workers, reporter.pool(plan.workers))

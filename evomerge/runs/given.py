@@ -125,7 +125,7 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     )
     with reporter.working("preparing the merge"):
         pass  # a line in a pipe; a terminal shows what takes long, such as sorting, in bars of its own
-    live, placed = family.live, _placed(family, rows)
+    live, placed = family.live, _placed(family, rows, settings.get("evaluator") or {})
     with reporter.bars():
         merger = Merger(live.model, rows, found.groups, method, live.turn, live.narrow, reporter.steps, placed)
     if family.settings.get("buffers") == AVERAGE:
@@ -134,8 +134,9 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
     return Merge(dict(settings), method, transforms, vectors, rows, found, merger)
 
 
-def _placed(family: Opened, vectors: TaskVectors) -> Placed:
-    """Choose where task vectors lie, by what is free."""
+def _placed(family: Opened, vectors: TaskVectors, evaluator: Mapping[str, Any]) -> Placed:
+    """Choose where task vectors lie, by what is free; workers share the memory of their machine."""
+    workers = evaluator["workers"] if evaluator.get("kind") == "processes" else 1
     live: dict[str, Tensor] = dict(family.live.model.named_parameters())
     on: dict[torch.device, int] = {}
     for parameter in live.values():
@@ -155,5 +156,5 @@ def _placed(family: Opened, vectors: TaskVectors) -> Placed:
             for device, size in on.items()
             if device.type == "cuda"
         },
-        memory_limit(),
+        memory_limit() // (workers if isinstance(workers, int) else 1),
     )

@@ -22,6 +22,8 @@ from evomerge.models.devices import Devices, checked_map, shared_evenly
 from evomerge.models.pretrained import empty_model
 from evomerge.models.spreading import devices_of, kinds_of
 from evomerge.problem import Sources
+from evomerge.runs.engine import of_this_process
+from evomerge.runs.evaluator import Plan
 from evomerge.runs.families import Opened, open_family, take_family
 from evomerge.runs.suite import write_head
 from evomerge.space.groups import make_groups
@@ -250,3 +252,9 @@ def test_heads_run_where_the_model_ends(places: Path, tmp_path: Path) -> None:
 def test_the_number_of_devices_does_not_count_among_what_scores_depend_on(places: Path) -> None:
     kinds = [kinds_of({p.device for p in family(places, where).live.model.parameters()}) for where in (ONE, TWO)]
     assert kinds == [{"device": "lazy"}] * 2
+
+
+def test_the_process_that_leads_workers_spreads_nothing_and_holds_no_copies() -> None:
+    plan = Plan(workers=2, gpus=2, threads=1, blocks=4)
+    led = of_this_process({"model": {"device": "auto", "device_map": "auto", "place": "host", "compute": "auto"}}, plan)
+    assert led["model"] == {"device": "cpu", "device_map": None, "place": "disk", "compute": None}
