@@ -277,8 +277,11 @@ def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]
 
 
 def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
-    """Return what is allowed but often a mistake: a loss that nothing learns from, a budget that ends too early."""
+    """Return what is allowed but often a mistake: a loss that nothing learns from, a lag without workers."""
     said, loss = cautions_of(searcher, settings["budget"]), next(classes(settings["loss"])).__name__
+    if (lag := settings["searcher"].get("lag")) and settings["evaluator"]["kind"] == "serial":
+        alone = f"searcher.lag={lag} lets workers go on, and this process scores alone: write evaluator=processes"
+        said = [alone, *said]
     if not searcher.needs.gradient and loss != CrossEntropy.__name__:
         unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
         return [unused, *said]

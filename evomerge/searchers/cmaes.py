@@ -153,6 +153,16 @@ class CmaEs:
         """Return one part, as long as the budget, which hands over the mean as well."""
         return [Part(False, budget, self._elite.size + 1)]
 
+    def cautions(self, budget: int) -> list[str]:
+        """Say that the lag is long."""
+        size = self._es.popsize
+        if self.lag <= 2 * size:
+            return []
+        return [
+            f"searcher.lag={self.lag} is more than two generations of {size} points: the search may need twice the "
+            f"candidates. More evaluator.blocks keep workers busy with a lower one"
+        ]
+
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution (the better answer under noise) and the best points seen."""
         best = self._elite.incumbents()

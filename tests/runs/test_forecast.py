@@ -99,6 +99,9 @@ def test_how_often_choosing_merges() -> None:
     [
         (["searcher=cmaes"], None),
         (["searcher=cmaes", "loss=entropy"], "the loss Entropy is not used"),
+        (["searcher=cmaes", "searcher.lag=12", "evaluator=processes"], None),
+        (["searcher=tpe", "searcher.lag=3"], "searcher.lag=3 lets workers go on, and this process scores alone"),
+        (["searcher=cmaes", "searcher.lag=63", "evaluator=processes"], "lag=63 is more than two generations of"),
         (["searcher=tpe", "loss=jensen_shannon"], "the loss JensenShannon is not used"),
         (["searcher=gradient", "loss=entropy"], None),
         (["searcher=gradient", "budget=66", "searcher.steps=60"], None),
