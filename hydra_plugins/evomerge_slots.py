@@ -1,4 +1,5 @@
-"""The launcher `hydra/launcher=slots`: members of a sweep in parallel, each in a process of its own on its own devices.
+"""The launcher `hydra/launcher=slots`: members of a sweep in parallel, each in a process of its own on its own devices;
+and the sweeper of evomerge, which is Hydra's own and goes on to the table where a launcher breaks off.
 
 In: the overrides of each member. Out: their run directories; who failed has its reason in `error.txt` there. Hydra
 takes launchers from the package `hydra_plugins` alone and imports all that lies here whenever it starts, so nothing
@@ -6,15 +7,20 @@ heavy is imported at the top. It does so before Python knows the module by its n
 What the launcher does is in `evomerge/cli/sweeping/`.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
@@ -27,7 +33,15 @@ class SlotsConfig:
     threads: Any = "auto"  # of each member: OMP_NUM_THREADS, or the cores of its slot
 
 
+@dataclass
+class ToTheTableConfig(BasicSweeperConf):
+    """The settings `hydra.sweeper`: those of Hydra's own."""
+
+    _target_: str = "hydra_plugins.evomerge_slots.ToTheTable"
+
+
 ConfigStore.instance().store(group="hydra/launcher", name="slots", node=SlotsConfig, provider="evomerge")
+ConfigStore.instance().store(group="hydra/sweeper", name="to_the_table", node=ToTheTableConfig, provider="evomerge")
 
 
 class SlotsLauncher(Launcher):
@@ -56,3 +70,20 @@ class SlotsLauncher(Launcher):
         assert self._context is not None  # Hydra calls `setup` first
         assert self._config is not None
         return launch(self._context.config_loader, self._config, self._function, job_overrides, self._wanted)
+
+
+class ToTheTable(BasicSweeper):
+    """Hydra's sweeper; where a launcher breaks off, since it lost a member, the table still says what is complete."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the members, and say why the launcher broke off, if it did; `HYDRA_FULL_ERROR=1` shows where."""
+        try:
+            return super().sweep(arguments)
+        except (HydraException, OmegaConfBaseException):
+            raise  # settings are wrong, and Hydra says how
+        except Exception as error:  # whatever launchers raise
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            first = next(iter(str(error).splitlines()), "")
+            print(f"evomerge: the launcher broke off the sweep: {type(error).__name__}: {first}", file=sys.stderr)
+            return []

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -148,4 +149,14 @@ def _why_not(run: Path) -> str | None:
     """Return why a run is not complete; None if it is."""
     if (run / REASON).is_file():
         return (run / REASON).read_text(encoding="utf-8").strip()
-    return None if (run / "summary.json").is_file() else f"it ended without a word; see {os.path.relpath(run)}"
+    if (run / "summary.json").is_file():
+        return None
+    if not (run / "trials.jsonl").is_file():
+        return "it has not begun"
+    lock = FileLock(run / "trials.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return "it still runs"
+    lock.release()
+    return f"it ended without a word; see {os.path.relpath(run)}"

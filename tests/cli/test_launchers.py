@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -29,6 +30,17 @@ if "seed=2" in sys.argv:
 shutil.copytree({str(ROOT / "tests" / "data" / "run_0_2")!r}, where, dirs_exist_ok=True)
 with open(os.path.join(where, "said.json"), "w") as file:
     json.dump([sys.argv[1:], os.environ["OMP_NUM_THREADS"]], file)
+"""
+BREAKING = """
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+node = {"_target_": "hydra_plugins.breaking.Breaking"}
+ConfigStore.instance().store(group="hydra/launcher", name="breaking", node=node)
+class Breaking(Launcher):
+    def setup(self, **given):
+        pass
+    def launch(self, job_overrides, initial_job_idx):
+        raise RuntimeError("it lost a member")
 """
 EXPERIMENT = """
 # @package _global_
@@ -57,7 +69,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two slots need two cores")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two slots need two cores")
 def test_a_sweep_over_experiments_takes_the_launcher_that_they_name(place: Path) -> None:
     done = evomerge("search", "-m", "--config-dir=own", *SMALL, "experiment=a,b", "seed=1,2", cwd=place)
     assert done.returncode == 1, done.stderr
@@ -87,6 +99,22 @@ def test_launchers_that_cannot_be_taken(words: tuple[str, ...], message: str, pl
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_launcher_that_breaks_off_leads_to_the_table(place: Path) -> None:
+    (place / "hydra_plugins").mkdir()
+    (place / "hydra_plugins" / "breaking.py").write_text(BREAKING)
+    for seed in (2, 3):
+        run = place / "runs" / f"smoke-pico-linear-layer-cmaes-s{seed}"
+        shutil.copytree(ROOT / "tests" / "data" / "run_0_2", run)
+    (run / "summary.json").unlink()
+    done = evomerge("search", "-m", "experiment=smoke", "seed=1,2,3", "hydra/launcher=breaking", cwd=place)
+    assert done.returncode == 1, done.stderr
+    assert "evomerge: the launcher broke off the sweep: RuntimeError: it lost a member" in done.stderr
+    assert "1 of 3 runs are complete" in done.stdout
+    assert "-s1: it has not begun" in done.stderr
+    assert "-s3: it ended without a word; see runs/" in done.stderr
 
 
 def test_what_is_sent_to_another_process_names_run_directories_there() -> None:
