@@ -134,7 +134,7 @@ class _Formed:
 
 
 class _Spans:
-    """Sites and a method with a merge of its own."""
+    """Sites and a method with a merge of its own, which merges where base and deltas lie."""
 
     form = PLAIN
 
@@ -150,7 +150,7 @@ class _Spans:
             chosen = {name: values[site.group, site.rows] for name, values in coefficients.items()}
             for chunk in _whole(site) if self._method.elementwise else (slice(0, len(site)),):
                 some = [each[chunk] for each in prepared] if self._method.elementwise else prepared
-                out = torch.empty(chunk.stop - chunk.start, dtype=torch.float32, device=site.live.device)
+                out = torch.empty(chunk.stop - chunk.start, dtype=torch.float32, device=site.base.device)
                 self._method.merge(site.base[chunk].float(), some, chosen, out)
                 site.live[chunk].copy_(as_rounded(out, site.rounded))
 

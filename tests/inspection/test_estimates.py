@@ -14,6 +14,7 @@ from evomerge.common import limits
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.inspection.estimates import estimate, time_merge
 from evomerge.inspection.sources import inspect_sources
+from evomerge.inspection.workers import Node
 from evomerge.merging.methods import Linear, Ties
 from evomerge.problem import Sources
 from evomerge.runs.build import build_problem
@@ -34,25 +35,32 @@ def settings(pico_suite, tmp_path) -> dict:
     return plain(compose("model=pico", *overrides))
 
 
-def needs(settings: dict, sources: Sources):
+def needs(settings: dict, sources: Sources, node: Node | None = None):
     found = inspect_sources(sources, "AutoModel", Path(settings["model"]["cache"]), 0.2, Reporter())
     fitness = make_fitness(settings["fitness"])
-    return found, *estimate(found, intent_of(settings, sources, fitness), Reporter())
+    return found, *estimate(found, intent_of(settings, sources, fitness), Reporter(), node)
 
 
 def test_a_suite(settings, problem):
     sources = find_sources(settings["model"], None)
-    found, need, warnings = needs(settings, sources)
+    found, need, warnings = needs(settings, sources, Node.read("2x80x256"))
     deltas = [delta for held in problem.vectors.deltas.values() for delta in held.values()]
     assert need.task_vectors == sum(delta.nbytes for delta in deltas)
     assert need.model == 4 * found.whole.elements
     assert need.device == "cpu"
+    assert [(fit.gpus, fit.workers, fit.place) for fit in need.fits] == [(1, 2, "device"), (2, 1, "device")]
     assert 0 < need.merge < 1
     assert need.items == settings["fitness"]["items"]
     assert need.score is not None
     assert need.selection is not None
     assert need.selection > 10 * need.score  # some ten constants, and more items in each split
     assert warnings == []
+
+
+@pytest.mark.parametrize("text", ["8", "8x80", "0x80x256", "8x80xmuch"])
+def test_a_node_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--node=.* write its GPUs, .* such as --node=8x80x1024"):
+        Node.read(text)
 
 
 def test_without_tasks(settings):

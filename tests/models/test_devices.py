@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.fitness.heads import FrozenHead, OwnHead
 from evomerge.fitness.likelihood import Request, make_batches, score
+from evomerge.merging import methods
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import Linear, Ties
 from evomerge.models.devices import Devices, checked_map, shared_evenly
 from evomerge.models.pretrained import empty_model
 from evomerge.models.spreading import devices_of, kinds_of
@@ -35,10 +34,11 @@ from tests.kit.models import LLAMA, LLAMA_TIED
 
 NAMES = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
 ONE, TWO = (dict(zip(NAMES, (f"lazy:{at}" for at in places), strict=True)) for places in ([0] * 6, [0, 0, 0, 1, 1, 1]))
+METHODS = (methods.Linear(), methods.Ties(), methods.Della(), methods.Karcher(), methods.Average())
 SETTINGS = {"auto_class": "AutoModelForCausalLM", "device": "auto", "compute": None}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def several() -> Iterator[None]:
     with simulated():
         yield
@@ -47,6 +47,12 @@ def several() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_language_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def families(places: Path, several: None) -> dict[str, Opened]:
+    """The same on the CPU, on one simulated device, and over two; each test puts the base back."""
+    return {name: family(places, where) for name, where in {"cpu": None, "one": ONE, "two": TWO}.items()}
 
 
 def family(places: Path, where: Any) -> Opened:
@@ -60,9 +66,9 @@ def merger_of(opened: Opened, method: Any, placed: Placed | None = None) -> Merg
     return Merger(opened.live.model, vectors, groups, method, placed=placed)
 
 
-def weights(merger: Merger) -> dict[str, np.ndarray]:
+def weights(merger: Merger, method: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {"weight": rng.uniform(0.1, 1, merger._shape), "density": rng.uniform(0.3, 0.9, merger._shape)}
+    return {each.name: rng.uniform(max(each.low, 0.1), min(each.high, 0.9), merger._shape) for each in method.variables}
 
 
 def state(model: Any) -> dict[str, torch.Tensor]:
@@ -167,35 +173,37 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(places: Path) -> None:
 # two devices
 
 
-@pytest.mark.parametrize("placed", [None, Placed("disk", 1, "")], ids=["beside", "streamed"])
-@pytest.mark.parametrize("method", [Linear(), Ties()], ids=lambda method: method.name)
-def test_a_merge_over_two_devices_is_that_of_one(places: Path, method: Any, placed: Placed | None) -> None:
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_merge_over_two_devices_is_that_of_one(families: dict[str, Opened], method: Any) -> None:
+    """With task vectors beside their parameters, and with windows of them that come from files."""
     found = []
-    for where in (None, TWO):
-        merger = merger_of(opened := family(places, where), method, placed)
-        merger.apply(weights(merger))
+    for name, placed in (("cpu", None), ("two", None), ("two", Placed("disk", 1, ""))):
+        opened = families[name]
+        merger = merger_of(opened, method, placed)
+        merger.apply(weights(merger, method))
         found.append(state(opened.live.model))
         merger.restore()
         assert all(torch.equal(value, opened.base.tensor(name)) for name, value in state(opened.live.model).items())
-    assert same(*found)
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
 
 
-def test_task_vectors_lie_beside_their_parameters(places: Path) -> None:
-    opened = family(places, TWO)
+def test_task_vectors_lie_beside_their_parameters(families: dict[str, Opened]) -> None:
+    opened = families["two"]
     at = devices_of(TWO, opened.live.model)
     assert {name: str(parameter.device) for name, parameter in opened.live.model.named_parameters()} == at
-    for site in merger_of(opened, Linear())._sites:
+    for site in merger_of(opened, methods.Linear())._sites:
         held = [site.live, site.base, *(one for delta in site.deltas for one in delta.layout().tensors)]
         assert {str(one.device) for one in held} == {at[site.span.parameter]}
 
 
-def test_logits_gradients_and_the_guard_are_those_of_one_device(places: Path) -> None:
+def test_logits_gradients_and_the_guard_are_those_of_one_device(families: dict[str, Opened]) -> None:
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 1]])
     found = []
-    for where in (ONE, TWO):
-        opened = family(places, where)
-        model, merger = opened.live.model, merger_of(opened, Linear())
-        merger.apply(weights(merger))
+    for name in ("one", "two"):
+        opened = families[name]
+        model, merger = opened.live.model, merger_of(opened, methods.Linear())
+        merger.apply(weights(merger, methods.Linear()))
         with merger.guard:
             logits = model(input_ids=ids.to(model.device)).logits  # they come back to where the inputs were
         assert str(logits.device) == "lazy:0"
@@ -208,31 +216,30 @@ def test_logits_gradients_and_the_guard_are_those_of_one_device(places: Path) ->
         found.append((logits.cpu(), merger.gradient(losses())["weight"]))
         with pytest.raises(RuntimeError, match="the model was changed"), merger.guard:
             model.model.norm.weight.add_(1)
-        copied = copy.deepcopy(model)  # for a fitness that changes its model: it may be moved, and this one stays
-        assert copied.model.norm.weight is not model.model.norm.weight
+        merger.restore()
     assert torch.equal(found[0][0], found[1][0])
     assert np.array_equal(found[0][1], found[1][1])
     assert (found[0][1] != 0).all()
 
 
-def test_likelihoods_with_shared_contexts_are_those_of_one_device(places: Path) -> None:
+def test_likelihoods_with_shared_contexts_are_those_of_one_device(families: dict[str, Opened]) -> None:
     requests = [Request((3, 4, 5), (6, 7)), Request((3, 4, 5), (8, 9, 10)), Request((5,), (6,)), Request((5,), (7, 3))]
     found = []
-    for where in (ONE, TWO):
-        model = family(places, where).live.model
+    for name in ("one", "two"):
+        model = families[name].live.model
         found.append(score(model, make_batches(requests, 4, model.device), len(requests)).log_probability)
     assert np.array_equal(*found)
 
 
-def test_heads_run_where_the_model_ends(places: Path, tmp_path: Path) -> None:
+def test_heads_run_where_the_model_ends(families: dict[str, Opened], tmp_path: Path) -> None:
     from transformers import LlamaForSequenceClassification
 
     config = LlamaConfig(**{**LLAMA.to_dict(), "num_labels": 3, "pad_token_id": 0})
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "expert")
     write_head(tmp_path / "head.safetensors", torch.randn(3, 32))
     found = []
-    for where in (ONE, TWO):
-        model = family(places, where).live.model
+    for name in ("one", "two"):
+        model = families[name].live.model
         heads = {
             "a": FrozenHead(tmp_path / "head.safetensors"),
             "b": OwnHead(tmp_path / "expert", dict(model.named_parameters())),
@@ -249,8 +256,8 @@ def test_heads_run_where_the_model_ends(places: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_the_number_of_devices_does_not_count_among_what_scores_depend_on(places: Path) -> None:
-    kinds = [kinds_of({p.device for p in family(places, where).live.model.parameters()}) for where in (ONE, TWO)]
+def test_the_number_of_devices_does_not_count_among_what_scores_depend_on(families: dict[str, Opened]) -> None:
+    kinds = [kinds_of({p.device for p in families[name].live.model.parameters()}) for name in ("one", "two")]
     assert kinds == [{"device": "lazy"}] * 2
 
 
