@@ -241,7 +241,7 @@ def test_no_cluster_at_an_address_is_refused_in_words() -> None:
 def test_without_ray_the_search_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'evomerge\[ray\]'"):
-        engine.planned({"evaluator": {"kind": "ray"}}, None)
+        engine.planned({"evaluator": {"kind": "ray"}}, None, None)
 
 
 def test_workers_are_planned_for_the_nodes_that_there_are() -> None:

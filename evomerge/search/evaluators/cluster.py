@@ -91,7 +91,7 @@ class Actors:
 
     def send(self, worker: int, message: Message) -> None:
         """Send a message."""
-        with contextlib.suppress(self._ray.exceptions.RayError):  # it is gone: `receive` says so
+        with contextlib.suppress(self._ray.exceptions.RayError, ConnectionError):  # it is gone: `receive` says so
             self._relays[worker].send.remote(*pieces(message))
 
     def receive(self, seconds: float | None) -> list[tuple[int, Message | None]]:
@@ -100,6 +100,15 @@ class Actors:
         Raises:
             EvomergeError: there is no room for any worker, or the cluster is gone.
         """
+        try:
+            return self._received(seconds)
+        except ConnectionError as error:
+            raise EvomergeError(
+                f"The cluster of Ray's does not answer any more ({str(error).splitlines()[0][:200]}). What was scored "
+                f"is in the log: run the same command again once it does."
+            ) from error
+
+    def _received(self, seconds: float | None) -> list[tuple[int, Message | None]]:
         waits = list(self._waits)
         if not self._nodes:
             left = max(self._alone + self._patience - time.monotonic(), 0.0)
@@ -123,11 +132,11 @@ class Actors:
 
     def close(self) -> None:
         """End all workers, and the cluster if it was started here."""
-        ends = [self._relays[worker].kill.remote() for worker in self._nodes]
-        if ends:
-            self._ray.wait(ends, num_returns=len(ends), timeout=GRACE)
-        for relay in self._relays.values():
-            self._ray.kill(relay)
+        with contextlib.suppress(Exception):  # the cluster is gone, and so are they
+            if ends := [self._relays[worker].kill.remote() for worker in self._nodes]:
+                self._ray.wait(ends, num_returns=len(ends), timeout=GRACE)
+            for relay in self._relays.values():
+                self._ray.kill(relay)
         if self._ours:
             self._ray.shutdown()
 
@@ -146,7 +155,6 @@ class Actors:
             self.start(worker)  # the node was lost that Ray had chosen: that is no death of a worker
             return None
         if kind == "gone":
-            self._ray.kill(self._relays[worker])
             return self._gone(worker, data.decode())
         self._listen(worker)
         if kind == "on":
@@ -159,6 +167,7 @@ class Actors:
         return worker, unpacked(b"".join(parts))
 
     def _gone(self, worker: int, why: str) -> tuple[int, None]:
+        self._ray.kill(self._relays[worker])  # it may live on and hold its GPUs, only out of reach
         node = self._nodes.pop(worker, None)
         self._words[worker] = f"on {node}: {why}" if node else why
         self._alone = time.monotonic()
