@@ -1,4 +1,4 @@
-"""Checks everything that needs a GPU on one card, in about five minutes: `python scripts/check_gpu.py [--out FILE]`.
+"""Checks everything that needs a GPU, in about five minutes: `python scripts/check_gpu.py [--out FILE]`.
 
 The part of the kernels needs torch, triton, numpy, safetensors and transformers alone, and no installation:
 
@@ -7,8 +7,8 @@ The part of the kernels needs torch, triton, numpy, safetensors and transformers
     bandwidth  bytes a second of each form, beside those of a plain copy on the same card
     layers     the seconds of a merge of as many layers of a model of 7 B parameters (bfloat16, 3 experts) as fit, and,
                marked as scaled, of all 32
-    search     a search and a gradient on pico models; skipped, with the reason, where evomerge's other requirements
-               are missing
+    search     a search and a gradient on pico models; that search over all cards (model.device_map=auto), and whether
+               its trials are the same; skipped, with the reason, where something that they need is missing
 
 It writes one JSON and says by its exit status whether the kernels agree. With `--interpret`, the first part alone is
 done on a CPU, by Triton's interpreter and with tiny sizes.

@@ -26,7 +26,7 @@ OPTIONS: dict[str, str] = {
     "storage_path": "the run directory holds the log and the recipe; hydra.run.dir=DIR names it",
     "strategy": RESIDENT,
     "in_memory": RESIDENT,
-    "num_gpus": "one device is used: model.device=cuda:0",
+    "num_gpus": "evaluator=processes scores on all GPUs; evaluator.gpus is how many each worker has",
     "vllm": "the live model is scored; vLLM would have to load every candidate",
     "merge_cuda": "candidates are built where the model is: model.device",
     "reshard": "files are read as they are",
