@@ -47,7 +47,7 @@ from evomerge.runs.trackers.following import tracking
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
 from evomerge.search.deadline import Deadline
-from evomerge.search.evaluators.kept import Kept
+from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
@@ -142,7 +142,7 @@ def _run(
         engine_of(plan, problem, settings, fitnesses, learning, limit, size, directory, reporter) as engine,
     ):
         problem, scorer = engine.problem, engine.scorer
-        if plan.workers:
+        if isinstance(scorer, Early):
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
         objective, gradients, evaluate = make_evaluators(
             problem, scorer, subsets["search"], learning, record, plan.blocks

@@ -338,7 +338,9 @@ def test_units_that_were_finished_are_not_scored_again(tmp_path):
         file.write('{"key": "cut o')
     crew = Crew(1)
     with Pool(crew) as pool:
-        again = dict(Kept(pool, path, "this search")(units))
+        kept = Kept(pool, path, "this search")
+        list(kept([]))  # a batch that the log holds
+        again = dict(kept(units))
     assert len(crew.sent) == 3
     assert {i: plain(scored) for i, scored in again.items()} == {
         i: plain(Scored(outcome_of(units[i]))) for i in range(6)
@@ -353,6 +355,25 @@ def test_units_that_were_finished_are_not_scored_again(tmp_path):
     with Pool(crew := Crew(1)) as pool:
         list(Kept(pool, path, "another search")(units))
     assert len(crew.sent) == 6
+
+
+def test_what_has_ended_ahead_of_what_is_taken_is_kept_too(tmp_path):
+    """With `searcher.lag` later calls end before earlier ones; a kill then costs none of them."""
+    path, units = tmp_path / "units.jsonl", units_of(3, 2)
+    asked = [units[:2], units[2:4], units[4:]]
+    with Pool(Crew(2)) as pool:
+        kept = Kept(pool, path, "s")
+        first, *ahead = [kept(units) for units in asked]
+        *_, third = ahead
+        next(third)
+        ended = len(path.read_text().splitlines())
+        assert ended > 1  # and one was taken
+    del first, ahead, third
+    with Pool(crew := Crew(2)) as pool:
+        kept = Kept(pool, path, "s")
+        for answers in [kept(units) for units in asked]:
+            list(answers)
+    assert len(crew.sent) == 6 - ended
 
 
 def test_a_damaged_unit_is_scored_again(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,6 +91,10 @@ class Pool:
         limit: of the time of a candidate.
         candidate: how many items that is; a unit of more may take longer by as much.
         watch: is told of what workers do.
+
+    Attributes:
+        readies: what those workers that are ready have said.
+        ended: is told of each unit that has ended, before anybody takes it.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Pool:
         self._said: set[str] = set()
         self._served = False
         self.readies: dict[int, Message] = {}
+        self.ended: Callable[[Unit, Scored], None] = lambda unit, scored: None
         for worker in self._workers:
             crew.start(worker.number)
 
@@ -225,6 +230,7 @@ class Pool:
             if not one.done:
                 one.done = True
                 one.call.ready.append((one.position, scored))
+                self.ended(one.unit, scored)
 
     def _lost(self, worker: _Worker) -> None:
         """Start a worker anew that is gone, and do its unit again; see the module for how often."""
