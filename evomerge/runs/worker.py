@@ -33,6 +33,7 @@ from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
 from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Named, Scored, Unit
 from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
+from evomerge.search.stopping import Interrupt
 from evomerge.selection.evaluation import contender_of
 from evomerge.selection.named import model_of
 
@@ -155,6 +156,6 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[Message]) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in Interrupt.SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # meant for the search, which ends its workers itself
     serve(Connection(int(sys.argv[1])))
