@@ -162,7 +162,7 @@ class Bench:
     def _pool(
         self, module: str = MODULE, limit: TimeLimit | None = None, watch: Callable[[Event], None] = lambda event: None
     ) -> Iterator[Pool]:
-        build = build_message(self._settings, self._problem.contents, 1)
+        build = build_message(self._settings, self._problem, 1)
         with Pool(Processes(build, [{}, {}], self._place / "workers", module), limit, watch=watch) as pool:
             yield pool
 

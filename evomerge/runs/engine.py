@@ -17,6 +17,7 @@ import torch
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.limits import AUTO, TimeLimit
+from evomerge.common.machine import fingerprint
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness, Outcome
@@ -26,7 +27,7 @@ from evomerge.runs.computing import Begun
 from evomerge.runs.evaluator import Plan, cores_here, plan_of
 from evomerge.runs.worker import build_message
 from evomerge.runs.worker_log import WORKERS, WorkerLog
-from evomerge.search.evaluators.blocks import Items, begin, score_now
+from evomerge.search.evaluators.blocks import Items, begin, outcome_or_raise, score_now
 from evomerge.search.evaluators.cluster import Actors, nodes_of
 from evomerge.search.evaluators.pool import Crew, Pool
 from evomerge.search.evaluators.processes import Processes
@@ -71,7 +72,13 @@ class Engine:
     def fingerprint(self) -> dict[str, Any]:
         """The kind of machine that scores, as the header of a log says it."""
         found = self.problem.circumstances["fingerprint"]
-        return {name: value for name, value in found.items() if name != "device"}
+        scored = {name: value for name, value in found.items() if name != "device"}
+        asked = {name: value for name, value in fingerprint().items() if name not in ("threads", "accelerator")}
+        others = {name: value for name, value in asked.items() if value != scored.get(name)}
+        return {
+            **scored,
+            **({"search": others} if self.workers and others else {}),
+        }  # points depend on where they are asked
 
     def score(self, model: Model, ids: Items, **how: Any) -> Outcome:
         """Return the outcome of a model on items; see `blocks.score_now`."""
@@ -83,10 +90,8 @@ class Engine:
         Raises:
             Exception: whatever its model or fitness raised.
         """
-        scored = next(begin(self.scorer, model, ids, self.blocks))
-        if isinstance(scored.outcome, Exception):
-            raise scored.outcome
-        return scored.outcome, scored
+        (scored,) = begin(self.scorer, model, ids, self.blocks)
+        return outcome_or_raise(scored), scored
 
 
 def planned(settings: Mapping[str, Any], before: Begun | None, fitness: Fitness) -> Plan:
@@ -155,7 +160,7 @@ def engine_of(
     compute = problem.live.compute and dtype_name(problem.live.compute)
     shared = {**settings["evaluator"], "workers": plan.workers}  # a number: each may have its share of the memory
     own = {**settings, "model": {**settings["model"], "compute": compute}, "evaluator": shared}
-    build = build_message(own, problem.contents, plan.threads, learning is not None)
+    build = build_message(own, problem, plan.threads, learning is not None)
     directory.mkdir(parents=True, exist_ok=True)
     log = WorkerLog(directory / WORKERS, plan.workers, reporter.pool(plan.workers))
     with Pool(_crew(plan, build, directory / "workers"), limit, candidate, log) as pool:
@@ -177,7 +182,7 @@ def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:
         return Actors(build, plan.workers, plan.gpus, plan.threads or 1, directory, plan.address)
     devices = _devices()
     pinned: list[dict[str, str]] = [{} for _ in range(plan.workers)]
-    for number, environment in enumerate(pinned if plan.gpus else ()):
+    for number, environment in enumerate(pinned if devices else ()):  # with 0 GPUs each, they see none
         mine = devices[number * plan.gpus : (number + 1) * plan.gpus]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     return Processes(build, pinned, directory)

@@ -109,8 +109,10 @@ def plan_of(settings: Mapping[str, Any], nodes: Sequence[Node], before: Begun | 
 
     kind = settings.get("kind", "serial")
     if kind == "serial":
-        own = settings.get("threads", AUTO)
-        return Plan(blocks=chosen("blocks", before.blocks if before else 1), threads=None if own == AUTO else int(own))
+        own, blocks = settings.get("threads", AUTO), chosen("blocks", before.blocks if before else 1)
+        if own == AUTO and before and before.blocks > 1:  # most often begun by workers, with threads of theirs
+            own = before.threads or AUTO
+        return Plan(blocks=blocks, threads=None if own == AUTO else int(own))
     gpus = chosen("gpus", 1 if any(devices for devices, _ in nodes) else 0)
     cores = sum(own for _, own in nodes)
     workers = chosen("workers", max(1, _room(nodes, gpus)) if gpus else max(1, min(cores, MOST)))

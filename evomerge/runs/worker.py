@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,9 +21,11 @@ from typing import Any
 
 import torch
 
+from evomerge import __version__
 from evomerge.common.digests import digest
-from evomerge.common.errors import CheckpointError, EvomergeError
+from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.common.progress import Silent
+from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.learning import find_learning
 from evomerge.runs.under import problem_under
@@ -32,25 +35,30 @@ from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
 from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Named, Scored, Unit
-from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
+from evomerge.search.evaluators.wire import Message, error_message, error_of, packed, scored_message, unit_of, unpacked
+from evomerge.search.memory import free, lacks_memory
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.evaluation import contender_of
 from evomerge.selection.named import model_of
 
 
-def build_message(
-    settings: Mapping[str, Any], contents: Mapping[str, Any], threads: int | None, learns: bool = False
-) -> Message:
+def build_message(settings: Mapping[str, Any], problem: Problem, threads: int | None, learns: bool = False) -> Message:
     """Return the message from which a worker builds the problem.
 
     Args:
         settings: of the search, as plain containers.
-        contents: of its problem, which the worker's must equal.
+        problem: of these settings; the worker's must have the same contents and space.
         threads: that torch may use; None for as many as it takes.
         learns: whether steps of a gradient will be asked for.
     """
-    known = {"settings": dict(settings), "contents": digest(contents), "threads": threads, "learns": learns}
-    return {"kind": "build", **known}
+    known = {"settings": dict(settings), "same": _same(problem), "threads": threads, "learns": learns}
+    return {"kind": "build", "version": __version__, **known}
+
+
+def _same(problem: Problem) -> str:
+    """Return a hash of what all workers must have alike, beside items, which are asked for by their own hashes."""
+    space = problem.space
+    return digest([problem.contents, list(space.names), space.low.tolist(), space.high.tolist()])
 
 
 class Worker:
@@ -64,17 +72,23 @@ class Worker:
     """
 
     def __init__(self, build: Message) -> None:
+        if build["version"] != __version__:
+            raise ConfigError(
+                f"A worker has evomerge {__version__}, and the search {build['version']}: install the same everywhere."
+            )
         if build["threads"]:
             torch.set_num_threads(build["threads"])
         self._build, self._problem = build, build_problem(build["settings"], Silent())
-        if digest(self._problem.contents) != build["contents"]:
+        if _same(self._problem) != build["same"]:
             raise CheckpointError(
-                "A worker finds other models, items or settings under the names of this search: all workers must see "
-                "the same files. Put them on a disk that all share, or name them on the hub with a revision."
+                "A worker finds other models, heads or fitness files under the names of this search: all workers must "
+                "see the same files. Put them on a disk that all share, or name them on the hub with a revision."
             )
         self._fitnesses = _Fitnesses(self._problem)
         self._scorers: dict[str, SerialScorer] = {}
         self._before: tuple[Any, Model] = ("", "base")  # the model of the unit before, as it was sent and as it is here
+        self._fitnesses.__missing__("search")  # these two before the clock of any candidate runs
+        self._scorer(None)
 
     def ready(self) -> Message:
         """Return what a pool must know of this worker."""
@@ -91,6 +105,11 @@ class Worker:
                 scored = self._scored(unit)
             except Exception as error:  # such as settings or a name that do not fit the models
                 scored = Scored(error)
+            if isinstance(scored.outcome, Exception):
+                traceback.print_exception(scored.outcome)  # into the file of what this worker prints
+                if lacks_memory(scored.outcome):
+                    scored = Scored(error_of(error_message(scored.outcome)))  # without the tensors of its frames
+                    free()
         return {**scored_message(message["number"], scored), "warnings": list(logged.texts())}
 
     def _scored(self, unit: Unit) -> Scored:
@@ -156,6 +175,7 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[Message]) -> None:
 
 
 if __name__ == "__main__":
-    for number in Interrupt.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # meant for the search, which ends its workers itself
+    for number in Interrupt.SIGNALS:  # meant for the search, which ends its workers itself
+        signal.signal(number, lambda *_: None)  # not ignored: what a fitness starts would inherit that
+    os.set_inheritable(int(sys.argv[1]), False)  # what a fitness starts must not hold the pipe open
     serve(Connection(int(sys.argv[1])))

@@ -23,7 +23,7 @@ from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import task_weights
 from evomerge.problem import Problem, without_compute
-from evomerge.search.evaluators.blocks import begin
+from evomerge.search.evaluators.blocks import begin, blocks_of, outcome_or_raise
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.splits import (
     Scoring,
@@ -151,7 +151,10 @@ def evaluate(
     forgetting = None
     if goal.forget and split != HELD_OUT:
         with reporter.working("scoring the base"):  # most often it is remembered
-            base = outcome_of(contender_of(Model("base"), problem, reporter), problem, score, ids, metric, timed)
+            reference = contender_of(Model("base"), problem, reporter)
+            if workers:
+                reference = _by_workers(workers, Model("base"), reference, problem, split, ids)
+            base = outcome_of(reference, problem, score, ids, metric, timed)
         whole = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
         forgetting = forgetting_of(whole, base, metric, goal) if isinstance(base, Outcome) else None
     return Comparison(
@@ -180,9 +183,8 @@ def _by_workers(
     written: bool = False,
 ) -> Contender:
     """Return a contender that workers score; they begin now, unless it is remembered."""
-    size = sum(map(len, ids.values()))
-    blocks = max(1, round(workers.blocks * size / (problem.sampling.search or size))) if workers.blocks > 1 else 1
-    about = {**contender.about, "blocks": workers.blocks} if workers.blocks > 1 else contender.about
+    blocks = blocks_of(ids, workers.blocks, make_subsets(problem)["search"].size)
+    about = {**contender.about, "blocks": blocks} if blocks > 1 else contender.about
     asked = model.kind if model.kind in ("base", "experts") else Named(described(model))
 
     def ask() -> Iterator[Scored]:
@@ -192,10 +194,7 @@ def _by_workers(
     begun = None if known else ask()
 
     def score(_: Scoring, __: Mapping[str, list[str]]) -> Outcome:
-        outcome = next(begun or ask()).outcome
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return outcome_or_raise(next(begun or ask()))
 
     return replace(contender, about=about, score=score)
 

@@ -19,7 +19,7 @@ from evomerge.common.names import dtype_name
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem, without_compute
-from evomerge.search.evaluators.blocks import begin
+from evomerge.search.evaluators.blocks import begin, blocks_of, outcome_or_raise
 from evomerge.search.evaluators.units import Model, Scored, Scorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.dropping import Items
@@ -61,8 +61,6 @@ class Judge:
         self._candidate = subsets["search"].size
         self._cache = problem.opening.cache if problem.fitness.pure else None
         self._surroundings = {**problem.contents, **problem.circumstances}
-        if blocks > 1:  # sums over other batches end in other last bits
-            self._surroundings["blocks"] = blocks
         self._begun: dict[str, Iterator[Scored]] = {}
 
     @property
@@ -88,8 +86,9 @@ class Judge:
         for model, split, part in asked:
             ids = self._chosen(split, part)
             description = self._described(self._named(model), ids)
-            if self._cache is None or recalled(self._cache, description) is None:
-                self._begun[digest(description)] = self._begin(model, split, ids)
+            key, known = digest(description), self._cache is not None and recalled(self._cache, description)
+            if key not in self._begun and not known:  # two finalists may be one point
+                self._begun[key] = self._begin(model, split, ids)
 
     def merged(self, coefficients: Mapping[str, np.ndarray], split: str, part: Items | None = None) -> Outcome:
         """Score a merge on a split, or on a part of its items; see the class for what is remembered."""
@@ -134,21 +133,19 @@ class Judge:
         return {"experts": self._problem.experts} if isinstance(model, str) and model == "experts" else model
 
     def _described(self, model: Any, ids: Items) -> dict[str, Any]:
-        return {"model": model, "items": ids, **self._surroundings}
+        blocks = blocks_of(ids, self._blocks, self._candidate)
+        cut = {"blocks": blocks} if blocks > 1 else {}  # sums over other batches end in other last bits
+        return {"model": model, "items": ids, **self._surroundings, **cut}
 
     def _begin(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Iterator[Scored]:
-        size = sum(map(len, ids.values()))
-        blocks = max(1, round(self._blocks * size / self._candidate)) if self._blocks > 1 else 1
+        blocks = blocks_of(ids, self._blocks, self._candidate)
         return begin(self._scorer, model, ids, blocks, split=split, **how)
 
     def _computed(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Outcome:
         begun = None
         if self._begun and not how:
             begun = self._begun.pop(digest(self._described(self._named(model), ids)), None)
-        outcome = next(begun or self._begin(model, split, ids, **how)).outcome
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return outcome_or_raise(next(begun or self._begin(model, split, ids, **how)))
 
     def _once(self, model: Model, split: str, ids: dict[str, list[str]]) -> Outcome:
         if self._interrupt.requested:

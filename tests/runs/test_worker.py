@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.common.errors import CheckpointError
+from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.progress import Silent
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
@@ -42,7 +42,7 @@ def own(settings: dict[str, Any]) -> Problem:
 
 @pytest.fixture(scope="module")
 def worker(settings: dict[str, Any], own: Problem) -> Worker:
-    return Worker(unpacked(packed(build_message(settings, own.contents, torch.get_num_threads()))))
+    return Worker(unpacked(packed(build_message(settings, own, torch.get_num_threads()))))
 
 
 @pytest.fixture
@@ -116,4 +116,6 @@ def test_it_follows_a_comparison_through_methods(worker: Worker, own: Problem, s
 
 def test_other_files_under_the_same_names_are_refused(settings: dict[str, Any], own: Problem) -> None:
     with pytest.raises(CheckpointError, match="all workers must see the same files"):
-        Worker(build_message(settings, {**own.contents, "base": "another"}, torch.get_num_threads()))
+        Worker(build_message(settings, own, torch.get_num_threads()) | {"same": "another"})
+    with pytest.raises(ConfigError, match=r"A worker has evomerge .*, and the search 0\.1: install the same"):
+        Worker(build_message(settings, own, torch.get_num_threads()) | {"version": "0.1"})

@@ -72,11 +72,11 @@ def test_a_search_on_workers_of_which_one_is_killed_has_the_log_of_a_serial_one(
 
 
 def test_choices_stand_in_place_of_auto() -> None:
-    assert plan_of({"kind": "serial"}, 8, 64) == Plan()
-    assert plan_of({"kind": "processes"}, 8, 64) == Plan("processes", BLOCKS, 8, 8, 1)
-    assert plan_of({"kind": "processes", "gpus": 2}, 8, 64) == Plan("processes", BLOCKS, 16, 4, 2)
-    assert plan_of({"kind": "processes"}, 0, 2) == Plan("processes", BLOCKS, 1, 2, 0)
-    assert plan_of({"kind": "processes", "blocks": 1, "threads": 3}, 0, 2) == Plan("processes", 1, 3, 2, 0)
+    assert plan_of({"kind": "serial"}, [(8, 64)]) == Plan()
+    assert plan_of({"kind": "processes"}, [(8, 64)]) == Plan("processes", BLOCKS, 8, 8, 1)
+    assert plan_of({"kind": "processes", "gpus": 2}, [(8, 64)]) == Plan("processes", BLOCKS, 16, 4, 2)
+    assert plan_of({"kind": "processes"}, [(0, 2)]) == Plan("processes", BLOCKS, 1, 2, 0)
+    assert plan_of({"kind": "processes", "blocks": 1, "threads": 3}, [(0, 2)]) == Plan("processes", 1, 3, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_settings_that_are_none_are_refused(given: dict[str, Any], message: str)
 
 def test_more_gpus_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match="6 workers with 2 GPUs each need 12, and there are 8"):
-        plan_of({"kind": "processes", "workers": 6, "gpus": 2}, 8, 64)
+        plan_of({"kind": "processes", "workers": 6, "gpus": 2}, [(8, 64)])

@@ -16,6 +16,7 @@ from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelErro
 from evomerge.common.events import Event
 from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
+from evomerge.search.evaluators import pool as evaluators_pool
 from evomerge.search.evaluators import processes
 from evomerge.search.evaluators.kept import Kept
 from evomerge.search.evaluators.pool import ATTEMPTS, DEATHS, Pool
@@ -31,6 +32,13 @@ from evomerge.search.evaluators.wire import (
     unit_of,
     unpacked,
 )
+
+
+@pytest.fixture(autouse=True)
+def warm(monkeypatch):
+    """Workers have no more time for their first unit than for others."""
+    monkeypatch.setattr(evaluators_pool, "WARMING", 0.0)
+
 
 READY: dict[str, Any] = {"kind": "ready", "circumstances": {"fingerprint": {"machine": "one"}}}
 
@@ -210,6 +218,17 @@ def test_more_items_may_take_longer():
     assert plain(scored) == ("TimeoutError", "took longer than time_limit=0.02 s, times 3.0 for more items")
 
 
+def test_the_first_unit_of_a_worker_may_take_longer(monkeypatch):
+    """Also that of one that was started anew."""
+    monkeypatch.setattr(evaluators_pool, "WARMING", 0.1)
+    crew = Crew(1, ["hangs", "hangs"])
+    with Pool(crew, TimeLimit(0.01)) as pool:
+        started = time.monotonic()
+        answers = dict(pool(units_of(3, 1)))
+    assert time.monotonic() - started >= 0.22
+    assert [type(answers[i].outcome).__name__ for i in range(3)] == ["TimeoutError", "TimeoutError", "Outcome"]
+
+
 def test_later_units_of_a_candidate_that_failed_are_not_scored():
     units, crew = units_of(2, 4), Crew(1, raises={"2": NotFinite("no number")})
     with Pool(crew) as pool:
@@ -374,6 +393,17 @@ def test_what_has_ended_ahead_of_what_is_taken_is_kept_too(tmp_path):
         for answers in [kept(units) for units in asked]:
             list(answers)
     assert len(crew.sent) == 6 - ended
+
+
+def test_one_that_is_left_early_does_not_keep_the_file_for_ever(tmp_path):
+    path = tmp_path / "units.jsonl"
+    with Pool(Crew(1)) as pool:
+        kept = Kept(pool, path, "s")
+        early = kept(units_of(1, 2))
+        next(early)
+        early.close()
+        list(kept(units_of(2, 2)))
+    assert not path.exists()
 
 
 def test_a_damaged_unit_is_scored_again(tmp_path):

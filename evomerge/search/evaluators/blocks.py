@@ -79,10 +79,18 @@ def whole(parts: Sequence[Scored | None], ids: Items) -> Scored | None:
             return None
         if isinstance(part.outcome, Exception):
             return part
+        if outcomes and (strange := _metrics(part.outcome) ^ _metrics(outcomes[0])):
+            return Scored(
+                ValueError(f"the fitness returned {', '.join(sorted(strange))} for some items and not for others")
+            )
         outcomes.append(part.outcome)
     done = [part for part in parts if part is not None]
     merge, forward, total = (sum(getattr(part, name) for part in done) for name in ("merge", "forward", "total"))
     return Scored(joined(outcomes, ids), merge, forward, total, _summed([part.gradients for part in done]))
+
+
+def _metrics(outcome: Outcome) -> set[str]:
+    return {name for metrics in outcome.results.values() for name in metrics}
 
 
 def _summed(parts: Sequence[Mapping[str, np.ndarray] | None]) -> Mapping[str, np.ndarray] | None:
@@ -137,7 +145,31 @@ def score_now(scorer: Scorer, model: Model, ids: Items, blocks: int = 1, **how: 
     Raises:
         Exception: whatever its model or fitness raised.
     """
-    outcome = next(begin(scorer, model, ids, blocks, **how)).outcome
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    (scored,) = begin(scorer, model, ids, blocks, **how)  # to its end: the scorer learns that all was taken
+    return outcome_or_raise(scored)
+
+
+def outcome_or_raise(scored: Scored) -> Outcome:
+    """Return the outcome of what came of a model.
+
+    Raises:
+        Exception: whatever its model or fitness raised.
+    """
+    outcome = scored.outcome
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+    finally:
+        del outcome, scored  # an error that is raised from here holds this frame, and tensors with it
+
+
+def blocks_of(ids: Mapping[str, Sequence[str]], blocks: int, candidate: int) -> int:
+    """Return into how many blocks items are cut that are as large as those of a candidate of a search.
+
+    Args:
+        ids: by task.
+        blocks: of a candidate; 1 for no cut at all.
+        candidate: how many items it has.
+    """
+    return max(1, round(blocks * sum(map(len, ids.values())) / candidate)) if blocks > 1 else 1

@@ -57,11 +57,15 @@ class Kept:
     def _answers(
         self, known: dict[int, Scored], missing: list[int], found: Iterator[tuple[int, Scored]]
     ) -> Iterator[tuple[int, Scored]]:
-        yield from known.items()
-        for position, scored in found:
-            yield missing[position], scored
-        self._open -= 1
-        if not self._open:
+        whole = False
+        try:
+            yield from known.items()
+            for position, scored in found:
+                yield missing[position], scored
+            whole = True
+        finally:  # it may be left early
+            self._open -= 1
+        if whole and not self._open:
             self._known.clear()
             self._path.unlink(missing_ok=True)
 

@@ -20,11 +20,16 @@ from evomerge.common.limits import TimeLimit
 from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.evaluators.waiting import Call, Ticket, Waiting
 from evomerge.search.evaluators.wire import Message, error_of, scored_of, unit_message
+from evomerge.search.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How many workers a unit may end before it counts as failed."""
+WARMING = 10.0
+"""Seconds that the first unit of a worker may take longer, for what is set up lazily: items and experts are there."""
+GLANCE = 1.0
+"""Seconds between two looks at whether somebody has asked to stop, while workers start."""
 DEATHS = 4
 """How many times in a row a worker may die, with nothing done in between, before it is retired."""
 
@@ -81,6 +86,7 @@ class _Worker:
     late: bool = False
     refused: str = ""
     deaths: int = 0
+    fresh: bool = True
 
 
 class Pool:
@@ -124,14 +130,21 @@ class Pool:
                 self._tell("stopped", worker)
         self._crew.close()
 
-    def wait(self, count: int = 1) -> list[Message]:
+    def wait(self, count: int = 1, stopping: Callable[[], bool] = lambda: False) -> list[Message]:
         """Wait until so many workers are ready, and return what those that are have said.
+
+        Args:
+            count: how many.
+            stopping: whether somebody has asked to stop; looked at every `GLANCE` seconds.
 
         Raises:
             EvomergeError: a worker has refused, or all are gone.
+            Stopped: it was asked to stop.
         """
         while len(self.readies) < count:
-            self._turn()
+            if stopping():
+                raise Stopped
+            self._turn(GLANCE)
         return list(self.readies.values())
 
     def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
@@ -160,8 +173,8 @@ class Pool:
         finally:  # nobody asks for the rest
             self._waiting.drop(call)
 
-    def _turn(self) -> None:
-        """Wait until something happens, and act on it."""
+    def _turn(self, most: float | None = None) -> None:
+        """Wait until something happens, so many seconds at most, and act on it."""
         self._dispatch()
         if all(worker.state == "retired" for worker in self._workers):
             raise EvomergeError(
@@ -169,7 +182,7 @@ class Pool:
                 f"in the log: mend the reason, then run the same command again."
             )
         ends = [worker.until for worker in self._workers if worker.until is not None]
-        wait = max(min(ends) - time.monotonic(), 0.0) if ends else None
+        wait = max(min(ends) - time.monotonic(), 0.0) if ends else most
         for number, message in self._crew.receive(wait):
             self._heard(self._workers[number], message)
         for worker in self._workers:
@@ -214,7 +227,8 @@ class Pool:
 
     def _ended(self, worker: _Worker, ticket: Ticket, scored: Scored) -> None:
         self._tell("ended", worker, merge=scored.merge, forward=scored.forward, items=ticket.unit.size)
-        worker.state, worker.ticket, worker.until, worker.late, worker.deaths = "idle", None, None, False, 0
+        worker.state, worker.ticket, worker.until, worker.late = "idle", None, None, False
+        worker.deaths, worker.fresh = 0, False
         if isinstance(scored.outcome, LiveModelError):
             raise scored.outcome
         if isinstance(scored.outcome, Exception):
@@ -237,6 +251,7 @@ class Pool:
         ticket, late, why = worker.ticket, worker.late, self._crew.last_words(worker.number)
         why, worker.refused = worker.refused or why, ""
         worker.state, worker.ticket, worker.model, worker.until, worker.late = "starting", None, None, None, False
+        worker.fresh = True
         self.readies.pop(worker.number, None)
         if late and ticket is not None:
             why = "killed, since its candidate took too long"
@@ -278,7 +293,7 @@ class Pool:
         self._asked += 1
         worker.state, worker.ticket, worker.asked, worker.model = "busy", ticket, self._asked, ticket.unit.model
         seconds, worker.limit = self._limit.allowed(ticket.unit.share(self._candidate), ticket.unit.first)
-        worker.until = None if seconds is None else time.monotonic() + seconds
+        worker.until = None if seconds is None else time.monotonic() + seconds + WARMING * worker.fresh
         self._tell("begun", worker)
         self._crew.send(worker.number, unit_message(self._asked, ticket.unit))
 

@@ -54,6 +54,7 @@ class Processes:
         self._module, self._place = module, place
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._pipes: dict[int, Connection] = {}
+        self._ends: dict[int, int] = {}  # descriptors that say when a process has ended, where the system has such
         directory.mkdir(parents=True, exist_ok=True)
 
     def start(self, worker: int) -> None:
@@ -75,6 +76,8 @@ class Processes:
                 env=environment,
                 cwd=self._place,
             )
+            if hasattr(os, "pidfd_open"):
+                self._ends[worker] = os.pidfd_open(self._processes[worker].pid)
         self._pipes[worker] = ours
         self.send(worker, self._build)
 
@@ -85,8 +88,15 @@ class Processes:
 
     def receive(self, seconds: float | None) -> list[tuple[int, Message | None]]:
         """Return what has come, and wait so long for the first of it."""
-        ready = set(wait(list(self._pipes.values()), seconds))
-        return [(worker, self._taken(worker)) for worker, pipe in list(self._pipes.items()) if pipe in ready]
+        ready = set(wait([*self._pipes.values(), *self._ends.values()], seconds))
+        found = list[tuple[int, Message | None]]()
+        for worker, pipe in list(self._pipes.items()):
+            if pipe in ready or (self._ends.get(worker) in ready and pipe.poll()):
+                found.append((worker, self._taken(worker)))
+            elif self._ends.get(worker) in ready:  # a child of the worker's lives on and holds the pipe open
+                self._forget(worker)
+                found.append((worker, None))
+        return found
 
     def kill(self, worker: int) -> None:
         """End a worker at once."""
@@ -104,9 +114,8 @@ class Processes:
 
     def close(self) -> None:
         """End all workers: their pipes are closed, and those that do not end by themselves are killed."""
-        for pipe in self._pipes.values():
-            pipe.close()
-        self._pipes = {}
+        for worker in list(self._pipes):
+            self._forget(worker)
         for process in self._processes.values():
             self._ended(process)
 
@@ -122,8 +131,13 @@ class Processes:
         try:
             return unpacked(self._pipes[worker].recv_bytes())
         except (EOFError, OSError):
-            self._pipes.pop(worker).close()
+            self._forget(worker)
             return None
+
+    def _forget(self, worker: int) -> None:
+        self._pipes.pop(worker).close()
+        if (end := self._ends.pop(worker, None)) is not None:
+            os.close(end)
 
     def _output(self, worker: int) -> Path:
         return self._directory / f"worker-{worker}.log"

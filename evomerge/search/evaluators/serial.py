@@ -121,8 +121,10 @@ class SerialScorer:
                 merger.apply(self._problem.space.decode(unit.model))
             case Mapping():
                 merger.apply(unit.model)
-            case _:
+            case "base":
                 merger.restore()
+            case _:
+                raise TypeError(f"a live model cannot be made {unit.model!r:.100}")
 
 
 def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) -> Trial:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,8 +97,8 @@ def scored_of(message: Message) -> Scored:
 
 
 def error_message(error: Exception) -> Message:
-    """Return an error as a message: its class, its text, and where it was raised."""
-    return {"class": type(error).__name__, "text": str(error), "trace": "".join(traceback.format_exception(error))}
+    """Return an error as a message: its class and its text."""
+    return {"class": type(error).__name__, "text": str(error)}
 
 
 def error_of(message: Message) -> Exception:
