@@ -23,7 +23,8 @@ from evomerge.fitness.items import HELD_OUT
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
-from evomerge.runs.compared import ComparisonLog
+from evomerge.runs.compared import LOG, ComparisonLog
+from evomerge.runs.computing import begun
 from evomerge.runs.config import check
 from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants, of_theirs
 from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
@@ -80,7 +81,7 @@ def run_comparison(
     sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
     contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
     theirs = open_files(compared.files, sources)
-    plan = planned(settings, None, fitness)
+    plan = planned(settings, begun(directory, LOG), fitness)
     check_rebuildable(plan, given.in_memory)
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)

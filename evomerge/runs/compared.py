@@ -34,6 +34,7 @@ WORDS = {
     "base": "the base",
     "items": "the items",
     "seed": "the seed",
+    "blocks": "the blocks of items (evaluator.blocks)",
 }
 """What people call parts of an identity."""
 

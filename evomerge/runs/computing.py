@@ -36,9 +36,9 @@ class Begun:
     threads: int | None = None
 
 
-def begun(directory: Path) -> Begun | None:
-    """Return how the run of a directory began; None if it has not."""
-    log = directory / "trials.jsonl"
+def begun(directory: Path, name: str = "trials.jsonl") -> Begun | None:
+    """Return how the run of a directory began, by the header of its log; None if it has not."""
+    log = directory / name
     header = next(read_log(log), {}) if log.exists() else {}
     if "identity" not in header:
         return None

@@ -136,6 +136,7 @@ def engine_of(
     candidate: int,
     directory: Path,
     reporter: Progress,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Engine]:
     """Start what scores the units of a run; it ends with the context.
 
@@ -149,9 +150,11 @@ def engine_of(
         candidate: how many items that is.
         directory: of the run; what workers do and print is written to files in it.
         reporter: tells what workers do.
+        stopping: whether somebody has asked to stop; looked at while workers start.
 
     Raises:
         EvomergeError: workers cannot build the problem.
+        Stopped: it was asked to stop before one was ready.
     """
     if not plan.workers:
         steps = learning and Steps(problem, learning)
@@ -165,7 +168,7 @@ def engine_of(
     log = WorkerLog(directory / WORKERS, plan.workers, reporter.pool(plan.workers))
     with Pool(_crew(plan, build, directory / "workers"), limit, candidate, log) as pool:
         with reporter.working(f"starting {plan.workers} workers"):
-            first, *_ = pool.wait()
+            first, *_ = pool.wait(stopping=stopping)
         problem = replace(problem, scored_under=first["circumstances"])
 
         @contextmanager

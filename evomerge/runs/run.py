@@ -97,7 +97,13 @@ def run_search(
     plan = planned(settings, before, fitness)
     check_rebuildable(plan, given is not None and given.in_memory)
     with plan.threaded(), tracking(make_tracker(settings), directory, settings):
-        return _run(config, settings, fitness, plan, before, directory, reporter, interrupt, given, command, deadline)
+        try:
+            return _run(
+                config, settings, fitness, plan, before, directory, reporter, interrupt, given, command, deadline
+            )
+        except Stopped:  # before a worker was ready
+            reporter.say(StopReason.INTERRUPTED.value)
+            return None
 
 
 def _run(
@@ -139,7 +145,10 @@ def _run(
     with (
         warned() as logged,
         interrupt or Interrupt() as interrupt,
-        engine_of(plan, problem, settings, fitnesses, learning, limit, size, directory, reporter) as engine,
+        engine_of(
+            *(plan, problem, settings, fitnesses, learning, limit, size, directory, reporter),
+            stopping=lambda: interrupt.requested,
+        ) as engine,
     ):
         problem, scorer = engine.problem, engine.scorer
         if isinstance(scorer, Early):
