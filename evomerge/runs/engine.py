@@ -48,6 +48,7 @@ class Engine:
         blocks: into how many the items of a candidate are cut.
         workers: how many score side by side; 0 where it is this process.
         searching: a context that lasts from the first ask to the last tell.
+        placed: where the task vectors of a worker lie, as a sentence; empty where this process scores.
     """
 
     problem: Problem
@@ -55,6 +56,7 @@ class Engine:
     blocks: int = 1
     workers: int = 0
     searching: Callable[[], AbstractContextManager[None]] = nullcontext
+    placed: str = ""
 
     @property
     def said(self) -> str:
@@ -177,7 +179,7 @@ def engine_of(
                 yield
             pool.forget()
 
-        yield Engine(problem, pool, plan.blocks, plan.workers, searching)
+        yield Engine(problem, pool, plan.blocks, plan.workers, searching, first.get("placed", ""))
 
 
 def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:

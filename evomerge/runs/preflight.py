@@ -80,7 +80,7 @@ def preflight(
         step = gradients.measure() if gradients else None
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem, engine, ids)
-    rows = _facts(problem, settings, ids)
+    rows = _facts(problem, settings, ids, engine.placed)
     rows += [["workers", text] for text in [engine.said] if text]
     rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
@@ -133,9 +133,12 @@ def failing_on_base(what: str, live: LiveModel) -> Iterator[None]:
         ) from error
 
 
-def _facts(problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Return what is printed of sources, space and memory, as names and texts."""
-    space, chain = problem.space, problem.transforms
+def _facts(
+    problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequence[str]], worker: str
+) -> list[list[str]]:
+    """Return what is printed of sources, space and memory, as names and texts; of a worker, where there are any."""
+    space, chain, placed = problem.space, problem.transforms, problem.merger.placed
+    where = f"; of each worker: {worker}" if worker else f"; {placed.said}" if placed else ""
     model = sum(parameter.numel() * parameter.element_size() for parameter in problem.live.model.parameters())
     return [
         ["base", str(problem.sources.base)],
@@ -155,8 +158,7 @@ def _facts(problem: Problem, settings: Mapping[str, Any], ids: Mapping[str, Sequ
         ],
         [
             "memory",
-            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {problem.rows.nbytes / GIB:.2f} GiB"
-            f"{f'; {placed.said}' if (placed := problem.merger.placed) else ''}",
+            f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {problem.rows.nbytes / GIB:.2f} GiB{where}",
         ],
     ]
 

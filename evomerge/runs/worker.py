@@ -92,7 +92,9 @@ class Worker:
 
     def ready(self) -> Message:
         """Return what a pool must know of this worker."""
-        return {"kind": "ready", "circumstances": self._problem.circumstances, "process": os.getpid()}
+        placed = self._problem.merger.placed
+        known = {"circumstances": self._problem.circumstances, "placed": placed.said if placed else ""}
+        return {"kind": "ready", "process": os.getpid(), **known}
 
     def answer(self, message: Message) -> Message:
         """Score a unit; what goes wrong is part of the answer."""

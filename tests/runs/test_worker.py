@@ -65,6 +65,11 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
+def test_it_says_where_its_task_vectors_lie(worker: Worker, own: Problem) -> None:
+    assert own.merger.placed
+    assert worker.ready()["placed"] == own.merger.placed.said
+
+
 def test_it_scores_what_the_live_model_of_the_search_scores(worker: Worker, own: Problem, scorer: SerialScorer) -> None:
     ids, x = make_subsets(own)[SPLIT](0), np.random.default_rng(0).uniform(0, 1, own.space.dim)
     models: list[Model] = [x, own.space.constant(0.3), "base", "experts", x, "base"]
