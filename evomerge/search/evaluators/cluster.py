@@ -75,7 +75,8 @@ class Actors:
         self._actor = self._ray.remote(Relay).options(
             num_gpus=gpus, num_cpus=threads, max_restarts=0, max_concurrency=4, runtime_env={"env_vars": path}
         )
-        self._given = (path, directory.absolute(), Path.cwd(), module, *pieces(build))
+        own = path if gpus else {**path, "CUDA_VISIBLE_DEVICES": ""}  # Ray hides none from those that asked for none
+        self._given = (own, directory.absolute(), Path.cwd(), module, *pieces(build))
         self._relays: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
         self._waits: dict[Any, int] = {}
