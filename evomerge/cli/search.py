@@ -25,7 +25,8 @@ from evomerge.cli.settings import check_settings, explaining, known_settings, sp
 from evomerge.cli.sweeping.others import check_launcher
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
-from evomerge.runs.config import CONF, SearchConfig, register
+from evomerge.runs.config import CONF, register
+from evomerge.runs.schema import SearchConfig
 from evomerge.search.stopping import Interrupt
 
 OWN_CONFIGURATION = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")

@@ -24,7 +24,8 @@ from evomerge.cli.quoting import as_text, parts_of, quoted, readable
 from evomerge.common.errors import EvomergeError
 from evomerge.common.names import nearest
 from evomerge.common.paths import at_home
-from evomerge.runs.config import CONF, SearchConfig, is_unnamed, register
+from evomerge.runs.config import CONF, is_unnamed, register
+from evomerge.runs.schema import SearchConfig
 from evomerge.runs.transforms import resolved
 
 OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")

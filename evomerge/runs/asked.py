@@ -19,7 +19,8 @@ from evomerge.fitness.items import SPLITS
 from evomerge.fitness.splits import Splits, split_items
 from evomerge.models.checkpoint import MEMORY
 from evomerge.runs.choices import Choice, load_choice, settings_of, without_numpy
-from evomerge.runs.config import SearchConfig, choices_of
+from evomerge.runs.config import choices_of
+from evomerge.runs.schema import SearchConfig
 
 
 def composed(config: Mapping[str, Any]) -> Any:

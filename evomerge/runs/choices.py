@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from evomerge.common.code import target_of
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.runs.config import CONF, SearchConfig, choices_of
+from evomerge.runs.config import CONF, choices_of
+from evomerge.runs.schema import SearchConfig
 
 
 def load_choice(group: str, name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of a search: their schema, and the one place where `_target_` becomes an object.
+"""The settings of a search: what is checked of them, and the one place where `_target_` becomes an object.
 
 In: YAML of conf/ and overrides of the command line, composed by Hydra. Out: a typed `SearchConfig`, and objects by
 `build`. Hydra checks names and types against the schema; what depends on several settings, or on the models, is
@@ -11,13 +11,12 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evomerge.common.arguments import check_arguments, check_kind, is_kind
@@ -32,7 +31,8 @@ from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.evaluator import check_evaluator
 from evomerge.runs.paths import with_paths
-from evomerge.runs.roles import KEEP, check_roles
+from evomerge.runs.roles import check_roles
+from evomerge.runs.schema import SearchConfig
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
 from evomerge.runs.transforms import in_order, make_chain
@@ -63,95 +63,6 @@ UNNAMED = (
     "fitness.directory",
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
-
-
-@dataclass
-class ModelConfig:
-    """The sources: a suite, or a base and its experts."""
-
-    name: str = MISSING
-    suite: str | None = None
-    builder: str | None = None  # a function that builds the suite where it is missing, with its module
-    base: str | None = None  # a directory, or a name on the hub: owner/name, owner/name@revision
-    experts: Any = None  # list of the same, or {name: the same}; with a suite: the names of those to take
-    trajectory: Any = None  # checkpoints of one training run in place of experts: a pattern, or a list in their order
-    vocabulary: str = REFUSE  # experts with another number of tokens: refuse, base, shared or union
-    part: str | None = None  # the module of the base that experts of another architecture are
-    dequantise: bool = False  # take quantised experts as the numbers that transformers makes of them
-    template: str = BASE  # whose chat template, end token and generation config: base, or the name of an expert
-    buffers: str = BASE  # floating buffers of a merge: base, average or recalibrate
-    buffer_items: int = 256  # search items of which recalibrate takes them
-    allow_missing: Any = None  # [name or pattern, ...] of tensors that experts may lack, and that may be left over
-    trained_on: Any = None  # {expert: a .jsonl or .txt with its training texts, or a list of them}
-    auto_class: str = "AutoModel"
-    device: str = "auto"
-    device_map: Any = None  # a model over several devices: auto, or {module: device}
-    compute: str | None = AUTO  # the dtype to compute in; null: the checkpoint's
-    place: str = AUTO  # where task vectors lie: device, host or disk
-    store: str = AUTO  # how task vectors are kept
-    cache: str = ".cache/evomerge"
-
-
-@dataclass
-class SpaceConfig:
-    """Which coefficients exist."""
-
-    granularity: str = MISSING
-    n: int | None = None
-    sharing: str = "separate"
-    bounds: Any = None  # {variable: [low, high]}
-    frozen: Any = None  # {name pattern: value}
-    tied: Any = None  # [name pattern, {name pattern: factor}, ...]
-    only: Any = None  # [name pattern, ...]
-    sum: float | None = None  # of the weights of a group
-    map: str | None = None  # tanh: weights between -1 and 1
-    masks: Any = None  # [row pattern, ...] of the rows whose weights are searched as either on or off, too
-
-
-@dataclass
-class ObjectiveConfig:
-    """How scores of tasks become one number."""
-
-    aggregate: str = "mean"
-    normalised: bool = False
-    weights: Any = None  # {task: weight}
-    forget: Any = None  # [task, ...] whose scores are to be low
-    keep: float = KEEP  # of the base's score on the others, where something is to be forgotten
-
-
-@dataclass
-class EvaluatorConfig:
-    """What scores candidates."""
-
-    kind: str = "serial"  # or processes, ray
-    workers: Any = AUTO  # how many
-    gpus: Any = AUTO  # of each worker
-    threads: Any = AUTO  # of each worker; of this process where it scores by itself
-    blocks: Any = AUTO  # into which the items of a candidate are cut
-    address: str | None = None  # of a cluster of Ray's; null: one that is started here
-
-
-@dataclass
-class SearchConfig:
-    """One search."""
-
-    seed: int = 1
-    budget: int = 200
-    budget_items: int | None = None
-    budget_hours: float | None = None  # of each call
-    time_limit: Any = "auto"  # seconds, or null
-    start: Any = "constants"
-    baselines: Any = None  # [starts, ...] that are judged beside what is found
-    model: ModelConfig = field(default_factory=ModelConfig)
-    method: Any = None
-    transform: Any = None  # none, a name, or a list of names and {name: settings}
-    space: SpaceConfig = field(default_factory=SpaceConfig)
-    searcher: Any = None
-    fitness: Any = None
-    loss: Any = None
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
-    tracker: Any = None  # where a search is shown beside the terminal and the report
 
 
 def register() -> None:

@@ -32,7 +32,7 @@ from evomerge.problem import Goal, Problem
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import Begun, begun, check_kept, kept, said
-from evomerge.runs.config import SearchConfig, check, plain
+from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import check_begun, in_todays_words
 from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
@@ -42,6 +42,7 @@ from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
+from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
 from evomerge.runs.transforms import in_order

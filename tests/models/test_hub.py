@@ -28,8 +28,8 @@ from evomerge.models.live import load_skeleton
 from evomerge.recipes.card import model_card
 from evomerge.recipes.mergekit.write import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.runs.config import ModelConfig
 from evomerge.runs.run import run_search
+from evomerge.runs.schema import ModelConfig
 from evomerge.runs.sources import find_sources
 from evomerge.selection.named import find_model
 from tests.kit.helpers import compose

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError, SuiteError
 from evomerge.fitness.heads import FrozenHead, OwnHead
-from evomerge.runs.config import ModelConfig
+from evomerge.runs.schema import ModelConfig
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.selection.marks import few_items
 
