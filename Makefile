@@ -31,9 +31,10 @@ demo: $(VENV)/.run
 	$(BIN)/python scripts/build_suite.py text --out $(DEMO_DIR) $(DEMO_SUITE)
 	$(BIN)/evomerge search model=text model.suite=$(DEMO_DIR) searcher=cmaes space=layer $(DEMO_SEARCH) hydra.run.dir=$(DEMO_RUN)
 
-# worksteal gives each worker files in a row, so that what a file's tests share is built once.
+# worksteal gives each worker files in a row, so that what a file's tests share is built once. Three workers on two cores:
+# many tests wait for processes that they start.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/scripts
+	$(BIN)/python -m pytest -n 3 --dist worksteal --ignore=tests/scripts
 
 test-scripts: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/scripts

@@ -314,7 +314,7 @@ def test_classes_without_a_number_are_no_right_answers(problem: Problem, tmp_pat
     outcome = Outcome({"a": ["1", "2"]}, {"a": {"accuracy": np.array([1.0, NAN])}})
     impure: Any = replace(problem, fitness=SimpleNamespace(pure=False))
     contender, score = Contender({}, lambda score, ids: outcome), live_fitness(problem, problem.items["select"])
-    monkeypatch.setattr(evaluation, "_contender", lambda *given: contender)
+    monkeypatch.setattr(evaluation, "contender_of", lambda *given: contender)
     monkeypatch.setattr(evaluation, "live_fitness", lambda *given: score)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     result = evaluate(under(impure, given), {"it": Model("base")}, "select", Reporter())
@@ -323,7 +323,7 @@ def test_classes_without_a_number_are_no_right_answers(problem: Problem, tmp_pat
 
 def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(problem: Problem, tmp_path, monkeypatch):
     """The weights of one recipe cancel; the others have their scores."""
-    whole = evaluation._contender
+    whole = evaluation.contender_of
 
     def contender(model: Model, *given: Any) -> Contender:
         def fail(score: Any, ids: Any) -> Outcome:
@@ -331,7 +331,7 @@ def test_a_merge_that_cannot_be_built_is_a_row_without_a_score(problem: Problem,
 
         return Contender({"model": "broken"}, fail) if model.kind == "constant" else whole(model, *given)
 
-    monkeypatch.setattr(evaluation, "_contender", contender)
+    monkeypatch.setattr(evaluation, "contender_of", contender)
     given = plain(compose("model=pico", f"model.cache={tmp_path}"))
     models = {"it": Model("constant", 1.0), "base": Model("base")}
     result = evaluate(under(problem, given), models, "select", Reporter())
