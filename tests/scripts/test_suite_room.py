@@ -12,6 +12,7 @@ from rich.console import Console
 from evomerge.common.errors import SuiteError
 from evomerge.runs.suite import load_suite
 from evomerge.search.evaluators.gradient import GradientEvaluator
+from evomerge.search.evaluators.steps import Steps
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -99,7 +100,7 @@ def test_other_experts_are_measured_anew(suite):
 
 
 def test_steps_that_all_fail_are_an_error(suite, monkeypatch):
-    monkeypatch.setattr(GradientEvaluator, "_walk", lambda *_: 1 / 0)
+    monkeypatch.setattr(Steps, "__call__", lambda *_: 1 / 0)
     with pytest.raises(SuiteError, match=r"cannot be measured: steps of the gradient failed"):
         find(suite)
 
