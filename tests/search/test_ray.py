@@ -156,8 +156,13 @@ def test_a_full_store_and_an_actor_that_leaves_a_stopped_worker(nodes: Nodes, tm
         os.kill(process, signal.SIGSTOP)
         end(parent(process))
 
+    def fill(process: int) -> None:
+        with contextlib.suppress(ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError):
+            for _ in range(12):
+                held.append(ray.put(bytes(2**24)))  # what is too much goes to the disk, unless that is full as well
+
     stopped, held = list[int](), list[Any]()
-    Faulty.faults = {2: lambda process: held.extend(ray.put(bytes(2**24)) for _ in range(12)), 5: stop}
+    Faulty.faults = {2: fill, 5: stop}
     units, told = units_of(4, 3, dim=50_000), list[Event]()
     crew = Faulty({"seconds": 0.02}, 2, 1, 1, tmp_path / "workers", nodes.have(2), PROGRAM)
     with Pool(crew, watch=told.append) as pool:
