@@ -116,7 +116,8 @@ class Rounds:
         return self._scored(BASE, split, self._judge(self.problem), None)
 
     def _judge(self, problem: Problem, one: Contestant | None = None) -> Judge:
-        return Judge(problem, self._scorer(problem, one), self.subsets, self.interrupt, self.engine.blocks)
+        scorer, engine = self._scorer(problem, one), self.engine
+        return Judge(problem, scorer, self.subsets, self.interrupt, engine.blocks, ahead=engine.workers > 0)
 
     def _scorer(self, problem: Problem, one: Contestant | None) -> Scorer:
         """Return what scores merges of a contestant: workers, which are told its settings, or the live model here."""

@@ -174,7 +174,7 @@ def _run(
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks)
+            judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks, ahead=engine.workers > 0)
             if (found := _choose(judge, problem.goal, searcher, log, baselines, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}

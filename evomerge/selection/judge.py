@@ -39,6 +39,7 @@ class Judge:
         subsets: choose the items of a split.
         interrupt: a request to stop, looked at before every model.
         blocks: into how many the items of a candidate are cut; those of a model here in as large ones.
+        ahead: whether the scorer works beside its caller, so that models can be begun before they are asked for.
 
     Attributes:
         ids: the items of each split by task.
@@ -53,7 +54,9 @@ class Judge:
         subsets: Mapping[str, Subset],
         interrupt: Interrupt,
         blocks: int = 1,
+        ahead: bool = False,
     ) -> None:
+        self._ahead = ahead
         self._problem, self._scorer, self._interrupt, self._blocks = problem, scorer, interrupt, blocks
         self.ids = {split: subset(0) for split, subset in subsets.items() if split != "search"}
         self.sizes = {split: subsets[split].size for split in self.ids}
@@ -83,7 +86,7 @@ class Judge:
 
     def begin(self, asked: Iterable[Asked]) -> None:
         """Let the scorer begin with models that are going to be asked for next; what is remembered needs no scoring."""
-        for model, split, part in asked:
+        for model, split, part in asked if self._ahead else ():
             ids = self._chosen(split, part)
             description = self._described(self._named(model), ids)
             key, known = digest(description), self._cache is not None and recalled(self._cache, description)

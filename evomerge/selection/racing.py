@@ -16,6 +16,7 @@ import numpy as np
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
+from evomerge.search.evaluators.blocks import joined
 from evomerge.search.stopping import Stopped
 from evomerge.selection.dropping import Items, Race, cut
 
@@ -73,7 +74,8 @@ def choose(
         begin([(name, part) for name in racing])
         for name in racing:
             try:
-                outcomes[name] = _joined(outcomes.get(name), score(name, part))
+                before = [outcomes[name]] if name in outcomes else []
+                outcomes[name] = joined([*before, score(name, part)], ids)
                 if number == len(parts):
                     outcomes[name] = _ordered(outcomes[name], ids)
                 value = objective(outcomes[name])[0][0]
@@ -101,18 +103,6 @@ def _results(outcome: Outcome, metric: str) -> dict[str, np.ndarray]:
 
 def _size(ids: Items) -> int:
     return sum(map(len, ids.values()))
-
-
-def _joined(first: Outcome | None, second: Outcome) -> Outcome:
-    """Return the outcome on two parts of the items."""
-    if first is None:
-        return second
-    items = {task: [*first.items[task], *ids] for task, ids in second.items.items()}
-    results = {
-        task: {metric: np.concatenate([first.results[task][metric], row]) for metric, row in metrics.items()}
-        for task, metrics in second.results.items()
-    }
-    return Outcome(items, results)
 
 
 def _ordered(outcome: Outcome, ids: Items) -> Outcome:

@@ -48,17 +48,17 @@ def cut_tasks(ids: Items, count: int) -> list[dict[str, list[str]]]:
     return [{str(task): list(ids[str(task)]) for task in part} for part in parts]
 
 
-def joined(outcomes: Sequence[Outcome], ids: Items) -> Outcome:
+def joined(outcomes: Sequence[Outcome], tasks: Iterable[str]) -> Outcome:
     """Return the outcome on all items of those on their blocks, in the order of the blocks.
 
     Args:
         outcomes: one for each block.
-        ids: all items by task; tasks without a result in any block are left out.
+        tasks: in their order; those without a result in any block are left out.
     """
     if len(outcomes) == 1:
         return outcomes[0]
     items, results = dict[str, list[str]](), dict[str, dict[str, np.ndarray]]()
-    for task in ids:
+    for task in tasks:
         parts = [outcome for outcome in outcomes if task in outcome.results]
         if parts:
             items[task] = [item for part in parts for item in part.items[task]]
