@@ -54,7 +54,7 @@ from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
-from evomerge.search.stopping import Budget, Interrupt, Stopped
+from evomerge.search.stopping import Budget, Interrupt, Price, Stopped, fixed
 from evomerge.searchers.base import Incumbent, Part, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
@@ -158,7 +158,7 @@ def _run(
             problem, scorer, subsets["search"], learning, record, plan.blocks
         )
         parts = parts_of(searcher, settings["budget"])
-        budget = make_budget(settings, parts, size, gradients and gradients.size, interrupt, deadline)
+        budget = make_budget(settings, parts, fixed(size, gradients and gradients.size), interrupt, deadline)
         computing = said(problem.live, asked, before)
         preflight(
             problem, searcher, settings, subsets, engine, objective, gradients, limit, deadline, computing, reporter
@@ -236,8 +236,7 @@ def _choose(
 def make_budget(
     settings: Mapping[str, Any],
     parts: Sequence[Part],
-    size: int,
-    step: int | None,
+    price: Price,
     interrupt: Interrupt,
     deadline: Deadline | None = None,
 ) -> Budget:
@@ -246,23 +245,21 @@ def make_budget(
     Args:
         settings: of the search.
         parts: what will be asked for.
-        size: the items of a candidate.
-        step: the inputs of a step of the gradient, if there is one.
+        price: of candidates and of steps of the gradient.
         interrupt: a request to stop.
         deadline: the end of its hours.
 
     Raises:
         ConfigError: it is less than that, or not positive.
     """
-    prices = {part.gradient: step if part.gradient and step else size for part in parts}
-    dearest = max(prices, key=lambda gradient: prices[gradient], default=False)
-    items, price = settings["budget_items"], prices.get(dearest, size)
-    if items is not None and items < price:
+    dearest = max((part.gradient for part in parts), key=lambda gradient: price(0, gradient), default=False)
+    items, least = settings["budget_items"], price(0, dearest)
+    if items is not None and items < least:
         what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
         raise ConfigError(
-            f"budget_items={items} is less than one {what} costs, {price} items: raise it, or lower {setting}."
+            f"budget_items={items} is less than one {what} costs, {least} items: raise it, or lower {setting}."
         )
-    return Budget(settings["budget"], items, size, step, interrupt, deadline or Deadline())
+    return Budget(settings["budget"], items, price, interrupt, deadline or Deadline())
 
 
 def check_splits(

@@ -98,6 +98,11 @@ class TrialLog:
         self._journal.close()
 
     @property
+    def batches(self) -> int:
+        """How many batches the loop is through, once it has told the last one that it came to."""
+        return 0 if self.batch is None else self.batch.index + 1
+
+    @property
     def logged(self) -> list[Trial]:
         """Those trials that stand in the log and that the loop has not come to yet."""
         return [Trial.from_record(line) for line in self._pending if line["kind"] == "trial"]

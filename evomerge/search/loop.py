@@ -58,7 +58,7 @@ def search(searcher: Searcher, evaluate: Evaluator, log: TrialLog, budget: Budge
         for trial in trials:
             log.append(trial)
         if not batch.complete:  # a signal, the budget or its hours have cut it short
-            return budget.cut(log, batch.gradient)
+            return budget.cut(log, batch)
         log.tell(batch)
         searcher.tell(batch)
     return reason

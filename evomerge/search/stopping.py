@@ -23,11 +23,32 @@ HOPELESS = 10
 """After so many candidates of which none could be scored, a search ends with its generation."""
 
 
+Price = Callable[[int, bool], int]
+"""How many item evaluations one point of a batch costs at most: by the number of the batch, and whether it asks for a
+gradient. It must be the same whenever it is asked for.
+"""
+
+
 class Counts(Protocol):
-    """What a budget looks at: the trials and item evaluations that the loop has seen."""
+    """What a budget looks at: the batches that the loop is through, and the trials and items that it has seen."""
 
     trials: int
     items: int
+
+    @property
+    def batches(self) -> int:
+        """How many batches it is through, which is the number of the next one."""
+        ...
+
+
+def fixed(candidate: int = 1, step: int | None = None) -> Price:
+    """Return the price of batches that all cost alike.
+
+    Args:
+        candidate: the items of a candidate.
+        step: the inputs of a gradient, where it is another number.
+    """
+    return lambda index, gradient: (gradient and step) or candidate
 
 
 class Stopped(Exception):
@@ -84,8 +105,8 @@ class Budget:
     Args:
         trials: the number of candidates.
         items: the number of item evaluations (a candidate on 64 items spends 64), or None for no limit.
-        items_per_trial: what one candidate spends; needed with `items`, so that the limit is never passed.
-        items_per_step: what a gradient spends, where it is another number.
+        price: what a candidate spends at most; needed with `items`, so that the limit is never passed. Trials that end
+            cost what they spent, which may be less.
         interrupt: a request to stop that ends the search as well.
         deadline: the end of its hours, which ends it as well.
 
@@ -95,35 +116,39 @@ class Budget:
 
     trials: int
     items: int | None = None
-    items_per_trial: int = 1
-    items_per_step: int | None = None
+    price: Price = field(default_factory=fixed)
     interrupt: Interrupt = field(default_factory=Interrupt)
     deadline: Deadline = field(default_factory=Deadline)
 
     def __post_init__(self) -> None:
-        for name in ("trials", "items", "items_per_trial", "items_per_step"):
+        for name in ("trials", "items"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(
                     f"The budget of {name} is {value}, but it must be at least 1: write for example budget=200."
                 )
 
-    def left(self, counts: Counts, gradient: bool = False, ahead: Sequence[Batch] = ()) -> int:
+    def left(
+        self, counts: Counts, gradient: bool = False, ahead: Sequence[Batch] = (), index: int | None = None
+    ) -> int:
         """Return how many more trials may be scored, or gradients taken, never negative.
 
         Args:
             counts: what the loop has seen.
             gradient: whether gradients are meant.
             ahead: batches that are paid for first, in full.
+            index: the number of their batch; the next one where it is left out.
         """
         left = self.trials - counts.trials - sum(len(batch.points) for batch in ahead)
         if self.items is not None:
-            promised = sum(len(batch.points) * self._price(batch.gradient) for batch in ahead)
-            left = min(left, (self.items - counts.items - promised) // self._price(gradient))
+            promised = sum(len(batch.points) * self.price(batch.index, batch.gradient) for batch in ahead)
+            each = self.price(counts.batches if index is None else index, gradient)
+            left = min(left, (self.items - counts.items - promised) // each)
         return max(left, 0)
 
     def due(self, batch: Batch, counts: Counts, ahead: Sequence[Batch] = ()) -> list[int]:
-        """Return which of the missing points of a batch may be scored, the same ones whenever it is asked for.
+        """Return which of the missing points of a batch may be scored, the same ones whenever it is asked for: those
+        of the batch that the log holds count as what they might have cost.
 
         Args:
             batch: the batch, with the trials that the log holds.
@@ -132,7 +157,7 @@ class Budget:
         """
         missing = batch.missing
         logged = len(batch.points) - len(missing)
-        return missing[: max(self.left(counts, batch.gradient, ahead) - logged, 0)]
+        return missing[: max(self.left(counts, batch.gradient, ahead, batch.index) - logged, 0)]
 
     def stop(self, counts: Counts) -> StopReason | None:
         """Return why the search must end now, or None."""
@@ -140,11 +165,9 @@ class Budget:
             return StopReason.INTERRUPTED
         return None if self.left(counts) or self.left(counts, gradient=True) else StopReason.BUDGET
 
-    def cut(self, counts: Counts, gradient: bool) -> StopReason:
+    def cut(self, counts: Counts, batch: Batch) -> StopReason:
         """Return why a batch was cut short."""
         if self.interrupt.requested:
             return StopReason.INTERRUPTED
-        return StopReason.TIME if self.left(counts, gradient) and self.deadline.over else StopReason.BUDGET
-
-    def _price(self, gradient: bool) -> int:
-        return (gradient and self.items_per_step) or self.items_per_trial
+        more = self.left(counts, batch.gradient, index=batch.index)
+        return StopReason.TIME if more and self.deadline.over else StopReason.BUDGET

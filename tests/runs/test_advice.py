@@ -25,7 +25,7 @@ from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
 from evomerge.runs.run import make_budget, run_search
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
-from evomerge.search.stopping import Interrupt
+from evomerge.search.stopping import Interrupt, fixed
 from evomerge.searchers.base import parts_of
 from tests.kit.helpers import compose
 
@@ -257,7 +257,7 @@ def _refusal(given: tuple[str, ...]) -> str | None:
         subsets = make_subsets(problem)
         if searcher.needs.gradient:
             find_learning(problem, settings, Reporter())
-        make_budget(settings, parts_of(searcher, settings["budget"]), subsets["search"].size, None, Interrupt())
+        make_budget(settings, parts_of(searcher, settings["budget"]), fixed(subsets["search"].size), Interrupt())
     except EvomergeError as error:
         return str(error)
     return None

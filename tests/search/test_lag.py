@@ -17,7 +17,7 @@ from evomerge.search.deadline import Deadline
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import Evaluator, search, watching
-from evomerge.search.stopping import Budget, Interrupt
+from evomerge.search.stopping import Budget, Interrupt, fixed
 from evomerge.searchers.base import Searcher
 from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.gradient import Gradient
@@ -156,11 +156,11 @@ def test_a_searcher_that_cannot_be_asked_ahead_is_not(path: Path) -> None:
 def test_a_budget_of_items_counts_what_is_open(path: Path, lag: int, items: int, trials: int) -> None:
     for _ in range(2):
         pool = Pool()
-        log = run(path, MAKE["random"](lag), pool, 100, items=items, items_per_trial=2)
+        log = run(path, MAKE["random"](lag), pool, 100, items=items, price=fixed(2))
         assert log.count(b'"kind":"trial"') == trials
     assert pool.begun == []
     path.unlink()
-    run(path, MAKE["random"](lag), pool, 100, items=items, items_per_trial=2)
+    run(path, MAKE["random"](lag), pool, 100, items=items, price=fixed(2))
     assert len(pool.begun) == trials
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
 from evomerge.search.deadline import Deadline
-from evomerge.search.stopping import Budget, Interrupt
+from evomerge.search.stopping import Budget, Interrupt, fixed
 from evomerge.trials import Batch, StopReason, Trial
 
 
@@ -23,6 +23,7 @@ from evomerge.trials import Batch, StopReason, Trial
 class Seen:
     trials: int = 0
     items: int = 0
+    batches: int = 0
 
 
 @settings(max_examples=200, deadline=None)
@@ -36,7 +37,7 @@ def test_a_budget_is_spent_to_the_last_trial_and_never_passed(
     trials: int, items: int | None, each: int, batch: int
 ) -> None:
     """Whatever the size of the batches, as the loop spends it."""
-    seen, budget = Seen(), Budget(trials, items, each)
+    seen, budget = Seen(), Budget(trials, items, fixed(each))
     while budget.stop(seen) is None:
         now = min(batch, budget.left(seen))
         assert now > 0
@@ -49,22 +50,45 @@ def test_a_budget_is_spent_to_the_last_trial_and_never_passed(
 
 def test_a_lowered_budget_has_nothing_left() -> None:
     assert Budget(5).left(Seen(trials=8)) == 0
-    assert Budget(5, 10, 2).left(Seen(trials=2, items=16)) == 0
+    assert Budget(5, 10, fixed(2)).left(Seen(trials=2, items=16)) == 0
 
 
 def test_a_gradient_may_cost_another_number_of_items() -> None:
-    budget = Budget(100, items=50, items_per_trial=12, items_per_step=5)
+    budget = Budget(100, items=50, price=fixed(12, 5))
     seen = Seen(trials=3, items=36)
     assert (budget.left(seen), budget.left(seen, gradient=True)) == (1, 2)
     assert budget.stop(Seen(trials=4, items=44)) is None  # enough for a gradient
     assert budget.stop(Seen(trials=4, items=46)) is StopReason.BUDGET
-    assert Budget(9, 50, 12).left(seen, gradient=True) == 1
+    assert Budget(9, 50, fixed(12)).left(seen, gradient=True) == 1
     assert Budget(5).stop(Seen(trials=8)) is StopReason.BUDGET
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name"), [((0,), "trials"), ((-3,), "trials"), ((1, 0), "items"), ((1, 1, 0), "items_per_trial")]
+@settings(max_examples=100, deadline=None)
+@given(
+    prices=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    shares=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    items=st.integers(1, 300),
+    size=st.integers(1, 5),
 )
+def test_prices_may_grow_and_trials_may_cost_less(prices: list[int], shares: list[int], items: int, size: int) -> None:
+    """The limit is never passed, it ends when not even one more can be paid, and a kill changes none of it."""
+    budget, seen = Budget(1000, items, lambda index, gradient: prices[min(index, len(prices) - 1)]), Seen()
+    while budget.stop(seen) is None:
+        batch, each = Batch(seen.batches, [[0.0]] * size), budget.price(seen.batches, False)
+        due = budget.due(batch, seen)
+        costs = [min(shares[(seen.batches + i) % len(shares)], each) for i in due]
+        if due:
+            batch.trials[0] = Trial(batch.index, 0, "ok", (0.0,))  # as the log holds it after a kill
+            assert budget.due(batch, seen) == due[1:]
+        seen.trials, seen.items = seen.trials + len(due), seen.items + sum(costs)
+        assert seen.items <= items
+        if len(due) < size:
+            return
+        seen.batches += 1
+    assert items - seen.items < budget.price(seen.batches, False) or seen.trials >= 1000
+
+
+@pytest.mark.parametrize(("arguments", "name"), [((0,), "trials"), ((-3,), "trials"), ((1, 0), "items")])
 def test_a_budget_that_is_not_positive_is_refused(arguments: tuple[Any, ...], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"budget of {name} is -?\d, but it must be at least 1: write"):
         Budget(*arguments)

@@ -19,7 +19,7 @@ from evomerge.common.errors import LogError, ReplayMismatch
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
-from evomerge.search.stopping import Budget
+from evomerge.search.stopping import Budget, fixed
 from evomerge.searchers.base import Searcher
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import box
@@ -297,7 +297,7 @@ def test_a_budget_of_items_is_exact(path: Path, items: int, scored: int) -> None
     """A candidate of the small search is scored on two items, a failed one too."""
     for _ in range(2):
         with TrialLog(path, IDENTITY, A) as log:
-            budget = Budget(24, items, items_per_trial=2)
+            budget = Budget(24, items, fixed(2))
             search(SEARCHERS["random"](box(4), 3), Evaluator(), log, budget)
             assert log.trials == scored
             assert log.items == 2 * scored <= items
