@@ -1,0 +1,195 @@
+"""What searches that spend less are worth, end to end: `python scripts/compare_spending.py --out DIR --arm … -- …`.
+
+In: settings of a search, and arms, each with settings of its own; the first arm is what the others are held against.
+Each arm is searched with each seed by the command `evomerge search` in `DIR/ARM-sSEED`, so a killed comparison goes on
+where it was. Out: tables of what each arm has spent and what its winners are worth on the report items, which no search
+and no choice has seen.
+
+The difference of two arms is the mean over seeds and items of the difference of their winners of one seed. Its standard
+error is that over items, since more seeds do not make the items more: it says what these seeds are worth on other items
+of these tasks. The spread over seeds stands beside it.
+
+    python scripts/compare_spending.py --out runs/spending --seeds 1 2 3 \\
+        --arm full budget=100 --arm candidates budget=25 --arm items budget=100 fitness.items=25 \\
+        -- model=text model.suite=suites/demo searcher=cmaes space=layer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evomerge import load
+from evomerge.cli.progress import Reporter
+from evomerge.common.files import write_atomically
+from evomerge.fitness.base import Outcome
+from evomerge.runs.directory import read_summary
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.journal import read_log
+from evomerge.selection.evaluation import contender_of, outcome_of
+from evomerge.selection.named import find_model
+from evomerge.selection.statistics import Paired, paired, plus_minus, score_of
+from evomerge.selection.summary import Summary
+from evomerge.trials import finite
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm with one seed.
+
+    Attributes:
+        candidates: that were scored.
+        searched: item evaluations of the search.
+        chosen: those of the choice on the select items, the constants among them.
+        seen: the best score of a candidate on the items that it was searched on, in the metric of the report.
+        select: that of the winner on the select items.
+        report: that of the winner on the report items.
+        gain: winner minus best constant, on the report items.
+    """
+
+    candidates: int
+    searched: int
+    chosen: int
+    seen: float
+    select: float
+    report: float
+    gain: float
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search what was not searched yet, print the tables, and write all of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("settings", nargs="+", metavar="setting=value", help="of all searches: model=text ...")
+    parser.add_argument("--arm", nargs="+", action="append", required=True, metavar="WORD", help="NAME setting=value …")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, required=True, help="a directory for the runs and results.json")
+    options = parser.parse_args(argv)
+    arms = {name: settings for name, *settings in options.arm}
+    if len(arms) < 2 or len(arms) < len(options.arm):
+        parser.error("--arm is needed twice or more, with another name each time")
+    runs = {name: [options.out / f"{name}-s{seed}" for seed in options.seeds] for name in arms}
+    for number, seed in enumerate(options.seeds):
+        for name, settings in arms.items():
+            _search(runs[name][number], [*options.settings, *settings, f"seed={seed}"])
+    lines = {name: [_line(run) for run in paths] for name, paths in runs.items()}
+    differences = _differences(runs)
+    content = {
+        "settings": options.settings,
+        "arms": arms,
+        "seeds": options.seeds,
+        "lines": {name: [asdict(line) for line in each] for name, each in lines.items()},
+        "differences": {name: asdict(difference) for name, difference in differences.items()},
+    }
+    write_atomically(options.out / "results.json", json.dumps(finite(content), indent=1) + "\n")
+    print("\n".join([*_worth(lines, differences), "", *_bias(lines)]))
+
+
+def _search(run: Path, settings: Sequence[str]) -> None:
+    if read_summary(run) is None:
+        command = [sys.executable, "-m", "evomerge", "search", *settings, f"hydra.run.dir={run}"]
+        subprocess.run(command, check=True, stdout=2)  # what a search prints is no table of this one
+
+
+def _summary(run: Path) -> Summary:
+    if (summary := read_summary(run)) is None:
+        raise SystemExit(f"{run} has no summary: its search did not end. Run the same command again.")
+    return summary
+
+
+def _line(run: Path) -> Line:
+    """Return what a run has spent and found."""
+    summary = _summary(run)
+    trials = [line for line in read_log(run / "trials.jsonl") if line["kind"] == "trial"]
+    scores = [
+        score_of(_outcome(line), summary.metric).mean
+        for line in trials
+        if line["status"] == "ok" and summary.metric in next(iter(line["results"].values()))
+    ]
+    found, gain = summary.winner.mean, summary.gain.diff
+    return Line(
+        len(trials),
+        sum(len(ids) for line in trials for ids in line["items"].values()),
+        sum(summary.select.seen.values()),
+        max((score for score in scores if score is not None), default=float("nan")),
+        summary.select.value,
+        float("nan") if found is None else found,
+        float("nan") if gain is None else gain,
+    )
+
+
+def _outcome(line: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Outcome:
+    results = {task: {name: np.array(v) for name, v in each.items()} for task, each in line["results"].items()}
+    return Outcome({task: list(ids) for task, ids in line["items"].items()}, results)
+
+
+def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, Paired]:
+    """Return each arm minus the first on the report items, the outcomes of its seeds averaged item by item."""
+    result = load(next(iter(runs.values()))[0])
+    problem, reporter = result.problem, Reporter()
+    ids, metric = make_subsets(problem)["report"](0), problem.goal.report_metric
+    score = live_fitness(problem, problem.items["report"])
+
+    def outcome(run: Path) -> Outcome:
+        contender = contender_of(find_model(str(run), ()), problem, reporter)
+        found = outcome_of(
+            contender, problem, score, ids, metric, lambda compute: compute()
+        )  # remembered by the search
+        if isinstance(found, str):
+            raise SystemExit(f"the winner of {run} has no score: {found}")
+        return found
+
+    means = {name: _mean([outcome(run) for run in paths], metric) for name, paths in runs.items()}
+    first, *others = means
+    return {name: paired(means[name], means[first], metric, problem.goal.counts(ids)) for name in others}
+
+
+def _mean(outcomes: Sequence[Outcome], metric: str) -> Outcome:
+    results = {
+        task: {metric: np.mean([outcome.results[task][metric] for outcome in outcomes], axis=0)}
+        for task in outcomes[0].results
+    }
+    return Outcome(outcomes[0].items, results)
+
+
+def _worth(lines: Mapping[str, Sequence[Line]], differences: Mapping[str, Paired]) -> list[str]:
+    first = next(iter(lines))
+    heads = ("arm", "candidates", "item evaluations", "choosing", "report", "over the best constant", f"minus {first}")
+    table = [f"| {' | '.join(heads)} | by seed |", f"|{'---|' * 8}"]
+    for name, each in lines.items():
+        gap = [line.report - other.report for line, other in zip(each, lines[first], strict=True)]
+        found = differences.get(name)
+        table.append(
+            f"| {name} | {_mean_of(each, 'candidates'):.0f} | {_mean_of(each, 'searched'):,.0f} "
+            f"| {_mean_of(each, 'chosen'):,.0f} | {_mean_of(each, 'report'):.4f} | {_mean_of(each, 'gain'):+.4f} "
+            f"| {plus_minus(found.diff, found.se, '+') if found else ''} "
+            f"| {', '.join(f'{value:+.4f}' for value in gap) if found else ''} |"
+        )
+    return table
+
+
+def _bias(lines: Mapping[str, Sequence[Line]]) -> list[str]:
+    """Return whether what was chosen by promises too much: over seeds, with the standard error of the mean."""
+    table = ["| arm | best seen - report | select - report |", "|---|---|---|"]
+    for name, each in lines.items():
+        cells = []
+        for what in ("seen", "select"):
+            gap = np.array([getattr(line, what) - line.report for line in each])
+            se = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else float("nan")
+            cells.append(plus_minus(float(gap.mean()), se, "+"))
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return table
+
+
+def _mean_of(lines: Sequence[Line], what: str) -> float:
+    return float(np.mean([getattr(line, what) for line in lines]))
+
+
+if __name__ == "__main__":
+    main()

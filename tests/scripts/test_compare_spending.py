@@ -1,0 +1,45 @@
+"""Searches that spend less beside one that spends all: what is counted, what is compared, and that it goes on."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evomerge.runs.suite import Suite
+from tests.kit.evaluations import sources_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import compare_spending
+
+
+def test_arms_beside_the_first(
+    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [*sources_of(pico_suite, tmp_path / "cache"), "searcher.popsize=4"]
+    arms = ["--arm", "full", "budget=8", "--arm", "few", "budget=8", "fitness.items=6"]
+    command = ["--out", str(tmp_path / "out"), "--seeds", "1", *arms, "--", *sources]
+    compare_spending.main(command)
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a search that has ended was begun again"))
+    compare_spending.main(command)
+    assert capsys.readouterr().out == printed
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    full, few = (found["lines"][name][0] for name in ("full", "few"))
+    assert (full["candidates"], full["searched"], few["searched"]) == (8, 8 * 30, 8 * 6)
+    assert found["differences"]["few"]["diff"] == pytest.approx(few["report"] - full["report"])
+    summary = json.loads((tmp_path / "out" / "full-s1" / "summary.json").read_text())
+    assert full["gain"] == summary["paired"]["winner_vs_best_constant"]["diff"]
+    assert full["chosen"] == sum(summary["select"]["seen"].values())
+
+
+def test_an_arm_needs_another_to_be_held_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare_spending.main(["--out", str(tmp_path), "--arm", "full", "budget=8", "--", "model=pico"])
+    assert "--arm is needed twice" in capsys.readouterr().err
