@@ -25,6 +25,11 @@ DEFAULTS = {
 }
 
 
+def test_the_tests_compose_as_the_command_does() -> None:
+    given = ["experiment=smoke", "method=ties", "method.elect=count", "+fitness.new=3", "budget=7", "~tracker"]
+    assert OmegaConf.to_yaml(compose(*given)) == OmegaConf.to_yaml(compose_settings(given))
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
 def test_every_choice_composes(group: str, choice: str) -> None:
     override = f"+{group}={choice}" if group == "experiment" else f"{group}={choice}"
