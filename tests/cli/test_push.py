@@ -9,7 +9,7 @@ import pytest
 from transformers import BertModel
 
 from evomerge.cli.main import main
-from tests.kit.hub import Receiver, receiving
+from tests.kit.hub import Receiver, point_at, receiving
 from tests.kit.merging import make_recipe, save_family
 from tests.kit.models import BERT, pico
 
@@ -25,13 +25,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "secret")
     with receiving() as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
-        files = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+        point_at(monkeypatch, server.endpoint, tmp_path / "cache")
         yield server
 
 

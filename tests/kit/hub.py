@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -88,7 +90,7 @@ def _etag(file: Path) -> str:
 def serving(name: str, model: Path) -> Iterator[tuple[str, list[str]]]:
     """Serve a model directory under a name on the hub; gives the endpoint, and what has been asked."""
     server = _Server(name, model)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", server.asked
@@ -96,6 +98,16 @@ def serving(name: str, model: Path) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def point_at(patch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
+    """Let huggingface_hub, which read its environment when it was imported, take another hub and another cache."""
+    constants = "huggingface_hub.constants"
+    patch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    patch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
+    patch.setattr(f"{constants}.ENDPOINT", endpoint)
+    files = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    patch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", files)
 
 
 class Receiver(ThreadingHTTPServer):
@@ -183,7 +195,7 @@ class _Receiving(BaseHTTPRequestHandler):
 def receiving() -> Iterator[Receiver]:
     """Serve a hub that takes models."""
     server = Receiver()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from evomerge.runs.schema import ModelConfig
 from evomerge.runs.sources import find_sources
 from evomerge.selection.named import find_model
 from tests.kit.helpers import compose
-from tests.kit.hub import COMMIT, in_cache, serving
+from tests.kit.hub import COMMIT, in_cache, point_at, serving
 from tests.kit.language import documents, save_language_family, write_jsonl
 from tests.kit.merging import CAUSAL, make_recipe, names, write
 from tests.kit.models import LLAMA, pico, to_bin
@@ -230,28 +232,26 @@ def test_sources_in_recipes_cards_and_yaml(family: Path, tmp_path: Path) -> None
 # from a server
 
 
-def python(code: str, tmp_path: Path, endpoint: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, whose hub is the server."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": str(tmp_path / "home")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_ETAG_TIMEOUT": "2", "NO_PROXY": "127.0.0.1", **more}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+@contextmanager
+def hub_of(name: str, model: Path, cache: Path) -> Iterator[list[str]]:
+    """Let a server be the hub, with a model under a name; gives what it has been asked."""
+    with serving(name, model) as (endpoint, asked), pytest.MonkeyPatch.context() as patch:
+        point_at(patch, endpoint, cache)
+        yield asked
 
 
-FIND = """
-from evomerge.common.errors import EvomergeError
-from evomerge.models.hub import find_directory
-for name in {}:
-    try:
-        print(find_directory(name).hub)
-    except EvomergeError as error:
-        print(error)
-"""
+def said_of(*names: str) -> list[str]:
+    """What is found under each name, or why nothing is."""
+    said: list[str] = []
+    for name in names:
+        try:
+            said.append(str(find_directory(name).hub))
+        except CheckpointError as error:
+            said.append(str(error))
+    return said
 
 
-def test_download(family: Path, tmp_path: Path) -> None:
+def test_download(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = shutil.copytree(family / "base", tmp_path / "model")
     (model / "modeling_own.py").write_text("raise SystemExit('code was run')")
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -265,31 +265,31 @@ def test_download(family: Path, tmp_path: Path) -> None:
     beside = ["LICENSE", "source.spm", "vocab[1].bpe", "1_Pooling/config.json", "2_Dense/model.safetensors"]
     for name in beside:
         (model / name).write_text(name)
-    with serving("lab/tiny", model) as (endpoint, asked):
-        code = FIND.format(["lab/tiny", "lab/tiny@main", "lab/tiny@v9", "lab/none"])
-        done = python(code, tmp_path, endpoint)
-        assert done.stdout.splitlines()[:2] == [f"lab/tiny@{COMMIT}"] * 2, done.stderr
-        assert "lab/tiny is there, but has no revision v9" in done.stdout
-        assert "there is no model lab/none, or you may not read it" in done.stdout
+    with hub_of("lab/tiny", model, tmp_path / "hub") as asked:
+        one, two, lacking, nobody = said_of("lab/tiny", "lab/tiny@main", "lab/tiny@v9", "lab/none")
+        assert one == two == f"lab/tiny@{COMMIT}"
+        assert "lab/tiny is there, but has no revision v9" in lacking
+        assert "there is no model lab/none, or you may not read it" in nobody
         lines = [line.partition("/resolve/")[2] for line in asked if line.startswith("GET /lab/tiny/resolve")]
         gotten = {line.partition("/")[2] for line in lines}
         snapshot = tmp_path / "hub" / "models--lab--tiny" / "snapshots" / COMMIT
         assert gotten == names(snapshot)
         assert gotten == names(family / "base") | {"README.md", "modules.json", *beside}
     # the network says nothing
+    monkeypatch.setattr("evomerge.models.hub.QUICK", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         began = time.monotonic()
-        silent = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        done = python(FIND.format([f"lab/tiny@{COMMIT}"]), tmp_path, silent)
-        assert done.stdout == f"lab/tiny@{COMMIT}\n", done.stderr
-        assert time.monotonic() - began < 60  # most of it for the process to start
+        endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        point_at(monkeypatch, endpoint, tmp_path / "hub")
+        assert said_of(f"lab/tiny@{COMMIT}") == [f"lab/tiny@{COMMIT}"]
+        assert time.monotonic() - began < 60
     # the network is gone
-    done = python(FIND.format(["lab/tiny", "lab/none"]), tmp_path, endpoint)
-    assert done.stdout.startswith(f"lab/tiny@{COMMIT}\n"), done.stderr
-    assert "lab/none, and as the name of a model on the hub" in done.stdout
-    assert "the hub gives no answer (ConnectError" in done.stdout
-    done = python(FIND.format(["lab/tiny@main"]), tmp_path, endpoint, HF_HUB_OFFLINE="1")
-    assert done.stdout == f"lab/tiny@{COMMIT}\n", done.stderr
+    held, nobody = said_of("lab/tiny", "lab/none")
+    assert held == f"lab/tiny@{COMMIT}"
+    assert "lab/none, and as the name of a model on the hub" in nobody
+    assert "the hub gives no answer (ConnectError" in nobody
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert said_of("lab/tiny@main") == [f"lab/tiny@{COMMIT}"]
 
 
 def test_download_of_a_model_of_earlier_years(tmp_path: Path) -> None:
@@ -297,34 +297,44 @@ def test_download_of_a_model_of_earlier_years(tmp_path: Path) -> None:
     to_bin(tmp_path / "model")
     (tmp_path / "model" / "training_args.bin").write_bytes(b"never asked for")
     (tmp_path / "model" / "adapter_model.safetensors").write_bytes(b"an adapter beside whole weights")
-    with serving("lab/old", tmp_path / "model") as (endpoint, asked):
-        done = python(FIND.format(["lab/old"]), tmp_path, endpoint)
-        assert done.stdout == f"lab/old@{COMMIT}\n", done.stderr
+    with hub_of("lab/old", tmp_path / "model", tmp_path / "hub") as asked:
+        assert said_of("lab/old") == [f"lab/old@{COMMIT}"]
         assert sum(".bin" in line for line in asked if line.startswith("GET")) >= 3
         assert not any("training_args" in line for line in asked)
 
 
-def test_download_of_an_adapter(tmp_path: Path) -> None:
+def test_download_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings and weights, and the tokenizer beside them; from the cache as well, where the hub is gone."""
     (tmp_path / "adapter").mkdir()
     save_file({"w": torch.zeros(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter" / "training_args.bin").write_bytes(b"never asked for")
-    with serving("lab/lora", tmp_path / "adapter") as (endpoint, asked):
-        done = python(FIND.format(["lab/lora"]), tmp_path, endpoint)
-        assert done.stdout == f"lab/lora@{COMMIT}\n", done.stderr
+    with hub_of("lab/lora", tmp_path / "adapter", tmp_path / "hub") as asked:
+        assert said_of("lab/lora") == [f"lab/lora@{COMMIT}"]
         assert not any("training_args" in line for line in asked)
-    done = python(FIND.format([f"lab/lora@{COMMIT}"]), tmp_path, endpoint, HF_HUB_OFFLINE="1")
-    assert done.stdout == f"lab/lora@{COMMIT}\n", done.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert said_of(f"lab/lora@{COMMIT}") == [f"lab/lora@{COMMIT}"]
 
 
-def test_the_command_downloads(family: Path, tmp_path: Path) -> None:
+def test_the_command_downloads(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(family / "left", tmp_path / "left")
-    code = (
-        f"import sys; sys.argv = ['evomerge', 'inspect', 'lab/tiny', 'left', 'model.auto_class={CAUSAL}', '--json']\n"
-    )
-    code += "from evomerge.cli.main import main; main()"
+    with hub_of("lab/tiny", family / "base", tmp_path / "hub"):
+        main(["inspect", "lab/tiny", "left", f"model.cache={tmp_path}/cache", f"model.auto_class={CAUSAL}", "--json"])
+    assert json.loads(capsys.readouterr().out)["compared"] == ["left"]
+
+
+def test_the_environment_says_where_the_hub_is(family: Path, tmp_path: Path) -> None:
+    """In a process of its own, since huggingface_hub reads it when it is imported; nothing warns."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    code = "from evomerge.models.hub import find_directory; print(find_directory('lab/tiny').hub)"
     with serving("lab/tiny", family / "base") as (endpoint, _):
-        done = python(code, tmp_path, endpoint)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["compared"] == ["left"]
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=tmp_path,
+            env=environment | {"HF_ENDPOINT": endpoint},
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout == f"lab/tiny@{COMMIT}\n", done.stderr
