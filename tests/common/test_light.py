@@ -25,33 +25,31 @@ DATA = (
 )
 """Searchers but for the libraries of two of them, statistics, logs, items, recipes: all that is no model."""
 
-
-def loaded_by(statements: str) -> set[str]:
-    """Return which of the heavy libraries are there after statements in a process of their own."""
-    script = f"{statements}\nimport json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+VERBS = ("inspect", "evaluate", "compare", "merge", "export", "report")
 
 
-def test_searchers_statistics_logs_and_recipes_load_no_torch():
-    assert loaded_by("".join(f"import {module}\n" for module in DATA)) == set()
+def loaded_by(steps: list[str]) -> list[set[str]]:
+    """Return which of the heavy libraries are there after each of some steps, taken in one process of their own."""
+    told = f"import json, sys\nfor step in {steps!r}:\n    exec(step)\n"
+    told += f"    print('\\n' + json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    found = [set(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(found) == len(steps)
+    return found
 
 
-@pytest.mark.parametrize("module", ["evomerge.cli.search", "evomerge.cli.callbacks"])
-def test_the_help_of_search_loads_no_more_than_hydra(module):
-    assert loaded_by(f"import {module}") == {"hydra"}
-
-
-@pytest.mark.parametrize("verb", ["inspect", "evaluate", "compare", "merge", "export", "report"])
-def test_the_help_of_other_verbs_loads_nothing(verb):
-    told = f"with contextlib.suppress(SystemExit): main(['{verb}', '--help'])"
-    assert loaded_by(f"import contextlib\nfrom evomerge.cli.main import main\n{told}") == set()
-
-
-def test_the_report_of_a_finished_run_loads_nothing(tmp_path):
+def test_what_needs_no_torch_loads_none(tmp_path):
+    """The help of verbs, the report of a finished run, and searchers, statistics, logs and recipes load nothing; the
+    help of search, and its callbacks, load no more than Hydra.
+    """
     run = shutil.copytree(Path(__file__).parents[1] / "data" / "run_0_2", tmp_path / "run")
-    assert loaded_by(f"from evomerge.cli.main import main\nmain(['report', {str(run)!r}])") == set()
+    main_of = "import contextlib\nfrom evomerge.cli.main import main\n"
+    steps = [f"{main_of}with contextlib.suppress(SystemExit): main(['{verb}', '--help'])" for verb in VERBS]
+    steps += [f"main(['report', {str(run)!r}])", *(f"import {module}" for module in DATA)]
+    for step, found in zip(steps, loaded_by(steps), strict=True):
+        assert found == set(), step
     assert (run / "report.html").stat().st_size > 10_000
+    assert loaded_by(["import evomerge.cli.search", "import evomerge.cli.callbacks"]) == [{"hydra"}] * 2
 
 
 def test_only_the_command_itself_lets_threads_sleep(monkeypatch):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,6 +28,7 @@ from evomerge.transforms.chain import Step
 from evomerge.transforms.store import transformed
 from evomerge.transforms.ties import TrimElect
 from tests.kit.vectors import vectors_of
+from tests.processes.waiting import exit_code, forked
 
 SPANS = [Span("w", 0, 600), Span("zero", 0, 8), Span("v", 0, 40), Span("w", 600, 1000)]
 
@@ -111,22 +111,19 @@ def test_damaged_files_are_made_again(tmp_path: Path, damage: str, caplog: pytes
     assert not caplog.text
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from evomerge.task_vectors.mapped import mapped
+def killed(directory: Path) -> None:
+    """Be killed when half of an array is written."""
 
-def half(array):
-    array[: len(array) // 2] = 1
-    os.kill(os.getpid(), signal.SIGKILL)
+    def half(array: np.ndarray) -> None:
+        array[: len(array) // 2] = 1
+        os.kill(os.getpid(), signal.SIGKILL)
 
-mapped(["about"], np.uint32, 1 << 21, half, Path(sys.argv[1]))
-"""
+    mapped(["about"], np.uint32, 1 << 21, half, directory)
 
 
 def test_a_killed_process_leaves_no_file_that_counts(tmp_path: Path) -> None:
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    with forked(killed, tmp_path) as process:
+        assert exit_code(process) == -signal.SIGKILL
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name]
     assert not arrays(tmp_path)
     assert set(mapped(["about"], np.uint32, 1 << 21, lambda array: array.fill(7), tmp_path).tolist()) == {7}
