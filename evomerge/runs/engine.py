@@ -29,7 +29,8 @@ from evomerge.runs.worker import build_message
 from evomerge.runs.worker_log import WORKERS, WorkerLog
 from evomerge.search.evaluators.blocks import Items, begin, outcome_or_raise, score_now
 from evomerge.search.evaluators.cluster import Actors, nodes_of
-from evomerge.search.evaluators.pool import Crew, Pool
+from evomerge.search.evaluators.crew import Crew
+from evomerge.search.evaluators.pool import Pool
 from evomerge.search.evaluators.processes import Processes
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer

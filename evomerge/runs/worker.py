@@ -35,8 +35,8 @@ from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
 from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Named, Scored, Unit
-from evomerge.search.evaluators.wire import Message, error_message, error_of, packed, scored_message, unit_of, unpacked
-from evomerge.search.memory import free, lacks_memory
+from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
+from evomerge.search.memory import bare, free, lacks_memory
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.evaluation import contender_of
 from evomerge.selection.named import model_of
@@ -110,7 +110,7 @@ class Worker:
             if isinstance(scored.outcome, Exception):
                 traceback.print_exception(scored.outcome)  # into the file of what this worker prints
                 if lacks_memory(scored.outcome):
-                    scored = Scored(error_of(error_message(scored.outcome)))  # without the tensors of its frames
+                    scored = Scored(bare(scored.outcome))
                     free()
         return {**scored_message(message["number"], scored), "warnings": list(logged.texts())}
 
@@ -168,12 +168,18 @@ def serve(pipe: Connection) -> None:
 
 
 def _listen(pipe: Connection, inbox: queue.SimpleQueue[Message]) -> None:
-    """Put messages into the inbox; end this process once nobody is at the other end, whatever it does then."""
+    """Put messages into the inbox; end this process once nobody is at the other end, whatever it does then.
+
+    It ends as well where a message cannot be taken in, for lack of memory, say: nobody would hear of another one.
+    """
+    status = 1
     try:
         while True:
             inbox.put(unpacked(pipe.recv_bytes()))
     except (EOFError, OSError):
-        os._exit(0)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":

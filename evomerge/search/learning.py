@@ -25,7 +25,7 @@ from evomerge.fitness.capabilities import Differentiable
 from evomerge.fitness.items import Item
 from evomerge.fitness.losses import Loss
 from evomerge.problem import Problem
-from evomerge.search.memory import with_smaller_batches
+from evomerge.search.memory import Halving
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _probabilities(problem: Problem, learning: Learning, task: str, ids: list[st
 
     try:
         with problem.merger.guard:
-            found = contained(lambda: with_smaller_batches(learning.fitness, ask))
+            found = contained(lambda: Halving(learning.fitness)({task: ids}, ask))
     except EvomergeError:
         raise
     except Exception as error:  # whatever a model or a user's fitness may raise

@@ -1,19 +1,21 @@
 """How much memory there is; and where it does not suffice, the batches of a fitness are halved, and the same items are
 scored again.
 
-In: a fitness and something to compute with it. Out: its result, the same as with small batches from the beginning. The
-smaller size stays, so that one candidate pays for it and not each. A fitness without `batch_size` cannot be helped.
+In: a fitness, items, and something to compute with both. Out: its result, the same as with small batches from the
+beginning. How small they are depends on the items alone, not on what was scored before: so a search that is killed and
+goes on, and one on workers, scores them in the same batches. A fitness without `batch_size` cannot be helped.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from evomerge.common.digests import digest
 from evomerge.fitness.capabilities import Batched
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ SIGNS = (
     "MPS backend out of memory",
 )
 """What a RuntimeError says where torch has no class of its own for a lack of memory."""
+LACK = "OutOfMemoryError"
+"""What a log says of one: which allocation failed, and how much was free, is another text every time."""
 
 
 T = TypeVar("T")
@@ -39,34 +43,72 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
-def with_smaller_batches(fitness: Any, compute: Callable[[], T], whole: str | None = None) -> T:
-    """Return what `compute` returns; where memory does not suffice, halve the fitness's batches and compute again.
+def bare(error: Exception) -> Exception:
+    """Return a lack of memory as an error without frames, and so without the tensors of these; it is of torch's class,
+    unless somebody has written what lacks memory, and why.
+    """
+    written = type(error) is MemoryError and str(error)
+    return MemoryError(written) if written else torch.OutOfMemoryError(str(error))
+
+
+class Halving:
+    """Computes in batches for which memory suffices.
 
     Args:
-        fitness: whose `batch_size` is halved, down to 1.
-        compute: makes everything anew whenever it is called.
-        whole: why its batches must not be halved, and what to do instead; None where they may.
-
-    Raises:
-        MemoryError: there is not enough memory, and batches must not be halved.
+        fitness: whose `batch_size` is halved meanwhile, down to 1.
     """
-    while True:
+
+    def __init__(self, fitness: Any) -> None:
+        self._fitness = fitness
+        self._found: dict[str, int] = {}  # by the items, where batches were halved
+        self._told: set[int] = set()
+
+    def __call__(self, ids: Mapping[str, Sequence[str]], compute: Callable[[], T], whole: str | None = None) -> T:
+        """Return what `compute` returns; where memory does not suffice, halve the batches and compute again.
+
+        Args:
+            ids: of the items; where they needed small batches before, they get them at once.
+            compute: makes everything anew whenever it is called.
+            whole: why batches must not be halved, and what to do instead; None where they may.
+
+        Raises:
+            MemoryError: there is not enough memory, and batches must not be halved.
+        """
+        fitness = self._fitness
+        if whole is not None or not isinstance(fitness, Batched):
+            return _or_say(whole, compute)
+        given, key = fitness.batch_size, digest([[task, *chosen] for task, chosen in ids.items()])
+        fitness.batch_size = size = self._found.get(key, given)
         try:
-            return compute()
-        except Exception as error:
-            if not lacks_memory(error):
-                raise
-            if whole is not None:
-                raise MemoryError(whole) from None
-            if not isinstance(fitness, Batched) or (size := fitness.batch_size) <= 1:
-                raise
-        free()  # out here: the error is gone, and with it the frames that held tensors
-        fitness.batch_size = size // 2
-        logger.warning(
-            "There is not enough memory for batches of %d: from now on they are of %d, and the same items are scored "
-            "again; results are the same. In another search, fitness.batch_size=%d saves the attempt.",
-            *(size, size // 2, size // 2),
-        )
+            while True:
+                try:
+                    return compute()
+                except Exception as error:
+                    if size <= 1 or not lacks_memory(error):
+                        raise
+                free()  # out here: the error is gone, and with it the frames that held tensors
+                fitness.batch_size = self._found[key] = size = size // 2
+                self._tell(size)
+        finally:
+            fitness.batch_size = given
+
+    def _tell(self, size: int) -> None:
+        if size not in self._told:
+            self._told.add(size)
+            logger.warning(
+                "There is not enough memory for batches of %d: the same items are scored again in batches of %d, and "
+                "results are the same. In another search, fitness.batch_size=%d saves the attempts.",
+                *(2 * size, size, size),
+            )
+
+
+def _or_say(whole: str | None, compute: Callable[[], T]) -> T:
+    try:
+        return compute()
+    except Exception as error:
+        if whole is None or not lacks_memory(error):
+            raise
+    raise MemoryError(whole)  # out here: the error is gone, and with it the frames that held tensors
 
 
 def free() -> None:

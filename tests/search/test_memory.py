@@ -28,7 +28,7 @@ from evomerge.runs.learning import find_learning
 from evomerge.runs.sources import make_heads
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.scoring import LiveFitness
-from evomerge.search.memory import lacks_memory, with_smaller_batches
+from evomerge.search.memory import Halving, bare, lacks_memory
 from evomerge.trials import Batch
 from tests.kit.evaluations import under
 from tests.kit.helpers import compose
@@ -64,6 +64,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("error", LACKS)
 def test_errors_that_say_so(error: Exception) -> None:
     assert lacks_memory(error)
+    assert lacks_memory(bare(error))
 
 
 def test_other_errors_pass_at_once() -> None:
@@ -78,7 +79,7 @@ def test_other_errors_pass_at_once() -> None:
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        with_smaller_batches(Fitness, broken)
+        Halving(Fitness)({}, broken)
     assert (len(calls), Fitness.batch_size) == (1, 8)
 
 
@@ -99,9 +100,30 @@ def test_what_the_failed_attempt_held_is_gone_before_the_next(caplog: pytest.Log
         return 7
 
     with caplog.at_level(logging.WARNING):
-        assert with_smaller_batches(Fitness, compute) == 7
+        assert Halving(Fitness)({}, compute) == 7
     assert len(held) == 4
-    assert [text.split("from now on they are of ")[1].split(",")[0] for text in warned(caplog)] == ["4", "2", "1"]
+    assert [text.split("in batches of ")[1].split(",")[0] for text in warned(caplog)] == ["4", "2", "1"]
+
+
+def test_batches_depend_on_the_items_alone() -> None:
+    """Whoever scored what before, a kill or another worker: the same items are in the same batches."""
+
+    class Fitness:
+        batch_size = 8
+
+    fitness, tried = Fitness(), list[int]()
+
+    def score(ids: dict[str, list[str]]) -> int:
+        tried.append(fitness.batch_size)
+        if fitness.batch_size * len(ids["a"][0]) > 8:  # long items
+            raise MemoryError
+        return fitness.batch_size
+
+    short, long = {"a": ["1"]}, {"a": ["222"]}
+    halving = Halving(fitness)
+    assert [halving(ids, lambda ids=ids: score(ids)) for ids in (short, long, short, long)] == [8, 2, 8, 2]
+    assert tried == [8, 8, 4, 2, 8, 2]  # and what is known is not tried again
+    assert fitness.batch_size == 8
 
 
 @pytest.mark.parametrize("error", LACKS[:3], ids=lambda error: type(error).__name__)
@@ -120,9 +142,8 @@ def test_classification_in_smaller_batches(problem: Problem, caplog: pytest.LogC
     with room_for(3, model, error) as tried:
         outcome = score(ids)
         assert tried == [13, 6, *[3] * 8]
-        assert score.fitness.batch_size == 3  # pyright: ignore[reportAttributeAccessIssue]
         assert len(warned(caplog)) == 2
-        assert "In another search, fitness.batch_size=3 saves the attempt" in warned(caplog)[1]
+        assert "In another search, fitness.batch_size=3 saves the attempts" in warned(caplog)[1]
         score(ids)
         assert tried[10:] == [3] * 8  # it stays
     for task, metrics in outcome.results.items():
@@ -158,7 +179,6 @@ def test_language_models_in_smaller_batches(language_family: Path, tmp_path: Pat
         outcome = score(ids)
     assert max(tried) > 2
     assert set(tried[-4:]) <= {1, 2}
-    assert score.fitness.batch_size == 2  # pyright: ignore[reportAttributeAccessIssue]
     for task, metrics in outcome.results.items():
         for metric, values in metrics.items():
             np.testing.assert_array_equal(values, expected.results[task][metric])
@@ -235,7 +255,7 @@ def test_what_the_experts_say_in_smaller_batches(problem: Problem, tmp_path: Pat
 SMALL = """
 import resource, sys
 import torch
-from evomerge.search.memory import with_smaller_batches
+from evomerge.search.memory import Halving
 
 class Fitness:
     batch_size = 16
@@ -247,7 +267,7 @@ torch.ones(1, 2**24)
 pages = int(open("/proc/self/statm").read().split()[0])
 room = pages * resource.getpagesize() + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
-print(with_smaller_batches(Fitness, compute))
+print(Halving(Fitness)({}, compute))
 """
 
 

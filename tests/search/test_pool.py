@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ class Crew:
     Attributes:
         size: how many.
         faults: for each message in turn, what happens: nothing, `dies` with it, `dies after` the answer is on its way,
-            `twice`, `late` (the answer comes once the worker was started anew), `hangs`.
+            `twice`, `late` (the answer comes once the worker was started anew), `hangs`,
+            `starves` (it has not enough memory).
         order: which of the messages that are due comes next, by numbers that are taken in turn.
         fatal: an item with which every worker dies.
         ready: how often a worker says that it is ready.
@@ -95,6 +97,8 @@ class Crew:
         self.sent.append((worker, unit))
         items = {item for ids in unit.ids.values() for item in ids}
         error = next((self.raises[item] for item in self.raises if item in items), None)
+        if fault == "starves":
+            error = MemoryError()
         scored = Scored(error or outcome_of(unit), 0.1, 0.2, 0.3)
         answer = unpacked(packed(scored_message(message["number"], scored)))
         if self.fatal in items or fault == "dies":
@@ -145,7 +149,7 @@ def plain(scored: Scored) -> Any:
     return scored.outcome.items, {t: {m: v.tolist() for m, v in r.items()} for t, r in scored.outcome.results.items()}
 
 
-FAULTS = st.sampled_from(["", "", "", "dies", "dies after", "twice", "late"])
+FAULTS = st.sampled_from(["", "", "", "dies", "dies after", "twice", "late", "starves"])
 
 
 @given(
@@ -157,7 +161,7 @@ FAULTS = st.sampled_from(["", "", "", "dies", "dies after", "twice", "late"])
 )
 def test_each_unit_is_answered_once_whatever_happens_to_workers(workers, candidates, blocks, faults, order):
     """Workers die twice at most here, so none is retired and no unit is given up."""
-    deadly = [i for i, fault in enumerate(faults) if fault in ("dies", "dies after", "late")]
+    deadly = [i for i, fault in enumerate(faults) if fault in ("dies", "dies after", "late", "starves")]
     faults = ["" if i in deadly[ATTEMPTS - 1 :] else fault for i, fault in enumerate(faults)]
     units = units_of(candidates, blocks)
     with Pool(Crew(workers, list(faults), list(order))) as pool:
@@ -182,6 +186,19 @@ def test_a_candidate_that_ends_every_worker_fails_and_the_others_do_not():
     assert plain(answers[2]) == ("WorkersLost", f"{ATTEMPTS} workers died while they scored it")
     assert [plain(answers[i]) for i in (0, 1, 4, 5)] == [plain(Scored(outcome_of(units[i]))) for i in (0, 1, 4, 5)]
     assert len([unit for _, unit in crew.sent if "666" in unit.ids["a"]]) == ATTEMPTS
+
+
+def test_a_candidate_for_which_no_worker_has_enough_memory_fails_with_the_error_of_a_serial_scorer(caplog):
+    """Each that lacked it was started anew, and nobody is retired for it; what is lacked once costs nothing."""
+    units, crew = units_of(3, 2), Crew(1, raises={"666": MemoryError("one item is too much")})
+    units[2] = Unit(units[2].model, {"a": ["666"]})
+    with Pool(crew) as pool:
+        answers = dict(pool(units))
+    assert {plain(answers[i]) for i in (2, 3)} == {("MemoryError", "one item is too much")}
+    assert [plain(answers[i]) for i in (0, 1, 4, 5)] == [plain(Scored(outcome_of(units[i]))) for i in (0, 1, 4, 5)]
+    assert len([unit for _, unit in crew.sent if "666" in unit.ids["a"]]) == ATTEMPTS
+    assert (crew.killed, crew.started) == ([0] * (ATTEMPTS - 1), [0] * ATTEMPTS)
+    assert "Worker 0 is lost (it has not enough memory) and started again; its unit is done again" in caplog.text
 
 
 def test_a_worker_that_keeps_dying_is_retired_and_the_others_go_on(caplog):
@@ -393,6 +410,39 @@ def test_what_has_ended_ahead_of_what_is_taken_is_kept_too(tmp_path):
         for answers in [kept(units) for units in asked]:
             list(answers)
     assert len(crew.sent) == 6 - ended
+
+
+def test_what_is_taken_leaves_the_file_while_more_is_open(tmp_path):
+    """With `searcher.lag` some call is open until the end; a kill at any moment costs nothing that is open."""
+    path, units = tmp_path / "units.jsonl", units_of(40, 2)
+    with Pool(Crew(3)) as pool:
+        kept = Kept(pool, path, "s")
+        ahead = deque([kept(units[2 * i : 2 * i + 2]) for i in range(4)])
+        for i in range(4, 40):
+            assert len(dict(ahead.popleft())) == 2
+            ahead.append(kept(units[2 * i : 2 * i + 2]))
+            lines = path.read_text().splitlines() if path.exists() else []
+            assert len(lines) <= 2 * 8 + 2  # of open calls at most, twice, and what ends meanwhile
+    assert not list(tmp_path.glob(".partial*"))
+    ended = sum(json.loads(line)["key"] in kept._lines for line in lines)
+    with Pool(crew := Crew(3)) as pool:
+        again = Kept(pool, path, "s")
+        for answers in [again(units[i : i + 2]) for i in range(72, 80, 2)]:
+            list(answers)
+    assert len(crew.sent) == 8 - ended
+    assert not path.exists()
+
+
+def test_what_is_measured_before_a_search_goes_on_leaves_what_was_finished(tmp_path):
+    path, units = tmp_path / "units.jsonl", units_of(2, 2)
+    with Pool(Crew(1)) as pool:
+        next(Kept(pool, path, "s")(units))
+    base = [Unit(np.zeros(2), {"a": ["7"]}, first=True)]
+    with Pool(crew := Crew(1)) as pool:
+        kept = Kept(pool, path, "s")
+        assert len(dict(kept(base))) == 1
+        assert len(dict(kept(units))) == 4
+    assert len(crew.sent) == 1 + 3
 
 
 def test_one_that_is_left_early_does_not_keep_the_file_for_ever(tmp_path):

@@ -1,9 +1,9 @@
 """A pool: units are scored by workers side by side, and nothing is lost, counted twice or changed by who did what.
 
 In: units, and a crew of workers that take and answer messages (`processes.py`, `cluster.py`). Out: what came of each
-unit, as it ends; `waiting.py` says who does what next. A unit whose worker died is done again; after `ATTEMPTS` deaths
-it has failed. One that takes too long ends with its worker, which is killed and started anew. A worker that keeps dying
-is retired, and the others go on.
+unit, as it ends; `waiting.py` says who does what next. A unit whose worker died, or had not enough memory for it and is
+started anew, is done again; after `ATTEMPTS` times it has failed. One that takes too long ends with its worker, which
+is killed and started anew. A worker that keeps dying is retired, and the others go on.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.common.events import Event, Watch
 from evomerge.common.limits import TimeLimit
+from evomerge.search.evaluators.crew import Crew
 from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.evaluators.waiting import Call, Ticket, Waiting
 from evomerge.search.evaluators.wire import Message, error_of, scored_of, unit_message
+from evomerge.search.memory import lacks_memory
 from evomerge.search.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -36,40 +38,6 @@ DEATHS = 4
 
 class WorkersLost(RuntimeError):
     """Workers died while they scored a candidate, one after the other."""
-
-
-class Crew(Protocol):
-    """Workers by number, from 0: they are started, are sent messages, and answer.
-
-    Attributes:
-        size: how many there are.
-    """
-
-    size: int
-
-    def start(self, worker: int) -> None:
-        """Start a worker, or start it anew; it answers with a message `ready` or `refused`."""
-        ...
-
-    def send(self, worker: int, message: Message) -> None:
-        """Send a message; one to a worker that is gone is lost without a word."""
-        ...
-
-    def receive(self, seconds: float | None) -> list[tuple[int, Message | None]]:
-        """Return what has come from workers, None from one that is gone; wait so long for the first of it."""
-        ...
-
-    def kill(self, worker: int) -> None:
-        """End a worker at once; `receive` then says that it is gone."""
-        ...
-
-    def last_words(self, worker: int) -> str:
-        """Return how a worker that is gone has ended, in a few words."""
-        ...
-
-    def close(self) -> None:
-        """End all workers."""
-        ...
 
 
 @dataclass(eq=False)
@@ -226,6 +194,11 @@ class Pool:
                 )
 
     def _ended(self, worker: _Worker, ticket: Ticket, scored: Scored) -> None:
+        short = isinstance(scored.outcome, Exception) and lacks_memory(scored.outcome)
+        if short and ticket.attempts + 1 < ATTEMPTS:  # another one may have more, and a new one holds less
+            worker.refused, worker.until = "it has not enough memory", None
+            self._crew.kill(worker.number)
+            return
         self._tell("ended", worker, merge=scored.merge, forward=scored.forward, items=ticket.unit.size)
         worker.state, worker.ticket, worker.until, worker.late = "idle", None, None, False
         worker.deaths, worker.fresh = 0, False
@@ -234,6 +207,8 @@ class Pool:
         if isinstance(scored.outcome, Exception):
             worker.model = None
         self._done(ticket, scored)
+        if short:
+            self._absolve()
 
     def _done(self, ticket: Ticket, scored: Scored) -> None:
         """Answer a unit; where it has failed, later ones of its candidate need not be scored."""
@@ -264,8 +239,7 @@ class Pool:
                     self._waiting.put_back(ticket)
                 else:
                     self._done(ticket, Scored(WorkersLost(f"{ATTEMPTS} workers died while they scored it")))
-                    for other in self._workers:  # it was the unit's fault
-                        other.deaths = 0
+                    self._absolve()
         self._tell("lost", worker, why=why)
         if worker.deaths < DEATHS:
             logger.warning("Worker %d is lost (%s) and started again; its unit is done again.", worker.number, why)
@@ -277,6 +251,11 @@ class Pool:
             "Worker %d died %d times in a row (%s) and is not started again; the others go on.",
             *(worker.number, DEATHS, why),
         )
+
+    def _absolve(self) -> None:
+        """Forget how often workers died: it was the fault of a unit."""
+        for worker in self._workers:
+            worker.deaths = 0
 
     def _dispatch(self) -> None:
         """Give a unit to each worker that has none."""

@@ -21,7 +21,7 @@ from evomerge.fitness.capabilities import Probable
 from evomerge.fitness.finite import watched
 from evomerge.fitness.items import Item
 from evomerge.models.guard import Guard
-from evomerge.search.memory import with_smaller_batches
+from evomerge.search.memory import Halving
 
 T = TypeVar("T")
 
@@ -39,6 +39,7 @@ class LiveFitness:
     def __init__(self, model: Any, fitness: Fitness, prepared: Any, guard: Guard | None = None) -> None:
         self.model, self.fitness, self.prepared = model, fitness, prepared
         self._guard = guard or Guard(model)
+        self._halving = Halving(fitness)
 
     def __call__(self, ids: Mapping[str, Sequence[str]]) -> Outcome:
         """Score the model as it is now, in smaller batches where memory does not suffice.
@@ -52,7 +53,7 @@ class LiveFitness:
             ValueError: it has scored other items, or returned another number of results.
         """
 
-        return _own(self._guarded(lambda: self.fitness(self.model, self.prepared, ids)), ids)
+        return _own(self._guarded(ids, lambda: self.fitness(self.model, self.prepared, ids)), ids)
 
     def probabilities(self, fitness: Probable, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Return what the model as it is now says of items; see `Probable`, which the fitness is.
@@ -60,11 +61,11 @@ class LiveFitness:
         Raises:
             EvomergeError: as in a call.
         """
-        return self._guarded(lambda: fitness.probabilities(self.model, self.prepared, ids))
+        return self._guarded(ids, lambda: fitness.probabilities(self.model, self.prepared, ids))
 
-    def _guarded(self, ask: Callable[[], T]) -> T:
+    def _guarded(self, ids: Mapping[str, Sequence[str]], ask: Callable[[], T]) -> T:
         with watched(self.model), self._guard:
-            return contained(lambda: with_smaller_batches(self.fitness, ask))
+            return contained(lambda: self._halving(ids, ask))
 
 
 def _own(outcome: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:

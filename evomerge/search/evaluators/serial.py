@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from evomerge.common.errors import LiveModelError
 from evomerge.common.limits import TimeLimit
@@ -25,7 +24,7 @@ from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import in_checkpoints_dtype, score_experts
 from evomerge.search.evaluators.steps import Gradients, Steps
 from evomerge.search.evaluators.units import Scored, Unit
-from evomerge.search.memory import free, lacks_memory
+from evomerge.search.memory import LACK, bare, free, lacks_memory
 from evomerge.trials import Trial
 
 failures = logging.getLogger(f"{__name__}.failures")
@@ -133,8 +132,7 @@ def failed(batch: int, index: int, ids: dict[str, list[str]], error: Exception) 
     failures.warning("Candidate %d of generation %d failed and is ranked last: %s", index, batch, text)
     if lacks_memory(error):
         free()
-    if isinstance(error, torch.OutOfMemoryError):
-        text = "OutOfMemoryError"  # how much memory was free, and who held the rest, is another number every time
+        text = text if isinstance(bare(error), MemoryError) else LACK
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)  # no addresses in the log,
     text = re.sub(r"/(?:[^\s/'\"]+/)+", "…/", text)  # and no paths of this machine
     return Trial(batch, index, "failed", None, items=ids, error=text)

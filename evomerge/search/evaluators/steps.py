@@ -15,10 +15,9 @@ from torch import Tensor
 
 from evomerge.common.exits import contained
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.capabilities import Batched
 from evomerge.problem import Problem
 from evomerge.search.learning import Learning
-from evomerge.search.memory import with_smaller_batches
+from evomerge.search.memory import Halving
 
 Gradients = dict[str, np.ndarray]
 """Gradients (G, K) by variable."""
@@ -37,6 +36,7 @@ class Steps:
     def __init__(self, problem: Problem, learning: Learning) -> None:
         self._problem, self._learning = problem, learning
         self._guard = problem.merger.guard
+        self._halving = Halving(learning.fitness)
         self._wanted = problem.space.moves("weight")
 
     def __call__(self, ids: Mapping[str, list[str]], scale: Mapping[str, float]) -> tuple[Outcome, Gradients]:
@@ -59,9 +59,6 @@ class Steps:
                 f"loss.marginal compares the inputs of a step with each other, so loss.inputs={learning.inputs} must "
                 f"be in one batch, and there is not enough memory for that: lower it, or take another loss"
             )
-            fitness = learning.fitness
-            if isinstance(fitness, Batched) and fitness.batch_size < learning.inputs:  # halved by what was scored
-                raise MemoryError(whole)
 
         def walk() -> tuple[_Results, Gradients]:
             results = {
@@ -71,7 +68,7 @@ class Steps:
             return results, self._problem.merger.gradient(self._losses(ids, scale, results), self._wanted)
 
         with self._guard:
-            results, gradients = contained(lambda: with_smaller_batches(learning.fitness, walk, whole))
+            results, gradients = contained(lambda: self._halving(ids, walk, whole))
         return Outcome(ids, results), gradients
 
     def _losses(
