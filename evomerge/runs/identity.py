@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.common.code import code_of
+from evomerge.common.code import code_of, is_ours
 from evomerge.common.digests import digest
 from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
@@ -75,11 +75,15 @@ def _with_code(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def _lagged(searcher: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a searcher, and of those it is made of, without a lag of 0: earlier versions had none."""
+    """Return the settings of a searcher, and of those it is made of, without a lag of 0 where the class is ours:
+    earlier versions had none. Of somebody else's class, 0 may be another search than what it does without.
+    """
+    target = searcher.get("_target_")
+    ours = target is not None and is_ours(find_class(target, "searcher"))
     return {
         name: _lagged(value) if isinstance(value, Mapping) else value
         for name, value in searcher.items()
-        if name != "lag" or value
+        if not (ours and name == "lag" and value == 0)
     }
 
 

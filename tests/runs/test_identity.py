@@ -129,3 +129,17 @@ def test_an_identity_is_written_as_ever(problem: Problem, pico_suite: Suite, tmp
             "seed": 1,
         }
     )
+
+
+def test_a_lag_of_0_counts_where_the_searcher_is_somebody_elses(problem: Problem, pico_suite: Suite) -> None:
+    """Ours were without before there was one; with another's class, none may be 3."""
+    settings = settings_of(*sources_of(pico_suite, Path("cache")))
+
+    def said(**searcher: Any) -> Any:
+        return search_identity(under(problem, settings), {**settings, "searcher": searcher})["searcher"]
+
+    ours = {"_target_": "evomerge.searchers.tpe.Tpe", "_partial_": True, "lag": 0}
+    theirs = said(_target_="tests.kit.outside.searcher.Closer", lag=0, inner=ours, options={"lag": 0})
+    assert (theirs["lag"], theirs["options"]) == (0, {"lag": 0})
+    assert "lag" not in theirs["inner"]
+    assert said(**ours).keys() == ours.keys() - {"lag"}
