@@ -125,6 +125,8 @@ def _curves(options: argparse.Namespace, settings: dict[str, Any], reporter: Rep
         settings["model"] |= {"base": base, "experts": name_directories(experts)}
     with reporter.bars():
         problem = build_problem(settings, reporter)
+    if (kind := settings["evaluator"]["kind"]) != "serial":
+        reporter.say(f"note: this process scores curves, one point after the other, whatever evaluator={kind} says")
     pairs = [(one, other) for one, _, other in (text.partition(":") for text in options.curve)]
     return curves(problem, pairs or combinations(problem.vectors.rows, 2), reporter, TimeLimit(settings["time_limit"]))
 

@@ -40,6 +40,7 @@ from evomerge.runs.transforms import described
 from evomerge.search.evaluators.scoring import prepare
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
+from evomerge.selection.evaluation import Workers
 from evomerge.selection.marks import task_notes
 from evomerge.selection.summary import START
 from evomerge.space.coefficients import CoefficientSpace
@@ -194,7 +195,9 @@ def read_splits(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[
     return {split: read_split(sources.tasks, split, isinstance(fitness, Headed)) for split in SPLITS}
 
 
-def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> Arrays | None:
+def find_start(
+    settings: Mapping[str, Any], problem: Problem, reporter: Progress, workers: Workers | None = None
+) -> Arrays | None:
     """Return the coefficients that a search begins with; None for the best of a few constants.
 
     Args:
@@ -202,6 +205,7 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
             (`closed_forms.py`), or the path of a recipe or of a merge YAML of mergekit's.
         problem: what is searched.
         reporter: is told what takes long.
+        workers: score what must be scored for it; None where this process does.
 
     Raises:
         ConfigError: `start` is none of these.
@@ -213,7 +217,7 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
         return {"weight": 1 / len(space.rows)}
     if isinstance(start, int | float) and not isinstance(start, bool):
         return {"weight": float(start)}
-    if (weights := closed_form(start, settings, problem, reporter)) is not None:
+    if (weights := closed_form(start, settings, problem, reporter, workers)) is not None:
         if _otherwise({"weight": weights}, space.start({"weight": weights}), space):
             reporter.say(f"note: the space cannot express {START}{said(start)}: its nearest point stands in its place")
         return {"weight": weights}
@@ -225,13 +229,16 @@ def find_start(settings: Mapping[str, Any], problem: Problem, reporter: Progress
     return read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources)
 
 
-def find_baselines(settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> dict[str, np.ndarray]:
+def find_baselines(
+    settings: Mapping[str, Any], problem: Problem, reporter: Progress, workers: Workers | None = None
+) -> dict[str, np.ndarray]:
     """Return starts that are judged beside what the search finds, as points (dim,), by their names among finalists.
 
     Args:
         settings: of the search; `baselines` is a list of starts: numbers, `1/K` and closed forms.
         problem: what is searched.
         reporter: is told what takes long.
+        workers: score what must be scored for it; None where this process does.
 
     Raises:
         ConfigError: one is no such start, or lies outside of the space.
@@ -243,7 +250,7 @@ def find_baselines(settings: Mapping[str, Any], problem: Problem, reporter: Prog
                 f"baselines: {start} is no list of starts that need neither a search nor a file: write numbers, 1/K, "
                 f"{', '.join(CLOSED)}, such as 'baselines=[1/K,metagpt]'."
             )
-        found = find_start({**settings, "start": start}, problem, reporter)
+        found = find_start({**settings, "start": start}, problem, reporter, workers)
         points[f"{START}{said(start)}"] = problem.space.start(found or {})
     return points
 

@@ -8,7 +8,6 @@ scores every expert on the search items, as LM-Cocktail does (Xiao et al. 2023, 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from evomerge.merging.starts import STARTS, Cocktail
 from evomerge.merging.trajectories import SCHEDULES, Schedule
 from evomerge.problem import Problem
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
-from evomerge.selection.contenders import in_place
-from evomerge.selection.evaluation import outcome_of
+from evomerge.selection.evaluation import Workers, at_once, by_workers, contender_of, outcome_of
+from evomerge.selection.named import Model
 from evomerge.selection.statistics import score_of
 
 SCORED: dict[str, type[Cocktail]] = {"cocktail": Cocktail}
@@ -32,7 +31,9 @@ CLOSED = (*STARTS, *SCHEDULES, *SCORED)
 """All of them, by the names that `start` gives them."""
 
 
-def closed_form(start: Any, settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> np.ndarray | None:
+def closed_form(
+    start: Any, settings: Mapping[str, Any], problem: Problem, reporter: Progress, workers: Workers | None = None
+) -> np.ndarray | None:
     """Return the weights of a closed form, float64 (G, K); None where `start` names none.
 
     Args:
@@ -40,6 +41,7 @@ def closed_form(start: Any, settings: Mapping[str, Any], problem: Problem, repor
         settings: of the search.
         problem: what is searched.
         reporter: is told when all task vectors are read, or experts scored.
+        workers: score experts; None where this process does.
 
     Raises:
         ConfigError: it has no such settings, or does not fit what is searched.
@@ -60,7 +62,7 @@ def closed_form(start: Any, settings: Mapping[str, Any], problem: Problem, repor
             f"({', '.join(problem.space.rows)}): leave out the transform, or write start=constants."
         )
     if name in SCORED:
-        weights = _made(SCORED[name], name, given).weights(_losses(settings, problem, reporter))
+        weights = _made(SCORED[name], name, given).weights(_losses(settings, problem, reporter, workers))
     elif settings["model"].get("trajectory"):
         weights = schedule_of(start).weights(len(problem.space.rows))
     else:
@@ -69,6 +71,12 @@ def closed_form(start: Any, settings: Mapping[str, Any], problem: Problem, repor
             f"'model.trajectory=run/checkpoint-*'."
         )
     return np.tile(weights, (len(groups), 1))
+
+
+def is_scored(start: Any) -> bool:
+    """Whether a start needs to know what each expert reaches."""
+    name = next(iter(start), None) if isinstance(start, Mapping) else start
+    return isinstance(name, str) and name in SCORED
 
 
 def said(start: Any) -> str:
@@ -118,15 +126,20 @@ def _made(kind: Any, name: str, settings: Mapping[str, Any]) -> Any:
     return kind(**settings)
 
 
-def _losses(settings: Mapping[str, Any], problem: Problem, reporter: Progress) -> np.ndarray:
+def _losses(settings: Mapping[str, Any], problem: Problem, reporter: Progress, workers: Workers | None) -> np.ndarray:
     """Return minus what each expert reaches on the search items of a candidate, (K,): of the metric of the search."""
     subset, metric = make_subsets(problem)["search"], problem.goal.metric
     ids, score = subset(0), live_fitness(problem, problem.items["search"])
-    timed = TimeLimit(settings["time_limit"]).first
+    timed = at_once if workers else TimeLimit(settings["time_limit"]).first
+    models = {name: Model("expert", name) for name in problem.sources.experts}
+    experts = {name: contender_of(model, problem, reporter) for name, model in models.items()}
+    if workers:  # they begin with all of them
+        experts = {
+            name: by_workers(workers, models[name], one, problem, "search", ids) for name, one in experts.items()
+        }
     found = []
-    for name in problem.sources.experts:
+    for name, expert in experts.items():
         with reporter.working(f"scoring {name} on {subset.size} search items for start=cocktail"):
-            expert = in_place(partial(problem.become, name), {"expert": name}, problem.contents)
             outcome = outcome_of(expert, problem, score, ids, metric, timed)
         if isinstance(outcome, str):
             raise EvomergeError(

@@ -31,6 +31,7 @@ from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
+from evomerge.runs.closed_forms import is_scored
 from evomerge.runs.computing import Begun, begun, check_kept, kept, said
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
@@ -57,6 +58,7 @@ from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Budget, Interrupt, Price, Stopped, fixed
 from evomerge.searchers.base import Incumbent, Part, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
+from evomerge.selection.evaluation import Workers
 from evomerge.selection.judge import Judge
 from evomerge.selection.summary import Summary
 from evomerge.trials import StopReason
@@ -129,7 +131,8 @@ def _run(
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     check_kept(problem.live, before)
-    searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter))
+    scored = plan.workers and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
+    searcher = make_searcher(settings, problem.space, None if scored else find_start(settings, problem, reporter))
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     subsets = make_subsets(problem)
     learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
@@ -140,7 +143,7 @@ def _run(
         show(done, directory, reporter)
         return done
     check_splits(problem, fitnesses, subsets, learning, reporter)
-    baselines = find_baselines(settings, problem, reporter)
+    baselines = {} if scored else find_baselines(settings, problem, reporter)
     record = recorder(directory / "timings.jsonl")
     size = subsets["search"].size
     with (
@@ -152,6 +155,10 @@ def _run(
         ) as engine,
     ):
         problem, scorer = engine.problem, engine.scorer
+        if scored:  # only now there are workers, who score it whole, as this process would
+            workers = Workers(engine.scorer, 1)
+            searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter, workers))
+            baselines = find_baselines(settings, problem, reporter, workers)
         if isinstance(scorer, Early):
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
         objective, gradients, evaluate = make_evaluators(

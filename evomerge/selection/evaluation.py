@@ -130,9 +130,9 @@ def evaluate(
     timed = partial(limit.first, share=subset.size / (problem.sampling.search or subset.size))
     check_items(problem.fitness, problem.live.model, score.prepared, ids, split)
     if workers:
-        timed = _at_once  # workers have limits of their own
+        timed = at_once  # workers have limits of their own
         contenders = {
-            name: _by_workers(workers, model, contenders[name], problem, split, ids) for name, model in models.items()
+            name: by_workers(workers, model, contenders[name], problem, split, ids) for name, model in models.items()
         }
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
@@ -144,7 +144,7 @@ def evaluate(
         (first, contender), own = next(iter(contenders.items())), dtype_name(problem.live.dtype)
         again, name = replace(contender, about=without_compute(contender.about)), f"{first} in {own}"
         if workers:
-            again = _by_workers(workers, models[first], again, problem, split, ids, written=True)
+            again = by_workers(workers, models[first], again, problem, split, ids, written=True)
         with reporter.working(f"scoring {first} once more, in {own}, the dtype of the checkpoint"):
             written = in_checkpoints_dtype(problem.live, score)
             outcomes[name], marks[name] = outcome_of(again, problem, written, ids, metric, timed), marks[first]
@@ -153,7 +153,7 @@ def evaluate(
         with reporter.working("scoring the base"):  # most often it is remembered
             reference = contender_of(Model("base"), problem, reporter)
             if workers:
-                reference = _by_workers(workers, Model("base"), reference, problem, split, ids)
+                reference = by_workers(workers, Model("base"), reference, problem, split, ids)
             base = outcome_of(reference, problem, score, ids, metric, timed)
         whole = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Outcome)}
         forgetting = forgetting_of(whole, base, metric, goal) if isinstance(base, Outcome) else None
@@ -169,11 +169,12 @@ def evaluate(
     )
 
 
-def _at_once(compute: Callable[[], Outcome]) -> Outcome:
+def at_once(compute: Callable[[], Outcome]) -> Outcome:
+    """Return what is computed, within no limit: workers have limits of their own."""
     return compute()
 
 
-def _by_workers(
+def by_workers(
     workers: Workers,
     model: Model,
     contender: Contender,
@@ -182,7 +183,17 @@ def _by_workers(
     ids: Mapping[str, list[str]],
     written: bool = False,
 ) -> Contender:
-    """Return a contender that workers score; they begin now, unless it is remembered."""
+    """Return a contender that workers score; they begin now, unless it is remembered.
+
+    Args:
+        workers: score it.
+        model: it, by its name.
+        contender: the same as this process would score it.
+        problem: what is searched.
+        split: whose items these are.
+        ids: the items by task.
+        written: whether it is scored in the dtype of the checkpoint.
+    """
     blocks = blocks_of(ids, workers.blocks, make_subsets(problem)["search"].size)
     about = {**contender.about, "blocks": blocks} if blocks > 1 else contender.about
     asked = model.kind if model.kind in ("base", "experts") else Named(described(model))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Silent
 from evomerge.problem import Problem
 from evomerge.report.facts import RunFacts
 from evomerge.runs.build import find_baselines, find_start
@@ -19,7 +22,10 @@ from evomerge.runs.points import find_finalist
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.runs.table import starts_of
-from evomerge.selection.evaluation import Model, evaluate
+from evomerge.search.evaluators.splits import live_fitness
+from evomerge.search.evaluators.units import Scored, Unit
+from evomerge.selection.evaluation import Model, Workers, contender_of, evaluate
+from evomerge.selection.named import model_of
 from evomerge.space.coefficients import make_space
 from tests.kit.evaluations import is_base, settings_of, sources_of, under
 from tests.kit.helpers import compose
@@ -98,3 +104,28 @@ def test_a_baseline_that_the_space_cannot_express_is_said_to_be_another(
 def test_baselines_that_are_none(sources: list[str], problem: Problem, given: str) -> None:
     with pytest.raises(ConfigError, match=r"baselines: .* is no list of starts that need neither a search nor a file"):
         find_baselines(settings_of(*sources, given), problem, Reporter())
+
+
+def test_workers_score_the_experts_of_a_cocktail_as_this_process_does(
+    sources: list[str], problem: Problem, tmp_path: Path
+) -> None:
+    """Each expert is one unit on all items, found by its name: so the log is serial's, whatever the blocks."""
+    asked: list[str] = []
+
+    def found(place: str, workers: Workers | None) -> list[np.ndarray]:
+        settings = settings_of(*sources, "start=cocktail", "baselines=[cocktail]", f"model.cache={tmp_path / place}")
+        here = under(problem, settings)  # with another cache, or what is known is not scored again
+        start = find_start(settings, here, Silent(), workers) or {}
+        return [start["weight"], *find_baselines(settings, here, Silent(), workers).values()]
+
+    def score(units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
+        for i, unit in enumerate(units):
+            named: Any = unit.model
+            asked.append(named.what["value"])
+            expert = contender_of(model_of(named.what), problem, Silent())
+            yield i, Scored(expert.score(live_fitness(problem, problem.items[unit.split]), unit.ids))
+            problem.become(None)
+
+    for own, theirs in zip(found("here", None), found("there", Workers(score, 1)), strict=True):
+        np.testing.assert_array_equal(own, theirs)
+    assert asked == list(problem.sources.experts)
