@@ -50,6 +50,7 @@ class Engine:
         workers: how many score side by side; 0 where it is this process.
         searching: a context that lasts from the first ask to the last tell.
         placed: where the task vectors of a worker lie, as a sentence; empty where this process scores.
+        caution: what is slow about the workers, and what to write instead; empty where nothing is.
     """
 
     problem: Problem
@@ -58,6 +59,7 @@ class Engine:
     workers: int = 0
     searching: Callable[[], AbstractContextManager[None]] = nullcontext
     placed: str = ""
+    caution: str = ""
 
     @property
     def said(self) -> str:
@@ -164,7 +166,7 @@ def engine_of(
         yield Engine(problem, SerialScorer(problem, fitnesses, limit, candidate, steps), plan.blocks)
         return
     compute = problem.live.compute and dtype_name(problem.live.compute)
-    shared = {**settings["evaluator"], "workers": plan.workers}  # a number: each may have its share of the memory
+    shared = {**settings["evaluator"], "workers": plan.beside}  # each has its share of the memory of its machine
     own = {**settings, "model": {**settings["model"], "compute": compute}, "evaluator": shared}
     build = build_message(own, problem, plan.threads, learning is not None)
     directory.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,9 @@ def engine_of(
                 yield
             pool.forget()
 
-        yield Engine(problem, pool, plan.blocks, plan.workers, searching, first.get("placed", ""))
+        yield Engine(
+            problem, pool, plan.blocks, plan.workers, searching, first.get("placed", ""), plan.crowded(cores_here())
+        )
 
 
 def _crew(plan: Plan, build: dict[str, Any], directory: Path) -> Crew:

@@ -43,6 +43,7 @@ class Plan:
         workers: how many; 0 where this process scores by itself.
         gpus: of each worker.
         address: of a cluster of Ray's; None for one that is started here.
+        beside: how many of them may be on one machine, and share its memory.
     """
 
     kind: str = "serial"
@@ -51,6 +52,7 @@ class Plan:
     workers: int = 0
     gpus: int = 0
     address: str | None = None
+    beside: int = 1
 
     @contextmanager
     def threaded(self) -> Iterator[None]:
@@ -66,6 +68,18 @@ class Plan:
             yield
         finally:
             torch.set_num_threads(before)
+
+    def crowded(self, cores: int) -> str:
+        """Say of worker processes that they have more threads than there are cores, and what to write instead."""
+        threads = self.threads or 1
+        if self.kind != "processes" or self.workers * threads <= cores:
+            return ""
+        fewer, each = max(cores // threads, 1), max(cores // self.workers, 1)
+        return (
+            f"{self.workers} workers with {threads} threads each share {cores} cores, and wait for each other: write "
+            f"evaluator.workers={fewer}, or evaluator.threads={each} in another run directory (hydra.run.dir=), since "
+            f"a run keeps the threads that it began with"
+        )
 
 
 def check_evaluator(settings: Mapping[str, Any]) -> None:
@@ -131,7 +145,9 @@ def plan_of(settings: Mapping[str, Any], nodes: Sequence[Node], before: Begun | 
             f"A worker has {threads} threads and {gpus} GPUs, and no node of the cluster has as much (the largest has "
             f"{most} cores): lower evaluator.threads or evaluator.gpus."
         )
-    return Plan(kind, chosen("blocks", before.blocks if before else BLOCKS), threads, workers, gpus, address)
+    blocks = chosen("blocks", before.blocks if before else BLOCKS)
+    beside = workers if len(nodes) == 1 else min(workers, max(_room([node], gpus, threads) for node in nodes))
+    return Plan(kind, blocks, threads, workers, gpus, address, beside)
 
 
 def _room(nodes: Sequence[Node], gpus: int, threads: int = 0) -> int:

@@ -135,8 +135,10 @@ def make_merge(family: Opened, method: Method, settings: Mapping[str, Any], repo
 
 
 def _placed(family: Opened, vectors: TaskVectors, evaluator: Mapping[str, Any]) -> Placed:
-    """Choose where task vectors lie, by what is free; workers share the memory of their machine."""
-    workers = evaluator["workers"] if evaluator.get("kind") == "processes" else 1
+    """Choose where task vectors lie, by what is free; workers share the memory of their machine, and are told with how
+    many.
+    """
+    workers = evaluator.get("workers", 1)
     live: dict[str, Tensor] = dict(family.live.model.named_parameters())
     on: dict[torch.device, int] = {}
     for parameter in live.values():

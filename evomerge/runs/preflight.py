@@ -105,7 +105,7 @@ def preflight(
             f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
             f"task vector there, or as you asked"
         )
-    for warning in [*problem.warnings, *_cautions(settings, searcher)]:
+    for warning in [*problem.warnings, *_cautions(settings, searcher), *filter(None, [engine.caution])]:
         reporter.say(f"{'warning':>16}  {warning}")
 
 

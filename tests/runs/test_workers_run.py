@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,12 @@ def test_a_search_on_workers_of_which_one_is_killed_has_the_log_of_a_serial_one(
 
 def test_choices_stand_in_place_of_auto() -> None:
     assert plan_of({"kind": "serial"}, [(8, 64)]) == Plan()
-    assert plan_of({"kind": "processes"}, [(8, 64)]) == Plan("processes", BLOCKS, 8, 8, 1)
-    assert plan_of({"kind": "processes", "gpus": 2}, [(8, 64)]) == Plan("processes", BLOCKS, 16, 4, 2)
-    assert plan_of({"kind": "processes"}, [(0, 2)]) == Plan("processes", BLOCKS, 1, 2, 0)
-    assert plan_of({"kind": "processes", "blocks": 1, "threads": 3}, [(0, 2)]) == Plan("processes", 1, 3, 2, 0)
+    assert plan_of({"kind": "processes"}, [(8, 64)]) == Plan("processes", BLOCKS, 8, 8, 1, beside=8)
+    assert plan_of({"kind": "processes", "gpus": 2}, [(8, 64)]) == Plan("processes", BLOCKS, 16, 4, 2, beside=4)
+    assert plan_of({"kind": "processes"}, [(0, 2)]) == Plan("processes", BLOCKS, 1, 2, 0, beside=2)
+    assert plan_of({"kind": "processes", "blocks": 1, "threads": 3}, [(0, 2)]) == Plan(
+        "processes", 1, 3, 2, 0, beside=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,3 +99,22 @@ def test_settings_that_are_none_are_refused(given: dict[str, Any], message: str)
 def test_more_gpus_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match="6 workers with 2 GPUs each need 12, and there are 8"):
         plan_of({"kind": "processes", "workers": 6, "gpus": 2}, [(8, 64)])
+
+
+def test_threads_that_were_many_for_one_process_are_said_to_be_too_many_for_workers() -> None:
+    before: Any = Namespace(blocks=4, threads=16)
+    kept = {"kind": "processes", "workers": 8}
+    plan = plan_of(kept, [(0, 16)], before)
+    assert plan.crowded(16) == (
+        "8 workers with 16 threads each share 16 cores, and wait for each other: write evaluator.workers=1, or "
+        "evaluator.threads=2 in another run directory (hydra.run.dir=), since a run keeps the threads that it began "
+        "with"
+    )
+    assert not plan_of(kept, [(0, 16)]).crowded(16)
+
+
+def test_workers_share_the_memory_of_those_that_are_on_one_machine() -> None:
+    assert plan_of({"kind": "ray"}, [(8, 64)] * 4).beside == 8
+    assert plan_of({"kind": "ray", "workers": 3}, [(8, 64), (2, 16)]).beside == 3
+    assert plan_of({"kind": "ray", "gpus": 0, "threads": 4}, [(0, 16), (0, 8)]).beside == 4
+    assert plan_of({"kind": "ray", "workers": 9}, [(0, 4)]).beside == 9  # started here, with as many cores as it takes
