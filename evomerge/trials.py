@@ -22,7 +22,8 @@ class Trial:
         batch: the number of its batch, from 0.
         index: its position in the batch.
         status: `ok`, `failed` (an exception, a NaN, out of memory, a hang) or `censored` (raced out).
-        values: the objective's values, to be maximised; None unless `ok`.
+        values: the objective's values, to be maximised; None if it failed. Those of a censored one are estimates, by
+            which it is ranked and no more: `full` is None then.
         violations: how far each constraint is violated (positive is bad).
         scores: the mean of every metric by task; None in place of a number that is not finite, here and in `results`.
         items: the ids of the items that were scored, by task.
@@ -48,6 +49,11 @@ class Trial:
         fields = {name: value for name, value in record.items() if name != "kind"}
         values = None if fields["values"] is None else tuple(fields["values"])
         return cls(**{**fields, "values": values, "violations": tuple(fields["violations"])})
+
+    @property
+    def full(self) -> tuple[float, ...] | None:
+        """Its values, where it was scored on all items of its generation: what may be called a result."""
+        return None if self.status == "censored" else self.values
 
     @property
     def spent(self) -> int:

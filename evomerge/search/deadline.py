@@ -90,7 +90,7 @@ class Deadline:
         def timed(gradient: bool, trials: Iterable[Trial]) -> Iterator[Trial]:
             started = self._clock()
             for trial in trials:
-                if trial.status == "ok":  # one that fails at once, or hangs, says nothing of the others
+                if trial.values:  # one that fails at once, or hangs, says nothing of the others
                     self._took[gradient].append(self._clock() - started)
                 yield trial
                 if self.over:

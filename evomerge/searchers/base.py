@@ -99,6 +99,29 @@ class Planned(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Parents:
+    """The points by which a searcher goes: it makes the same of all others, but for their order.
+
+    Attributes:
+        count: so many of the best.
+        earlier: of the points of so many batches before the one that was asked last, to which its own points come;
+            None for those of this batch alone.
+    """
+
+    count: int
+    earlier: int | None = None
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A searcher that goes by the best points, so that others need not be scored on all items."""
+
+    def parents(self) -> Parents | None:
+        """Return the points by which it goes once the batch is scored that was asked last; None where all count."""
+        ...
+
+
 @runtime_checkable
 class Cautious(Protocol):
     """A searcher under which some budgets are often a mistake."""
@@ -158,6 +181,11 @@ def parts_of(searcher: Searcher, budget: int) -> list[Part]:
     return [part for part in parts if part.count > 0]
 
 
+def parents_of(searcher: Searcher) -> Parents | None:
+    """Return the points by which a searcher goes; None where it does not tell."""
+    return searcher.parents() if isinstance(searcher, Selective) else None
+
+
 def cautions_of(searcher: Searcher, budget: int) -> list[str]:
     """Return what is often a mistake in a search of so many points."""
     return searcher.cautions(budget) if isinstance(searcher, Cautious) else []
@@ -190,7 +218,7 @@ def inside(space: CoefficientSpace, start: np.ndarray) -> np.ndarray:
 
 
 class Elite:
-    """The best points seen so far, best first; failed points and values that are not numbers never enter.
+    """The best points seen so far, best first; failed and censored points, and what is no number, never enter.
 
     Args:
         size: how many to remember.
@@ -209,7 +237,7 @@ class Elite:
         new = [
             (float(value), Incumbent(x.copy(), (trial.batch, trial.index)))  # also where the batch has another number
             for value, x, trial in scored
-            if trial is not None and math.isfinite(value)
+            if trial is not None and trial.full and math.isfinite(value)
         ]
         self._ranked = sorted(self._ranked + new, key=lambda pair: -pair[0])[: self.size]
 

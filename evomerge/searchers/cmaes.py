@@ -25,7 +25,7 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
-from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, checked_lag, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -152,6 +152,10 @@ class CmaEs:
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget, which hands over the mean as well."""
         return [Part(False, budget, self._elite.size + 1)]
+
+    def parents(self) -> Parents:
+        """Return how many points of a generation the mean moves to."""
+        return Parents(self._es.popsize // 2)
 
     def cautions(self, budget: int) -> list[str]:
         """Say that the lag is long."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Incumbent, Needs, Part, Searcher, Turns, lag_of, parts_of
+from evomerge.searchers.base import Incumbent, Needs, Parents, Part, Searcher, Turns, lag_of, parents_of, parts_of
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -73,6 +73,10 @@ class Hybrid:
         """Return those of the first searcher, then those of the second."""
         first = parts_of(self._first, budget)
         return [*first, *parts_of(self._second, budget - sum(part.count for part in first))]
+
+    def parents(self) -> Parents | None:
+        """Return the points by which the searcher of the moment goes."""
+        return parents_of(self._inner)
 
     def cautions(self, budget: int) -> list[str]:
         """Say that the second searcher never has its turn."""

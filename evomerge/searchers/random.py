@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, checked_lag, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -61,6 +61,10 @@ class Random:
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget."""
         return [Part(False, budget, self._elite.size)]
+
+    def parents(self) -> Parents:
+        """Return how many of the best points stay incumbents."""
+        return Parents(self._elite.size, self._turns.index)
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""

@@ -9,6 +9,7 @@ the number of the ask, so a replay asks the same without pickles.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 
@@ -18,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Incumbent, Needs, Part, Turns, checked_lag, inside
+from evomerge.searchers.base import Elite, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -90,6 +91,11 @@ class Tpe:
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget."""
         return [Part(False, budget, self._elite.size)]
+
+    def parents(self) -> Parents:
+        """Return how many points the model takes for good: a tenth, 25 at most, as Optuna does; all random ones."""
+        told = self._batch * self._turns.index
+        return Parents(min(math.ceil(told / 10), 25) if told >= self._startup else told, self._turns.index)
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""

@@ -14,7 +14,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.searchers.base import Elite, Incumbent, Part, Searcher, Turns, cautions_of, lag_of, parts_of
+from evomerge.searchers.base import (
+    Elite,
+    Incumbent,
+    Parents,
+    Part,
+    Searcher,
+    Turns,
+    cautions_of,
+    lag_of,
+    parents_of,
+    parts_of,
+)
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -78,6 +89,10 @@ class WarmStart:
     def parts(self, budget: int) -> list[Part]:
         """Return the constants, then what the searcher will ask for."""
         return [Part(False, min(len(self._points), budget), 1), *parts_of(self._inner, budget - len(self._points))]
+
+    def parents(self) -> Parents | None:
+        """Return the best constant, then the points by which the searcher goes."""
+        return parents_of(self._inner) if self._turns.index else Parents(1)
 
     def cautions(self, budget: int) -> list[str]:
         """Return those of the searcher, of what the constants leave."""

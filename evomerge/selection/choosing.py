@@ -24,10 +24,11 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.problem import Goal
+from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
-from evomerge.selection.dropping import Items, blocks
+from evomerge.selection.dropping import blocks
 from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.judge import Asked, Judge
 from evomerge.selection.racing import Chosen, choose

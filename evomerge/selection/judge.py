@@ -20,9 +20,9 @@ from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem, without_compute
 from evomerge.search.evaluators.blocks import begin, blocks_of, outcome_or_raise
+from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.units import Model, Scored, Scorer
 from evomerge.search.stopping import Interrupt, Stopped
-from evomerge.selection.dropping import Items
 from evomerge.selection.remember import recalled, remembered
 from evomerge.space.named import name_coefficients
 

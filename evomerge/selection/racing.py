@@ -16,9 +16,10 @@ import numpy as np
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
-from evomerge.search.evaluators.blocks import joined
+from evomerge.search.evaluators.blocks import joined, ordered
+from evomerge.search.evaluators.dropping import Items, Race
 from evomerge.search.stopping import Stopped
-from evomerge.selection.dropping import Items, Race, cut
+from evomerge.selection.dropping import ALPHA, cut
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def choose(
     """
     weights = objective.weights_of(ids)
     parts = [ids] if weights is None else cut(ids)
-    race = Race({task: len(every) for task, every in ids.items()}, weights or {}, len(parts) - 1)
+    race = Race({task: len(every) for task, every in ids.items()}, weights or {}, len(parts) - 1, ALPHA)
     values = dict.fromkeys(candidates, -math.inf)
     racing, outcomes = list(values), dict[str, Outcome]()
     for number, part in enumerate(parts, 1):
@@ -77,7 +78,7 @@ def choose(
                 before = [outcomes[name]] if name in outcomes else []
                 outcomes[name] = joined([*before, score(name, part)], ids)
                 if number == len(parts):
-                    outcomes[name] = _ordered(outcomes[name], ids)
+                    outcomes[name] = ordered(outcomes[name], ids)
                 value = objective(outcomes[name])[0][0]
             except (Stopped, LiveModelError):
                 raise
@@ -103,14 +104,3 @@ def _results(outcome: Outcome, metric: str) -> dict[str, np.ndarray]:
 
 def _size(ids: Items) -> int:
     return sum(map(len, ids.values()))
-
-
-def _ordered(outcome: Outcome, ids: Items) -> Outcome:
-    """Return an outcome in the order of all items, as if it had been scored on them in one go."""
-    items, results = dict[str, list[str]](), dict[str, dict[str, np.ndarray]]()
-    for task, found in outcome.items.items():
-        place = {item: i for i, item in enumerate(ids[task])}
-        order = sorted(range(len(found)), key=lambda i, found=found, place=place: place[found[i]])
-        items[task] = [found[i] for i in order]
-        results[task] = {metric: row[order] for metric, row in outcome.results[task].items()}
-    return Outcome(items, results)

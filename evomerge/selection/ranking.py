@@ -16,10 +16,10 @@ import numpy as np
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
+from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.choosing import remember_whole
-from evomerge.selection.dropping import Items
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import choose
 from evomerge.selection.standings import OnReport

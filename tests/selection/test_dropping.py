@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.selection.dropping import ALPHA, BLOCKS, LEAST, TOGETHER, Race, blocks, chances, cut
+from evomerge.search.evaluators.dropping import LEAST, TOGETHER, Race, chances
+from evomerge.selection.dropping import ALPHA, BLOCKS, blocks, cut
 
 DRAWS = 200
 SIZES = {"a": 240, "b": 160, "c": 120}
@@ -54,7 +55,7 @@ def value(rows: Mapping[str, np.ndarray]) -> float:
 def raced(models: Models, sizes: Mapping[str, int] = SIZES) -> tuple[str, float]:
     """The winner, and the share of the items that was scored."""
     looks = blocks(sizes.values())
-    race, racing, spent = Race(sizes, WEIGHTS, looks - 1), dict(models), 0
+    race, racing, spent = Race(sizes, WEIGHTS, looks - 1, ALPHA), dict(models), 0
     for block in range(1, looks + 1):
         seen = {task: size * block // looks for task, size in sizes.items()}
         before = {task: size * (block - 1) // looks for task, size in sizes.items()}
@@ -106,7 +107,7 @@ def test_the_leader_stays_and_so_does_who_is_alike() -> None:
     rows = {task: (rng.random(size) < 0.8).astype(float) for task, size in SIZES.items()}
     hopeless = {task: np.zeros(size) for task, size in SIZES.items()}
     few = {task: row[:10] for task, row in rows.items()}
-    race = Race(SIZES, WEIGHTS, 11)
+    race = Race(SIZES, WEIGHTS, 11, ALPHA)
     assert race.drop({"one": few, "two": dict(few)}) == []
     dropped = race.drop({"one": rows, "two": dict(rows), "hopeless": hopeless})
     assert dropped == ["hopeless"]

@@ -69,6 +69,17 @@ def joined(outcomes: Sequence[Outcome], tasks: Iterable[str]) -> Outcome:
     return Outcome(items, results, sum(known) if len(known) == len(seconds) else None)
 
 
+def ordered(outcome: Outcome, ids: Mapping[str, Sequence[str]]) -> Outcome:
+    """Return an outcome in the order of all items, as if it had been scored on them in one go."""
+    items, results = dict[str, list[str]](), dict[str, dict[str, np.ndarray]]()
+    for task, found in outcome.items.items():
+        place = {item: i for i, item in enumerate(ids[task])}
+        order = sorted(range(len(found)), key=lambda i, found=found, place=place: place[found[i]])
+        items[task] = [found[i] for i in order]
+        results[task] = {metric: row[order] for metric, row in outcome.results[task].items()}
+    return Outcome(items, results)
+
+
 def whole(parts: Sequence[Scored | None], ids: Items) -> Scored | None:
     """Return what came of a candidate once its blocks say it, or None: the first block that failed decides, once all
     before it are there.

@@ -8,6 +8,7 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.search.evaluators.gradient import GradientEvaluator
+from evomerge.search.evaluators.racing import Racing, RacingEvaluator
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.evaluators.splits import make_objective
 from evomerge.search.evaluators.units import Scorer
@@ -24,6 +25,7 @@ def make_evaluators(
     learning: Learning | None,
     record: Callable[[Timing], None] = lambda timing: None,
     blocks: int = 1,
+    racing: Racing | None = None,
 ) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
     """Put together what scores the batches of a search.
 
@@ -34,13 +36,15 @@ def make_evaluators(
         learning: what a gradient learns from; None for a searcher by values.
         record: is told where the time of each candidate and step went.
         blocks: into how many the items of a candidate are cut.
+        racing: how candidates by value are raced; None where they are not.
 
     Returns:
         The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
         values of the objective or a loss and its gradient.
     """
     objective = make_objective(problem, scorer, subset, blocks)
-    values = ValueEvaluator(scorer, subset, objective, record, blocks)
+    plain = ValueEvaluator(scorer, subset, objective, record, blocks)
+    values = RacingEvaluator(plain, scorer, subset, objective, racing, blocks) if racing else plain
     gradients = learning and GradientEvaluator(problem, learning, record, scorer=scorer, blocks=blocks)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:

@@ -59,10 +59,11 @@ class ValueEvaluator:
         self, batch: Batch, missing: Sequence[int], ids: dict[str, list[str]], found: Iterator[Scored]
     ) -> Iterator[Trial]:
         for index in missing:
-            yield self._trial(batch, index, ids, next(found))
+            yield self.trial(batch, index, ids, next(found))
         deque(found, maxlen=0)  # to its end: the scorer learns that all was taken
 
-    def _trial(self, batch: Batch, index: int, ids: dict[str, list[str]], scored: Scored) -> Trial:
+    def trial(self, batch: Batch, index: int, ids: dict[str, list[str]], scored: Scored) -> Trial:
+        """Return the trial of a point, of what its scorer says of it on these items."""
         started, outcome = time.perf_counter(), scored.outcome
         if isinstance(outcome, Exception):
             return failed(batch.index, index, ids, outcome)

@@ -1,0 +1,157 @@
+"""The racing evaluator: a generation is scored block by block, and candidates that fall behind are dropped on the way.
+
+In: a batch of points whose values a searcher asks for. Out: their trials. Items are cut into blocks, at random and with
+the share of each task, the same blocks for all candidates. After each block those are dropped that paired differences
+show to be hardly among the parents, the best points by which the searcher goes (`dropping.py` has the statistics). They
+become censored trials: results on the items that they saw, and an estimate in place of the value. The others have been
+scored on all items, and their trials are as if nobody had raced.
+
+Decisions depend on results alone. Those of trials that the log holds are taken from there, so a generation that was cut
+off anywhere ends as it would have ended. One of which the budget leaves out a part is not raced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.objectives import Objective
+from evomerge.fitness.sampling import Subset
+from evomerge.search.evaluators.blocks import blocks_of, cut, ordered, scored_whole
+from evomerge.search.evaluators.dropping import Race, most_blocks, shuffled_blocks
+from evomerge.search.evaluators.heat import Heat, Rules
+from evomerge.search.evaluators.units import Scored, Scorer, Unit
+from evomerge.search.evaluators.values import ValueEvaluator
+from evomerge.searchers.base import Parents
+from evomerge.trials import Batch, Trial
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Racing:
+    """How generations are raced.
+
+    Attributes:
+        alpha: the share of the parents that may be dropped by mistake, about.
+        looks: after how many blocks candidates may be dropped; fewer where there are few items.
+        parents: says which points the searcher goes by, of the batch that was asked last; None where it does not say.
+        stopping: whether somebody has asked to stop; looked at after each candidate and block.
+    """
+
+    alpha: float
+    looks: int
+    parents: Callable[[], Parents | None]
+    stopping: Callable[[], bool] = lambda: False
+
+    def blocks(self, ids: Mapping[str, Sequence[str]]) -> int:
+        """Return into how many blocks items are cut; 1 where they are too few for a race."""
+        return min(self.looks + 1, most_blocks([len(chosen) for chosen in ids.values()]))
+
+
+class RacingEvaluator:
+    """Scores the points of a batch by a race.
+
+    Args:
+        plain: scores what is not raced, and makes trials of outcomes.
+        score: scores units of search items.
+        subset: chooses the items of a generation.
+        objective: makes values of outcomes.
+        racing: how.
+        blocks: into how many units the items of a candidate are cut.
+    """
+
+    def __init__(
+        self,
+        plain: ValueEvaluator,
+        score: Scorer,
+        subset: Subset,
+        objective: Objective,
+        racing: Racing,
+        blocks: int = 1,
+    ) -> None:
+        self._plain, self._score, self._subset, self._objective = plain, score, subset, objective
+        self._racing, self._blocks = racing, blocks
+        self._batches: list[Batch] = []  # those that were asked for; the loop fills in their trials
+        self._said: set[str] = set()
+
+    def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
+        """Return the trials of the missing points in order, once the race has ended, where there is one."""
+        past, whole_batch = list(self._batches), missing and len(missing) == len(batch.missing)
+        self._batches.append(batch)
+        heat = self._heat(batch, past) if whole_batch else ""
+        if isinstance(heat, Heat):
+            return self._raced(heat, missing)
+        if heat and heat not in self._said:
+            self._said.add(heat)
+            logger.warning("Generation %d is not raced: %s.", batch.index, heat)
+        return self._plain(batch, missing)
+
+    def _heat(self, batch: Batch, past: Sequence[Batch]) -> Heat | str:
+        """Return the race of a batch; or why there is none, which is nothing where all are among the best so far."""
+        ids = self._subset(batch.index)
+        parents, weights, count = self._racing.parents(), self._objective.weights_of(ids), self._racing.blocks(ids)
+        if parents is None:
+            return "the searcher does not say which points it goes by"
+        if weights is None:
+            return "values are no weighted means over items"
+        if count < 2:
+            return "there are too few items"
+        known = past[len(past) - (parents.earlier or 0) :]
+        scored = [trial for one in known for trial in one.trials if trial is not None and trial.values]
+        full = [trial for trial in scored if trial.full]
+        if any(dict(trial.items) != ids for trial in full):
+            return "earlier candidates were scored on other items"
+        among = len(batch.points) if parents.earlier is None else len(scored)
+        if parents.count >= among or (parents.earlier is not None and len(full) < parents.count):
+            return ""
+        sizes = {task: len(chosen) for task, chosen in ids.items()}
+        share = parents.count / among
+        race = Race(sizes, weights, count - 1, self._racing.alpha * share * len(batch.points))
+        rules = Rules(weights, self._objective.metric, race, parents.count, None if parents.earlier is None else full)
+        return Heat(batch, ids, shuffled_blocks(ids, count, batch.index), rules)
+
+    def _raced(self, heat: Heat, missing: Sequence[int]) -> Iterator[Trial]:
+        points = {index: heat.batch.points[index] for index in missing}  # units of a candidate share the object
+        open_calls, size = list[Iterator[Scored]](), sum(map(len, heat.ids.values()))
+        for number, part in enumerate(heat.parts):
+            todo, pieces = heat.begin(number), cut(part, blocks_of(part, self._blocks, size))
+            units = [Unit(points[index], piece) for index in todo for piece in pieces]
+            answers = scored_whole(self._score(units), [len(pieces)] * len(todo), part)
+            open_calls.append(answers)
+            for index, scored in zip(todo, answers, strict=False):
+                heat.take(index, scored)
+                if self._racing.stopping():
+                    return
+            if number + 1 < len(heat.parts):
+                heat.end(number)
+        yield from self._trials(heat, missing)
+        for answers in open_calls:  # to their ends: the scorer learns that all was taken
+            deque(answers, maxlen=0)
+
+    def _trials(self, heat: Heat, missing: Sequence[int]) -> Iterator[Trial]:
+        logged = {trial.index: trial for trial in heat.batch.trials if trial is not None}
+        made = {index: self._trial(heat, index) for index in missing}
+        scored = {index: trial for index, trial in sorted((logged | made).items()) if trial.status != "failed"}
+        full = {index: trial.values[0] for index, trial in scored.items() if index in heat.running and trial.values}
+        dropped = [index for index in scored if index not in heat.running]
+        estimates = heat.estimates(dropped, full, lambda outcome: self._objective(outcome)[0][0])
+        for index, trial in made.items():
+            known = estimates.get(index)
+            yield trial if known is None else replace(trial, status="censored", values=(known,))
+
+    def _trial(self, heat: Heat, index: int) -> Trial:
+        """Return the trial of a point as if the items that it saw were all there are."""
+        known, said = heat.found[index], heat.said[index]
+        seen = heat.seen(len(known) + isinstance(said.outcome, Exception))
+        if isinstance(said.outcome, Outcome):
+            said = replace(said, outcome=ordered(said.outcome, seen))
+        trial = self._plain.trial(heat.batch, index, seen, said)
+        if trial.status != "failed" or not known:
+            return trial
+        before = heat.outcome(index, len(known)).results  # others were held against it, which a replay must know
+        results = {task: {name: row.tolist() for name, row in metrics.items()} for task, metrics in before.items()}
+        return replace(trial, results=results)
