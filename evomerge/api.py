@@ -92,6 +92,8 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     select_items="600 or None",
     report_items="900 or None",
     rotate="True or False",
+    sampling="'stratified', 'uniform' or 'disagreement'",
+    grow="0.25 or None",
     aggregate="'mean' or 'worst'",
     normalised="True or False",
     weights="{'mood': 2, 'topic': 1} or None",
@@ -119,6 +121,8 @@ def search(
     select_items: int | None = None,
     report_items: int | None = None,
     rotate: bool = False,
+    sampling: str = "stratified",
+    grow: float | None = None,
     aggregate: str = "mean",
     normalised: bool = False,
     weights: Mapping[str, float] | None = None,
@@ -153,6 +157,8 @@ def search(
         select_items: how many choose the winner; None for every one.
         report_items: how many judge it; None for every one.
         rotate: other search items for every generation.
+        sampling: how they are drawn: stratified by class, uniform, or by the disagreement of base and experts.
+        grow: the share of them that the first generation has, if samples are to grow.
         aggregate: mean, or worst (task).
         normalised: scores of tasks between base and expert.
         weights: of tasks in the mean.
@@ -183,6 +189,8 @@ def search(
             "tasks": named,
             "items": items,
             "rotate": rotate,
+            "sampling": sampling,
+            "grow": grow,
             "select_items": select_items,
             "report_items": report_items,
             "held_out": held_out and list(held_out),

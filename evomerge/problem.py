@@ -21,9 +21,10 @@ from evomerge.common.machine import fingerprint
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import identity
 from evomerge.fitness.conditions import Condition
+from evomerge.fitness.draws import STRATIFIED
 from evomerge.fitness.items import Item, Task
 from evomerge.fitness.objectives import counted
-from evomerge.fitness.sampling import Subset
+from evomerge.fitness.sampling import Growth, Subset
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
@@ -134,6 +135,8 @@ class Sampling:
         report: of the models of the report.
         rotate: whether each generation is given other search items.
         seed: of the draw of search items; select and report items are drawn alike for every seed.
+        by: how search items are drawn: `stratified`, `uniform` or `disagreement` (see `fitness/draws.py`).
+        growth: how the number of search items grows; None for all of them from the beginning.
     """
 
     search: int | None = None
@@ -141,6 +144,8 @@ class Sampling:
     report: int | None = None
     rotate: bool = False
     seed: int = 1
+    by: str = STRATIFIED
+    growth: Growth | None = None
 
 
 @dataclass(frozen=True)

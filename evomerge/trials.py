@@ -30,6 +30,7 @@ class Trial:
         results: per-item results by task and metric, in the order of `items`.
         error: what went wrong, for a failed trial.
         gradient: of the first value with respect to the point, (dim,), where the batch asks for it.
+        weights: how many items each of `items` stands for, by task; empty where all stand for as many.
     """
 
     batch: int
@@ -42,6 +43,7 @@ class Trial:
     results: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
     error: str | None = None
     gradient: Sequence[float] | None = None
+    weights: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Trial:

@@ -9,7 +9,7 @@ nothing that depends on the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,14 +26,16 @@ class Outcome:
         items: the ids of the items that were scored, by task.
         results: {task: {metric: float64 (n,)}} in the order of `items`; higher is better.
         forward_seconds: the time spent in forward passes, or None where the fitness cannot tell it from its own work.
+        weights: by task, how many items each of them stands for; empty where all stand for as many. No fitness sets it.
     """
 
     items: Mapping[str, list[str]]
     results: Mapping[str, Mapping[str, np.ndarray]]
     forward_seconds: float | None = None
+    weights: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Return the mean of every metric by task.
+        """Return the mean of every metric by task, over items as they are weighed.
 
         Raises:
             ConfigError: of a task no item was scored, so it has no mean.
@@ -41,9 +43,13 @@ class Outcome:
         if empty := [task for task, ids in self.items.items() if not ids]:
             raise ConfigError(f"No item of the task {empty[0]} was scored: give it items, or leave the task out.")
         return {
-            task: {metric: float(np.mean(values)) for metric, values in metrics.items()}
+            task: {metric: self._mean(task, values) for metric, values in metrics.items()}
             for task, metrics in self.results.items()
         }
+
+    def _mean(self, task: str, values: np.ndarray) -> float:
+        weights = self.weights.get(task)
+        return float(np.mean(values) if weights is None else np.average(values, weights=weights))
 
 
 class Fitness(Protocol):

@@ -1,17 +1,57 @@
-"""Which search items a generation sees: a seeded, stratified subset, the same for all its candidates.
+"""Which search items a generation sees: a seeded sample, the same for all its candidates.
 
-In: the items of each task. Out: ids by task. Items are ordered by class, at random within a class, and every (N/n)-th
-is taken from a random start: each class has its share, and each item the same chance (systematic sampling; Madow 1949).
+In: the items of each task, and how they are drawn (`draws.py`). Out: ids by task, and where items are not equally
+likely, how many each of them stands for. A sample is fixed for the whole search, or drawn anew for every generation; it
+has its full size from the beginning, or grows while points are asked for. All of it depends on settings, on the number
+of the generation and on how many points were asked before it, on nothing else.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.draws import Draw, stratified
 from evomerge.fitness.items import Item
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The items of a generation.
+
+    Attributes:
+        ids: by task, in the order of the items.
+        weights: by task, how many items each of them stands for; empty where all stand for as many.
+    """
+
+    ids: dict[str, list[str]]
+    weights: dict[str, list[int]] = field(default_factory=dict)
+
+    def weighed(self, outcome: Outcome) -> Outcome:
+        """Return an outcome on these items with their weights, by which its scores are means."""
+        return replace(outcome, weights=self.weights) if self.weights else outcome
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How large a sample is.
+
+    Attributes:
+        first: the share of its full size that it begins with.
+        points: after how many points it has its full size; it grows evenly until then.
+    """
+
+    first: float
+    points: int
+
+    def share(self, before: int) -> float:
+        """Return the share of the full size, after so many points."""
+        return self.first + (1 - self.first) * min(1.0, before / self.points)
 
 
 class Subset:
@@ -23,9 +63,12 @@ class Subset:
         seed: of the draw.
         rotate: draw anew for every generation, instead of once for the whole search.
         setting: what the user calls the size, for messages.
+        draw: how items of a task are drawn; None for one that is not known yet (see `informed`): until then,
+            stratified.
+        growth: how the sample grows; None for its full size from the beginning.
 
     Attributes:
-        size: how many items a candidate is really scored on.
+        size: how many items a candidate is scored on, at most.
 
     Raises:
         ConfigError: fewer items than tasks.
@@ -38,6 +81,8 @@ class Subset:
         seed: int,
         rotate: bool = False,
         setting: str = "fitness.items",
+        draw: Draw | None = stratified,
+        growth: Growth | None = None,
     ) -> None:
         if size is not None and size < len(items):
             raise ConfigError(
@@ -53,21 +98,49 @@ class Subset:
             task: len(items[task]) if n is None else min(n, len(items[task]))
             for task, n in zip(items, share, strict=True)
         }
-        self._seed = seed
-        self._rotate = rotate
+        self._seed, self._rotate, self._growth = seed, rotate, growth
+        self._any = rotate or growth is not None or draw is None
+        self._draw = draw or stratified
         self.size = sum(self._share.values())
+
+    def informed(self, draw: Draw) -> Subset:
+        """Return the same with a draw that was not known before."""
+        other = copy.copy(self)
+        other._draw = draw
+        return other
 
     def every(self) -> dict[str, list[str]]:
         """Return the ids of all items that a generation may see, by task."""
-        return {task: [item.id for item in items] for task, items in self._items.items()} if self._rotate else self(0)
+        return {task: [item.id for item in items] for task, items in self._items.items()} if self._any else self(0)
+
+    def size_after(self, before: int) -> int:
+        """Return how many items a candidate is scored on whose generation comes after so many points."""
+        return sum(self._sizes(before).values())
 
     def __call__(self, generation: int) -> dict[str, list[str]]:
-        """Return the ids of a generation by task, in the order of the items."""
-        chosen = {}
+        """Return the ids of a generation by task, of a sample of full size."""
+        return self.sample(generation).ids
+
+    def sample(self, generation: int, before: int | None = None) -> Sample:
+        """Return the items of a generation.
+
+        Args:
+            generation: its number.
+            before: how many points were asked before it; None for a sample of full size.
+        """
+        ids, weights = dict[str, list[str]](), dict[str, list[int]]()
+        sizes = self._share if before is None else self._sizes(before)
         for number, (task, items) in enumerate(self._items.items()):
             rng = np.random.default_rng([self._seed, generation if self._rotate else 0, number])
-            order = np.lexsort((rng.random(len(items)), np.array([item.label for item in items])))
-            n = self._share[task]
-            picked = order[np.floor((rng.random() + np.arange(n)) * len(items) / n).astype(int)] if n else order[:0]
-            chosen[task] = [items[i].id for i in sorted(picked)]
-        return chosen
+            drawn = self._draw(task, items, sizes[task], rng)
+            order = np.argsort(drawn.places)
+            ids[task] = [items[i].id for i in drawn.places[order]]
+            if drawn.weights is not None:
+                weights[task] = drawn.weights[order].tolist()
+        return Sample(ids, weights)
+
+    def _sizes(self, before: int) -> dict[str, int]:
+        if self._growth is None:
+            return self._share
+        share = self._growth.share(before)
+        return {task: min(n, max(1, round(share * n))) for task, n in self._share.items()}

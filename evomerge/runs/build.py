@@ -33,6 +33,7 @@ from evomerge.runs.families import open_family
 from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
+from evomerge.runs.sampled import drawn_by, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import NEAR, Arrays, read_start
 from evomerge.runs.targets import find_class
@@ -156,7 +157,8 @@ def goal_of(settings: Mapping[str, Any]) -> Goal:
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:
     """Return how many items are scored under the settings of a search."""
     given = settings["fitness"]
-    return Sampling(given["items"], given["select_items"], given["report_items"], given["rotate"], settings["seed"])
+    sizes = given["items"], given["select_items"], given["report_items"]
+    return Sampling(*sizes, given["rotate"], settings["seed"], drawn_by(settings), growth_of(settings))
 
 
 def written_of(settings: Mapping[str, Any]) -> Written:

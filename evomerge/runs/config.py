@@ -32,6 +32,7 @@ from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.evaluator import check_evaluator
 from evomerge.runs.paths import with_paths
 from evomerge.runs.roles import check_roles
+from evomerge.runs.sampled import check_sampling
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.targets import CONF as CONF
 from evomerge.runs.targets import choices_of, find_class
@@ -45,6 +46,8 @@ CHOOSING = {
     "tasks": (),
     "items": ("int", "None"),
     "rotate": ("bool",),
+    "sampling": ("str", "None"),
+    "grow": ("float", "None"),
     "select_items": ("int", "None"),
     "report_items": ("int", "None"),
     "held_out": (),
@@ -151,6 +154,7 @@ def check(settings: Mapping[str, Any]) -> None:
                 f"space.{name} is {given}; write a list of patterns of what is searched: 'space.{name}={example}'."
             )
     check_roles(settings)
+    check_sampling(settings)
     if settings.get("tracker"):
         _arguments(settings["tracker"], "tracker")
 

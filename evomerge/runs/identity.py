@@ -16,6 +16,7 @@ from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
+from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.targets import find_class
 
 LATER = ("only", "sum", "map", "masks")
@@ -51,6 +52,7 @@ def search_identity(
         "searcher": _lagged(_with_code(settings["searcher"], "searcher")),
         "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
+        **sampling_identity(settings),
         **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
         **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),
         "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"

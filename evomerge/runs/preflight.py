@@ -26,6 +26,7 @@ from evomerge.problem import Problem
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
+from evomerge.runs.responses import responses_cost, sampling_text
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.scoring import check_finite, explained
@@ -81,6 +82,7 @@ def preflight(
     limit.measured(max(seconds, step or 0.0))
     merge = _merge_seconds(problem, engine, ids)
     rows = _facts(problem, settings, ids, engine.placed)
+    rows += [["sampling", text] for text in [sampling_text(problem)] if text]
     rows += [["workers", text] for text in [engine.said] if text]
     rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
@@ -195,7 +197,7 @@ def _times(
     size = {split: subset.size for split, subset in subsets.items()}
     parts = parts_of(searcher, settings["budget"])
     if (items := settings["budget_items"]) is not None:
-        parts = affordable(parts, items, {False: size["search"], True: inputs})
+        parts = affordable(parts, items - responses_cost(problem), {False: size["search"], True: inputs})
     count = sum(part.count for part in parts)
     incumbents = sum(part.incumbents for part in parts_of(searcher, count)) + len(settings.get("baselines") or [])
     bounds = problem.space.weight.low, problem.space.weight.high

@@ -34,10 +34,11 @@ def check_roles(settings: Mapping[str, Any]) -> None:
     if not all(0 <= weight < math.inf for weight in (objective["weights"] or {}).values()):
         raise ConfigError(f"objective.weights are {objective['weights']}; write finite numbers, none negative.")
     forget = objective.get("forget")
-    if (objective["normalised"] or forget) and fitness["rotate"]:
+    changing = "fitness.rotate=true" if fitness["rotate"] else "fitness.grow" if fitness.get("grow") else ""
+    if (objective["normalised"] or forget) and changing:
         raise ConfigError(
             f"objective.{'forget' if forget else 'normalised'} needs base and experts on the items of a candidate, and "
-            f"with fitness.rotate=true those change: use one or the other."
+            f"with {changing} those change: use one or the other."
         )
     given = {"fitness.held_out": fitness.get("held_out"), "objective.forget": forget}
     for setting, names in given.items():

@@ -43,6 +43,7 @@ from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
+from evomerge.runs.responses import informed, responses_cost
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
@@ -161,11 +162,14 @@ def _run(
             baselines = find_baselines(settings, problem, reporter, workers)
         if isinstance(scorer, Early):
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
+        judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks, ahead=engine.workers > 0)
+        subsets["search"] = informed(problem, subsets["search"], judge, reporter)
         objective, gradients, evaluate = make_evaluators(
             problem, scorer, subsets["search"], learning, record, plan.blocks
         )
         parts = parts_of(searcher, settings["budget"])
-        budget = make_budget(settings, parts, fixed(size, gradients and gradients.size), interrupt, deadline)
+        price, spent = fixed(size, gradients and gradients.size), responses_cost(problem)
+        budget = make_budget(settings, parts, price, interrupt, deadline, spent)
         computing = said(problem.live, asked, before)
         preflight(
             problem, searcher, settings, subsets, engine, objective, gradients, limit, deadline, computing, reporter
@@ -181,7 +185,6 @@ def _run(
             reporter.say(reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
-            judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks, ahead=engine.workers > 0)
             if (found := _choose(judge, problem.goal, searcher, log, baselines, reporter)) is None:
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
@@ -246,6 +249,7 @@ def make_budget(
     price: Price,
     interrupt: Interrupt,
     deadline: Deadline | None = None,
+    spent: int = 0,
 ) -> Budget:
     """Return the budget of a search, which must buy one of each that will be asked for.
 
@@ -255,18 +259,20 @@ def make_budget(
         price: of candidates and of steps of the gradient.
         interrupt: a request to stop.
         deadline: the end of its hours.
+        spent: the item evaluations that come before the first candidate.
 
     Raises:
         ConfigError: it is less than that, or not positive.
     """
     dearest = max((part.gradient for part in parts), key=lambda gradient: price(0, gradient), default=False)
     items, least = settings["budget_items"], price(0, dearest)
-    if items is not None and items < least:
+    if items is not None and items < least + spent:
         what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
+        first = f", after the {spent} that fitness.sampling=disagreement takes for base and experts" if spent else ""
         raise ConfigError(
-            f"budget_items={items} is less than one {what} costs, {least} items: raise it, or lower {setting}."
+            f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or lower {setting}."
         )
-    return Budget(settings["budget"], items, price, interrupt, deadline or Deadline())
+    return Budget(settings["budget"], items and items - spent, price, interrupt, deadline or Deadline())
 
 
 def check_splits(

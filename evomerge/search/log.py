@@ -153,6 +153,8 @@ class TrialLog:
         record = {"kind": "trial", **finite(vars(trial))}
         if trial.gradient is None:
             del record["gradient"]
+        if not trial.weights:
+            del record["weights"]
         if None in (record["values"] or ()):
             error = trial.error or f"the objective is {trial.values}, which is not finite"
             record |= {"status": "failed", "values": None, "error": error}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -105,6 +105,11 @@ class Judge:
         """Score each task with its own expert; tasks without an expert are left out."""
         return self._once("experts", split, self.ids[split])
 
+    def on_search(self, who: Literal["base", "experts"]) -> Outcome:
+        """Score the base, or each task with its own expert, on all search items, before anything else is scored."""
+        ids = {task: [item.id for item in items] for task, items in self._problem.items["search"].items()}
+        return self._once(who, "search", ids, first=True)
+
     @property
     def other(self) -> tuple[str, str] | None:
         """The dtype that the weights are rounded to, and the one that models are scored in; None where it is one."""
@@ -150,10 +155,10 @@ class Judge:
             begun = self._begun.pop(digest(self._described(self._named(model), ids)), None)
         return outcome_or_raise(next(begun or self._begin(model, split, ids, **how)))
 
-    def _once(self, model: Model, split: str, ids: dict[str, list[str]]) -> Outcome:
+    def _once(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Outcome:
         if self._interrupt.requested:
             raise Stopped
-        compute = partial(self._computed, model, split, ids)
+        compute = partial(self._computed, model, split, ids, **how)
         if self._cache is None:
             outcome = compute()
         else:

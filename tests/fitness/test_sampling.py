@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.draws import ByDisagreement, Draw, stratified, uniform
 from evomerge.fitness.items import Item
-from evomerge.fitness.sampling import Subset
+from evomerge.fitness.sampling import Growth, Subset
 
 LABELS = {"even": [0, 1] * 30, "rare": [0] * 50 + [1] * 3 + [2] * 17}
 
@@ -20,6 +22,8 @@ def task(labels) -> list[Item]:
 
 
 ITEMS = {name: task(labels) for name, labels in LABELS.items()}
+APART = {name: np.arange(len(labels)) % 5 for name, labels in LABELS.items()}
+DRAWS: dict[str, Draw] = {"stratified": stratified, "uniform": uniform, "disagreement": ByDisagreement(APART)}
 
 
 @settings(max_examples=50, deadline=None)
@@ -64,19 +68,60 @@ def test_items_are_drawn_independently_of_their_order_in_the_file():
     assert 3 < pairs[True] < 60  # 500 * 6/30 * 5/29 = 17
 
 
-def test_the_same_seed_and_generation_give_the_same_items():
+@pytest.mark.parametrize("draw", DRAWS)
+def test_the_same_seed_and_generation_give_the_same_items(draw):
+    how = {"draw": DRAWS[draw]}
     for rotate in (False, True):
-        one, other = (Subset(ITEMS, 20, 7, rotate) for _ in range(2))
-        assert one(5) == other(5)
-        assert one(0) == Subset(ITEMS, 20, 7)(0)
+        one, other = (Subset(ITEMS, 20, 7, rotate, **how) for _ in range(2))
+        assert one.sample(5) == other.sample(5)
+        assert one.sample(0) == Subset(ITEMS, 20, 7, **how).sample(0)
         assert (one(0) == one(1)) == (not rotate)
-    assert Subset(ITEMS, 20, 8)(0) != Subset(ITEMS, 20, 7)(0)
+    assert Subset(ITEMS, 20, 8, **how)(0) != Subset(ITEMS, 20, 7, **how)(0)
 
 
-def test_rotation_reaches_every_item():
-    subset = Subset(ITEMS, 20, 1, rotate=True)
-    seen = {one for generation in range(100) for one in subset(generation)["even"]}
-    assert seen == {item.id for item in ITEMS["even"]}
+@pytest.mark.parametrize("draw", DRAWS)
+def test_rotation_reaches_every_item(draw):
+    subset = Subset(ITEMS, 20, 1, rotate=True, draw=DRAWS[draw])
+    seen = {one for generation in range(150) for one in subset(generation)["even"]}
+    assert seen == set(subset.every()["even"]) == {item.id for item in ITEMS["even"]}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_sample_grows_to_its_full_size_and_every_task_with_it(draw):
+    subset = Subset(ITEMS, 41, 3, draw=DRAWS[draw], growth=Growth(0.1, 100))
+    samples = [subset.sample(number, before) for number, before in enumerate((0, 10, 50, 99, 100, 1000))]
+    sizes = [{task: len(ids) for task, ids in sample.ids.items()} for sample in samples]
+    assert sizes[0] == {"even": 2, "rare": 2}
+    assert sizes[2] == {"even": 12, "rare": 11}
+    assert sizes[-1] == sizes[-2] == {"even": 21, "rare": 20}
+    assert [sum(each.values()) for each in sizes] == [subset.size_after(n) for n in (0, 10, 50, 99, 100, 1000)]
+    assert samples[-1].ids == subset(5)
+    for sample in samples:
+        for name, ids in sample.ids.items():
+            place = {item.id: i for i, item in enumerate(ITEMS[name])}
+            assert sorted(ids, key=place.__getitem__) == ids
+            assert sum(sample.weights.get(name, [len(ITEMS[name])])) == len(ITEMS[name])
+
+
+def test_weights_stay_with_their_items():
+    subset = Subset({"even": ITEMS["even"]}, 12, 3, draw=DRAWS["disagreement"])
+    sample = subset.sample(0)
+    ids, counts = sample.ids["even"], sample.weights["even"]
+    alike = {id: count for id, count in zip(ids, counts, strict=True) if APART["even"][int(id[1:])] == 0}
+    assert min(alike.values()) > max(set(counts) - set(alike.values()), default=0)  # agreement stands for many items
+    values = np.arange(12.0)
+    outcome = Outcome(sample.ids, {"even": {"accuracy": values}})
+    assert sample.weighed(outcome).scores()["even"]["accuracy"] == pytest.approx(np.dot(values, counts) / 60)
+    assert Subset(ITEMS, 20, 7).sample(0).weighed(outcome) is outcome
+
+
+def test_what_is_not_known_yet_is_drawn_by_class_and_may_be_any_item():
+    subset = Subset(ITEMS, 20, 7, draw=None)
+    assert subset(0) == Subset(ITEMS, 20, 7)(0)
+    assert sum(map(len, subset.every().values())) == 130
+    assert subset.informed(DRAWS["disagreement"]).sample(0) == Subset(ITEMS, 20, 7, draw=DRAWS["disagreement"]).sample(
+        0
+    )
 
 
 def test_all_items():

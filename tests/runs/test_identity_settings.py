@@ -111,6 +111,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "fewshot": (2,),
     "system": ("Be brief.",),
     "aggregate": ("worst",),
+    "sampling": ("uniform",),
+    "grow": (0.5,),
     "weights": ({"trees": 2},),
     "name": ("other",),
     "builder": (None,),

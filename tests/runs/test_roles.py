@@ -78,6 +78,7 @@ def checked(settings: dict[str, Any]) -> None:
         ([{"objective": {**TREES, "normalised": True}}, BELOW], r"leave out objective\.aggregate and objective\.norm"),
         ([{"objective": TREES, "fitness": {"rotate": True}}, BELOW], r"forget needs base .*fitness\.rotate=true"),
         ([{"objective": {"normalised": True}, "fitness": {"rotate": True}}], r"objective\.normalised needs base and"),
+        ([{"objective": {"normalised": True}, "fitness": {"grow": 0.5}}], r"with fitness\.grow those change"),
         ([{"objective": {"weights": {"trees": -1}}}], "finite numbers, none negative"),
         ([{"objective": {"weights": {"trees": math.nan}}}], "finite numbers, none negative"),
     ],

@@ -110,6 +110,8 @@ def test_another_search_in_the_same_directory_is_refused(finished: Path, setting
         ("fitness.select_items=1", r"fitness\.select_items is 1"),
         ("fitness.report_items=abc", r"fitness\.report_items=abc is no int or null"),
         ("budget_items=5", "less than one candidate costs, 30 items"),
+        ("fitness.sampling=random", r"fitness\.sampling: Unknown choice 'random'"),
+        ("fitness.grow=1", r"fitness\.grow=1 is no share of fitness\.items"),
         ("space.bounds={weight: [a, b]}", r"space\.bounds\.weight is"),
         ("space.frozen=[x]", r"space\.frozen is"),
         ("space.tied='weight/*'", r"space\.tied is"),

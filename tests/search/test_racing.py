@@ -77,7 +77,7 @@ def racing(
     parents: Callable[[], Parents | None], alpha: float = 0.3, score: Scorer = serial, metric: str = "right", **how: Any
 ) -> RacingEvaluator:
     one, rules = plain(score, metric), Racing(alpha, 3, parents, **how)
-    return RacingEvaluator(one, score, Subset(ITEMS, None, 1), Objective(metric), rules, blocks=8)
+    return RacingEvaluator(one, score, Objective(metric), rules, blocks=8)
 
 
 def run(path: Path, name: str, trials: int = TRIALS, alpha: float = 0.3, score: Scorer = serial, **how: Any) -> bytes:

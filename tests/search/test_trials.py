@@ -76,6 +76,7 @@ trials = st.builds(
     results=tables,
     error=st.none() | st.text() | st.just('","crc":"00000000"}\n{'),
     gradient=st.none() | st.lists(numbers, max_size=3),
+    weights=st.dictionaries(st.text(max_size=5), st.lists(st.integers(1, 99), max_size=3), max_size=2),
 )
 
 

@@ -44,7 +44,7 @@ def make_evaluators(
     """
     objective = make_objective(problem, scorer, subset, blocks)
     plain = ValueEvaluator(scorer, subset, objective, record, blocks)
-    values = RacingEvaluator(plain, scorer, subset, objective, racing, blocks) if racing else plain
+    values = RacingEvaluator(plain, scorer, objective, racing, blocks) if racing else plain
     gradients = learning and GradientEvaluator(problem, learning, record, scorer=scorer, blocks=blocks)
 
     def evaluate(batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
-from evomerge.fitness.sampling import Subset
+from evomerge.fitness.sampling import Sample
 from evomerge.search.evaluators.blocks import blocks_of, cut, ordered, scored_whole
 from evomerge.search.evaluators.dropping import Race, most_blocks, shuffled_blocks
 from evomerge.search.evaluators.heat import Heat, Rules
@@ -56,9 +56,8 @@ class RacingEvaluator:
     """Scores the points of a batch by a race.
 
     Args:
-        plain: scores what is not raced, and makes trials of outcomes.
+        plain: chooses items, scores what is not raced, and makes trials of outcomes.
         score: scores units of search items.
-        subset: chooses the items of a generation.
         objective: makes values of outcomes.
         racing: how.
         blocks: into how many units the items of a candidate are cut.
@@ -68,12 +67,11 @@ class RacingEvaluator:
         self,
         plain: ValueEvaluator,
         score: Scorer,
-        subset: Subset,
         objective: Objective,
         racing: Racing,
         blocks: int = 1,
     ) -> None:
-        self._plain, self._score, self._subset, self._objective = plain, score, subset, objective
+        self._plain, self._score, self._objective = plain, score, objective
         self._racing, self._blocks = racing, blocks
         self._batches: list[Batch] = []  # those that were asked for; the loop fills in their trials
         self._said: set[str] = set()
@@ -92,7 +90,10 @@ class RacingEvaluator:
 
     def _heat(self, batch: Batch, past: Sequence[Batch]) -> Heat | str:
         """Return the race of a batch; or why there is none, which is nothing where all are among the best so far."""
-        ids = self._subset(batch.index)
+        sample = self._plain.sample(batch)
+        if sample.weights:
+            return "its items stand for different numbers of others"
+        ids = sample.ids
         parents, weights, count = self._racing.parents(), self._objective.weights_of(ids), self._racing.blocks(ids)
         if parents is None:
             return "the searcher does not say which points it goes by"
@@ -149,7 +150,7 @@ class RacingEvaluator:
         seen = heat.seen(len(known) + isinstance(said.outcome, Exception))
         if isinstance(said.outcome, Outcome):
             said = replace(said, outcome=ordered(said.outcome, seen))
-        trial = self._plain.trial(heat.batch, index, seen, said)
+        trial = self._plain.trial(heat.batch, index, Sample(seen), said)
         if trial.status != "failed" or not known:
             return trial
         before = heat.outcome(index, len(known)).results  # others were held against it, which a replay must know

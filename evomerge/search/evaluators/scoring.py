@@ -22,6 +22,7 @@ from evomerge.fitness.finite import watched
 from evomerge.fitness.items import Item
 from evomerge.models.guard import Guard
 from evomerge.search.memory import Halving
+from evomerge.search.stopping import Stopped
 
 T = TypeVar("T")
 
@@ -117,10 +118,11 @@ def explained(what: str) -> Iterator[None]:
     Raises:
         ConfigError: it raised one.
         EvomergeError: an error of evomerge's own, as it is.
+        Stopped: it was asked to stop, as it is.
     """
     try:
         yield
-    except EvomergeError:
+    except (EvomergeError, Stopped):
         raise
     except Exception as error:  # of whatever kind
         raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error

@@ -10,6 +10,7 @@ import torch
 
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.draws import DISAGREEMENT, STRATIFIED, UNIFORM, stratified, uniform
 from evomerge.fitness.finite import named
 from evomerge.fitness.items import HELD_OUT, Item
 from evomerge.fitness.objectives import Objective
@@ -21,12 +22,30 @@ from evomerge.search.evaluators.blocks import score_now
 from evomerge.search.evaluators.scoring import LiveFitness, check_finite, explained, prepare
 from evomerge.search.evaluators.units import Scorer
 
+DRAWS = {STRATIFIED: stratified, UNIFORM: uniform, DISAGREEMENT: None}
+"""By the name that `Sampling.by` has; by disagreement, one that base and experts must be scored for."""
 Scoring = Callable[[Mapping[str, list[str]]], Outcome]
 """Scores what is in the live model on items by task: a `LiveFitness`, say."""
 
 
 def make_subsets(problem: Problem) -> dict[str, Subset]:
-    """Return what chooses the items of each split; see `subsets_of`."""
+    """Return what chooses the items of each split; see `subsets_of`.
+
+    Raises:
+        ConfigError: items are to be drawn by what experts say of them, and a task has none, or they may say something
+            else each time.
+    """
+    if problem.sampling.by == DISAGREEMENT:
+        if alone := [task for task in problem.items["search"] if task not in problem.experts]:
+            raise ConfigError(
+                f"fitness.sampling=disagreement compares base and expert on the items of every task, and {alone[0]} "
+                f"has no expert: write fitness.tasks.{alone[0]}.expert=..., or fitness.sampling=stratified."
+            )
+        if not problem.fitness.pure:
+            raise ConfigError(
+                "fitness.sampling=disagreement draws items by what base and experts say of them, and under this "
+                "fitness they may say something else when the search is resumed: write fitness.sampling=stratified."
+            )
     return subsets_of(problem.items, problem.sampling)
 
 
@@ -36,7 +55,11 @@ def subsets_of(items: Mapping[str, Mapping[str, Sequence[Item]]], sampling: Samp
     """
     judging = [split for split in ("report", HELD_OUT) if split in items]
     return {
-        "search": Subset(items["search"], sampling.search, sampling.seed, sampling.rotate, "fitness.items"),
+        "search": Subset(
+            *(items["search"], sampling.search, sampling.seed, sampling.rotate, "fitness.items"),
+            draw=DRAWS[sampling.by],
+            growth=sampling.growth,
+        ),
         "select": Subset(items["select"], sampling.select, 0, setting="fitness.select_items"),
         **{split: Subset(items[split], sampling.report, 0, setting="fitness.report_items") for split in judging},
     }
@@ -79,9 +102,11 @@ def make_objective(problem: Problem, scorer: Scorer, subset: Subset, blocks: int
         subset: chooses the items of a generation.
         blocks: into how many they are cut.
     """
-    goal, ids, ends, known = problem.goal, subset(0), None, None
+    goal, sample, ends, known = problem.goal, subset.sample(0), None, None
+    ids = sample.ids
     if goal.forget:
         known = _scored_first("There is nothing to hold candidates against: the", "base", scorer, ids, blocks, None)
+        known = sample.weighed(known)
     if goal.normalised:
         if missing := [task for task in ids if task not in problem.experts]:
             raise ConfigError(
@@ -90,7 +115,7 @@ def make_objective(problem: Problem, scorer: Scorer, subset: Subset, blocks: int
             )
         why = "Scores cannot be normalised: the"
         found = [_scored_first(why, who, scorer, ids, blocks, goal.metric) for who in ("base", "experts")]
-        base, best = (outcome.scores() for outcome in found)
+        base, best = (sample.weighed(outcome).scores() for outcome in found)
         ends = {task: (base[task][goal.metric], best[task][goal.metric]) for task in ids}
     return Objective(goal.metric, goal.aggregate, goal.counts(ids), ends, goal.conditions(ids), known)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from evomerge.fitness.objectives import Objective
-from evomerge.fitness.sampling import Subset
+from evomerge.fitness.sampling import Sample, Subset
 from evomerge.search.evaluators.blocks import cut, scored_whole
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.serial import Timing, failed
@@ -43,37 +43,44 @@ class ValueEvaluator:
         blocks: int = 1,
     ) -> None:
         self._score, self._subset, self._objective, self._record = score, subset, objective, record
-        self._blocks = blocks
+        self._blocks, self._before = blocks, dict[int, int]()
+        self._asked = 0
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
         """Let the scorer begin, and yield a trial for each missing point, in order, as soon as those before it have
         ended too.
         """
-        ids = self._subset(batch.index)
-        parts = cut(ids, self._blocks)
+        sample = self.sample(batch)
+        ids, parts = sample.ids, cut(sample.ids, self._blocks)
         points = [batch.points[index] for index in missing]
         answers = self._score([Unit(point, part) for point in points for part in parts])
-        return self._trials(batch, missing, ids, scored_whole(answers, [len(parts)] * len(points), ids))
+        return self._trials(batch, missing, sample, scored_whole(answers, [len(parts)] * len(points), ids))
 
-    def _trials(
-        self, batch: Batch, missing: Sequence[int], ids: dict[str, list[str]], found: Iterator[Scored]
-    ) -> Iterator[Trial]:
+    def sample(self, batch: Batch) -> Sample:
+        """Return the items of a batch; batches are told of in the order asked, those that the log holds as well."""
+        if batch.index not in self._before:
+            self._before[batch.index] = self._asked
+            self._asked += len(batch.points)
+        return self._subset.sample(batch.index, self._before[batch.index])
+
+    def _trials(self, batch: Batch, missing: Sequence[int], sample: Sample, found: Iterator[Scored]) -> Iterator[Trial]:
         for index in missing:
-            yield self.trial(batch, index, ids, next(found))
+            yield self.trial(batch, index, sample, next(found))
         deque(found, maxlen=0)  # to its end: the scorer learns that all was taken
 
-    def trial(self, batch: Batch, index: int, ids: dict[str, list[str]], scored: Scored) -> Trial:
+    def trial(self, batch: Batch, index: int, sample: Sample, scored: Scored) -> Trial:
         """Return the trial of a point, of what its scorer says of it on these items."""
         started, outcome = time.perf_counter(), scored.outcome
         if isinstance(outcome, Exception):
-            return failed(batch.index, index, ids, outcome)
+            return failed(batch.index, index, sample.ids, outcome)
         try:
+            outcome = sample.weighed(outcome)
             check_finite(outcome)
             values, violations = self._objective(outcome)
             if not np.isfinite(values).all():
                 raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
         except Exception as error:  # such as an objective of somebody's own
-            return failed(batch.index, index, ids, error)
+            return failed(batch.index, index, sample.ids, error)
         trial = Trial(
             batch=batch.index,
             index=index,
@@ -86,6 +93,7 @@ class ValueEvaluator:
                 task: {name: each.tolist() for name, each in metrics.items()}
                 for task, metrics in outcome.results.items()
             },
+            weights=outcome.weights,
         )
         total = scored.total + time.perf_counter() - started
         self._record(Timing(batch.index, index, scored.merge, scored.forward, total))

@@ -1,0 +1,73 @@
+"""What base and experts say of the search items, where items are drawn by how far they disagree.
+
+In: a problem, what chooses its search items, and a judge. Out: the same choice, informed: base and experts are scored
+once on all search items, each task with its own expert, and remembered like the models of a report. That costs item
+evaluations, which count in `budget.items`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from evomerge.common.progress import Progress
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.draws import DISAGREEMENT, UNIFORM, ByDisagreement
+from evomerge.fitness.finite import named
+from evomerge.fitness.sampling import Subset
+from evomerge.problem import Problem
+from evomerge.search.evaluators.scoring import check_finite, explained
+from evomerge.selection.judge import Judge
+
+WHY = "fitness.sampling=disagreement scores base and experts on all search items, and the"
+
+
+def responses_cost(problem: Problem) -> int:
+    """Return the item evaluations that a sampling costs before the first candidate."""
+    return 2 * sum(map(len, problem.items["search"].values())) if problem.sampling.by == DISAGREEMENT else 0
+
+
+def informed(problem: Problem, subset: Subset, judge: Judge, reporter: Progress) -> Subset:
+    """Return what chooses search items, once it knows what base and experts say of them, if it must know.
+
+    Args:
+        problem: what is searched.
+        subset: chooses its search items.
+        judge: scores base and experts.
+        reporter: tells the user.
+
+    Raises:
+        EvomergeError: base or experts have no score, or none that is a number.
+    """
+    if not (cost := responses_cost(problem)):
+        return subset
+    outcomes: list[Outcome] = []
+    with reporter.working(f"scoring base and experts on all search items, {cost:,} item evaluations"):
+        for who in ("base", "experts"):
+            with named(f"{WHY} {who}"), explained(f"{WHY} fitness fails on the {who}"):
+                outcomes.append(judge.on_search(who))
+                check_finite(outcomes[-1], problem.goal.metric)
+    base, experts = outcomes
+    return subset.informed(ByDisagreement(disagreement(base, experts, problem.goal.metric)))
+
+
+def disagreement(base: Outcome, experts: Outcome, metric: str) -> Mapping[str, np.ndarray]:
+    """Return how far base and expert are apart on each item, float64 (n,) by task."""
+    return {task: np.abs(experts.results[task][metric] - rows[metric]) for task, rows in base.results.items()}
+
+
+def sampling_text(problem: Problem) -> str:
+    """Return how the items of a generation are chosen, as a sentence; nothing where it is as usual."""
+    sampling, cost = problem.sampling, responses_cost(problem)
+    said = []
+    if sampling.by == UNIFORM:
+        said.append("search items are drawn uniformly")
+    if cost:
+        said.append(
+            f"search items are drawn by the disagreement of base and experts, which were scored on all of them first "
+            f"({cost:,} item evaluations)"
+        )
+    if sampling.growth:
+        said.append(f"the first generation has {sampling.growth.first:.3g} of those that the last one has")
+    return "; ".join(said)

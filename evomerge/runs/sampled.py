@@ -1,0 +1,59 @@
+"""How the items of a generation are chosen: the settings `fitness.sampling` and `fitness.grow`.
+
+In: the settings of a search. Out: how its samples grow, and what of both belongs to its identity; or a refusal. Runs of
+earlier versions have neither setting: their samples are stratified and do not grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
+from evomerge.fitness.draws import CHOICES, STRATIFIED
+from evomerge.fitness.sampling import Growth
+
+
+def check_sampling(settings: Mapping[str, Any]) -> None:
+    """Check both settings, as far as nothing else need be known.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    if (by := drawn_by(settings)) not in CHOICES:
+        raise ConfigError(f"fitness.sampling: {unknown('choice', by, CHOICES)}")
+    first = settings["fitness"].get("grow")
+    if first is not None and not 0 < first < 1:
+        raise ConfigError(
+            f"fitness.grow={first} is no share of fitness.items to begin with: write a number between 0 and 1, such as "
+            f"0.25, or null for all of them from the beginning."
+        )
+
+
+def drawn_by(settings: Mapping[str, Any]) -> str:
+    """Return how the items of a generation are drawn."""
+    return settings["fitness"].get("sampling") or STRATIFIED
+
+
+def growth_of(settings: Mapping[str, Any]) -> Growth | None:
+    """Return how samples grow: they have their full size when the budget ends, be it of candidates or of items."""
+    first, size = settings["fitness"].get("grow"), settings["fitness"]["items"]
+    if first is None:
+        return None
+    points, items = settings["budget"], settings["budget_items"]
+    if items is not None and size is not None:
+        points = min(points, int(items / (size * (first + 1) / 2)))
+    return Growth(first, max(points, 1))
+
+
+def sampling_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of both settings makes another search; nothing where it is the search that it always was.
+
+    Where samples grow, the budget belongs to it: with a larger one, generations before would have had fewer items.
+    """
+    by, growth = drawn_by(settings), growth_of(settings)
+    return {
+        **({"sampling": by} if by != STRATIFIED else {}),
+        **({"grow": [growth.first, growth.points]} if growth else {}),
+    }

@@ -1,0 +1,94 @@
+"""Searches whose items are drawn by disagreement, or grow: what the log holds, what it costs, and who is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge.cli.progress import Reporter
+from evomerge.common.errors import ConfigError
+from evomerge.problem import Problem, Sampling
+from evomerge.runs.run import make_budget, run_search
+from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.splits import make_subsets
+from evomerge.search.journal import read_log
+from evomerge.search.stopping import Interrupt, fixed
+from evomerge.searchers.base import Part
+from tests.kit.evaluations import settings_of, sources_of
+from tests.kit.helpers import compose
+
+FEW = ("space=model", "fitness.select_items=6", "fitness.report_items=6")
+
+
+class Seen:
+    """A search that has seen nothing yet."""
+
+    trials = items = batches = 0
+
+
+DRAWN = ("fitness.sampling=disagreement", "fitness.grow=0.2", "fitness.rotate=true", "budget=20")
+
+
+@pytest.fixture(scope="module")
+def sources(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*sources_of(pico_suite, tmp_path_factory.mktemp("cache")), *FEW]
+
+
+@pytest.fixture(scope="module")
+def finished(sources: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    assert run_search(compose(*sources, *DRAWN), directory, Reporter()) is not None
+    return directory
+
+
+def test_the_log_has_weights_and_scores_that_are_means_by_them(finished: Path, problem: Problem) -> None:
+    trials = [line for line in read_log(finished / "trials.jsonl") if line["kind"] == "trial"]
+    sizes = {task: len(items) for task, items in problem.items["search"].items()}
+    shown = dict[int, list[object]]()
+    for trial in trials:
+        shown.setdefault(trial["batch"], []).append((trial["items"], trial["weights"]))
+        for task, weights in trial["weights"].items():
+            assert sum(weights) == sizes[task]
+            results = trial["results"][task]["log_probability"]
+            assert trial["scores"][task]["log_probability"] == pytest.approx(np.average(results, weights=weights))
+        assert trial["values"][0] == pytest.approx(
+            np.mean([row["log_probability"] for row in trial["scores"].values()])
+        )
+    for each in shown.values():
+        assert all(one == each[0] for one in each)  # all candidates of a generation see the same
+    numbers = [sum(map(len, trial["items"].values())) for trial in trials]
+    assert numbers == sorted(numbers)
+    assert numbers[0] == 6
+    assert 20 < numbers[-1] <= 30
+
+
+def test_a_search_that_was_cut_off_draws_the_same_items_again(
+    finished: Path, sources: Sequence[str], tmp_path: Path
+) -> None:
+    whole = (finished / "trials.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "trials.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    cache = f"model.cache={tmp_path / 'cache'}"  # what base and experts said is asked anew
+    assert run_search(compose(*sources, *DRAWN, cache), tmp_path, Reporter()) is not None
+    assert (tmp_path / "trials.jsonl").read_bytes() == whole
+
+
+def test_what_base_and_experts_cost_is_said_and_paid(sources: Sequence[str], problem: Problem, tmp_path: Path) -> None:
+    cost = 2 * sum(map(len, problem.items["search"].values()))
+    drawn = ["fitness.sampling=disagreement", f"budget_items={cost + 29}"]
+    with pytest.raises(ConfigError, match=f"after the {cost} that fitness.sampling=disagreement takes"):
+        run_search(compose(*sources, *drawn), tmp_path, Reporter())
+    settings = {**settings_of(*sources, *drawn), "budget_items": cost + 190}
+    assert make_budget(settings, [Part(False, 50)], fixed(30), Interrupt(), spent=cost).left(Seen()) == 6
+
+
+def test_who_has_no_expert_to_compare_is_refused(problem: Problem) -> None:
+    drawn = replace(problem, sampling=Sampling(search=30, by="disagreement"))
+    assert make_subsets(drawn)["search"].size == 30
+    alone = {**drawn.sources.tasks, "trees": replace(drawn.sources.tasks["trees"], expert=None)}
+    with pytest.raises(ConfigError, match=r"trees has no expert: write fitness\.tasks\.trees\.expert"):
+        make_subsets(replace(drawn, sources=replace(drawn.sources, tasks=alone)))
