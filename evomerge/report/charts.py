@@ -74,12 +74,16 @@ def convergence(facts: RunFacts) -> Chart | None:
     lines.append(Line(_stairs(facts.best_so_far, x, y), "best", "best so far"))
     failed = [Mark(x.at(n), 100.0, "failed", f"candidate {n} failed: {t.error}") for n, t in facts.failed if n <= last]
     best = facts.best_so_far[-1][1]
+    if facts.noise:
+        lower = _up(y, best - facts.noise.difference)
+        lines.insert(0, Line(f"M0 {_up(y, best)}H100V{lower}H0Z", "noise", "nearer to the best than sampling noise"))
     words = (
         f"{metric(facts.metric)} of {len(facts.scored)} candidates in the order in which they were asked; the best so "
         f"far rises from {number(facts.scored[0].value)} to {number(best)}."
     )
     legend = [("dot", "a candidate"), ("best", "best so far")]
     legend += [("mean", "mean of a batch")] if facts.means else []
+    legend += [("noise", "within one standard error of the best")] if facts.noise else []
     legend += [("failed", "failed")] if failed else []
     legend += [("", f"{below} far below are drawn on the lower edge")] if below else []
     return Chart(x, y, words, marks + failed, lines, legend=legend, height=260 if facts.by_value else 160)

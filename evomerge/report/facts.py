@@ -18,6 +18,7 @@ from evomerge.fitness.base import negated, title
 from evomerge.fitness.objectives import counted, task_weights
 from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
+from evomerge.selection.noise import Noise, noise_of
 from evomerge.trials import Batch, Trial
 
 MODELS = {"base": "base", "best_constant": "best constant", "winner": "winner", "experts": "experts"}
@@ -132,6 +133,15 @@ class RunFacts:
             for dots in batches.values()
             if len(dots) > 1
         ]
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """How much of the last values is the sample of items; None where values are no means over items."""
+        if self.summary and self.summary.noise:
+            return self.summary.noise
+        if self.aggregate != "mean" or self.normalised or self.forget:
+            return None
+        return noise_of(self.run.batches, self.metric, self.settings["objective"]["weights"])
 
     @property
     def complete(self) -> bool:

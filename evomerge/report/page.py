@@ -265,7 +265,8 @@ def _progress(facts: RunFacts) -> str:
     if facts.forget:
         on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
     end = f" {STOPS.get(facts.summary.stop, '')}" if facts.summary and facts.complete else ""
-    return f"{', '.join(parts)}.{end}{on}"
+    noise = f" On these, {facts.noise.said}." if items and facts.noise else ""
+    return f"{', '.join(parts)}.{end}{on}{noise}"
 
 
 def _deciding(facts: RunFacts) -> str:

@@ -61,6 +61,11 @@ def convergence(facts: RunFacts) -> Figure:
             dots = np.array([(dot.number, dot.value) for dot in facts.scored])
             _limit(axes, dots[:, 1])
             axes.plot(*dots.T, ".", color=GREY, alpha=0.7, label="a candidate")
+            if facts.noise:
+                best = facts.best_so_far[-1][1]
+                axes.axhspan(
+                    best - facts.noise.difference, best, color=WINNER, alpha=0.14, label="within one se of the best"
+                )
             axes.step(*np.array(facts.best_so_far).T, where="post", color=WINNER, label="best so far")
             for i, (first, last, mean) in enumerate(facts.means):
                 label = "mean of a batch" if i == 0 else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ from evomerge.selection.choosing import Selection
 from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.forgetting import doubts_of
 from evomerge.selection.marks import marks_of
+from evomerge.selection.noise import Noise, noise_of
 from evomerge.selection.summary import Summary
-from evomerge.trials import StopReason, finite
+from evomerge.trials import Batch, StopReason, finite
 
 VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
 
@@ -67,7 +68,7 @@ def summarise(
         run: what `run_digest` says of the run.
         logged: the warnings in the log file, and how often each came.
     """
-    machine = fingerprint()
+    machine, batches = fingerprint(), open_run(directory).batches
     return Summary(
         report=found.report,
         paired=found.paired,
@@ -83,7 +84,7 @@ def summarise(
         marks=_marks(problem),
         warnings=problem.warnings,
         doubts=[
-            *of_search(open_run(directory).batches),
+            *of_search(batches),
             *of_selection(found.select, found.alike),
             *doubts_of(found.forgetting),
         ],
@@ -94,7 +95,16 @@ def summarise(
         rescored=found.rescored,
         held_out=found.held_out and replace(found.held_out, measures=_measures(problem, found.metric, HELD_OUT)),
         forgetting=found.forgetting,
+        noise=_noise(problem, batches),
     )
+
+
+def _noise(problem: Problem, batches: Sequence[Batch]) -> Noise | None:
+    """Return the noise of a search whose values are means over items."""
+    goal, sizes = problem.goal, {task: len(items) for task, items in problem.items["search"].items()}
+    if goal.aggregate != "mean" or goal.normalised or goal.forget:
+        return None
+    return noise_of(batches, goal.metric, goal.weights, sizes)
 
 
 def _measures(problem: Problem, metric: str, split: str) -> Mapping[str, str]:
@@ -205,6 +215,8 @@ def show(summary: Summary, directory: Path, reporter: Progress) -> None:
     reporter.say(gain_of(summary))
     for line in starts_of(summary):
         reporter.say(line)
+    if summary.noise:
+        reporter.say(f"on the search items {summary.noise.said}")
     if summary.failed:
         reporter.say(f"{summary.failed} of {summary.trials} candidates failed; their errors stand in trials.jsonl")
     for doubt in summary.doubts:

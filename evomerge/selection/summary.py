@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evomerge.selection.forgetting import Forgetting
+from evomerge.selection.noise import Noise
 from evomerge.selection.statistics import Numbers, Paired, Score
 from evomerge.trials import finite
 
@@ -117,6 +118,7 @@ class Summary:
         held_out: scores on tasks that the search never saw; None where there are none, as the next.
         forgetting: what was forgotten and what was kept. Means and `gain` are then of minus the score over the tasks to
             forget.
+        noise: how much of the values at the end of the search is the sample of items; None where that is not known.
     """
 
     report: Mapping[str, Score]
@@ -140,6 +142,7 @@ class Summary:
     rescored: Rescored | None = None
     held_out: HeldOut | None = None
     forgetting: Forgetting | None = None
+    noise: Noise | None = None
 
     @property
     def base(self) -> Score:
@@ -169,7 +172,7 @@ class Summary:
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
         content = asdict(self)
-        for name in ("marks", "rescored", "held_out", "forgetting"):
+        for name in ("marks", "rescored", "held_out", "forgetting", "noise"):
             if not content[name]:
                 del content[name]
         return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
@@ -191,6 +194,7 @@ class Summary:
                     "rescored": _rescored(content.get("rescored")),
                     "held_out": _held_out(content.get("held_out")),
                     "forgetting": Forgetting.from_plain(told) if (told := content.get("forgetting")) else None,
+                    "noise": Noise(**known) if (known := content.get("noise")) else None,
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from evomerge.recipes.recipe import Recipe
+from evomerge.report.charts import convergence
 from evomerge.report.concerns import concerns
 from evomerge.report.facts import RunFacts
 from evomerge.report.grids import ALL, grids
+from evomerge.report.page import _progress
 from evomerge.report.wording import closed, headline, number, signed, verdict, with_error
 from evomerge.runs.directory import open_run
+from evomerge.selection.noise import Noise
 from evomerge.selection.statistics import Paired
 from tests.kit.reports import coordinates_of, finish, write_run
 
@@ -324,3 +327,17 @@ def test_warnings_of_the_log_are_quoted_once(tmp_path: Path) -> None:
     assert said(facts_of(run)).splitlines() == lines
     many = finish(write_run(tmp_path / "many"), logged={letter: 1 for letter in "abcdefghi"})
     assert said(facts_of(many)).splitlines()[-1] == "evomerge.log holds 3 more warnings."
+
+
+def test_the_noise_floor_stands_beside_the_best_value(run: Path, tmp_path: Path) -> None:
+    facts = facts_of(run)
+    assert facts.noise is not None
+    assert facts.noise.candidates == 10
+    assert (band := convergence(facts)) is not None
+    assert band.lines[0].kind == "noise"
+    known = edit(run, noise={"candidates": 20, "value": 0.5, "difference": 0.2, "share": 0.375})
+    assert known.noise == Noise(20, 0.5, 0.2, 0.375)
+    assert "of the spread of the last 20 candidates' values, 38% is sampling noise" in _progress(known)
+    worst = facts_of(write_run(tmp_path / "worst", "objective.aggregate=worst"))
+    assert worst.noise is None
+    assert "noise" not in _progress(worst)

@@ -57,6 +57,7 @@ def test_summary_and_recipe_agree(finished: Path) -> None:
     recipe = Recipe.from_yaml((finished / "recipe.yaml").read_text())
     assert summary["trials"] == trials(finished) == 13
     assert summary["failed"] == 0
+    assert 0 < summary["noise"]["share"] <= 1
     assert recipe.scores["winner"]["mean"] == summary["report"]["winner"]["mean"]
     assert recipe.scores["kernels"] == "plain"  # the model is too small for compiled ones
     assert list(recipe.experts) == ["animals", "trees", "metals"]
