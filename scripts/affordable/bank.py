@@ -62,7 +62,8 @@ class Bank:
         """Write it as one .npz, in one step."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "responses"}
         stream = io.BytesIO()
-        np.savez_compressed(stream, **arrays, **{RESPONSE + name: rows for name, rows in self.responses.items()})
+        arrays |= {RESPONSE + name: rows for name, rows in self.responses.items()}
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, stream.getvalue())
 
