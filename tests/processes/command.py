@@ -12,21 +12,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from pkgutil import walk_packages
 
 import torch
 
-import evomerge as package
 from evomerge.cli.main import main
 from tests.processes.waiting import forked
-
-# What a verb loads only when it needs it is there before the fork.
-for _module in walk_packages(package.__path__, "evomerge."):
-    if not _module.name.endswith(("__main__", "gpu_kernel")):  # the latter needs Triton
-        import_module(_module.name)
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,7 @@ def evomerge(
 
 def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: str) -> None:
     gc.freeze()  # what was inherited is not walked through, and so not copied
+    os.fsync = lambda descriptor: None  # as in conftest.py: nobody cuts the power
     for number, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding=encoding, closefd=False) for number in (1, 2))
@@ -92,4 +85,6 @@ def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: s
 
 def write_loaded(path: Path) -> None:
     """Write the names of all modules that are there once everything of the package is imported."""
-    path.write_text("\n".join(sys.modules), encoding="utf-8")
+    from tests.processes.preloaded import LOADED  # by the server
+
+    path.write_text("\n".join(LOADED), encoding="utf-8")

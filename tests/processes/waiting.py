@@ -12,7 +12,7 @@ from typing import Any
 
 PATIENCE = 120.0
 """Seconds after which a test gives up waiting, on the busiest machine."""
-PRELOADED = ("tests.processes.command", "tests.processes.small_search")
+PRELOADED = ("tests.processes.preloaded", "tests.processes.command", "tests.processes.small_search")
 """What the server imports, whichever test starts it: modules of what the tests run in children."""
 
 
