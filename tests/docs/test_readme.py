@@ -48,7 +48,7 @@ genome:
 tasks:
 - name: pico_left
 """
-SMALL = ("budget=10", "fitness.items=30", "fitness.select_items=60", "fitness.report_items=60")
+SMALL = ("budget=6", "fitness.items=12", "fitness.select_items=24", "fitness.report_items=24")
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -103,7 +103,7 @@ def test_the_programs_of_the_pages_run(
     block: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    exec(block.replace("budget=200", "budget=10, items=30, select_items=60, report_items=60"), {})
+    exec(block.replace("budget=200", "budget=6, items=12, select_items=24, report_items=24"), {})
     assert "winner" in capsys.readouterr().out
     assert list(place.glob("*/config.json"))
 
@@ -138,7 +138,7 @@ def run(command: str, place: Path) -> str:
     if arguments[0] == "compare":
         arguments = [*arguments, *SMALL[1:]]
     if arguments[0] == "auto":
-        arguments[arguments.index("--hours") + 1] = "0.01"
+        arguments[arguments.index("--hours") + 1] = "0.001"
     done = evomerge(*arguments, cwd=place)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done.stdout
