@@ -1,11 +1,13 @@
 """What faults of workers cost, and that nothing is lost: `python scripts/check_faults.py [--times 100]`.
 
 In: nothing but pico models that it makes. Each fault is injected so many times in a row into a pool of two worker
-processes, while they score three candidates in four blocks each; every unit must come back once, with the bits of a
-serial scorer. Out: for each fault a row with how often all was right, and the seconds that one costs (its wave minus
-the median of waves without a fault). The exit status is 1 if anything was wrong.
+processes (with --ray, actors on a cluster that it starts), while they score three candidates in four blocks each; every
+unit must come back once, with the bits of a serial scorer. Out: for each fault a row with how often all was right, and
+the seconds that one costs (its wave minus the median of waves without a fault). The exit status is 1 if anything was
+wrong.
 
     killed    SIGKILL of a worker, as a machine without memory sends it, at a random moment of its unit
+    starved   a worker whose allocations fail from a random moment of its unit on, under a limit of its memory
     frozen    SIGSTOP of a worker: its candidate fails when `time_limit` is over, all others are right
     twice     workers that say everything twice
     driver    SIGKILL of the search itself at a random moment; run again, its log must be that of a serial search
@@ -34,10 +36,12 @@ from hydra import compose, initialize_config_dir
 from evomerge.common.events import Event
 from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Silent
+from evomerge.fitness.capabilities import Batched
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.worker import build_message
 from evomerge.search.evaluators.blocks import cut
+from evomerge.search.evaluators.cluster import Actors
 from evomerge.search.evaluators.pool import Pool
 from evomerge.search.evaluators.processes import MODULE, Processes
 from evomerge.search.evaluators.serial import SerialScorer
@@ -46,19 +50,22 @@ from evomerge.search.evaluators.units import Scored, Unit
 
 LIMIT = 1.5
 """Seconds of a candidate, where one is frozen."""
+FAULTS = ("killed", "starved", "frozen", "twice", "driver")
 
 
 def main() -> int:
     """Inject faults and print the table; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100, help="how often each (default: 100)")
-    parser.add_argument("--only", choices=("killed", "frozen", "twice", "driver"), nargs="+", help="these faults alone")
+    parser.add_argument("--only", choices=FAULTS, nargs="+", help="these faults alone")
+    parser.add_argument("--ray", action="store_true", help="workers on a cluster of Ray's that is started here")
+    parser.add_argument("--seed", type=int, default=0, help="of points and moments")
     arguments = parser.parse_args()
     wrong = 0
     with TemporaryDirectory() as place:
         torch.set_num_threads(1)
-        bench = Bench(Path(place))
-        for name in arguments.only or ("killed", "frozen", "twice", "driver"):
+        bench = Bench(Path(place), arguments.ray, arguments.seed)
+        for name in arguments.only or FAULTS:
             right, seconds = getattr(bench, name)(arguments.times)
             wrong += arguments.times - right
             print(f"{name:<8} {right} of {arguments.times} right, {seconds:.2f} s each (median)", flush=True)
@@ -70,13 +77,16 @@ class Bench:
 
     Args:
         place: a directory for what they write.
+        ray: whether workers are actors of Ray's.
+        seed: of points and moments.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, ray: bool = False, seed: int = 0) -> None:
         register()
+        self._ray = ray
         with initialize_config_dir(str(CONF), version_base="1.3"):
             self._settings = plain(compose("search", overrides=["experiment=smoke", f"model.cache={place}/cache"]))
-        self._problem, self._place, self._random = build_problem(self._settings, Silent()), place, random.Random(0)
+        self._problem, self._place, self._random = build_problem(self._settings, Silent()), place, random.Random(seed)
         self._ids = make_subsets(self._problem)["search"](0)
         fitness = live_fitness(self._problem, self._problem.items["search"])
         self._serial = SerialScorer(self._problem, {"search": fitness})
@@ -84,6 +94,10 @@ class Bench:
     def killed(self, times: int) -> tuple[int, float]:
         """Kill a worker at a random moment of a unit."""
         return self._struck(times, signal.SIGKILL)
+
+    def starved(self, times: int) -> tuple[int, float]:
+        """Leave a worker no memory."""
+        return self._struck(times, signal.SIGUSR2, module="pool_bench.starved")
 
     def frozen(self, times: int) -> tuple[int, float]:
         """Freeze a worker: its candidate alone may fail, as one that takes too long."""
@@ -105,7 +119,7 @@ class Bench:
         whole = self._place / "serial"
         self._run(given, whole)
         expected, right, costs = (whole / "trials.jsonl").read_bytes(), 0, list[float]()
-        workers = [*given, "evaluator=processes", "evaluator.workers=2"]
+        workers = [*given, f"evaluator={'ray' if self._ray else 'processes'}", "evaluator.workers=2"]
         started = time.monotonic()
         self._run(workers, self._place / "whole")
         usual = time.monotonic() - started
@@ -129,10 +143,12 @@ class Bench:
             (path / "killed").touch()
         process.wait()
 
-    def _struck(self, times: int, number: signal.Signals, limit: TimeLimit | None = None) -> tuple[int, float]:
+    def _struck(
+        self, times: int, number: signal.Signals, limit: TimeLimit | None = None, module: str = MODULE
+    ) -> tuple[int, float]:
         right, costs, usual = 0, list[float](), list[float]()
         blow = _Blow(number, self._random)
-        with self._pool(limit=limit, watch=blow) as pool:
+        with self._pool(module, limit, blow) as pool:
             blow.pool = pool
             for _ in range(times):
                 pool.wait(2)
@@ -155,15 +171,24 @@ class Bench:
         found, failed = dict(answers), set[int]()
         if may_fail:
             failed = {i // 4 for i, scored in found.items() if isinstance(scored.outcome, TimeoutError)}
-        same = all(_same(scored, found[i]) for i, scored in self._serial(units) if i // 4 not in failed)
-        return same and len(failed) <= 1, seconds
+        wrong = {i for i in found if i // 4 not in failed}
+        fitness = self._problem.fitness
+        size = given = fitness.batch_size if isinstance(fitness, Batched) else 0
+        while wrong and size and isinstance(fitness, Batched):  # a worker may have halved its batches: other last bits
+            fitness.batch_size, size = size, size // 2
+            wrong -= {i for i, scored in self._serial(units) if _same(scored, found[i])}
+            fitness.batch_size = given
+        for i in wrong:
+            print(f"unit {i}: {found[i].outcome!r:.200}", file=sys.stderr)
+        return not wrong and len(failed) <= 1, seconds
 
     @contextmanager
     def _pool(
         self, module: str = MODULE, limit: TimeLimit | None = None, watch: Callable[[Event], None] = lambda event: None
     ) -> Iterator[Pool]:
-        build = build_message(self._settings, self._problem, 1)
-        with Pool(Processes(build, [{}, {}], self._place / "workers", module), limit, watch=watch) as pool:
+        build, prints = build_message(self._settings, self._problem, 1), self._place / "workers"
+        crew = Actors(build, 2, 0, 1, prints, None, module) if self._ray else Processes(build, [{}, {}], prints, module)
+        with Pool(crew, limit, watch=watch) as pool:
             yield pool
 
 

@@ -8,6 +8,7 @@ goes on, and one on workers, scores them in the same batches. A fitness without 
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,12 @@ SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "bad_alloc",
+    "could not create a primitive",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
 )
-"""What a RuntimeError says where torch has no class of its own for a lack of memory."""
+"""What a RuntimeError says where torch has no class of its own for a lack of memory; oneDNN says the fourth."""
 LACK = "OutOfMemoryError"
 """What a log says of one: which allocation failed, and how much was free, is another text every time."""
 
@@ -40,6 +42,8 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -40,6 +41,8 @@ LACKS = (
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("could not create a primitive"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
 )
 
 
@@ -68,7 +71,17 @@ def test_errors_that_say_so(error: Exception) -> None:
 
 
 def test_other_errors_pass_at_once() -> None:
-    assert not any(map(lacks_memory, (RuntimeError("shape mismatch"), ValueError("MemoryError"), KeyboardInterrupt())))
+    assert not any(
+        map(
+            lacks_memory,
+            (
+                RuntimeError("shape mismatch"),
+                OSError(errno.ENOENT, "gone"),
+                ValueError("MemoryError"),
+                KeyboardInterrupt(),
+            ),
+        )
+    )
     calls: list[int] = []
 
     class Fitness:
