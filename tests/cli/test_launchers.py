@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,27 @@ def test_submitit_submits_a_job_again_that_ended_cleanly(tmp_path: Path, monkeyp
     os.kill(int((tmp_path / "begun").read_text()), signal.SIGUSR2)  # as Slurm does before a time limit
     assert job.result() == "complete"
     assert (tmp_path / "ended cleanly").exists()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)  # its log files
+def test_submitits_debug_executor_runs_the_same_job_in_this_process(tmp_path: Path) -> None:
+    """Nobody submits it again there, so its checkpoint is asked for by hand: with that alone, it goes on."""
+    submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
+
+    def interrupt() -> None:
+        wait_until((tmp_path / "begun").exists, "the job's beginning")
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    job = submitit.AutoExecutor(tmp_path / "jobs", cluster="debug").submit(Job(), tmp_path)
+    asking = threading.Thread(target=interrupt)
+    asking.start()
+    assert job.result() == "not submitted again"
+    asking.join()
+    assert (tmp_path / "begun").read_text() == str(os.getpid())
+    assert (tmp_path / "ended cleanly").exists()
+    assert Job().checkpoint(tmp_path).result() == "complete"
 
 
 @pytest.mark.parametrize(
