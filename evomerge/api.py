@@ -131,6 +131,7 @@ def search(
     keep: float = 0.95,
     loss: str | Choice = "cross_entropy",
     evaluator: str | Choice = "serial",
+    racing: float | None = None,
     time_limit: float | str | None = "auto",
     budget_items: int | None = None,
     hours: float | None = None,
@@ -168,6 +169,8 @@ def search(
         loss: what a gradient learns from.
         evaluator: serial, or processes or ray: workers that score side by side, for models, fitness and items with
             names.
+        racing: the share of the best candidates that may be lost where those that fall behind are dropped before they
+            are scored on all items, such as 0.1; None where all are.
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
         hours: that this call may take, choosing the winner included; the same call again has as many again.
@@ -200,6 +203,7 @@ def search(
     config["loss"] = settings_of("loss", loss)
     config["tracker"] = None if tracker is None else settings_of("tracker", tracker)
     config["evaluator"] = settings_of("evaluator", evaluator)
+    config["racing"] = {"alpha": racing}
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config["objective"] |= {"forget": forget and list(forget), "keep": keep}
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}

@@ -39,9 +39,9 @@ class Pace:
         """Take note of a trial."""
         self.done += 1
         self._failed += trial.values is None
-        if trial.values and trial.gradient is None:
-            self._values.append(trial.values[0])
-        elif trial.values:
+        if trial.full and trial.gradient is None:
+            self._values.append(trial.full[0])
+        elif trial.values and trial.gradient is not None:
             self._losses.append(-trial.values[0])
 
     @property

@@ -73,6 +73,11 @@ def convergence(facts: RunFacts) -> Chart | None:
         lines.append(Line("".join(pieces), "mean", "mean of a batch"))
     lines.append(Line(_stairs(facts.best_so_far, x, y), "best", "best so far"))
     failed = [Mark(x.at(n), 100.0, "failed", f"candidate {n} failed: {t.error}") for n, t in facts.failed if n <= last]
+    raced = [
+        Mark(x.at(d.number), _up(y, d.value), "censored", f"candidate {d.number}: dropped after {d.trial.spent} items")
+        for d in facts.censored
+        if len(facts.numbered) <= PLAIN_DOTS
+    ]
     best = facts.best_so_far[-1][1]
     if facts.noise:
         lower = _up(y, best - facts.noise.difference)
@@ -84,9 +89,10 @@ def convergence(facts: RunFacts) -> Chart | None:
     legend = [("dot", "a candidate"), ("best", "best so far")]
     legend += [("mean", "mean of a batch")] if facts.means else []
     legend += [("noise", "within one standard error of the best")] if facts.noise else []
+    legend += [("censored", "dropped by a race, at about its value")] if raced else []
     legend += [("failed", "failed")] if failed else []
     legend += [("", f"{below} far below are drawn on the lower edge")] if below else []
-    return Chart(x, y, words, marks + failed, lines, legend=legend, height=260 if facts.by_value else 160)
+    return Chart(x, y, words, raced + marks + failed, lines, legend=legend, height=260 if facts.by_value else 160)
 
 
 def losses(facts: RunFacts) -> Chart | None:

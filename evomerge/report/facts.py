@@ -19,6 +19,7 @@ from evomerge.fitness.objectives import counted, task_weights
 from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
 from evomerge.selection.noise import Noise, noise_of
+from evomerge.selection.raced import Raced, raced
 from evomerge.trials import Batch, Trial
 
 MODELS = {"base": "base", "best_constant": "best constant", "winner": "winner", "experts": "experts"}
@@ -58,7 +59,17 @@ class RunFacts:
     @cached_property
     def scored(self) -> list[Dot]:
         """The trials that have a value of the fitness."""
-        return [Dot(n, t.values[0], t) for n, batch, t in self.numbered if t.values and not batch.gradient]
+        return [Dot(n, t.full[0], t) for n, batch, t in self.numbered if t.full and not batch.gradient]
+
+    @cached_property
+    def censored(self) -> list[Dot]:
+        """The trials that races dropped, with what they are known to be worth."""
+        return [Dot(n, t.values[0], t) for n, _, t in self.numbered if t.values and not t.full]
+
+    @cached_property
+    def raced(self) -> Raced | None:
+        """What races have saved; None where nobody was dropped."""
+        return raced(self.run.batches)
 
     @cached_property
     def losses(self) -> list[Dot]:
@@ -231,7 +242,7 @@ class RunFacts:
         """Return the point where a search stands that has no winner yet, and what it is: the best trial so far, or the
         latest step of a gradient, whose losses are on other inputs each time.
         """
-        last = next((b for b in reversed(self.run.batches) if any(t and t.values for t in b.trials)), None)
+        last = next((b for b in reversed(self.run.batches) if any(t and t.full for t in b.trials)), None)
         if last is None:
             return None
         if last.gradient:

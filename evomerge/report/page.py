@@ -266,7 +266,8 @@ def _progress(facts: RunFacts) -> str:
         on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
     end = f" {STOPS.get(facts.summary.stop, '')}" if facts.summary and facts.complete else ""
     noise = f" On these, {facts.noise.said}." if items and facts.noise else ""
-    return f"{', '.join(parts)}.{end}{on}{noise}"
+    saved = f" {facts.raced.sentence[0].upper()}{facts.raced.sentence[1:]}." if facts.raced else ""
+    return f"{', '.join(parts)}.{end}{on}{noise}{saved}"
 
 
 def _deciding(facts: RunFacts) -> str:

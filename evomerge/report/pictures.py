@@ -66,6 +66,9 @@ def convergence(facts: RunFacts) -> Figure:
                 axes.axhspan(
                     best - facts.noise.difference, best, color=WINNER, alpha=0.14, label="within one se of the best"
                 )
+            if facts.censored:
+                dropped = [(dot.number, dot.value) for dot in facts.censored]
+                axes.plot(*np.array(dropped).T, ".", mfc="white", color=GREY, label="dropped by a race", zorder=1)
             axes.step(*np.array(facts.best_so_far).T, where="post", color=WINNER, label="best so far")
             for i, (first, last, mean) in enumerate(facts.means):
                 label = "mean of a batch" if i == 0 else None

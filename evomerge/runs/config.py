@@ -31,6 +31,7 @@ from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.evaluator import check_evaluator
 from evomerge.runs.paths import with_paths
+from evomerge.runs.racing import check_racing
 from evomerge.runs.roles import check_roles
 from evomerge.runs.sampled import check_sampling
 from evomerge.runs.schema import SearchConfig
@@ -137,6 +138,7 @@ def check(settings: Mapping[str, Any]) -> None:
             f"for no limit, or auto."
         )
     check_evaluator(settings.get("evaluator") or {})
+    check_racing(settings)
     space, objective = settings["space"], settings["objective"]
     _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
     _check_numbers("objective.weights", objective["weights"], "{task: 2}")

@@ -16,6 +16,7 @@ from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
+from evomerge.runs.racing import racing_identity
 from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.targets import find_class
 
@@ -54,6 +55,7 @@ def search_identity(
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **sampling_identity(settings),
         **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
+        **racing_identity(settings),
         **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),
         "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"
         if recipe is not None and recipe.is_file()

@@ -40,6 +40,7 @@ from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.forgetting import doubts_of
 from evomerge.selection.marks import marks_of
 from evomerge.selection.noise import Noise, noise_of
+from evomerge.selection.raced import raced
 from evomerge.selection.summary import Summary
 from evomerge.trials import Batch, StopReason, finite
 
@@ -96,6 +97,7 @@ def summarise(
         held_out=found.held_out and replace(found.held_out, measures=_measures(problem, found.metric, HELD_OUT)),
         forgetting=found.forgetting,
         noise=_noise(problem, batches),
+        raced=raced(batches),
     )
 
 
@@ -219,6 +221,8 @@ def show(summary: Summary, directory: Path, reporter: Progress) -> None:
         reporter.say(f"on the search items {summary.noise.said}")
     if summary.failed:
         reporter.say(f"{summary.failed} of {summary.trials} candidates failed; their errors stand in trials.jsonl")
+    if summary.raced:
+        reporter.say(summary.raced.sentence)
     for doubt in summary.doubts:
         reporter.say(f"note: {doubt}")
     reporter.say(f"recipe, scores and all trials: {os.path.relpath(directory)}")

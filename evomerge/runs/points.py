@@ -125,7 +125,7 @@ def best_trial(run: Run) -> Point:
     Raises:
         ConfigError: nothing was scored yet, or all trials are steps of a gradient.
     """
-    scored = [t for b in run.batches if not b.gradient for t in b.trials if t is not None and t.values]
+    scored = [t for b in run.batches if not b.gradient for t in b.trials if t is not None and t.full]
     if not scored:
         if any(batch.gradient for batch in run.batches):
             raise ConfigError(
@@ -134,7 +134,7 @@ def best_trial(run: Run) -> Point:
                 f"(--finalist step_40)."
             )
         raise ConfigError(f"No candidate of {run.path} has a score yet: wait for one, or look at its trials.jsonl.")
-    return _point(run, max(scored, key=lambda trial: trial.values[0] if trial.values else -math.inf))
+    return _point(run, max(scored, key=lambda trial: trial.full[0] if trial.full else -math.inf))
 
 
 def find_finalist(run: Run, problem: Problem, name: str) -> Point:
@@ -196,11 +196,13 @@ def _point(run: Run, trial: Trial) -> Point:
         "items": trial.spent,
         "metric": metric,
         "objective": "minus the loss" if batch.gradient else _objective(objective),
-        "value": trial.values[0] if trial.values else None,
+        "value": trial.full[0] if trial.full else None,
         "tasks": {task: scores.get(metric) for task, scores in trial.scores.items()},
     }
     if trial.error:
         about["error"] = trial.error
+    if trial.status == "censored":
+        about["race"] = "dropped before it was scored on all items; the scores are those on the items that it saw"
     return Point(name, batch.points[trial.index], about["value"], about)
 
 

@@ -26,9 +26,11 @@ from evomerge.problem import Problem
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
+from evomerge.runs.racing import racing_text
 from evomerge.runs.responses import responses_cost, sampling_text
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
+from evomerge.search.evaluators.racing import Racing
 from evomerge.search.evaluators.scoring import check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import merges, work
@@ -50,6 +52,7 @@ def preflight(
     limit: TimeLimit,
     deadline: Deadline,
     computing: Sequence[str],
+    racing: Racing | None,
     reporter: Progress,
 ) -> None:
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
@@ -65,6 +68,7 @@ def preflight(
         limit: of the time of a candidate; it is told what the base takes.
         deadline: the end of the search's hours; it is told what a candidate and choosing take.
         computing: in which dtype it is scored, where that was a choice.
+        racing: how generations are raced; None where they are not.
         reporter: prints.
 
     Raises:
@@ -86,10 +90,14 @@ def preflight(
     rows += [["workers", text] for text in [engine.said] if text]
     rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
+    rows += [["races", text] for text in [racing_text(racing, objective, ids)] if text]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
-    racing = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
-    times = _times(problem, searcher, settings, subsets, each, merge, racing, inputs, deadline, engine.workers)
+    dropping = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
+    together = engine.workers > 0 or racing is not None
+    times = _times(
+        *(problem, searcher, settings, subsets, each, merge, dropping, inputs, deadline, engine.workers, together)
+    )
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     goal = problem.goal
@@ -172,10 +180,11 @@ def _times(
     subsets: Mapping[str, Subset],
     each: Mapping[bool, float],
     merge: float,
-    racing: Sequence[int],
+    dropping: Sequence[int],
     inputs: int,
     deadline: Deadline,
     workers: int,
+    together: bool,
 ) -> str:
     """Return how long search and selection will take, as a sentence.
 
@@ -186,10 +195,11 @@ def _times(
         subsets: choose the items of each split.
         each: the seconds of a candidate (False) and of a step of the gradient (True), with its merge.
         merge: the seconds of a merge.
-        racing: the number of select items of each task; none where no model is dropped.
+        dropping: the number of select items of each task; none where no model is dropped.
         inputs: of a step.
         deadline: the end of the search's hours; it is told.
         workers: how many score side by side; 0 for this process alone.
+        together: whether candidates of a generation end together.
 
     Raises:
         ConfigError: the hours are too few.
@@ -204,11 +214,11 @@ def _times(
     judged = work(bounds, incumbents, size, problem.goal)
     judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
     choosing = (
-        judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, racing, problem.goal) * merge
+        judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, dropping, problem.goal) * merge
     )
     if workers:
         each, choosing = {kind: seconds / workers for kind, seconds in each.items()}, choosing / workers
-    deadline.measured(each, [part.gradient for part in parts], choosing / each[False], together=workers > 0)
+    deadline.measured(each, [part.gradient for part in parts], choosing / each[False], together)
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):
         parts = affordable(parts, left, each)

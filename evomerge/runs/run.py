@@ -43,6 +43,7 @@ from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
+from evomerge.runs.racing import racing_of
 from evomerge.runs.responses import informed, responses_cost
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
@@ -160,19 +161,21 @@ def _run(
             workers = Workers(engine.scorer, 1)
             searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter, workers))
             baselines = find_baselines(settings, problem, reporter, workers)
-        if isinstance(scorer, Early):
+        racing = racing_of(settings, searcher, lambda: interrupt.requested or deadline.over)
+        if isinstance(scorer, Early) and (engine.workers or racing):  # else trials are logged as they end
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
         judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks, ahead=engine.workers > 0)
         subsets["search"] = informed(problem, subsets["search"], judge, reporter)
         objective, gradients, evaluate = make_evaluators(
-            problem, scorer, subsets["search"], learning, record, plan.blocks
+            problem, scorer, subsets["search"], learning, record, plan.blocks, racing
         )
         parts = parts_of(searcher, settings["budget"])
         price, spent = fixed(size, gradients and gradients.size), responses_cost(problem)
         budget = make_budget(settings, parts, price, interrupt, deadline, spent)
         computing = said(problem.live, asked, before)
         preflight(
-            problem, searcher, settings, subsets, engine, objective, gradients, limit, deadline, computing, reporter
+            *(problem, searcher, settings, subsets, engine, objective, gradients, limit, deadline, computing, racing),
+            reporter,
         )
         with TrialLog(directory / "trials.jsonl", identity, engine.fingerprint, in_todays_words) as log:
             write_atomically(directory / "config.yaml", _as_yaml(config, problem.live))

@@ -83,6 +83,14 @@ class EvaluatorConfig:
 
 
 @dataclass
+class RacingConfig:
+    """Whether candidates that fall behind their generation, or the best so far, are scored on all items."""
+
+    alpha: float | None = None  # the share of the best that may be lost by mistake, such as 0.1; null: no race
+    looks: int = 3  # after how many parts of the items candidates may be dropped; fewer where items are few
+
+
+@dataclass
 class SearchConfig:
     """One search."""
 
@@ -102,4 +110,5 @@ class SearchConfig:
     loss: Any = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    racing: RacingConfig = field(default_factory=RacingConfig)
     tracker: Any = None  # where a search is shown beside the terminal and the report

@@ -98,7 +98,7 @@ def _scored(batches: Sequence[Batch], gradient: bool) -> list[tuple[tuple[float,
         for batch in batches
         if batch.gradient == gradient
         for trial in batch.trials
-        if trial is not None and trial.values
+        if trial is not None and trial.full
     ]
 
 

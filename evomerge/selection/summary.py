@@ -14,6 +14,7 @@ from typing import Any
 
 from evomerge.selection.forgetting import Forgetting
 from evomerge.selection.noise import Noise
+from evomerge.selection.raced import Raced
 from evomerge.selection.statistics import Numbers, Paired, Score
 from evomerge.trials import finite
 
@@ -119,6 +120,7 @@ class Summary:
         forgetting: what was forgotten and what was kept. Means and `gain` are then of minus the score over the tasks to
             forget.
         noise: how much of the values at the end of the search is the sample of items; None where that is not known.
+        raced: what races have saved; None where nobody was dropped.
     """
 
     report: Mapping[str, Score]
@@ -143,6 +145,7 @@ class Summary:
     held_out: HeldOut | None = None
     forgetting: Forgetting | None = None
     noise: Noise | None = None
+    raced: Raced | None = None
 
     @property
     def base(self) -> Score:
@@ -172,7 +175,7 @@ class Summary:
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
         content = asdict(self)
-        for name in ("marks", "rescored", "held_out", "forgetting", "noise"):
+        for name in ("marks", "rescored", "held_out", "forgetting", "noise", "raced"):
             if not content[name]:
                 del content[name]
         return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
@@ -195,6 +198,7 @@ class Summary:
                     "held_out": _held_out(content.get("held_out")),
                     "forgetting": Forgetting.from_plain(told) if (told := content.get("forgetting")) else None,
                     "noise": Noise(**known) if (known := content.get("noise")) else None,
+                    "raced": Raced(**saved) if (saved := content.get("raced")) else None,
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:

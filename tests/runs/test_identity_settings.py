@@ -53,6 +53,7 @@ FREE = {
         "evaluator.gpus",
         "evaluator.address",
     ): "who scores, not what",
+    ("racing.looks",): "counts where candidates are raced (test_racing_run.py): not here",
     ("evaluator.threads",): "stands in the fingerprint of the log",
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
 }
@@ -131,6 +132,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "tracker": ({"_target_": "evomerge.runs.trackers.tensorboard.TensorBoard"},),
     "kind": ("serial", "ray"),
     "address": ("auto",),
+    "alpha": (0.1,),
     **dict.fromkeys(("workers", "gpus", "threads", "blocks"), (2,)),
 }
 """Valid values of settings by their whole or their last name, of which the first that differs is taken; numbers and
@@ -215,6 +217,7 @@ def usual(composed: Callable[..., Any], problem: Problem) -> tuple[dict[str, Any
         ("model", "pico"),
         ("objective", ""),
         ("evaluator", "ray"),
+        ("racing", ""),
         *((group, one) for group, all in CHOICES.items() for one in all),
     ],
 )

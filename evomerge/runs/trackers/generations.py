@@ -23,7 +23,7 @@ class Generations:
     def __init__(self, metric: str) -> None:
         self.trials = self.last = 0
         self._metric = metric
-        self._failed = self._items = 0
+        self._failed = self._items = self._dropped = 0
         self._best: Trial | None = None
         self._open: dict[int, list[Trial]] = {}  # trials of generations that were not told yet
 
@@ -43,12 +43,14 @@ class Generations:
         trials = self._open.pop(generation, [])
         self._items += sum(trial.spent for trial in trials)
         self._failed += sum(trial.status == "failed" for trial in trials)
-        values = [trial.values[0] for trial in trials if trial.values and trial.gradient is None]
+        values = [trial.full[0] for trial in trials if trial.full and trial.gradient is None]
         losses = [-trial.values[0] for trial in trials if trial.values and trial.gradient is not None]
         for trial in trials:
-            if trial.values and trial.gradient is None and (not self._best or trial.values > (self._best.values or ())):
+            if trial.full and trial.gradient is None and (not self._best or trial.full > (self._best.full or ())):
                 self._best = trial
         found: dict[str, float] = {"items": self._items, "failed": self._failed}
+        self._dropped += sum(trial.status == "censored" for trial in trials)
+        found |= {"dropped": self._dropped} if self._dropped else {}
         found |= {"generation/best": max(values), "generation/mean": sum(values) / len(values)} if values else {}
         found |= {"loss": sum(losses) / len(losses)} if losses else {}
         if self._best and self._best.values:

@@ -52,6 +52,13 @@ class Racing:
         return min(self.looks + 1, most_blocks([len(chosen) for chosen in ids.values()]))
 
 
+def hindrance(racing: Racing, objective: Objective, ids: Mapping[str, Sequence[str]]) -> str:
+    """Return why generations on such items cannot be raced; nothing where they can."""
+    if objective.weights_of(ids) is None:
+        return "the value is no weighted mean over items (objective.aggregate=worst, objective.forget)"
+    return "" if racing.blocks(ids) > 1 else f"{sum(map(len, ids.values()))} items are too few (fitness.items)"
+
+
 class RacingEvaluator:
     """Scores the points of a batch by a race.
 
@@ -97,10 +104,8 @@ class RacingEvaluator:
         parents, weights, count = self._racing.parents(), self._objective.weights_of(ids), self._racing.blocks(ids)
         if parents is None:
             return "the searcher does not say which points it goes by"
-        if weights is None:
-            return "values are no weighted means over items"
-        if count < 2:
-            return "there are too few items"
+        if weights is None or count < 2:
+            return hindrance(self._racing, self._objective, ids)
         known = past[len(past) - (parents.earlier or 0) :]
         scored = [trial for one in known for trial in one.trials if trial is not None and trial.values]
         full = [trial for trial in scored if trial.full]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,9 @@ class SerialScorer:
         limit: of the time of a candidate.
         candidate: how many items that is; a unit of more may take longer by as much. None for no such allowance.
         steps: takes the steps of a gradient; None where none are asked for.
+
+    Attributes:
+        ended: is told of each unit that has ended, before anybody takes it.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class SerialScorer:
     ) -> None:
         self._problem, self._fitnesses, self._steps = problem, fitnesses, steps
         self._limit, self._candidate = limit or TimeLimit(), candidate
+        self.ended: Callable[[Unit, Scored], None] = lambda unit, scored: None
         self._live: object = None  # the model that the live one is merged at
 
     def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
@@ -73,6 +77,7 @@ class SerialScorer:
             scored = self._scored(unit) if failed is None else failed
             more = position + 1 < len(units) and units[position + 1].model is unit.model
             failed = scored if more and isinstance(scored.outcome, Exception) else None
+            self.ended(unit, scored)
             yield position, scored
             del scored
 

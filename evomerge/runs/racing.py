@@ -1,0 +1,96 @@
+"""The settings `racing`: whether candidates that fall behind are scored on all items, and what is said of that.
+
+In: these settings. Out: how generations are raced, and sentences. Off, a search is the one that it always was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evomerge.common.arguments import is_kind
+from evomerge.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evomerge.fitness.objectives import Objective
+    from evomerge.search.evaluators.racing import Racing  # comes with torch, and settings are checked without it
+    from evomerge.searchers.base import Searcher
+
+
+def check_racing(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a race that are none, and those that it does not go together with.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    racing = settings.get("racing") or {}
+    if (alpha := racing.get("alpha")) is None:
+        return
+    if not (is_kind(alpha, "float") and 0 < alpha < 1):
+        raise ConfigError(
+            f"racing.alpha={alpha} is no share of the best candidates that a race may lose: write a number between 0 "
+            f"and 1, such as 0.1, or null for no race."
+        )
+    if (looks := racing["looks"]) < 1:
+        raise ConfigError(f"racing.looks={looks}: a race looks at its candidates once at least, so write 1 or more.")
+    if lag := next(_lags(settings["searcher"]), 0):
+        raise ConfigError(
+            f"racing.alpha={alpha:g} drops candidates once others are scored, and searcher.lag={lag} asks for new ones "
+            f"before that: write searcher.lag=0, or racing.alpha=null."
+        )
+
+
+def racing_of(settings: Mapping[str, Any], searcher: Searcher, stopping: Callable[[], bool]) -> Racing | None:
+    """Return how the generations of a search are raced; None where they are not.
+
+    Args:
+        settings: of the search, checked.
+        searcher: says which points it goes by.
+        stopping: whether somebody has asked to stop.
+    """
+    racing = settings.get("racing") or {}
+    if (alpha := racing.get("alpha")) is None:
+        return None
+    from evomerge.search.evaluators.racing import Racing
+    from evomerge.searchers.base import parents_of
+
+    return Racing(float(alpha), racing["looks"], lambda: parents_of(searcher), stopping)
+
+
+def racing_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a race adds to the identity of a search; nothing where there is none."""
+    racing = settings.get("racing") or {}
+    return {} if racing.get("alpha") is None else {"racing": [float(racing["alpha"]), racing["looks"]]}
+
+
+def racing_text(racing: Racing | None, objective: Objective, ids: Mapping[str, Sequence[str]]) -> str:
+    """Return what preflight says of races; nothing where there are none.
+
+    Args:
+        racing: how generations are raced.
+        objective: makes values of outcomes.
+        ids: the items of the first generation.
+    """
+    if racing is None:
+        return ""
+    from evomerge.search.evaluators.racing import hindrance
+
+    if why := hindrance(racing, objective, ids):
+        return f"none: {why}"
+    blocks, size = racing.blocks(ids), sum(map(len, ids.values()))
+    looks = [f"{size * look // blocks}" for look in range(1, blocks)]
+    after = f"{', '.join(looks[:-1])} or {looks[-1]}" if looks[1:] else looks[0]
+    return (
+        f"a candidate is dropped after {after} of {size} items once it will hardly be among the best, by which the "
+        f"searcher goes; about {racing.alpha:.3g} of these may be lost. Up to {1 - 1 / blocks:.0%} of the item "
+        f"evaluations are saved"
+    )
+
+
+def _lags(searcher: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the lags above 0 in the settings of a searcher and of those that it is made of."""
+    for name, value in searcher.items():
+        if isinstance(value, Mapping):
+            yield from _lags(value)
+        elif name == "lag" and value:
+            yield value
