@@ -37,6 +37,16 @@ def no_power_cut() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Verbs of the command in this process take the short way to a configuration, as tests do."""
+    from tests.kit.helpers import compose
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evomerge.cli.settings.compose", lambda name, overrides: compose(*overrides))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pico_suite(tmp_path_factory: pytest.TempPathFactory, worker_id: str):
     """The pico suite; under xdist one worker builds it (build_pico takes a lock) and the others open it."""

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import yaml
@@ -44,8 +45,8 @@ def compose_settings(arguments: Sequence[str]) -> Any:
     """
     register()
     settings = [part for argument in arguments for part in spelled_out(argument)]
-    check_settings(settings)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    known_settings(settings)
+    with explaining(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("search", overrides=settings)
 
 
@@ -75,7 +76,7 @@ def known_settings(arguments: Sequence[str]) -> list[Override]:
         if not readable(argument):
             raise EvomergeError(_unreadable(argument))
     parsed = OverridesParser.create().parse_overrides(settings)
-    known = sorted(set(_known_settings()))
+    known = _known_settings()
     for override in parsed:
         if not override.is_add() and not override.key_or_group.startswith("hydra"):
             _check_setting(override, known)
@@ -188,13 +189,17 @@ def _check_setting(override: Override, known: Sequence[str]) -> None:
             raise EvomergeError(f"There is no {key} '{value}'.{hint} There is {', '.join(choices)}.")
 
 
-def _known_settings() -> Iterator[str]:
-    """Yield the dotted name of every setting in the schema and in any choice of any group."""
-    yield from _flatten(OmegaConf.to_container(OmegaConf.structured(SearchConfig)), "")
-    for file in sorted(CONF.glob("*/*.yaml")):
-        yield file.parent.name
+@cache
+def _known_settings() -> Sequence[str]:
+    """Return the dotted name of every setting in the schema and in any choice of any group, in order."""
+    names = set(_flatten(OmegaConf.to_container(OmegaConf.structured(SearchConfig)), ""))
+    for file in CONF.glob("*/*.yaml"):
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        yield from _flatten({k: v for k, v in content.items() if k != "defaults"}, f"{file.parent.name}.")
+        names |= {
+            file.parent.name,
+            *_flatten({k: v for k, v in content.items() if k != "defaults"}, f"{file.parent.name}."),
+        }
+    return sorted(names)
 
 
 def _flatten(node: object, prefix: str) -> Iterator[str]:

@@ -3,6 +3,7 @@ models for the loop."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
@@ -22,7 +24,8 @@ from evomerge.space.variable import Variable
 @cache
 def _chosen(choices: tuple[str, ...]) -> DictConfig:
     """What Hydra composes of choices of groups alone."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    begun = GlobalHydra().is_initialized()  # by the command, around what it composes
+    with nullcontext() if begun else initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("search", overrides=list(choices))
 
 
@@ -32,7 +35,7 @@ def compose(*overrides: str) -> Any:
     """
     register()
     given = OverridesParser.create().parse_overrides(list(overrides))
-    choices = [one for one in given if (CONF / one.key_or_group).is_dir()]
+    choices = [one for one in given if (CONF / one.key_or_group).is_dir() or one.is_sweep_override()]  # or refused
     config = deepcopy(_chosen(tuple(str(one.input_line) for one in choices)))
     ConfigLoaderImpl._apply_overrides_to_config([one for one in given if one not in choices], config)
     return config
