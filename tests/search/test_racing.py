@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.draws import Draw, Drawn, stratified
 from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -69,14 +70,24 @@ def pool(units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
     yield from reversed([(i, scored(unit)) for i, unit in enumerate(units)])
 
 
-def plain(score: Scorer = serial, metric: str = "right") -> ValueEvaluator:
-    return ValueEvaluator(score, Subset(ITEMS, None, 1), Objective(metric))
+def unequal(task: str, items: Sequence[Item], n: int, rng: np.random.Generator) -> Drawn:
+    """All items, which stand for different numbers of others."""
+    return Drawn(np.arange(n), 1 + np.arange(n) % 3)
+
+
+def plain(score: Scorer = serial, metric: str = "right", draw: Draw = stratified) -> ValueEvaluator:
+    return ValueEvaluator(score, Subset(ITEMS, None, 1, draw=draw), Objective(metric))
 
 
 def racing(
-    parents: Callable[[], Parents | None], alpha: float = 0.3, score: Scorer = serial, metric: str = "right", **how: Any
+    parents: Callable[[], Parents | None],
+    alpha: float = 0.3,
+    score: Scorer = serial,
+    metric: str = "right",
+    draw: Draw = stratified,
+    **how: Any,
 ) -> RacingEvaluator:
-    one, rules = plain(score, metric), Racing(alpha, 3, parents, **how)
+    one, rules = plain(score, metric, draw), Racing(alpha, 3, parents, **how)
     return RacingEvaluator(one, score, Objective(metric), rules, blocks=8)
 
 
@@ -105,13 +116,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spread=st.floats(0.01, 0.7),
     alpha=st.floats(0.01, 1),
     metric=st.sampled_from(["right", "log"]),
+    draw=st.sampled_from([stratified, unequal]),
 )
 def test_whoever_stays_is_scored_as_without_a_race_and_ahead_of_all_others(
-    seed: int, size: int, spread: float, alpha: float, metric: str
+    seed: int, size: int, spread: float, alpha: float, metric: str, draw: Draw
 ) -> None:
     batch = Batch(seed % 7, 0.7 + spread * np.random.default_rng(seed).standard_normal((size, 3)))
-    full = list(plain(metric=metric)(batch, batch.missing))
-    raced = list(racing(lambda: Parents(size // 2), alpha, metric=metric)(batch, batch.missing))
+    full = list(plain(metric=metric, draw=draw)(batch, batch.missing))
+    raced = list(racing(lambda: Parents(size // 2), alpha, metric=metric, draw=draw)(batch, batch.missing))
     stayed = [trial for trial in raced if trial.status == "ok"]
     assert all(trial == full[trial.index] for trial in stayed)
     assert len(stayed) >= size // 2 - sum(trial.status == "failed" for trial in full)
@@ -122,10 +134,12 @@ def test_whoever_stays_is_scored_as_without_a_race_and_ahead_of_all_others(
             assert trial.values is not None
             assert trial.values[0] < worst
             assert 0 < trial.spent < ALL
-            whole = full[trial.index].results
+            whole, counts = full[trial.index].results, full[trial.index].weights
             for task, ids in trial.items.items():
                 places = [[item.id for item in ITEMS[task]].index(item) for item in ids]
                 assert places == sorted(places)
+                if counts:
+                    assert trial.weights[task] == [counts[task][i] for i in places]
                 if whole:
                     assert trial.results[task] == {name: [row[i] for i in places] for name, row in whole[task].items()}
     seen = {trial.spent: trial.items for trial in raced if trial.status == "censored"}

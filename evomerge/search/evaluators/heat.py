@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.sampling import Sample
 from evomerge.search.evaluators.blocks import Items, joined, ordered, whole
 from evomerge.search.evaluators.dropping import Race, Results, value_of
 from evomerge.search.evaluators.scoring import check_finite
@@ -54,7 +55,7 @@ class Heat:
 
     Attributes:
         batch: the points, with the trials that the log holds.
-        ids: all items by task.
+        sample: all items.
         parts: the blocks.
         rules: who stays.
         found: what came of each point on the first blocks, by its index.
@@ -63,7 +64,7 @@ class Heat:
     """
 
     batch: Batch
-    ids: Items
+    sample: Sample
     parts: Sequence[Items]
     rules: Rules
     found: dict[int, list[Scored]] = field(init=False)
@@ -84,7 +85,7 @@ class Heat:
 
     def take(self, index: int, scored: Scored) -> None:
         """Take note of what came of a point on its next block."""
-        so_far = whole([*self.found[index], _checked(scored)], self.ids)
+        so_far = whole([*self.found[index], _checked(scored)], self.sample.ids)
         if so_far is not None:
             self.said[index] = so_far
         if isinstance(self.said[index].outcome, Exception):
@@ -110,10 +111,15 @@ class Heat:
         dropped = rules.race.drop(rows, against, spared)
         self.running = [i for i in self.running if i not in dropped]
 
-    def seen(self, count: int) -> dict[str, list[str]]:
+    def seen(self, count: int) -> Sample:
         """Return the items of the first blocks, in their order among all."""
-        among = {task: {item for part in self.parts[:count] for item in part[task]} for task in self.ids}
-        return {task: [item for item in chosen if item in among[task]] for task, chosen in self.ids.items()}
+        ids, weights = self.sample.ids, self.sample.weights
+        among = {task: {item for part in self.parts[:count] for item in part[task]} for task in ids}
+        places = {task: [i for i, item in enumerate(ids[task]) if item in among[task]] for task in ids}
+        return Sample(
+            {task: [ids[task][i] for i in kept] for task, kept in places.items()},
+            {task: [of_all[i] for i in places[task]] for task, of_all in weights.items()},
+        )
 
     def outcome(self, index: int, count: int) -> Outcome:
         """Return the outcome of a point on the first blocks."""
@@ -121,7 +127,8 @@ class Heat:
 
     def joined(self, outcomes: Sequence[Outcome]) -> Outcome:
         """Return the outcome on several blocks, in the order of all items."""
-        return ordered(joined(outcomes, self.ids), self.ids)
+        found = ordered(joined(outcomes, self.sample.ids), self.sample.ids)
+        return self.seen(len(outcomes)).weighed(found)
 
     def of_trial(self, trial: Trial) -> list[Outcome]:
         """Return what a trial says of each of the first blocks; a failed one may say nothing."""
@@ -129,7 +136,7 @@ class Heat:
         known, found = sum(map(len, rows.values())), list[Outcome]()
         sizes = np.cumsum([sum(map(len, part.values())) for part in self.parts])
         count = int(np.searchsorted(sizes, known, "right"))
-        place = {task: {item: i for i, item in enumerate(chosen)} for task, chosen in self.seen(count).items()}
+        place = {task: {item: i for i, item in enumerate(chosen)} for task, chosen in self.seen(count).ids.items()}
         for part in self.parts[:count]:
             results = {
                 task: {
@@ -172,7 +179,13 @@ class Heat:
         return estimates
 
     def _results(self, outcome: Outcome) -> Results:
-        return {task: metrics[self.rules.metric] for task, metrics in outcome.results.items()}
+        """Return results whose plain means are those of the outcome, in expectation: times what items count."""
+        found = {task: metrics[self.rules.metric] for task, metrics in outcome.results.items()}
+        of_all = {task: np.mean(weights) for task, weights in self.sample.weights.items()}
+        return {
+            task: row * (np.array(outcome.weights[task]) / of_all[task]) if task in of_all else row
+            for task, row in found.items()
+        }
 
 
 def _value(trial: Trial) -> float:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
-from evomerge.fitness.sampling import Sample
 from evomerge.search.evaluators.blocks import blocks_of, cut, ordered, scored_whole
 from evomerge.search.evaluators.dropping import Race, most_blocks, shuffled_blocks
 from evomerge.search.evaluators.heat import Heat, Rules
@@ -98,8 +97,6 @@ class RacingEvaluator:
     def _heat(self, batch: Batch, past: Sequence[Batch]) -> Heat | str:
         """Return the race of a batch; or why there is none, which is nothing where all are among the best so far."""
         sample = self._plain.sample(batch)
-        if sample.weights:
-            return "its items stand for different numbers of others"
         ids = sample.ids
         parents, weights, count = self._racing.parents(), self._objective.weights_of(ids), self._racing.blocks(ids)
         if parents is None:
@@ -118,11 +115,11 @@ class RacingEvaluator:
         share = parents.count / among
         race = Race(sizes, weights, count - 1, self._racing.alpha * share * len(batch.points))
         rules = Rules(weights, self._objective.metric, race, parents.count, None if parents.earlier is None else full)
-        return Heat(batch, ids, shuffled_blocks(ids, count, batch.index), rules)
+        return Heat(batch, sample, shuffled_blocks(ids, count, batch.index), rules)
 
     def _raced(self, heat: Heat, missing: Sequence[int]) -> Iterator[Trial]:
         points = {index: heat.batch.points[index] for index in missing}  # units of a candidate share the object
-        open_calls, size = list[Iterator[Scored]](), sum(map(len, heat.ids.values()))
+        open_calls, size = list[Iterator[Scored]](), sum(map(len, heat.sample.ids.values()))
         for number, part in enumerate(heat.parts):
             todo, pieces = heat.begin(number), cut(part, blocks_of(part, self._blocks, size))
             units = [Unit(points[index], piece) for index in todo for piece in pieces]
@@ -154,8 +151,8 @@ class RacingEvaluator:
         known, said = heat.found[index], heat.said[index]
         seen = heat.seen(len(known) + isinstance(said.outcome, Exception))
         if isinstance(said.outcome, Outcome):
-            said = replace(said, outcome=ordered(said.outcome, seen))
-        trial = self._plain.trial(heat.batch, index, Sample(seen), said)
+            said = replace(said, outcome=ordered(said.outcome, seen.ids))
+        trial = self._plain.trial(heat.batch, index, seen, said)
         if trial.status != "failed" or not known:
             return trial
         before = heat.outcome(index, len(known)).results  # others were held against it, which a replay must know
