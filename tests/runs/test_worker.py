@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from evomerge.common.errors import CheckpointError, ConfigError
 from evomerge.common.progress import Silent
 from evomerge.problem import Problem
+from evomerge.runs import worker as runs_worker
 from evomerge.runs.build import build_problem
 from evomerge.runs.choices import load_choice
 from evomerge.runs.suite import Suite
@@ -124,3 +127,31 @@ def test_other_files_under_the_same_names_are_refused(settings: dict[str, Any], 
         Worker(build_message(settings, own, torch.get_num_threads()) | {"same": "another"})
     with pytest.raises(ConfigError, match=r"A worker has evomerge .*, and the search 0\.1: install the same"):
         Worker(build_message(settings, own, torch.get_num_threads()) | {"version": "0.1"})
+
+
+def test_a_lack_of_memory_is_told_as_one_whoever_noticed_it(worker: Worker, own: Problem) -> None:
+    """A pool then lets another worker try."""
+    ids, model = make_subsets(own)[SPLIT](0), worker._problem.live.model
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    with model.register_forward_pre_hook(refuse):
+        outcome = asked(worker, Unit("base", ids, SPLIT)).outcome
+    assert isinstance(outcome, torch.OutOfMemoryError)
+    assert not isinstance(asked(worker, Unit("base", ids, SPLIT)).outcome, Exception)
+
+
+@pytest.mark.parametrize(("error", "status"), [(EOFError(), 0), (MemoryError(), 1)])
+def test_a_worker_that_hears_no_more_ends(error: Exception, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there, or there is no memory for what somebody says: else a pool would wait for it for ever."""
+
+    class Pipe:
+        def recv_bytes(self) -> bytes:
+            raise error
+
+    ended: list[int] = []
+    monkeypatch.setattr(runs_worker.os, "_exit", ended.append)
+    with suppress(MemoryError):
+        runs_worker._listen(Pipe(), queue.SimpleQueue())  # type: ignore[arg-type]
+    assert ended == [status]
