@@ -7,9 +7,9 @@ stratified    Items are ordered by class, at random within a class, and every (N
               each class has its share, and each item the same chance (systematic sampling; Madow 1949).
 uniform       Every set of n items is equally likely.
 disagreement  Items are ordered by how far apart base and expert are on them, and cut into n strata which hold the same
-              amount, half of it of items and half of disagreement; one item is drawn from each, and stands for all of
+              amount, three parts of items and one of disagreement; one item is drawn from each, and stands for all of
               its stratum. Where base and expert agree, most merges agree with them: few such items say it (stratified
-              sampling with unequal shares, Neyman 1934; the half of items is the defence of Hesterberg 1995 against
+              sampling with unequal shares, Neyman 1934; the part of items is the defence of Hesterberg 1995 against
               weights without bound).
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from evomerge.fitness.items import Item
 
 STRATIFIED, UNIFORM, DISAGREEMENT = CHOICES = ("stratified", "uniform", "disagreement")
-EVEN = 0.5
+EVEN = 0.75
 """The part of a stratum's amount that counts items, whatever base and expert say of them."""
 
 

@@ -62,8 +62,8 @@ def test_no_bias_to_the_last_digit() -> None:
 
 
 def test_items_that_experts_have_changed_tell_more_of_a_merge() -> None:
-    spread = {name: estimates(draw, 12, 200).std() for name, draw in DRAWS.items()}
-    assert spread["disagreement"] < 0.7 * min(spread["stratified"], spread["uniform"])
+    spread = {name: estimates(draw, 12, 300).std() for name, draw in DRAWS.items()}
+    assert spread["disagreement"] < 0.88 * min(spread["stratified"], spread["uniform"])
     assert spread["agreement"] < 1.2 * spread["uniform"]
 
 
