@@ -94,6 +94,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     rotate="True or False",
     sampling="'stratified', 'uniform' or 'disagreement'",
     grow="0.25 or None",
+    remember="True or False",
     aggregate="'mean' or 'worst'",
     normalised="True or False",
     weights="{'mood': 2, 'topic': 1} or None",
@@ -123,6 +124,7 @@ def search(
     rotate: bool = False,
     sampling: str = "stratified",
     grow: float | None = None,
+    remember: bool = False,
     aggregate: str = "mean",
     normalised: bool = False,
     weights: Mapping[str, float] | None = None,
@@ -160,6 +162,7 @@ def search(
         rotate: other search items for every generation.
         sampling: how they are drawn: stratified by class, uniform, or by the disagreement of base and experts.
         grow: the share of them that the first generation has, if samples are to grow.
+        remember: whether scores of candidates stay in the cache, where other searches find them.
         aggregate: mean, or worst (task).
         normalised: scores of tasks between base and expert.
         weights: of tasks in the mean.
@@ -194,6 +197,7 @@ def search(
             "rotate": rotate,
             "sampling": sampling,
             "grow": grow,
+            "remember": remember,
             "select_items": select_items,
             "report_items": report_items,
             "held_out": held_out and list(held_out),

@@ -49,6 +49,7 @@ CHOOSING = {
     "rotate": ("bool",),
     "sampling": ("str", "None"),
     "grow": ("float", "None"),
+    "remember": ("bool", "None"),
     "select_items": ("int", "None"),
     "report_items": ("int", "None"),
     "held_out": (),
@@ -64,7 +65,7 @@ UNNAMED = (
     *("model.device", "model.device_map", "model.cache", "model.allow_missing", "model.trained_on"),
     *("evaluator.kind", "evaluator.workers", "evaluator.gpus", "evaluator.address"),
     *("tracker", "baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items"),
-    "fitness.directory",
+    *("fitness.directory", "fitness.remember"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
 

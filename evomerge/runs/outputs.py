@@ -56,6 +56,7 @@ def summarise(
     sizes: Mapping[str, int],
     run: str | None,
     logged: Mapping[str, int],
+    remembered: int = 0,
 ) -> Summary:
     """Return what is known of a search at its end.
 
@@ -68,6 +69,7 @@ def summarise(
         sizes: how many items of each split were used.
         run: what `run_digest` says of the run.
         logged: the warnings in the log file, and how often each came.
+        remembered: how many item evaluations were taken from other searches.
     """
     machine, batches = fingerprint(), open_run(directory).batches
     return Summary(
@@ -98,6 +100,7 @@ def summarise(
         forgetting=found.forgetting,
         noise=_noise(problem, batches),
         raced=raced(batches),
+        remembered=remembered,
     )
 
 
@@ -219,6 +222,8 @@ def show(summary: Summary, directory: Path, reporter: Progress) -> None:
         reporter.say(line)
     if summary.noise:
         reporter.say(f"on the search items {summary.noise.said}")
+    if summary.remembered:
+        reporter.say(f"{summary.remembered:,} item evaluations were remembered from other searches, and cost nothing")
     if summary.failed:
         reporter.say(f"{summary.failed} of {summary.trials} candidates failed; their errors stand in trials.jsonl")
     if summary.raced:

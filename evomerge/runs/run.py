@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from evomerge.common.digests import digest
-from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import commonest, dtype_name
@@ -29,6 +29,7 @@ from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
+from evomerge.runs.budget import make_budget
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.closed_forms import is_scored
@@ -57,11 +58,12 @@ from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
-from evomerge.search.stopping import Budget, Interrupt, Price, Stopped, fixed
-from evomerge.searchers.base import Incumbent, Part, Searcher, parts_of, unfinished
+from evomerge.search.stopping import Interrupt, Stopped, fixed
+from evomerge.searchers.base import Incumbent, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.evaluation import Workers
 from evomerge.selection.judge import Judge
+from evomerge.selection.recalling import Recalling
 from evomerge.selection.summary import Summary
 from evomerge.trials import StopReason
 
@@ -164,6 +166,7 @@ def _run(
         racing = racing_of(settings, searcher, lambda: interrupt.requested or deadline.over)
         if isinstance(scorer, Early) and (engine.workers or racing):  # else trials are logged as they end
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
+        scorer = Recalling(scorer, problem, bool(settings["fitness"].get("remember")))
         judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks, ahead=engine.workers > 0)
         subsets["search"] = informed(problem, subsets["search"], judge, reporter)
         objective, gradients, evaluate = make_evaluators(
@@ -192,7 +195,7 @@ def _run(
                 return None
             sizes = {split: subset.size for split, subset in subsets.items()}
             made_of = run_digest(directory, identity, settings, judged)
-            summary = summarise(directory, problem, found, log, reason, sizes, made_of, logged.texts())
+            summary = summarise(directory, problem, found, log, reason, sizes, made_of, logged.texts(), scorer.items)
             write_outputs(directory, problem, found.coefficients, summary, reporter)
     show(summary, directory, reporter)
     return summary
@@ -244,38 +247,6 @@ def _choose(
             f"A model of the report {error}: raise time_limit and run the same command again; what was scored before "
             f"is remembered."
         ) from error
-
-
-def make_budget(
-    settings: Mapping[str, Any],
-    parts: Sequence[Part],
-    price: Price,
-    interrupt: Interrupt,
-    deadline: Deadline | None = None,
-    spent: int = 0,
-) -> Budget:
-    """Return the budget of a search, which must buy one of each that will be asked for.
-
-    Args:
-        settings: of the search.
-        parts: what will be asked for.
-        price: of candidates and of steps of the gradient.
-        interrupt: a request to stop.
-        deadline: the end of its hours.
-        spent: the item evaluations that come before the first candidate.
-
-    Raises:
-        ConfigError: it is less than that, or not positive.
-    """
-    dearest = max((part.gradient for part in parts), key=lambda gradient: price(0, gradient), default=False)
-    items, least = settings["budget_items"], price(0, dearest)
-    if items is not None and items < least + spent:
-        what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
-        first = f", after the {spent} that fitness.sampling=disagreement takes for base and experts" if spent else ""
-        raise ConfigError(
-            f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or lower {setting}."
-        )
-    return Budget(settings["budget"], items and items - spent, price, interrupt, deadline or Deadline())
 
 
 def check_splits(

@@ -11,7 +11,7 @@ from typing import Any
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.fitness.draws import CHOICES, STRATIFIED
+from evomerge.fitness.draws import CHOICES, DISAGREEMENT, STRATIFIED
 from evomerge.fitness.sampling import Growth
 
 
@@ -23,6 +23,11 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
     """
     if (by := drawn_by(settings)) not in CHOICES:
         raise ConfigError(f"fitness.sampling: {unknown('choice', by, CHOICES)}")
+    if by == DISAGREEMENT and (settings.get("racing") or {}).get("alpha") is not None:
+        raise ConfigError(
+            "racing.alpha compares candidates on items that count alike, and under fitness.sampling=disagreement some "
+            "stand for many others: write fitness.sampling=stratified, or racing.alpha=null."
+        )
     first = settings["fitness"].get("grow")
     if first is not None and not 0 < first < 1:
         raise ConfigError(

@@ -19,11 +19,12 @@ from evomerge.cli import evaluate, export, inspect, merge, report
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.runs.budget import make_budget
 from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.config import check, plain
 from evomerge.runs.learning import check_learning, find_learning
-from evomerge.runs.run import make_budget, run_search
+from evomerge.runs.run import run_search
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt, fixed
 from evomerge.searchers.base import parts_of

@@ -12,12 +12,16 @@ import pytest
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.problem import Problem, Sampling
-from evomerge.runs.run import make_budget, run_search
+from evomerge.runs.budget import make_budget
+from evomerge.runs.config import check
+from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import make_subsets
 from evomerge.search.journal import read_log
 from evomerge.search.stopping import Interrupt, fixed
 from evomerge.searchers.base import Part
+from tests.kit import user_fitness
 from tests.kit.evaluations import settings_of, sources_of
 from tests.kit.helpers import compose
 
@@ -89,6 +93,31 @@ def test_what_base_and_experts_cost_is_said_and_paid(sources: Sequence[str], pro
 def test_who_has_no_expert_to_compare_is_refused(problem: Problem) -> None:
     drawn = replace(problem, sampling=Sampling(search=30, by="disagreement"))
     assert make_subsets(drawn)["search"].size == 30
+    with pytest.raises(ConfigError, match="on items that count alike"):
+        check(settings_of("model=pico", "fitness.sampling=disagreement", "racing.alpha=0.1"))
     alone = {**drawn.sources.tasks, "trees": replace(drawn.sources.tasks["trees"], expert=None)}
     with pytest.raises(ConfigError, match=r"trees has no expert: write fitness\.tasks\.trees\.expert"):
         make_subsets(replace(drawn, sources=replace(drawn.sources, tasks=alone)))
+
+
+def test_what_another_search_has_scored_is_not_scored_again(
+    sources: Sequence[str], pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by other searchers, whose first candidates are the same; the log does not depend on it."""
+    mine = [*sources, f"model.cache={tmp_path / 'cache'}", "evaluator.blocks=2"]
+    calls, counted = [], LiveFitness.__call__
+    monkeypatch.setattr(
+        LiveFitness, "__call__", lambda self, ids: calls.append(sum(map(len, ids.values()))) or counted(self, ids)
+    )
+    found = []
+    for name, more in {"first": [], "again": [], "other": ["searcher=random"]}.items():
+        before = len(calls)
+        summary = run_search(compose(*mine, "budget=8", "fitness.remember=true", *more), tmp_path / name, Reporter())
+        assert summary is not None
+        found.append((summary.remembered, calls[before:].count(15)))  # blocks of a candidate
+    assert [items for items, _ in found] == [0, 8 * 30, 7 * 30]  # six constants, and the best of them once more
+    assert found[0][1] - found[1][1] == 2 * 8
+    assert (tmp_path / "first" / "trials.jsonl").read_bytes() == (tmp_path / "again" / "trials.jsonl").read_bytes()
+    function = f"fitness.function={user_fitness.__file__}:score"
+    with pytest.raises(ConfigError, match=r"write fitness\.remember=false"):
+        run_search(compose(*mine, "fitness=custom", function, "fitness.remember=true"), tmp_path / "own", Reporter())
