@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,19 +19,6 @@ from tests.processes.command import evomerge
 pytestmark = pytest.mark.slow
 
 
-def from_nothing(*arguments: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    code = "from evomerge.cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
 @pytest.fixture(scope="module")
 def place(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of a user, with the pico suite where the settings expect it."""
@@ -44,7 +29,7 @@ def place(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def smoke(place: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    done = from_nothing("search", "experiment=smoke", "budget=16", cwd=place)
+    done = evomerge("search", "experiment=smoke", "budget=16", cwd=place)
     assert done.returncode == 0, done.stderr
     return place / "runs" / "smoke-pico-linear-layer-cmaes", done
 
@@ -295,8 +280,8 @@ def test_mistakes_end_in_a_sentence(own_classifiers: Path, arguments: tuple[str,
 
 
 def test_help_and_version(tmp_path: Path) -> None:
-    assert "evomerge search experiment=smoke" in from_nothing("--help", cwd=tmp_path).stdout
-    assert from_nothing("--version", cwd=tmp_path).stdout.startswith("0.")
+    assert "evomerge search experiment=smoke" in evomerge("--help", cwd=tmp_path).stdout
+    assert evomerge("--version", cwd=tmp_path).stdout.startswith("0.")
     settings = evomerge("search", "--help", cwd=tmp_path)
     assert settings.returncode == 0
     assert "model.experts" in settings.stdout

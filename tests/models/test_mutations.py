@@ -18,8 +18,8 @@ import pytest
 from tests.kit.mutations import Mutation, mutate
 from tests.kit.yardstick import FAMILIES, outcome, save_families, settings_of
 
-CASES = int(os.environ.get("EVOMERGE_MUTATIONS", "80"))
-CHUNKS = 8
+CASES = int(os.environ.get("EVOMERGE_MUTATIONS", "60"))
+CHUNKS = 6
 
 
 @pytest.fixture(scope="module")

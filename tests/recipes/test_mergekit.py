@@ -88,7 +88,7 @@ def test_filters_are_as_short_as_they_can_be():
     ),
     st.sets(st.sampled_from(["a.b", "b", "ab.1", "a.a.a", "h.1.x"])),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_the_names_the_writer_never_lies(sizes, extra):
     """Names that are parts of each other: the text resolves to our values, or there is no text."""
     shapes = {name: (size,) for name, size in sizes.items()}

@@ -43,9 +43,16 @@ def rebuilt(recipe, base: Path, experts, dtype=torch.float32) -> dict[str, torch
     return result
 
 
-@pytest.mark.parametrize("chunk", [1 << 18, 320])
-@pytest.mark.parametrize("granularity", ["model", "tensor", "chunk:3", "line", "module"])
-@pytest.mark.parametrize("method", METHODS)
+GRANULARITIES = ("model", "tensor", "chunk:3", "line", "module")
+CELLS = [
+    (method, granularity, (1 << 18, 320)[(i + j) % 2])
+    for i, method in enumerate(METHODS)
+    for j, granularity in enumerate(GRANULARITIES)
+]
+"""Every method with every granularity, and each of both with pieces of either length."""
+
+
+@pytest.mark.parametrize(("method", "granularity", "chunk"), CELLS)
 def test_it_is_what_the_merger_builds(family, tmp_path, monkeypatch, method, granularity, chunk):
     path, experts = family
     monkeypatch.setattr("evomerge.merging.builder.CHUNK", chunk)  # a multiple of 64, as `spans.CHUNK` is

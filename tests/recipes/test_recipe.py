@@ -67,7 +67,7 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
     st.lists(names, min_size=1, max_size=3, unique=True),
     st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_yaml_gives_back_exactly_what_was_written(groups, experts, data):
     recipe = Recipe(
         base=Source(data.draw(names), data.draw(names)),

@@ -26,7 +26,7 @@ class Seen:
     batches: int = 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     trials=st.integers(1, 50),
     items=st.none() | st.integers(1, 500),
@@ -63,7 +63,7 @@ def test_a_gradient_may_cost_another_number_of_items() -> None:
     assert Budget(5).stop(Seen(trials=8)) is StopReason.BUDGET
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     prices=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     shares=st.lists(st.integers(0, 30), min_size=1, max_size=6),

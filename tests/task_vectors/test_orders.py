@@ -61,7 +61,7 @@ def few_together(size: int) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(values, st.sampled_from([1, 10, 50, 1000]))
 def test_orders_are_stable_sorts(delta: Tensor, together: int) -> None:
     expected = torch.argsort(delta.abs(), descending=True, stable=True)
@@ -81,7 +81,7 @@ def test_equal_magnitudes_of_bfloat16_experts(together: int) -> None:
     assert found.places.tolist() == torch.argsort(magnitudes, descending=True, stable=True).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(values, st.data())
 def test_a_cut_keeps_the_largest(delta: Tensor, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, len(delta)))
@@ -100,7 +100,7 @@ def test_the_cuts_of_nothing_and_of_all() -> None:
     assert [order.cut(rank) for rank in (-1, 0, 3, 9)] == [Cut(0x7FFFFFFF, 0), Cut(0x7FFFFFFF, 0), Cut(0, 3), Cut(0, 3)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(values, min_size=1, max_size=6), st.sampled_from([1, 2, 5, 128]), st.data())
 def test_cuts_over_several_keep_the_largest_of_all(deltas: list[Tensor], samples: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(-1, 1 + sum(map(len, deltas))))
@@ -135,7 +135,7 @@ def test_cuts_over_read_few_elements() -> None:
     assert 0 < read < 5000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(values, st.integers(1, 40), st.booleans())
 def test_ranks_within_rows(delta: Tensor, width: int, compiled: bool) -> None:
     delta = delta.repeat(width)[: max(1, len(delta) // width) * width]

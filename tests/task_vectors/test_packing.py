@@ -35,7 +35,7 @@ def test_numbers_of_the_equations(bits: int) -> None:
 
 
 @pytest.mark.parametrize("store", LOSSY)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=st.lists(magnitudes, min_size=1, max_size=130), scale=st.sampled_from([1.0, 1e-3, 1e-30, 1e-38, 1e-44]))
 @example(values=[1.5, -253.5, 100.5], scale=1.0)
 @example(values=[LARGEST, -LARGEST, LARGEST / 3], scale=1.0)
