@@ -47,13 +47,13 @@ class Running:
 
 
 @contextmanager
-def begun(*arguments: str, cwd: Path, encoding: str = "utf-8") -> Iterator[Running]:
+def begun(*arguments: str, cwd: Path, encoding: str = "utf-8", syncs: bool = True) -> Iterator[Running]:
     """Start `evomerge ARGUMENTS` in a directory, with one thread and streams of an encoding; it does not outlive the
-    context.
+    context. Without `syncs` it does not wait for the disk: nobody cuts the power.
     """
     with tempfile.TemporaryDirectory() as directory:
         printed = Path(directory) / "stdout", Path(directory) / "stderr"
-        with forked(_run, arguments, str(cwd), [str(path) for path in printed], encoding) as process:
+        with forked(_run, arguments, str(cwd), [str(path) for path in printed], encoding, syncs) as process:
             yield Running(arguments, process, printed, encoding)
 
 
@@ -61,13 +61,14 @@ def evomerge(
     *arguments: str, cwd: Path, timeout: float = 300, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
     """Run `evomerge ARGUMENTS` to its end."""
-    with begun(*arguments, cwd=cwd, encoding=encoding) as running:
+    with begun(*arguments, cwd=cwd, encoding=encoding, syncs=False) as running:
         return running.end(timeout)
 
 
-def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: str) -> None:
+def _run(arguments: Sequence[str], cwd: str, printed: Sequence[str], encoding: str, syncs: bool) -> None:
     gc.freeze()  # what was inherited is not walked through, and so not copied
-    os.fsync = lambda descriptor: None  # as in conftest.py: nobody cuts the power
+    if not syncs:
+        os.fsync = lambda descriptor: None
     for number, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding=encoding, closefd=False) for number in (1, 2))

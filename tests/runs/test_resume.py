@@ -225,7 +225,8 @@ def test_the_command_itself_is_killed_and_resumed(pico_suite: Suite, tmp_path: P
 
     def command(directory: str) -> list[str]:
         settings = ["searcher=hybrid", "searcher.first.steps=9", "space=tensor", "loss=jensen_shannon"]
-        small = ["experiment=smoke", *settings, "budget=24", "fitness.items=12", "fitness.select_items=60"]
+        small = ["experiment=smoke", *settings, "budget=24", "fitness.items=12"]
+        small += ["fitness.select_items=24", "fitness.report_items=24"]
         where = [f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}"]
         return ["search", *small, *where, f"hydra.run.dir={tmp_path / directory}"]
 
