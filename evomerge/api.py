@@ -92,7 +92,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     select_items="600 or None",
     report_items="900 or None",
     rotate="True or False",
-    sampling="'stratified', 'uniform' or 'disagreement'",
+    sampling="'stratified', 'uniform', 'disagreement' or 'adaptive'",
     grow="0.25 or None",
     remember="True or False",
     aggregate="'mean' or 'worst'",
@@ -160,7 +160,8 @@ def search(
         select_items: how many choose the winner; None for every one.
         report_items: how many judge it; None for every one.
         rotate: other search items for every generation.
-        sampling: how they are drawn: stratified by class, uniform, or by the disagreement of base and experts.
+        sampling: how they are drawn: stratified by class, uniform, by the disagreement of base and experts, or
+            adaptive: by that of candidates so far.
         grow: the share of them that the first generation has, if samples are to grow.
         remember: whether scores of candidates stay in the cache, where other searches find them.
         aggregate: mean, or worst (task).

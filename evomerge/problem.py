@@ -21,7 +21,7 @@ from evomerge.common.machine import fingerprint
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import identity
 from evomerge.fitness.conditions import Condition
-from evomerge.fitness.draws import STRATIFIED
+from evomerge.fitness.draws import ADAPTIVE, STRATIFIED
 from evomerge.fitness.items import Item, Task
 from evomerge.fitness.objectives import counted
 from evomerge.fitness.sampling import Growth, Subset
@@ -135,7 +135,7 @@ class Sampling:
         report: of the models of the report.
         rotate: whether each generation is given other search items.
         seed: of the draw of search items; select and report items are drawn alike for every seed.
-        by: how search items are drawn: `stratified`, `uniform` or `disagreement` (see `fitness/draws.py`).
+        by: how search items are drawn: `stratified`, `uniform`, `disagreement` or `adaptive` (see `fitness/draws.py`).
         growth: how the number of search items grows; None for all of them from the beginning.
     """
 
@@ -146,6 +146,11 @@ class Sampling:
     seed: int = 1
     by: str = STRATIFIED
     growth: Growth | None = None
+
+    @property
+    def rotates(self) -> bool:
+        """Whether generations have other search items each."""
+        return self.rotate or self.by == ADAPTIVE
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ disagreement  Items are ordered by how far apart base and expert are on them, an
               its stratum. Where base and expert agree, most merges agree with them: few such items say it (stratified
               sampling with unequal shares, Neyman 1934; the part of items is the defence of Hesterberg 1995 against
               weights without bound).
+adaptive      The same by how far candidates of earlier generations were apart (`spread.py`); half is items, half that.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import numpy as np
 
 from evomerge.fitness.items import Item
 
-STRATIFIED, UNIFORM, DISAGREEMENT = CHOICES = ("stratified", "uniform", "disagreement")
+STRATIFIED, UNIFORM, DISAGREEMENT, ADAPTIVE = CHOICES = ("stratified", "uniform", "disagreement", "adaptive")
 EVEN = 0.75
 """The part of a stratum's amount that counts items, whatever base and expert say of them."""
+LESS_EVEN = 0.5
+"""The same where candidates say it, of which there are more."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,15 @@ def uniform(task: str, items: Sequence[Item], n: int, rng: np.random.Generator) 
 
 
 class ByDisagreement:
-    """Draws items on which base and expert disagree more often than others.
+    """Draws items on which models disagree more often than others.
 
     Args:
         disagreement: how much they disagree on each item, by task; none is negative.
+        even: the part of a stratum's amount that counts items.
     """
 
-    def __init__(self, disagreement: Mapping[str, np.ndarray]) -> None:
-        self._disagreement = disagreement
+    def __init__(self, disagreement: Mapping[str, np.ndarray], even: float = EVEN) -> None:
+        self._disagreement, self._even = disagreement, even
 
     def __call__(self, task: str, items: Sequence[Item], n: int, rng: np.random.Generator) -> Drawn:
         """Draw one item from each of n strata."""
@@ -79,7 +83,7 @@ class ByDisagreement:
         total = apart.sum()
         amount = np.full(len(items), 1 / len(items))
         if total > 0:
-            amount = EVEN * amount + (1 - EVEN) * apart[order] / total
+            amount = self._even * amount + (1 - self._even) * apart[order] / total
         ends = strata(amount, n)
         starts = np.concatenate([[0], ends[:-1]]) if n else ends
         counts = ends - starts

@@ -33,7 +33,7 @@ def check_racing(settings: Mapping[str, Any]) -> None:
         )
     if (looks := racing["looks"]) < 1:
         raise ConfigError(f"racing.looks={looks}: a race looks at its candidates once at least, so write 1 or more.")
-    if lag := next(_lags(settings["searcher"]), 0):
+    if lag := next(lags(settings["searcher"]), 0):
         raise ConfigError(
             f"racing.alpha={alpha:g} drops candidates once others are scored, and searcher.lag={lag} asks for new ones "
             f"before that: write searcher.lag=0, or racing.alpha=null."
@@ -87,10 +87,10 @@ def racing_text(racing: Racing | None, objective: Objective, ids: Mapping[str, S
     )
 
 
-def _lags(searcher: Mapping[str, Any]) -> Iterator[int]:
+def lags(searcher: Mapping[str, Any]) -> Iterator[int]:
     """Yield the lags above 0 in the settings of a searcher and of those that it is made of."""
     for name, value in searcher.items():
         if isinstance(value, Mapping):
-            yield from _lags(value)
+            yield from lags(value)
         elif name == "lag" and value:
             yield value

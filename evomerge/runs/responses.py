@@ -13,7 +13,7 @@ import numpy as np
 
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.draws import DISAGREEMENT, UNIFORM, ByDisagreement
+from evomerge.fitness.draws import ADAPTIVE, DISAGREEMENT, UNIFORM, ByDisagreement
 from evomerge.fitness.finite import named
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
@@ -63,6 +63,8 @@ def sampling_text(problem: Problem) -> str:
     said = []
     if sampling.by == UNIFORM:
         said.append("search items are drawn uniformly")
+    if sampling.by == ADAPTIVE:
+        said.append("search items are drawn anew for every generation, by how far candidates before it were apart")
     if cost:
         said.append(
             f"search items are drawn by the disagreement of base and experts, which were scored on all of them first "

@@ -15,6 +15,7 @@ from evomerge.common.arguments import is_kind
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.fitness.items import HELD_OUT, Item
+from evomerge.runs.sampled import changing
 
 Items = Mapping[str, Mapping[str, list[Item]]]
 """Split -> task -> items."""
@@ -34,11 +35,10 @@ def check_roles(settings: Mapping[str, Any]) -> None:
     if not all(0 <= weight < math.inf for weight in (objective["weights"] or {}).values()):
         raise ConfigError(f"objective.weights are {objective['weights']}; write finite numbers, none negative.")
     forget = objective.get("forget")
-    changing = "fitness.rotate=true" if fitness["rotate"] else "fitness.grow" if fitness.get("grow") else ""
-    if (objective["normalised"] or forget) and changing:
+    if (objective["normalised"] or forget) and (items := changing(settings)):
         raise ConfigError(
             f"objective.{'forget' if forget else 'normalised'} needs base and experts on the items of a candidate, and "
-            f"with {changing} those change: use one or the other."
+            f"with {items} those change: use one or the other."
         )
     given = {"fitness.held_out": fitness.get("held_out"), "objective.forget": forget}
     for setting, names in given.items():

@@ -11,8 +11,9 @@ from typing import Any
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
-from evomerge.fitness.draws import CHOICES, DISAGREEMENT, STRATIFIED
+from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
 from evomerge.fitness.sampling import Growth
+from evomerge.runs.racing import lags
 
 
 def check_sampling(settings: Mapping[str, Any]) -> None:
@@ -23,10 +24,10 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
     """
     if (by := drawn_by(settings)) not in CHOICES:
         raise ConfigError(f"fitness.sampling: {unknown('choice', by, CHOICES)}")
-    if by == DISAGREEMENT and (settings.get("racing") or {}).get("alpha") is not None:
+    if by == ADAPTIVE and (lag := next(lags(settings["searcher"]), 0)):
         raise ConfigError(
-            "racing.alpha compares candidates on items that count alike, and under fitness.sampling=disagreement some "
-            "stand for many others: write fitness.sampling=stratified, or racing.alpha=null."
+            f"fitness.sampling=adaptive chooses items by all candidates before, and searcher.lag={lag} asks for new "
+            f"ones before these are scored: write searcher.lag=0, or fitness.sampling=stratified."
         )
     first = settings["fitness"].get("grow")
     if first is not None and not 0 < first < 1:
@@ -39,6 +40,14 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
 def drawn_by(settings: Mapping[str, Any]) -> str:
     """Return how the items of a generation are drawn."""
     return settings["fitness"].get("sampling") or STRATIFIED
+
+
+def changing(settings: Mapping[str, Any]) -> str:
+    """Return the setting by which generations have other items each; nothing where all have the same."""
+    fitness = settings["fitness"]
+    if fitness["rotate"]:
+        return "fitness.rotate=true"
+    return "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else "fitness.grow" * bool(fitness.get("grow"))
 
 
 def growth_of(settings: Mapping[str, Any]) -> Growth | None:

@@ -93,8 +93,8 @@ def test_what_base_and_experts_cost_is_said_and_paid(sources: Sequence[str], pro
 def test_who_has_no_expert_to_compare_is_refused(problem: Problem) -> None:
     drawn = replace(problem, sampling=Sampling(search=30, by="disagreement"))
     assert make_subsets(drawn)["search"].size == 30
-    with pytest.raises(ConfigError, match="on items that count alike"):
-        check(settings_of("model=pico", "fitness.sampling=disagreement", "racing.alpha=0.1"))
+    with pytest.raises(ConfigError, match=r"searcher\.lag=2 asks for new ones"):
+        check(settings_of("model=pico", "fitness.sampling=adaptive", "searcher.lag=2"))
     alone = {**drawn.sources.tasks, "trees": replace(drawn.sources.tasks["trees"], expert=None)}
     with pytest.raises(ConfigError, match=r"trees has no expert: write fitness\.tasks\.trees\.expert"):
         make_subsets(replace(drawn, sources=replace(drawn.sources, tasks=alone)))

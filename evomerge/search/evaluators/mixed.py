@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from evomerge.fitness.draws import ADAPTIVE
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.fitness.spread import Spread
 from evomerge.problem import Problem
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.racing import Racing, RacingEvaluator
@@ -43,7 +45,9 @@ def make_evaluators(
         values of the objective or a loss and its gradient.
     """
     objective = make_objective(problem, scorer, subset, blocks)
-    plain = ValueEvaluator(scorer, subset, objective, record, blocks)
+    adaptive = problem.sampling.by == ADAPTIVE
+    spread = Spread(problem.items["search"], problem.goal.metric) if adaptive else None
+    plain = ValueEvaluator(scorer, subset, objective, record, blocks, spread)
     values = RacingEvaluator(plain, scorer, objective, racing, blocks) if racing else plain
     gradients = learning and GradientEvaluator(problem, learning, record, scorer=scorer, blocks=blocks)
 

@@ -10,7 +10,7 @@ import torch
 
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.draws import DISAGREEMENT, STRATIFIED, UNIFORM, stratified, uniform
+from evomerge.fitness.draws import ADAPTIVE, DISAGREEMENT, STRATIFIED, UNIFORM, stratified, uniform
 from evomerge.fitness.finite import named
 from evomerge.fitness.items import HELD_OUT, Item
 from evomerge.fitness.objectives import Objective
@@ -22,8 +22,8 @@ from evomerge.search.evaluators.blocks import score_now
 from evomerge.search.evaluators.scoring import LiveFitness, check_finite, explained, prepare
 from evomerge.search.evaluators.units import Scorer
 
-DRAWS = {STRATIFIED: stratified, UNIFORM: uniform, DISAGREEMENT: None}
-"""By the name that `Sampling.by` has; by disagreement, one that base and experts must be scored for."""
+DRAWS = {STRATIFIED: stratified, UNIFORM: uniform, DISAGREEMENT: None, ADAPTIVE: None}
+"""By the name that `Sampling.by` has; None for those that models must be scored for."""
 Scoring = Callable[[Mapping[str, list[str]]], Outcome]
 """Scores what is in the live model on items by task: a `LiveFitness`, say."""
 
@@ -56,7 +56,7 @@ def subsets_of(items: Mapping[str, Mapping[str, Sequence[Item]]], sampling: Samp
     judging = [split for split in ("report", HELD_OUT) if split in items]
     return {
         "search": Subset(
-            *(items["search"], sampling.search, sampling.seed, sampling.rotate, "fitness.items"),
+            *(items["search"], sampling.search, sampling.seed, sampling.rotates, "fitness.items"),
             draw=DRAWS[sampling.by],
             growth=sampling.growth,
         ),

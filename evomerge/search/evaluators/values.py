@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from evomerge.fitness.draws import LESS_EVEN, ByDisagreement
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Sample, Subset
+from evomerge.fitness.spread import Spread
 from evomerge.search.evaluators.blocks import cut, scored_whole
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.serial import Timing, failed
@@ -32,6 +34,7 @@ class ValueEvaluator:
         objective: makes values of outcomes.
         record: is told where the time of each candidate went.
         blocks: into how many the items of a candidate are cut.
+        spread: says on which items candidates were far apart so far, where items are chosen by that.
     """
 
     def __init__(
@@ -41,10 +44,12 @@ class ValueEvaluator:
         objective: Objective,
         record: Callable[[Timing], None] = lambda timing: None,
         blocks: int = 1,
+        spread: Spread | None = None,
     ) -> None:
         self._score, self._subset, self._objective, self._record = score, subset, objective, record
         self._blocks, self._before = blocks, dict[int, int]()
-        self._asked = 0
+        self._asked, self._spread = 0, spread
+        self._untaken: list[Batch] = []  # whose trials the spread has not taken yet
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
         """Let the scorer begin, and yield a trial for each missing point, in order, as soon as those before it have
@@ -61,7 +66,17 @@ class ValueEvaluator:
         if batch.index not in self._before:
             self._before[batch.index] = self._asked
             self._asked += len(batch.points)
+            if self._spread:
+                self._adapt(batch, self._spread)
         return self._subset.sample(batch.index, self._before[batch.index])
+
+    def _adapt(self, batch: Batch, spread: Spread) -> None:
+        """Let the items of a batch be chosen by the trials of those before it, which are told."""
+        for trial in (trial for past in self._untaken for trial in past.trials if trial is not None and trial.values):
+            spread.take(trial)
+        self._untaken = [batch]
+        if (apart := spread.deviations()) is not None:
+            self._subset = self._subset.informed(ByDisagreement(apart, LESS_EVEN))
 
     def _trials(self, batch: Batch, missing: Sequence[int], sample: Sample, found: Iterator[Scored]) -> Iterator[Trial]:
         for index in missing:
