@@ -79,14 +79,15 @@ class RacingEvaluator:
     ) -> None:
         self._plain, self._score, self._objective = plain, score, objective
         self._racing, self._blocks = racing, blocks
-        self._batches: list[Batch] = []  # those that were asked for; the loop fills in their trials
+        self._past: list[Batch] = []  # whose points may count beside those of the next batch; the loop fills in trials
         self._said: set[str] = set()
 
     def __call__(self, batch: Batch, missing: Sequence[int]) -> Iterable[Trial]:
         """Return the trials of the missing points in order, once the race has ended, where there is one."""
-        past, whole_batch = list(self._batches), missing and len(missing) == len(batch.missing)
-        self._batches.append(batch)
-        heat = self._heat(batch, past) if whole_batch else ""
+        parents = self._racing.parents()
+        past = self._past[-parents.earlier :] if parents and parents.earlier else []
+        self._past = [*past, batch]
+        heat = self._heat(batch, parents, past) if missing and len(missing) == len(batch.missing) else ""
         if isinstance(heat, Heat):
             return self._raced(heat, missing)
         if heat and heat not in self._said:
@@ -94,17 +95,16 @@ class RacingEvaluator:
             logger.warning("Generation %d is not raced: %s.", batch.index, heat)
         return self._plain(batch, missing)
 
-    def _heat(self, batch: Batch, past: Sequence[Batch]) -> Heat | str:
+    def _heat(self, batch: Batch, parents: Parents | None, past: Sequence[Batch]) -> Heat | str:
         """Return the race of a batch; or why there is none, which is nothing where all are among the best so far."""
         sample = self._plain.sample(batch)
         ids = sample.ids
-        parents, weights, count = self._racing.parents(), self._objective.weights_of(ids), self._racing.blocks(ids)
+        weights, count = self._objective.weights_of(ids), self._racing.blocks(ids)
         if parents is None:
             return "the searcher does not say which points it goes by"
         if weights is None or count < 2:
             return hindrance(self._racing, self._objective, ids)
-        known = past[len(past) - (parents.earlier or 0) :]
-        scored = [trial for one in known for trial in one.trials if trial is not None and trial.values]
+        scored = [trial for one in past for trial in one.trials if trial is not None and trial.values]
         full = [trial for trial in scored if trial.full]
         if any(dict(trial.items) != ids for trial in full):
             return "earlier candidates were scored on other items"
