@@ -53,6 +53,7 @@ def test_a_search_on_workers_of_which_one_is_killed_has_the_log_of_a_serial_one(
         *sources,
         "searcher=gradient",
         "searcher.steps=3",
+        "start=cocktail",
         "loss=jensen_shannon",
         "budget=8",
         "evaluator.threads=1",
