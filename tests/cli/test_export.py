@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,11 @@ def llamas(tmp_path_factory):
 # the numbers
 
 
-@pytest.mark.parametrize("granularity", ["layer", "tensor", "chunk:4", "line"])
-@pytest.mark.parametrize("method", METHODS)
+GRANULARITIES = ("layer", "tensor", "chunk:4", "line")
+"""Each with one method here: test_rebuild.py holds every method with every granularity to the bit."""
+
+
+@pytest.mark.parametrize(("method", "granularity"), list(zip(METHODS, cycle(GRANULARITIES), strict=False)))
 def test_the_pico_suite(pico_suite, tmp_path, method, granularity):
     base, experts = pico_suite.base, dict(pico_suite.experts)
     recipe = make_recipe(base, experts, method, granularity)

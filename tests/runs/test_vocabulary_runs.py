@@ -36,8 +36,15 @@ def family(request: pytest.FixtureRequest, vocabularies: Path) -> Path:
     return vocabularies / request.param
 
 
-@pytest.mark.parametrize("choice", ["base", "shared", "refuse"])
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "ties_frozen"])
+CELLS = [
+    (("tied", "untied")[(i + j) % 2], choice, method)
+    for i, choice in enumerate(("base", "shared", "refuse"))
+    for j, method in enumerate(("linear", "ties", "dare_ties", "ties_frozen"))
+]
+"""Every choice with every method, and with either family."""
+
+
+@pytest.mark.parametrize(("family", "choice", "method"), CELLS, indirect=["family"])
 def test_merged_is_what_was_searched(family: Path, tmp_path: Path, choice: str, method: str) -> None:
     names = ["equal"] if choice == "refuse" else list(SIZES)
     paths = {name: family / name for name in names}
