@@ -18,12 +18,12 @@ from affordable.bank import Bank
 from affordable.draws import RIGHT, Draw, Known, generations
 from affordable.estimates import ESTIMATES
 from affordable.figures import Judge, mark, shown
-from affordable.rules import RACES, chosen, everything, rules_for
+from affordable.rules import BINARY, RACES, chosen, everything, rules_for
 from affordable.samples import even
 
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
-BASELINE = "random subset"
-"""The rule that others are held against."""
+BASELINE, STRATIFIED = "random subset", "stratified by class"
+"""The rules that others, and item response theory, are held against."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,6 +80,13 @@ def compare(draws: Sequence[Draw], bootstraps: int) -> None:
         "Lower (−) or higher (+) than a random subset of equal cost: the 95 % interval of the difference over draws "
         "excludes 0; that over draws and items as well (−−, ++).\n"
     )
+    if irt := [name for name in names if name in BINARY]:
+        _head("lost, less than by strata", SHARES)
+        base = {share: judge.lost(found[STRATIFIED, share]) for share in SHARES}
+        for name in irt:
+            less = [judge.lost(found[name, share]) - base[share] for share in SHARES]
+            print(f"| {name} | " + " | ".join(shown(each, "+") + mark(each) for each in less) + " |")
+        print()
     print("| racing without a budget | item evaluations | regret | lost |\n|---|---|---|---|")
     for name, rule in RACES.items():
         choices = [rule(draw, draw.whole) for draw in draws]
@@ -94,21 +101,31 @@ def _head(first: str, shares: Sequence[float]) -> None:
 
 def errors(draws: Sequence[Draw]) -> list[str]:
     """Return a table of how far estimates of a value are from that on all search items: the root of the mean squared
-    error, with the bias and the mean rank correlation within a generation.
+    error, with the bias and the mean rank correlation within a generation; and whether it is lower (−) or higher (+)
+    than that by strata, by an interval over draws.
     """
     lines = ["| error (bias; rank correlation) | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |"]
     lines.append("|---|" + "---|" * len(SHARES))
-    truth = [draw.decides @ draw.known.shares for draw in draws]
-    for name, estimate in ESTIMATES.items():
+    truth = np.array([draw.decides @ draw.known.shares for draw in draws])
+    again = np.random.default_rng(0).integers(0, len(draws), (len(draws), 1000))
+    strata = {share: _off(STRATIFIED, share, draws, truth)[0] for share in SHARES}
+    for name in ESTIMATES:
         cells = []
         for share in SHARES:
-            sizes = [sum(even(draw, int(share * draw.decides.shape[1]))) for draw in draws]
-            found = [estimate(draw, size) for draw, size in zip(draws, sizes, strict=True)]
-            off = np.concatenate([one - true for one, true in zip(found, truth, strict=True)])
-            ranks = [_correlation(one, true) for one, true in zip(found, truth, strict=True)]
-            cells.append(f"{np.sqrt(np.mean(off**2)):.4f} ({off.mean():+.4f}; {np.nanmean(ranks):.2f})")
+            squares, bias, ranks = _off(name, share, draws, truth)
+            difference = squares - strata[share]
+            sign = mark(np.concatenate([[difference.mean()], difference[again].mean(axis=0)])[None])
+            cells.append(f"{np.sqrt(squares.mean()):.4f} ({bias:+.4f}; {ranks:.2f}){sign}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _off(name: str, share: float, draws: Sequence[Draw], truth: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the mean squared error of an estimate in each draw, its bias, and its mean rank correlation."""
+    sizes = [sum(even(draw, int(share * draw.decides.shape[1]))) for draw in draws]
+    found = np.array([ESTIMATES[name](draw, size) for draw, size in zip(draws, sizes, strict=True)])
+    ranks = [_correlation(one, true) for one, true in zip(found, truth, strict=True)]
+    return np.mean((found - truth) ** 2, axis=1), float(np.mean(found - truth)), float(np.nanmean(ranks))
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -60,12 +60,24 @@ class Known:
             for task, chosen in zip(self.bank.tasks, self.of_tasks, strict=True)
         }
 
+    def answers(self, *kinds: str) -> np.ndarray:
+        """Return what decides, of models of some kinds on the search items."""
+        return self.bank.responses[self.metric][np.ix_(self.bank.of(*kinds), self.columns)]
+
     @cached_property
     def disagreement(self) -> np.ndarray:
         """How far base and experts lie apart on each item (N,): the deviation of what decides, over its mean within
         the task.
         """
-        apart = self.bank.responses[self.metric][np.ix_(self.bank.of(BASE, EXPERT), self.columns)].std(axis=0)
+        return self._apart(self.answers(BASE, EXPERT))
+
+    @cached_property
+    def disagreement_of_constants(self) -> np.ndarray:
+        """How far constants lie apart on each item (N,): they are merges, as the candidates are."""
+        return self._apart(self.answers(CONSTANT))
+
+    def _apart(self, answers: np.ndarray) -> np.ndarray:
+        apart = answers.std(axis=0)
         mean = np.array([apart[chosen].mean() for chosen in self.of_tasks])[self.task]
         return np.where(mean > 0, apart / np.where(mean > 0, mean, 1.0), 1.0)
 

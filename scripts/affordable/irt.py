@@ -22,6 +22,8 @@ SPREAD_A, SPREAD_B = 0.5, 2.0
 """Of the priors of log a and b."""
 STEPS = 50
 """Of Newton's method at most."""
+TINY = 1e-9
+"""Keeps curvatures invertible where there is no prior."""
 
 
 @dataclass(frozen=True)
@@ -75,28 +77,28 @@ def fit_items(answers: np.ndarray, loads: np.ndarray, sharpness: bool = True) ->
     return ItemParameters(np.exp(log_a)[:, None] * loads, b, theta)
 
 
-def fit_ability(known: ItemParameters, seen: np.ndarray, answers: np.ndarray, prior: float = 1.0) -> np.ndarray:
-    """Return the ability of a model (D,).
+def fit_abilities(known: ItemParameters, seen: np.ndarray, answers: np.ndarray, prior: float = 1.0) -> np.ndarray:
+    """Return the abilities of models (M, D).
 
     Args:
         known: of all items.
-        seen: which of them it has answered (n,).
-        answers: to these, 0 or 1 (n,).
+        seen: which of them they have answered (n,).
+        answers: of each to these, 0 or 1 (M, n).
         prior: how many times the prior counts; 0 for the largest likelihood.
     """
     return _most_likely(known.a[seen], known.b[seen], answers, np.zeros(known.a.shape[1]), prior)
 
 
-def fit_merge(
+def fit_merges(
     known: ItemParameters, experts: np.ndarray, seen: np.ndarray, answers: np.ndarray, prior: float = 1.0
 ) -> np.ndarray:
-    """Return the ability of a merge (D,), a weighted sum of those of its experts.
+    """Return the abilities of merges (M, D), each a weighted sum of those of its experts.
 
     Args:
         known: of all items.
         experts: their abilities (K, D).
-        seen: which items the merge has answered (n,).
-        answers: to these, 0 or 1 (n,).
+        seen: which items the merges have answered (n,).
+        answers: of each to these, 0 or 1 (M, n).
         prior: how many times the prior of the weights counts.
     """
     start = np.full(len(experts), 1 / len(experts))
@@ -104,25 +106,32 @@ def fit_merge(
 
 
 def _most_likely(x: np.ndarray, b: np.ndarray, answers: np.ndarray, start: np.ndarray, prior: float) -> np.ndarray:
-    """Return the z (P,) for which answers with the chances σ(x z - b) are most likely, and z ~ N(start, 1 / prior).
+    """Return, for each row of answers, the z (P,) for which they are most likely with the chances σ(x z - b), and
+    z ~ N(start, 1 / prior): (M, P).
 
-    Newton's method; a step that makes it worse is halved. Where there are many such z, the nearest to the start.
+    Newton's method; a step that makes it worse is halved. Without a prior there may be many such z: it is one near the
+    start.
     """
+    z = np.tile(start, (len(answers), 1))
+    right, hold = answers > 0.5, (prior + TINY) * np.eye(len(start))
 
-    def likely(z: np.ndarray) -> float:
-        margin = np.clip(x @ z - b, -CUT, CUT)
-        return float(np.sum(log_expit(np.where(answers > 0.5, margin, -margin))) - prior * np.sum((z - start) ** 2) / 2)
+    def likely(z: np.ndarray) -> np.ndarray:
+        margin = np.clip(z @ x.T - b, -CUT, CUT)
+        return log_expit(np.where(right, margin, -margin)).sum(axis=1) - prior * np.sum((z - start) ** 2, axis=1) / 2
 
-    z, best = start, likely(start)
+    best = likely(z)
     for _ in range(STEPS):
-        chance = expit(np.clip(x @ z - b, -CUT, CUT))
-        slope = x.T @ (answers - chance) - prior * (z - start)
-        curvature = (x.T * (chance * (1 - chance))) @ x + prior * np.eye(len(z))
-        step = np.linalg.lstsq(curvature, slope, rcond=1e-10)[0]
-        while (now := likely(z + step)) < best - 1e-12 and np.abs(step).max() > 1e-9:
-            step = step / 2
-        z, best = z + step, now
-        if np.abs(step).max() < 1e-9:
+        chance = expit(np.clip(z @ x.T - b, -CUT, CUT))
+        slope = (answers - chance) @ x - prior * (z - start)
+        curvature = np.einsum("mn,np,nq->mpq", chance * (1 - chance), x, x, optimize=True) + hold
+        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
+        for _ in range(STEPS):
+            if not (worse := likely(z + step) < best - 1e-9).any():
+                break
+            step[worse] /= 2
+        z = z + step
+        best = likely(z)
+        if np.abs(step).max() < 1e-8:
             break
     return z
 

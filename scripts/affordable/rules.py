@@ -14,7 +14,7 @@ import numpy as np
 
 from affordable.draws import RIGHT, Draw
 from affordable.estimates import ESTIMATES, Estimate, by_both, by_probability
-from affordable.samples import Growing, even
+from affordable.samples import Growing, disagreement, even, stratified
 from evomerge.search.evaluators.dropping import TOGETHER, Race
 
 
@@ -57,17 +57,19 @@ def fewer_candidates(draw: Draw, budget: int) -> Choice:
     return Choice(_ranked(values), count * draw.decides.shape[1])
 
 
-def staged(keep: Callable[[int], Sequence[int]], smooth_first: bool = False, by_disagreement: bool = False) -> Rule:
+def staged(
+    keep: Callable[[int, int], Sequence[int]], smooth_first: bool = False, by_disagreement: bool = False
+) -> Rule:
     """Return the rule that spends equal parts of the budget on fewer and fewer candidates.
 
     Args:
-        keep: from how many candidates there are to how many are scored in each stage.
+        keep: from how many candidates and parents there are to how many candidates are scored in each stage.
         smooth_first: whether log-probability says who goes on; what decides says who is best in the last stage.
         by_disagreement: whether items come earlier on which base and experts disagree.
     """
 
     def rule(draw: Draw, budget: int) -> Choice:
-        grow, counts = Growing(draw, by_disagreement), keep(len(draw.rows))
+        grow, counts = Growing(draw, by_disagreement), keep(len(draw.rows), draw.parents)
         left, seen, spent = np.arange(len(draw.rows)), 0, 0
         values, stages = np.zeros(len(draw.rows)), np.zeros(len(draw.rows))
         for stage, count in enumerate(counts):
@@ -83,12 +85,17 @@ def staged(keep: Callable[[int], Sequence[int]], smooth_first: bool = False, by_
     return rule
 
 
-def halves(count: int) -> list[int]:
+def halves(count: int, parents: int = 1) -> list[int]:
     """Return count, half of it, half of that, until two are left (sequential halving, Karnin et al. 2013)."""
     return [count, *halves(math.ceil(count / 2))] if count > 2 else [count]
 
 
-def quarter(count: int) -> list[int]:
+def to_parents(count: int, parents: int) -> list[int]:
+    """Return count, as many as lie halfway to the parents, and the parents."""
+    return [count, (count + parents + 1) // 2, parents]
+
+
+def quarter(count: int, parents: int) -> list[int]:
     """Return count, and a quarter of it: screening."""
     return [count, math.ceil(count / 4)]
 
@@ -139,12 +146,15 @@ SUBSETS = {name: of_all_alike(estimate) for name, estimate in ESTIMATES.items()}
 RULES: dict[str, Rule] = {
     "fewer candidates, all items": fewer_candidates,
     **SUBSETS,
-    "log-probability": of_all_alike(by_probability),
+    "log-probability": of_all_alike(by_probability(stratified)),
+    "log-probability, disagreement": of_all_alike(by_probability(disagreement)),
     "what decides and log-probability": of_all_alike(by_both),
     "racing": racing(),
     "racing, disagreement": racing(by_disagreement=True),
     "halving": staged(halves),
     "halving, disagreement": staged(halves, by_disagreement=True),
+    "down to the parents": staged(to_parents),
+    "down to the parents, disagreement": staged(to_parents, by_disagreement=True),
     "screening by log-probability": staged(quarter, smooth_first=True),
     "halving by log-probability": staged(halves, smooth_first=True),
     "halving by log-probability, disagreement": staged(halves, smooth_first=True, by_disagreement=True),

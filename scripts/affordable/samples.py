@@ -74,6 +74,14 @@ disagreement = by(
     )
 )
 """Base and all experts disagree; evomerge asks base and the expert of the task."""
+disagreement_of_constants = by(
+    lambda draw: evomerge_draws.ByDisagreement(
+        {
+            task: draw.known.disagreement_of_constants[own]
+            for task, own in zip(draw.known.items, draw.known.of_tasks, strict=True)
+        }
+    )
+)
 
 
 def _size(draw: Draw) -> np.ndarray:

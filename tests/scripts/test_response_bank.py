@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import response_bank
 from affordable.bank import Bank
 
-SEARCHES = [("cmaes", 1, 8), ("tpe", 1, 8), ("random", 1, 8)]
+SEARCHES = [("cmaes", 1, 8), ("random", 1, 8)]
 CONSTANTS = (0.4, 0.7)
 
 
@@ -60,7 +60,7 @@ def test_a_killed_bank_goes_on(
         response_bank.fill([*given, "fitness.batch_size=16"], SEARCHES, CONSTANTS, out, Reporter())
 
     searched = bank.generations[bank.names == "cmaes 1"]
-    assert bank.searches == ["cmaes 1", "tpe 1", "random 1"]
+    assert bank.searches == ["cmaes 1", "random 1"]
     assert searched.tolist() == sorted(searched)
     assert set(searched) == {0, 1}
     small = under(problem, settings_of(*given))
