@@ -29,13 +29,15 @@ Results = Mapping[str, np.ndarray]
 Name = TypeVar("Name", bound=Hashable)
 
 
-def most_blocks(sizes: Collection[int]) -> int:
+def most_blocks(sizes: Collection[int], least: int = LEAST, together: int = TOGETHER) -> int:
     """Return into how many blocks items can be cut at most.
 
     Args:
         sizes: the number of items of each task.
+        least: how many of a task a block has at least.
+        together: how many of all tasks.
     """
-    return max(1, min(min(sizes, default=0) // LEAST, sum(sizes) // TOGETHER))
+    return max(1, min(min(sizes, default=0) // least, sum(sizes) // together))
 
 
 def shuffled_blocks(ids: Items, count: int, *draw: int) -> list[dict[str, list[str]]]:

@@ -29,6 +29,10 @@ from evomerge.trials import Batch, Trial
 
 logger = logging.getLogger(__name__)
 
+LEAST, TOGETHER = 3, 8
+"""The fewest items of a task and of all in a block: fewer than where a winner is chosen, since parents are many, and no
+larger share of them is lost (experiments/racing.md)."""
+
 
 @dataclass(frozen=True)
 class Racing:
@@ -48,7 +52,7 @@ class Racing:
 
     def blocks(self, ids: Mapping[str, Sequence[str]]) -> int:
         """Return into how many blocks items are cut; 1 where they are too few for a race."""
-        return min(self.looks + 1, most_blocks([len(chosen) for chosen in ids.values()]))
+        return min(self.looks + 1, most_blocks([len(chosen) for chosen in ids.values()], LEAST, TOGETHER))
 
 
 def hindrance(racing: Racing, objective: Objective, ids: Mapping[str, Sequence[str]]) -> str:
