@@ -144,8 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arm(name: str, given: Sequence[str]) -> Arm:
-    pairs = (setting.split("=", 1) for setting in given)
-    return Arm(name, **{setting: float(value) if "." in value else int(value) for setting, value in pairs})
+    values = {setting: float(value) for setting, value in (each.split("=", 1) for each in given)}
+    whole = {setting: int(values[setting]) for setting in ("items", "looks", "candidates") if setting in values}
+    return Arm(name, **{**values, **whole})  # pyright: ignore[reportArgumentType]
 
 
 def _search(family: Family, kind: str, seed: int, arm: Arm, budget: int) -> tuple[float, int, int, int]:
