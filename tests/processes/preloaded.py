@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from pkgutil import walk_packages
@@ -11,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import evomerge as package
 
+gc.disable()  # nothing of this is garbage
 # What a verb loads only when it needs it.
 for _module in walk_packages(package.__path__, "evomerge."):
     if not _module.name.endswith(("__main__", "gpu_kernel")):  # the latter needs Triton
@@ -29,3 +31,5 @@ import_module("transformers.conversion_mapping").get_checkpoint_conversion_mappi
 _pages = import_module("evomerge.report.page")._environment()
 for _template in _pages.list_templates(["j2"]):
     _pages.get_template(_template)
+gc.freeze()
+gc.enable()
