@@ -82,8 +82,8 @@ def racing_text(racing: Racing | None, objective: Objective, ids: Mapping[str, S
     after = f"{', '.join(looks[:-1])} or {looks[-1]}" if looks[1:] else looks[0]
     return (
         f"a candidate is dropped after {after} of {size} items once it will hardly be among the best, by which the "
-        f"searcher goes; about {racing.alpha:.3g} of these may be lost. Up to {1 - 1 / blocks:.0%} of the item "
-        f"evaluations are saved"
+        f"searcher goes; about {racing.alpha:.3g} of these may be lost. One that is dropped saves up to "
+        f"{1 - 1 / blocks:.0%} of its item evaluations"
     )
 
 
