@@ -95,8 +95,9 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.runs.sources import find_sources
     from evomerge.search.evaluators.splits import make_subsets
     from evomerge.selection.around import around_of
-    from evomerge.selection.evaluation import Workers, evaluate
+    from evomerge.selection.evaluation import evaluate
     from evomerge.selection.named import WITHOUT, find_model
+    from evomerge.selection.workers import Workers
     from evomerge.selection.worth import harmful, worth_of
 
     reporter = Reporter()

@@ -41,9 +41,9 @@ from evomerge.runs.transforms import described
 from evomerge.search.evaluators.scoring import prepare
 from evomerge.searchers.base import Searcher, check_searcher
 from evomerge.searchers.warm import WarmStart
-from evomerge.selection.evaluation import Workers
 from evomerge.selection.marks import task_notes
 from evomerge.selection.summary import START
+from evomerge.selection.workers import Workers
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.stores import AUTO
 

@@ -21,9 +21,10 @@ from evomerge.merging.starts import STARTS, Cocktail
 from evomerge.merging.trajectories import SCHEDULES, Schedule
 from evomerge.problem import Problem
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
-from evomerge.selection.evaluation import Workers, at_once, by_workers, contender_of, outcome_of
+from evomerge.selection.evaluation import contender_of, outcome_of
 from evomerge.selection.named import Model
 from evomerge.selection.statistics import score_of
+from evomerge.selection.workers import Workers, at_once, by_workers
 
 SCORED: dict[str, type[Cocktail]] = {"cocktail": Cocktail}
 """Those that need what each expert reaches."""

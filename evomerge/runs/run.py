@@ -61,10 +61,10 @@ from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Interrupt, Stopped, fixed
 from evomerge.searchers.base import Incumbent, Searcher, parts_of, unfinished
 from evomerge.selection.choosing import Selection, select, work
-from evomerge.selection.evaluation import Workers
 from evomerge.selection.judge import Judge
 from evomerge.selection.recalling import Recalling
 from evomerge.selection.summary import Summary
+from evomerge.selection.workers import Workers
 from evomerge.trials import StopReason
 
 logger = logging.getLogger(__name__)

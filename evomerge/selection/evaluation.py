@@ -9,7 +9,7 @@ names: what a search has scored on all items of the split is not scored again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,6 @@ from evomerge.fitness.capabilities import check_items, measures
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import task_weights
 from evomerge.problem import Problem, without_compute
-from evomerge.search.evaluators.blocks import begin, blocks_of, outcome_or_raise
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.splits import (
     Scoring,
@@ -32,14 +31,14 @@ from evomerge.search.evaluators.splits import (
     make_subsets,
     score_experts,
 )
-from evomerge.search.evaluators.units import Named, Scored, Scorer
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe, of_soup
 from evomerge.selection.ensemble import of_ensemble
 from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.marks import Marks, marks_of
-from evomerge.selection.named import Model, described
-from evomerge.selection.remember import recalled, remembered
+from evomerge.selection.named import Model
+from evomerge.selection.remember import remembered
 from evomerge.selection.statistics import Paired, Score, paired, score_of
+from evomerge.selection.workers import Workers, at_once, by_workers
 from evomerge.space.named import name_coefficients
 from evomerge.trials import finite
 
@@ -79,19 +78,6 @@ class Comparison:
         for name, error in content.pop("errors").items():
             content["models"][name]["error"] = error
         return json.dumps(finite(content), indent=1, allow_nan=False)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """What scores in place of the live model of this process.
-
-    Attributes:
-        scorer: scores models by their names.
-        blocks: into how many the items of a candidate of a search are cut; those of a model here in as large ones.
-    """
-
-    scorer: Scorer
-    blocks: int
 
 
 def evaluate(
@@ -167,47 +153,6 @@ def evaluate(
         {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
         forgetting,
     )
-
-
-def at_once(compute: Callable[[], Outcome]) -> Outcome:
-    """Return what is computed, within no limit: workers have limits of their own."""
-    return compute()
-
-
-def by_workers(
-    workers: Workers,
-    model: Model,
-    contender: Contender,
-    problem: Problem,
-    split: str,
-    ids: Mapping[str, list[str]],
-    written: bool = False,
-) -> Contender:
-    """Return a contender that workers score; they begin now, unless it is remembered.
-
-    Args:
-        workers: score it.
-        model: it, by its name.
-        contender: the same as this process would score it.
-        problem: what is searched.
-        split: whose items these are.
-        ids: the items by task.
-        written: whether it is scored in the dtype of the checkpoint.
-    """
-    blocks = blocks_of(ids, workers.blocks, make_subsets(problem)["search"].size)
-    about = {**contender.about, "blocks": blocks} if blocks > 1 else contender.about
-    asked = model.kind if model.kind in ("base", "experts") else Named(described(model))
-
-    def ask() -> Iterator[Scored]:
-        return begin(workers.scorer, asked, dict(ids), blocks, split=split, written=written, first=True)
-
-    known = problem.fitness.pure and recalled(problem.opening.cache, {**about, "items": ids, **problem.circumstances})
-    begun = None if known else ask()
-
-    def score(_: Scoring, __: Mapping[str, list[str]]) -> Outcome:
-        return outcome_or_raise(next(begun or ask()))
-
-    return replace(contender, about=about, score=score)
 
 
 def compare(

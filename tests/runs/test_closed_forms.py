@@ -24,8 +24,9 @@ from evomerge.runs.suite import Suite
 from evomerge.runs.table import starts_of
 from evomerge.search.evaluators.splits import live_fitness
 from evomerge.search.evaluators.units import Scored, Unit
-from evomerge.selection.evaluation import Model, Workers, contender_of, evaluate
+from evomerge.selection.evaluation import Model, contender_of, evaluate
 from evomerge.selection.named import model_of
+from evomerge.selection.workers import Workers
 from evomerge.space.coefficients import make_space
 from tests.kit.evaluations import is_base, settings_of, sources_of, under
 from tests.kit.helpers import compose
