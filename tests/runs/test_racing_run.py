@@ -52,18 +52,18 @@ class Soon(Interrupt):
 
 
 def test_a_raced_search_says_what_it_saved_and_goes_on_where_it_was_cut(pico_suite: Any, tmp_path: Path) -> None:
-    settings = [*sources_of(pico_suite, tmp_path / "cache"), "racing.alpha=0.3", "fitness.items=75", "budget=24"]
+    settings = [*sources_of(pico_suite, tmp_path / "cache"), "racing.alpha=0.3", "fitness.items=75", "budget=15"]
     assert run_search(compose(*settings), tmp_path / "run", Silent(), Soon(40)) is None
     assert (tmp_path / "run" / "units.jsonl").read_text().count("\n") >= 7  # of a generation that had not ended
     told = Told()
     summary: Any = run_search(compose(*settings), tmp_path / "run", told)
     assert [line for line in told.said if "races  a candidate is dropped after 18, 37 or 56 of 75 items" in line]
-    assert [line for line in told.said if line.startswith(f"races dropped {summary.raced.dropped} of 24 candidates")]
+    assert [line for line in told.said if line.startswith(f"races dropped {summary.raced.dropped} of 15 candidates")]
     run = open_run(tmp_path / "run")
     trials = list(run.trials())
     dropped = [trial for trial in trials if trial.status == "censored"]
     assert len(dropped) == summary.raced.dropped > 0
-    assert summary.raced.spent == sum(trial.spent for trial in trials) < summary.raced.without == 24 * 75
+    assert summary.raced.spent == sum(trial.spent for trial in trials) < summary.raced.without == 15 * 75
     assert summary.failed == 0
     assert Summary.from_json((tmp_path / "run" / "summary.json").read_text()).raced == summary.raced
     page = write_report(tmp_path / "run").read_text()
