@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from evomerge.trials import Batch, Trial
 
 LAST = 20
 """So many candidates at the end of a search are looked at, as far as they were scored on the same items."""
+FEW = 5
+"""Fewer of them say little; then those on the items before are looked at."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,20 @@ def noise_of(
 
 
 def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
-    """Return the last trials with a value that were scored on the same items."""
+    """Return the last trials with a value that were scored on the same items, if there are not too few of them."""
     scored = [
         trial
         for batch in batches
         if not batch.gradient
         for trial in batch.trials
-        if trial is not None and trial.status == "ok" and trial.values
-    ][-LAST:]
-    return [
-        trial
-        for trial in scored
-        if trial.items == scored[-1].items
+        if trial is not None
+        and trial.status == "ok"
+        and trial.results
         and all(None not in row.get(metric, (None,)) and len(row[metric]) > 1 for row in trial.results.values())
     ]
+    alike = [list(group) for _, group in groupby(scored, key=lambda trial: trial.items)]
+    several = [group for group in alike if len(group) >= FEW] or [max(alike, key=len, default=[])]
+    return several[-1][-LAST:]
 
 
 def _variances(rows: np.ndarray, counts: np.ndarray, size: int | None) -> np.ndarray:

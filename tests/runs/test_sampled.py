@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.base import Fitness
 from evomerge.problem import Problem, Sampling
 from evomerge.runs.budget import make_budget
 from evomerge.runs.config import check
@@ -21,7 +24,7 @@ from evomerge.search.evaluators.splits import make_subsets
 from evomerge.search.journal import read_log
 from evomerge.search.stopping import Interrupt, fixed
 from evomerge.searchers.base import Part
-from tests.kit import user_fitness
+from evomerge.selection.recalling import Recalling
 from tests.kit.evaluations import settings_of, sources_of
 from tests.kit.helpers import compose
 
@@ -101,7 +104,7 @@ def test_who_has_no_expert_to_compare_is_refused(problem: Problem) -> None:
 
 
 def test_what_another_search_has_scored_is_not_scored_again(
-    sources: Sequence[str], pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Sequence[str], problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by other searchers, whose first candidates are the same; the log does not depend on it."""
     mine = [*sources, f"model.cache={tmp_path / 'cache'}", "evaluator.blocks=2"]
@@ -118,6 +121,6 @@ def test_what_another_search_has_scored_is_not_scored_again(
     assert [items for items, _ in found] == [0, 8 * 30, 7 * 30]  # six constants, and the best of them once more
     assert found[0][1] - found[1][1] == 2 * 8
     assert (tmp_path / "first" / "trials.jsonl").read_bytes() == (tmp_path / "again" / "trials.jsonl").read_bytes()
-    function = f"fitness.function={user_fitness.__file__}:score"
+    own = replace(problem, fitness=cast(Fitness, SimpleNamespace(pure=False)))
     with pytest.raises(ConfigError, match=r"write fitness\.remember=false"):
-        run_search(compose(*mine, "fitness=custom", function, "fitness.remember=true"), tmp_path / "own", Reporter())
+        Recalling(lambda units: iter(()), own, wanted=True)

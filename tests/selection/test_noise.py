@@ -66,14 +66,17 @@ def test_items_that_stand_for_themselves_alone_bring_no_noise() -> None:
 def test_what_cannot_be_compared_has_no_noise() -> None:
     results = np.random.default_rng(0).normal(size=(J, 10))
     assert noise_of([], "accuracy") is None
+    bare = [Trial(0, i, "ok", (float(i),)) for i in range(J)]
+    assert noise_of([Batch(0, np.zeros((J, 2)), list(bare))], "accuracy") is None
     assert noise_of(searched(results[:1], np.arange(10)), "accuracy") is None
     assert noise_of(searched(results[[0, 0]], np.arange(10)), "accuracy") is None  # no spread
     assert noise_of(searched(results, np.arange(1)), "accuracy") is None  # one item has no variance
     assert noise_of(searched(results, np.arange(10)), "other") is None
-    others = searched(results, np.arange(5)) + searched(results[:3], np.arange(5, 10))
-    last = noise_of(others, "accuracy")
-    assert last is not None
-    assert last.candidates == 3  # the generation before was scored on other items
+    others = searched(results, np.arange(5)) + searched(results[:6], np.arange(5, 10))
+    for few in ([], searched(results[:3], np.arange(5))):  # which a budget may leave at the end
+        last = noise_of(others + few, "accuracy")
+        assert last is not None
+        assert last.candidates == 6  # the generation before was scored on other items
     many = noise_of(searched(np.tile(results, (3, 1)), np.arange(10)), "accuracy")
     assert many is not None
     assert many.candidates == LAST
