@@ -1,9 +1,10 @@
 """Units that a pool has finished and that no trial holds yet, kept in a file so that a kill does not cost them.
 
-In: a pool. Out: a scorer that remembers what the pool has finished, taken or not. `units.jsonl` in the run directory is
-derived: it may be deleted, and what is damaged is scored again. A unit is found again by a hash of its model, its items
-and all that the search depends on. Units of one call are kept until all of them were taken, which is when their trials
-are in the log; then they are dropped, and the file is written anew once most of it is of such.
+In: a pool, or this process where trials end together (`racing.py`). Out: a scorer that remembers what it has finished,
+taken or not. `units.jsonl` in the run directory is derived: it may be deleted, and what is damaged is scored again. A
+unit is found again by a hash of its model, its items and all that the search depends on. Units of one call are kept
+until all of them were taken, which is when their trials are in the log; then they are dropped, and the file is written
+anew once most of it is of such.
 """
 
 from __future__ import annotations
