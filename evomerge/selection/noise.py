@@ -62,7 +62,8 @@ def noise_of(
     weights: Mapping[str, float] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Noise | None:
-    """Return the noise at the end of a search; None where two candidates with different values cannot be compared.
+    """Return the noise at the end of a search; None where two candidates with different values cannot be compared, or
+    where races have dropped some of the last: those that are left lie closer together than their generation did.
 
     Args:
         batches: of the search, with their trials; the value is a weighted mean over tasks of the mean of a metric.
@@ -82,8 +83,8 @@ def noise_of(
     for task, share in task_weights(weights, trials[0].results).items():
         rows = np.array([trial.results[task][metric] for trial in trials], dtype=np.float64)
         counts, stands = np.array(trials[0].weights.get(task) or [1.0] * rows.shape[1]), (sizes or {}).get(task)
-        each += share**2 * float(_variances(rows, counts, stands).mean())
-        left += share**2 * float(_variances(rows - rows.mean(0), counts, stands).sum())
+        each += share**2 * float(variances(rows, counts, stands).mean())
+        left += share**2 * float(variances(rows - rows.mean(0), counts, stands).sum())
     noise = left / (len(trials) - 1)
     if not math.isfinite(each + noise):
         return None
@@ -91,9 +92,11 @@ def noise_of(
 
 
 def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
-    """Return the last trials with a value that were scored on the same items, if there are not too few of them."""
+    """Return the last trials with a value that were scored on the same items, if there are not too few of them; none
+    where a race has chosen them.
+    """
     scored = [
-        trial
+        (trial, any(other is not None and other.status == "censored" for other in batch.trials))
         for batch in batches
         if not batch.gradient
         for trial in batch.trials
@@ -102,12 +105,13 @@ def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
         and trial.results
         and all(None not in row.get(metric, (None,)) and len(row[metric]) > 1 for row in trial.results.values())
     ]
-    alike = [list(group) for _, group in groupby(scored, key=lambda trial: trial.items)]
+    alike = [list(group) for _, group in groupby(scored, key=lambda pair: pair[0].items)]
     several = [group for group in alike if len(group) >= FEW] or [max(alike, key=len, default=[])]
-    return several[-1][-LAST:]
+    last = several[-1][-LAST:]
+    return [] if any(raced for _, raced in last) else [trial for trial, _ in last]
 
 
-def _variances(rows: np.ndarray, counts: np.ndarray, size: int | None) -> np.ndarray:
+def variances(rows: np.ndarray, counts: np.ndarray, size: int | None = None) -> np.ndarray:
     """Return the variance of the weighted mean of each row over items.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,3 +81,15 @@ def test_what_cannot_be_compared_has_no_noise() -> None:
     many = noise_of(searched(np.tile(results, (3, 1)), np.arange(10)), "accuracy")
     assert many is not None
     assert many.candidates == LAST
+
+
+def test_survivors_of_a_race_say_nothing_of_the_spread_of_their_generation() -> None:
+    """They lie closer together than it, so most of their spread would seem to be noise."""
+    results = np.random.default_rng(0).normal(size=(J, 10)) + np.linspace(0, 2, J)[:, None]
+    before, raced = searched(results, np.arange(10))[0], searched(results, np.arange(10))[0]
+    raced.trials = [
+        replace(trial, status="censored") if i < 6 else trial for i, trial in enumerate(raced.trials) if trial
+    ]
+    assert noise_of([before, raced], "accuracy") is None
+    since = [before] * 2  # more than are looked at
+    assert noise_of([raced, *since], "accuracy") == noise_of(since, "accuracy") is not None
