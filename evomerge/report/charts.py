@@ -89,7 +89,7 @@ def convergence(facts: RunFacts) -> Chart | None:
     legend = [("dot", "a candidate"), ("best", "best so far")]
     legend += [("mean", "mean of a batch")] if facts.means else []
     legend += [("noise", "within one standard error of the best")] if facts.noise else []
-    legend += [("censored", "dropped by a race, at about its value")] if raced else []
+    legend += [("censored", "dropped by a race, at an estimate, most often too low")] if raced else []
     legend += [("failed", "failed")] if failed else []
     legend += [("", f"{below} far below are drawn on the lower edge")] if below else []
     return Chart(x, y, words, raced + marks + failed, lines, legend=legend, height=260 if facts.by_value else 160)

@@ -18,6 +18,7 @@ from evomerge.report.wording import metric, number, verdict, with_error
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.forgetting import doubts_of
+from evomerge.selection.noise import variances
 from evomerge.selection.summary import START
 
 FEW_SEARCH, FEW_JUDGED = 10, 100
@@ -153,12 +154,13 @@ def _optimism(facts: RunFacts) -> Iterator[str]:
 def _search_error(facts: RunFacts, found: int | None) -> float:
     """Return the standard error of the mean over tasks on the search items of a trial."""
     trial = next((dot.trial for dot in facts.scored if dot.number == found), None)
-    rows = [row.get(facts.report_metric) or [] for row in trial.results.values()] if trial else []
-    samples = [np.array([x for x in row if x is not None], dtype=float) for row in rows]
-    if not samples or any(len(sample) < 2 for sample in samples):
+    rows = {task: row.get(facts.report_metric) or [] for task, row in trial.results.items()} if trial else {}
+    if trial is None or not rows or any(len(row) < 2 or None in row for row in rows.values()):
         return math.inf
+    counts = {task: np.array(trial.weights.get(task) or [1.0] * len(row)) for task, row in rows.items()}
     with np.errstate(over="ignore"):  # the square of a huge number is infinite
-        return math.sqrt(sum(float(np.var(s, ddof=1)) / len(s) for s in samples)) / len(samples)
+        each = [variances(np.array([row], dtype=float), counts[task])[0] for task, row in rows.items()]
+        return math.sqrt(sum(map(float, each))) / len(rows)
 
 
 def _tasks(facts: RunFacts) -> Iterator[str]:

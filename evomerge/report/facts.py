@@ -135,10 +135,14 @@ class RunFacts:
 
     @cached_property
     def means(self) -> list[tuple[int, int, float]]:
-        """The first and last trial of each batch of values with two or more of them, and their mean."""
+        """The first and last trial of each batch of values with two or more of them, and their mean; none of a batch of
+        which a race has dropped some, since what is left is no sample of it.
+        """
+        raced = {dot.trial.batch for dot in self.censored}
         batches: dict[int, list[Dot]] = {}
         for dot in self.scored:
-            batches.setdefault(dot.trial.batch, []).append(dot)
+            if dot.trial.batch not in raced:
+                batches.setdefault(dot.trial.batch, []).append(dot)
         return [
             (dots[0].number, dots[-1].number, float(np.mean([dot.value for dot in dots])))
             for dots in batches.values()
@@ -222,8 +226,10 @@ class RunFacts:
 
     @cached_property
     def items(self) -> dict[str, dict[str, int]]:
-        """How many items a candidate is scored on, {"search": {task: n}}; the other splits are known in sum only."""
-        trial = next((dot.trial for dot in self.scored), None)
+        """How many items a candidate is scored on, the last one where samples grow, {"search": {task: n}}; the other
+        splits are known in sum only.
+        """
+        trial = next((dot.trial for dot in reversed(self.scored)), None)
         return {"search": {task: len(ids) for task, ids in trial.items.items()}} if trial else {}
 
     @cached_property

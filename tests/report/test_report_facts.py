@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from evomerge.recipes.recipe import Recipe
 from evomerge.report.charts import convergence
-from evomerge.report.concerns import concerns
+from evomerge.report.concerns import _search_error, concerns
 from evomerge.report.facts import RunFacts
 from evomerge.report.grids import ALL, grids
 from evomerge.report.page import _progress
@@ -341,3 +342,28 @@ def test_the_noise_floor_stands_beside_the_best_value(run: Path, tmp_path: Path)
     worst = facts_of(write_run(tmp_path / "worst", "objective.aggregate=worst"))
     assert worst.noise is None
     assert "noise" not in _progress(worst)
+
+
+def test_a_batch_of_which_a_race_dropped_some_has_no_mean(run: Path) -> None:
+    facts = facts_of(run)
+    before, trials = facts.means, facts.run.batches[2].trials
+    trials[0] = replace(trials[0], status="censored") if trials[0] else None
+    raced = RunFacts(facts.run)
+    assert [number for number, *_ in before] == [1, 5, 9]
+    assert raced.means == before[:2]
+
+
+def test_the_items_of_a_candidate_are_those_that_the_last_one_has(run: Path) -> None:
+    facts = facts_of(run)
+    for trial in [trial for trial in facts.run.batches[2].trials if trial]:
+        facts.run.batches[2].trials[trial.index] = replace(trial, items={"reviews": ["a", "b"], "news": ["c"]})
+    assert facts.items == {"search": {"reviews": 2, "news": 1}}
+
+
+def test_the_error_of_search_items_counts_what_each_stands_for(run: Path) -> None:
+    facts = facts_of(run)
+    plain = _search_error(facts, 12)
+    dot = facts.scored[-1]
+    counts = {task: [1] * 10 + [9] * 10 for task in dot.trial.items}  # both halves have the same results
+    facts.scored[-1] = replace(dot, trial=replace(dot.trial, weights=counts))
+    assert _search_error(facts, 12) == pytest.approx(plain * math.sqrt(20 * (1 + 81) * 10 / 100**2))

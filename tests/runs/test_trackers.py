@@ -88,6 +88,16 @@ def test_the_numbers_of_generations_are_those_of_the_log(tmp_path: Path) -> None
             assert "generation/best" not in numbers
 
 
+def test_a_generation_of_which_a_race_dropped_some_has_no_mean() -> None:
+    generations = Generations("accuracy")
+    for index, status in enumerate(["ok", "censored", "ok"]):
+        generations.take({"kind": "trial", "batch": 0, "index": index, "status": status, "values": [index]})
+    found = generations.take({"kind": "tell", "batch": 0})
+    assert found is not None
+    assert (found["generation/best"], found["dropped"]) == (2, 1)
+    assert "generation/mean" not in found
+
+
 def test_a_run_that_goes_on_is_the_same_run_of_wandb(tmp_path: Path, package: Callable[[str], Any]) -> None:
     wandb, run = package("wandb"), write_run(tmp_path / "run", batches=4)
     log = (run / "trials.jsonl").read_bytes()

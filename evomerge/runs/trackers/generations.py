@@ -51,7 +51,9 @@ class Generations:
         found: dict[str, float] = {"items": self._items, "failed": self._failed}
         self._dropped += sum(trial.status == "censored" for trial in trials)
         found |= {"dropped": self._dropped} if self._dropped else {}
-        found |= {"generation/best": max(values), "generation/mean": sum(values) / len(values)} if values else {}
+        found |= {"generation/best": max(values)} if values else {}
+        if values and not any(trial.status == "censored" for trial in trials):  # else they are those that a race left
+            found |= {"generation/mean": sum(values) / len(values)}
         found |= {"loss": sum(losses) / len(losses)} if losses else {}
         if self._best and self._best.values:
             scores = {task: row.get(self._metric) for task, row in self._best.scores.items()}
