@@ -96,7 +96,20 @@ def preflight(
     dropping = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
     together = engine.workers > 0 or racing is not None
     times = _times(
-        *(problem, searcher, settings, subsets, each, merge, dropping, inputs, deadline, engine.workers, together)
+        *(
+            problem,
+            searcher,
+            settings,
+            subsets,
+            each,
+            merge,
+            dropping,
+            inputs,
+            deadline,
+            engine.workers,
+            together,
+            racing is not None,
+        )
     )
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
@@ -185,6 +198,7 @@ def _times(
     deadline: Deadline,
     workers: int,
     together: bool,
+    whole: bool,
 ) -> str:
     """Return how long search and selection will take, as a sentence.
 
@@ -200,6 +214,7 @@ def _times(
         deadline: the end of the search's hours; it is told.
         workers: how many score side by side; 0 for this process alone.
         together: whether candidates of a generation end together.
+        whole: whether that is always so, and a part of a generation of no use.
 
     Raises:
         ConfigError: the hours are too few.
@@ -218,7 +233,7 @@ def _times(
     )
     if workers:
         each, choosing = {kind: seconds / workers for kind, seconds in each.items()}, choosing / workers
-    deadline.measured(each, [part.gradient for part in parts], choosing / each[False], together)
+    deadline.measured(each, [part.gradient for part in parts], choosing / each[False], together, whole)
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):
         parts = affordable(parts, left, each)

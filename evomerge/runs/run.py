@@ -163,7 +163,7 @@ def _run(
             workers = Workers(engine.scorer, 1)
             searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter, workers))
             baselines = find_baselines(settings, problem, reporter, workers)
-        racing = racing_of(settings, searcher, lambda: interrupt.requested or deadline.over)
+        racing = racing_of(settings, searcher, lambda: interrupt.requested or deadline.left < 0)
         if isinstance(scorer, Early) and (engine.workers or racing):  # else trials are logged as they end
             scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
         scorer = Recalling(scorer, problem, bool(settings["fitness"].get("remember")))
@@ -226,6 +226,11 @@ def _choose(
         EvomergeError: there are none, or none of them could be scored.
     """
     incumbents = searcher.incumbents() | unfinished(log.batch)
+    if not incumbents and not log.errors:
+        raise EvomergeError(
+            "The hours ended before any candidate was scored, so there is no winner yet. Run the same command again: "
+            "it goes on with what is kept of the first generation; budget.hours may be more."
+        )
     if not incumbents:
         (error, times), *_ = commonest(log.errors)
         raise EvomergeError(

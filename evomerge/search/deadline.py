@@ -48,10 +48,17 @@ class Deadline:
         self._asked: list[bool] = []
         self._choosing = 0.0
         self._average: Callable[[Iterable[float]], float] = statistics.median
+        self._together = self._whole = False
+        self._points = 1  # of the generation that was asked for last
         self._took: dict[bool, deque[float]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
 
     def measured(
-        self, forecast: Mapping[bool, float], asked: Sequence[bool], choosing: float, together: bool = False
+        self,
+        forecast: Mapping[bool, float],
+        asked: Sequence[bool],
+        choosing: float,
+        together: bool = False,
+        whole: bool = False,
     ) -> None:
         """Take note of what the search is going to take.
 
@@ -59,9 +66,12 @@ class Deadline:
             forecast: seconds of a candidate (False), and of a step of the gradient (True) if there are any.
             asked: which of the two the search asks for.
             choosing: how many candidates' time choosing the winner takes.
-            together: whether candidates are scored side by side: they end in bursts then, and the mean counts.
+            together: whether candidates are scored side by side: they end in bursts then, and the mean over a
+                generation counts.
+            whole: whether those of a generation all end when the last one does, so that a part of it is of no use.
         """
         self._forecast, self._asked, self._choosing = dict(forecast), list(asked), choosing
+        self._together, self._whole = together, whole
         self._average = statistics.fmean if together else statistics.median
 
     @property
@@ -71,8 +81,9 @@ class Deadline:
 
     @property
     def next(self) -> float:
-        """The seconds that the dearest of what may be asked for takes."""
-        return max((self._seconds(kind) for kind in self._asked), default=0.0)
+        """The seconds that the dearest of what may be asked for takes: a candidate, or a generation that ends whole."""
+        points = self._points if self._whole else 1
+        return points * max((self._seconds(kind) for kind in self._asked), default=0.0)
 
     @property
     def left(self) -> float:
@@ -88,16 +99,25 @@ class Deadline:
         """Return an evaluator that notes how long it waits for candidates, and ends after one when no other fits."""
 
         def timed(gradient: bool, trials: Iterable[Trial]) -> Iterator[Trial]:
-            started = self._clock()
+            began = started = self._clock()
+            scored = 0
             for trial in trials:
                 if trial.values:  # one that fails at once, or hangs, says nothing of the others
-                    self._took[gradient].append(self._clock() - started)
+                    scored += 1
+                    if not self._together:
+                        self._took[gradient].append(self._clock() - started)
                 yield trial
-                if self.over:
+                if self.over and not self._whole:  # the rest of a whole generation is paid for
                     return
                 started = self._clock()
+            if self._together and scored:
+                self._took[gradient].extend([(started - began) / scored] * scored)
 
-        return lambda batch, missing: timed(batch.gradient, evaluate(batch, missing))
+        def begin(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+            self._points = len(batch.points)
+            return timed(batch.gradient, evaluate(batch, missing))
+
+        return begin
 
     def _seconds(self, gradient: bool) -> float:
         took = self._took[gradient]

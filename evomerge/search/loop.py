@@ -11,7 +11,7 @@ the log, and goes on where it was cut off; it is the same code path, so there is
 
 A searcher with a lag is asked ahead, so that a pool has work while a batch is incomplete. What it is asked and told,
 and when, depends on its lag alone: not on the workers, the clock or the budget. So the log of a small budget is the
-beginning of a larger one's, and its last batches may have been asked for and not scored.
+beginning of a larger one's, unless generations are raced, and its last batches may have been asked for and not scored.
 """
 
 from __future__ import annotations
