@@ -10,7 +10,8 @@ wrong.
     starved   a worker whose allocations fail from a random moment of its unit on, under a limit of its memory
     frozen    SIGSTOP of a worker: its candidate fails when `time_limit` is over, all others are right
     twice     workers that say everything twice
-    driver    SIGKILL of the search itself at a random moment; run again, its log must be that of a serial search
+    driver    SIGKILL of the search itself at a random moment after it has begun to score, ten times on its way; its log
+              must be that of a serial search in the end
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ from evomerge.search.evaluators.units import Scored, Unit
 
 LIMIT = 1.5
 """Seconds of a candidate, where one is frozen."""
+ON_THE_WAY = 10
+"""How often one search is killed before it may end."""
 FAULTS = ("killed", "starved", "frozen", "twice", "driver")
 
 
@@ -114,34 +117,38 @@ class Bench:
         return sum(right for right, _ in found), statistics.median(seconds for _, seconds in found) - usual
 
     def driver(self, times: int) -> tuple[int, float]:
-        """Kill a search with workers, run it again until it is complete, and compare its log with a serial one's."""
-        given = ["experiment=smoke", "evaluator.blocks=3", "evaluator.threads=1", f"model.cache={self._place}/cache"]
+        """Kill searches with workers again and again, and compare the log of each with a serial one's in the end."""
+        few = ["fitness.select_items=30", "fitness.report_items=30", "budget=150"]
+        blocks = ["evaluator.blocks=3", "evaluator.threads=1"]
+        given = ["experiment=smoke", *few, *blocks, f"model.cache={self._place}/cache"]
         whole = self._place / "serial"
         self._run(given, whole)
         expected, right, costs = (whole / "trials.jsonl").read_bytes(), 0, list[float]()
         workers = [*given, f"evaluator={'ray' if self._ray else 'processes'}", "evaluator.workers=2"]
         started = time.monotonic()
         self._run(workers, self._place / "whole")
-        usual = time.monotonic() - started
-        for number in range(times):
-            path, began = self._place / f"run{number}", time.monotonic()
+        usual, done = time.monotonic() - started, 0
+        while done < times:
+            path, began, kills = self._place / f"run{done}", time.monotonic(), 0
             while not (path / "summary.json").exists():
-                self._run(workers, path, self._random.uniform(0.0, 0.8) if not (path / "killed").exists() else None)
-            costs.append(time.monotonic() - began - usual)
-            right += (path / "trials.jsonl").read_bytes() == expected
+                due = kills < min(ON_THE_WAY, times - done)
+                kills += self._run(workers, path, self._random.uniform(0, 0.3) if due else None)
+            costs.append((time.monotonic() - began - usual) / max(kills, 1))
+            right += kills * ((path / "trials.jsonl").read_bytes() == expected)
+            done += kills
         return right, statistics.median(costs)
 
-    def _run(self, settings: list[str], path: Path, after: float | None = None) -> None:
-        """Run a search, and kill it so many seconds after its log is there."""
+    def _run(self, settings: list[str], path: Path, after: float | None = None) -> bool:
+        """Run a search, and kill it so many seconds after it has written a unit or a trial; return whether it was."""
         command = [sys.executable, "-m", "evomerge", "search", *settings, f"hydra.run.dir={path}"]
+        before = _written(path)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if after is not None:
-            while not (path / "trials.jsonl").exists() and process.poll() is None:
-                time.sleep(0.01)
+            while _written(path) == before and process.poll() is None:
+                time.sleep(0.005)
             time.sleep(after)
             process.kill()
-            (path / "killed").touch()
-        process.wait()
+        return process.wait() == -signal.SIGKILL
 
     def _struck(
         self, times: int, number: signal.Signals, limit: TimeLimit | None = None, module: str = MODULE
@@ -206,6 +213,11 @@ class _Blow:
         if self.due == -1 and self.pool is not None:
             process = self.pool.readies[event.worker]["process"]
             threading.Timer(self._chance.uniform(0, 0.01), _send, (process, self._number)).start()
+
+
+def _written(path: Path) -> list[int]:
+    files = (path / "trials.jsonl", path / "units.jsonl")
+    return [file.stat().st_size if file.exists() else 0 for file in files]
 
 
 def _send(process: int, number: signal.Signals) -> None:
