@@ -23,6 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,14 @@ from evomerge import load
 from evomerge.cli.progress import Reporter
 from evomerge.common.files import write_atomically
 from evomerge.fitness.base import Outcome
+from evomerge.problem import Problem
 from evomerge.runs.directory import read_summary
+from evomerge.runs.responses import responses_cost
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.journal import read_log
 from evomerge.selection.evaluation import contender_of, outcome_of
 from evomerge.selection.named import find_model
-from evomerge.selection.statistics import Paired, paired, plus_minus, score_of
+from evomerge.selection.statistics import Paired, paired, plus_minus
 from evomerge.selection.summary import Summary
 from evomerge.trials import finite
 
@@ -46,7 +49,7 @@ class Line:
 
     Attributes:
         candidates: that were scored.
-        searched: item evaluations of the search.
+        searched: item evaluations of the search, with those of base and experts where items are drawn by what they say.
         chosen: those of the choice on the select items, the constants among them.
         seen: the best score of a candidate on the items that it was searched on, in the metric of the report.
         select: that of the winner on the select items.
@@ -78,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, seed in enumerate(options.seeds):
         for name, settings in arms.items():
             _search(runs[name][number], [*options.settings, *settings, f"seed={seed}"])
-    lines = {name: [_line(run) for run in paths] for name, paths in runs.items()}
+    lines = dict[str, list[Line]]()
+    for name, paths in runs.items():
+        problem = load(paths[0]).problem  # of an arm: its seeds change none of what is asked of it
+        lines[name] = [_line(run, problem) for run in paths]
     differences = _differences(runs)
     content = {
         "settings": options.settings,
@@ -103,36 +109,35 @@ def _summary(run: Path) -> Summary:
     return summary
 
 
-def _line(run: Path) -> Line:
+def _line(run: Path, problem: Problem) -> Line:
     """Return what a run has spent and found."""
     summary = _summary(run)
     trials = [line for line in read_log(run / "trials.jsonl") if line["kind"] == "trial"]
-    scores = [
-        score_of(_outcome(line), summary.metric).mean
-        for line in trials
-        if line["status"] == "ok" and summary.metric in next(iter(line["results"].values()))
-    ]
+    scores = [found for line in trials if (found := _mean_score(line, summary.metric, problem)) is not None]
     found, gain = summary.winner.mean, summary.gain.diff
     return Line(
         len(trials),
-        sum(len(ids) for line in trials for ids in line["items"].values()),
+        responses_cost(problem) + sum(len(ids) for line in trials for ids in line["items"].values()),
         sum(summary.select.seen.values()),
-        max((score for score in scores if score is not None), default=float("nan")),
+        max(scores, default=float("nan")),
         summary.select.value,
         float("nan") if found is None else found,
         float("nan") if gain is None else gain,
     )
 
 
-def _outcome(line: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> Outcome:
-    results = {task: {name: np.array(v) for name, v in each.items()} for task, each in line["results"].items()}
-    return Outcome({task: list(ids) for task, ids in line["items"].items()}, results)
+def _mean_score(line: Mapping[str, Any], metric: str, problem: Problem) -> float | None:
+    """Return the score of a candidate on the items that it was searched on, by the weights of items and tasks."""
+    scores = line["scores"] if line["status"] == "ok" else {}
+    if not scores or any(each.get(metric) is None for each in scores.values()):
+        return None
+    weights = problem.goal.counts(scores) or dict.fromkeys(scores, 1.0)
+    return float(np.average([scores[task][metric] for task in weights], weights=list(weights.values())))
 
 
 def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, Paired]:
     """Return each arm minus the first on the report items, the outcomes of its seeds averaged item by item."""
-    result = load(next(iter(runs.values()))[0])
-    problem, reporter = result.problem, Reporter()
+    problem, reporter = load(next(iter(runs.values()))[0]).problem, Reporter()
     ids, metric = make_subsets(problem)["report"](0), problem.goal.report_metric
     score = live_fitness(problem, problem.items["report"])
 
