@@ -129,7 +129,7 @@ def finite(value: Any) -> Any:
 class StopReason(enum.Enum):
     """Why a search ended; the value is a sentence for people."""
 
-    BUDGET = "The budget is spent. Raise `budget` and run the same command again to go on."
+    BUDGET = "The budget is spent."
     TIME = "The hours are spent, as far as choosing the winner leaves any. Run the same command again for as many more."
     EXHAUSTED = "Every point that this searcher can propose has been scored."
     CONVERGED = "The searcher has converged: its steps no longer change the coefficients."

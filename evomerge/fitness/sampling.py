@@ -113,10 +113,6 @@ class Subset:
         """Return the ids of all items that a generation may see, by task."""
         return {task: [item.id for item in items] for task, items in self._items.items()} if self._any else self(0)
 
-    def size_after(self, before: int) -> int:
-        """Return how many items a candidate is scored on whose generation comes after so many points."""
-        return sum(self._sizes(before).values())
-
     def __call__(self, generation: int) -> dict[str, list[str]]:
         """Return the ids of a generation by task, of a sample of full size."""
         return self.sample(generation).ids

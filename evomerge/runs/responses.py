@@ -7,10 +7,12 @@ evaluations, which count in `budget.items`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from evomerge.common.errors import LogError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.draws import ADAPTIVE, DISAGREEMENT, UNIFORM, ByDisagreement
@@ -18,6 +20,7 @@ from evomerge.fitness.finite import named
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.search.evaluators.scoring import check_finite, explained
+from evomerge.search.journal import read_log
 from evomerge.selection.judge import Judge
 
 WHY = "fitness.sampling=disagreement scores base and experts on all search items, and the"
@@ -50,6 +53,35 @@ def informed(problem: Problem, subset: Subset, judge: Judge, reporter: Progress)
                 check_finite(outcomes[-1], problem.goal.metric)
     base, experts = outcomes
     return subset.informed(ByDisagreement(disagreement(base, experts, problem.goal.metric)))
+
+
+def check_drawn(problem: Problem, subset: Subset, log: Path) -> None:
+    """Refuse to go on with a log whose generations saw other items than those that are drawn for them now.
+
+    Args:
+        problem: what is searched.
+        subset: chooses its search items, and knows what base and experts say of them.
+        log: the trial log.
+
+    Raises:
+        LogError: it is such a one.
+    """
+    if not responses_cost(problem):
+        return
+    before, drawn = 0, dict[int, Mapping[str, Sequence[str]]]()
+    for line in read_log(log):
+        if line["kind"] == "ask" and not line.get("gradient"):
+            drawn[line["batch"]] = subset.sample(line["batch"], before).ids
+            before += len(line["points"])
+        elif line["kind"] == "trial" and (ids := drawn.get(line["batch"])):
+            if all(set(seen) <= set(ids[task]) for task, seen in line["items"].items()):
+                continue
+            raise LogError(
+                f"{log}: generation {line['batch']} was scored on other items than those that are drawn for it now. "
+                f"fitness.sampling=disagreement draws them by what base and experts say, and another kind of machine "
+                f"says it in other last digits. Go on where the search began, or begin it here in another run "
+                f"directory (hydra.run.dir=runs/another)."
+            )
 
 
 def disagreement(base: Outcome, experts: Outcome, metric: str) -> Mapping[str, np.ndarray]:

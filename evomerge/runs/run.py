@@ -45,7 +45,8 @@ from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
 from evomerge.runs.racing import racing_of
-from evomerge.runs.responses import informed, responses_cost
+from evomerge.runs.responses import check_drawn, informed, responses_cost
+from evomerge.runs.sampled import to_go_on
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
@@ -143,7 +144,7 @@ def _run(
     identity = search_identity(problem, settings, learning and learning.items)
     judged = [subset(0) for split, subset in subsets.items() if split != "search"]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
-        reporter.say(f"This search is complete: {os.path.relpath(directory)}. Raise `budget` to go on with it.")
+        reporter.say(f"This search is complete: {os.path.relpath(directory)}. {to_go_on(settings)}")
         show(done, directory, reporter)
         return done
     check_splits(problem, fitnesses, subsets, learning, reporter)
@@ -181,6 +182,7 @@ def _run(
             reporter,
         )
         with TrialLog(directory / "trials.jsonl", identity, engine.fingerprint, in_todays_words) as log:
+            check_drawn(problem, subsets["search"], log.path)
             write_atomically(directory / "config.yaml", _as_yaml(config, problem.live))
             record_start(directory)
             record_command(directory, command)
@@ -188,7 +190,7 @@ def _run(
             with reporter.searching(log.logged, asked, lambda: deadline.left) as told, engine.searching():
                 limited = interrupt.wrap(deadline.wrap(watching(evaluate, told)))
                 reason = search(searcher, limited, log, budget)
-            reporter.say(reason.value)
+            reporter.say(f"{reason.value} {to_go_on(settings)}" if reason is StopReason.BUDGET else reason.value)
             if reason is StopReason.INTERRUPTED:
                 return None
             if (found := _choose(judge, problem.goal, searcher, log, baselines, reporter)) is None:

@@ -50,6 +50,13 @@ def changing(settings: Mapping[str, Any]) -> str:
     return "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else "fitness.grow" * bool(fitness.get("grow"))
 
 
+def to_go_on(settings: Mapping[str, Any]) -> str:
+    """Return what a search needs to go on whose budget is spent, as a sentence."""
+    if settings["fitness"].get("grow") is None:
+        return "Raise `budget` and run the same command again to go on."
+    return "Its samples have grown with its budget (fitness.grow), so a larger one needs another run directory."
+
+
 def growth_of(settings: Mapping[str, Any]) -> Growth | None:
     """Return how samples grow: they have their full size when the budget ends, be it of candidates or of items."""
     first, size = settings["fitness"].get("grow"), settings["fitness"]["items"]

@@ -105,8 +105,8 @@ class Budget:
     Args:
         trials: the number of candidates.
         items: the number of item evaluations (a candidate on 64 items spends 64), or None for no limit.
-        price: what a candidate spends at most; needed with `items`, so that the limit is never passed. Trials that end
-            cost what they spent, which may be less.
+        price: what a candidate spends at most; needed with `items`, so that the limit is never passed. Where samples
+            grow, it is that of the full size. Trials that end cost what they spent, which may be less.
         interrupt: a request to stop that ends the search as well.
         deadline: the end of its hours, which ends it as well.
 

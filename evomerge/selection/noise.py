@@ -93,7 +93,7 @@ def noise_of(
 
 def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
     """Return the last trials with a value that were scored on the same items, if there are not too few of them; none
-    where a race has chosen them.
+    where a race has chosen among the last.
     """
     scored = [
         (trial, any(other is not None and other.status == "censored" for other in batch.trials))
@@ -108,7 +108,7 @@ def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
     alike = [list(group) for _, group in groupby(scored, key=lambda pair: pair[0].items)]
     several = [group for group in alike if len(group) >= FEW] or [max(alike, key=len, default=[])]
     last = several[-1][-LAST:]
-    return [] if any(raced for _, raced in last) else [trial for trial, _ in last]
+    return [] if any(raced for _, raced in [*scored[-LAST:], *last]) else [trial for trial, _ in last]
 
 
 def variances(rows: np.ndarray, counts: np.ndarray, size: int | None = None) -> np.ndarray:

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 from evomerge.cli.progress import Reporter
-from evomerge.common.errors import ConfigError
+from evomerge.common.errors import ConfigError, LogError
 from evomerge.fitness.base import Fitness
+from evomerge.fitness.draws import ByDisagreement
 from evomerge.problem import Problem, Sampling
 from evomerge.runs.budget import make_budget
+from evomerge.runs.build import sampling_of
 from evomerge.runs.config import check
+from evomerge.runs.responses import check_drawn
 from evomerge.runs.run import run_search
+from evomerge.runs.sampled import to_go_on
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import make_subsets
@@ -82,6 +86,23 @@ def test_a_search_that_was_cut_off_draws_the_same_items_again(
     cache = f"model.cache={tmp_path / 'cache'}"  # what base and experts said is asked anew
     assert run_search(compose(*sources, *DRAWN, cache), tmp_path, Reporter()) is not None
     assert (tmp_path / "trials.jsonl").read_bytes() == whole
+
+
+def test_a_log_of_other_items_than_are_drawn_now_is_refused(
+    finished: Path, sources: Sequence[str], problem: Problem, tmp_path: Path
+) -> None:
+    drawn = replace(problem, sampling=sampling_of(settings_of(*sources, *DRAWN)))
+    rng = np.random.default_rng(0)
+    apart = {task: rng.random(len(items)) for task, items in problem.items["search"].items()}
+    subset = make_subsets(drawn)["search"].informed(ByDisagreement(apart))
+    with pytest.raises(LogError, match=r"generation 0 was scored on other items .* other last digits\. Go on where"):
+        check_drawn(drawn, subset, finished / "trials.jsonl")
+    check_drawn(replace(drawn, sampling=Sampling(search=30)), subset, finished / "trials.jsonl")
+
+
+def test_a_budget_by_which_samples_grew_is_not_to_be_raised(sources: Sequence[str]) -> None:
+    assert "another run directory" in to_go_on(settings_of(*sources, *DRAWN))
+    assert "Raise `budget`" in to_go_on(settings_of(*sources))
 
 
 def test_what_base_and_experts_cost_is_said_and_paid(sources: Sequence[str], problem: Problem, tmp_path: Path) -> None:
