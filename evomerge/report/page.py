@@ -262,6 +262,8 @@ def _progress(facts: RunFacts) -> str:
     parts.append(f"{len(facts.failed):,} failed" if facts.failed else "none failed")
     items = ", ".join(f"{task} {n}" for task, n in facts.items.get("search", {}).items())
     on = f" A candidate is scored on search items: {items}." if items else ""
+    if facts.summary and facts.summary.responses:
+        on += f" They are drawn by what base and experts say of all: {facts.summary.responses:,} item evaluations more."
     if facts.forget:
         on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
     end = f" {STOPS.get(facts.summary.stop, '')}" if facts.summary and facts.complete else ""

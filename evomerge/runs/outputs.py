@@ -31,6 +31,7 @@ from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.responses import responses_cost
 from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.journal import read_log
@@ -100,6 +101,7 @@ def summarise(
         forgetting=found.forgetting,
         noise=_noise(problem, batches),
         raced=raced(batches),
+        responses=responses_cost(problem),
         remembered=remembered,
     )
 

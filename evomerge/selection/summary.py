@@ -119,6 +119,7 @@ class Summary:
         held_out: scores on tasks that the search never saw; None where there are none, as the next.
         forgetting: what was forgotten and what was kept. Means and `gain` are then of minus the score over the tasks to
             forget.
+        responses: the item evaluations of base and experts by which search items were drawn; they are paid as well.
         remembered: how many item evaluations of the last call were taken from other searches.
         noise: how much of the values at the end of the search is the sample of items; None where that is not known.
         raced: what races have saved; None where nobody was dropped.
@@ -147,6 +148,7 @@ class Summary:
     forgetting: Forgetting | None = None
     noise: Noise | None = None
     raced: Raced | None = None
+    responses: int = 0
     remembered: int = 0
 
     @property
@@ -177,7 +179,7 @@ class Summary:
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
         content = asdict(self)
-        for name in ("marks", "rescored", "held_out", "forgetting", "noise", "raced", "remembered"):
+        for name in ("marks", "rescored", "held_out", "forgetting", "noise", "raced", "responses", "remembered"):
             if not content[name]:
                 del content[name]
         return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_the_log_has_weights_and_scores_that_are_means_by_them(finished: Path, p
         )
     for each in shown.values():
         assert all(one == each[0] for one in each)  # all candidates of a generation see the same
+    assert json.loads((finished / "summary.json").read_text())["responses"] == 2 * sum(sizes.values())
     numbers = [sum(map(len, trial["items"].values())) for trial in trials]
     assert numbers == sorted(numbers)
     assert numbers[0] == 6
