@@ -81,7 +81,7 @@ def compare(draws: Sequence[Draw], bootstraps: int) -> None:
         "excludes 0; that over draws and items as well (−−, ++).\n"
     )
     if irt := [name for name in names if name in BINARY]:
-        _head("lost, less than by strata", SHARES)
+        _head("lost, minus that by strata", SHARES)
         base = {share: judge.lost(found[STRATIFIED, share]) for share in SHARES}
         for name in irt:
             less = [judge.lost(found[name, share]) - base[share] for share in SHARES]
