@@ -33,7 +33,7 @@ from evomerge.runs.families import open_family
 from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
-from evomerge.runs.sampled import drawn_by, growth_of
+from evomerge.runs.sampled import check_lag, drawn_by, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import NEAR, Arrays, read_start
 from evomerge.runs.targets import find_class
@@ -280,6 +280,7 @@ def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: A
     def make(point: np.ndarray) -> Searcher:
         searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=point, seed=settings["seed"])
         check_searcher(searcher)
+        check_lag(settings, searcher)
         return searcher
 
     if start is None and space.dim > 1:

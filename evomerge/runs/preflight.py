@@ -28,6 +28,7 @@ from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
 from evomerge.runs.racing import racing_text
 from evomerge.runs.responses import responses_cost, sampling_text
+from evomerge.runs.sampled import changing
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.racing import Racing
@@ -90,7 +91,8 @@ def preflight(
     rows += [["workers", text] for text in [engine.said] if text]
     rows += [["store", text] for text in [store_text(problem)] if text]
     rows += [["compute", text] for text in computing]
-    rows += [["races", text] for text in [racing_text(racing, objective, ids)] if text]
+    parts = parts_of(searcher, settings["budget"])
+    rows += [["races", text] for text in [racing_text(racing, objective, ids, parts, changing(settings))] if text]
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
     dropping = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []

@@ -14,7 +14,7 @@ from evomerge.common.errors import ConfigError
 if TYPE_CHECKING:
     from evomerge.fitness.objectives import Objective
     from evomerge.search.evaluators.racing import Racing  # comes with torch, and settings are checked without it
-    from evomerge.searchers.base import Searcher
+    from evomerge.searchers.base import Part, Searcher
 
 
 def check_racing(settings: Mapping[str, Any]) -> None:
@@ -63,19 +63,32 @@ def racing_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {} if racing.get("alpha") is None else {"racing": [float(racing["alpha"]), racing["looks"]]}
 
 
-def racing_text(racing: Racing | None, objective: Objective, ids: Mapping[str, Sequence[str]]) -> str:
+def racing_text(
+    racing: Racing | None,
+    objective: Objective,
+    ids: Mapping[str, Sequence[str]],
+    parts: Sequence[Part],
+    changing: str,
+) -> str:
     """Return what preflight says of races; nothing where there are none.
 
     Args:
         racing: how generations are raced.
         objective: makes values of outcomes.
         ids: the items of the first generation.
+        parts: what will be asked for.
+        changing: the setting by which generations have other items each; nothing where all have the same.
     """
     if racing is None:
         return ""
     from evomerge.search.evaluators.racing import hindrance
 
-    if why := hindrance(racing, objective, ids):
+    asked, left = sum(part.count for part in parts), dict[str, int]()
+    for part in parts:
+        if why := _unraced(part, changing):
+            left[why] = left.get(why, 0) + part.count
+    every = "; ".join(left) if sum(left.values()) == asked else ""
+    if why := hindrance(racing, objective, ids) or every:
         return f"none: {why}"
     blocks, size = racing.blocks(ids), sum(map(len, ids.values()))
     looks = [f"{size * look // blocks}" for look in range(1, blocks)]
@@ -84,7 +97,19 @@ def racing_text(racing: Racing | None, objective: Objective, ids: Mapping[str, S
         f"a candidate is dropped after {after} of {size} items once it will hardly be among the best, by which the "
         f"searcher goes; about {racing.alpha:.3g} of these may be lost. One that is dropped saves up to "
         f"{1 - 1 / blocks:.0%} of its item evaluations"
+        + "".join(f"; {count:,} of {asked:,} are not raced: {why}" for why, count in left.items())
     )
+
+
+def _unraced(part: Part, changing: str) -> str:
+    """Return why a part of a search is not raced; nothing where it is."""
+    if part.gradient:
+        return "they are steps of a gradient"
+    if part.parents is None:
+        return "the searcher does not say which points it goes by"
+    if changing and part.parents.earlier is not None:
+        return f"the searcher compares generations, and with {changing} each has other items"
+    return ""
 
 
 def lags(searcher: Mapping[str, Any]) -> Iterator[int]:

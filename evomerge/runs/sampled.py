@@ -7,13 +7,16 @@ earlier versions have neither setting: their samples are stratified and do not g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
 from evomerge.fitness.sampling import Growth
 from evomerge.runs.racing import lags
+
+if TYPE_CHECKING:
+    from evomerge.searchers.base import Searcher  # comes with scipy, and settings are checked without it
 
 
 def check_sampling(settings: Mapping[str, Any]) -> None:
@@ -48,6 +51,23 @@ def changing(settings: Mapping[str, Any]) -> str:
     if fitness["rotate"]:
         return "fitness.rotate=true"
     return "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else "fitness.grow" * bool(fitness.get("grow"))
+
+
+def check_lag(settings: Mapping[str, Any], searcher: Searcher) -> None:
+    """Refuse a searcher that asks ahead, whatever its settings say, where what comes next needs what was asked before.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    from evomerge.searchers.base import lag_of
+
+    raced = (settings.get("racing") or {}).get("alpha") is not None
+    setting = "racing.alpha" if raced else "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else ""
+    if setting and (lag := lag_of(searcher)):
+        raise ConfigError(
+            f"The searcher {type(searcher).__name__} asks {lag} batches ahead, and {setting} needs the trials of all "
+            f"batches before: give it a lag of 0, or leave {setting} out."
+        )
 
 
 def to_go_on(settings: Mapping[str, Any]) -> str:

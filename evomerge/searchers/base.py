@@ -9,7 +9,7 @@ file here, one YAML in conf/searcher, and one line in tests/searching.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -33,6 +33,20 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Parents:
+    """The points by which a searcher goes: it makes the same of all others, but for their order.
+
+    Attributes:
+        count: so many of the best.
+        earlier: of the points of so many batches before the one that was asked last, to which its own points come;
+            None for those of this batch alone.
+    """
+
+    count: int
+    earlier: int | None = None
+
+
+@dataclass(frozen=True)
 class Part:
     """So many candidates in a row, or so many steps of a gradient.
 
@@ -40,11 +54,13 @@ class Part:
         gradient: whether they are steps.
         count: how many it will be at most.
         incumbents: how many points of them the searcher hands over to the final selection at most.
+        parents: the points by which the searcher goes meanwhile, as it stands; None where all count.
     """
 
     gradient: bool
     count: int
     incumbents: int = USUAL
+    parents: Parents | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,20 +113,6 @@ class Planned(Protocol):
     def parts(self, budget: int) -> list[Part]:
         """Return the parts of a search of so many points, in their order; together they are at most the budget."""
         ...
-
-
-@dataclass(frozen=True)
-class Parents:
-    """The points by which a searcher goes: it makes the same of all others, but for their order.
-
-    Attributes:
-        count: so many of the best.
-        earlier: of the points of so many batches before the one that was asked last, to which its own points come;
-            None for those of this batch alone.
-    """
-
-    count: int
-    earlier: int | None = None
 
 
 @runtime_checkable
@@ -177,8 +179,9 @@ def check_searcher(searcher: object) -> None:
 
 def parts_of(searcher: Searcher, budget: int) -> list[Part]:
     """Return the parts of a search, those of no length left out: one part where the searcher does not tell."""
-    parts = searcher.parts(budget) if isinstance(searcher, Planned) else [Part(searcher.needs.gradient, budget)]
-    return [part for part in parts if part.count > 0]
+    if not isinstance(searcher, Planned):
+        return [Part(searcher.needs.gradient, budget, parents=parents_of(searcher))] if budget > 0 else []
+    return [part for part in searcher.parts(budget) if part.count > 0]
 
 
 def parents_of(searcher: Searcher) -> Parents | None:

@@ -151,7 +151,7 @@ class CmaEs:
 
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget, which hands over the mean as well."""
-        return [Part(False, budget, self._elite.size + 1)]
+        return [Part(False, budget, self._elite.size + 1, self.parents())]
 
     def parents(self) -> Parents:
         """Return how many points of a generation the mean moves to."""

@@ -60,7 +60,7 @@ class Random:
 
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget."""
-        return [Part(False, budget, self._elite.size)]
+        return [Part(False, budget, self._elite.size, self.parents())]
 
     def parents(self) -> Parents:
         """Return how many of the best points stay incumbents."""

@@ -90,7 +90,7 @@ class Tpe:
 
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget."""
-        return [Part(False, budget, self._elite.size)]
+        return [Part(False, budget, self._elite.size, self.parents())]
 
     def parents(self) -> Parents:
         """Return how many points the model takes for good: a tenth, 25 at most, as Optuna does; all random ones."""

@@ -88,7 +88,8 @@ class WarmStart:
 
     def parts(self, budget: int) -> list[Part]:
         """Return the constants, then what the searcher will ask for."""
-        return [Part(False, min(len(self._points), budget), 1), *parts_of(self._inner, budget - len(self._points))]
+        constants = Part(False, min(len(self._points), budget), 1, Parents(1))
+        return [constants, *parts_of(self._inner, budget - len(self._points))]
 
     def parents(self) -> Parents | None:
         """Return the best constant, then the points by which the searcher goes."""

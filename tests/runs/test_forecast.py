@@ -8,9 +8,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.objectives import Objective
 from evomerge.problem import Goal
 from evomerge.runs.build import make_searcher
 from evomerge.runs.preflight import _cautions, affordable
+from evomerge.runs.racing import racing_text
+from evomerge.runs.sampled import changing
+from evomerge.search.evaluators.racing import Racing
 from evomerge.searchers.base import Part, Searcher, parts_of
 from evomerge.selection.choosing import merges, work
 from tests.kit.evaluations import settings_of
@@ -48,6 +52,32 @@ def test_the_parts_of_a_search(budget: int, overrides: list[str], expected: list
 
 def test_one_coefficient_has_no_warm_start() -> None:
     assert parts_of(searcher_of("searcher=gradient", dim=1), 200) == [Part(True, 60, 4)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("searcher=cmaes", ""),
+        ("searcher=cmaes fitness.rotate=true", ""),
+        ("searcher=tpe", ""),
+        (
+            "searcher=tpe fitness.grow=0.5",
+            "194 of 200 are not raced: the searcher compares generations",
+        ),
+        ("searcher=random fitness.rotate=true start=0.4", "none: the searcher compares generations"),
+        ("searcher=topk", "are not raced: the searcher does not say which points it goes by"),
+        ("searcher=greedy start=0.4", "none: the searcher does not say which points it goes by"),
+        ("searcher=hybrid", "60 of 200 are not raced: they are steps of a gradient"),
+        ("searcher=gradient start=0.4", "none: they are steps of a gradient"),
+    ],
+)
+def test_what_a_race_promises(given: str, said: str) -> None:
+    ids = {"a": [str(i) for i in range(40)]}
+    parts, other = parts_of(searcher_of(*given.split()), 200), changing(settings_of("model=pico", *given.split()))
+    text = racing_text(Racing(0.1, 3, lambda: None), Objective("accuracy"), ids, parts, other)
+    assert said in text
+    assert text.startswith("none") == said.startswith("none")
+    assert ("not raced" in text) == ("not raced" in said)
 
 
 def counts(parts: list[Part]) -> tuple[int, ...]:

@@ -13,15 +13,17 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.problem import Problem
 from evomerge.report.page import write_report
+from evomerge.runs.build import make_searcher
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import open_run
 from evomerge.runs.identity import search_identity
 from evomerge.runs.points import best_trial, find_trial
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import Interrupt
+from evomerge.searchers.random import Random
 from evomerge.selection.summary import Summary
 from tests.kit.evaluations import sources_of
-from tests.kit.helpers import compose
+from tests.kit.helpers import box, compose
 
 
 class Told(Silent):
@@ -98,6 +100,22 @@ def test_a_raced_search_says_what_it_saved_and_goes_on_where_it_was_cut(pico_sui
 def test_settings_that_are_no_race_are_refused(given: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check(plain(compose("model=pico", *given.split())))
+
+
+class Ahead(Random):
+    """Asks ahead, which its settings do not say."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.lag = 2
+
+
+@pytest.mark.parametrize("given", ["racing.alpha=0.1", "fitness.sampling=adaptive"])
+def test_a_searcher_of_somebodys_own_that_asks_ahead_is_refused(given: str) -> None:
+    settings = plain(compose("model=pico", given))
+    settings["searcher"] = {"_target_": f"{Ahead.__module__}.{Ahead.__qualname__}"}
+    with pytest.raises(ConfigError, match=f"Ahead asks 2 batches ahead, and {given.split('=')[0]}"):
+        make_searcher(settings, box(2))
 
 
 def test_how_often_a_race_looks_makes_another_search(pico_suite: Any, problem: Problem, tmp_path: Path) -> None:

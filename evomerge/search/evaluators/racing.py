@@ -96,7 +96,7 @@ class RacingEvaluator:
             return self._raced(heat, missing)
         if heat and heat not in self._said:
             self._said.add(heat)
-            logger.warning("Generation %d is not raced: %s.", batch.index, heat)
+            logger.warning("Generation %d is not raced, nor are others like it: %s.", batch.index, heat)
         return self._plain(batch, missing)
 
     def _heat(self, batch: Batch, parents: Parents | None, past: Sequence[Batch]) -> Heat | str:
