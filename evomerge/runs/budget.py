@@ -1,16 +1,20 @@
 """The budget of a search, of its settings: candidates, item evaluations and hours.
 
 In: the settings, what the searcher will ask for, and what that costs. Out: a `Budget`, or a refusal of one that buys
-nothing.
+nothing; what it buys; and how samples grow with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evomerge.common.errors import ConfigError
+from evomerge.problem import Problem
+from evomerge.runs.responses import responses_cost
 from evomerge.search.deadline import Deadline
+from evomerge.search.evaluators.splits import make_subsets
 from evomerge.search.stopping import Budget, Interrupt, Price
 from evomerge.searchers.base import Part
 
@@ -45,3 +49,40 @@ def make_budget(
             f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or lower {setting}."
         )
     return Budget(settings["budget"], items and items - spent, price, interrupt, deadline or Deadline())
+
+
+def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]) -> list[Part]:
+    """Return what a budget buys of each part: the earlier ones are paid first.
+
+    Args:
+        parts: what will be asked for.
+        limit: the budget, in items or in seconds.
+        prices: of a candidate (False) and of a step (True), in the same.
+    """
+    bought: list[Part] = []
+    for part in parts:
+        price = prices[part.gradient]
+        count = min(part.count, int(limit // price)) if price else part.count
+        bought += [replace(part, count=count)] if count else []
+        limit -= count * price
+    return bought
+
+
+def grown(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], step: int | None = None) -> Problem:
+    """Return the problem with samples that have their full size when the candidates by value end that its budget buys;
+    as it is where they do not grow.
+
+    Args:
+        problem: what is searched.
+        settings: of the search.
+        parts: what will be asked for.
+        step: the inputs of a step of the gradient; None where there are none.
+    """
+    growth, items = problem.sampling.growth, settings["budget_items"]
+    if growth is None:
+        return problem
+    if items is not None:
+        mean = make_subsets(problem)["search"].size * (growth.first + 1) / 2
+        parts = affordable(parts, items - responses_cost(problem), {False: mean, True: step or 1})
+    points = sum(part.count for part in parts if not part.gradient)
+    return replace(problem, sampling=replace(problem.sampling, growth=replace(growth, points=max(points, 1))))

@@ -53,7 +53,7 @@ def search_identity(
         "searcher": _lagged(_with_code(settings["searcher"], "searcher")),
         "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
-        **sampling_identity(settings),
+        **sampling_identity(settings, problem.sampling.growth),
         **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
         **racing_identity(settings),
         **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from evomerge.common.errors import ConfigError, NotFinite
@@ -23,6 +22,7 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Problem
+from evomerge.runs.budget import affordable
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
@@ -33,7 +33,7 @@ from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.racing import Racing
 from evomerge.search.evaluators.scoring import check_finite, explained
-from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
+from evomerge.searchers.base import Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import merges, work
 from evomerge.transforms.chain import said
 
@@ -288,23 +288,6 @@ def _check_hours(deadline: Deadline) -> None:
         f"choosing the winner up to {_span(deadline.choosing)}. Write budget.hours={enough:g} or more, or lower "
         f"fitness.select_items and fitness.report_items."
     )
-
-
-def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]) -> list[Part]:
-    """Return what a budget buys of each part: the earlier ones are paid first.
-
-    Args:
-        parts: what will be asked for.
-        limit: the budget, in items or in seconds.
-        prices: of a candidate (False) and of a step (True), in the same.
-    """
-    bought: list[Part] = []
-    for part in parts:
-        price = prices[part.gradient]
-        count = min(part.count, int(limit // price)) if price else part.count
-        bought += [replace(part, count=count)] if count else []
-        limit -= count * price
-    return bought
 
 
 def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:

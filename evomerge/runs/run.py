@@ -29,7 +29,7 @@ from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
-from evomerge.runs.budget import make_budget
+from evomerge.runs.budget import grown, make_budget
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
 from evomerge.runs.closed_forms import is_scored
@@ -137,10 +137,14 @@ def _run(
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     check_kept(problem.live, before)
     scored = plan.workers and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
-    searcher = make_searcher(settings, problem.space, None if scored else find_start(settings, problem, reporter))
+    first = None if settings["start"] == "constants" else {}  # in place of one that workers score
+    searcher = make_searcher(settings, problem.space, first if scored else find_start(settings, problem, reporter))
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
-    subsets = make_subsets(problem)
+    make_subsets(problem)  # refuses bad sizes
     learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
+    step = learning and learning.inputs * len(learning.items)
+    problem = grown(problem, settings, parts_of(searcher, settings["budget"]), step)
+    subsets = make_subsets(problem)
     identity = search_identity(problem, settings, learning and learning.items)
     judged = [subset(0) for split, subset in subsets.items() if split != "search"]
     if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:

@@ -78,22 +78,17 @@ def to_go_on(settings: Mapping[str, Any]) -> str:
 
 
 def growth_of(settings: Mapping[str, Any]) -> Growth | None:
-    """Return how samples grow: they have their full size when the budget ends, be it of candidates or of items."""
-    first, size = settings["fitness"].get("grow"), settings["fitness"]["items"]
-    if first is None:
-        return None
-    points, items = settings["budget"], settings["budget_items"]
-    if items is not None and size is not None:
-        points = min(points, int(items / (size * (first + 1) / 2)))
-    return Growth(first, max(points, 1))
+    """Return how samples grow over the candidates of a budget; `budget.grown` says how many these are."""
+    first = settings["fitness"].get("grow")
+    return None if first is None else Growth(first, max(settings["budget"], 1))
 
 
-def sampling_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_identity(settings: Mapping[str, Any], growth: Growth | None) -> dict[str, Any]:
     """Return what of both settings makes another search; nothing where it is the search that it always was.
 
     Where samples grow, the budget belongs to it: with a larger one, generations before would have had fewer items.
     """
-    by, growth = drawn_by(settings), growth_of(settings)
+    by = drawn_by(settings)
     return {
         **({"sampling": by} if by != STRATIFIED else {}),
         **({"grow": [growth.first, growth.points]} if growth else {}),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.objectives import Objective
 from evomerge.problem import Goal
+from evomerge.runs.budget import affordable
 from evomerge.runs.build import make_searcher
-from evomerge.runs.preflight import _cautions, affordable
+from evomerge.runs.preflight import _cautions
 from evomerge.runs.racing import racing_text
 from evomerge.runs.sampled import changing
 from evomerge.search.evaluators.racing import Racing

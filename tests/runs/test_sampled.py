@@ -17,7 +17,7 @@ from evomerge.common.errors import ConfigError, LogError
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.draws import ByDisagreement
 from evomerge.problem import Problem, Sampling
-from evomerge.runs.budget import make_budget
+from evomerge.runs.budget import grown, make_budget
 from evomerge.runs.build import sampling_of
 from evomerge.runs.config import check
 from evomerge.runs.responses import check_drawn
@@ -100,6 +100,29 @@ def test_a_log_of_other_items_than_are_drawn_now_is_refused(
     with pytest.raises(LogError, match=r"generation 0 was scored on other items .* other last digits\. Go on where"):
         check_drawn(drawn, subset, finished / "trials.jsonl")
     check_drawn(replace(drawn, sampling=Sampling(search=30)), subset, finished / "trials.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "parts", "points"),
+    [
+        ([], [Part(False, 50)], 50),
+        ([], [Part(False, 6), Part(True, 60), Part(False, 34)], 40),  # steps have no samples
+        ([], [Part(True, 60)], 1),
+        (["budget_items=450"], [Part(False, 50)], 20),  # of 22 or 23 items on average, between 15 and 30
+        (["budget_items=450"], [Part(True, 30), Part(False, 50)], 6),  # 10 inputs a step
+        (["fitness.items=null", "budget_items=900"], [Part(False, 50)], None),
+        (["fitness.sampling=disagreement", "budget_items=2000"], [Part(False, 500)], None),
+    ],
+)
+def test_samples_have_their_full_size_when_the_budget_ends(
+    given: list[str], parts: list[Part], points: int | None, sources: Sequence[str], problem: Problem
+) -> None:
+    settings = settings_of(*sources, "fitness.grow=0.5", "budget=500", *given)
+    every = sum(map(len, problem.items["search"].values()))
+    left, size = {"stratified": (900, every), "disagreement": (2000 - 2 * every, 30)}[settings["fitness"]["sampling"]]
+    growth = grown(replace(problem, sampling=sampling_of(settings)), settings, parts, 10).sampling.growth
+    assert growth is not None
+    assert growth.points == (int(left // (0.75 * size)) if points is None else points)
 
 
 def test_a_budget_by_which_samples_grew_is_not_to_be_raised(sources: Sequence[str]) -> None:
