@@ -19,6 +19,9 @@ from evomerge.trials import Batch, Trial
 Evaluate = Callable[[Batch, Sequence[int]], Iterable[Trial]]
 RECENT = 50
 """So many candidates say how long one takes: a machine may become slower."""
+REMEMBERED = 0.02
+"""What takes less than this share of what was foreseen was not scored: another search, or this one before it was cut
+off, has scored it. It says nothing of those that will be."""
 
 
 class Deadline:
@@ -105,19 +108,23 @@ class Deadline:
                 if trial.values:  # one that fails at once, or hangs, says nothing of the others
                     scored += 1
                     if not self._together:
-                        self._took[gradient].append(self._clock() - started)
+                        self._note(gradient, self._clock() - started)
                 yield trial
                 if self.over and not self._whole:  # the rest of a whole generation is paid for
                     return
                 started = self._clock()
             if self._together and scored:
-                self._took[gradient].extend([(started - began) / scored] * scored)
+                self._note(gradient, (started - began) / scored, scored)
 
         def begin(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
             self._points = len(batch.points)
             return timed(batch.gradient, evaluate(batch, missing))
 
         return begin
+
+    def _note(self, gradient: bool, seconds: float, count: int = 1) -> None:
+        if seconds >= REMEMBERED * self._forecast.get(gradient, 0.0):
+            self._took[gradient].extend([seconds] * count)
 
     def _seconds(self, gradient: bool) -> float:
         took = self._took[gradient]

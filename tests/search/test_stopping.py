@@ -211,6 +211,23 @@ def test_candidates_that_end_in_bursts_take_what_they_take_on_average() -> None:
     assert (deadline.next, deadline.choosing) == (25, 250)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_candidates_that_were_remembered_do_not_count_as_quick(together: bool) -> None:
+    clock, remembered = Clock(), [0.1, 0.1, 0.1]
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        for index in missing:
+            clock.now += remembered[index] if batch.index == 0 else 40
+            yield Trial(batch.index, index, "ok", (0.0,))
+
+    deadline = Deadline(1, clock)
+    deadline.measured({False: 25.0}, [False], 10, together)
+    list(deadline.wrap(evaluate)(Batch(0, [[0.0]] * 3), range(3)))
+    assert deadline.next == 25
+    list(deadline.wrap(evaluate)(Batch(1, [[0.0]] * 2), range(2)))
+    assert deadline.next == pytest.approx(40)
+
+
 def test_without_hours_there_is_no_end() -> None:
     deadline = Deadline()
     deadline.measured({False: 1e9}, [False], 1e9)
