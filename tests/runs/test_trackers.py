@@ -91,7 +91,9 @@ def test_the_numbers_of_generations_are_those_of_the_log(tmp_path: Path) -> None
 def test_a_generation_of_which_a_race_dropped_some_has_no_mean() -> None:
     generations = Generations("accuracy")
     for index, status in enumerate(["ok", "censored", "ok"]):
-        generations.take({"kind": "trial", "batch": 0, "index": index, "status": status, "values": [index]})
+        generations.take(
+            {"kind": "trial", "batch": 0, "index": index, "status": status, "values": [index], "violations": []}
+        )
     found = generations.take({"kind": "tell", "batch": 0})
     assert found is not None
     assert (found["generation/best"], found["dropped"]) == (2, 1)
