@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -43,6 +44,17 @@ def no_power_cut() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_of_runs_are_closed() -> Iterator[None]:
+    """A search in this process leaves its log file open, as a command may; who sets up logging next would drop it."""
+    yield
+    for logger in (logging.getLogger(), logging.getLogger("evomerge.cli.progress")):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).name == "evomerge.log":
+                logger.removeHandler(handler)
+                handler.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
