@@ -96,22 +96,19 @@ def preflight(
     inputs = gradients.size if gradients else 1
     each = {False: merge + seconds, True: merge + (step or 0.0)}
     dropping = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
-    together = engine.workers > 0 or racing is not None
     times = _times(
-        *(
-            problem,
-            searcher,
-            settings,
-            subsets,
-            each,
-            merge,
-            dropping,
-            inputs,
-            deadline,
-            engine.workers,
-            together,
-            racing is not None,
-        )
+        problem,
+        searcher,
+        settings,
+        subsets,
+        each,
+        merge,
+        dropping,
+        inputs,
+        deadline,
+        workers=engine.workers,
+        together=engine.workers > 0 or racing is not None,
+        whole=racing is not None,
     )
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
