@@ -252,39 +252,37 @@ def test_hours_end_a_search_and_leave_no_trace_in_its_log(name: str, seconds: fl
     assert trials // int(seconds) <= calls <= trials // int(seconds) + 1
 
 
+def in_a_burst(clock: list[float], seconds: float) -> Callable[[Batch, Sequence[int]], Iterator[Trial]]:
+    """Scores all candidates of a generation side by side, in so many seconds of the clock."""
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        clock[0] += seconds
+        yield from (scored(batch, index) for index in missing)
+
+    return evaluate
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_candidates_that_end_in_a_burst_take_their_share_of_it(whole: bool) -> None:
     """Ten that are scored side by side in 10 s take 1 s each, whenever they are looked at."""
-    now, batch = 0.0, Batch(0, np.zeros((10, 2)))
-
-    def bursting(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-        nonlocal now
-        now += 10.0
-        yield from (scored(batch, index) for index in missing)
-
-    deadline = Deadline(100 / 3600, lambda: now)
+    clock = [0.0]
+    deadline = Deadline(100 / 3600, lambda: clock[0])
     deadline.measured({False: 2.0}, [False], 10, together=True, whole=whole)
-    evaluate = deadline.wrap(bursting)
+    evaluate = deadline.wrap(in_a_burst(clock, 10.0))
     for left in (80.0, 70.0, 60.0):
-        assert len(list(evaluate(batch, range(10)))) == 10
+        assert len(list(evaluate(Batch(0, np.zeros((10, 2))), range(10)))) == 10
         assert (deadline.left, deadline.next, deadline.choosing) == (left, 10.0 if whole else 1.0, 10.0)
         assert not deadline.over
-    now = 85.0
+    clock[0] = 85.0
     assert deadline.over is whole  # 5 s are left: for a candidate, but not for ten of which none ends before all do
 
 
 def test_a_generation_that_ends_whole_is_taken_whole() -> None:
     """What is paid for is not left behind, though the hours are over."""
-    now, batch = 0.0, Batch(0, np.zeros((4, 2)))
-
-    def late(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-        nonlocal now
-        now += 99.0
-        yield from (scored(batch, index) for index in missing)
-
-    deadline = Deadline(50 / 3600, lambda: now)
+    clock = [0.0]
+    deadline = Deadline(50 / 3600, lambda: clock[0])
     deadline.measured({False: 1.0}, [False], 0, together=True, whole=True)
-    assert len(list(deadline.wrap(late)(batch, range(4)))) == 4
+    assert len(list(deadline.wrap(in_a_burst(clock, 99.0))(Batch(0, np.zeros((4, 2))), range(4)))) == 4
     assert deadline.over
 
 
