@@ -23,7 +23,7 @@ import torch
 
 from evomerge import __version__
 from evomerge.common.digests import digest
-from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
+from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError, LiveModelError
 from evomerge.common.progress import Silent
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
@@ -105,6 +105,10 @@ class Worker:
         with warned() as logged:
             try:
                 scored = self._scored(unit)
+            except LiveModelError as error:
+                if error.__cause__ is not None and lacks_memory(error.__cause__):
+                    raise  # this process ends, and another one does the unit: the fitness has done nothing wrong
+                scored = Scored(error)
             except Exception as error:  # such as settings or a name that do not fit the models
                 scored = Scored(error)
             if isinstance(scored.outcome, Exception):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.common.errors import CheckpointError, ConfigError
+from evomerge.common.errors import CheckpointError, ConfigError, LiveModelError
 from evomerge.common.progress import Silent
 from evomerge.problem import Problem
 from evomerge.runs import worker as runs_worker
@@ -140,6 +140,26 @@ def test_a_lack_of_memory_is_told_as_one_whoever_noticed_it(worker: Worker, own:
         outcome = asked(worker, Unit("base", ids, SPLIT)).outcome
     assert isinstance(outcome, torch.OutOfMemoryError)
     assert not isinstance(asked(worker, Unit("base", ids, SPLIT)).outcome, Exception)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_worker_that_has_no_memory_to_put_its_model_back_ends(
+    short: bool, worker: Worker, own: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one does the unit; a fitness that ruins models is told of, since it would ruin the next one too."""
+    lost, cause = LiveModelError("cannot put it back"), MemoryError() if short else RuntimeError("a device is lost")
+    lost.__cause__ = cause
+
+    def lose(*_: Any) -> None:
+        raise lost
+
+    unit = Unit("base", make_subsets(own)[SPLIT](0), SPLIT)
+    monkeypatch.setattr(worker, "_scored", lose)
+    if short:
+        with pytest.raises(LiveModelError, match="cannot put it back"):
+            asked(worker, unit)
+    else:
+        assert isinstance(asked(worker, unit).outcome, LiveModelError)
 
 
 @pytest.mark.parametrize(("error", "status"), [(EOFError(), 0), (MemoryError(), 1)])
