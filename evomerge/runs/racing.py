@@ -17,21 +17,27 @@ if TYPE_CHECKING:
     from evomerge.searchers.base import Part, Searcher
 
 
+def alpha_of(settings: Mapping[str, Any]) -> Any:
+    """Return the share of the best that races may lose, as it was written; None where there are none, as in runs of
+    earlier versions, which have no such settings.
+    """
+    return (settings.get("racing") or {}).get("alpha")
+
+
 def check_racing(settings: Mapping[str, Any]) -> None:
     """Refuse settings of a race that are none, and those that it does not go together with.
 
     Raises:
         ConfigError: there are some.
     """
-    racing = settings.get("racing") or {}
-    if (alpha := racing.get("alpha")) is None:
+    if (alpha := alpha_of(settings)) is None:
         return
     if not (is_kind(alpha, "float") and 0 < alpha < 1):
         raise ConfigError(
             f"racing.alpha={alpha} is no share of the best candidates that a race may lose: write a number between 0 "
             f"and 1, such as 0.1, or null for no race."
         )
-    if (looks := racing["looks"]) < 1:
+    if (looks := settings["racing"]["looks"]) < 1:
         raise ConfigError(f"racing.looks={looks}: a race looks at its candidates once at least, so write 1 or more.")
     if lag := next(lags(settings["searcher"]), 0):
         raise ConfigError(
@@ -48,19 +54,18 @@ def racing_of(settings: Mapping[str, Any], searcher: Searcher, stopping: Callabl
         searcher: says which points it goes by.
         stopping: whether somebody has asked to stop.
     """
-    racing = settings.get("racing") or {}
-    if (alpha := racing.get("alpha")) is None:
+    if (alpha := alpha_of(settings)) is None:
         return None
     from evomerge.search.evaluators.racing import Racing
     from evomerge.searchers.base import parents_of
 
-    return Racing(float(alpha), racing["looks"], lambda: parents_of(searcher), stopping)
+    return Racing(float(alpha), settings["racing"]["looks"], lambda: parents_of(searcher), stopping)
 
 
 def racing_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a race adds to the identity of a search; nothing where there is none."""
-    racing = settings.get("racing") or {}
-    return {} if racing.get("alpha") is None else {"racing": [float(racing["alpha"]), racing["looks"]]}
+    alpha = alpha_of(settings)
+    return {} if alpha is None else {"racing": [float(alpha), settings["racing"]["looks"]]}
 
 
 def racing_text(

@@ -13,7 +13,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
 from evomerge.fitness.sampling import Growth
-from evomerge.runs.racing import lags
+from evomerge.runs.racing import alpha_of, lags
 
 if TYPE_CHECKING:
     from evomerge.searchers.base import Searcher  # comes with scipy, and settings are checked without it
@@ -61,7 +61,7 @@ def check_lag(settings: Mapping[str, Any], searcher: Searcher) -> None:
     """
     from evomerge.searchers.base import lag_of
 
-    raced = (settings.get("racing") or {}).get("alpha") is not None
+    raced = alpha_of(settings) is not None
     setting = "racing.alpha" if raced else "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else ""
     if setting and (lag := lag_of(searcher)):
         raise ConfigError(
