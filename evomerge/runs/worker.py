@@ -36,7 +36,7 @@ from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
 from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Named, Scored, Unit
 from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
-from evomerge.search.memory import bare, free, lacks_memory
+from evomerge.search.memory import bare, free, lacks_memory, recognised
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.evaluation import contender_of
 from evomerge.selection.named import model_of
@@ -106,11 +106,11 @@ class Worker:
             try:
                 scored = self._scored(unit)
             except LiveModelError as error:
-                if error.__cause__ is not None and lacks_memory(error.__cause__):
+                if isinstance(error.__cause__, Exception) and lacks_memory(recognised(error.__cause__)):
                     raise  # this process ends, and another one does the unit: the fitness has done nothing wrong
                 scored = Scored(error)
             except Exception as error:  # such as settings or a name that do not fit the models
-                scored = Scored(error)
+                scored = Scored(recognised(error))
             if isinstance(scored.outcome, Exception):
                 traceback.print_exception(scored.outcome)  # into the file of what this worker prints
                 if lacks_memory(scored.outcome):

@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from evomerge.common.digests import digest
+from evomerge.common.errors import EvomergeError
 from evomerge.fitness.capabilities import Batched
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ SIGNS = (
 """What a RuntimeError says where torch has no class of its own for a lack of memory; oneDNN says the fourth."""
 LACK = "OutOfMemoryError"
 """What a log says of one: which allocation failed, and how much was free, is another text every time."""
+LEAST = 2**26
+"""Bytes that a process must still be able to get, or what fails in it is taken to fail for lack of memory."""
 
 
 T = TypeVar("T")
@@ -45,6 +49,25 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def exhausted() -> bool:
+    """Whether this process gets next to no memory any more."""
+    try:
+        mmap.mmap(-1, LEAST).close()
+    except (OSError, MemoryError):
+        return True
+    return False
+
+
+def recognised(error: Exception) -> Exception:
+    """Return an error as it is or, where this process is out of memory and the error does not say so, as a lack of it.
+
+    Without memory a library may say anything: Python a SystemError, torch half a sentence.
+    """
+    if lacks_memory(error) or isinstance(error, TimeoutError | EvomergeError):
+        return error
+    return torch.OutOfMemoryError(f"{type(error).__name__}: {error}") if exhausted() else error
 
 
 def bare(error: Exception) -> Exception:
@@ -88,7 +111,7 @@ class Halving:
                 try:
                     return compute()
                 except Exception as error:
-                    if size <= 1 or not lacks_memory(error):
+                    if size <= 1 or not lacks_memory(recognised(error)):
                         raise
                 free()  # out here: the error is gone, and with it the frames that held tensors
                 fitness.batch_size = self._found[key] = size = size // 2
@@ -110,7 +133,7 @@ def _or_say(whole: str | None, compute: Callable[[], T]) -> T:
     try:
         return compute()
     except Exception as error:
-        if whole is None or not lacks_memory(error):
+        if whole is None or not lacks_memory(recognised(error)):
             raise
     raise MemoryError(whole)  # out here: the error is gone, and with it the frames that held tensors
 

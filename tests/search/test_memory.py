@@ -291,6 +291,26 @@ def test_a_real_limit_of_memory() -> None:
     assert int(done.stdout) in (1, 2, 4)
 
 
+NOTHING_LEFT = """
+import resource, sys
+from evomerge.search.memory import lacks_memory, recognised
+
+odd = SystemError("error return without exception set"), RuntimeError("[enforce fail a")
+print([lacks_memory(recognised(error)) for error in (*odd, TimeoutError("late"))])
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + 2**20
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+print([lacks_memory(recognised(error)) for error in (*odd, TimeoutError("late"))])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
+def test_without_memory_an_error_may_say_anything() -> None:
+    done = subprocess.run([sys.executable, "-c", NOTHING_LEFT], capture_output=True, text=True, timeout=99, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[False, False, False]", "[True, True, False]"]
+
+
 LIMITED = """
 import resource
 from evomerge.common.machine import memory_limit

@@ -24,7 +24,7 @@ from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import in_checkpoints_dtype, score_experts
 from evomerge.search.evaluators.steps import Gradients, Steps
 from evomerge.search.evaluators.units import Scored, Unit
-from evomerge.search.memory import LACK, bare, free, lacks_memory
+from evomerge.search.memory import LACK, bare, free, lacks_memory, recognised
 from evomerge.trials import Trial
 
 failures = logging.getLogger(f"{__name__}.failures")
@@ -94,7 +94,7 @@ class SerialScorer:
             raise
         except Exception as error:  # whatever a model or a user's fitness may raise
             self._live = None
-            return Scored(error)
+            return Scored(recognised(error))
         forward = ended - merged if outcome.forward_seconds is None else outcome.forward_seconds
         return Scored(outcome, merged - started, forward, time.perf_counter() - started, gradients)
 
