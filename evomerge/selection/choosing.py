@@ -12,28 +12,25 @@ same on per-item differences.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import Objective, can_normalise
 from evomerge.problem import Goal
 from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
-from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
 from evomerge.selection.dropping import blocks
 from evomerge.selection.forgetting import Forgetting, forgetting_of
-from evomerge.selection.judge import Asked, Judge
+from evomerge.selection.judge import Judge
 from evomerge.selection.racing import Chosen, choose
-from evomerge.selection.statistics import Paired, Score, paired, score_of
-from evomerge.selection.summary import GAIN, OVER, HeldOut, Rescored, Selected
+from evomerge.selection.reporting import alike, held_out_of, needed, reported, rescored_of, rows_of
+from evomerge.selection.statistics import Paired, Score, paired
+from evomerge.selection.summary import GAIN, HeldOut, Rescored, Selected
 
 logger = logging.getLogger(__name__)
 
@@ -94,19 +91,19 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         "best_constant": (f"the best constant ({constant})", constants[constant]),
         "winner": (f"the winner ({winner})", finalists[winner]),
     }
-    outcomes = _reported(judge, merges, "report", metric)
+    outcomes = reported(judge, merges, "report", metric)
     kept = None
     if objective.base is not None:
         kept = next(condition.kept(best.outcomes[winner], objective.base) for condition in objective.conditions)
     return Selection(
-        report=_rows(outcomes, metric, weights),
+        report=rows_of(outcomes, metric, weights),
         paired={GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
-        alike=[name for name in outcomes if name != "winner" and _alike(outcomes[name], outcomes["winner"], metric)],
+        alike=[name for name in outcomes if name != "winner" and alike(outcomes[name], outcomes["winner"], metric)],
         metric=metric,
         select=Selected(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),
-        rescored=_rescored(judge, finalists[winner], outcomes["winner"], goal),
+        rescored=rescored_of(judge, finalists[winner], outcomes["winner"], goal),
         coefficients=finalists[winner],
-        held_out=_held_out(_reported(judge, merges, HELD_OUT, metric), metric) if HELD_OUT in judge.ids else None,
+        held_out=held_out_of(reported(judge, merges, HELD_OUT, metric), metric) if HELD_OUT in judge.ids else None,
         forgetting=forgetting_of(outcomes, outcomes["base"], metric, goal, kept),
     )
 
@@ -121,66 +118,6 @@ def _best(judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objectiv
         judge.begin((merges[name], "select", part) for name, part in asked)
 
     return choose(merges, score, objective, judge.ids["select"], begin)
-
-
-def _reported(
-    judge: Judge, merges: Mapping[str, tuple[str, Mapping[str, np.ndarray]]], split: str, metric: str
-) -> dict[str, Outcome]:
-    """Score the models of a report, each of them once.
-
-    Args:
-        judge: scores them.
-        merges: by name, what each is and its coefficients; base and experts come before them.
-        split: the report split, or the tasks that were held out.
-        metric: in which they need numbers.
-    """
-    models: dict[str, tuple[str, Callable[[], Outcome]]] = {
-        "base": ("the base", lambda: judge.base(split)),
-        "experts": ("the experts", lambda: judge.experts(split)),
-        **{name: (what, partial(judge.merged, merge, split)) for name, (what, merge) in merges.items()},
-    }
-    ends: list[Asked] = [("base", split, None), ("experts", split, None)]
-    judge.begin([*ends, *((merge, split, None) for _, merge in merges.values())])
-    outcomes = {}
-    for name, (what, score) in models.items():
-        with _needed(what, split):
-            outcomes[name] = score()
-            check_finite(outcomes[name], metric)
-    return outcomes
-
-
-def _rows(outcomes: Mapping[str, Outcome], metric: str, weights: Mapping[str, float] | None) -> dict[str, Score]:
-    """Return the scores of the models of a report; experts are left out where no task has one."""
-    report = {name: score_of(outcome, metric, weights) for name, outcome in outcomes.items() if outcome.results}
-    if set(outcomes["experts"].results) != set(outcomes["base"].results) and "experts" in report:
-        # a mean over fewer tasks would stand beside means over all
-        report["experts"] = replace(report["experts"], mean=None, se=None)
-    return report
-
-
-def _held_out(outcomes: Mapping[str, Outcome], metric: str) -> HeldOut:
-    """Return the scores on tasks that the search never saw: each counts the same there."""
-    winner = outcomes["winner"]
-    differences = {
-        GAIN: paired(winner, outcomes["best_constant"], metric),
-        OVER: paired(winner, outcomes["base"], metric),
-    }
-    return HeldOut(_rows(outcomes, metric, None), differences)
-
-
-def _rescored(judge: Judge, winner: Mapping[str, np.ndarray], known: Outcome, goal: Goal) -> Rescored | None:
-    """Score the winner once more, in the dtype of the checkpoint; what goes wrong there takes nothing from it."""
-    if judge.other is None:
-        return None
-    metric, weights = goal.report_metric, goal.counts(known.results)
-    try:
-        outcome = judge.as_written(winner)
-        check_finite(outcome, metric)
-    except Stopped:
-        raise
-    except Exception as error:  # whatever a model or a user's fitness may raise
-        return Rescored(*judge.other, error=f"{type(error).__name__}: {error}".splitlines()[0])
-    return Rescored(*judge.other, score_of(outcome, metric, weights), paired(outcome, known, metric, weights))
 
 
 def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:
@@ -224,11 +161,11 @@ def objective_of(judge: Judge, goal: Goal) -> Objective:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
     metric, judged, ends, known = goal.report_metric, judge.ids["select"], None, None
     if goal.forget:
-        with _needed("the base", "select"):
+        with needed("the base", "select"):
             known = judge.base("select")
             check_finite(known, metric)
     if goal.normalised:
-        with _needed("the base, or an expert,", "select"):
+        with needed("the base, or an expert,", "select"):
             outcomes = judge.base("select"), judge.experts("select")
             for outcome in outcomes:
                 check_finite(outcome, metric)
@@ -244,31 +181,6 @@ def objective_of(judge: Judge, goal: Goal) -> Objective:
     return Objective(metric, goal.aggregate, goal.counts(judged), ends, goal.conditions(judged), known)
 
 
-@contextmanager
-def _needed(what: str, split: str) -> Iterator[None]:
-    """Say which model failed where the result cannot do without it, and what is left to do.
-
-    Args:
-        what: the model.
-        split: whose items it is scored on.
-
-    Raises:
-        EvomergeError: it failed.
-    """
-    try:
-        yield
-    except (Stopped, TimeoutError, LiveModelError):  # `run.py` explains these, or they do so themselves
-        raise
-    except Exception as error:  # whatever a model or a user's fitness may raise
-        where = "tasks that are held out" if split == HELD_OUT else f"{split} split"
-        raise EvomergeError(
-            f"There is no result, since {what} cannot be scored on the {where}: {type(error).__name__}: "
-            f"{str(error).rstrip('.')}. The trial log is whole: if the reason lies outside of the fitness, mend it and "
-            f"run the same command again, which goes on from here. A fitness with other code is another search: give "
-            f"it another hydra.run.dir; `evomerge export RUN --best` writes what this one has found."
-        ) from error
-
-
 def constants_within(low: float, high: float, forget: bool = False) -> list[float]:
     """Return the constants to try: those that people try, within the bounds; else some within the bounds.
 
@@ -279,10 +191,3 @@ def constants_within(low: float, high: float, forget: bool = False) -> list[floa
     """
     tried = TAKEN_AWAY if forget else CONSTANTS
     return [c for c in tried if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
-
-
-def _alike(one: Outcome, other: Outcome, metric: str) -> bool:
-    """Return whether two models have the same result on every item."""
-    if one.results.keys() != other.results.keys():
-        return False
-    return all(np.array_equal(one.results[task][metric], other.results[task][metric]) for task in one.results)
