@@ -1,6 +1,6 @@
 """What searches that spend less are worth, end to end: `python scripts/compare_spending.py --out DIR --arm … -- …`.
 
-In: settings of a search, and arms, each with settings of its own; the first arm is what the others are held against.
+In: settings of a search, and arms, each with settings of its own; all are held against the first, and each other.
 Each arm is searched with each seed by the command `evomerge search` in `DIR/ARM-sSEED`, so a killed comparison goes on
 where it was. Out: tables of what each arm has spent and what its winners are worth on the report items, which no search
 and no choice has seen.
@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "arms": arms,
         "seeds": options.seeds,
         "lines": {name: [asdict(line) for line in each] for name, each in lines.items()},
-        "differences": {name: asdict(difference) for name, difference in differences.items()},
+        "differences": {name: {to: asdict(found) for to, found in each.items()} for name, each in differences.items()},
     }
     write_atomically(options.out / "results.json", json.dumps(finite(content), indent=1) + "\n")
-    print("\n".join([*_worth(lines, differences), "", *_bias(lines)]))
+    print("\n".join([*_worth(lines, differences), "", *_between(differences), "", *_bias(lines)]))
 
 
 def _search(run: Path, settings: Sequence[str]) -> None:
@@ -135,8 +135,8 @@ def _mean_score(line: Mapping[str, Any], metric: str, problem: Problem) -> float
     return float(np.average([scores[task][metric] for task in weights], weights=list(weights.values())))
 
 
-def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, Paired]:
-    """Return each arm minus the first on the report items, the outcomes of its seeds averaged item by item."""
+def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Paired]]:
+    """Return each arm minus those before it on the report items, the outcomes of its seeds averaged item by item."""
     problem, reporter = load(next(iter(runs.values()))[0]).problem, Reporter()
     ids, metric = make_subsets(problem)["report"](0), problem.goal.report_metric
     score = live_fitness(problem, problem.items["report"])
@@ -151,8 +151,12 @@ def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, Paired]:
         return found
 
     means = {name: _mean([outcome(run) for run in paths], metric) for name, paths in runs.items()}
-    first, *others = means
-    return {name: paired(means[name], means[first], metric, problem.goal.counts(ids)) for name in others}
+    names, weights = list(means), problem.goal.counts(ids)
+    return {
+        name: {other: paired(means[name], means[other], metric, weights) for other in names[:number]}
+        for number, name in enumerate(names)
+        if number
+    }
 
 
 def _mean(outcomes: Sequence[Outcome], metric: str) -> Outcome:
@@ -163,19 +167,29 @@ def _mean(outcomes: Sequence[Outcome], metric: str) -> Outcome:
     return Outcome(outcomes[0].items, results)
 
 
-def _worth(lines: Mapping[str, Sequence[Line]], differences: Mapping[str, Paired]) -> list[str]:
+def _worth(lines: Mapping[str, Sequence[Line]], differences: Mapping[str, Mapping[str, Paired]]) -> list[str]:
     first = next(iter(lines))
     heads = ("arm", "candidates", "item evaluations", "choosing", "report", "over the best constant", f"minus {first}")
     table = [f"| {' | '.join(heads)} | by seed |", f"|{'---|' * 8}"]
     for name, each in lines.items():
         gap = [line.report - other.report for line, other in zip(each, lines[first], strict=True)]
-        found = differences.get(name)
+        found = differences.get(name, {}).get(first)
         table.append(
             f"| {name} | {_mean_of(each, 'candidates'):.0f} | {_mean_of(each, 'searched'):,.0f} "
             f"| {_mean_of(each, 'chosen'):,.0f} | {_mean_of(each, 'report'):.4f} | {_mean_of(each, 'gain'):+.4f} "
             f"| {plus_minus(found.diff, found.se, '+') if found else ''} "
             f"| {', '.join(f'{value:+.4f}' for value in gap) if found else ''} |"
         )
+    return table
+
+
+def _between(differences: Mapping[str, Mapping[str, Paired]]) -> list[str]:
+    """Return what each arm is worth beside those that stand before it."""
+    others = [*next(iter(differences.values())), *list(differences)[:-1]]
+    table = [f"| arm | {' | '.join(f'minus {name}' for name in others)} |", f"|{'---|' * (1 + len(others))}"]
+    for name, each in differences.items():
+        cells = [plus_minus(each[to].diff, each[to].se, "+") if to in each else "" for to in others]
+        table.append(f"| {name} | {' | '.join(cells)} |")
     return table
 
 

@@ -37,7 +37,7 @@ def test_arms_beside_the_first(
     searchable = (pico_suite.path / "tasks").glob("*/search.jsonl")
     cost = 2 * sum(len(file.read_text().splitlines()) for file in searchable)  # base and experts on all of them
     assert (full["candidates"], full["searched"], few["searched"]) == (8, 8 * 30, 8 * 6 + cost)
-    assert found["differences"]["few"]["diff"] == pytest.approx(few["report"] - full["report"])
+    assert found["differences"]["few"]["full"]["diff"] == pytest.approx(few["report"] - full["report"])
     summary = json.loads((tmp_path / "out" / "full-s1" / "summary.json").read_text())
     assert full["gain"] == summary["paired"]["winner_vs_best_constant"]["diff"]
     assert few["seen"] == pytest.approx(_best(tmp_path / "out" / "few-s1", summary["metric"]))
