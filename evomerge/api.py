@@ -25,6 +25,7 @@ from evomerge.common.limits import TimeLimit
 from evomerge.common.names import unknown
 from evomerge.common.progress import WRITTEN, Progress, Silent
 from evomerge.fitness.items import HELD_OUT, SPLITS, Item
+from evomerge.fitness.objectives import KNEE
 from evomerge.fitness.splits import Splits, split_items
 from evomerge.inspection.candidate import Candidate
 from evomerge.inspection.comparing import compare
@@ -131,6 +132,9 @@ def search(
     held_out: Sequence[str] | None = None,
     forget: Sequence[str] | None = None,
     keep: float = 0.95,
+    values: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, str] | None = None,
+    choose: str | Mapping[str, Any] = KNEE,
     loss: str | Choice = "cross_entropy",
     evaluator: str | Choice = "serial",
     racing: float | None = None,
@@ -150,7 +154,8 @@ def search(
         tasks: by name, what `items` returns or takes; for a fitness of evomerge's own also what `fitness.tasks` takes.
             A task with the name of an expert is that expert's own.
         searcher: cmaes, tpe, random, grid, greedy, topk, gradient or hybrid, or what the functions of these names
-            return; None for cmaes, or for tpe where there is a single coefficient.
+            return; nsga2 and others of conf/searcher by name; None for cmaes, or for tpe where there is a single
+            coefficient.
         budget: candidates in all.
         run: the run directory: called again with the same arguments, the search goes on where it was. None: a temporary
             one, which lives as long as the result.
@@ -164,12 +169,16 @@ def search(
             adaptive: by that of candidates so far.
         grow: the share of them that the first generation has, if samples are to grow.
         remember: whether scores of candidates stay in the cache, where other searches find them.
-        aggregate: mean, or worst (task).
+        aggregate: mean, worst (task), chebyshev or pareto.
         normalised: scores of tasks between base and expert.
         weights: of tasks in the mean.
         held_out: tasks that the search never sees: they are scored in the report alone.
         forget: tasks whose scores are to be low; the bounds of the weights must allow negative ones.
         keep: the share of the base's score that the other tasks must keep then.
+        values: several values, none of them added up, as `objective.values` takes them: {name: [task, ...]}; with
+            aggregate="pareto" alone every task is one.
+        constraints: what a winner must keep: {task or value: ">= 0.98 * base"}.
+        choose: how the winner of a front is chosen: knee, or {"at_least": {value: "0.98 * base"}, "best": value}.
         loss: what a gradient learns from.
         evaluator: serial, or processes or ray: workers that score side by side, for models, fitness and items with
             names.
@@ -211,6 +220,7 @@ def search(
     config["racing"] = {"alpha": racing}
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config["objective"] |= {"forget": forget and list(forget), "keep": keep}
+    config["objective"] |= {"values": values, "constraints": constraints and dict(constraints), "choose": choose}
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
     config |= {"time_limit": time_limit, "seed": seed, "start": start}
     kept = TemporaryDirectory() if run is None else None
@@ -288,12 +298,12 @@ def cmaes(**settings: Any) -> Choice:
 
 
 def tpe(**settings: Any) -> Choice:
-    """TPE: `batch`, `startup`, `candidates`, `keep`, `lag`."""
+    """TPE: `batch`, `startup`, `candidates`, `keep`, `incumbents`, `lag`."""
     return Choice("searcher", "tpe", settings)
 
 
 def random(**settings: Any) -> Choice:
-    """Uniform random search: `batch`, `keep`, `lag`."""
+    """Uniform random search: `batch`, `keep`, `incumbents`, `lag`."""
     return Choice("searcher", "random", settings)
 
 

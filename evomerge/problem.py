@@ -18,13 +18,14 @@ from evomerge import __version__
 from evomerge.common.code import sources_of
 from evomerge.common.digests import digest
 from evomerge.common.machine import fingerprint
-from evomerge.fitness.base import Fitness
+from evomerge.fitness.base import Fitness, Outcome
 from evomerge.fitness.capabilities import identity
-from evomerge.fitness.conditions import Condition
+from evomerge.fitness.conditions import Condition, read_limit
 from evomerge.fitness.draws import ADAPTIVE, STRATIFIED
 from evomerge.fitness.items import Item, Task
-from evomerge.fitness.objectives import counted
+from evomerge.fitness.objectives import KNEE, PARETO, Objective, counted
 from evomerge.fitness.sampling import Growth, Subset
+from evomerge.fitness.values import Value
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
@@ -94,6 +95,23 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Valued:
+    """What a user says of one of several values.
+
+    Attributes:
+        tasks: of which it is made; None for all.
+        metric: of the fitness; None for that of the search, and for that of the report where models are judged.
+        minimise: whether less is better.
+        aggregate: `mean` or `worst` of its tasks.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    metric: str | None = None
+    minimise: bool = False
+    aggregate: str = "mean"
+
+
+@dataclass(frozen=True)
 class Goal:
     """What is maximised, and what is told in the end.
 
@@ -105,6 +123,10 @@ class Goal:
         normalised: whether scores count from the base (0) to the task's expert (1).
         forget: tasks whose scores are to be low.
         keep: the share of the base's score that the mean over the others must keep then, on `report_metric`.
+        valued: by name, the values of a search that has several; every task by itself where the aggregate is `pareto`
+            and nothing is named.
+        constraints: by the name of a value or a task, what it must keep, such as `>= 0.98 * base`.
+        choose: how the winner is chosen of a front: `knee`, or {at_least: {name: limit}, best: name}.
     """
 
     metric: str
@@ -114,15 +136,66 @@ class Goal:
     normalised: bool = False
     forget: tuple[str, ...] = ()
     keep: float = 0.95
+    valued: Mapping[str, Valued] = field(default_factory=dict)
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    choose: Any = KNEE
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several values."""
+        return self.aggregate == PARETO or bool(self.valued)
 
     def counts(self, tasks: Iterable[str]) -> Mapping[str, float] | None:
         """Return the weight of each task in the value; see `objectives.counted`."""
         return counted(self.weights, self.forget, tasks)
 
+    def values(self, tasks: Iterable[str], metric: str) -> tuple[Value, ...]:
+        """Return the values of a search that has several; nothing where it has one.
+
+        Args:
+            tasks: those that the search sees.
+            metric: of values that name none.
+        """
+        return tuple(self._value(name, one, tasks, metric) for name, one in self._valued(tasks).items())
+
     def conditions(self, tasks: Iterable[str]) -> tuple[Condition, ...]:
-        """Return what a model must keep of the base's scores; nothing where nothing is to be forgotten."""
+        """Return what a model must keep: the score of controls where something is to be forgotten, and constraints."""
         controls = {task: (self.weights or {}).get(task, 1.0) for task in tasks if task not in self.forget}
-        return (Condition(self.report_metric, controls, self.keep),) if self.forget else ()
+        forgetting = (Condition(self.report_metric, controls, self.keep),) if self.forget else ()
+        valued, found = self._valued(tasks), list[Condition]()
+        for name, text in self.constraints.items():
+            value = self._value(name, valued.get(name, Valued((name,))), tasks, self.report_metric)
+            most, share, fixed = read_limit(name, text)
+            found.append(Condition(value.metric, value.weights, share, name, most, fixed, value.aggregate))
+        return (*forgetting, *found)
+
+    def objective(
+        self,
+        metric: str,
+        tasks: Iterable[str],
+        ends: Mapping[str, tuple[float, float]] | None = None,
+        base: Outcome | None = None,
+    ) -> Objective:
+        """Return what makes values of outcomes.
+
+        Args:
+            metric: of the fitness.
+            tasks: that are scored.
+            ends: the scores of base and expert by task, to normalise by.
+            base: the outcome of the base on the items that are scored, where there are conditions.
+        """
+        chosen, tasks = (metric, self.aggregate), list(tasks)
+        values = self.values(tasks, metric)
+        return Objective(*chosen, self.counts(tasks), ends, self.conditions(tasks), base, values)
+
+    def _valued(self, tasks: Iterable[str]) -> Mapping[str, Valued]:
+        if self.valued or not self.several:
+            return self.valued
+        return {task: Valued((task,)) for task in tasks}
+
+    def _value(self, name: str, one: Valued, tasks: Iterable[str], metric: str) -> Value:
+        weights = {task: (self.weights or {}).get(task, 1.0) for task in one.tasks or tasks}
+        return Value(name, one.metric or metric, weights, one.minimise, one.aggregate)
 
 
 @dataclass(frozen=True)
@@ -268,6 +341,11 @@ class Problem:
         """The search items of which buffers are taken anew, by task."""
         size = max(self.opening.buffer_items, len(self.items["search"]))
         return Subset(self.items["search"], size, 0)(0)
+
+    @property
+    def objectives(self) -> int:
+        """How many values a point has."""
+        return len(self.goal.values(self.items["search"], self.goal.metric)) or 1
 
     @property
     def experts(self) -> dict[str, str]:

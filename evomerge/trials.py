@@ -109,12 +109,33 @@ class Batch:
         ]
         return replace(self, trials=trials)
 
+    def table(self, objectives: int) -> np.ndarray:
+        """Return all values, float64 (n, m): -inf for a point that failed or has none, in all of them.
+
+        Args:
+            objectives: m, how many values a point has.
+        """
+        rows = [t.values if t and _known(t) else (-math.inf,) * objectives for t in self.trials]
+        return np.array(rows, dtype=np.float64).reshape(-1, objectives)
+
+    @property
+    def violated(self) -> np.ndarray:
+        """How far each point violates constraints, in all, (n,): 0 where it holds them, inf where it has no value."""
+        return np.array(
+            [sum(max(lacks, 0.0) for lacks in t.violations) if t and _known(t) else math.inf for t in self.trials]
+        )
+
     @property
     def values(self) -> np.ndarray:
         """The first objective's values, shape (n,): -inf for a point that failed or has no number, so it ranks last."""
         return np.array(
             [-math.inf if t is None or not t.values or math.isnan(t.values[0]) else t.values[0] for t in self.trials]
         )
+
+
+def _known(trial: Trial) -> bool:
+    """Whether each value of a trial is a number."""
+    return bool(trial.values) and not any(map(math.isnan, trial.values or ()))
 
 
 def finite(value: Any) -> Any:

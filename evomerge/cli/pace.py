@@ -29,6 +29,7 @@ class Pace:
         self.done = self._failed = 0
         self._budget, self._seconds = budget, seconds
         self._values: list[float] = []
+        self._best: tuple[float, ...] = ()  # of each value, where there are several
         self._losses: list[float] = []
         for trial in past:
             self.update(trial)
@@ -41,6 +42,7 @@ class Pace:
         self._failed += trial.values is None
         if trial.full and trial.gradient is None:
             self._values.append(trial.full[0])
+            self._best = tuple(map(max, zip(self._best or trial.full, trial.full, strict=True)))
         elif trial.values and trial.gradient is not None:
             self._losses.append(-trial.values[0])
 
@@ -63,6 +65,9 @@ class Pace:
     def __str__(self) -> str:
         if not self._values and not self._losses:
             return f"nothing scored yet{f', {self._failed} failed' * bool(self._failed)}"
+        if len(self._best) > 1:
+            each = ", ".join(f"{value:.4f}" for value in self._best)
+            return f"best of each {each}  {f'{self._failed} failed  ' * bool(self._failed)}{self._pace:.0f}/min"
         best = f"best {max(self._values):.4f}  mean {np.mean(self._values[-RECENT:]):.4f}  " if self._values else ""
         loss = f"loss {np.mean(self._losses[-RECENT:]):.4f}  " if self._losses else ""
         return f"{best}{loss}{f'{self._failed} failed  ' * bool(self._failed)}{self._pace:.0f}/min"

@@ -29,7 +29,10 @@ from evomerge.runs.config import CONF, is_unnamed, register
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.transforms import resolved
 
-OPEN_SETTINGS = ("space.bounds.", "space.frozen.", "objective.weights.", "fitness.tasks.", "model.experts.")
+OPEN_SETTINGS = (
+    *("space.bounds.", "space.frozen.", "fitness.tasks.", "model.experts."),
+    *("objective.weights.", "objective.values.", "objective.constraints."),
+)
 """Settings whose next part is a name that the user chooses."""
 BUDGETS = {"budget.candidates": "budget", "budget.items": "budget_items", "budget.hours": "budget_hours"}
 """Other names of settings, which say what they count."""

@@ -1,25 +1,30 @@
 """Conditions on a model: what it must keep of the base's scores, whatever else it gains or loses.
 
-In: outcomes of a model and of the base on the same items. Out: how much the model lacks; what violates no condition
-lacks nothing. The first use is forgetting (Ilharco et al. 2023, Editing Models with Task Arithmetic, section 3): of all
-merges that keep 95 % of the base's score on control tasks, the one that is worst on the task to forget.
+In: outcomes of a model and of the base on the same items, or a text such as `>= 0.98 * base`. Out: how much the model
+lacks; what violates no condition lacks nothing. The first use is forgetting (Ilharco et al. 2023, Editing Models with
+Task Arithmetic, section 3): of all merges that keep 95 % of the base's score on control tasks, the one that is worst on
+the task to forget.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.objectives import task_weights
+from evomerge.fitness.values import combined
 
 ROUNDING = 12
 """Digits that count: what is nearer to the limit than the rounding of a mean violates nothing."""
+LIMIT = re.compile(r"\s*(?P<sign>>=|<=)\s*(?:(?P<number>[-+\d.eE]+)(?P<times>\s*\*\s*base)?|base)\s*")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """The mean score of some tasks is at least a share of the base's.
+    """A score of some tasks is at least, or at most, a share of the base's, or a number.
 
     Of scores below zero, such as log-probabilities, a share of 0.95 allows 5 % more loss: what may be lost is that part
     of the base's score, whatever its sign.
@@ -27,25 +32,69 @@ class Condition:
     Attributes:
         metric: which metric of the fitness.
         weights: of each of the tasks in their mean.
-        share: of the base's score that is to be kept, up to 1.
+        share: of the base's score that is to be kept, or that must not be passed; or the limit itself.
+        name: what the user calls it; a named one says what is lacked as a share of the limit, so that several can be
+            added up, another one says it in the metric.
+        most: whether the score must not be above the limit.
+        fixed: whether `share` is the limit itself, whatever the base scores.
+        aggregate: `mean` or `worst` of the tasks.
     """
 
     metric: str
     weights: Mapping[str, float]
     share: float
+    name: str = ""
+    most: bool = False
+    fixed: bool = False
+    aggregate: str = "mean"
 
     def score(self, outcome: Outcome) -> float:
-        """Return the mean over the tasks."""
-        scores = outcome.scores()
-        shares = task_weights(self.weights, {task: scores[task] for task in self.weights})
-        return sum(share * scores[task][self.metric] for task, share in shares.items())
+        """Return the mean over the tasks, or the worst of them."""
+        return combined(outcome, self.metric, self.weights, self.aggregate, self.most)
 
     def kept(self, outcome: Outcome, base: Outcome) -> float | None:
         """Return the share of the base's score that a model keeps; None where the base has the score 0."""
         own, known = self.score(outcome), self.score(base)
         return 1 + (own - known) / abs(known) if known else None
 
-    def violation(self, outcome: Outcome, base: Outcome) -> float:
-        """Return how much a model lacks, in the metric; not positive where it keeps enough."""
+    def limit(self, base: Outcome) -> float:
+        """Return the number that the score is held against."""
+        if self.fixed:
+            return self.share
         known = self.score(base)
-        return round(known - (1 - self.share) * abs(known) - self.score(outcome), ROUNDING)
+        return known - (1 - self.share) * abs(known)
+
+    def violation(self, outcome: Outcome, base: Outcome) -> float:
+        """Return how much a model lacks; not positive where it keeps enough."""
+        limit, own = self.limit(base), self.score(outcome)
+        lacks = own - limit if self.most else limit - own
+        return round(lacks / abs(limit) if self.name and limit else lacks, ROUNDING)
+
+
+def read_limit(name: str, text: object) -> tuple[bool, float, bool]:
+    """Return what a constraint says: whether it is an upper limit, the share of the base's score or the number, and
+    whether it is a number.
+
+    Args:
+        name: of the constraint.
+        text: such as `>= 0.98 * base`, `>= base` or `<= 0.3`.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    found = LIMIT.fullmatch(text) if isinstance(text, str) else None
+    try:
+        number = float(found["number"] or 1.0) if found else math.nan
+    except ValueError:
+        number = math.nan
+    if found is None or not math.isfinite(number):
+        raise ConfigError(
+            f"objective.constraints.{name} is {text!r}: write a limit that is a share of the base's score or a number, "
+            f"such as '>= 0.98 * base', '<= 1.2 * base' or '>= 0.5'."
+        )
+    fixed = found["number"] is not None and not found["times"]
+    if not fixed and number <= 0:
+        raise ConfigError(
+            f"objective.constraints.{name} is {text!r}: a share of the base's score is above 0; write '>= 0.98 * base'."
+        )
+    return found["sign"] == "<=", number, fixed

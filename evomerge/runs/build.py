@@ -32,6 +32,14 @@ from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.families import open_family
 from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
+from evomerge.runs.objectives import (
+    check_valued,
+    check_valued_metrics,
+    choose_of,
+    constraints_of,
+    normalised,
+    valued_of,
+)
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sampled import check_lag, drawn_by, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
@@ -73,9 +81,11 @@ def build_problem(
         read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
         items = given.placed(read_splits(read, fitness), sources.tasks)
         check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
+        check_valued_metrics(settings, fitness.metrics)
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
     items = set_apart(items, held_out_of(settings))
+    check_valued(settings, items["search"])  # once more: a function of the user's has its tasks with the items
     asked = partial(check_asked, fitness, items)
     family = given.family or open_family(sources, model, requirements(fitness).processor, reporter, asked)
     asked(family.live)
@@ -149,9 +159,10 @@ def opening_of(settings: Mapping[str, Any]) -> Opening:
 def goal_of(settings: Mapping[str, Any]) -> Goal:
     """Return what is maximised under the settings of a search."""
     fitness, objective = settings["fitness"], settings["objective"]
-    own = (objective["aggregate"], objective["weights"], objective["normalised"])
+    own = (objective["aggregate"], objective["weights"], normalised(settings))
     forget = tuple(objective.get("forget") or ()), objective.get("keep", 0.95)  # earlier versions have neither
-    return Goal(fitness["metric"], fitness["report_metric"], *own, *forget)
+    several = valued_of(settings), constraints_of(settings), choose_of(settings)
+    return Goal(fitness["metric"], fitness["report_metric"], *own, *forget, *several)
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:
@@ -265,24 +276,28 @@ def _otherwise(wanted: Arrays, point: np.ndarray, space: CoefficientSpace) -> bo
     return bool((apart[space.moves("weight")] > NEAR).any())
 
 
-def make_searcher(settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None) -> Searcher:
+def make_searcher(
+    settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None, objectives: int = 1
+) -> Searcher:
     """Return the searcher, with its warm start.
 
     Args:
         settings: of the search.
         space: where it searches.
         start: the coefficients to begin with; None for the best of a few constants.
+        objectives: how many values a point has.
 
     Raises:
         ConfigError: the searcher's settings do not fit the space.
     """
+    own = {"seed": settings["seed"], **({"objectives": objectives} if objectives > 1 else {})}
 
     def make(point: np.ndarray) -> Searcher:
-        searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=point, seed=settings["seed"])
+        searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=point, **own)
         check_searcher(searcher)
         check_lag(settings, searcher)
         return searcher
 
     if start is None and space.dim > 1:
-        return WarmStart(space, make, -1 if settings["objective"].get("forget") else 1)
+        return WarmStart(space, make, -1 if settings["objective"].get("forget") else 1, objectives)
     return make(space.start(start or {}))

@@ -30,6 +30,7 @@ from evomerge.models.buffers import BASE
 from evomerge.models.buffers import CHOICES as BUFFERS
 from evomerge.models.vocabulary import CHOICES, REFUSE
 from evomerge.runs.evaluator import check_evaluator
+from evomerge.runs.objectives import check_objective
 from evomerge.runs.paths import with_paths
 from evomerge.runs.racing import check_racing
 from evomerge.runs.roles import check_roles
@@ -156,6 +157,7 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"space.{name} is {given}; write a list of patterns of what is searched: 'space.{name}={example}'."
             )
+    check_objective(settings)
     check_roles(settings)
     check_sampling(settings)
     if settings.get("tracker"):
@@ -237,10 +239,10 @@ def run_name(choices: Mapping[str, str], overrides: Sequence[str]) -> str:
     given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     groups = {
         name: given.pop(name, choices.get(name))
-        for name in ("experiment", "model", "method", "transform", "space", "searcher", "fitness", "loss")
+        for name in ("experiment", "model", "method", "transform", "space", "searcher", "fitness", "loss", "objective")
     }
     given.pop("evaluator", None)  # who scores, not what
-    usual = {("fitness", "classification"), ("loss", "cross_entropy")}
+    usual = {("fitness", "classification"), ("loss", "cross_entropy"), ("objective", "mean")}
     groups["transform"], written = _transform_name(groups["transform"])
     parts = [value for name, value in groups.items() if value not in (None, "null") and (name, value) not in usual]
     odd = [*written, *(override for override in overrides if "=" not in override)]  # ~setting takes one away

@@ -16,14 +16,20 @@ from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
+from evomerge.runs.objectives import objective_identity
 from evomerge.runs.racing import racing_identity
 from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.targets import find_class
+from evomerge.searchers.archive import SIZE
 
 LATER = ("only", "sum", "map", "masks")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
 FORGETTING = ("forget", "keep")
 """Settings of the objective that count where something is to be forgotten."""
+SINCE = {"lag": 0, "incumbents": SIZE}
+"""Settings of searchers that earlier versions had none of, as they search without them."""
+SEVERAL = ("values", "constraints", "choose")
+"""Settings of the objective that earlier versions had none of; the last one counts when the search is over."""
 
 
 def search_identity(
@@ -50,7 +56,7 @@ def search_identity(
             "coordinates": list(space.names),
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },
-        "searcher": _lagged(_with_code(settings["searcher"], "searcher")),
+        "searcher": _as_ever(_with_code(settings["searcher"], "searcher")),
         "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **sampling_identity(settings, problem.sampling.growth),
@@ -66,10 +72,11 @@ def search_identity(
 
 def _objective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the objective that count; with the metric of the condition, where there is one."""
-    given = settings["objective"]
+    given = {name: value for name, value in settings["objective"].items() if name not in SEVERAL}
+    own = objective_identity(settings)
     if given.get("forget"):
-        return {**given, "condition": settings["fitness"]["report_metric"]}
-    return {name: value for name, value in given.items() if name not in FORGETTING}
+        return {**given, "condition": settings["fitness"]["report_metric"], **own}
+    return {**{name: value for name, value in given.items() if name not in FORGETTING}, **own}
 
 
 def _with_code(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
@@ -78,16 +85,17 @@ def _with_code(settings: Mapping[str, Any], group: str) -> dict[str, Any]:
     return {**settings, **({"code": code} if code else {})}
 
 
-def _lagged(searcher: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a searcher, and of those it is made of, without a lag of 0 where the class is ours:
-    earlier versions had none. Of somebody else's class, 0 may be another search than what it does without.
+def _as_ever(searcher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a searcher, and of those it is made of, without those that earlier versions had none of,
+    where they change nothing and the class is ours. Of somebody else's class, a lag of 0 may be another search than
+    what it does without.
     """
     target = searcher.get("_target_")
     ours = target is not None and is_ours(find_class(target, "searcher"))
     return {
-        name: _lagged(value) if isinstance(value, Mapping) else value
+        name: _as_ever(value) if isinstance(value, Mapping) else value
         for name, value in searcher.items()
-        if not (ours and name == "lag" and value == 0)
+        if not (ours and name in SINCE and value == SINCE[name])
     }
 
 

@@ -43,6 +43,11 @@ def check_learning(settings: Mapping[str, Any], fitness: Fitness) -> None:
             "objective.forget has no gradient: no loss says what is to be kept meanwhile. Write a searcher by values, "
             "such as searcher=cmaes."
         )
+    if settings["objective"].get("constraints"):
+        raise ConfigError(
+            "objective.constraints has no gradient: a loss does not know them. Write a searcher by values, such as "
+            "searcher=cmaes."
+        )
     _differentiable(fitness, next(classes(settings["loss"])))
 
 

@@ -25,12 +25,14 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import negated, title
 from evomerge.fitness.capabilities import measures
 from evomerge.fitness.items import HELD_OUT
+from evomerge.fitness.objectives import KNEE
 from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
 from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.objectives import choose_of
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
@@ -109,7 +111,7 @@ def summarise(
 def _noise(problem: Problem, batches: Sequence[Batch]) -> Noise | None:
     """Return the noise of a search whose values are means over items."""
     goal, sizes = problem.goal, {task: len(items) for task, items in problem.items["search"].items()}
-    if goal.aggregate != "mean" or goal.normalised or goal.forget:
+    if goal.aggregate != "mean" or goal.normalised or goal.forget or goal.several or goal.constraints:
         return None
     return noise_of(batches, goal.metric, goal.weights, sizes)
 
@@ -212,6 +214,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     same = logged is not None and in_todays_words(logged) == json.loads(json.dumps(identity))
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     chosen += [given] if (given := settings.get("baselines")) else []
+    chosen += [{"choose": given}] if (given := choose_of(settings)) != KNEE else []
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 

@@ -26,7 +26,8 @@ from evomerge.runs.build import build_problem, find_baselines, find_start, make_
 from evomerge.runs.directory import Run
 from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
-from evomerge.searchers.base import Incumbent, lag_of, unfinished
+from evomerge.searchers.archive import unfinished
+from evomerge.searchers.base import Incumbent, lag_of
 from evomerge.selection.summary import START
 from evomerge.trials import Batch, Trial, finite
 
@@ -126,6 +127,11 @@ def best_trial(run: Run) -> Point:
         ConfigError: nothing was scored yet, or all trials are steps of a gradient.
     """
     scored = [t for b in run.batches if not b.gradient for t in b.trials if t is not None and t.full]
+    if any(len(trial.values or ()) > 1 for trial in scored):
+        raise ConfigError(
+            f"The search {run.path} has several values, so no trial of it is the best: name a point of its front "
+            f"(--point 1), a finalist or a trial."
+        )
     if not scored:
         if any(batch.gradient for batch in run.batches):
             raise ConfigError(
@@ -196,9 +202,14 @@ def _point(run: Run, trial: Trial) -> Point:
         "items": trial.spent,
         "metric": metric,
         "objective": "minus the loss" if batch.gradient else _objective(objective),
-        "value": trial.full[0] if trial.full else None,
+        "value": trial.full[0] if trial.full and len(trial.full) == 1 else None,
         "tasks": {task: scores.get(metric) for task, scores in trial.scores.items()},
     }
+    if trial.values and len(trial.values) > 1:
+        named = objective.get("values") or trial.scores
+        about["values"] = dict(zip(named, trial.values, strict=True))
+    if trial.violations:
+        about["violations"] = list(trial.violations)
     if trial.error:
         about["error"] = trial.error
     if trial.status == "censored":
@@ -215,7 +226,8 @@ def _objective(objective: Mapping[str, Any]) -> str:
 
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
-    searcher = make_searcher(run.settings, problem.space, find_start(run.settings, problem, Silent()))
+    start = find_start(run.settings, problem, Silent())
+    searcher = make_searcher(run.settings, problem.space, start, problem.objectives)
     ahead = deque(run.batches)
     for told, batch in enumerate(run.batches):
         while ahead and (

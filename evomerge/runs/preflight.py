@@ -16,12 +16,13 @@ from evomerge.common.errors import ConfigError, NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
+from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
-from evomerge.problem import Problem
+from evomerge.problem import Goal, Problem
 from evomerge.runs.budget import affordable
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
@@ -80,7 +81,7 @@ def preflight(
         engine.score("base", ids, first=True)  # pays for what is set up lazily
         outcome, scored = engine.timed("base", ids)
         check_finite(outcome)
-        (value,), _ = objective(outcome)
+        values, _ = objective(outcome)
         seconds = scored.total - scored.merge
     with failing_on_base("loss", problem.live):
         step = gradients.measure() if gradients else None
@@ -113,8 +114,8 @@ def preflight(
     limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
     rows.append(["time", times + limited])
     goal = problem.goal
-    of = f"negated, over {', '.join(goal.forget)}" if goal.forget else objective.aggregate
-    rows.append(["base scores", f"{value:.4f} ({goal.metric}, {of})"])
+    rows.append(["base scores", _worth(goal, objective, values, outcome)])
+    rows += [["must keep", f"{name}: {limit}"] for name, limit in goal.constraints.items()]
     if goal.forget:
         rows.append(["to keep", f"{goal.keep:.4g} of the base's {goal.report_metric} on the other tasks"])
     if HELD_OUT in problem.items:
@@ -183,6 +184,17 @@ def _facts(
             f"model {model / GIB:.2f} GiB, {len(space.rows)} task vectors {problem.rows.nbytes / GIB:.2f} GiB{where}",
         ],
     ]
+
+
+def _worth(goal: Goal, objective: Objective, values: Sequence[float], outcome: Outcome) -> str:
+    """Return what is printed of the base's value, or values."""
+    if objective.values:
+        return ", ".join(
+            f"{one.name} {one.score(outcome):.4f} ({one.metric}{', to be small' * one.minimise})"
+            for one in objective.values
+        )
+    of = f"negated, over {', '.join(goal.forget)}" if goal.forget else objective.aggregate
+    return f"{values[0]:.4f} ({goal.metric}, {of})"
 
 
 def _times(

@@ -15,6 +15,7 @@ from evomerge.common.arguments import is_kind
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.fitness.items import HELD_OUT, Item
+from evomerge.runs.objectives import check_valued, normalised
 from evomerge.runs.sampled import changing
 
 Items = Mapping[str, Mapping[str, list[Item]]]
@@ -35,7 +36,7 @@ def check_roles(settings: Mapping[str, Any]) -> None:
     if not all(0 <= weight < math.inf for weight in (objective["weights"] or {}).values()):
         raise ConfigError(f"objective.weights are {objective['weights']}; write finite numbers, none negative.")
     forget = objective.get("forget")
-    if (objective["normalised"] or forget) and (items := changing(settings)):
+    if (normalised(settings) or forget) and (items := changing(settings)):
         raise ConfigError(
             f"objective.{'forget' if forget else 'normalised'} needs base and experts on the items of a candidate, and "
             f"with {items} those change: use one or the other."
@@ -78,6 +79,7 @@ def check_names(settings: Mapping[str, Any], tasks: Collection[str]) -> None:
                 f"leave it out of one of the two."
             )
     _known("objective.forget", forget, searched)
+    check_valued(settings, searched)
     if forget and "weight" not in (settings["space"]["bounds"] or {}):
         raise ConfigError(
             f"objective.forget takes task vectors away, which needs negative weights, and no bounds are given that "

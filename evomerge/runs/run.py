@@ -60,7 +60,8 @@ from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Interrupt, Stopped, fixed
-from evomerge.searchers.base import Incumbent, Searcher, parts_of, unfinished
+from evomerge.searchers.archive import unfinished
+from evomerge.searchers.base import Incumbent, Searcher, parts_of
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
 from evomerge.selection.recalling import Recalling
@@ -138,7 +139,8 @@ def _run(
     check_kept(problem.live, before)
     scored = plan.workers and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
     first = None if settings["start"] == "constants" else {}  # in place of one that workers score
-    searcher = make_searcher(settings, problem.space, first if scored else find_start(settings, problem, reporter))
+    start = first if scored else find_start(settings, problem, reporter)
+    searcher = make_searcher(settings, problem.space, start, problem.objectives)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     make_subsets(problem)  # refuses bad sizes
     learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
@@ -166,7 +168,8 @@ def _run(
         problem, scorer = engine.problem, engine.scorer
         if scored:  # only now there are workers, who score it whole, as this process would
             workers = Workers(engine.scorer, 1)
-            searcher = make_searcher(settings, problem.space, find_start(settings, problem, reporter, workers))
+            start = find_start(settings, problem, reporter, workers)
+            searcher = make_searcher(settings, problem.space, start, problem.objectives)
             baselines = find_baselines(settings, problem, reporter, workers)
         racing = racing_of(settings, searcher, lambda: interrupt.requested or deadline.left < 0)
         if isinstance(scorer, Early) and (engine.workers or racing):  # else trials are logged as they end

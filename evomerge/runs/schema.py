@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from evomerge.common.limits import AUTO
+from evomerge.fitness.objectives import KNEE
 from evomerge.models.buffers import BASE
 from evomerge.models.vocabulary import REFUSE
 from evomerge.runs.roles import KEEP
@@ -61,13 +62,16 @@ class SpaceConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """How scores of tasks become one number."""
+    """How scores of tasks become one number, or several."""
 
-    aggregate: str = "mean"
+    aggregate: str = "mean"  # or worst, chebyshev, pareto
     normalised: bool = False
     weights: Any = None  # {task: weight}
     forget: Any = None  # [task, ...] whose scores are to be low
     keep: float = KEEP  # of the base's score on the others, where something is to be forgotten
+    values: Any = None  # {name: [task, ...] or settings}: several values, none of them added up
+    constraints: Any = None  # {task or value: ">= 0.98 * base"}
+    choose: Any = KNEE  # how the winner of a front is chosen: or {at_least: {value: limit}, best: value}
 
 
 @dataclass

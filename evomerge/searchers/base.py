@@ -9,6 +9,7 @@ file here, one YAML in conf/searcher, and one line in tests/searching.py.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -20,13 +21,15 @@ from evomerge.common.protocols import lacking
 from evomerge.space.coefficients import ROUNDING, CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
+MANY = sys.maxsize
+"""How many values a searcher takes that takes any number of them."""
 USUAL = 5
 """How many points a searcher hands over to the final selection, where it does not tell."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a searcher must be told: gradients or only values, and of how many objectives."""
+    """What a searcher must be told: gradients or only values, and how many values of a point it can take at most."""
 
     gradient: bool = False
     objectives: int = 1
@@ -251,20 +254,6 @@ class Elite:
             if not any(np.array_equal(one.x, other.x) for other in distinct):
                 distinct.append(one)
         return {"best" if i == 0 else f"best_{i + 1}": one for i, one in enumerate(distinct)}
-
-
-def unfinished(batch: Batch | None) -> dict[str, Incumbent]:
-    """Return the best point of a generation that the budget cut short: the searcher was never told of it, but it was
-    paid for.
-
-    Args:
-        batch: the last one that was begun; None where nothing was asked.
-    """
-    elite = Elite(1)
-    if batch is not None and not batch.complete:
-        elite.update(batch)
-    best = elite.incumbents().get("best")
-    return {"unfinished": best} if best else {}
 
 
 class Turns:

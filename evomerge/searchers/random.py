@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
+from evomerge.searchers.archive import SIZE, memory
+from evomerge.searchers.base import MANY, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -24,22 +25,32 @@ class Random:
         batch: points asked at once.
         lag: how many batches are asked ahead of the oldest that is not told yet.
         keep: how many of the best points seen stay incumbents.
+        incumbents: how many points of a front do, where a point has several values.
+        objectives: how many values a point has.
 
     Raises:
         ConfigError: for a batch below 1, a lag below 0, or a start outside the bounds.
     """
 
-    needs = Needs()
+    needs = Needs(objectives=MANY)
 
     def __init__(
-        self, space: CoefficientSpace, start: np.ndarray, seed: int, batch: int = 8, keep: int = 5, lag: int = 0
+        self,
+        space: CoefficientSpace,
+        start: np.ndarray,
+        seed: int,
+        batch: int = 8,
+        keep: int = 5,
+        lag: int = 0,
+        incumbents: int = SIZE,
+        objectives: int = 1,
     ) -> None:
         if batch < 1:
             raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
         self._space, self._start, self._seed, self._batch = space, inside(space, start), seed, batch
         self.lag = checked_lag(lag)
         self._turns = Turns()
-        self._elite = Elite(keep)
+        self._seen = memory(objectives, keep, incumbents)
 
     def ask(self) -> Batch:
         """Return the next points, shape (batch, dim)."""
@@ -52,7 +63,7 @@ class Random:
     def tell(self, batch: Batch) -> None:
         """Remember the best."""
         self._turns.told(batch)
-        self._elite.update(batch)
+        self._seen.update(batch)
 
     def stop(self) -> StopReason | None:
         """Never ends by itself."""
@@ -60,12 +71,12 @@ class Random:
 
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget."""
-        return [Part(False, budget, self._elite.size, self.parents())]
+        return [Part(False, budget, self._seen.size, self.parents())]
 
     def parents(self) -> Parents:
         """Return how many of the best points stay incumbents."""
-        return Parents(self._elite.size, self._turns.index)
+        return Parents(self._seen.size, self._turns.index)
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""
-        return self._elite.incumbents()
+        return self._seen.incumbents()

@@ -1,25 +1,20 @@
 """TPE: the tree-structured Parzen estimator (Bergstra et al. 2011; multivariate, Falkner et al. 2018), by Optuna.
 
-In: a start point, scored first. Out: points where good trials are dense and bad ones are not. The study lives in
-memory: the trial log is the truth, and Optuna's storages write each parameter by itself (seconds per trial with
-hundreds of coefficients). The sampler is made anew for every ask with a seed that depends on the search's seed and
-the number of the ask, so a replay asks the same without pickles.
+In: a start point, scored first. Out: points where good trials are dense and bad ones are not; of several values, good
+ones are those of the first fronts (Ozaki et al. 2022). How the study is kept, and asked again: see `studies.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import threading
-from collections import deque
+from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
 
-from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Elite, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
+from evomerge.searchers.archive import SIZE, memory
+from evomerge.searchers.base import MANY, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
+from evomerge.searchers.studies import Study, checked_batch
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -37,12 +32,14 @@ class Tpe:
         lag: how many batches are asked ahead of the oldest that is not told yet; the model takes points without a value
             for bad ones (Optuna's constant liar), so that open batches lie apart.
         keep: how many of the best points seen stay incumbents.
+        incumbents: how many points of a front do, where a point has several values.
+        objectives: how many values a point has.
 
     Raises:
         ConfigError: for a batch below 1, a lag below 0, or a start outside the bounds.
     """
 
-    needs = Needs()
+    needs = Needs(objectives=MANY)
 
     def __init__(
         self,
@@ -54,35 +51,28 @@ class Tpe:
         candidates: int = 24,
         keep: int = 5,
         lag: int = 0,
+        incumbents: int = SIZE,
+        objectives: int = 1,
     ) -> None:
-        if batch < 1:
-            raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
-        self._names = space.names
-        bounds = zip(space.names, space.low.tolist(), space.high.tolist(), strict=True)
-        self._box: dict[str, BaseDistribution] = {name: FloatDistribution(low, high) for name, low, high in bounds}
-        self._seed, self._batch, self._startup, self._candidates = seed, batch, startup, candidates
-        self._asks = 0
-        self._study = _quiet_study()
-        self._study.enqueue_trial(dict(zip(space.names, inside(space, start).tolist(), strict=True)))
-        self.lag = checked_lag(lag)
-        self._open: deque[list[optuna.trial.Trial]] = deque()
+        self._batch, self._startup, self.lag = checked_batch(batch), startup, checked_lag(lag)
+        # of several values, Optuna would take each coordinate by itself, which is slow and knows no directions
+        own: dict[str, Any] = {"multivariate": True} if objectives > 1 else {}
+        self._study = Study(
+            *(space, [inside(space, start)], seed, objectives),
+            lambda seed: TPESampler(n_startup_trials=startup, n_ei_candidates=candidates, seed=seed, **own),
+        )
         self._turns = Turns()
-        self._elite = Elite(keep)
+        self._seen = memory(objectives, keep, incumbents)
 
     def ask(self) -> Batch:
         """Return the next points, shape (batch, dim)."""
-        asked = [self._suggest() for _ in range(self._batch)]
-        points = np.array([[trial.params[name] for name in self._names] for trial in asked])
-        batch = self._turns.asked(points, lag=self.lag)
-        self._open.append(asked)
-        return batch
+        return self._turns.asked(self._study.ask(self._batch), lag=self.lag)
 
     def tell(self, batch: Batch) -> None:
         """Add the trials to the study; failed points count as -inf, so the model avoids them."""
         self._turns.told(batch)
-        for trial, value in zip(self._open.popleft(), batch.values.tolist(), strict=True):
-            self._study.tell(trial, value)
-        self._elite.update(batch)
+        self._study.tell(batch)
+        self._seen.update(batch)
 
     def stop(self) -> StopReason | None:
         """Never ends by itself."""
@@ -90,7 +80,7 @@ class Tpe:
 
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget."""
-        return [Part(False, budget, self._elite.size, self.parents())]
+        return [Part(False, budget, self._seen.size, self.parents())]
 
     def parents(self) -> Parents:
         """Return how many points the model takes for good: a tenth, 25 at most, as Optuna does; all random ones."""
@@ -99,24 +89,4 @@ class Tpe:
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the best points seen."""
-        return self._elite.incumbents()
-
-    def _suggest(self) -> optuna.trial.Trial:
-        seed = int(np.random.SeedSequence([self._seed, self._asks]).generate_state(1)[0])
-        self._asks += 1
-        self._study.sampler = TPESampler(n_startup_trials=self._startup, n_ei_candidates=self._candidates, seed=seed)
-        return self._study.ask(self._box)
-
-
-def _quiet_study() -> optuna.Study:
-    """Make a study in memory. Optuna's own line about it is not shown; its logging stays as the program has it."""
-    thread, logger = threading.get_ident(), logging.getLogger("optuna.storages._in_memory")
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger.addFilter(others)
-    try:
-        return optuna.create_study(direction="maximize")
-    finally:
-        logger.removeFilter(others)
+        return self._seen.incumbents()

@@ -4,18 +4,20 @@ In: a space and a way to make a searcher from a start point. Out: first one batc
 other variables at their start), then the batches of a searcher that starts from the best of them. A handful of
 candidates finds the right overall scale, which a search in many dimensions would spend most of a small budget on. If
 all of them fail, the search starts where it would have without them. A searcher with a lag is asked ahead once all
-constants are scored, since it starts from one of them.
+constants are scored, since it starts from one of them. Of several values, it starts from a compromise between them, and
+the front that is handed over is that of the constants and what the searcher has found.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from evomerge.searchers.archive import Archive, memory
 from evomerge.searchers.base import (
-    Elite,
     Incumbent,
     Parents,
     Part,
@@ -46,19 +48,23 @@ class WarmStart:
         space: the coefficient space.
         make: makes the searcher that takes over, from a start point (dim,).
         sign: of the constants: -1 where task vectors are to be taken away.
+        objectives: how many values a point has.
 
     Raises:
         ConfigError: what that searcher refuses.
     """
 
-    def __init__(self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher], sign: int = 1) -> None:
+    def __init__(
+        self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher], sign: int = 1, objectives: int = 1
+    ) -> None:
         self._points = constants(space, sign)
         self._make = make
         # takes over if all constants fail; what does not fit is refused now
         self._inner = make(space.start({}) if sign > 0 else self._points[-1])
         self.needs = self._inner.needs
         self._turns = Turns()
-        self._elite = Elite(1)
+        size = sum(part.incumbents for part in parts_of(self._inner, sys.maxsize)) if objectives > 1 else 1
+        self._seen = memory(objectives, 1, size)
 
     @property
     def lag(self) -> int:
@@ -77,10 +83,10 @@ class WarmStart:
         self._turns.told(batch)
         if batch.index > 0:
             self._inner.tell(replace(batch, index=batch.index - 1))
-            return
-        self._elite.update(batch)
-        if best := self._elite.incumbents():
-            self._inner = self._make(best["best"].x)
+        if batch.index == 0 or isinstance(self._seen, Archive):
+            self._seen.update(batch)
+        if batch.index == 0 and (best := self._best()) is not None:
+            self._inner = self._make(best)
 
     def stop(self) -> StopReason | None:
         """Return why the searcher ended, or None; not before the constants are scored."""
@@ -88,7 +94,8 @@ class WarmStart:
 
     def parts(self, budget: int) -> list[Part]:
         """Return the constants, then what the searcher will ask for."""
-        constants = Part(False, min(len(self._points), budget), 1, Parents(1))
+        several = isinstance(self._seen, Archive)
+        constants = Part(False, min(len(self._points), budget), 0 if several else 1, Parents(1))
         return [constants, *parts_of(self._inner, budget - len(self._points))]
 
     def parents(self) -> Parents | None:
@@ -101,5 +108,14 @@ class WarmStart:
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return those of the searcher, and the constant that it started from."""
-        best = self._elite.incumbents()
+        best = self._seen.incumbents()
+        if isinstance(self._seen, Archive):
+            return best
         return self._inner.incumbents() | ({"constant": best["best"]} if best else {})
+
+    def _best(self) -> np.ndarray | None:
+        """Return the constant that the searcher starts from; None where all have failed."""
+        if isinstance(self._seen, Archive):
+            return self._seen.middle()
+        best = self._seen.incumbents()
+        return best["best"].x if best else None

@@ -137,7 +137,8 @@ def work(bounds: tuple[float, float], incumbents: int, sizes: Mapping[str, int],
         goal: of the search; base and experts, or the base, may have to be scored on the select split as well.
     """
     ends, forget = (2 * goal.normalised, bool(goal.forget)) if goal else (0, False)
-    models = len(constants_within(*bounds, forget)) + incumbents + 1 + ends + forget
+    base = forget or bool(goal and goal.constraints)
+    models = len(constants_within(*bounds, forget)) + incumbents + 1 + ends + base
     report = sizes["report"] + sizes.get(HELD_OUT, 0)
     return models * sizes["select"] + 4 * report  # of the report: base, experts, best constant and winner
 
@@ -160,7 +161,7 @@ def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int],
 def objective_of(judge: Judge, goal: Goal) -> Objective:
     """Return what decides on the select split: the objective of the search, on the metric of the report."""
     metric, judged, ends, known = goal.report_metric, judge.ids["select"], None, None
-    if goal.forget:
+    if goal.forget or goal.constraints:
         with needed("the base", "select"):
             known = judge.base("select")
             check_finite(known, metric)
@@ -178,7 +179,7 @@ def objective_of(judge: Judge, goal: Goal) -> Objective:
                 ", ".join(flat),
             )
         ends = None if flat else gains
-    return Objective(metric, goal.aggregate, goal.counts(judged), ends, goal.conditions(judged), known)
+    return goal.objective(metric, judged, ends, known)
 
 
 def constants_within(low: float, high: float, forget: bool = False) -> list[float]:

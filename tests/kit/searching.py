@@ -15,6 +15,7 @@ from evomerge.searchers.gradient import Gradient
 from evomerge.searchers.greedy import Greedy
 from evomerge.searchers.grid import Grid
 from evomerge.searchers.hybrid import Hybrid
+from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import Random
 from evomerge.searchers.topk import TopK
 from evomerge.searchers.tpe import Tpe
@@ -42,6 +43,7 @@ SEARCHERS: dict[str, Make] = {
     "random-lag": lambda space, seed: Random(space, space.start({}), seed, batch=2, lag=3),
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
+    "nsga2": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
     "greedy": lambda space, seed: Greedy(space, space.start({}), seed),
     "topk": lambda space, seed: TopK(space, space.start({}), seed),
@@ -58,6 +60,18 @@ SEARCHERS: dict[str, Make] = {
         space, lambda start: Hybrid(space, start, seed, partial(Gradient, steps=9), partial(CmaEs, lag=3))
     ),
 }
+SEVERAL: dict[str, Make] = {
+    "random": lambda space, seed: Random(space, space.start({}), seed, objectives=3),
+    "random-lag": lambda space, seed: Random(space, space.start({}), seed, batch=2, lag=3, objectives=3),
+    "tpe": lambda space, seed: Tpe(space, space.start({}), seed, objectives=3),
+    "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, batch=2, lag=3, objectives=3),
+    "nsga2": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6, objectives=3),
+    "nsga2-lag": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6, lag=2, objectives=3),
+    "warm-nsga2": lambda space, seed: WarmStart(
+        space, lambda start: Nsga2(space, start, seed, popsize=6, objectives=3), objectives=3
+    ),
+}
+"""Searchers as they are told three values."""
 BY_GRADIENT = tuple(name for name in SEARCHERS if "gradient" in name or "hybrid" in name)
 
 
@@ -71,7 +85,28 @@ def answer(batch: Batch, value: Callable[[np.ndarray], float | None]) -> Batch:
     return batch
 
 
-def drive(searcher: Searcher, value: Callable[[np.ndarray], float | None], trials: int) -> list[Batch]:
+def answer_several(batch: Batch, value: Callable[[np.ndarray], tuple[float, ...] | None]) -> Batch:
+    """Fill a batch with several values and violations: of four numbers the last one is how far a constraint is
+    violated. None is a failed point.
+    """
+    for i, x in enumerate(batch.points):
+        v = value(x)
+        found = ("failed", None, ()) if v is None else ("ok", v[:3], v[3:])
+        batch.trials[i] = Trial(batch.index, i, *found)
+    return batch
+
+
+def trade(x: np.ndarray) -> tuple[float, ...]:
+    """Three spheres around different points of the space."""
+    return tuple(-float(((x - centre) ** 2).sum()) for centre in (0.2, 0.6, 1.0))
+
+
+def drive(
+    searcher: Searcher,
+    value: Callable[[np.ndarray], Any],
+    trials: int,
+    fill: Callable[[Batch, Callable[[np.ndarray], Any]], Batch] = answer,
+) -> list[Batch]:
     """Ask, ahead by the searcher's lag, and tell until so many points were told, or the searcher stops."""
     batches: list[Batch] = []
     ahead: deque[Batch] = deque()
@@ -80,7 +115,7 @@ def drive(searcher: Searcher, value: Callable[[np.ndarray], float | None], trial
             ahead.append(searcher.ask())
         if not ahead:
             break
-        batch = answer(ahead.popleft(), value)
+        batch = fill(ahead.popleft(), value)
         searcher.tell(batch)
         batches.append(batch)
     return batches

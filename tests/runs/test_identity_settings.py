@@ -59,16 +59,18 @@ FREE = {
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
 }
 """Settings that may not change the identity, and why."""
-IMPOSSIBLE = ("model.part", "model.trajectory")
-"""Settings that have no other valid value on these models."""
-CHOICES = {group: choices_of(group) for group in ("method", "transform", "space", "searcher", "fitness", "loss")}
-DEFAULTS = {"", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy", "ray"}
+IMPOSSIBLE = ("model.part", "model.trajectory", "objective.values", "objective.choose")
+"""Settings that have no other valid value on these models; those of a search with several values: test_fronts.py"""
+GROUPS = ("method", "transform", "space", "searcher", "fitness", "loss", "objective")
+CHOICES = {group: choices_of(group) for group in GROUPS}
+DEFAULTS = {"mean", "", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy", "ray"}
 GIVEN = {
     "command": ["fitness.command='true {model} {items} {out}'"],
     "custom": [f"fitness.function={user_fitness.__file__}:score"],
     "blocks": ["space.n=2"],
     "modules": ["space.n=2"],
     "core_space": ["transform.core_space.rank=2"],
+    "pareto": ["searcher=random"],
     "slerp": ["model.experts=[trees]"],
     "nuslerp": ["model.experts=[trees,metals]"],
     **{name: [f"transform.{name}.steps=2"] for name in ("wudi", "optmerge", "doge")},
@@ -112,7 +114,8 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "forget": (["trees"],),
     "fewshot": (2,),
     "system": ("Be brief.",),
-    "aggregate": ("worst",),
+    "aggregate": ("worst", "mean"),
+    "constraints": ({"trees": ">= base"},),
     "sampling": ("uniform",),
     "grow": (0.5,),
     "weights": ({"trees": 2},),
@@ -216,7 +219,6 @@ def usual(composed: Callable[..., Any], problem: Problem) -> tuple[dict[str, Any
     [
         ("", ""),
         ("model", "pico"),
-        ("objective", ""),
         ("evaluator", "ray"),
         ("racing", ""),
         *((group, one) for group, all in CHOICES.items() for one in all),

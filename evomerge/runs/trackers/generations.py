@@ -25,6 +25,7 @@ class Generations:
         self._metric = metric
         self._failed = self._items = self._dropped = 0
         self._best: Trial | None = None
+        self._each: tuple[float, ...] = ()
         self._open: dict[int, list[Trial]] = {}  # trials of generations that were not told yet
 
     def take(self, line: Mapping[str, Any]) -> dict[str, float] | None:
@@ -43,7 +44,7 @@ class Generations:
         trials = self._open.pop(generation, [])
         self._items += sum(trial.spent for trial in trials)
         self._failed += sum(trial.status == "failed" for trial in trials)
-        values = [trial.full[0] for trial in trials if trial.full and trial.gradient is None]
+        values = [trial.full[0] for trial in trials if trial.full and len(trial.full) == 1 and trial.gradient is None]
         losses = [-trial.values[0] for trial in trials if trial.values and trial.gradient is not None]
         for trial in trials:
             if trial.full and trial.gradient is None and (not self._best or trial.full > (self._best.full or ())):
@@ -55,11 +56,20 @@ class Generations:
         if values and not any(trial.status == "censored" for trial in trials):  # else they are those that a race left
             found |= {"generation/mean": sum(values) / len(values)}
         found |= {"loss": sum(losses) / len(losses)} if losses else {}
+        if self._best and len(self._best.values or ()) > 1:
+            return found | self._of_each(trials)
         if self._best and self._best.values:
             scores = {task: row.get(self._metric) for task, row in self._best.scores.items()}
             found |= {"best": self._best.values[0]}
             found |= {f"best/{task}": score for task, score in scores.items() if score is not None}
         return found
+
+    def _of_each(self, trials: list[Trial]) -> dict[str, float]:
+        """Return the best of each of several values so far, by its place."""
+        for trial in trials:
+            if trial.full:
+                self._each = tuple(map(max, zip(self._each or trial.full, trial.full, strict=True)))
+        return {f"best/value_{place}": value for place, value in enumerate(self._each, 1)}
 
 
 def at_the_end(summary: Summary) -> dict[str, float]:

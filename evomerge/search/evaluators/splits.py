@@ -94,7 +94,7 @@ def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
 
 def make_objective(problem: Problem, scorer: Scorer, subset: Subset, blocks: int = 1) -> Objective:
     """Build the objective; with `normalised`, base and experts are scored on the items of the first generation, and the
-    base where something is to be forgotten.
+    base where something is to be forgotten or kept.
 
     Args:
         problem: what is searched.
@@ -104,7 +104,7 @@ def make_objective(problem: Problem, scorer: Scorer, subset: Subset, blocks: int
     """
     goal, sample, ends, known = problem.goal, subset.sample(0), None, None
     ids = sample.ids
-    if goal.forget:
+    if goal.forget or goal.constraints:
         known = _scored_first("There is nothing to hold candidates against: the", "base", scorer, ids, blocks, None)
         known = sample.weighed(known)
     if goal.normalised:
@@ -117,7 +117,7 @@ def make_objective(problem: Problem, scorer: Scorer, subset: Subset, blocks: int
         found = [_scored_first(why, who, scorer, ids, blocks, goal.metric) for who in ("base", "experts")]
         base, best = (sample.weighed(outcome).scores() for outcome in found)
         ends = {task: (base[task][goal.metric], best[task][goal.metric]) for task in ids}
-    return Objective(goal.metric, goal.aggregate, goal.counts(ids), ends, goal.conditions(ids), known)
+    return goal.objective(goal.metric, ids, ends, known)
 
 
 def _scored_first(

@@ -93,7 +93,8 @@ class ValueEvaluator:
             check_finite(outcome)
             values, violations = self._objective(outcome)
             if not np.isfinite(values).all():
-                raise ArithmeticError(f"the objective is {values[0]}, not a finite number")
+                wrong = next(value for value in values if not np.isfinite(value))
+                raise ArithmeticError(f"the objective is {wrong}, not a finite number")
         except Exception as error:  # such as an objective of somebody's own
             return failed(batch.index, index, sample.ids, error)
         trial = Trial(

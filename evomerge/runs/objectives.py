@@ -1,0 +1,253 @@
+"""The settings `objective` of a search with several values or with constraints: what they say, and what is refused.
+
+In: these settings, the searcher's, the tasks and the metrics of the fitness. Out: values and constraints as a `Goal`
+has them; or a refusal, before anything is loaded where nothing else need be known. Runs of earlier versions have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from evomerge.common.arguments import is_kind
+from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
+from evomerge.fitness.conditions import read_limit
+from evomerge.fitness.objectives import AGGREGATES, CHEBYSHEV, KNEE, PARETO
+from evomerge.fitness.values import AGGREGATES as OF_TASKS
+from evomerge.runs.racing import alpha_of
+from evomerge.runs.sampled import changing
+from evomerge.runs.targets import CONF, choices_of, find_class
+
+if TYPE_CHECKING:
+    from evomerge.problem import Valued  # comes with torch, and settings are checked without it
+
+KINDS = {"tasks": "a list of tasks", "metric": "a metric", "minimise": "true or false", "aggregate": "mean or worst"}
+"""What may be said of a value."""
+EXAMPLE = "'objective.values={skills: [a, b], short: {metric: length, minimise: true}}'"
+
+
+def several(settings: Mapping[str, Any]) -> bool:
+    """Return whether a search has several values."""
+    return settings["objective"]["aggregate"] == PARETO or bool(settings["objective"].get("values"))
+
+
+def normalised(settings: Mapping[str, Any]) -> bool:
+    """Return whether scores count from the base to the experts, as the distance from these does."""
+    objective = settings["objective"]
+    return bool(objective["normalised"]) or objective["aggregate"] == CHEBYSHEV
+
+
+def constraints_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the constraints by name; none in runs of earlier versions."""
+    return dict(settings["objective"].get("constraints") or {})
+
+
+def choose_of(settings: Mapping[str, Any]) -> Any:
+    """Return how the winner of a front is chosen."""
+    return settings["objective"].get("choose") or KNEE
+
+
+def valued_of(settings: Mapping[str, Any]) -> dict[str, Valued]:
+    """Return what the user says of each value; nothing where every task is one, or where there is one value."""
+    from evomerge.problem import Valued
+
+    found = dict[str, Valued]()
+    for name, given in (settings["objective"].get("values") or {}).items():
+        one: dict[str, Any] = {"tasks": given} if isinstance(given, list) else dict(given)
+        tasks = one.pop("tasks", None)
+        found[str(name)] = Valued(None if tasks is None else tuple(tasks), **one)
+    return found
+
+
+def check_objective(settings: Mapping[str, Any]) -> None:
+    """Check these settings, as far as nothing else need be known.
+
+    Raises:
+        ConfigError: one has another form, or they do not go together with others.
+    """
+    given = settings["objective"]
+    if (aggregate := given["aggregate"]) not in AGGREGATES:
+        raise ConfigError(f"objective.aggregate is '{aggregate}'; write one of {', '.join(AGGREGATES)}.")
+    _check_values(given.get("values"))
+    _check_constraints(settings)
+    if several(settings):
+        _check_several(settings)
+        _check_searcher(settings, 2)
+        _check_choose(choose_of(settings))
+    elif choose_of(settings) != KNEE:
+        raise ConfigError("objective.choose says how one point of a front is chosen: write objective=pareto as well.")
+
+
+def check_valued(settings: Mapping[str, Any], tasks: Collection[str]) -> None:
+    """Hold values and constraints against the tasks that the search sees.
+
+    Raises:
+        ConfigError: a name is none of theirs, or there is one value alone.
+    """
+    values = settings["objective"].get("values") or {}
+    for name, one in values.items():
+        for task in one if isinstance(one, list) else one.get("tasks") or ():
+            if task not in tasks:
+                raise ConfigError(f"objective.values.{name}: {unknown('task', task, tasks)}")
+    for name in constraints_of(settings):
+        if name not in values and name not in tasks:
+            raise ConfigError(f"objective.constraints: {unknown('value or task', name, [*values, *tasks])}")
+    if not several(settings):
+        return
+    names = list(values or tasks)
+    if len(names) == 1:
+        raise ConfigError(
+            f"objective=pareto is for two values or more, and {names[0]} is one: write objective=mean, or {EXAMPLE}."
+        )
+    if names:  # of a function of the user's, tasks come with the items
+        _check_chosen(choose_of(settings), names)
+        _check_searcher(settings, len(names))
+
+
+def check_valued_metrics(settings: Mapping[str, Any], metrics: Collection[str]) -> None:
+    """Refuse a metric of a value that the fitness does not give.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name, one in (settings["objective"].get("values") or {}).items():
+        metric = one.get("metric") if isinstance(one, Mapping) else None
+        if metric is not None and metric not in metrics:
+            raise ConfigError(
+                f"objective.values.{name}.metric is '{metric}'; this fitness gives {', '.join(metrics)}: write one of "
+                f"these."
+            )
+
+
+def objective_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what values and constraints add to the identity of a search; nothing where there are none."""
+    own = {name: settings["objective"].get(name) for name in ("values", "constraints")}
+    found = {name: value for name, value in own.items() if value}
+    return {**found, **({"condition": settings["fitness"]["report_metric"]} if own["constraints"] else {})}
+
+
+def _check_values(values: Any) -> None:
+    if values is None:
+        return
+    if not isinstance(values, Mapping) or not values:
+        raise ConfigError(f"objective.values is {values}; write names, and of which tasks each is made: {EXAMPLE}.")
+    if len(values) == 1:
+        raise ConfigError(
+            f"objective.values has one value, {next(iter(values))}, and two or more are a front: write fitness.metric "
+            f"and objective.weights for one, or {EXAMPLE}."
+        )
+    for name, one in values.items():
+        where = f"objective.values.{name}"
+        if isinstance(one, list):
+            _check_tasks(where, one)
+            continue
+        if not isinstance(one, Mapping):
+            raise ConfigError(f"{where} is {one}; write a list of tasks, or settings of it: {EXAMPLE}.")
+        if strange := [str(key) for key in one if key not in KINDS]:
+            raise ConfigError(f"{where}: {unknown('setting', strange[0], list(KINDS))}")
+        if one.get("tasks") is not None:
+            _check_tasks(f"{where}.tasks", one["tasks"])
+        good = {
+            "metric": is_kind(one.get("metric"), "str") or one.get("metric") is None,
+            "minimise": isinstance(one.get("minimise", False), bool),
+            "aggregate": one.get("aggregate", "mean") in OF_TASKS,
+        }
+        for key in (key for key, fine in good.items() if not fine):
+            raise ConfigError(f"{where}.{key} is {one[key]}; write {KINDS[key]}.")
+
+
+def _check_tasks(where: str, tasks: Any) -> None:
+    if not (isinstance(tasks, list) and tasks and all(isinstance(task, str) for task in tasks)):
+        raise ConfigError(f"{where} is {tasks}; write a list of tasks: {EXAMPLE}.")
+
+
+def _check_constraints(settings: Mapping[str, Any]) -> None:
+    given = settings["objective"].get("constraints")
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"objective.constraints is {given}; write limits by the name of a value or a task: "
+            f"'objective.constraints={{safety: \">= 0.98 * base\"}}'."
+        )
+    for name, text in given.items():
+        read_limit(str(name), text)
+    if given and (items := changing(settings)):
+        raise ConfigError(
+            f"objective.constraints needs the base on the items of a candidate, and with {items} those change: use one "
+            f"or the other."
+        )
+    if given and alpha_of(settings) is not None:
+        raise ConfigError(
+            "racing.alpha drops candidates by the mean of a part of their items, and objective.constraints counts all "
+            "of them: write racing.alpha=null."
+        )
+
+
+def _check_several(settings: Mapping[str, Any]) -> None:
+    objective = settings["objective"]
+    instead = {
+        "normalised": "no value is added to another, so none need be normalised: leave it out",
+        "forget": "a task to forget is a value to be small: write 'objective.values={gone: {tasks: [mood], minimise: "
+        "true}, ...}' and 'objective.constraints={...}' for what is to be kept",
+    }
+    for name, what in instead.items():
+        if objective.get(name):
+            raise ConfigError(f"objective.{name} is for one value, and this search has several; {what}.")
+    if objective["aggregate"] not in ("mean", PARETO):
+        raise ConfigError(
+            f"objective.aggregate={objective['aggregate']} makes one value, and objective.values names several: write "
+            f"objective=pareto, or leave out one of the two."
+        )
+    if alpha_of(settings) is not None:
+        raise ConfigError(
+            "racing.alpha drops the candidates that fall behind in one value, and this search has several: write "
+            "racing.alpha=null."
+        )
+
+
+def _check_searcher(settings: Mapping[str, Any], count: int) -> None:
+    """Refuse a searcher that cannot take so many values."""
+    target = str(settings["searcher"]["_target_"])
+    if (most := _most(target)) >= count:
+        return
+    able = [name for name in choices_of("searcher") if _most(_target(name)) >= count]
+    raise ConfigError(
+        f"The searcher {target.rpartition('.')[2]} goes by {'one value' if most == 1 else f'{most} values at most'}, "
+        f"and this search has {'several' if most == 1 else count}: write searcher={' or searcher='.join(able)}; or "
+        f"make one value of them, with objective=mean, worst or chebyshev."
+    )
+
+
+def _most(target: str) -> int:
+    """Return how many values a searcher takes."""
+    from evomerge.searchers.base import Needs  # comes with scipy
+
+    return getattr(find_class(target, "searcher"), "needs", Needs()).objectives
+
+
+def _target(choice: str) -> str:
+    settings: Any = OmegaConf.load(CONF / "searcher" / f"{choice}.yaml")
+    return settings["_target_"]
+
+
+def _check_choose(choose: Any) -> None:
+    """Hold the form of `objective.choose` against what a front can be chosen by."""
+    example = "write knee, or '{at_least: {safety: \"0.98 * base\"}, best: skills}'"
+    if choose == KNEE:
+        return
+    if not isinstance(choose, Mapping) or set(choose) != {"at_least", "best"}:
+        raise ConfigError(f"objective.choose is {choose}; {example}.")
+    if not isinstance(choose["at_least"], Mapping) or not choose["at_least"] or not isinstance(choose["best"], str):
+        raise ConfigError(f"objective.choose is {choose}; {example}.")
+    for name, text in choose["at_least"].items():
+        read_limit(str(name), f">= {text}")
+
+
+def _check_chosen(choose: Any, names: Collection[str]) -> None:
+    for name in [] if choose == KNEE else [*choose["at_least"], choose["best"]]:
+        if name not in names:
+            raise ConfigError(f"objective.choose: {unknown('value', name, names)}")

@@ -1,0 +1,113 @@
+"""A study of Optuna's, asked and told in batches: what the searchers by its samplers share.
+
+In: a space, a start point, which is asked first, and a way to make a sampler of a seed. Out: points, and the batches
+told to the study. It lives in memory: the trial log is the truth, and Optuna's storages write each parameter by itself
+(seconds per trial with hundreds of coefficients). The sampler is made anew for every point with a seed that depends on
+the search's seed and the number of the point, so a replay asks the same without pickles.
+
+A point without a value is told as what is bad: -inf where there is one value. Of several, whose numbers must be finite,
+it has the worst that were told and violates a constraint by more than any other; constraints are told as how much a
+point lacks in all, by which Optuna ranks as Deb et al. (2002).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+
+from evomerge.common.errors import ConfigError
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch
+
+FAILED = 1e100
+"""How much a point without a value violates."""
+
+
+class Study:
+    """A study in memory.
+
+    Args:
+        space: the coefficient space.
+        first: the points that are asked first, each (dim,).
+        seed: any integer from 0.
+        objectives: how many values a point has.
+        sampler: makes a sampler of a seed.
+    """
+
+    def __init__(
+        self,
+        space: CoefficientSpace,
+        first: Iterable[np.ndarray],
+        seed: int,
+        objectives: int,
+        sampler: Callable[[int], BaseSampler],
+    ) -> None:
+        bounds = zip(space.names, space.low.tolist(), space.high.tolist(), strict=True)
+        self._box: dict[str, BaseDistribution] = {name: FloatDistribution(low, high) for name, low, high in bounds}
+        self._seed, self._objectives, self._sampler, self._asks = seed, objectives, sampler, 0
+        self._study = _quiet_study(objectives)
+        for x in first:
+            self._study.enqueue_trial(dict(zip(space.names, x.tolist(), strict=True)))
+        self._open: deque[list[optuna.trial.Trial]] = deque()
+        self._worst = np.zeros(objectives)
+        self._told = False
+
+    def ask(self, count: int) -> np.ndarray:
+        """Return so many points, (count, dim), which are told next but for those that are open."""
+        asked = [self._suggest() for _ in range(count)]
+        self._open.append(asked)
+        return np.array([[trial.params[name] for name in self._box] for trial in asked])
+
+    def tell(self, batch: Batch) -> None:
+        """Add the oldest open batch to the study."""
+        asked = self._open.popleft()
+        if self._objectives == 1:
+            for trial, value in zip(asked, batch.values.tolist(), strict=True):
+                self._study.tell(trial, value)
+            return
+        table, violated = batch.table(self._objectives), batch.violated
+        if len(good := table[np.isfinite(table).all(axis=1)]):
+            self._worst = np.minimum(good.min(axis=0), self._worst) if self._told else good.min(axis=0)
+            self._told = True
+        for trial, values, lacks in zip(asked, table, violated.tolist(), strict=True):
+            trial.set_constraint("all", min(lacks, FAILED))
+            self._study.tell(trial, (values if np.isfinite(values).all() else self._worst).tolist())
+
+    def _suggest(self) -> optuna.trial.Trial:
+        seed = int(np.random.SeedSequence([self._seed, self._asks]).generate_state(1)[0])
+        self._asks += 1
+        self._study.sampler = self._sampler(seed)
+        return self._study.ask(self._box)
+
+
+def checked_batch(batch: int, setting: str = "batch") -> int:
+    """Return how many points are asked at once.
+
+    Raises:
+        ConfigError: none are.
+    """
+    if batch < 1:
+        raise ConfigError(f"searcher.{setting} is {batch}; at least one point must be asked at a time.")
+    return batch
+
+
+def _quiet_study(objectives: int) -> optuna.Study:
+    """Make a study in memory. Optuna's own line about it is not shown; its logging stays as the program has it."""
+    thread, logger = threading.get_ident(), logging.getLogger("optuna.storages._in_memory")
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(others)
+    try:
+        return optuna.create_study(directions=[StudyDirection.MAXIMIZE] * objectives)
+    finally:
+        logger.removeFilter(others)
