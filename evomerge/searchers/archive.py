@@ -52,6 +52,11 @@ class Archive:
             kept = kept[:1]
         self._values, self._violated, self._found = values[kept], violated[kept], [found[i] for i in kept]
 
+    @property
+    def front(self) -> tuple[np.ndarray, np.ndarray]:
+        """All its points, (n, dim), and their values, (n, m)."""
+        return np.array([one.x for one in self._found]), self._values
+
     def incumbents(self) -> dict[str, Incumbent]:
         """Return them as `front_1`, `front_2`, ..., the best in the first value first."""
         kept = sorted(thinned(self._values, self.size), key=lambda i: tuple(-self._values[i]))

@@ -15,8 +15,11 @@ from evomerge.searchers.gradient import Gradient
 from evomerge.searchers.greedy import Greedy
 from evomerge.searchers.grid import Grid
 from evomerge.searchers.hybrid import Hybrid
+from evomerge.searchers.lines import Lines
+from evomerge.searchers.mocma import MoCma
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import Random
+from evomerge.searchers.surrogate import Surrogate
 from evomerge.searchers.topk import TopK
 from evomerge.searchers.tpe import Tpe
 from evomerge.searchers.warm import WarmStart
@@ -44,6 +47,8 @@ SEARCHERS: dict[str, Make] = {
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),
     "warm-tpe": lambda space, seed: WarmStart(space, lambda start: Tpe(space, start, seed)),
     "nsga2": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6),
+    "mocma": lambda space, seed: MoCma(space, space.start({}), seed, popsize=6),
+    "map": lambda space, seed: Surrogate(space, space.start({}), seed, points=14),
     "grid": lambda space, seed: Grid(space, space.start({}), seed, coordinate=space.names[0]),
     "greedy": lambda space, seed: Greedy(space, space.start({}), seed),
     "topk": lambda space, seed: TopK(space, space.start({}), seed),
@@ -67,6 +72,12 @@ SEVERAL: dict[str, Make] = {
     "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, batch=2, lag=3, objectives=3),
     "nsga2": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6, objectives=3),
     "nsga2-lag": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6, lag=2, objectives=3),
+    "mocma": lambda space, seed: MoCma(space, space.start({}), seed, popsize=6, objectives=3),
+    "mocma-diagonal": lambda space, seed: MoCma(
+        space, space.start({}), seed, popsize=6, diagonal_above=0, objectives=3
+    ),
+    "map": lambda space, seed: Surrogate(space, space.start({}), seed, points=14, batch=4, objectives=3),
+    "lines": lambda space, seed: Lines(space, space.start({}), seed, objectives=3),
     "warm-nsga2": lambda space, seed: WarmStart(
         space, lambda start: Nsga2(space, start, seed, popsize=6, objectives=3), objectives=3
     ),
