@@ -2,7 +2,8 @@
 
 In: run directories with a `summary.json`, seeds told apart by `-s<seed>` at the end of their names. Out: a markdown
 table of the report split: base, experts and best constant once, then each search with its seeds, and the paired
-difference from the best constant with its standard error.
+difference from the best constant with its standard error. Of a search with several values that is the point of the
+front which was chosen; a line below says how, and what it gains in each value.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 from evomerge.runs.directory import read_summary
+from evomerge.runs.fronts import gains_of
 from evomerge.selection.statistics import Score
 
 
@@ -38,6 +40,12 @@ def main() -> None:
         ratio = gain.diff / gain.se if gain.diff is not None and gain.se else float("nan")
         text = f"{_number(gain.diff, '+.4f')} ± {_number(gain.se)} ({ratio:+.1f} se)"
         print(_row(f"{search}, seed {seed or 1}", summary.winner, tasks, text))
+    for name, summary in summaries.items():
+        if front := summary.front:
+            print(
+                f"\n{name}: {len(front.points)} points; {front.rule}; {gains_of(front)}; hypervolume "
+                f"{front.hypervolume['report']:.4g} on report."
+            )
 
 
 def _row(name: str, row: Score, tasks: list[str], difference: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from evomerge.cli.pages import draw_sweep
 from evomerge.common.errors import ConfigError
 from evomerge.runs.config import register, run_name
 from evomerge.runs.directory import read_summary
+from evomerge.runs.fronts import gains_of
 from evomerge.selection.statistics import plus_minus
+from evomerge.selection.summary import Summary
 
 
 class _Sent(Callback):
@@ -118,12 +121,22 @@ class SweepTable(_Sent):
         from evomerge.cli.progress import Reporter  # not at the top: Hydra imports this module for --help, too
 
         reporter = Reporter()
-        reporter.table(title, columns, rows)
+        reporter.table(title, columns, rows, _of_fronts(summaries))
         draw_sweep([run for run in runs if (run / "trials.jsonl").is_file()], reporter)
         for run, why in failed.items():
             reporter.say(f"not complete: {os.path.relpath(run)}: {why}")
         if failed:
             raise SystemExit(1)
+
+
+def _of_fronts(summaries: Sequence[tuple[str, Summary]]) -> list[str]:
+    """Return what is said of the runs that have several values."""
+    found = [(name, summary.front) for name, summary in summaries if summary.front]
+    if not found:
+        return []
+    about = "of several values: the winner is the point of the front that was chosen; numbers are means over all tasks"
+    each = [f"{name}: {gains_of(one)}; hypervolume {one.hypervolume['report']:.4g} on report" for name, one in found]
+    return [about, *each]
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:

@@ -29,8 +29,9 @@ NAMES = "point I of batch B as B.I, or point N of all as N, or step N of a gradi
 DESCRIPTION = """\
 Write a point of a run, complete, stopped or still going on: its winner, or any other.
 
-Only the winner was chosen on the select split and scored on the report split. What else is exported says so in its
-scores, with the value that it reached on search items.
+Only the winner was chosen on the select split and scored on the report split; of a search with several values, each
+point of the front was scored there. What else is exported says so in its scores, with the value that it reached on
+search items.
 """
 EXAMPLES = """\
   evomerge export runs/x -o winner/recipe.yaml              the winner, with the heads of the tasks beside it
@@ -39,6 +40,7 @@ EXAMPLES = """\
   evomerge export runs/x --trial step_40                    where a search by gradient was after 40 steps
   evomerge export runs/x --best                             the best so far of a search that goes on
   evomerge export runs/x --finalist mean                    one of those among which the selection chooses
+  evomerge export runs/x --point 3                          point 3 of the front of a search with several values
   evomerge export runs/x --materialise experts/             where mergekit cannot express a recipe (task vectors that
                                                             were trimmed over the whole model, random masks, parts of
                                                             tensors): writes a float32 model for each expert in which
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--trial", metavar="NAME", help=NAMES)
     which.add_argument("--best", action="store_true", help="the trial with the highest value on the search items")
     which.add_argument("--finalist", metavar="NAME", help="one of those in summary.json, or what would be one now")
+    which.add_argument("--point", metavar="N", help="a point of the front, as the tables number them")
     parser.add_argument("--as", dest="form", choices=FORMS, help="recipe when left out")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write there, and heads beside a recipe")
     parser.add_argument("--materialise", type=Path, metavar="DIR", help="write experts that mergekit can merge")
@@ -103,8 +106,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _choose(run: Run, options: argparse.Namespace, parts: Parts, reporter: Reporter) -> Recipe:
     """Return the recipe of the point that is asked for; the winner's has heads, beside that of the run."""
-    from evomerge.runs.points import best_trial, find_finalist, find_trial, is_current, recipe_of
+    from evomerge.runs.fronts import find_point
+    from evomerge.runs.points import best_trial, find_finalist, find_trial, is_current, recipe_of, recipe_of_point
 
+    chosen = None if options.point is None else find_point(run, options.point)
+    if chosen and not (run.summary and run.summary.front and chosen.name == run.summary.front.chosen):
+        return recipe_of_point(run, parts(), chosen)
     if options.trial is not None:
         point = find_trial(run, options.trial)
     elif options.best:

@@ -78,6 +78,7 @@ def model_card(
         _parents(recipe, base, experts, names),
         *_listed("What should be known of these models", family),
         *_scores(recipe),
+        *_front(recipe),
         *_coefficients(recipe, parameters),
         *_listed("What is not merged", notes),
         *_listed("How the task vectors were kept", kept),
@@ -188,6 +189,34 @@ def _scores(recipe: Recipe) -> Iterator[str]:
         if isinstance(row, Mapping) and "diff" in row:
             one, _, other = name.replace("_", " ").partition(" vs ")
             text += f"\n\n{one} − {other}: {_with_error(row['diff'], row.get('se'), '+')} (paired)"
+    yield text
+
+
+def _front(recipe: Recipe) -> Iterator[str]:
+    """Yield what a model is worth that is a point of the front of a search with several values."""
+    front = recipe.scores.get("front")
+    if not front:
+        return
+    point, of = front["point"], f"{front['point']} of {front['of']}"
+    how = f"the winner, by {front['rule']}" if point == front["winner"] else f"not the winner, {front['winner']}"
+    models = [name for name in ("base", "experts", "best_constant") if any(name in v for v in front["values"].values())]
+    rows = [
+        [
+            f"{name} ({value['metric']}, {value['better']} is better)",
+            _with_error(value["mean"], value["se"]),
+            *(_number((value.get(model) or {}).get("mean")) for model in models),
+            _with_error(value["point_vs_best_constant"]["diff"], value["point_vs_best_constant"]["se"], "+"),
+        ]
+        for name, value in front["values"].items()
+    ]
+    titles = [name.replace("_", " ") for name in models]
+    columns = ["value", "this model ± standard error", *titles, "minus best constant (paired)"]
+    text = f"## Its place on the front\n\nThis model is {of} of a front of models, {how}. Each was scored once on "
+    text += f"{recipe.scores['items']} report items.\n\n{_table(columns, rows)}"
+    for split, lacks in (front.get("violations") or {}).items():
+        if missed := [name for name, lack in lacks.items() if lack is not None and lack > 0]:
+            limits = ", ".join(f"{name} {front['constraints'][name]}" for name in missed)
+            text += f"\n\nIt violates constraints on the {split} items: {limits}."
     yield text
 
 

@@ -92,8 +92,8 @@ def bars(sections: Iterable[tuple[str, Sequence[Value]]], label: str, sign: bool
 
 
 def means(facts: RunFacts) -> Bars | None:
-    """The four models on the report split, the mean over tasks."""
-    if facts.summary is None:
+    """The four models on the report split, the mean over tasks; nothing of several values."""
+    if facts.summary is None or facts.front:
         return None
     report = facts.summary.report
     values = [

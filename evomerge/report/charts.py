@@ -20,12 +20,13 @@ PLAIN_DOTS = 1500
 
 @dataclass(frozen=True)
 class Mark:
-    """A dot: place in per cent, kind (a class), and what a pointer is told."""
+    """A dot: place in per cent, kind (a class), what a pointer is told, and what is written beside it."""
 
     x: float
     y: float
     kind: str
     title: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,29 @@ class Chart:
 
 
 def convergence(facts: RunFacts) -> Chart | None:
-    """Every trial, the mean of each batch and the best so far, in the metric of the search."""
-    if not facts.scored:
+    """Every trial, the mean of each batch and the best so far, in the metric of the search; nothing of several
+    values.
+    """
+    if not facts.scored or facts.value_names:
         return None
     shown, below = robust([dot.value for dot in facts.scored])
     last = facts.last if facts.by_value else facts.scored[-1].number
     x, y = counting(last, "candidate"), axis(shown, f"{metric(facts.metric)} on the search items")
     marks, lines = _dots(facts.scored, x, y, metric(facts.metric))
     if facts.means:
-        pieces = [f"M{x.at(a - 0.4)} {_up(y, v)}H{x.at(b + 0.4)}" for a, b, v in facts.means]
+        pieces = [f"M{x.at(a - 0.4)} {up(y, v)}H{x.at(b + 0.4)}" for a, b, v in facts.means]
         lines.append(Line("".join(pieces), "mean", "mean of a batch"))
     lines.append(Line(_stairs(facts.best_so_far, x, y), "best", "best so far"))
     failed = [Mark(x.at(n), 100.0, "failed", f"candidate {n} failed: {t.error}") for n, t in facts.failed if n <= last]
     raced = [
-        Mark(x.at(d.number), _up(y, d.value), "censored", f"candidate {d.number}: dropped after {d.trial.spent} items")
+        Mark(x.at(d.number), up(y, d.value), "censored", f"candidate {d.number}: dropped after {d.trial.spent} items")
         for d in facts.censored
         if len(facts.numbered) <= PLAIN_DOTS
     ]
     best = facts.best_so_far[-1][1]
     if facts.noise:
-        lower = _up(y, best - facts.noise.difference)
-        lines.insert(0, Line(f"M0 {_up(y, best)}H100V{lower}H0Z", "noise", "nearer to the best than sampling noise"))
+        lower = up(y, best - facts.noise.difference)
+        lines.insert(0, Line(f"M0 {up(y, best)}H100V{lower}H0Z", "noise", "nearer to the best than sampling noise"))
     words = (
         f"{metric(facts.metric)} of {len(facts.scored)} candidates in the order in which they were asked; the best so "
         f"far rises from {number(facts.scored[0].value)} to {number(best)}."
@@ -110,9 +113,9 @@ def losses(facts: RunFacts) -> Chart | None:
 
 
 def finalists(facts: RunFacts) -> Chart | None:
-    """What the finalists reached on the select split, at the candidates that found them."""
+    """What the finalists reached on the select split, at the candidates that found them; nothing of several values."""
     found = [finalist for finalist in facts.finalists if finalist.select is not None]
-    if not found or facts.summary is None:
+    if not found or facts.summary is None or facts.front:
         return None
     split, level = facts.summary.select, facts.best_constant_on_select or 0.0
     x = counting(facts.last, "candidate that found it")
@@ -120,7 +123,7 @@ def finalists(facts: RunFacts) -> Chart | None:
     marks = [
         Mark(
             x.at(finalist.number or facts.last),
-            _up(y, finalist.select or 0.0),
+            up(y, finalist.select or 0.0),
             "winner" if finalist.winner else "finalist",
             f"{finalist.name}: {number(finalist.select)} on the select items",
         )
@@ -129,13 +132,13 @@ def finalists(facts: RunFacts) -> Chart | None:
     ]
     words = f"{len(found)} finalists on the select items; {split.winner} won with {number(split.value)}"
     legend = [("winner", "the winner"), ("finalist", "another finalist")]
-    rules = [Rule(_up(y, level), "constant", f"best constant, {split.constant}: {number(level)}")]
+    rules = [Rule(up(y, level), "constant", f"best constant, {split.constant}: {number(level)}")]
     return Chart(x, y, words, marks, [], rules, legend, height=200)
 
 
 def constants(facts: RunFacts) -> Chart | None:
-    """What each constant reached on the select split, and where the winner stands."""
-    if facts.summary is None:
+    """What each constant reached on the select split, and where the winner stands; nothing of several values."""
+    if facts.summary is None or facts.front:
         return None
     split = facts.summary.select
     curve = sorted((float(c), value) for c, value in split.constants.items() if value is not None)
@@ -144,11 +147,11 @@ def constants(facts: RunFacts) -> Chart | None:
     y = axis([value for _, value in curve] + [won], _deciding(facts))
     best = split.constant
     marks = [
-        Mark(x.at(c), _up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}")
+        Mark(x.at(c), up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}")
         for c, v in curve
     ]
     line = Line(_joined(curve, x, y), "thin")
-    rules = [Rule(_up(y, won), "winner", f"winner: {number(won)}")]
+    rules = [Rule(up(y, won), "winner", f"winner: {number(won)}")]
     words = f"The best of {len(curve)} constants on the select items is {best}; the winner reaches {number(won)}."
     legend = [("constant", f"best constant, {best}"), ("dot", "another constant")]
     return Chart(x, y, words, marks, [line], rules, legend, height=220)
@@ -178,18 +181,18 @@ def _deciding(facts: RunFacts) -> str:
     return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{metric(facts.measured)}{normalised} on select"
 
 
-def _up(scale: Axis, value: float) -> float:
-    """Height in per cent from above, as SVG counts."""
+def up(scale: Axis, value: float) -> float:
+    """Return the height of a value in per cent from above, as SVG counts."""
     return round(100 - scale.at(value), 3)
 
 
 def _dots(dots: Sequence[Dot], x: Axis, y: Axis, what: str) -> tuple[list[Mark], list[Line]]:
     if len(dots) > PLAIN_DOTS:
-        return [], [Line("".join(f"M{x.at(d.number)} {_up(y, d.value)}h0" for d in dots), "dots")]
+        return [], [Line("".join(f"M{x.at(d.number)} {up(y, d.value)}h0" for d in dots), "dots")]
     marks = [
         Mark(
             x.at(d.number),
-            _up(y, d.value),
+            up(y, d.value),
             "dot",
             f"candidate {d.number}, batch {d.trial.batch}: {what} {number(d.value)}",
         )
@@ -200,10 +203,10 @@ def _dots(dots: Sequence[Dot], x: Axis, y: Axis, what: str) -> tuple[list[Mark],
 
 def _joined(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
     """A path from point to point."""
-    return "M" + "L".join(f"{x.at(a)} {_up(y, b)}" for a, b in points)
+    return "M" + "L".join(f"{x.at(a)} {up(y, b)}" for a, b in points)
 
 
 def _stairs(points: Sequence[tuple[int, float]], x: Axis, y: Axis) -> str:
     """A path that rises where something better was found."""
     (first, value), *rest = points
-    return f"M{x.at(first)} {_up(y, value)}" + "".join(f"H{x.at(n)}V{_up(y, v)}" for n, v in rest)
+    return f"M{x.at(first)} {up(y, value)}" + "".join(f"H{x.at(n)}V{up(y, v)}" for n, v in rest)

@@ -14,10 +14,11 @@ import numpy as np
 from evomerge.common.names import commonest
 from evomerge.report.facts import RunFacts
 from evomerge.report.grids import CoefficientMap
-from evomerge.report.wording import metric, number, verdict, with_error
+from evomerge.report.wording import judged, metric, number, verdict, with_error
 from evomerge.search.stopping import HOPELESS
 from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.forgetting import doubts_of
+from evomerge.selection.front import Front
 from evomerge.selection.noise import variances
 from evomerge.selection.summary import START
 
@@ -38,6 +39,8 @@ def concerns(facts: RunFacts, grids: list[CoefficientMap]) -> list[str]:
         *of_search(facts.run.batches),
         *(of_selection(facts.summary.select, facts.summary.alike) if facts.summary else ()),
         *(doubts_of(facts.summary.forgetting) if facts.summary else ()),
+        *(facts.summary.limits.doubts if facts.summary and facts.summary.limits else ()),
+        *(facts.front.doubts if facts.front else ()),
         *_verdict(facts),
         *_optimism(facts),
         *_tasks(facts),
@@ -97,7 +100,9 @@ def _verdict(facts: RunFacts) -> Iterator[str]:
     if facts.summary is None:
         return
     difference, chosen = facts.summary.gain, facts.summary.select
-    if difference.diff is None:
+    if facts.front:
+        yield from _gains(facts.front)
+    elif difference.diff is None:
         yield "The winner or the best constant has no score on the report items: its results are no finite numbers."
     elif difference.se is None:
         yield "There are too few report items to say how sure the difference from the best constant is."
@@ -126,8 +131,23 @@ def _verdict(facts: RunFacts) -> Iterator[str]:
         yield f"{', '.join(lost)} could not be scored on the select split, so could not win."
 
 
+def _gains(front: Front) -> Iterator[str]:
+    """Say whether the points of a front gain anything over the best constant."""
+    gains = {
+        point.name: [name for name in front.values if judged(front, name, point.over.get(name)) == "better"]
+        for point in front.points
+    }
+    if not gains[front.chosen]:
+        yield (
+            f"In no value is the winner, {front.chosen}, better than the best {front.best_constant.name} by two "
+            f"standard errors on the report items."
+        )
+    if not any(gains.values()):
+        yield "No other point of the front is, either: more search items or another space may find more."
+
+
 def _optimism(facts: RunFacts) -> Iterator[str]:
-    if facts.summary is None:
+    if facts.summary is None or facts.front:
         return
     gain = facts.optimism["gain"]
     lost, se = gain.optimism, facts.summary.gain.se

@@ -18,6 +18,7 @@ from evomerge.fitness.base import negated, title
 from evomerge.fitness.objectives import counted, task_weights
 from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
+from evomerge.selection.front import Front
 from evomerge.selection.noise import Noise, noise_of
 from evomerge.selection.raced import Raced, raced
 from evomerge.trials import Batch, Trial
@@ -45,6 +46,35 @@ class RunFacts:
         self.measured: str = negated(self.plain, self.forget)
         self.aggregate: str = run.settings["objective"]["aggregate"]
         self.normalised: bool = run.settings["objective"]["normalised"]
+
+    @property
+    def front(self) -> Front | None:
+        """The front of a search with several values; None before it is complete, and where there is one value."""
+        return self.summary.front if self.summary else None
+
+    @cached_property
+    def value_names(self) -> list[str]:
+        """What the values of a search with several are called; none where there is one, or nothing was scored yet."""
+        trial = next((dot.trial for dot in self.scored if len(dot.trial.values or ()) > 1), None)
+        if trial is None:
+            return []
+        return list(self.settings["objective"].get("values") or trial.scores)  # else every task is one
+
+    def metric_of(self, name: str) -> str:
+        """Return the metric of one of several values in the search."""
+        given = (self.settings["objective"].get("values") or {}).get(name)
+        return (given.get("metric") if isinstance(given, Mapping) else None) or self.metric
+
+    @property
+    def constraints(self) -> Mapping[str, str]:
+        """What a winner must keep, by the name of a value or a task; runs of earlier versions have none."""
+        return self.settings["objective"].get("constraints") or {}
+
+    @property
+    def minimised(self) -> list[str]:
+        """The values of which less is better."""
+        given = self.settings["objective"].get("values") or {}
+        return [name for name, one in given.items() if isinstance(one, Mapping) and one.get("minimise")]
 
     @cached_property
     def numbered(self) -> list[tuple[int, Batch, Trial]]:
@@ -154,7 +184,7 @@ class RunFacts:
         """How much of the last values is the sample of items; None where values are no means over items."""
         if self.summary and self.summary.noise:
             return self.summary.noise
-        if self.aggregate != "mean" or self.normalised or self.forget:
+        if self.aggregate != "mean" or self.normalised or self.forget or self.value_names or self.constraints:
             return None
         return noise_of(self.run.batches, self.metric, self.settings["objective"]["weights"])
 
@@ -206,8 +236,10 @@ class RunFacts:
 
     @cached_property
     def optimism(self) -> dict[str, SplitSizes]:
-        """The winner, the best constant and their difference on each split; empty before the search is complete."""
-        if self.summary is None:
+        """The winner, the best constant and their difference on each split; empty before the search is complete, and
+        where there are several values.
+        """
+        if self.summary is None or self.front:
             return {}
         chosen = self.summary.select
         won = next((f for f in self.finalists if f.winner), None)
@@ -249,7 +281,7 @@ class RunFacts:
         latest step of a gradient, whose losses are on other inputs each time.
         """
         last = next((b for b in reversed(self.run.batches) if any(t and t.full for t in b.trials)), None)
-        if last is None:
+        if last is None or self.value_names:  # of several values none is where it stands
             return None
         if last.gradient:
             return f"step {self.losses[-1].number}", last.points[0]

@@ -106,14 +106,14 @@ def _of_recipe(facts: RunFacts, recipe: Recipe, variable: str) -> CoefficientMap
     rows = recipe.coefficients[variable]
     shared = facts.settings["space"]["sharing"] == "shared"
     experts = list(recipe.row_names)
-    frozen = _frozen(facts, variable, rows)
+    frozen = frozen_in(facts, variable, rows)
     shown = experts[:1] if shared else experts
     cells = {g: tuple(Cell(row[e], (g, e) in frozen) for e in shown) for g, row in rows.items()}
     constant = float(facts.summary.select.constant) if facts.summary and variable == "weight" else None
-    return _grid(variable, "the winner", (ALL,) if shared else tuple(experts), cells, constant)
+    return grid_of(variable, "the winner", (ALL,) if shared else tuple(experts), cells, constant)
 
 
-def _frozen(facts: RunFacts, variable: str, rows: Mapping[str, Mapping[str, float]]) -> set[tuple[str, str]]:
+def frozen_in(facts: RunFacts, variable: str, rows: Mapping[str, Mapping[str, float]]) -> set[tuple[str, str]]:
     """Return the (group, expert) pairs that no coordinate moves."""
     if facts.settings["space"]["granularity"] == "line":  # its coordinates do not name groups
         still = [g for g in OUTSIDE if g in rows and not any(rows[g].values())]  # moved ones have the shallow value
@@ -149,13 +149,22 @@ def _of_point(facts: RunFacts, of: str, point: np.ndarray) -> list[CoefficientMa
             group: tuple(Cell(row.get(k, row.get("*")), k not in row and "*" not in row) for k in keys)
             for group, row in rows.items()
         }
-        result.append(_grid(variable, of, columns, cells, None))
+        result.append(grid_of(variable, of, columns, cells, None))
     return result
 
 
-def _grid(
+def grid_of(
     variable: str, of: str, columns: tuple[str, ...], cells: Mapping[str, tuple[Cell, ...]], centre: float | None
 ) -> CoefficientMap:
+    """Return a grid, its groups in rows by depth; many of them by block.
+
+    Args:
+        variable: of the coefficients.
+        of: what they are of.
+        columns: their names.
+        cells: of each group, one for each column.
+        centre: see `CoefficientMap`.
+    """
     places = places_of(cells)
     note = ""
     if len(cells) > MANY:

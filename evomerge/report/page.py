@@ -22,7 +22,7 @@ from evomerge import __version__
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import mark_lines
-from evomerge.report import bars, charts
+from evomerge.report import bars, charts, fronts
 from evomerge.report.colours import ramp
 from evomerge.report.comparison import comparison_context, read_standings
 from evomerge.report.concerns import concerns
@@ -32,8 +32,9 @@ from evomerge.report.lanes import where_time_went
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
-from evomerge.report.wording import closed, headline, metric, number, signed, span, what
+from evomerge.report.wording import closed, headline, metric, number, signed, span, what, with_error
 from evomerge.runs.directory import Run, open_run
+from evomerge.runs.fronts import better, titled
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
 from evomerge.runs.worker_log import WORKERS, read_sessions
 
@@ -163,7 +164,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed}
+    environment.filters |= {"number": number, "signed": signed, "correlation": _correlation}
     style = files("evomerge.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
     ramps = {theme: ramp(theme) for theme in ("light", "dark")}
     environment.globals |= {"version": __version__, "style": Markup(style), "ramps": ramps}
@@ -190,6 +191,9 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "has_errors": tasks is not None and any(bar.error for _, rows in tasks.sections for bar in rows),
         "better": _better(facts),
         "gains": bars.gains(facts),
+        "front": _front(facts),
+        "clouds": fronts.clouds(facts),
+        "cloud_legend": fronts.cloud_legend(facts),
         "held_out": bars.held_out(facts),
         "held_out_lines": held_out_lines(facts.summary) if facts.summary else [],
         "forgetting": _forgetting(facts),
@@ -218,6 +222,34 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "sources": _sources(run),
         "settings": yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True).rstrip(),
     }
+
+
+def _front(facts: RunFacts) -> dict[str, Any] | None:
+    """Return what a page shows of a front."""
+    front = facts.front
+    if front is None or facts.summary is None:
+        return None
+    found = fronts.maps(facts)
+    of = {one.variable: [other for other in found if other.variable == one.variable] for one in found}
+    scales = {name: shade([x for one in mine for x in one.values], mine[0].centre) for name, mine in of.items()}
+    return {
+        "pictures": fronts.pictures(facts),
+        "legend": fronts.legend(front),
+        "paired": len(front.values) <= fronts.PAIRED,
+        "titles": [titled(front, name) for name in front.values],
+        "rows": fronts.rows(front, starred=bool(facts.marks.get("winner"))),
+        "better": better(front),
+        "constant": front.best_constant.name,
+        "experts": any(point.experts for point in front.points),
+        "notes": fronts.notes(facts.summary, front),
+        "maps": [(variable, scales[variable], mine) for variable, mine in of.items()],
+        "trades": front.trades,
+        "traded": fronts.traded(front),
+    }
+
+
+def _correlation(value: float | None, se: float | None) -> str:
+    return with_error(value, se, 2, sign=True)
 
 
 def _better(facts: RunFacts) -> str:

@@ -6,8 +6,10 @@ Figures are made as objects; pyplot, which has a global state, is not used.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from matplotlib.figure import Figure
 from evomerge.report.colours import ANCHORS, MODELS
 from evomerge.report.facts import MODELS as NAMES
 from evomerge.report.facts import RunFacts
+from evomerge.report.fronts import axis_label
 from evomerge.report.grids import CoefficientMap
 from evomerge.report.scales import robust, shade
 from evomerge.report.sweep import ranked, short_names
@@ -35,7 +38,9 @@ WINNER, CONSTANT, GREY = MODELS["winner"], MODELS["best_constant"], MODELS["base
 def of_run(facts: RunFacts, found: Sequence[CoefficientMap], directory: Path) -> None:
     """Write convergence, coefficients and tasks of a run, as far as they are there, and remove what is not."""
     panels = [(f"{facts.name}: {grid.variable} of {grid.of}", grid) for grid in found]
-    _write(directory / "convergence.png", lambda: convergence(facts), bool(facts.scored or facts.losses))
+    one = not facts.value_names
+    _write(directory / "convergence.png", lambda: convergence(facts), one and bool(facts.scored or facts.losses))
+    _write(directory / "front.png", lambda: front(facts), facts.front is not None)
     _write(directory / "coefficients.png", lambda: coefficients(panels), bool(panels))
     _write(directory / "tasks.png", lambda: tasks(facts), facts.summary is not None)
 
@@ -44,7 +49,8 @@ def of_sweep(facts: Sequence[RunFacts], best: Sequence[tuple[str, list[Coefficie
     """Write convergence, coefficients of the best and the gains of several runs."""
     panels = [(f"{name}: {grid.variable}", grid) for name, found in best for grid in found]
     order, names = ranked(facts), short_names(facts)
-    _write(directory / "convergence.png", lambda: overlay(facts, names), any(f.scored or f.losses for f in facts))
+    drawn = any((f.scored and not f.value_names) or f.losses for f in facts)
+    _write(directory / "convergence.png", lambda: overlay(facts, names), drawn)
     _write(directory / "coefficients.png", lambda: coefficients(panels), bool(panels))
     _write(directory / "gains.png", lambda: gains(order, names), bool(order))
 
@@ -96,6 +102,31 @@ def convergence(facts: RunFacts) -> Figure:
     return figure
 
 
+def front(facts: RunFacts) -> Figure:
+    """The points of the front in each two values on the report split, with standard errors."""
+    assert facts.front is not None
+    found, pairs = facts.front, list(combinations(facts.front.values, 2))
+    rows, columns = math.ceil(len(pairs) / 3), min(len(pairs), 3)
+    figure = Figure(figsize=(1 + 3.6 * columns, 0.6 + 3.4 * rows), dpi=DPI, layout="constrained")
+    models = {"base": [found.base], "best_constant": [found.best_constant], "experts": found.experts}
+    for axes, (one, other) in zip(figure.subplots(rows, columns, squeeze=False).flat, pairs, strict=False):
+        for kind, each in {**models, "winner": found.points}.items():
+            for model in (model for model in each if {one, other} <= model.report.keys()):
+                scores = [model.report[name] for name in (one, other)]
+                (x, y), errors = ([np.nan if s.mean is None else s.mean for s in scores]), [s.se or 0.0 for s in scores]
+                face = "white" if kind == "winner" and model.name != found.chosen else MODELS[kind]
+                style = {"fmt": "s" if kind == "base" else "o", "color": MODELS[kind], "mfc": face, "elinewidth": 0.6}
+                axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], **style)
+                if kind == "winner":
+                    number = model.name.removeprefix("point_")
+                    axes.annotate(number, (x, y), (4, 4), textcoords="offset points", size=7)
+        axes.set_xlabel(axis_label(found, one), fontsize=8)
+        axes.set_ylabel(axis_label(found, other), fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{facts.name}: the front on the report items, ± se; {found.chosen} is the winner", fontsize=9)
+    return figure
+
+
 def overlay(facts: Sequence[RunFacts], names: dict[str, str]) -> Figure:
     """The best so far of runs by value, and the losses of those by gradient, a panel for each quantity."""
     found: dict[str, list[tuple[str, np.ndarray]]] = {}
@@ -103,7 +134,7 @@ def overlay(facts: Sequence[RunFacts], names: dict[str, str]) -> Figure:
         if one.losses:
             title = f"{one.loss},\nmean of the last ten steps"
             found.setdefault(title, []).append((names[one.name], np.array(one.smooth_losses)))
-        if one.by_value:
+        if one.by_value and not one.value_names:
             title = f"best {metric(one.metric)} so far,\non the search items"
             found.setdefault(title, []).append((names[one.name], np.array(one.best_so_far)))
     figure, panels = _panels(max(len(found), 1))

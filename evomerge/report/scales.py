@@ -28,12 +28,14 @@ class Axis:
         high: the value at its end.
         label: what it measures.
         ticks: values that are written at it.
+        names: what is written in place of them, if anything.
     """
 
     low: float
     high: float
     label: str = ""
     ticks: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
     def at(self, value: float) -> float:
         """Where a value lies, in per cent; values beyond an end lie on it."""
@@ -41,7 +43,9 @@ class Axis:
         return round(100 * min(max(share, 0.0), 1.0), 3)
 
     def tick(self, value: float) -> str:
-        """A tick as it is written: as many digits as tell the ticks apart."""
+        """A tick as it is written: its name, or as many digits as tell the ticks apart."""
+        if self.names:
+            return self.names[self.ticks.index(value)]
         step = min((b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)), default=1.0)
         if max(map(abs, self.ticks), default=0.0) >= LONG:
             return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")

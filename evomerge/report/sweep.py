@@ -108,6 +108,12 @@ def _concerns(facts: Sequence[RunFacts], order: Sequence[RunFacts]) -> list[str]
     found = []
     if waiting := [one.name for one in facts if one.summary is None]:
         found.append(f"{len(waiting)} of {len(facts)} runs have no winner yet: {', '.join(waiting)}.")
+    if several := [one.name for one in order if one.front]:
+        found.append(
+            f"{len(several)} of the searches have several values: their winner is the point of the front that was "
+            f"chosen, and its number here is the mean over all tasks, which is none of its values. Their pages show "
+            f"the fronts."
+        )
     judged = {
         json.dumps([one.report_metric, list(one.forget), one.summary.items["report"], dict(one.summary.base.tasks)])
         for one in order
@@ -164,7 +170,7 @@ def _overlays(order: Sequence[RunFacts], names: dict[str, str]) -> list[tuple[st
         if one.losses:
             title = f"{one.loss}, mean of the last ten steps"
             found.setdefault(title, []).append((names[one.name], kinds[one.name], one.smooth_losses))
-        if one.by_value:
+        if one.by_value and not one.value_names:
             title = f"best {metric(one.metric)} so far"
             found.setdefault(title, []).append((names[one.name], kinds[one.name], one.best_so_far))
     return [(t[0].upper() + t[1:], overlay(lines, stairs=t.endswith("so far"))) for t, lines in found.items()]

@@ -9,6 +9,7 @@ import math
 
 from evomerge.report.facts import RunFacts
 from evomerge.report.scales import LONG
+from evomerge.selection.front import Front
 from evomerge.selection.statistics import Paired
 
 MINUS = "\N{MINUS SIGN}"
@@ -68,6 +69,8 @@ def headline(facts: RunFacts) -> tuple[str, str]:
     if facts.summary is None:
         return _unfinished(facts)
     summary = facts.summary
+    if summary.front:
+        return _of_front(summary.front, summary.items["report"])
     difference, winner = summary.gain, summary.winner
     constant, items = summary.select.constant, summary.items["report"]
     if difference.diff is None:
@@ -94,9 +97,30 @@ def headline(facts: RunFacts) -> tuple[str, str]:
     )
 
 
+def _of_front(front: Front, items: int) -> tuple[str, str]:
+    """Say how many models were found, which one was chosen, and what it gains and costs."""
+    many = f"{len(front.points)} models, of which none beats another in all values"
+    short = f"The search found {many}." if len(front.points) > 1 else "One model of those found beats all others."
+    each = {name: judged(front, name, front.winner.over.get(name)) for name in front.values}
+    told = {"better": "better in", "worse": "worse in", "same": "not to be told from it in"}
+    names = {said: [name for name in each if each[name] == said] for said in told}
+    parts = "; ".join(f"{text} {', '.join(names[said])}" for said, text in told.items() if names[said])
+    return short, (
+        f"{front.chosen} was chosen on the select items ({front.rule}). On {items:,} report items that the search "
+        f"never saw it is, held against the best {front.best_constant.name}, {parts}, by two standard errors of the "
+        f"paired difference."
+    )
+
+
+def judged(front: Front, name: str, difference: Paired | None) -> str:
+    """Return whether a difference in a value is `better`, `worse`, or the `same`."""
+    found = "same" if difference is None else verdict(difference)
+    return {"better": "worse", "worse": "better"}.get(found, found) if name in front.minimised else found
+
+
 def closed(facts: RunFacts) -> str | None:
     """Say how much of the way from the best constant to the experts the winner goes, where that makes sense."""
-    if facts.summary is None:
+    if facts.summary is None or facts.front:
         return None
     constant, winner = facts.summary.best_constant.mean, facts.summary.winner.mean
     experts = facts.summary.experts.mean if facts.summary.experts else None
@@ -121,7 +145,8 @@ def _unfinished(facts: RunFacts) -> tuple[str, str]:
         short = f"All {of} candidates are scored, and there is no winner yet."
     else:
         short = f"The search is not complete: candidate {of} of {budget}."
-    best = f"The best {metric(facts.metric)} so far is {number(facts.best_so_far[-1][1])}. " if facts.scored else ""
+    one = facts.scored and not facts.value_names
+    best = f"The best {metric(facts.metric)} so far is {number(facts.best_so_far[-1][1])}. " if one else ""
     loss = f"The latest {facts.loss} is {number(facts.losses[-1].value)}. " if facts.losses else ""
     return short, (
         f"{best}{loss}These numbers are of items that the search has looked at; what they are worth is known once the "

@@ -32,6 +32,7 @@ from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.fronts import front_lines, point_scores
 from evomerge.runs.objectives import choose_of
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.table import gain_of, starts_of, tables_of
@@ -41,10 +42,12 @@ from evomerge.search.log import TrialLog
 from evomerge.selection.choosing import Selection
 from evomerge.selection.doubts import of_search, of_selection
 from evomerge.selection.forgetting import doubts_of
+from evomerge.selection.limits import Limits
 from evomerge.selection.marks import marks_of
 from evomerge.selection.noise import Noise, noise_of
 from evomerge.selection.raced import raced
 from evomerge.selection.summary import Summary
+from evomerge.selection.trades import Trades, trades_of
 from evomerge.trials import Batch, StopReason, finite
 
 VERSIONS = ("python", "torch", "numpy", "cma", "optuna")
@@ -87,12 +90,14 @@ def summarise(
         trials=log.trials,
         failed=len(log.errors),
         run=run,
-        marks=_marks(problem),
+        marks=_marks(problem, found.limits),
         warnings=problem.warnings,
         doubts=[
             *of_search(batches),
             *of_selection(found.select, found.alike),
             *doubts_of(found.forgetting),
+            *(found.limits.doubts if found.limits else ()),
+            *(found.front.doubts if found.front else ()),
         ],
         seconds=_seconds(directory / "timings.jsonl"),
         versions={"evomerge": __version__, **{name: str(machine[name]) for name in VERSIONS}},
@@ -105,7 +110,14 @@ def summarise(
         raced=raced(batches),
         responses=responses_cost(problem),
         remembered=remembered,
+        limits=found.limits,
+        front=found.front and replace(found.front, trades=_trades(problem, batches)),
     )
+
+
+def _trades(problem: Problem, batches: Sequence[Batch]) -> Trades | None:
+    """Return how the values of a search went together, in its own metrics."""
+    return trades_of(batches, problem.goal.values(problem.items["search"], problem.goal.metric))
 
 
 def _noise(problem: Problem, batches: Sequence[Batch]) -> Noise | None:
@@ -171,16 +183,18 @@ def _scores(summary: Summary, forms: Collection[str]) -> dict[str, Any]:
     if (again := summary.rescored) and again.score and again.paired:
         name = f"winner_in_{again.dtype}"
         rows |= {name: asdict(again.score), f"{name}_vs_winner": asdict(again.paired)}
-    apart = {"held_out": summary.held_out, "forgetting": summary.forgetting}
+    apart = {"held_out": summary.held_out, "forgetting": summary.forgetting, "limits": summary.limits}
     more = {name: asdict(each) for name, each in apart.items() if each}
+    more |= {"front": point_scores(summary, summary.front.winner)} if summary.front else {}
     return finite({**how, **rows, **more, **({"marks": summary.marks} if summary.marks else {})})
 
 
-def _marks(problem: Problem) -> dict[str, list[str]]:
+def _marks(problem: Problem, limits: Limits | None) -> dict[str, list[str]]:
     """Return what is otherwise in the rows of the report than their names say."""
     marks = marks_of(problem)
     merged = marks.of_merge()
-    rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": merged}
+    winner = [*merged, *(limits.marks if limits else ())]
+    rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": winner}
     return {name: texts for name, texts in rows.items() if texts}
 
 
@@ -223,7 +237,7 @@ def show(summary: Summary, directory: Path, reporter: Progress) -> None:
     for table in tables_of(summary):
         reporter.table(table.title, table.columns, table.rows, table.notes)
     reporter.say(gain_of(summary))
-    for line in starts_of(summary):
+    for line in [*front_lines(summary), *starts_of(summary)]:
         reporter.say(line)
     if summary.noise:
         reporter.say(f"on the search items {summary.noise.said}")

@@ -24,11 +24,14 @@ from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.directory import Run
+from evomerge.runs.fronts import recipe_scores
 from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.archive import unfinished
 from evomerge.searchers.base import Incumbent, lag_of
+from evomerge.selection.front import FrontPoint
 from evomerge.selection.summary import START
+from evomerge.space.named import array_coefficients
 from evomerge.trials import Batch, Trial, finite
 
 CONSTANT = "constant "
@@ -187,6 +190,19 @@ def recipe_of(run: Run, problem: Problem, point: Point) -> Recipe:
         point: the point.
     """
     return make_recipe(problem, problem.space.decode(point.x), finite(point.about), {})
+
+
+def recipe_of_point(run: Run, problem: Problem, point: FrontPoint) -> Recipe:
+    """Return the recipe of a point of the run's front, without heads.
+
+    Args:
+        run: its run, which is complete.
+        problem: what is searched.
+        point: the point.
+    """
+    assert run.summary is not None, "a front stands in a summary"
+    coefficients = array_coefficients(point.coefficients, problem.space.groups, problem.space.rows)
+    return make_recipe(problem, coefficients, finite(recipe_scores(run.summary, point)), {})
 
 
 def _point(run: Run, trial: Trial) -> Point:

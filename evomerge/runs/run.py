@@ -65,6 +65,7 @@ from evomerge.searchers.base import Incumbent, Searcher, parts_of
 from evomerge.selection.choosing import Selection, select, work
 from evomerge.selection.judge import Judge
 from evomerge.selection.recalling import Recalling
+from evomerge.selection.several import select_front
 from evomerge.selection.summary import Summary
 from evomerge.selection.workers import Workers
 from evomerge.trials import StopReason
@@ -252,7 +253,7 @@ def _choose(
         what = "choosing the winner on the select split, scoring it on the report split"
         items = work(judge.bounds, len(incumbents), judge.sizes, goal)
         with reporter.counting(what, items) as judge.scored:
-            return select(judge, goal, incumbents)
+            return (select_front if goal.several else select)(judge, goal, incumbents)
     except Stopped:
         reporter.say(StopReason.INTERRUPTED.value)
         return None

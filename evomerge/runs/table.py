@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from evomerge.common.names import mark_lines, marked
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
+from evomerge.runs.fronts import front_tables, gains_of
 from evomerge.selection.forgetting import Forgetting, Kept
 from evomerge.selection.statistics import Score, plus_minus
 from evomerge.selection.summary import GAIN, OVER, START, Summary
@@ -26,8 +27,10 @@ APART = "held out: the search never saw these"
 
 
 def tables_of(summary: Summary) -> list[Shown]:
-    """Return the table of the report split, and that of tasks that were held out, if there are any."""
-    return [table_of(summary), *([table] if (table := held_out_of(summary)) else [])]
+    """Return those of the front, if there is one, the table of the report split, and that of tasks that were held out,
+    if there are any.
+    """
+    return [*front_tables(summary), table_of(summary), *([table] if (table := held_out_of(summary)) else [])]
 
 
 def table_of(summary: Summary) -> Shown:
@@ -35,6 +38,8 @@ def table_of(summary: Summary) -> Shown:
     told, forgetting = summary.measures, summary.forgetting
     where = f"{summary.items['report']} report items that the search never saw"
     notes = [*mark_lines(summary.marks, LABELS), *rescored_of(summary)]
+    if summary.front:
+        notes.append(f"the winner is {summary.front.chosen} of the front; means over all tasks are none of its values")
     if forgetting:
         rows = [
             [name, *kept_cells(forgetting.models.get(key)), *scores]
@@ -116,7 +121,11 @@ def rescored_of(summary: Summary) -> list[str]:
 
 
 def gain_of(summary: Summary) -> str:
-    """Return the paired difference of the winner to the best constant, as a line."""
+    """Return the paired difference of the winner to the best constant, as a line; where there are several values, in
+    each of them.
+    """
+    if summary.front:
+        return gains_of(summary.front)
     difference = plus_minus(summary.gain.diff, summary.gain.se, "+") or "unknown"
     if summary.forgetting:
         return f"the winner forgets more than the best constant ({summary.select.constant}) by {difference} (paired)"

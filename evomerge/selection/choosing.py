@@ -26,7 +26,9 @@ from evomerge.search.evaluators.scoring import check_finite
 from evomerge.searchers.base import Incumbent
 from evomerge.selection.dropping import blocks
 from evomerge.selection.forgetting import Forgetting, forgetting_of
+from evomerge.selection.front import Front
 from evomerge.selection.judge import Judge
+from evomerge.selection.limits import Limits, lacks_of
 from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.reporting import alike, held_out_of, needed, reported, rescored_of, rows_of
 from evomerge.selection.statistics import Paired, Score, paired
@@ -57,6 +59,8 @@ class Selection:
     coefficients: Mapping[str, np.ndarray]
     held_out: HeldOut | None = None
     forgetting: Forgetting | None = None
+    limits: Limits | None = None
+    front: Front | None = None
 
 
 def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Selection:
@@ -93,7 +97,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     }
     outcomes = reported(judge, merges, "report", metric)
     kept = None
-    if objective.base is not None:
+    if objective.base is not None and goal.forget:
         kept = next(condition.kept(best.outcomes[winner], objective.base) for condition in objective.conditions)
     return Selection(
         report=rows_of(outcomes, metric, weights),
@@ -105,6 +109,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         coefficients=finalists[winner],
         held_out=held_out_of(reported(judge, merges, HELD_OUT, metric), metric) if HELD_OUT in judge.ids else None,
         forgetting=forgetting_of(outcomes, outcomes["base"], metric, goal, kept),
+        limits=_limits(goal, objective, best.outcomes[winner], outcomes),
     )
 
 
@@ -120,6 +125,22 @@ def _best(judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objectiv
     return choose(merges, score, objective, judge.ids["select"], begin)
 
 
+def _limits(goal: Goal, objective: Objective, select: Outcome, outcomes: Mapping[str, Outcome]) -> Limits | None:
+    """Return what the winner makes of constraints; None where there are none.
+
+    Args:
+        goal: of the search.
+        objective: on the select items.
+        select: the winner there.
+        outcomes: base and winner on the report split.
+    """
+    if objective.base is None or not goal.constraints:
+        return None
+    here = lacks_of(objective.conditions, select, objective.base)
+    there = goal.conditions(outcomes["base"].results)
+    return Limits(goal.constraints, here, lacks_of(there, outcomes["winner"], outcomes["base"]))
+
+
 def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:
     """Remember those that were scored on all select items, for whoever asks for them on all at once."""
     for name, outcome in chosen.outcomes.items():
@@ -128,7 +149,8 @@ def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarra
 
 
 def work(bounds: tuple[float, float], incumbents: int, sizes: Mapping[str, int], goal: Goal | None = None) -> int:
-    """Return on how many items `select` scores models, in all, if it drops none of them.
+    """Return on how many items `select` scores models, in all, if it drops none of them; or `select_front`, which does
+    not, if all finalists are points.
 
     Args:
         bounds: of the weight.
@@ -139,8 +161,10 @@ def work(bounds: tuple[float, float], incumbents: int, sizes: Mapping[str, int],
     ends, forget = (2 * goal.normalised, bool(goal.forget)) if goal else (0, False)
     base = forget or bool(goal and goal.constraints)
     models = len(constants_within(*bounds, forget)) + incumbents + 1 + ends + base
-    report = sizes["report"] + sizes.get(HELD_OUT, 0)
-    return models * sizes["select"] + 4 * report  # of the report: base, experts, best constant and winner
+    held_out = 4 * sizes.get(HELD_OUT, 0)  # base, experts, best constant and winner
+    if goal and goal.several:
+        return (models - base + 2) * sizes["select"] + (incumbents + 4) * sizes["report"] + held_out
+    return models * sizes["select"] + 4 * sizes["report"] + held_out
 
 
 def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int], goal: Goal | None = None) -> int:
@@ -153,9 +177,8 @@ def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int],
         goal: of the search.
     """
     forget = goal is not None and bool(goal.forget)
-    return (len(constants_within(*bounds, forget)) + incumbents + 1) * blocks(
-        sizes
-    ) + 2  # for the report: constant and winner
+    reported = 2 + incumbents * bool(goal and goal.several)  # the best constant, and the winner or all points
+    return (len(constants_within(*bounds, forget)) + incumbents + 1) * blocks(sizes) + reported
 
 
 def objective_of(judge: Judge, goal: Goal) -> Objective:

@@ -24,7 +24,7 @@ from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.units import Model, Scored, Scorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.remember import recalled, remembered
-from evomerge.space.named import name_coefficients
+from evomerge.space.named import Coefficients, name_coefficients
 
 Asked = tuple[Model, str, Items | None]
 """A model, a split, and a part of its items; None for all of them."""
@@ -79,6 +79,10 @@ class Judge:
     def constant(self, weight: float) -> dict[str, np.ndarray]:
         """Return coefficients with the same weight everywhere."""
         return self._problem.space.constant(weight)
+
+    def named(self, coefficients: Mapping[str, np.ndarray]) -> Coefficients:
+        """Return coefficients by the names of groups and rows."""
+        return name_coefficients(coefficients, self._problem.space.groups, self._problem.space.rows)
 
     def within(self, weight: float) -> dict[str, np.ndarray]:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
@@ -137,7 +141,7 @@ class Judge:
     def _named(self, model: Model) -> Any:
         """Return a model as it is remembered."""
         if isinstance(model, Mapping):
-            return name_coefficients(model, self._problem.space.groups, self._problem.space.rows)
+            return self.named(model)
         return {"experts": self._problem.experts} if isinstance(model, str) and model == "experts" else model
 
     def _described(self, model: Any, ids: Items) -> dict[str, Any]:

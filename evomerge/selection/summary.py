@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evomerge.selection.forgetting import Forgetting
+from evomerge.selection.front import Front
+from evomerge.selection.limits import Limits
 from evomerge.selection.noise import Noise
 from evomerge.selection.raced import Raced
 from evomerge.selection.statistics import Numbers, Paired, Score
@@ -24,6 +26,12 @@ START = "start "
 """Before the name of a start among the finalists, which is judged beside what was found: `start metagpt`."""
 OVER = "winner_vs_base"
 """That of another one, which tells of tasks held out of the search whether anything is gained there."""
+
+LATER = (
+    *("marks", "rescored", "held_out", "forgetting", "noise", "raced", "responses", "remembered"),
+    *("limits", "front"),
+)
+"""What is left out of the file where there is nothing to say: it came later than others."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,9 @@ class Summary:
         remembered: how many item evaluations of the last call were taken from other searches.
         noise: how much of the values at the end of the search is the sample of items; None where that is not known.
         raced: what races have saved; None where nobody was dropped.
+        limits: what the winner had to keep by constraints, and whether it does; None where there are none.
+        front: of a search with several values, its points; None where there is one value. `report` has the point that
+            was chosen as the winner then, and means over all tasks.
     """
 
     report: Mapping[str, Score]
@@ -150,6 +161,8 @@ class Summary:
     raced: Raced | None = None
     responses: int = 0
     remembered: int = 0
+    limits: Limits | None = None
+    front: Front | None = None
 
     @property
     def base(self) -> Score:
@@ -179,7 +192,7 @@ class Summary:
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
         content = asdict(self)
-        for name in ("marks", "rescored", "held_out", "forgetting", "noise", "raced", "responses", "remembered"):
+        for name in LATER:
             if not content[name]:
                 del content[name]
         return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
@@ -203,6 +216,8 @@ class Summary:
                     "forgetting": Forgetting.from_plain(told) if (told := content.get("forgetting")) else None,
                     "noise": Noise(**known) if (known := content.get("noise")) else None,
                     "raced": Raced(**saved) if (saved := content.get("raced")) else None,
+                    "limits": Limits(**kept) if (kept := content.get("limits")) else None,
+                    "front": Front.from_plain(found) if (found := content.get("front")) else None,
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:

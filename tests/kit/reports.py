@@ -41,6 +41,7 @@ def write_run(
     coordinates: Sequence[str] | None = None,
     items: int = 20,
     score: Callable[[int], float] | None = None,
+    several: bool = False,
 ) -> Path:
     """Write a run that was stopped before its winner was chosen: config, log and timings.
 
@@ -56,6 +57,7 @@ def write_run(
         coordinates: of the space.
         items: of each task that a trial is scored on.
         score: of a trial's number -> what every item of it gets, and minus the loss of a step.
+        several: whether every task is a value of its own.
     """
     config = compose("model=pico", *overrides)
     names = list(coordinates if coordinates is not None else coordinates_of(experts=experts))
@@ -78,7 +80,8 @@ def write_run(
             for i in range(len(points)):
                 number += 1
                 trial = _trial(index, i, number, tasks, items, gradient, (errors or {}).get(number), len(names))
-                log.append(_scored(trial, score(number)) if score and trial.values else trial)
+                trial = _scored(trial, score(number)) if score and trial.values else trial
+                log.append(_each(trial) if several and trial.values else trial)
             log.tell(batch)
         if batches + steps == 0:
             log.begin(log.ask(Batch(0, rng.random((size, len(names))))))
@@ -110,6 +113,11 @@ def _scored(trial: Trial, score: float) -> Trial:
     results = {task: {name: [score] * len(row) for name, row in rows.items()} for task, rows in trial.results.items()}
     scores = {task: dict.fromkeys(row, score) for task, row in trial.scores.items()}
     return replace(trial, values=(score,), scores=scores, results=results)
+
+
+def _each(trial: Trial) -> Trial:
+    """The same trial with a value for each task."""
+    return replace(trial, values=tuple(row["accuracy"] or 0.0 for row in trial.scores.values()))
 
 
 def finish(path: Path, diff: float = 0.03, se: float | None = 0.01, **changes: Any) -> Path:

@@ -77,4 +77,7 @@ def at_the_end(summary: Summary) -> dict[str, float]:
     numbers = {f"report/{name}": score.mean for name, score in summary.report.items()}
     numbers |= {f"report/winner/{task}": score for task, score in summary.winner.tasks.items()}
     numbers |= {"report/gain": summary.gain.diff, "report/gain_se": summary.gain.se}
+    if front := summary.front:
+        numbers |= {f"report/front/{name}": score.mean for name, score in front.winner.report.items()}
+        numbers |= {"report/hypervolume": front.hypervolume["report"]}
     return {name: value for name, value in numbers.items() if value is not None}
