@@ -95,6 +95,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     rotate="True or False",
     sampling="'stratified', 'uniform', 'disagreement' or 'adaptive'",
     grow="0.25 or None",
+    approximate="'bfloat16' or None",
     remember="True or False",
     aggregate="'mean' or 'worst'",
     normalised="True or False",
@@ -125,6 +126,7 @@ def search(
     rotate: bool = False,
     sampling: str = "stratified",
     grow: float | None = None,
+    approximate: str | None = None,
     remember: bool = False,
     aggregate: str = "mean",
     normalised: bool = False,
@@ -168,6 +170,7 @@ def search(
         sampling: how they are drawn: stratified by class, uniform, by the disagreement of base and experts, or
             adaptive: by that of candidates so far.
         grow: the share of them that the first generation has, if samples are to grow.
+        approximate: a narrower dtype in which candidates are scored on search items; select and report items never are.
         remember: whether scores of candidates stay in the cache, where other searches find them.
         aggregate: mean, worst (task), chebyshev or pareto.
         normalised: scores of tasks between base and expert.
@@ -207,6 +210,7 @@ def search(
             "rotate": rotate,
             "sampling": sampling,
             "grow": grow,
+            "approximate": approximate,
             "remember": remember,
             "select_items": select_items,
             "report_items": report_items,

@@ -210,6 +210,7 @@ class Sampling:
         seed: of the draw of search items; select and report items are drawn alike for every seed.
         by: how search items are drawn: `stratified`, `uniform`, `disagreement` or `adaptive` (see `fitness/draws.py`).
         growth: how the number of search items grows; None for all of them from the beginning.
+        approximate: the narrower dtype in which a model is scored on search items; None for that of the live model.
     """
 
     search: int | None = None
@@ -219,6 +220,7 @@ class Sampling:
     seed: int = 1
     by: str = STRATIFIED
     growth: Growth | None = None
+    approximate: str | None = None
 
     @property
     def rotates(self) -> bool:

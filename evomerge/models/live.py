@@ -178,8 +178,21 @@ class LiveModel:
 
     def as_written(self) -> Any:
         """Return a copy of the model as it is now, in the dtypes of the checkpoint; it holds the same numbers."""
+        return self._copied(self.narrow)
+
+    def narrowed(self, dtype: torch.dtype) -> Any:
+        """Return a copy of the model as it is now, in a dtype that holds fewer bits: nearly the same numbers."""
+        wider = {
+            name: dtype
+            for name, one in self.tensors().items()
+            if one.is_floating_point() and one.dtype.itemsize > dtype.itemsize
+        }
+        return self._copied(wider)
+
+    def _copied(self, dtypes: Mapping[str, torch.dtype]) -> Any:
+        """Return a copy of the model, with other dtypes for tensors of these names."""
         tensors, copies = self.tensors(), {}
-        for name, dtype in self.narrow.items():
+        for name, dtype in dtypes.items():
             cast = tensors[name].detach().to(dtype)
             learned = isinstance(tensors[name], nn.Parameter)
             copies[id(tensors[name])] = nn.Parameter(cast, requires_grad=False) if learned else cast

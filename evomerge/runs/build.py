@@ -169,7 +169,8 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
     """Return how many items are scored under the settings of a search."""
     given = settings["fitness"]
     sizes = given["items"], given["select_items"], given["report_items"]
-    return Sampling(*sizes, given["rotate"], settings["seed"], drawn_by(settings), growth_of(settings))
+    how = drawn_by(settings), growth_of(settings), given.get("approximate")  # earlier versions have no such setting
+    return Sampling(*sizes, given["rotate"], settings["seed"], *how)
 
 
 def written_of(settings: Mapping[str, Any]) -> Written:

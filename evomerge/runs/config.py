@@ -50,6 +50,7 @@ CHOOSING = {
     "rotate": ("bool",),
     "sampling": ("str", "None"),
     "grow": ("float", "None"),
+    "approximate": ("str", "None"),
     "remember": ("bool", "None"),
     "select_items": ("int", "None"),
     "report_items": ("int", "None"),

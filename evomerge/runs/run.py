@@ -46,7 +46,7 @@ from evomerge.runs.outputs import finished, recorder, run_digest, show, summaris
 from evomerge.runs.preflight import preflight
 from evomerge.runs.racing import racing_of
 from evomerge.runs.responses import check_drawn, informed, responses_cost
-from evomerge.runs.sampled import to_go_on
+from evomerge.runs.sampled import check_approximate, to_go_on
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
@@ -56,7 +56,7 @@ from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.scoring import LiveFitness
-from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.evaluators.splits import make_subsets, split_fitness
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Interrupt, Stopped, fixed
@@ -142,7 +142,8 @@ def _run(
     first = None if settings["start"] == "constants" else {}  # in place of one that workers score
     start = first if scored else find_start(settings, problem, reporter)
     searcher = make_searcher(settings, problem.space, start, problem.objectives)
-    fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
+    check_approximate(settings, problem.live)
+    fitnesses = {split: split_fitness(problem, split) for split in problem.items}  # refuses bad items
     make_subsets(problem)  # refuses bad sizes
     learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
     step = learning and learning.inputs * len(learning.items)

@@ -1,7 +1,7 @@
-"""How the items of a generation are chosen: the settings `fitness.sampling` and `fitness.grow`.
+"""How the items of a generation are chosen and scored: the settings `fitness.sampling`, `grow` and `approximate`.
 
-In: the settings of a search. Out: how its samples grow, and what of both belongs to its identity; or a refusal. Runs of
-earlier versions have neither setting: their samples are stratified and do not grow.
+In: the settings of a search. Out: how its samples grow, and what of all three belongs to its identity; or a refusal.
+Runs of earlier versions have none of them: their samples are stratified, do not grow, and are scored as the winner is.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError
-from evomerge.common.names import unknown
+from evomerge.common.names import dtype_name, unknown
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
 from evomerge.fitness.sampling import Growth
 from evomerge.runs.racing import alpha_of, lags
 
 if TYPE_CHECKING:
+    from evomerge.models.live import LiveModel
     from evomerge.searchers.base import Searcher  # comes with scipy, and settings are checked without it
+
+APPROXIMATE = {"bfloat16": 2}
+"""What `fitness.approximate` may be, and the bytes of a number in it."""
 
 
 def check_sampling(settings: Mapping[str, Any]) -> None:
-    """Check both settings, as far as nothing else need be known.
+    """Check these settings, as far as nothing else need be known.
 
     Raises:
         ConfigError: one has another form.
@@ -32,12 +36,35 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
             f"fitness.sampling=adaptive chooses items by all candidates before, and searcher.lag={lag} asks for new "
             f"ones before these are scored: write searcher.lag=0, or fitness.sampling=stratified."
         )
+    if (asked := settings["fitness"].get("approximate")) is not None and asked not in APPROXIMATE:
+        raise ConfigError(f"fitness.approximate: {unknown('choice', asked, APPROXIMATE)}")
     first = settings["fitness"].get("grow")
     if first is not None and not 0 < first < 1:
         raise ConfigError(
             f"fitness.grow={first} is no share of fitness.items to begin with: write a number between 0 and 1, such as "
             f"0.25, or null for all of them from the beginning."
         )
+
+
+def check_approximate(settings: Mapping[str, Any], live: LiveModel) -> None:
+    """Refuse `fitness.approximate` where it would save nothing.
+
+    Raises:
+        ConfigError: it would.
+    """
+    asked = settings["fitness"].get("approximate")
+    if asked is None:
+        return
+    why = ""
+    if live.compute:
+        why = (
+            f"this base is kept in {dtype_name(live.dtype)}, and scored in {dtype_name(live.compute)} since that is "
+            f"faster here, or was asked for (model.compute)"
+        )
+    elif live.dtype.itemsize <= APPROXIMATE[asked]:
+        why = f"this base is kept and scored in {dtype_name(live.dtype)}"
+    if why:
+        raise ConfigError(f"fitness.approximate={asked} saves nothing: {why}. Leave it out.")
 
 
 def drawn_by(settings: Mapping[str, Any]) -> str:
@@ -84,7 +111,7 @@ def growth_of(settings: Mapping[str, Any]) -> Growth | None:
 
 
 def sampling_identity(settings: Mapping[str, Any], growth: Growth | None) -> dict[str, Any]:
-    """Return what of both settings makes another search; nothing where it is the search that it always was.
+    """Return what of these settings makes another search; nothing where it is the search that it always was.
 
     Where samples grow, the budget belongs to it: with a larger one, generations before would have had fewer items.
     """
@@ -92,4 +119,5 @@ def sampling_identity(settings: Mapping[str, Any], growth: Growth | None) -> dic
     return {
         **({"sampling": by} if by != STRATIFIED else {}),
         **({"grow": [growth.first, growth.points]} if growth else {}),
+        **({"approximate": asked} if (asked := settings["fitness"].get("approximate")) else {}),
     }

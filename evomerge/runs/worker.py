@@ -32,7 +32,7 @@ from evomerge.runs.under import problem_under
 from evomerge.runs.warned import warned
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
-from evomerge.search.evaluators.splits import in_checkpoints_dtype, live_fitness
+from evomerge.search.evaluators.splits import in_checkpoints_dtype, split_fitness
 from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Named, Scored, Unit
 from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
@@ -153,7 +153,7 @@ class _Fitnesses(dict[str, LiveFitness]):
         self._problem = problem
 
     def __missing__(self, split: str) -> LiveFitness:
-        self[split] = live_fitness(self._problem, self._problem.items[split])
+        self[split] = split_fitness(self._problem, split)
         return self[split]
 
 

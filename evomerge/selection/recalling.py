@@ -45,7 +45,8 @@ class Recalling:
                 "each time: write fitness.remember=false."
             )
         self._scorer, self._problem, self._wanted, self.items = scorer, problem, wanted, 0
-        self._surroundings = digest([problem.contents, problem.circumstances]) if wanted else ""
+        approximate = [problem.sampling.approximate] if problem.sampling.approximate else []
+        self._surroundings = digest([problem.contents, problem.circumstances, *approximate]) if wanted else ""
 
     def __call__(self, units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
         """Yield what is remembered of units, then what the scorer says of the others."""

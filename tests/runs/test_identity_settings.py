@@ -118,6 +118,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "constraints": ({"trees": ">= base"},),
     "sampling": ("uniform",),
     "grow": (0.5,),
+    "approximate": ("bfloat16",),
     "weights": ({"trees": 2},),
     "name": ("other",),
     "builder": (None,),

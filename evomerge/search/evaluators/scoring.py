@@ -35,10 +35,18 @@ class LiveFitness:
         fitness: scores it.
         prepared: what the fitness prepared for these items.
         guard: of the model, such as its merger has; without one, a change of values cannot be undone.
+        renew: called before each scoring; where the model is a copy of another one, it writes that one into it.
     """
 
-    def __init__(self, model: Any, fitness: Fitness, prepared: Any, guard: Guard | None = None) -> None:
-        self.model, self.fitness, self.prepared = model, fitness, prepared
+    def __init__(
+        self,
+        model: Any,
+        fitness: Fitness,
+        prepared: Any,
+        guard: Guard | None = None,
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.fitness, self.prepared, self._renew = model, fitness, prepared, renew
         self._guard = guard or Guard(model)
         self._halving = Halving(fitness)
 
@@ -65,6 +73,7 @@ class LiveFitness:
         return self._guarded(ids, lambda: fitness.probabilities(self.model, self.prepared, ids))
 
     def _guarded(self, ids: Mapping[str, Sequence[str]], ask: Callable[[], T]) -> T:
+        self._renew()
         with watched(self.model), self._guard:
             return contained(lambda: self._halving(ids, ask))
 

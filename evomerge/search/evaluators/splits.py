@@ -71,6 +71,31 @@ def live_fitness(problem: Problem, items: Mapping[str, Sequence[Item]]) -> LiveF
     return LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard)
 
 
+def split_fitness(problem: Problem, split: str) -> LiveFitness:
+    """Prepare the items of a split of a problem, once; search items may be scored approximately, no others."""
+    score, name = live_fitness(problem, problem.items[split]), problem.sampling.approximate
+    return approximately(problem.live, score, getattr(torch, name)) if name and split == "search" else score
+
+
+def approximately(live: LiveModel, score: LiveFitness, dtype: torch.dtype) -> LiveFitness:
+    """Return what scores a live model as it is then, but computes in a narrower dtype: on a copy, which is kept."""
+    model = live.narrowed(dtype)
+    renew = _writer(live, model)
+    return LiveFitness(model, score.fitness, score.prepared, Guard(model, renew, live.tensors()), renew)
+
+
+def _writer(live: LiveModel, model: torch.nn.Module) -> Callable[[], None]:
+    """Return what writes a live model into a copy of it that has other dtypes."""
+    copies, own = {**dict(model.named_parameters()), **dict(model.named_buffers())}, live.tensors()
+
+    @torch.no_grad()
+    def write() -> None:
+        for name, tensor in copies.items():
+            tensor.copy_(own[name])
+
+    return write
+
+
 def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
     """Return what scores a live model as it is then, but computes in the dtype of its checkpoint: on a copy.
 
@@ -80,14 +105,9 @@ def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
     """
 
     def scored(ids: Mapping[str, Sequence[str]]) -> Outcome:
-        model, own = live.as_written(), live.tensors()
-
-        @torch.no_grad()
-        def rewrite() -> None:
-            for name, parameter in model.named_parameters():
-                parameter.copy_(own[name])
-
-        return LiveFitness(model, score.fitness, score.prepared, Guard(model, rewrite, own))(ids)
+        model = live.as_written()
+        guard = Guard(model, _writer(live, model), live.tensors())
+        return LiveFitness(model, score.fitness, score.prepared, guard)(ids)
 
     return scored
 

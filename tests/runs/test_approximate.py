@@ -1,0 +1,101 @@
+"""Search items scored in half the bits: on a copy, candidates alone, and never what chooses the winner or judges it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.common.errors import ConfigError
+from evomerge.common.progress import Silent
+from evomerge.runs.build import build_problem
+from evomerge.runs.run import run_search
+from evomerge.runs.suite import Suite
+from evomerge.runs.worker import Worker, build_message
+from evomerge.search.evaluators.scoring import LiveFitness
+from evomerge.search.evaluators.splits import live_fitness, make_subsets, split_fitness
+from evomerge.search.evaluators.units import Unit
+from evomerge.search.journal import read_log
+from evomerge.selection.summary import Summary
+from tests.kit.evaluations import settings_of, sources_of
+from tests.kit.helpers import compose
+from tests.kit.narrow import narrowed
+
+APPROXIMATE = "fitness.approximate=bfloat16"
+SMALL = ("searcher=random", "space=model", "budget=5", "fitness.items=24", "fitness.select_items=30")
+
+
+@pytest.fixture(scope="module")
+def sources(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return sources_of(pico_suite, tmp_path_factory.mktemp("cache"))
+
+
+def searched(path: Path, *settings: str) -> tuple[Summary, list[dict[str, Any]]]:
+    config = compose(*settings, *SMALL, "fitness.report_items=60", "seed=3")
+    summary = run_search(config, path, Silent())
+    assert summary
+    return summary, [line for line in read_log(path / "trials.jsonl") if line["kind"] == "trial"]
+
+
+def test_candidates_are_scored_as_a_model_of_that_dtype(sources: list[str]) -> None:
+    problem = build_problem(settings_of(*sources, APPROXIMATE), Silent())
+    ids, point = make_subsets(problem)["search"](0), np.full(problem.space.dim, 0.7)
+    score, exact = split_fitness(problem, "search"), live_fitness(problem, problem.items["search"])
+    for one in (point * 0.5, point):
+        problem.merger.apply(problem.space.decode(one))
+        before = {name: tensor.clone() for name, tensor in problem.live.tensors().items()}
+        found, fine = score(ids), exact(ids)
+        whole = LiveFitness(problem.live.narrowed(torch.bfloat16), problem.fitness, exact.prepared)(ids)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in problem.live.tensors().items())
+        for task in ids:
+            each = [outcome.results[task]["log_probability"] for outcome in (found, whole, fine)]
+            assert np.array_equal(each[0], each[1])
+            assert not np.array_equal(each[0], each[2])
+            assert np.allclose(each[0], each[2], atol=0.1)
+    assert split_fitness(problem, "select").model is problem.live.model
+
+
+def test_only_the_search_is_approximate(sources: list[str], tmp_path: Path) -> None:
+    found, trials = searched(tmp_path / "approximate", *sources, APPROXIMATE)
+    exact, others = searched(tmp_path / "exact", *sources)
+    assert [one["items"] for one in trials] == [one["items"] for one in others]
+    assert [one["values"] for one in trials] != [one["values"] for one in others]
+    assert found.report["base"] == exact.report["base"]
+    assert found.report["best_constant"] == exact.report["best_constant"]
+
+
+def test_scores_of_candidates_are_remembered_apart(sources: list[str], tmp_path: Path) -> None:
+    cached = [sources[0], f"model.cache={tmp_path / 'cache'}", "fitness.remember=true", "fitness.sampling=disagreement"]
+    fresh, expected = searched(tmp_path / "fresh", *sources, APPROXIMATE, "fitness.sampling=disagreement")
+    searched(tmp_path / "exact", *cached)
+    summary, trials = searched(tmp_path / "one", *cached, APPROXIMATE)
+    assert (summary.remembered, fresh.remembered) == (0, 0)
+    assert [one["values"] for one in trials] == [one["values"] for one in expected]
+    again, trials = searched(tmp_path / "two", *cached, APPROXIMATE)
+    assert again.remembered > 0
+    assert [one["values"] for one in trials] == [one["values"] for one in expected]
+
+
+def test_workers_do_the_same(sources: list[str]) -> None:
+    settings = settings_of(*sources, APPROXIMATE)
+    problem = build_problem(settings, Silent())
+    worker = Worker(build_message(settings, problem, torch.get_num_threads()))
+    ids, point = make_subsets(problem)["search"](0), np.full(problem.space.dim, 0.6)
+    problem.merger.apply(problem.space.decode(point))
+    expected, found = split_fitness(problem, "search")(ids), worker._scored(Unit(point, ids)).outcome
+    assert all(np.array_equal(found.results[t]["accuracy"], expected.results[t]["accuracy"]) for t in ids)
+    assert all(np.array_equal(found.results[t]["log_probability"], expected.results[t]["log_probability"]) for t in ids)
+
+
+def test_where_it_saves_nothing_it_is_refused(pico_suite: Suite, sources: list[str], tmp_path: Path) -> None:
+    narrow = [f"model.suite={narrowed(pico_suite, tmp_path / 'narrow')}", f"model.cache={tmp_path / 'cache'}"]
+    for settings, why in (
+        (["model=pico", *narrow, "model.compute=null"], "kept and scored in bfloat16"),
+        (["model=pico", *narrow, "model.compute=float32"], "kept in bfloat16, and scored in float32"),
+        ([*sources, "fitness.approximate=int3"], "fitness.approximate: .*int3"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            run_search(compose(*settings[:1], APPROXIMATE, *settings[1:]), tmp_path / "none", Silent())
