@@ -152,6 +152,11 @@ def main(arguments: Sequence[str]) -> None:
         show(result, reporter, harm.get("harmful"))
         if worth:
             show_worth(worth, reporter)
+    if problem.goal.several:
+        reporter.say(
+            "the search of these settings has several values: a run stands for the point of its front that was chosen, "
+            "and means are over all tasks, which is none of its values"
+        )
     if split == "report" and HELD_OUT in problem.items:
         reporter.say(f"held out, and not in this table: {', '.join(problem.items[HELD_OUT])} (--split held_out)")
     if result.errors:

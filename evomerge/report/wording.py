@@ -14,7 +14,10 @@ from evomerge.selection.statistics import Paired
 
 MINUS = "\N{MINUS SIGN}"
 PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
-SEARCHERS = {"CmaEs": "CMA-ES", "Tpe": "TPE", "Hybrid": "Gradient, then CMA-ES", "Random": "Random search"}
+SEARCHERS = {
+    **{"CmaEs": "CMA-ES", "Tpe": "TPE", "Hybrid": "Gradient, then CMA-ES", "Random": "Random search"},
+    **{"Nsga2": "NSGA-II", "MoCma": "MO-CMA-ES", "Surrogate": "Quadratic model (MAP)", "Lines": "Lines between points"},
+}
 
 
 def number(value: float | None, digits: int = 4) -> str:

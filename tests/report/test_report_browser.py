@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.report import write_comparison, write_report, write_sweep
+from tests.kit.fronts import front, write_front
 from tests.kit.reports import finish, write_run, write_workers
 from tests.kit.standings import BETTER, SAME, row, standings
 from tests.processes.command import evomerge
@@ -55,7 +56,16 @@ def test_pages_fit_and_are_quiet(tmp_path: Path) -> None:
     write_workers(one, workers=40, why=LONG * 3)
     going = write_run(tmp_path / "runs" / f"text-linear-{'going-on-' * 6}", experts=[f"expert-{i}" for i in range(20)])
     (tmp_path / "comparison.json").write_text(standings(row(LONG, 0.6, BETTER), row("trim+elect", 0.5, SAME)).to_json())
-    for page in (write_report(one), write_report(going), write_sweep([one, going]), write_comparison(tmp_path)):
+    three = write_front(tmp_path / "runs" / "front-of-three", front((LONG, "news", "mood"), points=12, missed=0.01))
+    four = write_front(tmp_path / "runs" / "front-of-four", front(("a", "b", "c", LONG), minimised=[LONG]))
+    fronts = [write_report(three), write_report(four), write_report(write_front(tmp_path / "runs" / "front-of-two"))]
+    for page in (
+        *fronts,
+        write_report(one),
+        write_report(going),
+        write_sweep([one, going]),
+        write_comparison(tmp_path),
+    ):
         excess, said = look(page, tmp_path)
         assert said == ""
         assert excess == {str(width): 0 for width in WIDTHS}, page

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evomerge.cli.evaluate import main as evaluate
 from evomerge.cli.export import main as export
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
@@ -95,6 +96,13 @@ def test_any_point_is_exported(run: Path, capsys: pytest.CaptureFixture[str], tm
     assert (tmp_path / "heads").is_dir()
     with pytest.raises(ConfigError, match=rf"has no point_99\. There are point_1 .*point_{len(front.points)}"):
         export([str(run), "--point", "99"])
+
+
+def test_whoever_scores_the_run_again_is_told_what_it_stands_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate([str(run), "base", "--items", "30"])
+    told = capsys.readouterr()
+    assert "a run stands for the point of its front that was chosen, and means are over all tasks" in told.err
+    assert "base" in told.out
 
 
 def test_a_constraint_that_nobody_holds_is_said_wherever_the_winner_is(settings: list[str], tmp_path: Path) -> None:
