@@ -95,7 +95,7 @@ def costs(problem: Problem) -> dict[str, Any]:
     def score(name: str, part: Any) -> Any:
         return judge.merged(constants[name], "select", part)
 
-    best = choose(constants, score, Objective(goal.metric), judge.ids["select"])
+    best = choose(constants, score, Objective(goal.metric), judge.ids["select"], line=True)
     merge, experts = judge.merged(constants[best.name], "select"), judge.experts("select")
     problem.become(None)
     cost, loss = (paired(experts, merge, metric) for metric in (goal.report_metric, goal.metric))

@@ -25,6 +25,7 @@ import numpy as np
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
+from evomerge.selection.field import SMOOTH
 from evomerge.selection.racing import choose
 
 LARGE = 0.002
@@ -32,8 +33,8 @@ LARGE = 0.002
 NEAR = 3
 """How many finalists make a set of near-equal ones."""
 
-Rows = dict[str, np.ndarray]
-"""By task, the results of one model."""
+Rows = dict[str, dict[str, np.ndarray]]
+"""By task and metric, the results of one model."""
 
 
 class Line(NamedTuple):
@@ -73,12 +74,19 @@ def _logged(cache: Path, metric: str) -> list[tuple[dict[str, Rows], dict[str, R
         model = about.pop("model")
         if not isinstance(model, dict) or "weight" not in model:
             continue
-        rows = {task: np.array(metrics[metric], dtype=float) for task, metrics in content["results"].items()}
+        rows = {
+            task: {name: np.array(row, dtype=float) for name, row in metrics.items() if name in (metric, SMOOTH)}
+            for task, metrics in content["results"].items()
+        }
         weights = set(_leaves(model["weight"]))
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         same = sets[key][len(weights) > 1]
         same[f"{weights.pop():g}" if len(weights) == 1 else f"merge {len(same) + 1}"] = rows
-    return [(constants, others) for constants, others in sets.values() if len(constants) >= NEAR]
+    return [
+        ({name: constants[name] for name in sorted(constants, key=float)}, others)
+        for constants, others in sets.values()
+        if len(constants) >= NEAR
+    ]
 
 
 def _leaves(value: Any) -> list[float]:
@@ -94,10 +102,11 @@ def simulate(
     rng = np.random.default_rng(0)
     near = _nearest(finalists, objective) if len(finalists) >= NEAR else {}
     found: dict[str, list[Line]] = defaultdict(list)
+    sizes = _sizes(next(iter(constants.values())))
     for _ in range(draws):
-        drawn = {task: rng.integers(0, len(row), len(row)) for task, row in next(iter(constants.values())).items()}
+        drawn = {task: rng.integers(0, size, size) for task, size in sizes.items()}
         known: set[tuple[bytes, str, str]] = set()  # content of a model, task, item: scored already
-        best, one = _race(constants, drawn, objective, known)
+        best, one = _race(constants, drawn, objective, known, line=True)
         found[f"{len(constants)} constants"].append(one)
         if len(finalists) < NEAR:
             continue
@@ -109,21 +118,27 @@ def simulate(
         lost = _best({**constants, **finalists}, drawn, objective) - _best({winner: last[winner]}, drawn, objective)
         found["the choice"].append(Line(lost, lost > LARGE + 1e-9, *cost))
         found[f"{NEAR} near-equal finalists, alone"].append(_race(near, drawn, objective, set())[1])
-    size = sum(len(row) for row in next(iter(constants.values())).values())
     for what, lines in found.items():
         regret, wrong, spent, whole = (np.array(column) for column in zip(*lines, strict=True))
         print(
-            f"| {name}: {what} | {size} | {np.mean(regret <= LARGE + 1e-9):.1%} | {regret.mean():.5f} | "
+            f"| {name}: {what} | {sum(sizes.values())} | {np.mean(regret <= LARGE + 1e-9):.1%} | {regret.mean():.5f} | "
             f"{wrong.mean():.1%} | {spent.sum() / whole.sum():.1%} |"
         )
 
 
 def _race(
-    models: Mapping[str, Rows], drawn: Rows, objective: Objective, known: set[tuple[bytes, str, str]]
+    models: Mapping[str, Rows],
+    drawn: Mapping[str, np.ndarray],
+    objective: Objective,
+    known: set[tuple[bytes, str, str]],
+    line: bool = False,
 ) -> tuple[str, Line]:
     """Return who won, and what came of the race."""
     ids = {task: [str(i) for i in range(len(order))] for task, order in drawn.items()}
-    content = {name: b"".join(row.tobytes() for row in rows.values()) for name, rows in models.items()}
+    content = {
+        name: b"".join(row.tobytes() for metrics in rows.values() for row in metrics.values())
+        for name, rows in models.items()
+    }
     before, spent = set(known), 0
 
     def score(name: str, part: Mapping[str, Sequence[str]]) -> Outcome:
@@ -132,14 +147,10 @@ def _race(
         spent += len(new)
         known.update(new)
         places = {task: drawn[task][[int(item) for item in items]] for task, items in part.items()}
-        results = {task: {objective.metric: models[name][task][at]} for task, at in places.items()}
-        return Outcome({task: list(items) for task, items in part.items()}, results)
+        return _outcome(models[name], part, places)
 
-    chosen = choose(models, score, objective, ids)
-    full = {
-        name: objective(Outcome(ids, {t: {objective.metric: row[drawn[t]]} for t, row in rows.items()}))[0][0]
-        for name, rows in models.items()
-    }
+    chosen = choose(models, score, objective, ids, line=line)
+    full = {name: objective(_outcome(rows, ids, drawn))[0][0] for name, rows in models.items()}
     regret = max(full.values()) - full[chosen.name]
     size = sum(len(items) for items in ids.values())
     better = any(full[name] > full[chosen.name] + LARGE and chosen.seen[name] < size for name in models)
@@ -147,19 +158,26 @@ def _race(
     return chosen.name, Line(regret, better, spent, whole)
 
 
-def _best(models: Mapping[str, Rows], drawn: Rows, objective: Objective) -> float:
+def _outcome(rows: Rows, ids: Mapping[str, Sequence[str]], places: Mapping[str, np.ndarray]) -> Outcome:
+    """Return what a model scores on the items at some places."""
+    results = {task: {name: row[places[task]] for name, row in rows[task].items()} for task in ids}
+    return Outcome({task: list(items) for task, items in ids.items()}, results)
+
+
+def _sizes(rows: Rows) -> dict[str, int]:
+    return {task: len(next(iter(metrics.values()))) for task, metrics in rows.items()}
+
+
+def _best(models: Mapping[str, Rows], drawn: Mapping[str, np.ndarray], objective: Objective) -> float:
     """Return the highest value on all items of a draw."""
     ids = {task: [str(i) for i in range(len(order))] for task, order in drawn.items()}
-    outcomes = [
-        Outcome(ids, {t: {objective.metric: row[drawn[t]]} for t, row in rows.items()}) for rows in models.values()
-    ]
-    return max(objective(outcome)[0][0] for outcome in outcomes)
+    return max(objective(_outcome(rows, ids, drawn))[0][0] for rows in models.values())
 
 
 def _nearest(models: Mapping[str, Rows], objective: Objective) -> dict[str, Rows]:
     """Return those models next to each other in value, and not alike, that lie closest together."""
     value = {
-        name: objective(Outcome({t: [""] for t in rows}, {t: {objective.metric: r} for t, r in rows.items()}))[0][0]
+        name: _best({name: rows}, {t: np.arange(n) for t, n in _sizes(rows).items()}, objective)
         for name, rows in models.items()
     }
     order = sorted(models, key=lambda name: value[name])

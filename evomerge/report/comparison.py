@@ -139,7 +139,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def _reached(row: Row, weight: str) -> tuple[str, bool]:
-    """Return what a weight reached, and whether it was dropped before it had been scored on all items."""
+    """Return what a weight reached, and whether it was not scored on all items."""
     if weight not in row.values:
         return "", False
     return number(row.values[weight]), row.seen.get(weight, 0) < max(row.seen.values())

@@ -23,7 +23,7 @@ class Finalist:
     Attributes:
         name: as the searcher calls it.
         select: what it reached on the select split; None if it could not be scored.
-        seen: on how many select items; fewer than all if it was dropped. None in runs of version 0.2: on all of them.
+        seen: on how many select items; fewer than all if it was dropped. None in runs of version 0.2: on all.
         number: the trial that found it; None for one that no trial scored, such as a mean.
         search: what that trial reached on the search items, in the same metric.
         winner: whether it won.
@@ -37,7 +37,7 @@ class Finalist:
     winner: bool
 
     def dropped(self, items: int) -> bool:
-        """Whether it was dropped before it was scored on all of so many select items."""
+        """Whether it was not scored on all of so many select items."""
         return self.select is not None and self.seen is not None and self.seen < items
 
 

@@ -134,12 +134,12 @@ def gain_of(summary: Summary) -> str:
 
 def starts_of(summary: Summary) -> list[str]:
     """Return what starts reached that were judged beside what was found, as a line; nothing where there are none. One
-    that was dropped early has a value on fewer items, which is said.
+    that was not scored on all items has a value by those that it was scored on, which is said.
     """
     chosen, whole = summary.select, summary.items["select"]
 
     def shown(value: float | None, seen: int) -> str:
-        early = f" (dropped after {seen} of {whole} items)" if seen < whole else ""
+        early = f" (scored on {seen} of {whole} items)" if seen < whole else ""
         return "no score" if value is None else f"{value:.4f}{early}"
 
     said = {

@@ -83,7 +83,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     tried = constants_within(*judge.bounds, bool(goal.forget))
     constants = {str(constant): judge.constant(constant) for constant in tried}
-    flat = _best(judge, constants, objective)
+    flat = _best(judge, constants, objective, line=True)
     remember_whole(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
@@ -113,8 +113,10 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     )
 
 
-def _best(judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objective: Objective) -> Chosen:
-    """Choose the best of some merges on the select split."""
+def _best(
+    judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objective: Objective, line: bool = False
+) -> Chosen:
+    """Choose the best of some merges on the select split; constants lie along a line."""
 
     def score(name: str, part: Items) -> Outcome:
         return judge.merged(merges[name], "select", part)
@@ -122,7 +124,7 @@ def _best(judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objectiv
     def begin(asked: Iterable[tuple[str, Items]]) -> None:
         judge.begin((merges[name], "select", part) for name, part in asked)
 
-    return choose(merges, score, objective, judge.ids["select"], begin)
+    return choose(merges, score, objective, judge.ids["select"], begin, line)
 
 
 def _limits(goal: Goal, objective: Objective, select: Outcome, outcomes: Mapping[str, Outcome]) -> Limits | None:

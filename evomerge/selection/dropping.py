@@ -17,6 +17,13 @@ hair then: experiments/dropping.md.
 """
 BLOCKS = 20
 """Into how many blocks items are cut; after each but the last, models may be dropped."""
+ACTIVE_ALPHA, LOOKS = 0.03, 12
+"""The same where items come by activity (`activity.py`): the chance that a model is dropped which would have ended
+ahead by more than does not matter; and into how many parts these items are cut."""
+FIRST = 2
+"""After so many blocks one model is scored on all items, to know which are active."""
+STEP = 3
+"""Of models along a line, every so many-th is scored on all items of a block."""
 FEW, FEWER = 400, 4
 """Below so many items of all tasks there are so many blocks at most: each look at few of few items errs more than it
 saves (experiments/dropping.md)."""

@@ -35,8 +35,8 @@ class Entered:
 
     Attributes:
         constant: the one that it chose.
-        values: what each of its constants reached, on the items that it was scored on.
-        seen: the number of these; fewer than all for one that was dropped.
+        values: what each of its constants reached, as `racing.py` has it.
+        seen: on how many items each was scored; fewer than all for one that was dropped, or like its neighbours.
         outcome: of the chosen one, on all items.
     """
 
@@ -75,7 +75,7 @@ def enter(judge: Judge, objective: Objective, constants: Mapping[float, Mapping[
         judge.begin((coefficients[name], "select", part) for name, part in asked)
 
     try:
-        found = choose(coefficients, score, objective, judge.ids["select"], begin)
+        found = choose(coefficients, score, objective, judge.ids["select"], begin, list(constants) == sorted(constants))
     except EvomergeError as error:
         if isinstance(error, LiveModelError) or not why:
             raise

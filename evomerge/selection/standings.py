@@ -75,7 +75,7 @@ class Row:
         needs: what it needs beside a base.
         constant: the weight that it chose on the select split.
         values: what each weight reached there, by the weight.
-        seen: on how many items; fewer than all for a weight that was dropped early.
+        seen: on how many items; fewer than all for a weight that was dropped, or like its neighbours.
         value: what decides its place: that of the chosen weight.
         select: its score on the select split.
         ahead: it minus task arithmetic there, on the same items; None for task arithmetic.

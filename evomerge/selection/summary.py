@@ -44,7 +44,7 @@ class Selected:
         constant: the best constant, as it is written.
         constants: the value of each.
         seen: on how many select items each finalist and each constant was scored; fewer than all for one that was
-            dropped, so its value is only about comparable. Summaries of version 0.2 have none.
+            dropped, or like its neighbours, so its value is only about comparable. Summaries of version 0.2 have none.
         trials: the batch and the index of the trial that each finalist is; None for one that no trial scored. Empty in
             summaries of version 0.2.
     """

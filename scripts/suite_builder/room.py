@@ -143,6 +143,7 @@ def _measure(suite: Suite, steps: int, console: Console) -> dict[str, Any]:
             lambda name, part: judge.merged(constants[name], "select", part),
             Objective(METRIC),
             judge.ids["select"],
+            line=True,
         )
         outcomes = {"base": judge.base("select"), "experts": judge.experts("select")}
         outcomes |= {"constant": best.outcomes[best.name], "tensor": judge.merged(weights, "select")}

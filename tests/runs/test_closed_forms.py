@@ -81,7 +81,7 @@ def test_a_start_that_was_dropped_early_is_said_to_be(
     assert summary is not None
     seen = {**summary.select.seen, "start metagpt": 5}
     (line,) = starts_of(replace(summary, select=replace(summary.select, seen=seen)))
-    assert f" (dropped after 5 of {summary.items['select']} items), winner (" in line
+    assert f" (scored on 5 of {summary.items['select']} items), winner (" in line
     assert line.count("dropped") == 1
 
 

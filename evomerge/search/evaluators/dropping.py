@@ -65,7 +65,7 @@ class Race:
     Args:
         sizes: how many items there are in all, by task.
         weights: of the mean of each task in the value that decides.
-        looks: how many times `drop` may be called.
+        looks: how many times `drop`, or `spend`, may be called.
         alpha: the chances that all dropped models together may have had.
     """
 
@@ -85,9 +85,17 @@ class Race:
                 left out.
             spared: models that are not dropped.
         """
+        return self.spend(chances(results, self._sizes, self._weights, against), spared)
+
+    def spend(self, found: Mapping[Name, float], spared: Collection[Name] = ()) -> list[Name]:
+        """Return the models that are dropped now, the least likely first.
+
+        Args:
+            found: the chance of each to end above the one that counts.
+            spared: models that are not dropped.
+        """
         self._left += self._each
         dropped = list[Name]()
-        found = chances(results, self._sizes, self._weights, against)
         for name, chance in sorted(found.items(), key=lambda pair: pair[1]):
             if name in spared:
                 continue
