@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from affordable.bank import Bank
+from affordable.noise import next_size, smoothed, with_leaders
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import Item
@@ -38,6 +39,8 @@ from evomerge.space.coefficients import make_space
 from evomerge.space.variable import Variable
 
 METRIC = "log_probability"
+WHOLE = ("items", "looks", "candidates", "fresh", "leaders", "adapt", "smooth")
+"""Settings of an arm that are whole numbers."""
 RIDGE, LINEAR = 0.01, 0.2
 """The penalty, and the weight of a linear kernel beside that of distances."""
 
@@ -53,6 +56,10 @@ class Arm:
         looks: of its races.
         share: of the item evaluations of the first arm that it may spend.
         candidates: how many it may score.
+        fresh: 1 for other items in each generation.
+        leaders: how many of a generation are scored on as many other items as well.
+        adapt: 1 for a number of items that grows while they rank a generation at random.
+        smooth: how many finalists a regression over all candidates names, in place of the best values; 0 for none.
     """
 
     name: str
@@ -61,6 +68,10 @@ class Arm:
     looks: int = 3
     share: float = 1.0
     candidates: int = 10**9
+    fresh: int = 0
+    leaders: int = 0
+    adapt: int = 0
+    smooth: int = 0
 
 
 class Family:
@@ -145,13 +156,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _arm(name: str, given: Sequence[str]) -> Arm:
     values = {setting: float(value) for setting, value in (each.split("=", 1) for each in given)}
-    whole = {setting: int(values[setting]) for setting in ("items", "looks", "candidates") if setting in values}
+    whole = {setting: int(values[setting]) for setting in WHOLE if setting in values}
     return Arm(name, **{**values, **whole})  # pyright: ignore[reportArgumentType]
 
 
 def _search(family: Family, kind: str, seed: int, arm: Arm, budget: int) -> tuple[float, int, int, int]:
     """Return what the winner is worth, the item evaluations, and how many candidates were scored and dropped."""
-    subset, objective = Subset(family.items, arm.items, seed), Objective(METRIC)
+    subset, objective = Subset(family.items, arm.items, seed, bool(arm.fresh)), Objective(METRIC)
+    others = Subset(family.items, arm.items, seed + 10_000, bool(arm.fresh))
 
     def make(start: np.ndarray) -> Searcher:
         return CmaEs(family.space, start, seed) if kind == "cmaes" else Tpe(family.space, start, seed)
@@ -162,16 +174,32 @@ def _search(family: Family, kind: str, seed: int, arm: Arm, budget: int) -> tupl
         racing = Racing(arm.alpha, arm.looks, lambda: parents_of(searcher))
         evaluate = RacingEvaluator(evaluate, family, objective, racing)
     spent = scored = dropped = 0
+    points, values = list[np.ndarray](), list[float]()
     while True:
         batch = searcher.ask()
-        count = len(batch.points)
-        if spent + count * subset.size > arm.share * budget or scored + count > arm.candidates:
+        count, again = len(batch.points), arm.leaders if batch.index else 0
+        if spent + count * subset.size + again * others.size > arm.share * budget or scored + count > arm.candidates:
             break
-        for trial in evaluate(batch, batch.missing):
+        trials = list(evaluate(batch, batch.missing))
+        spent += sum(trial.spent for trial in trials) + again * others.size
+        scored, dropped = scored + count, dropped + sum(trial.status == "censored" for trial in trials)
+        if again:
+            best = sorted(trials, key=lambda trial: -(trial.values or (-np.inf,))[0])[:again]
+            second = ValueEvaluator(family, others, objective)(batch, [trial.index for trial in best])
+            trials = with_leaders(trials, {trial.index: trial.values[0] for trial in second if trial.values})
+        if arm.adapt and batch.index:
+            size = next_size(trials, METRIC, subset.size, arm.items // 2, sum(map(len, family.items.values())))
+            subset = Subset(family.items, size, seed, rotate=True)
+            evaluate = ValueEvaluator(family, subset, objective)
+        for trial in trials:
             batch.trials[trial.index] = trial
-            spent, scored, dropped = spent + trial.spent, scored + 1, dropped + (trial.status == "censored")
+            points.append(batch.points[trial.index])
+            values.append((trial.values or (-np.inf,))[0])
         searcher.tell(batch)
-    finalists = [*(one.x for one in searcher.incumbents().values()), *constants(family.space)]
+    found = [one.x for one in searcher.incumbents().values()]
+    if arm.smooth:
+        found = [*smoothed(np.array(points), np.array(values), arm.smooth), found[0]]  # the mean stays
+    finalists = [*found, *constants(family.space)]
     winner = max(finalists, key=lambda x: family.value(x, 0))
     return family.value(winner, 1), spent, scored, dropped
 

@@ -39,10 +39,25 @@ def test_arms_spend_their_share_and_a_race_spends_less(tmp_path: Path, capsys: p
     bank.save(tmp_path / "bank.npz")
     arms = ["--arm", "full", "items=40", "--arm", "again", "items=40", "--arm", "raced", "items=40", "alpha=0.3"]
     arms += ["candidates=30", "--arm", "half", "items=40", "share=0.5"]
+    arms += [
+        "--arm",
+        "leaders",
+        "items=20",
+        "leaders=3",
+        "fresh=1",
+        "share=0.5",
+        "--arm",
+        "grown",
+        "items=12",
+        "adapt=1",
+    ]
+    arms += ["--arm", "smooth", "items=20", "smooth=3"]
     simulate_searches.main([str(tmp_path / "bank.npz"), *arms, "--seeds", "2", "--candidates", "30"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     spent = {row[0].strip(): int(row[1].replace(",", "")) for row in rows}
     assert rows[1][5].strip() == "+0.000 ± 0.000"
     assert spent["raced"] < spent["full"] == spent["again"] <= 1200
     assert spent["half"] <= 600
+    assert spent["leaders"] <= 600 < spent["grown"] <= 1200
+    assert int(rows[4][2]) < int(rows[3][2]) * 2  # leaders are paid for
     assert rows[2][3].strip() != "0%" == rows[0][3].strip()
