@@ -1,0 +1,42 @@
+"""Fronts of several searchers beside each other: what is counted and told, and that it goes on where it was."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.values import ValueEvaluator
+from tests.kit.evaluations import sources_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import compare_fronts
+
+
+def test_fronts_beside_each_other(
+    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["--arm", "front", "searcher=random", "--arm", "sums", "objective=mean", "searcher=random"]
+    arms += ["--arm", "one", "objective=mean", "searcher=random", "--sums", "sums"]
+    sizes = ["budget=8", "fitness.items=9", "fitness.report_metric=log_probability", "start=0.4"]
+    command = ["--out", str(tmp_path / "out"), "--seeds", "1", "--points", "3", "--kept", "trees", *arms]
+    command += ["--", *sources_of(pico_suite, tmp_path / "cache"), "objective=pareto", *sizes]
+    compare_fronts.main(command)
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(ValueEvaluator, "trial", lambda *_: pytest.fail("what was scored was scored again"))
+    compare_fronts.main(command)
+    assert capsys.readouterr().out == printed
+    found = {
+        name: line for name, (line,) in json.loads((tmp_path / "out" / "results.json").read_text())["arms"].items()
+    }
+    assert {name: line["evaluations"] for name, line in found.items()} == dict.fromkeys(("front", "sums", "one"), 72)
+    assert found["one"]["points"] == 1
+    assert all(1 <= line["points"] == len(line["scores"]) <= 3 for line in found.values())
+    assert all(line["hypervolume"] >= 0 for line in found.values())
+    assert "| front | 72 |" in printed
