@@ -29,6 +29,7 @@ from evomerge.runs.config import check
 from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants, of_theirs
 from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
 from evomerge.runs.given import Given
+from evomerge.runs.objectives import several
 from evomerge.runs.rounds import Rounds
 from evomerge.runs.sources import find_sources
 from evomerge.runs.theirs import Theirs, open_files
@@ -75,6 +76,11 @@ def run_comparison(
         raise ConfigError(
             "A comparison adds task vectors, and objective.forget takes them away: leave it out, or search "
             "(evomerge search) with each method by itself."
+        )
+    if several(settings) or settings["objective"].get("constraints"):
+        raise ConfigError(
+            "A comparison ranks methods by one value, which nothing else limits: leave out objective=pareto and "
+            "objective.constraints, or search (evomerge search) with each method by itself."
         )
     given, limit = given or Given(), TimeLimit(settings["time_limit"])
     fitness = given.fitness or make_fitness(settings["fitness"])

@@ -14,8 +14,12 @@ from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, goal_of, make_searcher
+from evomerge.runs.checks import make_fitness
+from evomerge.runs.compare import run_comparison
 from evomerge.runs.config import check, plain, run_name
+from evomerge.runs.contestants import Compared
 from evomerge.runs.identity import search_identity
+from evomerge.runs.learning import check_learning
 from evomerge.runs.objectives import check_valued, check_valued_metrics
 from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.mixed import make_evaluators
@@ -45,7 +49,7 @@ def checked(*overrides: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objective=pareto"], "CmaEs goes by one value, and this search has several: write searcher=nsga2"),
+        (["objective=pareto"], "CmaEs goes by one value, and this search has several: write searcher=lines"),
         (["objective=pareto", "searcher=greedy"], "Greedy goes by one value"),
         (["objective=pareto", "searcher=gradient"], "or make one value of them, with objective=mean, worst or cheb"),
         ([*SEVERAL, "racing.alpha=0.1"], "racing.alpha drops the candidates that fall behind in one value"),
@@ -97,6 +101,18 @@ def test_groups_of_settings_are_what_their_parts_are() -> None:
     groups = {"searcher": "tpe", "objective": "mean"}
     assert run_name(groups, ["searcher=tpe"]) == run_name({"searcher": "tpe"}, ["searcher=tpe"])
     assert "pareto" in run_name({**groups, "objective": "pareto"}, ["objective=pareto"])
+
+
+@pytest.mark.parametrize("overrides", [SEVERAL, (KEPT,)])
+def test_a_comparison_ranks_by_one_value(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="A comparison ranks methods by one value"):
+        run_comparison(plain(compose("model=pico", *overrides)), Compared(None, (0.4,)), tmp_path / "one", Reporter())
+
+
+def test_a_constraint_has_no_gradient() -> None:
+    settings = plain(compose("model=pico", "searcher=gradient", KEPT))
+    with pytest.raises(ConfigError, match="has no gradient: a loss"):
+        check_learning(settings, make_fitness(settings["fitness"]))
 
 
 @pytest.fixture(scope="module")
