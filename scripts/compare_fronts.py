@@ -201,7 +201,8 @@ def _reported(problem: Problem, judge: Judge, points: Sequence[np.ndarray], summ
         values = np.array([[outcome.scores()[task][metric] for task in tasks] for outcome in outcomes])
     violated = np.array([sum(max(lacks, 0.0) for lacks in violations) for _, violations in told])
     several = summed or problem.goal.several
-    chosen = np.flatnonzero(ranks(values, violated) == 0) if several else [int(values[:, 0].argmax())]
+    front = np.flatnonzero(ranks(values, violated) == 0).tolist()
+    chosen: list[int] = front if several else [int(values[:, 0].argmax())]
     return [judge.merged(judge.decode(points[i]), "report") for i in chosen]
 
 
