@@ -304,3 +304,18 @@ def test_a_stop_and_a_limit_are_no_failures():
 
         with pytest.raises(error):
             chosen(act)
+
+
+@pytest.mark.parametrize(("limit", "held"), [(">= 0.9 * base", True), (">= 1.9 * base", False)])
+def test_a_winner_of_one_value_that_violates_a_constraint_is_told(limit, held):
+    def act(name, split):
+        return {"base": 0.5, "merge 9.0": 0.9, "merge 0.1": 0.8}.get(name, 0.7)
+
+    selection = select(Bench(act), Goal("m", "m", constraints={"a": limit}), {"best": Incumbent(np.array(9.0))})  # type: ignore[arg-type]
+    limits = selection.limits
+    assert limits is not None
+    assert limits.held == held
+    assert selection.select.winner == "best"  # the one that lacks least, if all do
+    lack = 1 - (1 + 0.9) / (float(limit.split()[1]) * 1.5)
+    assert (limits.select, limits.report) == ({"a": pytest.approx(lack)}, {"a": pytest.approx(lack)})
+    assert bool(limits.marks) == bool(limits.doubts) == (not held)
