@@ -106,12 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _choose(run: Run, options: argparse.Namespace, parts: Parts, reporter: Reporter) -> Recipe:
     """Return the recipe of the point that is asked for; the winner's has heads, beside that of the run."""
-    from evomerge.runs.fronts import find_point
-    from evomerge.runs.points import best_trial, find_finalist, find_trial, is_current, recipe_of, recipe_of_point
+    from evomerge.runs.points import best_trial, find_finalist, find_point_recipe, find_trial, is_current, recipe_of
 
-    chosen = None if options.point is None else find_point(run, options.point)
-    if chosen and not (run.summary and run.summary.front and chosen.name == run.summary.front.chosen):
-        return recipe_of_point(run, parts(), chosen)
+    if options.point is not None:
+        return find_point_recipe(run, options.point, parts)
     if options.trial is not None:
         point = find_trial(run, options.trial)
     elif options.best:

@@ -30,7 +30,7 @@ from evomerge.report.page import write_report
 from evomerge.runs.build import build_problem
 from evomerge.runs.directory import open_run
 from evomerge.runs.given import Given
-from evomerge.runs.points import open_problem
+from evomerge.runs.points import find_point_recipe, open_problem
 from evomerge.runs.table import gain_of, tables_of
 from evomerge.selection.summary import Summary
 from evomerge.task_vectors.stores import AUTO
@@ -113,6 +113,15 @@ class Result:
         if self._run.recipe is None:
             raise ConfigError(f"The search of {self.path} has not ended: run it again to go on with it.")
         return self._run.recipe
+
+    @checked(number="a whole number, such as 3")
+    def point(self, number: int) -> Recipe:
+        """Return a point of the front of a search with several values, as `summary.front.points` counts them from 1.
+
+        Raises:
+            ConfigError: there is no such point, or the search has one value.
+        """
+        return find_point_recipe(self._run, str(number), lambda: self.problem)
 
     @property
     def trials(self) -> list[Trial]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,11 @@ from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.directory import Run
-from evomerge.runs.fronts import recipe_scores
+from evomerge.runs.fronts import find_point, recipe_scores
 from evomerge.runs.paths import from_its_start
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.archive import unfinished
 from evomerge.searchers.base import Incumbent, lag_of
-from evomerge.selection.front import FrontPoint
 from evomerge.selection.summary import START
 from evomerge.space.named import array_coefficients
 from evomerge.trials import Batch, Trial, finite
@@ -192,17 +191,25 @@ def recipe_of(run: Run, problem: Problem, point: Point) -> Recipe:
     return make_recipe(problem, problem.space.decode(point.x), finite(point.about), {})
 
 
-def recipe_of_point(run: Run, problem: Problem, point: FrontPoint) -> Recipe:
-    """Return the recipe of a point of the run's front, without heads.
+def find_point_recipe(run: Run, name: str, parts: Callable[[], Problem]) -> Recipe:
+    """Return the recipe of a point of the run's front: the winner's as it stands, another one without heads.
 
     Args:
-        run: its run, which is complete.
-        problem: what is searched.
-        point: the point.
+        run: its run.
+        name: `3` or `point_3`.
+        parts: builds what is searched, where it is needed.
+
+    Raises:
+        ConfigError: there is no such point.
+        EvomergeError: sources are gone, or are not what they were.
     """
-    assert run.summary is not None, "a front stands in a summary"
+    point = find_point(run, name)
+    if run.recipe and run.summary and run.summary.front and point.name == run.summary.front.chosen:
+        return run.recipe
+    problem = parts()
     coefficients = array_coefficients(point.coefficients, problem.space.groups, problem.space.rows)
-    return make_recipe(problem, coefficients, finite(recipe_scores(run.summary, point)), {})
+    scores = recipe_scores(run.summary, point) if run.summary else {}
+    return make_recipe(problem, coefficients, finite(scores), {})
 
 
 def _point(run: Run, trial: Trial) -> Point:

@@ -16,6 +16,7 @@ from evomerge.common.progress import Silent
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
 from evomerge.report import write_report
+from evomerge.report.result import Result
 from evomerge.runs.directory import read_summary
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -94,6 +95,8 @@ def test_any_point_is_exported(run: Path, capsys: pytest.CaptureFixture[str], tm
     export([str(run), "--point", front.chosen, "-o", str(tmp_path / "recipe.yaml")])
     assert Recipe.from_yaml((tmp_path / "recipe.yaml").read_text()).scores["front"]["point"] == front.chosen
     assert (tmp_path / "heads").is_dir()
+    assert Result(run).point(int(number)) == recipe
+    assert Result(run).point(int(front.chosen.removeprefix("point_"))) == Result(run).recipe
     with pytest.raises(ConfigError, match=rf"has no point_99\. There are point_1 .*point_{len(front.points)}"):
         export([str(run), "--point", "99"])
 
