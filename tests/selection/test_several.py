@@ -14,7 +14,7 @@ from evomerge.fitness.base import Outcome
 from evomerge.problem import Goal, Valued
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
-from evomerge.selection.choosing import Selection
+from evomerge.selection.choosing import Selection, work
 from evomerge.selection.front import Front
 from evomerge.selection.limits import LEAST
 from evomerge.selection.several import select_front
@@ -218,9 +218,8 @@ def test_two_finalists_that_are_one_point_are_one_point():
 
 
 def test_all_items_that_were_said_beforehand_are_counted():
-    _, front, judge = chosen()
-    models = len(front.constants) + len(FOUND) + 1 + 2
-    assert judge.counted == 2 * ITEMS * (models + 3 + len(FOUND) + 1)
+    _, _, judge = chosen()
+    assert judge.counted == work(judge.bounds, len(FOUND), judge.sizes, GOAL)
 
 
 def test_json_brings_it_back():
