@@ -194,7 +194,8 @@ class Goal:
         return {task: Valued((task,)) for task in tasks}
 
     def _value(self, name: str, one: Valued, tasks: Iterable[str], metric: str) -> Value:
-        weights = {task: (self.weights or {}).get(task, 1.0) for task in one.tasks or tasks}
+        own = list(one.tasks or tasks)
+        weights = {task: (self.weights or {}).get(task, 1.0) if own[1:] else 1.0 for task in own}
         return Value(name, one.metric or metric, weights, one.minimise, one.aggregate)
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna._hypervolume import compute_hypervolume
 
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
@@ -50,6 +49,7 @@ from evomerge.searchers.base import Elite
 from evomerge.searchers.domination import ranks
 from evomerge.selection.choosing import objective_of
 from evomerge.selection.judge import Judge
+from evomerge.selection.rules import hypervolume
 from evomerge.trials import Batch, Trial
 
 MORE = 4.0
@@ -221,9 +221,8 @@ def _worth(problem: Problem, judge: Judge, outcomes: Sequence[Outcome], evaluati
     if kept is not None:
         known = base[kept][metric]
         share = 1 + (min(one[kept] for one in scores) - known) / abs(known)
-    reference = np.full(len(measured), BELOW)
-    volume = compute_hypervolume(-np.maximum(gains, reference), -reference)  # Optuna minimises
-    return Line(evaluations, len(scores), float(volume), scores, share)
+    volume = hypervolume(gains, np.full(len(measured), BELOW))
+    return Line(evaluations, len(scores), volume, scores, share)
 
 
 def _table(lines: Mapping[str, Sequence[Line]], seeds: Sequence[int]) -> Iterator[str]:

@@ -151,7 +151,7 @@ def test_every_task_is_a_value_and_a_cut_log_goes_on(searcher: str, sources: lis
 
 def test_named_values_and_constraints_are_what_they_say(sources: list[str], tmp_path: Path) -> None:
     limits = "objective.constraints={calm: '<= 0.5', animals: '>= 0.5 * base'}"
-    weighed = "objective.weights={trees: 3}"
+    weighed = "objective.weights={trees: 3, metals: 0}"  # which counts within a mean alone
     problem, _, trials = searched(sources, tmp_path / "log", 8, *SEVERAL, NAMED, limits, weighed)
     objective = problem.goal.objective("log_probability", problem.items["search"])
     assert objective.names == ("known", "calm")
