@@ -101,6 +101,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "zero": ("majority",),
     "inner": ("dare_ties",),
     "popsize": (7,),
+    "points": (30,),
     "coordinate": ("weight/encoder.layer.0/trees",),
     "betas": ([0.8, 0.99],),
     "schedule": ("linear",),
