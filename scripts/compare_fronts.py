@@ -105,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--out", type=Path, required=True, help="a directory for the logs and results.json")
     options = parser.parse_args(argv)
+    if strange := [name for name in options.sums if name not in {name for name, *_ in options.arm}]:
+        parser.error(f"--sums {strange[0]}: there is no such arm")
+    _check_tasks(parser, options)
     lines = dict[str, list[Line]]()
     for seed in options.seeds:
         for name, *own in options.arm:
@@ -116,6 +119,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "results.json", json.dumps({"settings": options.settings, "arms": content}) + "\n")
     print("\n".join(_table(lines, options.seeds)))
+
+
+def _check_tasks(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse values of the user's own, since the tasks are the values here, and a task of `--kept` that is none."""
+    arms = {name: plain(compose_settings([*options.settings, *own])) for name, *own in options.arm}
+    for name, settings in arms.items():
+        if settings["objective"].get("values"):
+            parser.error(f"the arm {name} has objective.values: here every task is a value, so leave it out")
+    if options.kept is not None:  # all arms have the same tasks, or their fronts could not be held side by side
+        tasks = list(build_problem(next(iter(arms.values())), Reporter()).items["report"])
+        if options.kept not in tasks:
+            parser.error(f"--kept {options.kept}: there is no such task; there are {', '.join(tasks)}")
 
 
 def _line(arm: Arm, directory: Path, count: int, kept: str | None) -> Line:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from evomerge.common.events import Event
 from evomerge.common.progress import Seconds
+from evomerge.runs.readable import readable
 from evomerge.trials import Trial
 
 RECENT = 20
@@ -23,11 +25,15 @@ class Pace:
         past: the trials that the log holds already.
         budget: trials in all, as far as is known.
         seconds: says how many are left at most.
+        named: `objective.values`, where there are several.
     """
 
-    def __init__(self, past: Iterable[Trial], budget: int, seconds: Seconds) -> None:
+    def __init__(
+        self, past: Iterable[Trial], budget: int, seconds: Seconds, named: Mapping[str, Any] | None = None
+    ) -> None:
         self.done = self._failed = 0
-        self._budget, self._seconds = budget, seconds
+        self._budget, self._seconds, self._named = budget, seconds, named
+        self._tasks: tuple[str, ...] = ()
         self._values: list[float] = []
         self._best: tuple[float, ...] = ()  # of each value, where there are several
         self._losses: list[float] = []
@@ -42,6 +48,7 @@ class Pace:
         self._failed += trial.values is None
         if trial.full and trial.gradient is None:
             self._values.append(trial.full[0])
+            self._tasks = tuple(trial.scores)
             self._best = tuple(map(max, zip(self._best or trial.full, trial.full, strict=True)))
         elif trial.values and trial.gradient is not None:
             self._losses.append(-trial.values[0])
@@ -66,7 +73,8 @@ class Pace:
         if not self._values and not self._losses:
             return f"nothing scored yet{f', {self._failed} failed' * bool(self._failed)}"
         if len(self._best) > 1:
-            each = ", ".join(f"{value:.4f}" for value in self._best)
+            best = readable(self._named, self._tasks, self._best)
+            each = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
             return f"best of each {each}  {f'{self._failed} failed  ' * bool(self._failed)}{self._pace:.0f}/min"
         best = f"best {max(self._values):.4f}  mean {np.mean(self._values[-RECENT:]):.4f}  " if self._values else ""
         loss = f"loss {np.mean(self._losses[-RECENT:]):.4f}  " if self._losses else ""

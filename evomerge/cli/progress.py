@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -43,9 +44,11 @@ class Reporter:
 
     Args:
         console: where to; standard error when left out.
+        named: `objective.values` of a search, for the names and signs of its values.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, named: Mapping[str, Any] | None = None) -> None:
+        self._named = named
         self.console = console or Console(stderr=True, soft_wrap=True)
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -150,7 +153,7 @@ class Reporter:
         Yields:
             What is to be told of each new trial.
         """
-        pace = Pace(past, budget, left)
+        pace = Pace(past, budget, left, self._named)
         columns = (
             *(TextColumn("search"), BarColumn(), MofNCompleteColumn()),
             _Now(lambda: "\n".join(filter(None, (f"{pace}  {pace.left}", str(self._busy))))),

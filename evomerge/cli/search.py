@@ -25,7 +25,7 @@ from evomerge.cli.settings import check_settings, explaining, known_settings, sp
 from evomerge.cli.sweeping.others import check_launcher
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
-from evomerge.runs.config import CONF, register
+from evomerge.runs.config import CONF, plain, register
 from evomerge.runs.schema import SearchConfig
 from evomerge.search.stopping import Interrupt
 
@@ -95,7 +95,7 @@ def _search(config: SearchConfig) -> None:
     (directory / REASON).unlink(missing_ok=True)
     with explained(SAFE):  # in here, since Hydra has a way of its own with exceptions
         try:
-            reporter = Reporter()
+            reporter = Reporter(named=plain(config)["objective"].get("values"))
             if run_search(config, directory, reporter, interrupt, command=shown_command(HydraConfig.get())) is None:
                 pass_on(interrupt.by)
                 raise SystemExit(SIGNALLED + (interrupt.by or 0))  # a sweep must not go on with its next run

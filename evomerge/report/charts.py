@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from evomerge.report.facts import RunFacts
 from evomerge.report.records import Dot
 from evomerge.report.scales import Axis, axis, counting, robust
-from evomerge.report.wording import metric, number
+from evomerge.report.wording import deciding, number
 
 PLAIN_DOTS = 1500
 """Above so many dots, they are one path without titles: a page must stay light."""
@@ -67,10 +67,11 @@ def convergence(facts: RunFacts) -> Chart | None:
     """
     if not facts.scored or facts.value_names:
         return None
+    of = deciding(facts, facts.metric)
     shown, below = robust([dot.value for dot in facts.scored])
     last = facts.last if facts.by_value else facts.scored[-1].number
-    x, y = counting(last, "candidate"), axis(shown, f"{metric(facts.metric)} on the search items")
-    marks, lines = _dots(facts.scored, x, y, metric(facts.metric))
+    x, y = counting(last, "candidate"), axis(shown, f"{of} on the search items")
+    marks, lines = _dots(facts.scored, x, y, of)
     if facts.means:
         pieces = [f"M{x.at(a - 0.4)} {up(y, v)}H{x.at(b + 0.4)}" for a, b, v in facts.means]
         lines.append(Line("".join(pieces), "mean", "mean of a batch"))
@@ -86,7 +87,7 @@ def convergence(facts: RunFacts) -> Chart | None:
         lower = up(y, best - facts.noise.difference)
         lines.insert(0, Line(f"M0 {up(y, best)}H100V{lower}H0Z", "noise", "nearer to the best than sampling noise"))
     words = (
-        f"{metric(facts.metric)} of {len(facts.scored)} candidates in the order in which they were asked; the best so "
+        f"{of} of {len(facts.scored)} candidates in the order in which they were asked; the best so "
         f"far rises from {number(facts.scored[0].value)} to {number(best)}."
     )
     legend = [("dot", "a candidate"), ("best", "best so far")]
@@ -177,8 +178,7 @@ def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stair
 
 
 def _deciding(facts: RunFacts) -> str:
-    normalised = ", normalised" if facts.normalised else ""
-    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{metric(facts.measured)}{normalised} on select"
+    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{deciding(facts, facts.measured)} on select"
 
 
 def up(scale: Axis, value: float) -> float:

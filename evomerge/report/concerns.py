@@ -142,7 +142,7 @@ def _gains(front: Front) -> Iterator[str]:
             f"In no value is the winner, {front.chosen}, better than the best {front.best_constant.name} by two "
             f"standard errors on the report items."
         )
-    if not any(gains.values()):
+    if len(gains) > 1 and not any(gains.values()):
         yield "No other point of the front is, either: more search items or another space may find more."
 
 

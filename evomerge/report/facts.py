@@ -18,6 +18,7 @@ from evomerge.fitness.base import negated, title
 from evomerge.fitness.objectives import counted, task_weights
 from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
+from evomerge.runs.objectives import normalised
 from evomerge.selection.front import Front
 from evomerge.selection.noise import Noise, noise_of
 from evomerge.selection.raced import Raced, raced
@@ -45,7 +46,7 @@ class RunFacts:
         self.plain: str = title(self.report_metric, self.measures)
         self.measured: str = negated(self.plain, self.forget)
         self.aggregate: str = run.settings["objective"]["aggregate"]
-        self.normalised: bool = run.settings["objective"]["normalised"]
+        self.normalised: bool = normalised(run.settings)
 
     @property
     def front(self) -> Front | None:
@@ -237,7 +238,8 @@ class RunFacts:
     @cached_property
     def optimism(self) -> dict[str, SplitSizes]:
         """The winner, the best constant and their difference on each split; empty before the search is complete, and
-        where there are several values.
+        where there are several values. What a model that violates constraints is worth on select is no score: the
+        winner has none there if it does, and the best constant none where there are any, since it may.
         """
         if self.summary is None or self.front:
             return {}
@@ -246,12 +248,12 @@ class RunFacts:
         constant = next((d for d in self.scored if d.trial.batch == 0 and self._is_constant(d, chosen.constant)), None)
         winner = SplitSizes(
             won and won.search,
-            chosen.value,
+            chosen.value if self.summary.limits is None or self.summary.limits.held else None,
             self.together(self.summary.winner.tasks),
         )
         best = SplitSizes(
             self.on_report_metric(constant.trial) if constant else None,
-            chosen.constants[chosen.constant],
+            None if self.constraints else chosen.constants[chosen.constant],
             self.together(self.summary.best_constant.tasks),
         )
         return {"winner": winner, "best constant": best, "gain": winner.less(best)}

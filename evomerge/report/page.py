@@ -22,6 +22,7 @@ from evomerge import __version__
 from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.names import mark_lines
+from evomerge.fitness.objectives import CHEBYSHEV
 from evomerge.report import bars, charts, fronts
 from evomerge.report.colours import ramp
 from evomerge.report.comparison import comparison_context, read_standings
@@ -32,7 +33,7 @@ from evomerge.report.lanes import where_time_went
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
-from evomerge.report.wording import closed, headline, metric, number, signed, span, what, with_error
+from evomerge.report.wording import closed, deciding, headline, metric, number, signed, span, what, with_error
 from evomerge.runs.directory import Run, open_run
 from evomerge.runs.fronts import better, titled
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
@@ -298,6 +299,8 @@ def _progress(facts: RunFacts) -> str:
         on += f" They are drawn by what base and experts say of all: {facts.summary.responses:,} item evaluations more."
     if facts.forget:
         on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
+    if facts.constraints and not facts.value_names:
+        on += " One that violates a constraint is worth less than the base, by as much as it lacks."
     end = f" {STOPS.get(facts.summary.stop, '')}" if facts.summary and facts.complete else ""
     noise = f" On these, {facts.noise.said}." if items and facts.noise else ""
     saved = f" {facts.raced.sentence[0].upper()}{facts.raced.sentence[1:]}." if facts.raced else ""
@@ -305,13 +308,19 @@ def _progress(facts: RunFacts) -> str:
 
 
 def _deciding(facts: RunFacts) -> str:
-    of = "Worst task’s" if facts.aggregate == "worst" else "Mean"
-    return f"{of} {metric(facts.measured)}{', normalised between base and expert' if facts.normalised else ''}"
+    of = {"worst": "worst task’s ", CHEBYSHEV: ""}.get(facts.aggregate, "mean ")
+    text = f"{of}{deciding(facts, facts.measured)}"
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _comparable(facts: RunFacts) -> str:
     if facts.normalised:
         return "Normalised values of two splits lie between other ends, so only the select items are shown."
+    if facts.constraints:
+        return (
+            "On the select items a model that violates a constraint is worth less than the base, by what it lacks. "
+            "Such a value is no score, so only a winner that holds all constraints there has one."
+        )
     won = next((finalist for finalist in facts.finalists if finalist.winner), None)
     if won and won.search is None:
         return "No candidate’s score on the search items is that of the winner, so that column has none."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from evomerge.fitness.objectives import CHEBYSHEV
 from evomerge.report.facts import RunFacts
 from evomerge.report.scales import LONG
 from evomerge.selection.front import Front
@@ -65,6 +66,16 @@ def verdict(difference: Paired) -> str:
 def metric(name: str) -> str:
     """A metric as a person writes it."""
     return name.replace("_", " ")
+
+
+def deciding(facts: RunFacts, name: str) -> str:
+    """What a search of one value goes by, or chose by: a metric, and what is made of it."""
+    of = metric(name)
+    if facts.aggregate == CHEBYSHEV:
+        of = f"minus the largest weighted distance from the experts in {of} (Chebyshev)"
+    elif facts.normalised:
+        of = f"{of}, normalised between base and expert"
+    return f"{of}, or less than the base where a constraint is violated" if facts.constraints else of
 
 
 def headline(facts: RunFacts) -> tuple[str, str]:
@@ -149,7 +160,7 @@ def _unfinished(facts: RunFacts) -> tuple[str, str]:
     else:
         short = f"The search is not complete: candidate {of} of {budget}."
     one = facts.scored and not facts.value_names
-    best = f"The best {metric(facts.metric)} so far is {number(facts.best_so_far[-1][1])}. " if one else ""
+    best = f"The best {deciding(facts, facts.metric)} so far is {number(facts.best_so_far[-1][1])}. " if one else ""
     loss = f"The latest {facts.loss} is {number(facts.losses[-1].value)}. " if facts.losses else ""
     return short, (
         f"{best}{loss}These numbers are of items that the search has looked at; what they are worth is known once the "

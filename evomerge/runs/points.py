@@ -26,6 +26,7 @@ from evomerge.runs.build import build_problem, find_baselines, find_start, make_
 from evomerge.runs.directory import Run
 from evomerge.runs.fronts import find_point, recipe_scores
 from evomerge.runs.paths import from_its_start
+from evomerge.runs.readable import readable
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.archive import unfinished
 from evomerge.searchers.base import Incumbent, lag_of
@@ -229,8 +230,7 @@ def _point(run: Run, trial: Trial) -> Point:
         "tasks": {task: scores.get(metric) for task, scores in trial.scores.items()},
     }
     if trial.values and len(trial.values) > 1:
-        named = objective.get("values") or trial.scores
-        about["values"] = dict(zip(named, trial.values, strict=True))
+        about["values"] = readable(objective.get("values"), trial.scores, trial.values)
     if trial.violations:
         about["violations"] = list(trial.violations)
     if trial.error:

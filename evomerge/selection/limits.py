@@ -1,19 +1,17 @@
 """What a winner had to keep by the user's constraints, and whether it does.
 
-In: how far models violate constraints, each as a share of its limit. Out: sentences for the summary, the tables, the
-card and the page, so that a winner that violates one is never taken for one that holds all.
+In: how far models violate constraints, each as a share of its limit, or in the metric where that is 0. Out: sentences
+for the summary, the tables, the card and the page, so that a winner that violates one is never taken for one that holds
+all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from evomerge.fitness.base import Outcome
-
-if TYPE_CHECKING:  # it needs the base's outcome, which reports of finished runs have no more
-    from evomerge.fitness.conditions import Condition
+from evomerge.fitness.conditions import Condition, read_limit
 
 LEAST = "it violates constraints, as every finalist does, and was taken since it violates them least"
 """What is said of a winner that violates a constraint on the select split, since all finalists do."""
@@ -70,7 +68,16 @@ def violated(lacks: Mapping[str, float | None]) -> dict[str, float]:
 
 def said_of(wanted: Mapping[str, str], lacks: Mapping[str, float | None]) -> str:
     """Return by how much constraints are missed, in words."""
-    return ", ".join(f"{name} {wanted[name]} is missed by {lack:.1%}" for name, lack in violated(lacks).items())
+    return ", ".join(
+        f"{name} {wanted[name]} is missed by {f'{lack:.4g}' if _is_zero(name, wanted[name]) else f'{lack:.1%}'}"
+        for name, lack in violated(lacks).items()
+    )
+
+
+def _is_zero(name: str, text: str) -> bool:
+    """Return whether a limit is the number 0, of which nothing is a share: what is lacked is then in the metric."""
+    _, number, fixed = read_limit(name, text)
+    return fixed and number == 0
 
 
 def lacks_of(conditions: Sequence[Condition], outcome: Outcome, base: Outcome) -> dict[str, float]:

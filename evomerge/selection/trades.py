@@ -82,7 +82,7 @@ class Trades:
         against = [pair for pair in self.pairs if pair.verdict == "against each other"]
         named = ", ".join(f"{p.one} and {p.other} ({p.correlation:.2f} ± {p.se:.2f})" for p in against)
         first = (
-            f"over {self.candidates:,} candidates, more of one went with less of the other in {named}"
+            f"over {self.candidates:,} candidates, what made one better made the other worse in {named}"
             if named
             else f"over {self.candidates:,} candidates, no two values went against each other by two standard errors"
         )

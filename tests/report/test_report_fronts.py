@@ -13,6 +13,7 @@ from evomerge.report.facts import RunFacts
 from evomerge.report.fronts import clouds, maps, pictures, rows
 from evomerge.runs.directory import open_run
 from evomerge.selection.limits import LEAST
+from evomerge.selection.statistics import Paired
 from tests.kit.fronts import front, write_front
 from tests.kit.pages import read
 from tests.kit.reports import finish, write_run
@@ -30,7 +31,7 @@ def test_two_values_are_one_picture_and_a_table(tmp_path: Path) -> None:
     assert "point_2, the winner" in page.text
     assert "cover a hypervolume of 0.2 on the select items, where all constants cover 0.1, and of 0.15" in page.text
     assert "since a point is better: front_9" in page.text
-    assert "more of one went with less of the other in reviews and news (−0.50 ± 0.10)" in page.text
+    assert "what made one better made the other worse in reviews and news (−0.50 ± 0.10)" in page.text
     assert "against each other" in page.text
     for what in (
         "From split to split",
@@ -133,3 +134,45 @@ def test_a_picture_for_slides(tmp_path: Path) -> None:
     run = write_front(tmp_path / "run", front(THREE))
     write_report(run, pictures=True)
     assert {file.stem for file in (run / "report").iterdir()} == {"front", "coefficients", "tasks"}
+
+
+def test_distances_from_the_experts_are_not_called_accuracy(tmp_path: Path) -> None:
+    run = finish(write_run(tmp_path / "run", "objective=chebyshev"))
+    facts = RunFacts(open_run(run))
+    assert facts.normalised
+    assert [(one.search, one.report, one.optimism) for one in facts.optimism.values()] == [(None, None, None)] * 3
+    page = read(write_report(run))
+    assert "Minus the largest weighted distance from the experts in accuracy (Chebyshev)" in page.text
+    assert "minus the largest weighted distance from the experts in log probability (Chebyshev) of" in str(
+        page.attributes
+    )
+    assert "it has fitted the few items" not in page.text
+
+
+@pytest.mark.parametrize(("missed", "select"), [(0.3, None), (-0.1, 0.64)])
+def test_what_a_violated_constraint_costs_is_not_called_accuracy(
+    missed: float, select: float | None, tmp_path: Path
+) -> None:
+    limits = {"wanted": {"news": ">= 0.9"}, "select": {"news": missed}, "report": {"news": missed}}
+    run = write_run(tmp_path / "run", 'objective.constraints={news: ">= 0.9"}')
+    finish(run, limits=limits)
+    optimism = RunFacts(open_run(run)).optimism
+    assert (optimism["winner"].select, optimism["best constant"].select, optimism["gain"].select) == (
+        select,
+        None,
+        None,
+    )
+    page = read(write_report(run))
+    assert "One that violates a constraint is worth less than the base, by as much as it lacks." in page.text
+    assert "Mean accuracy, or less than the base where a constraint is violated" in page.text
+
+
+def test_a_front_of_one_point_has_no_other_point(tmp_path: Path) -> None:
+    found = front(points=2)
+    one = replace(found.points[1], over=dict.fromkeys(found.values, Paired(0.0, 0.02)))
+    other = replace(found.points[0], over=one.over)
+    alone = read(write_report(write_front(tmp_path / "alone", replace(found, points=[one]))))
+    two = read(write_report(write_front(tmp_path / "two", replace(found, points=[other, one]))))
+    assert "In no value is the winner" in alone.text
+    assert "No other point of the front is, either" not in alone.text
+    assert "No other point of the front is, either" in two.text

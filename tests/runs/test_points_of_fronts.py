@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from evomerge.cli.pace import Pace
 from evomerge.common.errors import ConfigError
 from evomerge.runs.directory import open_run, read_summary
 from evomerge.runs.fronts import find_point, front_lines, front_tables, gains_of, recipe_scores
+from evomerge.runs.points import find_trial
 from evomerge.runs.table import gain_of, tables_of
+from evomerge.runs.trackers.generations import Generations
+from evomerge.search.journal import read_log
+from evomerge.selection.limits import said_of
 from evomerge.selection.summary import Summary
 from tests.kit.fronts import front, write_front
 from tests.kit.reports import finish, write_run
@@ -48,7 +53,7 @@ def test_the_lines_say_how_the_winner_was_chosen(summary: Summary) -> None:
     assert lines[0].startswith("the winner is point_2, by the knee of the front; `evomerge export RUN --point 1`")
     assert lines[1].startswith("hypervolume 0.15 on report, 0.2 on select, where all constants cover 0.1")
     assert lines[2] == "of the finalists fell out 1 since a point is better"
-    assert lines[3].startswith("over 40 candidates, more of one went with less of the other in reviews and news")
+    assert lines[3].startswith("over 40 candidates, what made one better made the other worse in reviews and news")
     assert (
         gain_of(summary)
         == gains_of(front())
@@ -85,3 +90,25 @@ def test_a_recipe_says_which_point_it_is(summary: Summary) -> None:
     assert (value["mean"], value["better"]) == (pytest.approx(0.65), "higher")
     assert value["best_constant"]["mean"] == pytest.approx(0.8 - 0.27)
     assert value["point_vs_best_constant"] == {"diff": pytest.approx(0.0), "se": 0.02}
+
+
+def test_what_is_missed_of_a_limit_of_zero_is_no_share() -> None:
+    wanted = {"a": ">= 0", "b": "<= 0.5", "c": ">= -0.0"}
+    said = "a >= 0 is missed by 0.5, b <= 0.5 is missed by 50.0%, c >= -0.0 is missed by 1.25"
+    assert said_of(wanted, {"a": 0.5, "b": 0.5, "c": 1.25}) == said
+
+
+def test_minimised_values_of_a_trial_have_their_names_and_the_sign_of_their_scores(tmp_path: Path) -> None:
+    given = {"good": ["reviews"], "gone": {"tasks": ["news"], "minimise": True}}
+    settings = "objective.values={good: [reviews], gone: {tasks: [news], minimise: true}}"
+    run = open_run(write_run(tmp_path / "run", "objective=pareto", settings, tasks=("reviews", "news"), several=True))
+    run.identity["objective"] = {"metric": "log_probability", "aggregate": "pareto", "values": given}
+    trials = [trial for batch in run.batches for trial in batch.trials if trial and trial.values]
+    (good, gone), *_ = [trial.values for trial in trials if trial.values]
+    assert find_trial(run, "0").about["values"] == {"good": good, "gone": -gone}
+    pace = Pace(trials, 100, lambda: 60.0, given)
+    best = [max(each) for each in zip(*(trial.values or () for trial in trials), strict=True)]
+    assert str(pace).startswith(f"best of each good {best[0]:.4f}, gone {-best[1]:.4f}  ")
+    generations = Generations("log_probability", given)
+    told = [numbers for line in read_log(run.path / "trials.jsonl") if (numbers := generations.take(line))]
+    assert (told[-1]["best/good"], told[-1]["best/gone"]) == (best[0], -best[1])

@@ -40,3 +40,22 @@ def test_fronts_beside_each_other(
     assert all(1 <= line["points"] == len(line["scores"]) <= 3 for line in found.values())
     assert all(line["hypervolume"] >= 0 for line in found.values())
     assert "| front | 72 |" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--sums", "some"], "--sums some: there is no such arm"),
+        (["--kept", "stones"], "--kept stones: there is no such task; there are animals, trees, metals"),
+        ([], "the arm own has objective.values: here every task is a value"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_a_search(
+    more: list[str], said: str, pico_suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [] if more else ["objective.values={a: [trees], b: [metals]}"]
+    command = ["--out", str(tmp_path / "out"), *more, "--arm", "own", "searcher=random", *values]
+    with pytest.raises(SystemExit):
+        compare_fronts.main([*command, "--", *sources_of(pico_suite, tmp_path / "cache"), "objective=pareto"])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -66,7 +66,9 @@ def test_a_trade_is_told_from_none():
     found = told(searched(1, -0.8))
     assert pair(found, "first", "second").verdict == "against each other"
     assert pair(found, "first", "third").verdict == "cannot be told"
-    assert found.said.startswith("over 80 candidates, more of one went with less of the other in first and second (-0.")
+    assert found.said.startswith(
+        "over 80 candidates, what made one better made the other worse in first and second (-0."
+    )
     together = told(searched(1, 0.8))
     assert pair(together, "first", "second").verdict == "together"
     assert "no two values went against each other" in together.said

@@ -70,7 +70,8 @@ def _follow(tracker: Tracker, directory: Path, settings: Mapping[str, Any], over
 
 
 def _track(tracker: Tracker, directory: Path, settings: Mapping[str, Any], over: threading.Event) -> None:
-    generations, first = Generations(settings["fitness"]["metric"]), None
+    named = settings.get("objective", {}).get("values")
+    generations, first = Generations(settings["fitness"]["metric"], named), None
     for line in _lines(directory / "trials.jsonl", over):
         if line["kind"] == "header" and first is None:
             name = directory.resolve().name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evomerge.runs.readable import readable
 from evomerge.selection.summary import Summary
 from evomerge.trials import Trial
 
@@ -14,15 +15,16 @@ class Generations:
 
     Args:
         metric: the one that the search goes by.
+        named: `objective.values`, where there are several.
 
     Attributes:
         trials: how many there were.
         last: the number of the last generation.
     """
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, named: Mapping[str, Any] | None = None) -> None:
         self.trials = self.last = 0
-        self._metric = metric
+        self._metric, self._named = metric, named
         self._failed = self._items = self._dropped = 0
         self._best: Trial | None = None
         self._each: tuple[float, ...] = ()
@@ -65,11 +67,12 @@ class Generations:
         return found
 
     def _of_each(self, trials: list[Trial]) -> dict[str, float]:
-        """Return the best of each of several values so far, by its place."""
+        """Return the best of each of several values so far, by its name."""
         for trial in trials:
             if trial.full:
                 self._each = tuple(map(max, zip(self._each or trial.full, trial.full, strict=True)))
-        return {f"best/value_{place}": value for place, value in enumerate(self._each, 1)}
+        tasks = self._best.scores if self._best else ()
+        return {f"best/{name}": value for name, value in readable(self._named, tasks, self._each).items()}
 
 
 def at_the_end(summary: Summary) -> dict[str, float]:
