@@ -71,7 +71,7 @@ def _logged(cache: Path, metric: str) -> list[tuple[dict[str, Rows], dict[str, R
     for file in sorted((cache / "outcomes").glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         about = dict(content["description"])
-        model = about.pop("model")
+        model = about.pop("model", None)
         if not isinstance(model, dict) or "weight" not in model:
             continue
         rows = {

@@ -71,12 +71,12 @@ class Condition:
         return round(lacks / abs(limit) if self.name and limit else lacks, ROUNDING)
 
 
-def read_limit(name: str, text: object) -> tuple[bool, float, bool]:
+def read_limit(where: str, text: object) -> tuple[bool, float, bool]:
     """Return what a constraint says: whether it is an upper limit, the share of the base's score or the number, and
     whether it is a number.
 
     Args:
-        name: of the constraint.
+        where: the setting that says it.
         text: such as `>= 0.98 * base`, `>= base` or `<= 0.3`.
 
     Raises:
@@ -89,12 +89,10 @@ def read_limit(name: str, text: object) -> tuple[bool, float, bool]:
         number = math.nan
     if found is None or not math.isfinite(number):
         raise ConfigError(
-            f"objective.constraints.{name} is {text!r}: write a limit that is a share of the base's score or a number, "
+            f"{where} is {text!r}: write a limit that is a share of the base's score or a number, "
             f"such as '>= 0.98 * base', '<= 1.2 * base' or '>= 0.5'."
         )
     fixed = found["number"] is not None and not found["times"]
     if not fixed and number <= 0:
-        raise ConfigError(
-            f"objective.constraints.{name} is {text!r}: a share of the base's score is above 0; write '>= 0.98 * base'."
-        )
+        raise ConfigError(f"{where} is {text!r}: a share of the base's score is above 0; write '>= 0.98 * base'.")
     return found["sign"] == "<=", number, fixed

@@ -181,11 +181,17 @@ class LiveModel:
         return self._copied(self.narrow)
 
     def narrowed(self, dtype: torch.dtype) -> Any:
-        """Return a copy of the model as it is now, in a dtype that holds fewer bits: nearly the same numbers."""
+        """Return a copy of the model as it is now, in a dtype that holds fewer bits: nearly the same numbers.
+
+        What transformers keeps in float32 when it loads a model in that dtype stays so: buffers that no file has, such
+        as the frequencies of rotary embeddings, and modules that the class names.
+        """
+        kept, stored = getattr(self.model, "_keep_in_fp32_modules_strict", None) or (), set(self.model.state_dict())
         wider = {
             name: dtype
             for name, one in self.tensors().items()
             if one.is_floating_point() and one.dtype.itemsize > dtype.itemsize
+            if name in stored and not any(part in name.split(".") for part in kept)
         }
         return self._copied(wider)
 

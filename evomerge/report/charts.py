@@ -147,8 +147,15 @@ def constants(facts: RunFacts) -> Chart | None:
     x = axis([c for c, _ in curve], "constant", pad=0.04)
     y = axis([value for _, value in curve] + [won], _deciding(facts))
     best = split.constant
+    seen = {float(c): split.seen.get(c, 0) for c in split.constants}
+    every = max(seen.values(), default=0)
+
+    def partly(constant: float) -> str:
+        """Say where a value is partly a prediction."""
+        return f", scored on {seen[constant]} of {every} items" if seen[constant] < every else ""
+
     marks = [
-        Mark(x.at(c), up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}")
+        Mark(x.at(c), up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}{partly(c)}")
         for c, v in curve
     ]
     line = Line(_joined(curve, x, y), "thin")

@@ -95,9 +95,19 @@ def check_valued(settings: Mapping[str, Any], tasks: Collection[str]) -> None:
     for name in constraints_of(settings):
         if name not in values and name not in tasks:
             raise ConfigError(f"objective.constraints: {unknown('value or task', name, [*values, *tasks])}")
+        if name in values and name in tasks and values[name] not in ([name], {"tasks": [name]}):
+            raise ConfigError(
+                f"objective.constraints.{name} may be meant for the task {name} or for the value of that name, which "
+                f"is another thing: give the value another name."
+            )
     if not several(settings):
         return
     names = list(values or tasks)
+    if settings["objective"].get("weights") and not any(map(_summed, values.values())):
+        raise ConfigError(
+            "objective.weights weighs tasks within a value, and here every value is one task: leave it out, or name "
+            f"values of several tasks: {EXAMPLE}."
+        )
     if len(names) == 1:
         raise ConfigError(
             f"objective=pareto is for two values or more, and {names[0]} is one: write objective=mean, or {EXAMPLE}."
@@ -125,7 +135,8 @@ def check_valued_metrics(settings: Mapping[str, Any], metrics: Collection[str]) 
 def objective_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what values and constraints add to the identity of a search; nothing where there are none."""
     own = {name: settings["objective"].get(name) for name in ("values", "constraints")}
-    found = {name: value for name, value in own.items() if value}
+    # as lists, since a trial has numbers and no names: in another order it is another search
+    found = {name: [[key, one] for key, one in value.items()] for name, value in own.items() if value}
     return {**found, **({"condition": settings["fitness"]["report_metric"]} if own["constraints"] else {})}
 
 
@@ -141,6 +152,7 @@ def _check_values(values: Any) -> None:
         )
     for name, one in values.items():
         where = f"objective.values.{name}"
+        _check_name("objective.values", name)
         if isinstance(one, list):
             _check_tasks(where, one)
             continue
@@ -159,6 +171,11 @@ def _check_values(values: Any) -> None:
             raise ConfigError(f"{where}.{key} is {one[key]}; write {KINDS[key]}.")
 
 
+def _check_name(where: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"{where} has the name {name!r}, which is no text: write it with a letter, such as v{name}.")
+
+
 def _check_tasks(where: str, tasks: Any) -> None:
     if not (isinstance(tasks, list) and tasks and all(isinstance(task, str) for task in tasks)):
         raise ConfigError(f"{where} is {tasks}; write a list of tasks: {EXAMPLE}.")
@@ -174,7 +191,8 @@ def _check_constraints(settings: Mapping[str, Any]) -> None:
             f"'objective.constraints={{safety: \">= 0.98 * base\"}}'."
         )
     for name, text in given.items():
-        read_limit(str(name), text)
+        _check_name("objective.constraints", name)
+        read_limit(f"objective.constraints.{name}", text)
     if given and (items := changing(settings)):
         raise ConfigError(
             f"objective.constraints needs the base on the items of a candidate, and with {items} those change: use one "
@@ -222,6 +240,12 @@ def _check_searcher(settings: Mapping[str, Any], count: int) -> None:
     )
 
 
+def _summed(value: Any) -> bool:
+    """Return whether a value is made of several tasks, or of all."""
+    tasks = value if isinstance(value, list) else value.get("tasks")
+    return tasks is None or len(tasks) > 1
+
+
 def _most(target: str) -> int:
     """Return how many values a searcher takes."""
     from evomerge.searchers.base import Needs  # comes with scipy
@@ -244,7 +268,10 @@ def _check_choose(choose: Any) -> None:
     if not isinstance(choose["at_least"], Mapping) or not choose["at_least"] or not isinstance(choose["best"], str):
         raise ConfigError(f"objective.choose is {choose}; {example}.")
     for name, text in choose["at_least"].items():
-        read_limit(str(name), f">= {text}")
+        where = f"objective.choose.at_least.{name}"
+        if not isinstance(text, str | int | float) or isinstance(text, bool) or set("<>=") & set(str(text)):
+            raise ConfigError(f"{where} is {text!r}: write a share of the base's score or a number, '0.98 * base'.")
+        read_limit(where, f">= {text}")
 
 
 def _check_chosen(choose: Any, names: Collection[str]) -> None:

@@ -56,7 +56,7 @@ from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.scoring import LiveFitness
-from evomerge.search.evaluators.splits import make_subsets, split_fitness
+from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search, watching
 from evomerge.search.stopping import Interrupt, Stopped, fixed
@@ -142,8 +142,10 @@ def _run(
     first = None if settings["start"] == "constants" else {}  # in place of one that workers score
     start = first if scored else find_start(settings, problem, reporter)
     searcher = make_searcher(settings, problem.space, start, problem.objectives)
-    check_approximate(settings, problem.live)
-    fitnesses = {split: split_fitness(problem, split) for split in problem.items}  # refuses bad items
+    check_approximate(settings, problem.live, fitness)
+    fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
+    if problem.sampling.approximate and not plan.workers:
+        fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])
     make_subsets(problem)  # refuses bad sizes
     learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
     step = learning and learning.inputs * len(learning.items)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import dtype_name, unknown
+from evomerge.fitness.capabilities import Exporting
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
 from evomerge.fitness.sampling import Growth
 from evomerge.runs.racing import alpha_of, lags
 
 if TYPE_CHECKING:
+    from evomerge.fitness.base import Fitness
     from evomerge.models.live import LiveModel
     from evomerge.searchers.base import Searcher  # comes with scipy, and settings are checked without it
 
@@ -46,7 +48,7 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
         )
 
 
-def check_approximate(settings: Mapping[str, Any], live: LiveModel) -> None:
+def check_approximate(settings: Mapping[str, Any], live: LiveModel, fitness: Fitness) -> None:
     """Refuse `fitness.approximate` where it would save nothing.
 
     Raises:
@@ -63,6 +65,8 @@ def check_approximate(settings: Mapping[str, Any], live: LiveModel) -> None:
         )
     elif live.dtype.itemsize <= APPROXIMATE[asked]:
         why = f"this base is kept and scored in {dtype_name(live.dtype)}"
+    elif isinstance(fitness, Exporting):
+        why = f"a command is handed a directory, which is written in {dtype_name(live.dtype)} whatever was computed"
     if why:
         raise ConfigError(f"fitness.approximate={asked} saves nothing: {why}. Leave it out.")
 

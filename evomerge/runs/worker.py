@@ -32,7 +32,7 @@ from evomerge.runs.under import problem_under
 from evomerge.runs.warned import warned
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.serial import SerialScorer
-from evomerge.search.evaluators.splits import in_checkpoints_dtype, split_fitness
+from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, in_checkpoints_dtype, live_fitness
 from evomerge.search.evaluators.steps import Steps
 from evomerge.search.evaluators.units import Model, Named, Scored, Unit
 from evomerge.search.evaluators.wire import Message, error_message, packed, scored_message, unit_of, unpacked
@@ -87,7 +87,9 @@ class Worker:
         self._fitnesses = _Fitnesses(self._problem)
         self._scorers: dict[str, SerialScorer] = {}
         self._before: tuple[Any, Model] = ("", "base")  # the model of the unit before, as it was sent and as it is here
-        self._fitnesses.__missing__("search")  # these two before the clock of any candidate runs
+        self._fitnesses.__missing__("search")  # these before the clock of any candidate runs
+        if self._problem.sampling.approximate:
+            self._fitnesses.__missing__(APPROXIMATELY)
         self._scorer(None)
 
     def ready(self) -> Message:
@@ -153,7 +155,10 @@ class _Fitnesses(dict[str, LiveFitness]):
         self._problem = problem
 
     def __missing__(self, split: str) -> LiveFitness:
-        self[split] = split_fitness(self._problem, split)
+        if split == APPROXIMATELY:
+            self[split] = approximately(self._problem, self["search"])
+        else:
+            self[split] = live_fitness(self._problem, self._problem.items[split])
         return self[split]
 
 

@@ -67,7 +67,7 @@ def recognised(error: Exception) -> Exception:
     """
     if lacks_memory(error) or isinstance(error, TimeoutError | EvomergeError):
         return error
-    return torch.OutOfMemoryError(f"{type(error).__name__}: {error}") if exhausted() else error
+    return MemoryError(f"no memory was left when it said {type(error).__name__}: {error}") if exhausted() else error
 
 
 def bare(error: Exception) -> Exception:

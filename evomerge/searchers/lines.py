@@ -9,6 +9,8 @@ is nearer to both (the relative neighbourhood graph, Toussaint 1980). The end is
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from evomerge.common.errors import ConfigError
@@ -60,6 +62,7 @@ class Lines:
         alone = [experts.point([row]) for row in experts.free]
         self._next, self._asked, self._batch = np.array([inside(space, start), *alone]), list[np.ndarray](), batch
         self._turns, self._seen = Turns(), Archive(incumbents, objectives)
+        self._any = Archive(incumbents, objectives)  # by values alone
 
     def ask(self) -> Batch:
         """Return the start and each expert alone, then middles of lines, shape (n, dim)."""
@@ -70,6 +73,7 @@ class Lines:
         """Take the points in, and find the next lines."""
         self._turns.told(batch)
         self._seen.update(batch)
+        self._any.update(replace(batch, trials=[trial and replace(trial, violations=()) for trial in batch.trials]))
         self._next = np.array(self._middles())
 
     def stop(self) -> StopReason | None:
@@ -86,6 +90,8 @@ class Lines:
 
     def _middles(self) -> list[np.ndarray]:
         points, values = self._seen.front
+        if len(points) < 2:  # as long as constraints leave one point: what holds them may lie on any line
+            points, values = self._any.front
         spread = np.ptp(values, axis=0) if len(values) else np.ones(1)
         scaled = values / np.where(spread > 0, spread, 1.0)
         apart = np.linalg.norm(scaled[:, None] - scaled[None, :], axis=-1)

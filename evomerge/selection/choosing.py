@@ -24,7 +24,7 @@ from evomerge.problem import Goal
 from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.searchers.base import Incumbent
-from evomerge.selection.dropping import blocks
+from evomerge.selection.dropping import FEW, FIRST, LOOKS, along, blocks
 from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.front import Front
 from evomerge.selection.judge import Judge
@@ -83,7 +83,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     finalists = {name: judge.decode(one.x) for name, one in incumbents.items()}
     tried = constants_within(*judge.bounds, bool(goal.forget))
     constants = {str(constant): judge.constant(constant) for constant in tried}
-    flat = _best(judge, constants, objective, line=True)
+    flat = _best(judge, constants, objective, along(tried))
     remember_whole(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
@@ -180,7 +180,10 @@ def merges(bounds: tuple[float, float], incumbents: int, sizes: Collection[int],
     """
     forget = goal is not None and bool(goal.forget)
     reported = 2 + incumbents * bool(goal and goal.several)  # the best constant, and the winner or all points
-    return (len(constants_within(*bounds, forget)) + incumbents + 1) * blocks(sizes) + reported
+    looks = blocks(sizes)
+    if sum(sizes) >= FEW and looks > FIRST:  # by blocks, or after the first ones by activity
+        looks = max(looks, FIRST + LOOKS + 2)
+    return (len(constants_within(*bounds, forget)) + incumbents + 1) * looks + reported
 
 
 def objective_of(judge: Judge, goal: Goal) -> Objective:

@@ -29,12 +29,12 @@ def of_selection(chosen: Selected, alike: Sequence[str]) -> list[str]:
         alike: the models that have the winner's result on every report item.
     """
     found = []
-    if (value := _only(chosen.finalists)) is not None:
+    if (value := _only(chosen, chosen.finalists)) is not None:
         found.append(
             f"All {len(chosen.finalists)} finalists scored {value:.6g} on the select items, so the winner, "
             f"{chosen.winner}, is only the first of them. More select items (fitness.select_items) may tell them apart."
         )
-    if (value := _only(chosen.constants)) is not None:
+    if (value := _only(chosen, chosen.constants)) is not None:
         found.append(
             f"All {len(chosen.constants)} constants scored {value:.6g} on the select items, so the best one, "
             f"{chosen.constant}, is only the first of them."
@@ -102,7 +102,9 @@ def _scored(batches: Sequence[Batch], gradient: bool) -> list[tuple[tuple[float,
     ]
 
 
-def _only(values: Mapping[str, float | None]) -> float | None:
-    """Return the value that two or more names have in common, if there is no other."""
-    found = set(values.values())
-    return next(iter(found)) if len(values) > 1 and len(found) == 1 else None
+def _only(chosen: Selected, values: Mapping[str, float | None]) -> float | None:
+    """Return the value that two or more models have in common, if there is no other, and all were scored on as many
+    items: that of one that was scored on a part of them is a prediction.
+    """
+    found, seen = set(values.values()), {chosen.seen.get(name) for name in values}
+    return next(iter(found)) if len(values) > 1 and len(found) == 1 and len(seen) == 1 else None

@@ -7,7 +7,8 @@ however many models there are.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from evomerge.search.evaluators.dropping import Items, most_blocks, shuffled_blocks
 
@@ -24,9 +25,17 @@ FIRST = 2
 """After so many blocks one model is scored on all items, to know which are active."""
 STEP = 3
 """Of models along a line, every so many-th is scored on all items of a block."""
+NEAR = 0.3
+"""How far two of these may lie apart, if what lies between them is to be like them where they agree."""
 FEW, FEWER = 400, 4
 """Below so many items of all tasks there are so many blocks at most: each look at few of few items errs more than it
 saves (experiments/dropping.md)."""
+
+
+def along(weights: Sequence[float]) -> bool:
+    """Return whether constants lie along a line, in this order and near enough to each other."""
+    steps = [after - before for before, after in pairwise(weights)]
+    return all(step > 0 and STEP * step <= NEAR + 1e-9 for step in steps)
 
 
 def blocks(sizes: Collection[int]) -> int:

@@ -72,7 +72,7 @@ class Front:
         base: the base, on both.
         experts: each task with its own expert, on both; empty where no task has one.
         reference: by value, what is worse than the base or any constant on the select split. Hypervolume counts from
-            there, so it says the same of all searches of these models on these items.
+            there, so it says the same of all searches of these models on these items within the same bounds.
         hypervolume: of the points on `select` and on `report`, and of all `constants` on select; of those that hold all
             constraints on select.
         dominated: finalists that fell out, since a point is better.

@@ -64,8 +64,6 @@ class Judge:
         self._candidate = subsets["search"].size
         self._cache = problem.opening.cache if problem.fitness.pure else None
         self._surroundings = {**problem.contents, **problem.circumstances}
-        approximate = problem.sampling.approximate
-        self._approximate = {"search": {"approximate": approximate}} if approximate else {}
         self._begun: dict[str, Iterator[Scored]] = {}
 
     @property
@@ -94,7 +92,7 @@ class Judge:
         """Let the scorer begin with models that are going to be asked for next; what is remembered needs no scoring."""
         for model, split, part in asked if self._ahead else ():
             ids = self._chosen(split, part)
-            description = self._described(self._named(model), ids, split)
+            description = self._described(self._named(model), ids)
             key, known = digest(description), self._cache is not None and recalled(self._cache, description)
             if key not in self._begun and not known:  # two finalists may be one point
                 self._begun[key] = self._begin(model, split, ids)
@@ -130,14 +128,12 @@ class Judge:
             raise Stopped
         if self._cache is None:
             return compute()
-        return remembered(
-            self._cache, without_compute(self._described(self._named(coefficients), ids, "report")), compute
-        )
+        return remembered(self._cache, without_compute(self._described(self._named(coefficients), ids)), compute)
 
     def remember(self, coefficients: Mapping[str, np.ndarray], split: str, outcome: Outcome) -> None:
         """Remember a merge on all items of a split that was scored on parts of them."""
         if self._cache is not None:
-            remembered(self._cache, self._described(self._named(coefficients), self.ids[split], split), lambda: outcome)
+            remembered(self._cache, self._described(self._named(coefficients), self.ids[split]), lambda: outcome)
 
     def _chosen(self, split: str, part: Items | None) -> dict[str, list[str]]:
         return {task: list(chosen) for task, chosen in (part or self.ids[split]).items()}
@@ -148,10 +144,10 @@ class Judge:
             return self.named(model)
         return {"experts": self._problem.experts} if isinstance(model, str) and model == "experts" else model
 
-    def _described(self, model: Any, ids: Items, split: str) -> dict[str, Any]:
+    def _described(self, model: Any, ids: Items) -> dict[str, Any]:
         blocks = blocks_of(ids, self._blocks, self._candidate)
         cut = {"blocks": blocks} if blocks > 1 else {}  # sums over other batches end in other last bits
-        return {"model": model, "items": ids, **self._surroundings, **cut, **self._approximate.get(split, {})}
+        return {"model": model, "items": ids, **self._surroundings, **cut}
 
     def _begin(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Iterator[Scored]:
         blocks = blocks_of(ids, self._blocks, self._candidate)
@@ -160,7 +156,7 @@ class Judge:
     def _computed(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Outcome:
         begun = None
         if self._begun and not how:
-            begun = self._begun.pop(digest(self._described(self._named(model), ids, split)), None)
+            begun = self._begun.pop(digest(self._described(self._named(model), ids)), None)
         return outcome_or_raise(next(begun or self._begin(model, split, ids, **how)))
 
     def _once(self, model: Model, split: str, ids: dict[str, list[str]], **how: bool) -> Outcome:
@@ -170,6 +166,6 @@ class Judge:
         if self._cache is None:
             outcome = compute()
         else:
-            outcome = remembered(self._cache, self._described(self._named(model), ids, split), compute)
+            outcome = remembered(self._cache, self._described(self._named(model), ids), compute)
         self.scored(sum(map(len, ids.values())))
         return outcome

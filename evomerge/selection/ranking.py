@@ -20,6 +20,7 @@ from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.choosing import remember_whole
+from evomerge.selection.dropping import along
 from evomerge.selection.judge import Judge
 from evomerge.selection.racing import choose
 from evomerge.selection.standings import OnReport
@@ -75,7 +76,7 @@ def enter(judge: Judge, objective: Objective, constants: Mapping[float, Mapping[
         judge.begin((coefficients[name], "select", part) for name, part in asked)
 
     try:
-        found = choose(coefficients, score, objective, judge.ids["select"], begin, list(constants) == sorted(constants))
+        found = choose(coefficients, score, objective, judge.ids["select"], begin, along(list(constants)))
     except EvomergeError as error:
         if isinstance(error, LiveModelError) or not why:
             raise

@@ -16,9 +16,11 @@ from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.runs.worker import Worker, build_message
 from evomerge.search.evaluators.scoring import LiveFitness
-from evomerge.search.evaluators.splits import live_fitness, make_subsets, split_fitness
-from evomerge.search.evaluators.units import Unit
+from evomerge.search.evaluators.splits import approximately, live_fitness, make_subsets
+from evomerge.search.evaluators.units import Named, Unit
 from evomerge.search.journal import read_log
+from evomerge.selection.named import Model as Called
+from evomerge.selection.named import described
 from evomerge.selection.summary import Summary
 from tests.kit.evaluations import settings_of, sources_of
 from tests.kit.helpers import compose
@@ -43,7 +45,8 @@ def searched(path: Path, *settings: str) -> tuple[Summary, list[dict[str, Any]]]
 def test_candidates_are_scored_as_a_model_of_that_dtype(sources: list[str]) -> None:
     problem = build_problem(settings_of(*sources, APPROXIMATE), Silent())
     ids, point = make_subsets(problem)["search"](0), np.full(problem.space.dim, 0.7)
-    score, exact = split_fitness(problem, "search"), live_fitness(problem, problem.items["search"])
+    exact = live_fitness(problem, problem.items["search"])
+    score = approximately(problem, exact)
     for one in (point * 0.5, point):
         problem.merger.apply(problem.space.decode(one))
         before = {name: tensor.clone() for name, tensor in problem.live.tensors().items()}
@@ -55,7 +58,6 @@ def test_candidates_are_scored_as_a_model_of_that_dtype(sources: list[str]) -> N
             assert np.array_equal(each[0], each[1])
             assert not np.array_equal(each[0], each[2])
             assert np.allclose(each[0], each[2], atol=0.1)
-    assert split_fitness(problem, "select").model is problem.live.model
 
 
 def test_only_the_search_is_approximate(sources: list[str], tmp_path: Path) -> None:
@@ -79,15 +81,24 @@ def test_scores_of_candidates_are_remembered_apart(sources: list[str], tmp_path:
     assert [one["values"] for one in trials] == [one["values"] for one in expected]
 
 
-def test_workers_do_the_same(sources: list[str]) -> None:
+def test_workers_do_the_same_and_score_what_is_no_candidate_exactly(sources: list[str]) -> None:
     settings = settings_of(*sources, APPROXIMATE)
     problem = build_problem(settings, Silent())
     worker = Worker(build_message(settings, problem, torch.get_num_threads()))
     ids, point = make_subsets(problem)["search"](0), np.full(problem.space.dim, 0.6)
+    exact = live_fitness(problem, problem.items["search"])
     problem.merger.apply(problem.space.decode(point))
-    expected, found = split_fitness(problem, "search")(ids), worker._scored(Unit(point, ids)).outcome
-    assert all(np.array_equal(found.results[t]["accuracy"], expected.results[t]["accuracy"]) for t in ids)
-    assert all(np.array_equal(found.results[t]["log_probability"], expected.results[t]["log_probability"]) for t in ids)
+    expected = {"candidate": approximately(problem, exact)(ids)}
+    problem.become("trees")
+    expected["expert"] = exact(ids)
+    problem.become(None)
+    expected["base"] = exact(ids)
+    expert = Named(described(Called("expert", "trees")))
+    for name, model in {"candidate": point, "expert": expert, "base": "base"}.items():
+        found = worker._scored(Unit(model, ids)).outcome
+        for task in ids:
+            row, wanted = (each.results[task]["log_probability"] for each in (found, expected[name]))
+            assert np.array_equal(row, wanted), name
 
 
 def test_where_it_saves_nothing_it_is_refused(pico_suite: Suite, sources: list[str], tmp_path: Path) -> None:
@@ -95,6 +106,7 @@ def test_where_it_saves_nothing_it_is_refused(pico_suite: Suite, sources: list[s
     for settings, why in (
         (["model=pico", *narrow, "model.compute=null"], "kept and scored in bfloat16"),
         (["model=pico", *narrow, "model.compute=float32"], "kept in bfloat16, and scored in float32"),
+        ([*sources, "fitness=command", "fitness.command='x {model} {items} {out}'"], "a command is handed a directory"),
         ([*sources, "fitness.approximate=int3"], "fitness.approximate: .*int3"),
     ):
         with pytest.raises(ConfigError, match=why):

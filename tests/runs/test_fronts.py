@@ -58,6 +58,17 @@ def checked(*overrides: str) -> None:
         (["objective=worst", "searcher=random", NAMED], "objective.aggregate=worst makes one value"),
         ([*SEVERAL, "objective.values=[trees]"], "write names, and of which tasks each is made"),
         ([*SEVERAL, "objective.values={a: [trees]}"], "objective.values has one value, a"),
+        ([*SEVERAL, "objective.values={1: [trees], 2: [metals]}"], "the name 1, which is no text"),
+        ([*SEVERAL, "objective.constraints={1: '>= 0.9 * base'}"], "the name 1, which is no text"),
+        ([*SEVERAL, "objective.weights={trees: 3}"], "here every value is one task"),
+        (
+            [*SEVERAL, "objective.values={trees: [metals], b: [trees]}", "objective.constraints={trees: '>= base'}"],
+            "give the value another name",
+        ),
+        (
+            [*SEVERAL, "objective.choose={at_least: {trees: '>= 0.98 * base'}, best: metals}"],
+            "objective.choose.at_least.trees is '>= 0.98",
+        ),
         ([*SEVERAL, "objective.values={a: trees, b: [metals]}"], "objective.values.a is trees; write a list of tasks"),
         (
             [*SEVERAL, "objective.values={a: [trees], b: {task: [metals]}}"],
@@ -77,7 +88,7 @@ def checked(*overrides: str) -> None:
         (["objective.choose={best: trees}"], "write objective=pareto as well"),
         ([*SEVERAL, "objective.choose=best"], "objective.choose is best; write knee, or"),
         ([*SEVERAL, "objective.choose={at_least: {trees: '0.9 * base'}, best: tree}"], "choose: Unknown value 'tree'"),
-        ([*SEVERAL, "objective.choose={at_least: {trees: much}, best: trees}"], "constraints.trees is '>= much'"),
+        ([*SEVERAL, "objective.choose={at_least: {trees: much}, best: trees}"], "choose.at_least.trees is '>= much'"),
         (["objective.aggregate=median"], "write one of mean, worst, chebyshev, pareto"),
     ],
 )
@@ -189,6 +200,8 @@ def test_values_and_constraints_make_another_search_and_choosing_does_not(proble
     others = [identity("searcher=random"), identity(*SEVERAL, NAMED), identity(*SEVERAL, KEPT)]
     assert len({usual, *others}) == 4
     assert len({identity(KEPT), identity(KEPT, "fitness.report_metric=log_probability")}) == 2
+    orders = ["{a: [trees], b: [metals]}", "{b: [metals], a: [trees]}"]  # a trial has numbers and no names
+    assert len({identity(*SEVERAL, f"objective.values={order}") for order in orders}) == 2
 
 
 def test_the_distance_from_the_experts_is_largest_where_it_weighs_most() -> None:

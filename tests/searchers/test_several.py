@@ -200,6 +200,23 @@ def test_rewarded_soups_fill_the_front_between_the_experts() -> None:
         Lines(space, space.start({}), 0)
 
 
+def test_lines_go_on_where_no_point_holds_a_constraint_yet() -> None:
+    """It holds near a middle of a middle alone, and neither at the start nor at an end."""
+    space = make_space("model", {"w": (2,)}, ["a", "b", "c"], [Variable("weight", 0.0, 1.5, 0.4)])
+    searcher, ends = Lines(space, space.start({}), 0, batch=3, objectives=3), np.eye(3)
+
+    def value(x: np.ndarray) -> tuple[float, ...]:
+        lacks = float(np.abs(x - [0.85, 0.1, 0.1]).max()) - 0.06
+        return (*(-float(((x - end) ** 2).sum()) for end in ends), lacks)
+
+    batches = driven(searcher, 40, value)
+    assert not any((batch.violated <= 0).any() for batch in batches[:1])
+    assert len(points(batches)) > 7
+    found = [one.trial for one in searcher.incumbents().values()]
+    assert found
+    assert all(batches[batch].violated[index] <= 0 for batch, index in filter(None, found))
+
+
 def test_a_quadratic_finds_the_front_of_quadratics() -> None:
     """Three spheres are quadratics, so their front is known once the model is fitted: the line between the centres."""
     searcher = Surrogate(box(3), np.full(3, 0.4), 2, batch=6, objectives=3)

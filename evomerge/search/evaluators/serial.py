@@ -21,7 +21,7 @@ from evomerge.common.limits import TimeLimit
 from evomerge.fitness.base import Outcome
 from evomerge.problem import Problem
 from evomerge.search.evaluators.scoring import LiveFitness
-from evomerge.search.evaluators.splits import in_checkpoints_dtype, score_experts
+from evomerge.search.evaluators.splits import APPROXIMATELY, in_checkpoints_dtype, score_experts
 from evomerge.search.evaluators.steps import Gradients, Steps
 from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.memory import LACK, bare, free, lacks_memory, recognised
@@ -113,9 +113,14 @@ class SerialScorer:
         if unit.scale is not None and self._steps is not None:
             outcome, gradients = self._steps(unit.ids, unit.scale)
             return outcome, merged, time.perf_counter(), gradients
-        score = self._fitnesses[unit.split]
+        score = self._fitnesses[self._place(unit)]
         outcome = (in_checkpoints_dtype(self._problem.live, score) if unit.written else score)(unit.ids)
         return outcome, merged, time.perf_counter(), None
+
+    def _place(self, unit: Unit) -> str:
+        """Return under which name that stands which scores a unit."""
+        candidate = isinstance(unit.model, np.ndarray) and unit.split == "search"
+        return APPROXIMATELY if candidate and self._problem.sampling.approximate else unit.split
 
     def _put(self, unit: Unit) -> None:
         """Put the model of a unit into the live one; one that is named, or under other settings, is not for here."""

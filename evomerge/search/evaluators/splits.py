@@ -24,6 +24,9 @@ from evomerge.search.evaluators.units import Scorer
 
 DRAWS = {STRATIFIED: stratified, UNIFORM: uniform, DISAGREEMENT: None, ADAPTIVE: None}
 """By the name that `Sampling.by` has; None for those that models must be scored for."""
+APPROXIMATELY = "search, approximately"
+"""Under this name stands what scores candidates on search items, where that is done in a narrower dtype. All other
+models are scored exactly on them."""
 Scoring = Callable[[Mapping[str, list[str]]], Outcome]
 """Scores what is in the live model on items by task: a `LiveFitness`, say."""
 
@@ -71,15 +74,15 @@ def live_fitness(problem: Problem, items: Mapping[str, Sequence[Item]]) -> LiveF
     return LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard)
 
 
-def split_fitness(problem: Problem, split: str) -> LiveFitness:
-    """Prepare the items of a split of a problem, once; search items may be scored approximately, no others."""
-    score, name = live_fitness(problem, problem.items[split]), problem.sampling.approximate
-    return approximately(problem.live, score, getattr(torch, name)) if name and split == "search" else score
+def approximately(problem: Problem, score: LiveFitness) -> LiveFitness:
+    """Return what scores the live model as it is then, in the narrower dtype that the search asks for: on a copy.
 
-
-def approximately(live: LiveModel, score: LiveFitness, dtype: torch.dtype) -> LiveFitness:
-    """Return what scores a live model as it is then, but computes in a narrower dtype: on a copy, which is kept."""
-    model = live.narrowed(dtype)
+    Args:
+        problem: what is searched.
+        score: scores the search items exactly.
+    """
+    live = problem.live
+    model = live.narrowed(getattr(torch, problem.sampling.approximate or "bfloat16"))
     renew = _writer(live, model)
     return LiveFitness(model, score.fitness, score.prepared, Guard(model, renew, live.tensors()), renew)
 
