@@ -29,16 +29,13 @@ def of_selection(chosen: Selected, alike: Sequence[str]) -> list[str]:
         alike: the models that have the winner's result on every report item.
     """
     found = []
-    if (value := _only(chosen, chosen.finalists)) is not None:
+    if said := _alike(chosen, "finalists", chosen.finalists):
         found.append(
-            f"All {len(chosen.finalists)} finalists scored {value:.6g} on the select items, so the winner, "
-            f"{chosen.winner}, is only the first of them. More select items (fitness.select_items) may tell them apart."
+            f"{said}, so the winner, {chosen.winner}, is only the first of them. More select items "
+            f"(fitness.select_items) may tell them apart."
         )
-    if (value := _only(chosen, chosen.constants)) is not None:
-        found.append(
-            f"All {len(chosen.constants)} constants scored {value:.6g} on the select items, so the best one, "
-            f"{chosen.constant}, is only the first of them."
-        )
+    if said := _alike(chosen, "constants", chosen.constants):
+        found.append(f"{said}, so the best one, {chosen.constant}, is only the first of them.")
     itself = chosen.winner.startswith("constant")
     if same := [MODELS[name] for name in alike if not (itself and name == "best_constant")]:
         found.append(f"On every single report item the winner has the same result as {', and as '.join(same)}.")
@@ -102,9 +99,13 @@ def _scored(batches: Sequence[Batch], gradient: bool) -> list[tuple[tuple[float,
     ]
 
 
-def _only(chosen: Selected, values: Mapping[str, float | None]) -> float | None:
-    """Return the value that two or more models have in common, if there is no other, and all were scored on as many
-    items: that of one that was scored on a part of them is a prediction.
+def _alike(chosen: Selected, what: str, values: Mapping[str, float | None]) -> str:
+    """Return that models have one value in common, if there are two or more and no other value; of those that were
+    scored on a part of the items it is what the others say.
     """
     found, seen = set(values.values()), {chosen.seen.get(name) for name in values}
-    return next(iter(found)) if len(values) > 1 and len(found) == 1 and len(seen) == 1 else None
+    value = next(iter(found), None)
+    if len(values) < 2 or len(found) > 1 or value is None:
+        return ""
+    part = "" if len(seen) == 1 else ", as far as they were scored"
+    return f"All {len(values)} {what} scored {value:.6g} on the select items{part}"

@@ -263,7 +263,6 @@ def _judged(judge: Judge, merges: Mapping[str, Merge], objective: Objective, rul
     values = np.array([values for _, values, _ in found.values()], dtype=np.float64)
     lacks = np.array([lacks for _, _, lacks in found.values()], dtype=np.float64)
     front = np.flatnonzero(ranks(values, np.maximum(lacks, 0.0).sum(axis=1)) == 0)
-    front = front[np.argsort(-values[front, 0], kind="stable")]  # as points are numbered: of equals the first is chosen
     names = [list(outcomes)[i] for i in front]
     place, met = rule([outcomes[name] for name in names], values[front])
     return _Judged(outcomes, values, lacks, names, names[place], met)

@@ -106,7 +106,10 @@ def test_where_it_saves_nothing_it_is_refused(pico_suite: Suite, sources: list[s
     for settings, why in (
         (["model=pico", *narrow, "model.compute=null"], "kept and scored in bfloat16"),
         (["model=pico", *narrow, "model.compute=float32"], "kept in bfloat16, and scored in float32"),
-        ([*sources, "fitness=command", "fitness.command='x {model} {items} {out}'"], "a command is handed a directory"),
+        (
+            [*sources, "fitness=command", "fitness.command='true {model} {items} {out}'"],
+            "a command is handed a directory",
+        ),
         ([*sources, "fitness.approximate=int3"], "fitness.approximate: .*int3"),
     ):
         with pytest.raises(ConfigError, match=why):
