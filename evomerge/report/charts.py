@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from evomerge.report.facts import RunFacts
 from evomerge.report.records import Dot
 from evomerge.report.scales import Axis, axis, counting, robust
-from evomerge.report.wording import deciding, number
+from evomerge.report.wording import number, valued
 
 PLAIN_DOTS = 1500
 """Above so many dots, they are one path without titles: a page must stay light."""
@@ -67,7 +67,7 @@ def convergence(facts: RunFacts) -> Chart | None:
     """
     if not facts.scored or facts.value_names:
         return None
-    of = deciding(facts, facts.metric)
+    of = valued(facts, facts.metric)
     shown, below = robust([dot.value for dot in facts.scored])
     last = facts.last if facts.by_value else facts.scored[-1].number
     x, y = counting(last, "candidate"), axis(shown, f"{of} on the search items")
@@ -185,7 +185,7 @@ def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stair
 
 
 def _deciding(facts: RunFacts) -> str:
-    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{deciding(facts, facts.measured)} on select"
+    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{valued(facts, facts.measured)} on select"
 
 
 def up(scale: Axis, value: float) -> float:

@@ -24,7 +24,7 @@ from evomerge.report.fronts import axis_label
 from evomerge.report.grids import CoefficientMap
 from evomerge.report.scales import robust, shade
 from evomerge.report.sweep import ranked, short_names
-from evomerge.report.wording import deciding, metric
+from evomerge.report.wording import metric, valued
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def convergence(facts: RunFacts) -> Figure:
             for i, (first, last, mean) in enumerate(facts.means):
                 label = "mean of a batch" if i == 0 else None
                 axes.plot([first - 0.4, last + 0.4], [mean, mean], color=CONSTANT, label=label)
-            axes.set_ylabel(f"{deciding(facts, facts.metric)}\non the search items")
+            axes.set_ylabel(f"{valued(facts, facts.metric)}\non the search items")
         elif kind == "losses":
             axes.plot(
                 [d.number for d in facts.losses], [d.value for d in facts.losses], ".", color=GREY, label="a step"
@@ -94,7 +94,7 @@ def convergence(facts: RunFacts) -> Figure:
                 axes.plot(*won[0], "o", color=WINNER, label="the winner")
             if (level := facts.best_constant_on_select) is not None:
                 axes.axhline(level, color=CONSTANT, linestyle="--", label="best constant")
-            axes.set_ylabel(f"{deciding(facts, facts.measured)}\non the select items")
+            axes.set_ylabel(f"{valued(facts, facts.measured)}\non the select items")
         axes.set_xlim(0, facts.last + 1)
         axes.legend(frameon=False, fontsize=8)
     panels[-1].set_xlabel("candidate")

@@ -75,7 +75,13 @@ def deciding(facts: RunFacts, name: str) -> str:
         of = f"minus the largest weighted distance from the experts in {of} (Chebyshev)"
     elif facts.normalised:
         of = f"{of}, normalised between base and expert"
-    return f"{of}, or less than the base where a constraint is violated" if facts.constraints else of
+    return of
+
+
+def valued(facts: RunFacts, name: str) -> str:
+    """The same where models that violate a constraint are shown as well: theirs is no score."""
+    of = deciding(facts, name)
+    return f"{of}, or less than the base where a constraint is violated," if facts.constraints else of
 
 
 def headline(facts: RunFacts) -> tuple[str, str]:

@@ -164,7 +164,8 @@ def test_what_a_violated_constraint_costs_is_not_called_accuracy(
     )
     page = read(write_report(run))
     assert "One that violates a constraint is worth less than the base, by as much as it lacks." in page.text
-    assert "Mean accuracy, or less than the base where a constraint is violated" in page.text
+    assert "accuracy, or less than the base where a constraint is violated, on select" in page.text
+    assert "Mean accuracy, or" not in page.text
 
 
 def test_a_front_of_one_point_has_no_other_point(tmp_path: Path) -> None:
