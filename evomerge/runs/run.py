@@ -138,11 +138,11 @@ def _run(
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     check_kept(problem.live, before)
+    check_approximate(settings, problem.live, fitness)
     scored = plan.workers and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
     first = None if settings["start"] == "constants" else {}  # in place of one that workers score
     start = first if scored else find_start(settings, problem, reporter)
     searcher = make_searcher(settings, problem.space, start, problem.objectives)
-    check_approximate(settings, problem.live, fitness)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     if problem.sampling.approximate and not plan.workers:
         fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])
