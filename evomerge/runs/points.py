@@ -230,7 +230,7 @@ def _point(run: Run, trial: Trial) -> Point:
         "tasks": {task: scores.get(metric) for task, scores in trial.scores.items()},
     }
     if trial.values and len(trial.values) > 1:
-        about["values"] = readable(objective.get("values"), trial.scores, trial.values)
+        about["values"] = readable(run.settings["objective"].get("values"), trial.scores, trial.values)
     if trial.violations:
         about["violations"] = list(trial.violations)
     if trial.error:

@@ -76,7 +76,7 @@ def said_of(wanted: Mapping[str, str], lacks: Mapping[str, float | None]) -> str
 
 def _is_zero(name: str, text: str) -> bool:
     """Return whether a limit is the number 0, of which nothing is a share: what is lacked is then in the metric."""
-    _, number, fixed = read_limit(name, text)
+    _, number, fixed = read_limit(f"objective.constraints.{name}", text)
     return fixed and number == 0
 
 

@@ -102,7 +102,11 @@ def test_minimised_values_of_a_trial_have_their_names_and_the_sign_of_their_scor
     given = {"good": ["reviews"], "gone": {"tasks": ["news"], "minimise": True}}
     settings = "objective.values={good: [reviews], gone: {tasks: [news], minimise: true}}"
     run = open_run(write_run(tmp_path / "run", "objective=pareto", settings, tasks=("reviews", "news"), several=True))
-    run.identity["objective"] = {"metric": "log_probability", "aggregate": "pareto", "values": given}
+    run.identity["objective"] = {
+        "metric": "log_probability",
+        "aggregate": "pareto",
+        "values": [*map(list, given.items())],
+    }
     trials = [trial for batch in run.batches for trial in batch.trials if trial and trial.values]
     (good, gone), *_ = [trial.values for trial in trials if trial.values]
     assert find_trial(run, "0").about["values"] == {"good": good, "gone": -gone}
