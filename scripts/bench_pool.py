@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of a candidate (default: 1)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each row")
     arguments = parser.parse_args()
+    if min(arguments.workers) < 3:
+        parser.error("--workers is 3 or more each: a population has as many points, and with a lag needs 3")
     for workers in arguments.workers:
         for name, size, lag, blocks in cases(workers):
             row = run(workers, name, size, lag, blocks, arguments.seconds, arguments.real)
