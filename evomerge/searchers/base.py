@@ -167,6 +167,34 @@ def checked_lag(lag: int) -> int:
     return lag
 
 
+def checked_batch(batch: int) -> int:
+    """Return how many points are asked at once.
+
+    Raises:
+        ConfigError: none are.
+    """
+    if batch < 1:
+        raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
+    return batch
+
+
+def check_population(popsize: int, sigma: float, usual: int) -> None:
+    """Refuse a population of several values that has no two points, or a first step that leaves the box.
+
+    Args:
+        popsize: points in a generation.
+        sigma: the step as a fraction of each coefficient's range.
+        usual: a population to write instead.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if popsize < 2:
+        raise ConfigError(f"searcher.popsize is {popsize}; a generation needs at least 2 points, such as {usual}.")
+    if not 0 < sigma <= 1:
+        raise ConfigError(f"searcher.sigma is {sigma}; it is a fraction of the range, between 0 and 1: try 0.15.")
+
+
 def check_searcher(searcher: object) -> None:
     """Refuse what is no searcher.
 

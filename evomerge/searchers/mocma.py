@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evomerge.common.errors import ConfigError
 from evomerge.searchers.archive import SIZE, memory
-from evomerge.searchers.base import MANY, Incumbent, Needs, Part, Turns, inside
+from evomerge.searchers.base import MANY, Incumbent, Needs, Part, Turns, check_population, inside
 from evomerge.searchers.domination import ranks, thinned
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
@@ -82,10 +81,7 @@ class MoCma:
         incumbents: int = SIZE,
         objectives: int = 1,
     ) -> None:
-        if popsize < 2:
-            raise ConfigError(f"searcher.popsize is {popsize}; a generation needs at least 2 points, such as 10.")
-        if not 0 < sigma <= 1:
-            raise ConfigError(f"searcher.sigma is {sigma}; it is a fraction of the range, between 0 and 1: try 0.15.")
+        check_population(popsize, sigma, 10)
         self._low, self._range = space.low, space.high - space.low
         self._start, self._seed, self._size, self._sigma = inside(space, start), seed, popsize, sigma
         self._objectives, self._diagonal = objectives, space.dim > diagonal_above

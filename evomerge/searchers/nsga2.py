@@ -17,7 +17,7 @@ from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 
 from evomerge.common.errors import ConfigError
 from evomerge.searchers.archive import SIZE, memory
-from evomerge.searchers.base import MANY, Incumbent, Needs, Part, Turns, checked_lag, inside
+from evomerge.searchers.base import MANY, Incumbent, Needs, Part, Turns, check_population, checked_lag, inside
 from evomerge.searchers.studies import Study
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
@@ -58,10 +58,7 @@ class Nsga2:
         incumbents: int = SIZE,
         objectives: int = 1,
     ) -> None:
-        if popsize < 2:
-            raise ConfigError(f"searcher.popsize is {popsize}; a generation needs at least 2 points, such as 16.")
-        if not 0 < sigma <= 1:
-            raise ConfigError(f"searcher.sigma is {sigma}; it is a fraction of the range, between 0 and 1: try 0.15.")
+        check_population(popsize, sigma, 16)
         if not 0 <= crossover <= 1 or not near > 0:
             raise ConfigError(
                 f"searcher.crossover={crossover} is a chance, between 0 and 1, and searcher.near={near} is positive: "

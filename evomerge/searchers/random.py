@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.common.errors import ConfigError
 from evomerge.searchers.archive import SIZE, memory
-from evomerge.searchers.base import MANY, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
+from evomerge.searchers.base import MANY, Incumbent, Needs, Parents, Part, Turns, checked_batch, checked_lag, inside
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -45,9 +44,7 @@ class Random:
         incumbents: int = SIZE,
         objectives: int = 1,
     ) -> None:
-        if batch < 1:
-            raise ConfigError(f"searcher.batch is {batch}; at least one point must be asked at a time.")
-        self._space, self._start, self._seed, self._batch = space, inside(space, start), seed, batch
+        self._space, self._start, self._seed, self._batch = space, inside(space, start), seed, checked_batch(batch)
         self.lag = checked_lag(lag)
         self._turns = Turns()
         self._seen = memory(objectives, keep, incumbents)

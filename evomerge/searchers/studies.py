@@ -23,7 +23,6 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
-from evomerge.common.errors import ConfigError
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch
 
@@ -86,17 +85,6 @@ class Study:
         self._asks += 1
         self._study.sampler = self._sampler(seed)
         return self._study.ask(self._box)
-
-
-def checked_batch(batch: int, setting: str = "batch") -> int:
-    """Return how many points are asked at once.
-
-    Raises:
-        ConfigError: none are.
-    """
-    if batch < 1:
-        raise ConfigError(f"searcher.{setting} is {batch}; at least one point must be asked at a time.")
-    return batch
 
 
 def _quiet_study(objectives: int) -> optuna.Study:

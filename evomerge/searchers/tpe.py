@@ -13,8 +13,8 @@ import numpy as np
 from optuna.samplers import TPESampler
 
 from evomerge.searchers.archive import SIZE, memory
-from evomerge.searchers.base import MANY, Incumbent, Needs, Parents, Part, Turns, checked_lag, inside
-from evomerge.searchers.studies import Study, checked_batch
+from evomerge.searchers.base import MANY, Incumbent, Needs, Parents, Part, Turns, checked_batch, checked_lag, inside
+from evomerge.searchers.studies import Study
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 

@@ -81,8 +81,8 @@ def approximately(problem: Problem, score: LiveFitness) -> LiveFitness:
         problem: what is searched.
         score: scores the search items exactly.
     """
-    live = problem.live
-    model = live.narrowed(getattr(torch, problem.sampling.approximate or "bfloat16"))
+    live, dtype = problem.live, getattr(torch, str(problem.sampling.approximate))
+    model = live.narrowed(dtype)
     renew = _writer(live, model)
     return LiveFitness(model, score.fitness, score.prepared, Guard(model, renew, live.tensors()), renew)
 
