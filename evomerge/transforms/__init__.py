@@ -6,7 +6,7 @@ chance.py      dare, della: what is kept is drawn
 signs.py       elect, magmax, unified: experts agree on signs, or on owners
 masks.py       consensus, cabs, sce: what other task vectors say of an element
 importance.py  pcb, widen: elements and columns weighted by how much they matter
-spectral.py    truncate, star, tsvm, iso_c, iso_cts, ranks: matrices by their singular values
+spectral.py    truncate, star, tsvm, iso_c, iso_cts, cart, ranks: matrices by their singular values
 sequential.py  opcm: one expert after the other
 optimised.py   wudi, optmerge, doge: a loss of the task vectors alone, minimised once
 subspace.py    knots, core_space: adapters in directions that they share (directions.py)

@@ -8,13 +8,13 @@ from evomerge.transforms.masks import Cabs, Consensus, Sce
 from evomerge.transforms.optimised import Doge, OptMerge, Wudi
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
-from evomerge.transforms.spectral import IsoC, IsoCts, Ranks, Star, Truncate, TsvM
+from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Ranks, Star, Truncate, TsvM
 from evomerge.transforms.subspace import CoreSpace, Knots
 from evomerge.transforms.ties import TrimElect
 
 TRANSFORMS = (
     *(TrimElect, Trim, Elect, Breadcrumbs, Dare, Della, MagMax, Unified),
     *(Consensus, Cabs, Sce, Truncate, Star, TsvM, IsoC, IsoCts, Opcm, ModelStock),
-    *(Wudi, OptMerge, Doge, Pcb, Widen, Knots, CoreSpace, Ranks),
+    *(Wudi, OptMerge, Doge, Pcb, Widen, Knots, CoreSpace, Ranks, Cart),
 )
 """All of them, as recipes and lists name them."""

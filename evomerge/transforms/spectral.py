@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
-from evomerge.transforms.parts import share, whole
+from evomerge.transforms.parts import positive, share, whole
 
 _share = share  # where an argument is called so
 
@@ -57,6 +57,11 @@ def orthogonal(vectors: Tensor) -> Tensor:
     return x * (d > NOISE * d.max()) @ y.T if len(d) else vectors
 
 
+def truncated(matrix: Tensor, share: float) -> Tensor:
+    """Return the nearest matrix that has but a share of the singular values, at least one."""
+    return svd(matrix).first(max(1, int(share * min(matrix.shape) + 1e-9))).product()
+
+
 class Truncate(Transform):
     """Keep the largest singular values of each matrix: T_k is the nearest matrix to τ_k of a lower rank.
 
@@ -78,10 +83,7 @@ class Truncate(Transform):
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: None) -> dict[str, Tensor]:
         """Return the rows of a lower rank; those of what is no matrix as they are."""
-        return {row: self._truncated(delta) if delta.dim() == 2 else delta for row, delta in deltas.items()}
-
-    def _truncated(self, delta: Tensor) -> Tensor:
-        return svd(delta).first(max(1, int(self.share * min(delta.shape) + 1e-9))).product()
+        return {row: truncated(d, self.share) if d.dim() == 2 else d for row, d in deltas.items()}
 
 
 class _Mean(Transform):
@@ -208,6 +210,48 @@ class IsoCts(_Mean):
         mean = torch.cat([block.s for block in blocks]).mean()
         made = [Svd(u[k], mean.expand(rank), v[k]).product() for k, rank in enumerate(ranks)]
         return {"common": made[-1], **dict(zip(deltas, made[:-1], strict=True))}
+
+
+class Cart(Transform):
+    """The average of all experts as a row, and what each has beside it, of a lower rank (Choi et al. 2024: CART).
+
+    Of two experts it is their average, since what each has beside it is the opposite of the other's. What is no matrix
+    keeps its rank, and so it is averaged where all weights are 1.
+
+    Args:
+        share: which share of the singular values of each centred matrix is kept, at least one.
+        scale: the factor of all rows but the average, λ in the paper.
+
+    Raises:
+        ConfigError: there is no such share or factor.
+    """
+
+    name = "cart"
+    title = "CART: the average of the experts, and their differences to it of a lower rank"
+    paper = "Choi et al. 2024, arXiv 2412.12153"
+
+    def __init__(self, share: float = 0.16, scale: float = 2.3) -> None:
+        self.share = _share(self.name, "share", share, example=0.16)
+        self.scale = positive(self.name, "scale", scale, example=2.3)
+
+    def rows(self, experts: Sequence[str]) -> Sequence[str]:
+        """Return the average and the experts'."""
+        return ["average", *experts]
+
+    def prepare(self, store: TaskVectors, statistics: None) -> tuple[str, ...]:
+        """Return all task vectors by name: one that is zero somewhere is averaged, too."""
+        return tuple(store.rows)
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the rows."""
+        if not deltas:
+            return {}
+        average = sum(deltas.values(), torch.zeros(())) / len(state)
+        made = {"average": average}
+        for row in state:
+            centred = deltas[row] - average if row in deltas else -average
+            made[row] = self.scale * (truncated(centred, self.share) if centred.dim() == 2 else centred)
+        return made
 
 
 class Ranks(Transform):

@@ -1,4 +1,4 @@
-"""Task vectors on which transforms are held against numbers of papers and of their authors' code."""
+"""Transforms with the settings of their files, and task vectors on which they are held against published numbers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evomerge.recipes.catalog import TRANSFORMS
+from evomerge.runs.choices import load_choice
 from evomerge.transforms.base import Transform
 from tests.kit.vectors import vectors_of
 
 T3 = torch.tensor([[3.0, -1, 2, 0, -4, 1], [-1, -2, -2, 5, 4, 1], [2, 1, 0, -1, -3, 1]])
 W1 = torch.diag(torch.tensor([4.0, 2, 1, 0.5]))
 W2 = torch.tensor([[1.2, 0.6, 0.4, 0.8], [0.6, 1.2, 0.8, 0.4], [0.8, 0.4, 0.6, 1.2], [0.4, 0.8, 1.2, 0.6]])
+
+
+def usual(name: str, **other: int) -> Transform:
+    """The transform of that name with the settings of its file, but for others."""
+    (settings,) = load_choice("transform", name).values()
+    given = {key: value for key, value in settings.items() if key not in ("_target_", "only")}
+    return TRANSFORMS[name](**{**given, **other})
+
+
+def quick(name: str) -> Transform:
+    """The same, with few steps where it takes any, and a rank where it wants factors."""
+    own = usual(name).settings
+    return usual(name, **{key: value for key, value in {"steps": 3, "rank": 5}.items() if key in own})
 
 
 def made(transform: Transform, rows: Sequence[Tensor] | Tensor, **more: Sequence[Tensor]) -> dict[str, Tensor]:

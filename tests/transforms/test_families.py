@@ -15,7 +15,7 @@ from evomerge.transforms.magnitude import Breadcrumbs, Trim
 from evomerge.transforms.masks import Cabs, Consensus, Sce
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
-from evomerge.transforms.spectral import IsoC, IsoCts, Ranks, Star, Truncate, TsvM, orthogonal
+from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Ranks, Star, Truncate, TsvM, orthogonal
 from tests.kit.published import T3, W1, W2, close, made, total
 
 TEN = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])
@@ -184,6 +184,21 @@ def test_iso_cts() -> None:
     close(found["e1"][0], [-0.02626, 0.016551, -0.034186, -0.213669])
     close(found["common"][0], [2.720025, -0.3596, 0.584107, -0.455603])
     close(sum(found.values(), torch.zeros(()))[0], [2.786722, -0.139214, 0.279663, -0.621668])
+
+
+def test_cart() -> None:
+    """The average, and what is left of each expert in its first direction; an expert that is zero counts."""
+    threes = list(3 * torch.eye(3)[:, :, None] * torch.eye(3)[:, None])
+    found = made(Cart(0.34, 0.5), threes)
+    close(found["average"], torch.eye(3).tolist())
+    close(found["e1"], torch.diag(torch.tensor([0.0, 1, 0])).tolist())
+    close(
+        total(Cart(0.34, 0.5), [torch.diag(torch.tensor([3.0, 0, 0])), *[torch.zeros(3, 3)] * 2]),
+        torch.diag(torch.tensor([1.0, 0, 0])).tolist(),
+    )
+    found = made(Cart(0.5), [W1, W2, W1.flip(0)])
+    close(sum(found.values(), torch.zeros(()))[0], [1.905441, 0.592925, 1.808923, 0.747639])  # of NumPy, in float64
+    close(total(Cart(), [W1, W2]), ((W1 + W2) / 2).tolist())
 
 
 @pytest.mark.parametrize(

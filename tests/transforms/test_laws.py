@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,18 @@ from torch import Tensor
 
 from evomerge.recipes.catalog import TRANSFORMS, make_chain
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.runs.choices import load_choice
 from evomerge.runs.config import choices_of
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms import parts
-from evomerge.transforms.base import Transform
 from evomerge.transforms.chain import Stage, Step, streamed
 from evomerge.transforms.store import transformed
+from tests.kit.published import quick, usual
 from tests.kit.vectors import vectors_of
 
 SHAPES = {"matrix": (12, 7), "tall": (33, 2), "bias": (9,), "cube": (3, 2, 4), "scale": (), "one": (1, 1)}
 ROUNDED = {
-    *("truncate", "star", "tsvm", "iso_c", "iso_cts", "opcm", "ranks", "optmerge", "doge", "knots", "core_space"),
+    *("truncate", "star", "tsvm", "iso_c", "iso_cts", "cart", "opcm", "ranks"),
+    *("optmerge", "doge", "knots", "core_space"),
 }
 """Those of singular values, which are not the same bits for other scales."""
 ABSOLUTE = {"wudi", "doge", "widen"}
@@ -57,19 +58,6 @@ def same(one: TaskVectors, other: TaskVectors) -> bool:
     )
 
 
-def usual(name: str, **other: int) -> Transform:
-    """The transform of that name with the settings of its file, but for others."""
-    (settings,) = load_choice("transform", name).values()
-    given = {key: value for key, value in settings.items() if key not in ("_target_", "only")}
-    return TRANSFORMS[name](**{**given, **other})
-
-
-def quick(name: str) -> Transform:
-    """The same, with few steps where it takes any, and a rank where it wants factors."""
-    own = usual(name).settings
-    return usual(name, **{key: value for key, value in {"steps": 3, "rank": 5}.items() if key in own})
-
-
 def test_every_file_is_of_a_transform_and_holds_its_defaults() -> None:
     assert {choice for choice in choices_of("transform") if choice != "none"} == set(TRANSFORMS)
     for name, kind in TRANSFORMS.items():
@@ -87,8 +75,9 @@ def test_the_same_bits_from_files_streams_and_small_chunks(
     assert same(found, transformed(vectors, (step,), tmp_path / "again"))
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        assert same(found, transformed(vectors, (step,), tmp_path / "alone"))
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            assert same(found, transformed(vectors, (step,), tmp_path / f"of {number}"))
     finally:
         torch.set_num_threads(threads)
 
@@ -113,6 +102,36 @@ def test_one_expert_and_an_expert_that_changed_nothing(name: str, tmp_path: Path
     assert any(rows_of(found).values()) == (name not in NOTHING)
     nothing = vectors_of({"a": drawn(1, tuple(SHAPES)), "b": drawn(2, tuple(SHAPES))})
     assert not any(rows_of(transformed(nothing, (Step(quick(name)),), tmp_path / "none")).values())
+
+
+class Watched:
+    """Task vectors that know which of their deltas are in memory."""
+
+    def __init__(self, vectors: TaskVectors, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held, self.most = dict[int, str](), 0
+        read = TaskVectors.dense
+
+        def dense(of: TaskVectors, row: str, name: str) -> Tensor | None:
+            delta = read(of, row, name)
+            if delta is None or of is not vectors:
+                return delta
+            delta = delta.clone()
+            self.held[id(delta)] = name
+            weakref.finalize(delta, self.held.pop, id(delta))
+            self.most = max(self.most, len(set(self.held.values())))
+            return delta
+
+        monkeypatch.setattr(TaskVectors, "dense", dense)
+
+
+@every
+def test_one_parameter_in_memory_at_a_time(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the rows of the one before, which may be task vectors as they were."""
+    vectors = family()
+    watched = Watched(vectors, monkeypatch)
+    transformed(vectors, (Step(quick(name)),), tmp_path)
+    assert 1 <= watched.most <= 2
+    assert watched.held == {}
 
 
 @every
