@@ -10,17 +10,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from evomerge.common.errors import ConfigError, NotFinite
-from evomerge.common.limits import TimeLimit
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
-from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
 from evomerge.problem import Goal, Problem
 from evomerge.runs.budget import affordable
@@ -28,13 +27,15 @@ from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
 from evomerge.runs.racing import racing_text
+from evomerge.runs.ready import Ready
 from evomerge.runs.responses import responses_cost, sampling_text
 from evomerge.runs.sampled import changing
 from evomerge.search.deadline import Deadline
+from evomerge.search.evaluators.blocks import Items
 from evomerge.search.evaluators.gradient import GradientEvaluator
 from evomerge.search.evaluators.racing import Racing
 from evomerge.search.evaluators.scoring import check_finite, explained
-from evomerge.searchers.base import Searcher, cautions_of, parts_of
+from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import merges, work
 from evomerge.transforms.chain import said
 
@@ -44,14 +45,10 @@ SLOWER = 5
 
 
 def preflight(
-    problem: Problem,
-    searcher: Searcher,
-    settings: Mapping[str, Any],
-    subsets: Mapping[str, Subset],
+    ready: Ready,
     engine: Engine,
     objective: Objective,
     gradients: GradientEvaluator | None,
-    limit: TimeLimit,
     deadline: Deadline,
     computing: Sequence[str],
     racing: Racing | None,
@@ -60,14 +57,10 @@ def preflight(
     """Print sources, dimension, memory and an estimate of time; warn about what the user should know.
 
     Args:
-        problem: what is searched.
-        searcher: says what it will ask for.
-        settings: its settings.
-        subsets: choose the items of each split.
+        ready: what the search is made of; the limit of a candidate's time is told what the base takes.
         engine: scores the base, and candidates.
         objective: makes a value of an outcome.
         gradients: takes the steps of a gradient, if the searcher asks for any.
-        limit: of the time of a candidate; it is told what the base takes.
         deadline: the end of the search's hours; it is told what a candidate and choosing take.
         computing: in which dtype it is scored, where that was a choice.
         racing: how generations are raced; None where they are not.
@@ -76,60 +69,101 @@ def preflight(
     Raises:
         ConfigError: the fitness cannot score the base, its loss has no gradient there, or the hours are too few.
     """
-    ids = subsets["search"](0)
-    with failing_on_base("fitness", problem.live):
+    ids = ready.subsets["search"](0)
+    outcome, costs = _measured(ready, engine, gradients, ids)
+    values, _ = objective(outcome)
+    together = engine.workers > 0 or racing is not None
+    inputs, dropping = gradients.size if gradients else 1, objective.weights_of(ids) is not None
+    times = _times(ready, costs, dropping, inputs, deadline, engine.workers, together, whole=racing is not None)
+    limit = ready.limit.seconds
+    limited = f"; a candidate that takes longer than {limit:.4g} s fails (time_limit)" if limit else ""
+    rows = [
+        *_facts(ready.problem, ready.settings, ids, engine.placed),
+        *_ways(ready, engine, objective, racing, ids, computing),
+        ["time", times + limited],
+        ["base scores", _worth(ready.problem.goal, objective, values, outcome)],
+        *_aims(ready.problem),
+    ]
+    for name, text in rows:
+        reporter.say(f"{name:>16}  {text}")
+    for warning in [
+        *ready.problem.warnings,
+        *_cautions(ready.settings, ready.searcher),
+        *filter(None, [engine.caution]),
+    ]:
+        reporter.say(f"{'warning':>16}  {warning}")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured of a candidate, in seconds.
+
+    Attributes:
+        merge: of its merge.
+        scoring: of scoring it on the search items.
+        step: of a step of the gradient, without its merge; 0 where there are none.
+    """
+
+    merge: float
+    scoring: float
+    step: float
+
+    @property
+    def each(self) -> dict[bool, float]:
+        """The seconds of a candidate (False) and of a step of the gradient (True), with its merge."""
+        return {False: self.merge + self.scoring, True: self.merge + self.step}
+
+
+def _measured(ready: Ready, engine: Engine, gradients: GradientEvaluator | None, ids: Items) -> tuple[Outcome, Costs]:
+    """Score the base on items and return its outcome, and what a candidate costs.
+
+    Raises:
+        EvomergeError: the fitness cannot score the base, or its loss has no gradient there.
+    """
+    live = ready.problem.live
+    with failing_on_base("fitness", live):
         engine.score("base", ids, first=True)  # pays for what is set up lazily
         outcome, scored = engine.timed("base", ids)
         check_finite(outcome)
-        values, _ = objective(outcome)
-        seconds = scored.total - scored.merge
-    with failing_on_base("loss", problem.live):
-        step = gradients.measure() if gradients else None
-    limit.measured(max(seconds, step or 0.0))
-    merge = _merge_seconds(problem, engine, ids)
-    rows = _facts(problem, settings, ids, engine.placed)
-    rows += [["sampling", text] for text in [sampling_text(problem)] if text]
-    rows += [["workers", text] for text in [engine.said] if text]
-    rows += [["store", text] for text in [store_text(problem)] if text]
-    rows += [["compute", text] for text in computing]
-    parts = parts_of(searcher, settings["budget"])
-    rows += [["races", text] for text in [racing_text(racing, objective, ids, parts, changing(settings))] if text]
-    inputs = gradients.size if gradients else 1
-    each = {False: merge + seconds, True: merge + (step or 0.0)}
-    dropping = [*map(len, subsets["select"](0).values())] if objective.weights_of(ids) is not None else []
-    times = _times(
-        problem,
-        searcher,
-        settings,
-        subsets,
-        each,
-        merge,
-        dropping,
-        inputs,
-        deadline,
-        workers=engine.workers,
-        together=engine.workers > 0 or racing is not None,
-        whole=racing is not None,
-    )
-    limited = f"; a candidate that takes longer than {limit.seconds:.4g} s fails (time_limit)" if limit.seconds else ""
-    rows.append(["time", times + limited])
-    goal = problem.goal
-    rows.append(["base scores", _worth(goal, objective, values, outcome)])
+    with failing_on_base("loss", live):
+        step = gradients.measure() if gradients else 0.0
+    seconds = scored.total - scored.merge
+    ready.limit.measured(max(seconds, step))
+    return outcome, Costs(_merge_seconds(ready.problem, engine, ids), seconds, step)
+
+
+def _ways(
+    ready: Ready,
+    engine: Engine,
+    objective: Objective,
+    racing: Racing | None,
+    ids: Mapping[str, Sequence[str]],
+    computing: Sequence[str],
+) -> list[list[str]]:
+    """Return what is printed of how candidates are scored, as names and texts: only what is not usual."""
+    parts = parts_of(ready.searcher, ready.settings["budget"])
+    found = [
+        ("sampling", sampling_text(ready.problem)),
+        ("workers", engine.said),
+        ("store", store_text(ready.problem)),
+        *(("compute", text) for text in computing),
+        ("races", racing_text(racing, objective, ids, parts, changing(ready.settings))),
+    ]
+    return [[name, text] for name, text in found if text]
+
+
+def _aims(problem: Problem) -> list[list[str]]:
+    """Return what is printed of what a winner must keep, of what is held out, and of what is not searched."""
+    goal, rows = problem.goal, list[list[str]]()
     rows += [["must keep", f"{name}: {limit}"] for name, limit in goal.constraints.items()]
     if goal.forget:
         rows.append(["to keep", f"{goal.keep:.4g} of the base's {goal.report_metric} on the other tasks"])
     if HELD_OUT in problem.items:
         rows.append(["held out", f"{', '.join(problem.items[HELD_OUT])}: scored in the report alone"])
-    for name, text in rows:
-        reporter.say(f"{name:>16}  {text}")
-    zero = [name for name, held in problem.space.frozen.items() if held == 0]
-    if zero:
-        reporter.say(
-            f"{'frozen':>16}  {', '.join(zero[:3])}{f' and {len(zero) - 3} more' if len(zero) > 3 else ''}: no "
-            f"task vector there, or as you asked"
-        )
-    for warning in [*problem.warnings, *_cautions(settings, searcher), *filter(None, [engine.caution])]:
-        reporter.say(f"{'warning':>16}  {warning}")
+    if zero := [name for name, held in problem.space.frozen.items() if held == 0]:
+        more = f" and {len(zero) - 3} more" if len(zero) > 3 else ""
+        rows.append(["frozen", f"{', '.join(zero[:3])}{more}: no task vector there, or as you asked"])
+    return rows
 
 
 @contextmanager
@@ -198,13 +232,9 @@ def _worth(goal: Goal, objective: Objective, values: Sequence[float], outcome: O
 
 
 def _times(
-    problem: Problem,
-    searcher: Searcher,
-    settings: Mapping[str, Any],
-    subsets: Mapping[str, Subset],
-    each: Mapping[bool, float],
-    merge: float,
-    dropping: Sequence[int],
+    ready: Ready,
+    costs: Costs,
+    dropping: bool,
     inputs: int,
     deadline: Deadline,
     workers: int,
@@ -214,13 +244,9 @@ def _times(
     """Return how long search and selection will take, as a sentence.
 
     Args:
-        problem: what is searched.
-        searcher: says what it will ask for.
-        settings: its settings.
-        subsets: choose the items of each split.
-        each: the seconds of a candidate (False) and of a step of the gradient (True), with its merge.
-        merge: the seconds of a merge.
-        dropping: the number of select items of each task; none where no model is dropped.
+        ready: what the search is made of.
+        costs: of a candidate.
+        dropping: whether models are dropped while the winner is chosen.
         inputs: of a step.
         deadline: the end of the search's hours; it is told.
         workers: how many score side by side; 0 for this process alone.
@@ -230,37 +256,48 @@ def _times(
     Raises:
         ConfigError: the hours are too few.
     """
-    size = {split: subset.size for split, subset in subsets.items()}
-    parts = parts_of(searcher, settings["budget"])
+    settings, size = ready.settings, ready.sizes
+    parts = parts_of(ready.searcher, settings["budget"])
     if (items := settings["budget_items"]) is not None:
-        parts = affordable(parts, items - responses_cost(problem), {False: size["search"], True: inputs})
+        parts = affordable(parts, items - responses_cost(ready.problem), {False: size["search"], True: inputs})
     count = sum(part.count for part in parts)
-    incumbents = sum(part.incumbents for part in parts_of(searcher, count)) + len(settings.get("baselines") or [])
-    bounds = problem.space.weight.low, problem.space.weight.high
-    judged = work(bounds, incumbents, size, problem.goal)
-    judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
-    choosing = (
-        judged / size["search"] * (each[False] - merge) + merges(bounds, incumbents, dropping, problem.goal) * merge
-    )
+    each, choosing = costs.each, _choosing_seconds(ready, costs, dropping, count)
     if workers:
         each, choosing = {kind: seconds / workers for kind, seconds in each.items()}, choosing / workers
     deadline.measured(each, [part.gradient for part in parts], choosing / each[False], together, whole)
     _check_hours(deadline)
     if math.isfinite(left := deadline.left):
         parts = affordable(parts, left, each)
-    totals = {kind: sum(part.count for part in parts if part.gradient is kind) for kind in (False, True)}
-    costs = [(total, "step" if kind else "candidate", each[kind]) for kind, total in totals.items() if total]
-    prices = " and ".join(f"{each:.2f} s a {kind}" for _, kind, each in costs)
-    asked = " and ".join(f"{total:,} {kind}{'s' * (total > 1)}" for total, kind, _ in costs)
-    searching = _span(sum(total * each for total, _, each in costs))
-    scored = sum(totals.values())
-    takes = f"{asked} take{'s' * (scored == 1)} about {searching}"
+    prices, asked, seconds, scored = _totals(parts, each)
+    takes = f"{asked} take{'s' * (scored == 1)} about {_span(seconds)}"
     if scored < count:
-        takes = f"budget.hours={deadline.hours:g} leaves time for about {asked} ({searching})"
+        takes = f"budget.hours={deadline.hours:g} leaves time for about {asked} ({_span(seconds)})"
     return (
         f"about {prices}; {takes}, choosing the winner on {size['select']:,} select and {size['report']:,} report "
         f"items at most {_span(deadline.choosing)}"
     )
+
+
+def _choosing_seconds(ready: Ready, costs: Costs, dropping: bool, count: int) -> float:
+    """Return how long it takes at most to choose the winner among what a search of so many candidates finds."""
+    problem, size = ready.problem, ready.sizes
+    incumbents = sum(part.incumbents for part in parts_of(ready.searcher, count))
+    incumbents += len(ready.settings.get("baselines") or [])
+    bounds = problem.space.weight.low, problem.space.weight.high
+    judged = work(bounds, incumbents, size, problem.goal)
+    judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
+    tasks = [*map(len, ready.subsets["select"](0).values())] if dropping else []
+    merged = merges(bounds, incumbents, tasks, problem.goal)
+    return judged / size["search"] * costs.scoring + merged * costs.merge
+
+
+def _totals(parts: Sequence[Part], each: Mapping[bool, float]) -> tuple[str, str, float, int]:
+    """Return prices and numbers of candidates and steps in words, the seconds of all, and how many these are."""
+    totals = {kind: sum(part.count for part in parts if part.gradient is kind) for kind in (False, True)}
+    costs = [(total, "step" if kind else "candidate", each[kind]) for kind, total in totals.items() if total]
+    prices = " and ".join(f"{price:.2f} s a {kind}" for _, kind, price in costs)
+    asked = " and ".join(f"{total:,} {kind}{'s' * (total > 1)}" for total, kind, _ in costs)
+    return prices, asked, sum(total * price for total, _, price in costs), sum(totals.values())
 
 
 def _merge_seconds(problem: Problem, engine: Engine, ids: Mapping[str, Sequence[str]]) -> float:

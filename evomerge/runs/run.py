@@ -11,6 +11,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +22,28 @@ from omegaconf import OmegaConf
 from evomerge.common.digests import digest
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
-from evomerge.common.limits import TimeLimit
 from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.capabilities import Checking, check_items
-from evomerge.fitness.sampling import Subset
 from evomerge.models.live import LiveModel
-from evomerge.problem import Goal, Problem
-from evomerge.runs.budget import grown, make_budget
-from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
+from evomerge.problem import Goal
+from evomerge.runs.budget import make_budget
+from evomerge.runs.build import find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
-from evomerge.runs.closed_forms import is_scored
-from evomerge.runs.computing import Begun, begun, check_kept, kept, said
+from evomerge.runs.computing import Begun, begun, said
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import check_begun, in_todays_words
-from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
+from evomerge.runs.engine import Engine, check_rebuildable, engine_of, planned
 from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
-from evomerge.runs.identity import search_identity
-from evomerge.runs.learning import Learning, check_learning, find_learning
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
 from evomerge.runs.racing import racing_of
+from evomerge.runs.ready import Ready, check_splits, make_ready
 from evomerge.runs.responses import check_drawn, informed, responses_cost
-from evomerge.runs.sampled import check_approximate, to_go_on
+from evomerge.runs.sampled import to_go_on
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
@@ -55,11 +52,9 @@ from evomerge.runs.warned import warned
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
-from evomerge.search.evaluators.scoring import LiveFitness
-from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
 from evomerge.search.log import TrialLog
-from evomerge.search.loop import search, watching
-from evomerge.search.stopping import Interrupt, Stopped, fixed
+from evomerge.search.loop import Evaluator, search, watching
+from evomerge.search.stopping import Budget, Interrupt, Stopped, fixed
 from evomerge.searchers.archive import unfinished
 from evomerge.searchers.base import Incumbent, Searcher, parts_of
 from evomerge.selection.choosing import Selection, select, work
@@ -71,6 +66,31 @@ from evomerge.selection.workers import Workers
 from evomerge.trials import StopReason
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a search was asked for.
+
+    Attributes:
+        config: its settings, as they were given.
+        directory: of the run.
+        reporter: tells the user what goes on.
+        given: what need not be made of the settings.
+        command: what a person types to run it.
+        plan: who scores.
+        before: how it began, if it goes on.
+        deadline: the end of its hours.
+    """
+
+    config: SearchConfig
+    directory: Path
+    reporter: Progress
+    given: Given | None
+    command: str | None
+    plan: Plan
+    before: Begun | None
+    deadline: Deadline
 
 
 def run_search(
@@ -106,112 +126,126 @@ def run_search(
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     plan = planned(settings, before, fitness)
     check_rebuildable(plan, given is not None and given.in_memory)
+    call = Call(config, directory, reporter, given, command, plan, before, deadline)
     with plan.threaded(), tracking(make_tracker(settings), directory, settings):
         try:
-            return _run(
-                config, settings, fitness, plan, before, directory, reporter, interrupt, given, command, deadline
-            )
+            return _run(call, settings, fitness, interrupt)
         except Stopped:  # before a worker was ready
             reporter.say(StopReason.INTERRUPTED.value)
             return None
 
 
-def _run(
-    config: SearchConfig,
-    settings: dict[str, Any],
-    fitness: Fitness,
-    plan: Plan,
-    before: Begun | None,
-    directory: Path,
-    reporter: Progress,
-    interrupt: Interrupt | None,
-    given: Given | None,
-    command: str | None,
-    deadline: Deadline,
-) -> Summary | None:
-    """Do what `run_search` says, with the settings as plain containers, the fitness of them, and who scores."""
-    asked = settings["model"].get("compute")
-    settings = kept(settings, before)
-    settings["evaluator"] = {**settings["evaluator"], "blocks": plan.blocks}
-    check_learning(settings, fitness)
-    limit = TimeLimit(settings["time_limit"])
-    with reporter.bars():
-        problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
-    check_kept(problem.live, before)
-    check_approximate(settings, problem.live, fitness)
-    scored = plan.workers and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
-    first = None if settings["start"] == "constants" else {}  # in place of one that workers score
-    start = first if scored else find_start(settings, problem, reporter)
-    searcher = make_searcher(settings, problem.space, start, problem.objectives)
-    fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
-    if problem.sampling.approximate and not plan.workers:
-        fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])
-    make_subsets(problem)  # refuses bad sizes
-    learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
-    step = learning and learning.inputs * len(learning.items)
-    problem = grown(problem, settings, parts_of(searcher, settings["budget"]), step)
-    subsets = make_subsets(problem)
-    identity = search_identity(problem, settings, learning and learning.items)
-    judged = [subset(0) for split, subset in subsets.items() if split != "search"]
-    if (done := finished(directory, run_digest(directory, identity, settings, judged), settings)) is not None:
-        reporter.say(f"This search is complete: {os.path.relpath(directory)}. {to_go_on(settings)}")
-        show(done, directory, reporter)
+def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Interrupt | None) -> Summary | None:
+    """Do what `run_search` says, with the settings as plain containers, and the fitness of them."""
+    ready = make_ready(settings, fitness, call.plan, call.before, call.reporter, call.given)
+    if (done := finished(call.directory, _made_of(call, ready), ready.settings)) is not None:
+        call.reporter.say(f"This search is complete: {os.path.relpath(call.directory)}. {to_go_on(ready.settings)}")
+        show(done, call.directory, call.reporter)
         return done
-    check_splits(problem, fitnesses, subsets, learning, reporter)
-    baselines = {} if scored else find_baselines(settings, problem, reporter)
-    record = recorder(directory / "timings.jsonl")
-    size = subsets["search"].size
+    check_splits(ready, call.reporter)
+    baselines = {} if ready.late else find_baselines(ready.settings, ready.problem, call.reporter)
     with (
         warned() as logged,
         interrupt or Interrupt() as interrupt,
         engine_of(
-            *(plan, problem, settings, fitnesses, learning, limit, size, directory, reporter),
+            *(call.plan, ready.problem, ready.settings, ready.fitnesses, ready.learning, ready.limit),
+            *(ready.subsets["search"].size, call.directory, call.reporter),
             stopping=lambda: interrupt.requested,
         ) as engine,
     ):
-        problem, scorer = engine.problem, engine.scorer
-        if scored:  # only now there are workers, who score it whole, as this process would
-            workers = Workers(engine.scorer, 1)
-            start = find_start(settings, problem, reporter, workers)
-            searcher = make_searcher(settings, problem.space, start, problem.objectives)
-            baselines = find_baselines(settings, problem, reporter, workers)
-        racing = racing_of(settings, searcher, lambda: interrupt.requested or deadline.left < 0)
-        if isinstance(scorer, Early) and (engine.workers or racing):  # else trials are logged as they end
-            scorer = Kept(scorer, directory / "units.jsonl", digest([identity, engine.fingerprint]))
-        scorer = Recalling(scorer, problem, bool(settings["fitness"].get("remember")))
-        judge = Judge(problem, engine.scorer, subsets, interrupt, plan.blocks, ahead=engine.workers > 0)
-        subsets["search"] = informed(problem, subsets["search"], judge, reporter)
-        objective, gradients, evaluate = make_evaluators(
-            problem, scorer, subsets["search"], learning, record, plan.blocks, racing
-        )
-        parts = parts_of(searcher, settings["budget"])
-        price, spent = fixed(size, gradients and gradients.size), responses_cost(problem)
-        budget = make_budget(settings, parts, price, interrupt, deadline, spent)
-        computing = said(problem.live, asked, before)
-        preflight(
-            *(problem, searcher, settings, subsets, engine, objective, gradients, limit, deadline, computing, racing),
-            reporter,
-        )
-        with TrialLog(directory / "trials.jsonl", identity, engine.fingerprint, in_todays_words) as log:
-            check_drawn(problem, subsets["search"], log.path)
-            write_atomically(directory / "config.yaml", _as_yaml(config, problem.live))
-            record_start(directory)
-            record_command(directory, command)
-            asked = sum(part.count for part in parts)  # a gradient may end long before the budget does
-            with reporter.searching(log.logged, asked, lambda: deadline.left) as told, engine.searching():
-                limited = interrupt.wrap(deadline.wrap(watching(evaluate, told)))
-                reason = search(searcher, limited, log, budget)
-            reporter.say(f"{reason.value} {to_go_on(settings)}" if reason is StopReason.BUDGET else reason.value)
+        ready = replace(ready, problem=engine.problem)
+        if ready.late:  # only now there are workers, who score it whole, as this process would
+            ready, baselines = _started(ready, Workers(engine.scorer, 1), call.reporter)
+        judge = Judge(ready.problem, engine.scorer, ready.subsets, interrupt, call.plan.blocks, engine.workers > 0)
+        drawn = informed(ready.problem, ready.subsets["search"], judge, call.reporter)
+        ready = replace(ready, subsets={**ready.subsets, "search": drawn})
+        scoring = _scoring(call, ready, engine, interrupt)
+        with TrialLog(call.directory / "trials.jsonl", ready.identity, engine.fingerprint, in_todays_words) as log:
+            check_drawn(ready.problem, ready.subsets["search"], log.path)
+            _record(call, ready.problem.live)
+            reason = _search(call, ready, scoring, log, interrupt)
             if reason is StopReason.INTERRUPTED:
                 return None
-            if (found := _choose(judge, problem.goal, searcher, log, baselines, reporter)) is None:
+            found = _choose(judge, ready.problem.goal, ready.searcher, log, baselines, call.reporter)
+            if found is None:
                 return None
-            sizes = {split: subset.size for split, subset in subsets.items()}
-            made_of = run_digest(directory, identity, settings, judged)
-            summary = summarise(directory, problem, found, log, reason, sizes, made_of, logged.texts(), scorer.items)
-            write_outputs(directory, problem, found.coefficients, summary, reporter)
-    show(summary, directory, reporter)
+            summary = summarise(
+                *(call.directory, ready.problem, found, log, reason, ready.sizes, _made_of(call, ready)),
+                *(logged.texts(), scoring.scorer.items),
+            )
+            write_outputs(call.directory, ready.problem, found.coefficients, summary, call.reporter)
+    show(summary, call.directory, call.reporter)
     return summary
+
+
+def _made_of(call: Call, ready: Ready) -> str | None:
+    """Return a hash of all that the summary depends on, as far as it is there."""
+    return run_digest(call.directory, ready.identity, ready.settings, ready.judged)
+
+
+def _started(ready: Ready, workers: Workers, reporter: Progress) -> tuple[Ready, Mapping[str, np.ndarray]]:
+    """Return what is ready with a searcher whose start workers have scored, and the baselines that they have."""
+    start = find_start(ready.settings, ready.problem, reporter, workers)
+    searcher = make_searcher(ready.settings, ready.problem.space, start, ready.problem.objectives)
+    return replace(ready, searcher=searcher), find_baselines(ready.settings, ready.problem, reporter, workers)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What scores a search.
+
+    Attributes:
+        scorer: of the units of candidates.
+        evaluate: candidates -> trials.
+        budget: ends the search.
+        searching: a context that lasts from the first ask to the last tell.
+    """
+
+    scorer: Recalling
+    evaluate: Evaluator
+    budget: Budget
+    searching: Callable[[], AbstractContextManager[None]]
+
+
+def _scoring(call: Call, ready: Ready, engine: Engine, interrupt: Interrupt) -> Scoring:
+    """Return what scores a search, when the base has been scored by it and the user knows what it will take.
+
+    Raises:
+        EvomergeError: the base cannot be scored, or the hours are too few.
+    """
+    settings, problem, searcher, drawn = ready.settings, ready.problem, ready.searcher, ready.subsets["search"]
+    racing = racing_of(settings, searcher, lambda: interrupt.requested or call.deadline.left < 0)
+    scorer = engine.scorer
+    if isinstance(scorer, Early) and (engine.workers or racing):  # else trials are logged as they end
+        scorer = Kept(scorer, call.directory / "units.jsonl", digest([ready.identity, engine.fingerprint]))
+    scorer = Recalling(scorer, problem, bool(settings["fitness"].get("remember")))
+    record = recorder(call.directory / "timings.jsonl")
+    objective, gradients, evaluate = make_evaluators(
+        problem, scorer, drawn, ready.learning, record, call.plan.blocks, racing
+    )
+    price, spent = fixed(drawn.size, gradients and gradients.size), responses_cost(problem)
+    budget = make_budget(settings, parts_of(searcher, settings["budget"]), price, interrupt, call.deadline, spent)
+    computing = said(problem.live, ready.compute, call.before)
+    preflight(ready, engine, objective, gradients, call.deadline, computing, racing, call.reporter)
+    return Scoring(scorer, evaluate, budget, engine.searching)
+
+
+def _search(call: Call, ready: Ready, scoring: Scoring, log: TrialLog, interrupt: Interrupt) -> StopReason:
+    """Ask and tell until the budget is spent or the user stops it; say why it ended."""
+    asked = sum(part.count for part in parts_of(ready.searcher, ready.settings["budget"]))
+    with call.reporter.searching(log.logged, asked, lambda: call.deadline.left) as told, scoring.searching():
+        limited = interrupt.wrap(call.deadline.wrap(watching(scoring.evaluate, told)))
+        reason = search(ready.searcher, limited, log, scoring.budget)
+    more = f" {to_go_on(ready.settings)}" if reason is StopReason.BUDGET else ""
+    call.reporter.say(f"{reason.value}{more}")
+    return reason
+
+
+def _record(call: Call, live: LiveModel) -> None:
+    """Write how the run began: its settings, and the command."""
+    write_atomically(call.directory / "config.yaml", _as_yaml(call.config, live))
+    record_start(call.directory)
+    record_command(call.directory, call.command)
 
 
 def _as_yaml(config: SearchConfig, live: LiveModel) -> str:
@@ -265,26 +299,3 @@ def _choose(
             f"A model of the report {error}: raise time_limit and run the same command again; what was scored before "
             f"is remembered."
         ) from error
-
-
-def check_splits(
-    problem: Problem,
-    fitnesses: Mapping[str, LiveFitness],
-    subsets: Mapping[str, Subset],
-    learning: Learning | None,
-    reporter: Progress,
-) -> None:
-    """Refuse items of any split that cannot be scored: what judges at the end is looked at before the search.
-
-    Raises:
-        SuiteError: there are some.
-    """
-    if not isinstance(problem.fitness, Checking):
-        return
-    found = [(split, fitnesses[split].prepared, subset.every()) for split, subset in subsets.items()]
-    if learning:
-        learned = {task: [item.id for item in items] for task, items in learning.items.items()}
-        found.append(("learned", learning.prepared, learned))
-    with reporter.working("preparing the items of all splits"):
-        for split, prepared, ids in found:
-            check_items(problem.fitness, problem.live.model, prepared, ids, split)
