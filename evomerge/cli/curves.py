@@ -27,7 +27,8 @@ def show_curves(lines: Sequence[Curve], reporter: Reporter) -> None:
     reporter.table("loss on search items along the straight line between two models; lower is better", columns, rows)
     if flat := [line for line in lines if line.flat]:
         reporter.say(
-            f"No barrier shows between {_pairs(flat)}: as far as these items tell, an average of them loses nothing."
+            f"No barrier shows between {_pairs(flat)}: as far as these items tell, an average loses nothing where both "
+            f"are of one task; experts of different tasks may lose much all the same."
         )
     if steep := [line for line in lines if not line.flat]:
         reporter.say(

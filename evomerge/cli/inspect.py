@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.cli.settings import compose_settings
     from evomerge.cli.tables import show, show_kinship
     from evomerge.fitness.capabilities import Headed
+    from evomerge.inspection.advice import first_try
     from evomerge.inspection.document import document
     from evomerge.inspection.estimates import estimate
     from evomerge.inspection.sources import inspect_sources
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str]) -> None:
         found.warnings.extend(warnings)
     result = document(found, needs, settings["budget"])
     lines = [] if options.curve is None or found.refused else _curves(options, settings, reporter)
+    result["first"] = first_try(found.whole.cosines, lines) if found.compared else ""
     if options.curve is not None:
         result["curves"] = [asdict(line) for line in lines]
     if options.json:

@@ -49,7 +49,8 @@ def show(found: Mapping[str, Any], reporter: Reporter) -> None:
         _show_pairs(found, reporter)
     if found["compared"] and found["groups"]:
         _show_depth(found, reporter)
-    for name, text in [*_needs(found["needs"]), *(("warning", text) for text in found["warnings"])]:
+    first = [("try first", found["first"])] if found.get("first") else []
+    for name, text in [*_needs(found["needs"]), *first, *(("warning", text) for text in found["warnings"])]:
         print(f"{name:>8}  {text}")
     for one in found["errors"]:
         print(f"{'error':>8}  {one['name']}: {one['error']}")

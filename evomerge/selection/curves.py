@@ -2,7 +2,8 @@
 
 In: a problem, and pairs of its models. Out: a `Curve` for each, at eleven points (1 - α) θ_A + α θ_B, all on the same
 search items. The barrier is how far the loss rises above the straight line between the two ends (Frankle et al. 2020,
-section 3; Garipov et al. 2018): models without a barrier lie in one valley, and an average of them loses nothing.
+section 3; Garipov et al. 2018): models of one task without a barrier lie in one valley, and an average of them loses
+nothing.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ def test_directories(place, capsys):
         assert any(line.startswith(title) for line in lines), title
     assert said.index("│ embeddings") < said.index("│ encoder.layer.0 ") < said.index("│ encoder.layer.1 ")
     assert "how long it takes to score one is measured where there are tasks" in said
+    assert "try first  two experts: " in said
     assert lines[-1].startswith("warning  expert topic has classifier.bias")
     assert set(place.rglob(".cache/**/*.safetensors")) == before
 
