@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError, EvomergeError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
     from evomerge.problem import Problem
+    from evomerge.selection.evaluation import Comparison
     from evomerge.selection.named import Model
+    from evomerge.selection.worth import Worth
 
 SIZES = {"search": "items", "select": "select_items", "report": "report_items", "held_out": "report_items"}
 """Split -> the setting that says how many of its items are used."""
@@ -80,31 +82,54 @@ def main(arguments: Sequence[str]) -> None:
     if not (options.models or options.leave_one_out):
         parser.error("there is nothing to score: name a MODEL, or write --leave-one-out")
 
-    from tempfile import TemporaryDirectory
-
-    from evomerge.cli.around import show_around
-    from evomerge.cli.borrowed import settings_of
     from evomerge.cli.progress import Reporter
-    from evomerge.cli.scores import show, show_worth
-    from evomerge.common.limits import AUTO, TimeLimit
-    from evomerge.fitness.items import HELD_OUT
-    from evomerge.runs.build import build_problem
-    from evomerge.runs.checks import make_fitness
-    from evomerge.runs.config import check
-    from evomerge.runs.engine import engine_of, of_this_process, planned
-    from evomerge.runs.sources import find_sources
-    from evomerge.search.evaluators.splits import make_subsets
-    from evomerge.selection.around import around_of
-    from evomerge.selection.evaluation import evaluate
-    from evomerge.selection.named import WITHOUT, find_model
-    from evomerge.selection.workers import Workers
-    from evomerge.selection.worth import harmful, worth_of
+    from evomerge.selection.worth import worth_of
 
     reporter = Reporter()
     _check_flags(options)
-    asked: list[str] = [*options.models, *(["base"] if options.worth else [])]
-    asked = ["soup", *asked] if options.leave_one_out else asked
-    names = list(dict.fromkeys(asked))
+    asked = _asked(options, given, reporter)
+    problem, models, rows, result = _scored(options, asked, reporter)
+    if not options.around:
+        _caution(models, options.split, asked.split, reporter)
+    worth = worth_of(result, asked.experts) if options.worth and not result.errors else None
+    _print(options, result, worth, rows, reporter)
+    _say_left_out(problem, asked.split, reporter)
+    if result.errors:
+        raise EvomergeError(
+            f"{len(result.errors)} of {len(result.models)} models have no score: {', '.join(result.errors)}."
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be scored.
+
+    Attributes:
+        settings: of the search whose items and sources are taken.
+        models: by the names that they were given.
+        experts: the names of all.
+        split: whose items.
+    """
+
+    settings: dict[str, Any]
+    models: Mapping[str, Model]
+    experts: Sequence[str]
+    split: str
+
+
+def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter) -> Asked:
+    """Return what is to be scored, before anything is loaded.
+
+    Raises:
+        EvomergeError: a model is not there, a setting is wrong, or a flag does not go with the models.
+    """
+    from evomerge.cli.borrowed import settings_of
+    from evomerge.runs.config import check
+    from evomerge.runs.sources import find_sources
+    from evomerge.selection.named import WITHOUT, find_model
+
+    wanted: list[str] = [*options.models, *(["base"] if options.worth else [])]
+    names = list(dict.fromkeys(["soup", *wanted] if options.leave_one_out else wanted))
     for name in names:
         if "/" in name or name.endswith((".yaml", ".yml")):  # no name of an expert, so it is refused before all else
             find_model(name, ())
@@ -116,31 +141,55 @@ def main(arguments: Sequence[str]) -> None:
     names += [name for name in experts if options.worth and name not in names]
     names += [f"{WITHOUT}{name}" for name in experts if options.leave_one_out]
     models = {name: find_model(name, experts) for name in names}
-    if options.around and models[names[0]].kind != "recipe":
-        raise ConfigError(f"--around scales the weights of a recipe, and {names[0]} is none: name a run or a recipe.")
-    if options.worth and not models[names[0]].choosable:
-        raise ConfigError(f"--worth says what a merge is worth, and {names[0]} is none: name a run or a recipe first.")
+    _check_first(options, names[0], models[names[0]])
     _say_ambiguous(models, experts, reporter)
     several = options.around or sum(model.choosable for model in models.values()) > 1
     split = options.split or ("select" if several else "report")
     if options.items is not None:
         settings["fitness"][SIZES[split]] = options.items
+    return Asked(settings, models, list(experts), split)
+
+
+def _scored(
+    options: argparse.Namespace, asked: Asked, reporter: Reporter
+) -> tuple[Problem, Mapping[str, Model], Sequence[str], Comparison]:
+    """Score the models; return also those that flags put beside them, and the rows that are scaled one by one."""
+    from tempfile import TemporaryDirectory
+
+    from evomerge.common.limits import AUTO, TimeLimit
+    from evomerge.runs.build import build_problem
+    from evomerge.runs.checks import make_fitness
+    from evomerge.runs.engine import engine_of, of_this_process, planned
+    from evomerge.search.evaluators.splits import make_subsets
+    from evomerge.selection.evaluation import evaluate
+    from evomerge.selection.workers import Workers
+
+    settings = asked.settings
     fitness = make_fitness(settings["fitness"])
     plan = planned(settings, None, fitness)
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness)
     for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
-    models, rows = _beside(options, models, problem, reporter)
+    models, rows = _beside(options, asked.models, problem, reporter)
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
     with TemporaryDirectory() as place, plan.threaded():
         size = make_subsets(problem)["search"].size
         with engine_of(plan, problem, settings, {}, None, limit, size, Path(place), reporter) as engine:
             workers = Workers(engine.scorer, engine.blocks) if engine.workers else None
-            result = evaluate(engine.problem, models, split, reporter, limit, workers)
-    if not options.around:
-        _caution(models, options.split, split, reporter)
-    worth = worth_of(result, list(experts)) if options.worth and not result.errors else None
+            result = evaluate(engine.problem, models, asked.split, reporter, limit, workers)
+    return problem, models, rows, result
+
+
+def _print(
+    options: argparse.Namespace, result: Comparison, worth: Worth | None, rows: Sequence[str], reporter: Reporter
+) -> None:
+    """Print a table, or one JSON document."""
+    from evomerge.cli.around import show_around
+    from evomerge.cli.scores import show, show_worth
+    from evomerge.selection.around import around_of
+    from evomerge.selection.worth import harmful
+
     harm = {"harmful": harmful(result)} if options.leave_one_out else {}
     around = around_of(result, rows) if options.around else []
     if options.json:
@@ -152,6 +201,12 @@ def main(arguments: Sequence[str]) -> None:
         show(result, reporter, harm.get("harmful"))
         if worth:
             show_worth(worth, reporter)
+
+
+def _say_left_out(problem: Problem, split: str, reporter: Reporter) -> None:
+    """Say what of the search the table does not have."""
+    from evomerge.fitness.items import HELD_OUT
+
     if problem.goal.several:
         reporter.say(
             "the search of these settings has several values: a run stands for the point of its front that was chosen, "
@@ -159,10 +214,6 @@ def main(arguments: Sequence[str]) -> None:
         )
     if split == "report" and HELD_OUT in problem.items:
         reporter.say(f"held out, and not in this table: {', '.join(problem.items[HELD_OUT])} (--split held_out)")
-    if result.errors:
-        raise EvomergeError(
-            f"{len(result.errors)} of {len(result.models)} models have no score: {', '.join(result.errors)}."
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,6 +249,18 @@ def _check_flags(options: argparse.Namespace) -> None:
         raise ConfigError("--each scales the weights of each expert around a winner: write --around --each.")
     if options.around and (options.worth or options.leave_one_out or len(options.models) > 1):
         raise ConfigError("--around looks at one merge alone: name one run or recipe, and leave other flags out.")
+
+
+def _check_first(options: argparse.Namespace, name: str, first: Model) -> None:
+    """Refuse flags that say something of the first model where it is none of which that can be said.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if options.around and first.kind != "recipe":
+        raise ConfigError(f"--around scales the weights of a recipe, and {name} is none: name a run or a recipe.")
+    if options.worth and not first.choosable:
+        raise ConfigError(f"--worth says what a merge is worth, and {name} is none: name a run or a recipe first.")
 
 
 def _beside(

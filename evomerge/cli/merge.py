@@ -40,6 +40,26 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: those after the verb.
     """
+    given = _parsed(arguments)
+    experts = _places(given.expert)
+
+    from evomerge.cli.progress import Reporter
+    from evomerge.models.upload import Upload
+
+    upload = Upload(given.push, not given.public) if given.push else None
+    if upload:
+        upload.check(given.out)
+    reporter = Reporter()
+    recipe = _mean(given, reporter) if given.weights else _read(given.recipe, reporter)
+    if given.adapter:
+        _write_adapter(given, recipe, experts, reporter)
+    else:
+        _write_model(given, recipe, experts, reporter)
+    if upload:
+        print(f"on the hub: {upload.send(given.out)}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evomerge merge",
         description="Build the merged model of a recipe, of a merge YAML of mergekit, or of the checkpoints of a run: "
@@ -89,6 +109,12 @@ def main(arguments: Sequence[str]) -> None:
     seen = parser.add_mutually_exclusive_group()
     seen.add_argument("--private", action="store_true", help="with --push: only its owner may see it; so if left out")
     seen.add_argument("--public", action="store_true", help="with --push: everybody may see it")
+    return parser
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments; flags that do not go together end the program, as wrong ones do."""
+    parser = _parser()
     given, beyond = parser.parse_known_args(arguments)
     if beyond:
         parser.error(f"unrecognized arguments: {' '.join(beyond)}; a pattern of checkpoints is written in quotes")
@@ -98,22 +124,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--adapter writes factors in float32: leave out --dtype, --max-shard-size and --exact")
     if (given.private or given.public) and not given.push:
         parser.error("--private and --public say who may see what is sent: write --push owner/name as well")
-    experts = _places(given.expert)
-
-    from evomerge.cli.progress import Reporter
-    from evomerge.models.upload import Upload
-
-    upload = Upload(given.push, not given.public) if given.push else None
-    if upload:
-        upload.check(given.out)
-    reporter = Reporter()
-    recipe = _mean(given, reporter) if given.weights else _read(given.recipe, reporter)
-    if given.adapter:
-        _write_adapter(given, recipe, experts, reporter)
-    else:
-        _write_model(given, recipe, experts, reporter)
-    if upload:
-        print(f"on the hub: {upload.send(given.out)}")
+    return given
 
 
 def _write_model(given: argparse.Namespace, recipe: Recipe, experts: Mapping[str, Path], reporter: Reporter) -> None:

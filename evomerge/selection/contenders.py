@@ -9,7 +9,7 @@ groups would name it, so what that search has scored on all items of a split is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from evomerge.recipes.buffers import put_statistics, statistics_of
 from evomerge.recipes.catalog import make_chain, make_method
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.evaluators.splits import Scoring
+from evomerge.space.groups import Group
 from evomerge.space.named import array_coefficients, name_coefficients
 from evomerge.task_vectors.family import directory_notes, loaded_in
 from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
@@ -103,43 +104,15 @@ def of_recipe(path: Path, problem: Problem, factor: float = 1.0, row: str | None
             f"{opening.auto_class}: write model.auto_class={recipe.auto_class}."
         )
     vectors = _its_vectors(path, recipe, problem.vectors)
-    if recipe.part != problem.live.part:
-        raise ConfigError(
-            f"{path} was made with model.part={recipe.part or 'null'}, and the experts here are opened with "
-            f"{problem.live.part or 'null'}: write model.part={recipe.part or 'null'}."
-        )
-    if recipe.vocabulary != opening.vocabulary and any(expert.rows for expert in vectors.experts.values()):
-        raise ConfigError(
-            f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
-            f"{opening.vocabulary}: write model.vocabulary={recipe.vocabulary}."
-        )
-    if (asked := recipe.template or "base") != opening.template:
-        raise ConfigError(
-            f"{path} was made with model.template={asked}, and models here are asked with that of {opening.template}: "
-            f"write model.template={asked}."
-        )
-    if (kept := recipe.buffers.get("name", BASE)) != problem.buffers:
-        raise ConfigError(
-            f"{path} was made with model.buffers={kept}, and candidates here have model.buffers={problem.buffers}: "
-            f"write model.buffers={kept}."
-        )
+    _check_alike(path, recipe, problem, vectors)
     itself = factor == 1  # statistics were taken of the winner; with other weights they are taken anew
     statistics = statistics_of(recipe, path.parent) if itself and "file" in recipe.buffers else None
-    live = dtype_name(problem.live.dtype)
-    if recipe.dtype not in (None, live):
-        raise ConfigError(
-            f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
-            f'changed since. Write "dtype": "{recipe.dtype}" in {problem.sources.base / "config.json"}.'
-        )
     try:
         method, chain = make_method(recipe), make_chain(recipe, vectors.parameters)
         groups = recipe.groups(vectors.parameters)
     except EvomergeError as error:
         raise ConfigError(f"{path}: {error}") from error
-    coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
-    if factor != 1:
-        factors = [factor if row in (None, name) else 1.0 for name in recipe.row_names]
-        coefficients = {**coefficients, "weight": coefficients["weight"] * np.array(factors)}
+    coefficients = _scaled(recipe, groups, factor, row)
     named = name_coefficients(coefficients, groups, recipe.row_names)
     written = _written(problem, recipe, method, chain)
     own = vectors is problem.vectors and groups == problem.space.groups and written == problem.written
@@ -165,8 +138,52 @@ def of_recipe(path: Path, problem: Problem, factor: float = 1.0, row: str | None
     opened = replace(opening, store=recipe.kept_as)
     about = replace(problem, vectors=vectors, written=written, opening=opened).contents
     if statistics is not None:
-        about = {**about, "buffers": [kept, recipe.buffers["sha256"]]}
+        about = {**about, "buffers": [problem.buffers, recipe.buffers["sha256"]]}
     return Contender({"model": named, **about}, score)
+
+
+def _check_alike(path: Path, recipe: Recipe, problem: Problem, vectors: TaskVectors) -> None:
+    """Refuse a recipe that was made of models that were opened otherwise than those here.
+
+    Raises:
+        ConfigError: it was; the message says what to write.
+    """
+    opening = problem.opening
+    if recipe.part != problem.live.part:
+        raise ConfigError(
+            f"{path} was made with model.part={recipe.part or 'null'}, and the experts here are opened with "
+            f"{problem.live.part or 'null'}: write model.part={recipe.part or 'null'}."
+        )
+    if recipe.vocabulary != opening.vocabulary and any(expert.rows for expert in vectors.experts.values()):
+        raise ConfigError(
+            f"{path} was made with model.vocabulary={recipe.vocabulary}, and the experts here are opened with "
+            f"{opening.vocabulary}: write model.vocabulary={recipe.vocabulary}."
+        )
+    if (asked := recipe.template or "base") != opening.template:
+        raise ConfigError(
+            f"{path} was made with model.template={asked}, and models here are asked with that of {opening.template}: "
+            f"write model.template={asked}."
+        )
+    if (kept := recipe.buffers.get("name", BASE)) != problem.buffers:
+        raise ConfigError(
+            f"{path} was made with model.buffers={kept}, and candidates here have model.buffers={problem.buffers}: "
+            f"write model.buffers={kept}."
+        )
+    live = dtype_name(problem.live.dtype)
+    if recipe.dtype not in (None, live):
+        raise ConfigError(
+            f"{path} was scored in {recipe.dtype}, and transformers loads the base in {live}: its config.json has "
+            f'changed since. Write "dtype": "{recipe.dtype}" in {problem.sources.base / "config.json"}.'
+        )
+
+
+def _scaled(recipe: Recipe, groups: Sequence[Group], factor: float, row: str | None) -> dict[str, np.ndarray]:
+    """Return a recipe's coefficients, the weights of one row or of all multiplied with a factor."""
+    coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
+    if factor == 1:
+        return coefficients
+    factors = [factor if row in (None, name) else 1.0 for name in recipe.row_names]
+    return {**coefficients, "weight": coefficients["weight"] * np.array(factors)}
 
 
 def of_directory(path: Path, problem: Problem, reporter: Progress) -> Contender:
