@@ -37,9 +37,10 @@ from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.config import check, plain
 from evomerge.runs.identity import search_identity
+from evomerge.runs.sampled import check_approximate
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.serial import SerialScorer
-from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
@@ -169,6 +170,9 @@ def _searched(settings: Mapping[str, Any], path: Path) -> tuple[Problem, list[Ba
     start = find_start(settings, problem, reporter)
     searcher = make_searcher(settings, problem.space, start, problem.objectives)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}
+    check_approximate(settings, problem.live, problem.fitness)
+    if problem.sampling.approximate:
+        fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])
     subset = make_subsets(problem)["search"]
     _, _, evaluate = make_evaluators(problem, SerialScorer(problem, fitnesses), subset, None)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,12 +21,13 @@ from evomerge.runs.racing import racing_identity
 from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.targets import find_class
 from evomerge.searchers.archive import SIZE
+from evomerge.searchers.spread import START
 
 LATER = ("only", "sum", "map", "masks")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
 FORGETTING = ("forget", "keep")
 """Settings of the objective that count where something is to be forgotten."""
-SINCE = {"lag": 0, "incumbents": SIZE}
+SINCE = {"lag": 0, "incumbents": SIZE, "first": START}
 """Settings of searchers that earlier versions had none of, as they search without them."""
 SEVERAL = ("values", "constraints", "choose")
 """Settings of the objective that earlier versions had none of; the last one counts when the search is over."""

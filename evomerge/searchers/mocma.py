@@ -1,10 +1,12 @@
 """MO-CMA-ES: the multi-objective evolution strategy with covariance matrix adaptation (Igel, Hansen and Roth 2007).
 
-In: a start point and a step size as a fraction of the box. Out: generations. The first one is drawn around the start,
-and the start is its first point. Each point of the population is then the parent of one child, drawn from a normal
-distribution of its own; of parents and children the first fronts survive, and of the last one that fits in the points
-that lie apart (c-MO-CMA-ES there). A child that survives counts as a success (Voss, Hansen and Igel 2010): successes
-widen the step of parent and child, and turn the child's distribution towards the way it came.
+In: a start point and a step size as a fraction of the box. Out: generations. The start is the first point; the others
+of the first generation have one weight for each expert (`spread.py`), which is where merges for one task and merges for
+another lie, or are drawn around the start (`first=start`, as in earlier versions). Each point of the population is then
+the parent of one child, drawn from a normal distribution of its own; of parents and children the first fronts survive,
+and of the last one that fits in the points that lie apart (c-MO-CMA-ES there). A child that survives counts as a
+success (Voss, Hansen and Igel 2010): successes widen the step of parent and child, and turn the child's distribution
+towards the way it came.
 
 Above `diagonal_above` free coefficients covariances are diagonal, which learns faster (as in sep-CMA-ES, Ros and Hansen
 2008). It is our own: comocma draws from numpy's global random state, wants a reference point beforehand, has no
@@ -21,6 +23,7 @@ import numpy as np
 from evomerge.searchers.archive import SIZE, memory
 from evomerge.searchers.base import MANY, Incumbent, Needs, Part, Turns, check_population, inside
 from evomerge.searchers.domination import ranks, thinned
+from evomerge.searchers.spread import EXPERTS, START, by_expert, check_first
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -61,11 +64,13 @@ class MoCma:
         popsize: points in a generation.
         sigma: the initial step as a fraction of each coefficient's range.
         diagonal_above: the number of free coefficients above which covariances are diagonal.
+        first: what the first generation is: `experts`, or `start`.
         incumbents: how many points of the front are handed over.
         objectives: how many values a point has.
 
     Raises:
-        ConfigError: for a population below 2, a step that is not positive, or a start outside the bounds.
+        ConfigError: for a population below 2, a step that is not positive, an unknown first generation, or a start
+            outside the bounds.
     """
 
     needs = Needs(objectives=MANY)
@@ -78,11 +83,14 @@ class MoCma:
         popsize: int = 10,
         sigma: float = 0.15,
         diagonal_above: int = 24,
+        first: str = START,
         incumbents: int = SIZE,
         objectives: int = 1,
     ) -> None:
         check_population(popsize, sigma, 10)
+        check_first(first)
         self._low, self._range = space.low, space.high - space.low
+        self._spread = by_expert(space, start, popsize, seed) if first == EXPERTS else None
         self._start, self._seed, self._size, self._sigma = inside(space, start), seed, popsize, sigma
         self._objectives, self._diagonal = objectives, space.dim > diagonal_above
         self._learned = _rates(space.dim, self._diagonal)
@@ -92,6 +100,8 @@ class MoCma:
 
     def ask(self) -> Batch:
         """Return the next generation, shape (popsize, dim): a child of each point of the population."""
+        if self._spread is not None and not self._parents:
+            return self._turns.asked(self._spread)
         draws = np.random.default_rng([self._seed, self._turns.asks]).standard_normal((self._size, len(self._low)))
         if not self._parents:
             draws[0] = 0.0

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.study import StudyDirection
 
 from evomerge.space.coefficients import CoefficientSpace
@@ -39,6 +39,8 @@ class Study:
         seed: any integer from 0.
         objectives: how many values a point has.
         sampler: makes a sampler of a seed.
+        parents: whether the first points are the first generation of a genetic algorithm. Optuna does not count points
+            that it has not drawn, and would draw a first generation after them.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class Study:
         seed: int,
         objectives: int,
         sampler: Callable[[int], BaseSampler],
+        parents: bool = False,
     ) -> None:
         bounds = zip(space.names, space.low.tolist(), space.high.tolist(), strict=True)
         self._box: dict[str, BaseDistribution] = {name: FloatDistribution(low, high) for name, low, high in bounds}
         self._seed, self._objectives, self._sampler, self._asks = seed, objectives, sampler, 0
+        self._parents = parents
         self._study = _quiet_study(objectives)
         for x in first:
             self._study.enqueue_trial(dict(zip(space.names, x.tolist(), strict=True)))
@@ -83,8 +87,11 @@ class Study:
     def _suggest(self) -> optuna.trial.Trial:
         seed = int(np.random.SeedSequence([self._seed, self._asks]).generate_state(1)[0])
         self._asks += 1
-        self._study.sampler = self._sampler(seed)
-        return self._study.ask(self._box)
+        sampler = self._study.sampler = self._sampler(seed)
+        trial = self._study.ask(self._box)
+        if self._parents and isinstance(sampler, NSGAIISampler):
+            sampler.get_trial_generation(self._study, self._study.get_trials(deepcopy=False)[trial.number])
+        return trial
 
 
 def _quiet_study(objectives: int) -> optuna.Study:

@@ -16,6 +16,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.searchers.archive import SIZE, memory
 from evomerge.searchers.base import MANY, Incumbent, Needs, Part, Turns, inside
 from evomerge.searchers.domination import dominates, thinned
+from evomerge.searchers.spread import hypercube
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -117,9 +118,7 @@ class Surrogate:
 
     def _spread(self, count: int, start: np.ndarray) -> np.ndarray:
         """Return the start and a Latin hypercube, in units of the box, (count, dim)."""
-        rng, dim = np.random.default_rng([self._seed, 0]), len(self._low)
-        strata = np.array([rng.permutation(count - 1) for _ in range(dim)]).T
-        points = (strata + rng.random((count - 1, dim))) / (count - 1)
+        points = hypercube(np.random.default_rng([self._seed, 0]), count - 1, len(self._low))
         return np.concatenate([[(start - self._low) / self._range], points])
 
     def _proposed(self, rng: np.random.Generator) -> np.ndarray:
