@@ -8,9 +8,9 @@ than `--points`; they are scored on the select items, and those that nothing dom
 of one value without `--sums` hands over its best points, and the best of them on select is reported.
 
 Out: for each arm and seed, the item evaluations of the search, and the hypervolume of its front on the report items, in
-the metric of the report: of scores between base (0) and expert (1) of each task, above -0.5 in each. With `--kept TASK`
-the smallest share of the base's score that a reported point keeps on that task as well. What was scored is remembered,
-so a killed comparison goes on.
+the metric of the report: of scores between base (0) and expert (1) of each task, above -0.5 in each. Then how far each
+arm differs from the first one (`front_differences.py`). With `--kept TASK` the smallest share of the base's score that
+a reported point keeps on that task as well. What was scored is remembered, so a killed comparison goes on.
 
     python scripts/compare_fronts.py --out runs/fronts --seeds 1 2 3 --arm random searcher=random \\
         --arm nsga2 searcher=nsga2 --arm sums objective=mean searcher=cmaes --sums sums \\
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from front_differences import Difference, Scores, difference, flat_task, volume
 
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.files import write_atomically
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.objectives import can_normalise
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, find_start, make_searcher
 from evomerge.runs.config import check, plain
@@ -50,15 +50,10 @@ from evomerge.searchers.base import Elite
 from evomerge.searchers.domination import ranks
 from evomerge.selection.choosing import objective_of
 from evomerge.selection.judge import Judge
-from evomerge.selection.rules import hypervolume
 from evomerge.trials import Batch, Trial
 
 MORE = 4.0
 """How much more a task weighs in a weighted sum that is for it."""
-
-
-BELOW = -0.5
-"""The reference of the hypervolume in each task: half an expert's gain below the base."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +104,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if strange := [name for name in options.sums if name not in {name for name, *_ in options.arm}]:
         parser.error(f"--sums {strange[0]}: there is no such arm")
     _check_tasks(parser, options)
-    lines = dict[str, list[Line]]()
+    lines, tables = dict[str, list[Line]](), dict[str, list[Scores]]()
     for seed in options.seeds:
         for name, *own in options.arm:
             arm = Arm(name, [*options.settings, *own, f"seed={seed}"], name in options.sums)
-            line = _line(arm, options.out / f"{name}-s{seed}", options.points, options.kept)
+            line, scores = _line(arm, options.out / f"{name}-s{seed}", options.points, options.kept)
             lines.setdefault(name, []).append(line)
+            tables.setdefault(name, []).append(scores)
             print(f"{name}, seed {seed}: {line.hypervolume:.4f} of {line.points} points", flush=True)
-    content = {name: [asdict(line) for line in each] for name, each in lines.items()}
+    first, *others = tables
+    apart = {name: difference(tables[name], tables[first]) for name in others}
+    content = {
+        "settings": options.settings,
+        "arms": {name: [asdict(line) for line in each] for name, each in lines.items()},
+        "minus": {first: {name: asdict(each) for name, each in apart.items()}},
+    }
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "results.json", json.dumps({"settings": options.settings, "arms": content}) + "\n")
-    print("\n".join(_table(lines, options.seeds)))
+    write_atomically(options.out / "results.json", json.dumps(content) + "\n")
+    print("\n".join([*_table(lines, options.seeds), *_differences(first, apart)]))
 
 
 def _check_tasks(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -134,8 +136,8 @@ def _check_tasks(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             parser.error(f"--kept {options.kept}: there is no such task; there are {', '.join(tasks)}")
 
 
-def _line(arm: Arm, directory: Path, count: int, kept: str | None) -> Line:
-    """Search one arm with one seed, and report its front."""
+def _line(arm: Arm, directory: Path, count: int, kept: str | None) -> tuple[Line, Scores]:
+    """Search one arm with one seed, and report its front: what it is worth, and the scores by item that say it."""
     parts = list(_parts(arm))
     problems, batches = [], list[Batch]()
     for number, settings in enumerate(parts):
@@ -225,23 +227,21 @@ def _reported(problem: Problem, judge: Judge, points: Sequence[np.ndarray], summ
     return [judge.merged(judge.decode(points[i]), "report") for i in chosen]
 
 
-def _worth(problem: Problem, judge: Judge, outcomes: Sequence[Outcome], evaluations: int, kept: str | None) -> Line:
+def _worth(
+    problem: Problem, judge: Judge, outcomes: Sequence[Outcome], evaluations: int, kept: str | None
+) -> tuple[Line, Scores]:
     """Return what the reported points of an arm are worth."""
-    metric, base, experts = problem.goal.report_metric, judge.base("report").scores(), judge.experts("report").scores()
+    metric, base, experts = problem.goal.report_metric, judge.base("report"), judge.experts("report")
+    rows = [base, experts, *outcomes]
+    tables = {task: np.array([one.results[task][metric] for one in rows]) for task in experts.results}
+    if flat := flat_task(tables):
+        raise SystemExit(f"The expert of {flat} is no better than the base on report: take more report items.")
     scores = [{task: row[metric] for task, row in outcome.scores().items()} for outcome in outcomes]
-    measured = [task for task in base if task in experts]
-    if flat := [task for task in measured if not can_normalise(base[task][metric], experts[task][metric])]:
-        raise SystemExit(f"The expert of {flat[0]} is no better than the base on report: take more report items.")
-    low = {task: base[task][metric] for task in measured}
-    gains = np.array(
-        [[(one[task] - low[task]) / (experts[task][metric] - low[task]) for task in measured] for one in scores]
-    )
     share = None
     if kept is not None:
-        known = base[kept][metric]
+        known = base.scores()[kept][metric]
         share = 1 + (min(one[kept] for one in scores) - known) / abs(known)
-    volume = hypervolume(gains, np.full(len(measured), BELOW))
-    return Line(evaluations, len(scores), volume, scores, share)
+    return Line(evaluations, len(scores), volume(tables), scores, share), tables
 
 
 def _table(lines: Mapping[str, Sequence[Line]], seeds: Sequence[int]) -> Iterator[str]:
@@ -258,6 +258,18 @@ def _table(lines: Mapping[str, Sequence[Line]], seeds: Sequence[int]) -> Iterato
             f"{np.mean([line.points for line in each]):.1f} | {', '.join(f'{one:.3f}' for one in found)} | "
             f"{np.mean(found):.3f} |{f' {kept} |' * told}"
         )
+
+
+def _differences(first: str, apart: Mapping[str, Difference]) -> Iterator[str]:
+    """Yield the lines of a table of differences to the first arm; none where there is no other one."""
+    if not apart:
+        return
+    yield f"\n| hypervolume minus that of {first} | by seed | mean | ± seeds | ± items |"
+    yield "|---|---|---|---|---|"
+    for name, found in apart.items():
+        seeds = "" if found.between_seeds is None else f"{found.between_seeds:.3f}"
+        by_seed = ", ".join(f"{one:+.3f}" for one in found.seeds)
+        yield f"| {name} | {by_seed} | {found.mean:+.3f} | {seeds} | {found.between_items:.3f} |"
 
 
 if __name__ == "__main__":

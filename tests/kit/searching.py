@@ -72,7 +72,9 @@ SEVERAL: dict[str, Make] = {
     "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, batch=2, lag=3, objectives=3),
     "nsga2": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6, objectives=3),
     "nsga2-lag": lambda space, seed: Nsga2(space, space.start({}), seed, popsize=6, lag=2, objectives=3),
+    "nsga2-experts": lambda space, seed: Nsga2(space, space.start({}), seed, 6, first="experts", objectives=3),
     "mocma": lambda space, seed: MoCma(space, space.start({}), seed, popsize=6, objectives=3),
+    "mocma-experts": lambda space, seed: MoCma(space, space.start({}), seed, 6, first="experts", objectives=3),
     "mocma-diagonal": lambda space, seed: MoCma(
         space, space.start({}), seed, popsize=6, diagonal_above=0, objectives=3
     ),

@@ -102,6 +102,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "inner": ("dare_ties",),
     "popsize": (7,),
     "points": (30,),
+    "first": ("start",),
     "coordinate": ("weight/encoder.layer.0/trees",),
     "betas": ([0.8, 0.99],),
     "schedule": ("linear",),

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evomerge.runs.suite import Suite
@@ -17,6 +18,7 @@ from tests.kit.evaluations import sources_of
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import compare_fronts
+import front_differences
 
 
 def test_fronts_beside_each_other(
@@ -40,6 +42,25 @@ def test_fronts_beside_each_other(
     assert all(1 <= line["points"] == len(line["scores"]) <= 3 for line in found.values())
     assert all(line["hypervolume"] >= 0 for line in found.values())
     assert "| front | 72 |" in printed
+    minus = json.loads((tmp_path / "out" / "results.json").read_text())["minus"]["front"]
+    assert minus["one"]["seeds"] == [found["one"]["hypervolume"] - found["front"]["hypervolume"]]
+    assert "| hypervolume minus that of front | by seed |" in printed
+
+
+def test_items_that_all_arms_share_are_drawn_together() -> None:
+    """What is common to two fronts leaves their difference exact, however noisy each of them is."""
+    rng = np.random.default_rng(1)
+    noise, ends = rng.normal(size=40), np.array([[0.0], [1.0]])
+    tables = [{"a": np.vstack([ends + 0 * noise, 0.2 + shift + noise])} for shift in (0.0, 0.3)]
+    assert front_differences.volume(tables[0]) == pytest.approx(0.7 + noise.mean())
+    found = front_differences.difference([tables[1]] * 2, [tables[0]] * 2)
+    assert found.seeds == pytest.approx([0.3, 0.3])
+    assert (found.mean, found.between_seeds) == (pytest.approx(0.3), pytest.approx(0))
+    assert found.between_items < 1e-9
+    apart = front_differences.difference([{"a": np.vstack([ends + 0 * noise, 0.5 + noise[::-1]])}], [tables[0]])
+    assert apart.between_seeds is None
+    assert apart.between_items == pytest.approx(np.sqrt(2 / 40) * noise.std(), rel=0.3)
+    assert front_differences.flat_task({"a": tables[0]["a"][[1, 0, 2]]}) == "a"
 
 
 @pytest.mark.parametrize(

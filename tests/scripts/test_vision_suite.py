@@ -16,7 +16,6 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
-from scipy.special import log_softmax
 
 from evomerge.common.errors import SuiteError
 from evomerge.fitness.heads import FrozenHead
@@ -160,33 +159,6 @@ def test_a_file_that_holds_another_model_is_refused(tmp_path):
 
 
 # Heads
-
-
-def test_a_probe_is_the_ridge_regression_that_predicts_unseen_items_best():
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % 3
-    features = rng.normal(size=(40, 6)) * [1, 5, 1, 1, 1, 0.1] + 0.8 * np.eye(3)[labels] @ rng.normal(size=(3, 6)) + 2
-    x = np.c_[(features - features.mean(0)) / features.std(0), np.ones(40)]
-    targets = np.eye(3)[labels]
-
-    def fit(rows, ridge):
-        penalty = 40 * ridge * np.diag([1.0] * 6 + [0.0])  # the mean is not shrunk
-        return np.linalg.solve(x[rows].T @ x[rows] + penalty, x[rows].T @ targets[rows])
-
-    def unseen(ridge):
-        return np.array([x[i] @ fit(np.delete(np.arange(40), i), ridge) for i in range(40)])
-
-    losses = {
-        (ridge, scale): -log_softmax(scale * predictions, axis=1)[np.arange(40), labels].mean()
-        for ridge in vision.RIDGES
-        for predictions in [unseen(ridge)]
-        for scale in vision.SCALES
-    }
-    ridge, scale = min(losses, key=lambda pair: losses[pair])
-    assert vision.RIDGES[0] < ridge < vision.RIDGES[-1]
-    weight, bias, found = vision.fit_probe(features, labels, 3)
-    assert found == scale
-    np.testing.assert_allclose(scale * features @ weight.T + bias, scale * x @ fit(np.arange(40), ridge), atol=1e-5)
 
 
 # The whole build, from packages that the test makes itself

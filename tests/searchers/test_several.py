@@ -122,6 +122,40 @@ def test_failed_points_and_flat_values_end_nothing(name: str) -> None:
     assert len(searcher.incumbents()) == 1
 
 
+@pytest.mark.parametrize("kind", [Nsga2, MoCma])
+def test_a_population_begins_with_one_weight_for_each_expert(kind: type[Nsga2 | MoCma]) -> None:
+    """The weights of each expert are spread over their whole range."""
+    parameters = {f"encoder.layer.{i}.w": (2,) for i in range(3)}
+    space = make_space(
+        "layer", parameters, ["a", "b"], [Variable("weight", 0.0, 1.5, 0.4), Variable("t", 0.0, 1.0, 0.5)]
+    )
+    first = kind(space, space.start({}), 1, popsize=9, first="experts", objectives=3).ask()
+    assert np.array_equal(first.points[0], space.start({}))
+    for variable, high in (("weight", 1.5), ("t", 1.0)):
+        for row in ("a", "b"):
+            own = first.points[1:, [name.startswith(f"{variable}/") and name.endswith(row) for name in space.names]]
+            assert own.shape == (8, 3)
+            assert (own == own[:, :1]).all()
+            assert (np.sort(own[:, 0]) * 8 / high // 1 == np.arange(8)).all()
+
+
+def test_the_second_generation_has_the_first_as_parents() -> None:
+    """What was told of it decides what is asked next; a first generation around the start has no children."""
+
+    def second(first: str, value: Callable[[np.ndarray], tuple[float, ...]]) -> np.ndarray:
+        searcher = Nsga2(box(4), box(4).start({}), 1, popsize=6, first=first, objectives=3)
+        return driven(searcher, 12, value)[1].points
+
+    for first, alike in (("experts", False), ("start", True)):
+        assert np.array_equal(second(first, trade), second(first, lambda x: trade(1.5 - x))) == alike
+
+
+@pytest.mark.parametrize("kind", [Nsga2, MoCma])
+def test_an_unknown_first_generation_is_refused(kind: type[Nsga2 | MoCma]) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'experts'"):
+        kind(box(2), box(2).start({}), 1, first="expert")
+
+
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "mocma", "mocma-diagonal", "map"])
 def test_what_learns_finds_a_better_front_than_random(name: str) -> None:
     """By R2 (Hansen and Jaszkiewicz 1998): how far behind the ideal the best point lies, over several weights."""
