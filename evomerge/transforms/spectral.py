@@ -230,9 +230,9 @@ class Cart(Transform):
     title = "CART: the average of the experts, and their differences to it of a lower rank"
     paper = "Choi et al. 2024, arXiv 2412.12153"
 
-    def __init__(self, share: float = 0.16, scale: float = 2.3) -> None:
-        self.share = _share(self.name, "share", share, example=0.16)
-        self.scale = positive(self.name, "scale", scale, example=2.3)
+    def __init__(self, share: float = 0.12, scale: float = 2.0) -> None:
+        self.share = _share(self.name, "share", share, example=0.12)
+        self.scale = positive(self.name, "scale", scale, example=2.0)
 
     def rows(self, experts: Sequence[str]) -> Sequence[str]:
         """Return the average and the experts'."""

@@ -196,7 +196,7 @@ def test_cart() -> None:
         total(Cart(0.34, 0.5), [torch.diag(torch.tensor([3.0, 0, 0])), *[torch.zeros(3, 3)] * 2]),
         torch.diag(torch.tensor([1.0, 0, 0])).tolist(),
     )
-    found = made(Cart(0.5), [W1, W2, W1.flip(0)])
+    found = made(Cart(0.5, 2.3), [W1, W2, W1.flip(0)])
     close(sum(found.values(), torch.zeros(()))[0], [1.905441, 0.592925, 1.808923, 0.747639])  # of NumPy, in float64
     close(total(Cart(), [W1, W2]), ((W1 + W2) / 2).tolist())
 
