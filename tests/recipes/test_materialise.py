@@ -115,8 +115,9 @@ def check(problem: Problem, tmp_path: Path, recipe: Recipe, rest: str) -> None:
         ([{"name": "ties", "density": 0.2}], ()),
         ([{"name": "tests.kit.transforms.Common"}], ("common", "animals", "trees", "metals")),
         ([{"name": "tests.kit.transforms.Sum", "only": ["encoder.*"]}], ("all", "animals", "trees", "metals")),
+        ([{"name": "cart"}], ("average", "animals", "trees", "metals")),
     ],
-    ids=["global trim", "common row", "merged row of some parameters"],
+    ids=["global trim", "common row", "merged row of some parameters", "a row that is the average"],
 )
 def test_materialised_rows_merge_to_the_recipe(problem: Problem, tmp_path: Path, transform: Any, rows: Any) -> None:
     """There is a model for each row, whether or not it is an expert."""
