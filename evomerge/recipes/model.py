@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,42 +103,46 @@ def write_model(
     if _is_there(out, record):
         reporter.say(f"{out} is this very merge already: nothing to do.")
         return out
-    places = find_origins(recipe, beside, base, experts or {})
-    heads = find_heads(recipe, beside)
-    live = load_skeleton(places[""], recipe.auto_class).with_part(recipe.part)
-    if recipe.vocabulary == UNION:
-        live = _united(recipe, live, places)
-    ours, rebuild, parameters, family, buffers = _opened(recipe, beside, places, live, exact, reporter)
-    found = look_beside(places[""], _experts(recipe, places), ours.modules, live.union and live.union.tokenizer)
-    scored = scored_dtype(recipe, ours, live)
-    kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(ours, scored)
-    dtypes = parameter_dtypes(ours.path, recipe.auto_class, kind)
-    shards = plan_shards(ours, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies)
-    notes = [*found.notes, *unmerged(ours, copies, recipe.auto_class), *_rounded(kind, scored), *_asked(recipe)]
+    merge = _opened(recipe, beside, find_origins(recipe, beside, base, experts or {}), exact, reporter)
+    scored = scored_dtype(recipe, merge.base, merge.live)
+    kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(merge.base, scored)
+    dtypes = parameter_dtypes(merge.base.path, recipe.auto_class, kind)
+    shards = plan_shards(merge.base, dtypes, BY_NAME[dtype] if dtype else None, max_shard_size, copies)
+    tokenizer = merge.live.union and merge.live.union.tokenizer
+    found = look_beside(merge.base.path, merge.experts, merge.base.modules, tokenizer)
+    left = unmerged(merge.base, copies, recipe.auto_class)
+    notes = [*found.notes, *left, *_rounded(kind, scored), *_asked(recipe)]
     for note in notes:
         reporter.say(f"note: {note}")
     with whole_directory(out) as directory:
         _check_room(directory, bytes_of(shards) + found.nbytes + SPARE)
         with reporter.bars(), reporter.working("merging"):
-            write_shards(shards, Filling(rebuild, ours, parameters, buffers), directory, reporter.steps)
-        kept = kept_notes(recipe, rebuild.difference if isinstance(rebuild, Compared) else None)
+            filling = Filling(merge.rebuild, merge.base, merge.parameters, merge.buffers)
+            write_shards(shards, filling, directory, reporter.steps)
+        kept = kept_notes(recipe, merge.rebuild.difference if isinstance(merge.rebuild, Compared) else None)
         for note in kept:
             reporter.say(f"note: {note}")
         found.copy(directory)
-        if recipe.template is not None:
-            write_template(directory, places[recipe.template])
-        for task, file in heads.items():
-            copy_file(file, directory / recipe.heads[task])
-        if "file" in recipe.buffers:
-            copy_file(beside / recipe.buffers["file"], directory / recipe.buffers["file"])
-        write_atomically(directory / "recipe.yaml", recipe.to_yaml())
-        card = model_card(recipe, places[""], _experts(recipe, places), parameters, dtype, notes, family, kept, exact)
+        _copy_own(recipe, beside, merge, directory)
+        card = model_card(
+            *(recipe, merge.base.path, merge.experts, merge.parameters, dtype, notes, merge.family, kept, exact)
+        )
         write_atomically(directory / "README.md", card)
         write_atomically(directory / RECORD, json.dumps(record, indent=1) + "\n")
-        write_config(
-            ours, directory, dtype_name(kind), live.union and live.union.size
-        )  # last: without it nothing loads
+        tokens = merge.live.union and merge.live.union.size
+        write_config(merge.base, directory, dtype_name(kind), tokens)  # last: without it nothing loads
     return out
+
+
+def _copy_own(recipe: Recipe, beside: Path, merge: Opened, directory: Path) -> None:
+    """Write what belongs to the recipe: itself, its heads and statistics, and the template that it was scored with."""
+    if recipe.template is not None:
+        write_template(directory, merge.experts[recipe.template])
+    for task, file in merge.heads.items():
+        copy_file(file, directory / recipe.heads[task])
+    if "file" in recipe.buffers:
+        copy_file(beside / recipe.buffers["file"], directory / recipe.buffers["file"])
+    write_atomically(directory / "recipe.yaml", recipe.to_yaml())
 
 
 def _rounded(kind: torch.dtype, scored: torch.dtype) -> Iterator[str]:
@@ -158,39 +163,63 @@ def _asked(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _opened(
-    recipe: Recipe, beside: Path, places: Mapping[str, Path], live: LiveModel, exact: bool, reporter: Progress
-) -> tuple[Checkpoint, Rebuild | Compared, dict[str, tuple[int, ...]], list[str], dict[str, Tensor]]:
-    """Return the base, what rebuilds the merge of it and the experts, the parameters that are merged, what should be
-    known of the family, which is said, and by key the buffers that the merge has otherwise than the base.
+@dataclass(frozen=True)
+class Opened:
+    """A recipe's sources, and what rebuilds its merge of them.
+
+    Attributes:
+        live: the base's modules, without memory.
+        base: its weights.
+        experts: where the others are, by name.
+        heads: the files of the tasks' heads.
+        rebuild: makes the merged parameters.
+        parameters: which are merged, and their shapes.
+        family: what should be known of the experts.
+        buffers: by key those that the merge has otherwise than the base.
+    """
+
+    live: LiveModel
+    base: Checkpoint
+    experts: dict[str, Path]
+    heads: Mapping[str, Path]
+    rebuild: Rebuild | Compared
+    parameters: dict[str, tuple[int, ...]]
+    family: list[str]
+    buffers: dict[str, Tensor]
+
+
+def _opened(recipe: Recipe, beside: Path, places: Mapping[str, Path], exact: bool, reporter: Progress) -> Opened:
+    """Open base and experts, and say what should be known of them.
 
     Raises:
+        ConfigError: a head is not found.
         CheckpointError: a source is damaged or has other weights than the recipe says.
     """
+    heads = find_heads(recipe, beside)
+    live = load_skeleton(places[""], recipe.auto_class).with_part(recipe.part)
+    own = {name: places[name] for name in recipe.experts}
+    if recipe.vocabulary == UNION:
+        live = _united(recipe, live, places[""], own)
     with reporter.bars(), reporter.working("comparing the sources with the hashes of the recipe"):
-        ours = open_origin("", recipe.base, places[""], live, reporter)
-        fit = {"vocabulary": recipe.vocabulary, "base": ours}
+        base = open_origin("", recipe.base, places[""], live, reporter)
+        fit = {"vocabulary": recipe.vocabulary, "base": base}
         experts = {
             name: open_origin(name, one, places[name], live, reporter, **fit) for name, one in recipe.experts.items()
         }
-    parameters = {name: shape for name, shape in live.parameters.items() if name not in ours.missing}
-    own = {name: places[name] for name in experts}
+    parameters = {name: shape for name, shape in live.parameters.items() if name not in base.missing}
     anything = ["*"]  # whoever searched with these meant it
     buffers, template = recipe.buffers.get("name", BASE), recipe.template or BASE
     family = family_notes(
-        own, live, ours, experts, parameters, anything, written=True, buffers=buffers, template=template
+        own, live, base, experts, parameters, anything, written=True, buffers=buffers, template=template
     )
     for note in family:
         reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):
-        rebuild = Rebuild(recipe, ours, experts, parameters)
+        rebuild = Rebuild(recipe, base, experts, parameters)
         if exact:
-            rebuild = Compared(Rebuild(recipe, ours, experts, parameters, exact=True), rebuild)
-        return ours, rebuild, parameters, family, merged_buffers(recipe, beside, ours, experts)
-
-
-def _experts(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: places[name] for name in recipe.experts}
+            rebuild = Compared(Rebuild(recipe, base, experts, parameters, exact=True), rebuild)
+        found = merged_buffers(recipe, beside, base, experts)
+    return Opened(live, base, own, heads, rebuild, parameters, family, found)
 
 
 def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
@@ -222,9 +251,9 @@ def _check_room(directory: Path, needed: int) -> None:
         )
 
 
-def _united(recipe: Recipe, live: LiveModel, places: Mapping[str, Path]) -> LiveModel:
+def _united(recipe: Recipe, live: LiveModel, base: Path, experts: Mapping[str, Path]) -> LiveModel:
     """Return the skeleton with rows for the tokens of all experts, if they are those of the recipe."""
-    live = live.united(places[""], _experts(recipe, places).values())
+    live = live.united(base, experts.values())
     if live.union and live.union.digest != recipe.union:
         raise CheckpointError(
             "The tokenizers of base and experts are not those that the recipe was made with (model.vocabulary=union), "
