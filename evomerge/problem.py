@@ -8,7 +8,7 @@ version. What changes results and is missing there would mix two searches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from evomerge.fitness.draws import ADAPTIVE, STRATIFIED
 from evomerge.fitness.items import Item, Task
 from evomerge.fitness.objectives import KNEE, PARETO, Objective, counted
 from evomerge.fitness.sampling import Growth, Subset
-from evomerge.fitness.values import Value
+from evomerge.fitness.values import DISTANCE, Value
 from evomerge.merging.merger import Merger
 from evomerge.merging.method import Method
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
@@ -125,7 +125,7 @@ class Goal:
         keep: the share of the base's score that the mean over the others must keep then, on `report_metric`.
         valued: by name, the values of a search that has several; every task by itself where the aggregate is `pareto`
             and nothing is named.
-        constraints: by the name of a value or a task, what it must keep, such as `>= 0.98 * base`.
+        constraints: by the name of a value, a task or a metric, what it must keep, such as `>= 0.98 * base`.
         choose: how the winner is chosen of a front: `knee`, or {at_least: {name: limit}, best: name}.
     """
 
@@ -158,13 +158,14 @@ class Goal:
         """
         return tuple(self._value(name, one, tasks, metric) for name, one in self._valued(tasks).items())
 
-    def conditions(self, tasks: Iterable[str]) -> tuple[Condition, ...]:
+    def conditions(self, tasks: Collection[str]) -> tuple[Condition, ...]:
         """Return what a model must keep: the score of controls where something is to be forgotten, and constraints."""
         controls = {task: (self.weights or {}).get(task, 1.0) for task in tasks if task not in self.forget}
         forgetting = (Condition(self.report_metric, controls, self.keep),) if self.forget else ()
         valued, found = self._valued(tasks), list[Condition]()
         for name, text in self.constraints.items():
-            value = self._value(name, valued.get(name, Valued((name,))), tasks, self.report_metric)
+            free = Valued((name,)) if name in tasks else Valued(metric=name)
+            value = self._value(name, valued.get(name, free), tasks, self.report_metric)
             most, share, fixed = read_limit(name, text)
             found.append(Condition(value.metric, value.weights, share, name, most, fixed, value.aggregate))
         return (*forgetting, *found)
@@ -308,6 +309,9 @@ class Problem:
             **({"template": digest_template(self.template)} if self.template else {}),
             **({"buffers": [self.buffers, *taken]} if self.buffers != BASE else {}),
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
+            **(
+                {DISTANCE: True} if self.takes_distance else {}
+            ),  # which outcomes have then beside the fitness's metrics
             **({"store": self.opening.store} if self.opening.store in LOSSY else {}),
             "heads": {
                 name: hashlib.sha256(task.head.read_bytes()).hexdigest()
@@ -349,6 +353,13 @@ class Problem:
     def objectives(self) -> int:
         """How many values a point has."""
         return len(self.goal.values(self.items["search"], self.goal.metric)) or 1
+
+    @cached_property
+    def takes_distance(self) -> bool:
+        """Whether outcomes say how far the model lies from the base, since a value, a constraint or the report asks."""
+        goal, tasks = self.goal, self.items["search"]
+        metrics = [one.metric for one in (*goal.values(tasks, goal.metric), *goal.conditions(tasks))]
+        return DISTANCE in (*metrics, goal.report_metric) and DISTANCE not in self.fitness.metrics
 
     @property
     def experts(self) -> dict[str, str]:

@@ -136,6 +136,8 @@ def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter
     settings = settings_of(given, names, reporter)
     if options.metric:
         settings["fitness"]["report_metric"] = options.metric
+    if options.metric == "distance":
+        settings["objective"]["forget"] = None  # of no use to say how far a model lies from the base
     check(settings)
     experts = find_sources(settings["model"], settings["fitness"]["tasks"]).experts
     names += [name for name in experts if options.worth and name not in names]
@@ -228,7 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="what to score; see above")
     parser.add_argument("--split", choices=list(SIZES), help="whose items; left out: see below")
     parser.add_argument("--items", type=int, metavar="N", help="how many items in all; left out: as the settings say")
-    parser.add_argument("--metric", metavar="NAME", help="of the fitness; left out: its fitness.report_metric")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="of the fitness, or distance, that of the weights from the base's; left out: its fitness.report_metric",
+    )
     parser.add_argument("--worth", action="store_true", help="say what the first is worth beside base and every expert")
     parser.add_argument(
         "--leave-one-out", action="store_true", help="score the uniform average, and again without each of the experts"
@@ -245,8 +251,15 @@ def _check_flags(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: there are such.
     """
+    from evomerge.fitness.values import DISTANCE
+
     if options.each and not options.around:
         raise ConfigError("--each scales the weights of each expert around a winner: write --around --each.")
+    if options.metric == DISTANCE and (options.around or options.worth or options.leave_one_out):
+        raise ConfigError(
+            f"--metric {DISTANCE} says how far a model lies from the base, not how good it is: leave out --worth, "
+            f"--around and --leave-one-out."
+        )
     if options.around and (options.worth or options.leave_one_out or len(options.models) > 1):
         raise ConfigError("--around looks at one merge alone: name one run or recipe, and leave other flags out.")
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from evomerge.cli.progress import Reporter
 from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading, title
+from evomerge.fitness.values import DISTANCE
 from evomerge.runs.table import APART, KEPT, forgotten, kept_cells
 from evomerge.selection.evaluation import Comparison
 from evomerge.selection.statistics import Paired, Score, plus_minus
@@ -38,7 +39,8 @@ def show(result: Comparison, reporter: Reporter, harmful: Sequence[str] | None =
         for name, row in result.models.items()
     ]
     name = title(result.metric, told)
-    better = forgotten(kept) if kept else "higher is better"
+    plain = "of the weights from the base's; 0 is the base" if result.metric == DISTANCE else "higher is better"
+    better = forgotten(kept) if kept else plain
     columns = ["", *(KEPT if kept else ["mean ± se"]), *(heading(task, told) for task in tasks)]
     reporter.table(f"{name} on {result.items} {SAID[result.split]}; {better}", columns, rows, mark_lines(marks))
     for name, error in result.errors.items():

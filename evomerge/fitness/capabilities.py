@@ -11,6 +11,7 @@ capability by having its members, without inheriting anything; `check_whole` ref
     Batched          its batches can be halved where memory does not suffice
     Checking         it finds with the model at hand that items cannot be scored
     Measuring        one of its metrics is another number for every task
+    Offering         it gives further metrics where somebody asks for them, of some tasks or of all
     Requiring        it needs less, or more, than a processor
     Identified       more than its settings decides what it gives
 """
@@ -225,6 +226,26 @@ def measures(fitness: Fitness, metric: str, tasks: Iterable[str]) -> dict[str, s
     """Return what the numbers of a metric are, by task: the metric itself where the fitness says nothing else."""
     told = fitness.measures(metric) if isinstance(fitness, Measuring) else {}
     return {task: told.get(task, metric) for task in tasks}
+
+
+@runtime_checkable
+class Offering(Protocol):
+    """A fitness with metrics that it gives only where somebody asks for them; a task may have some that others lack.
+
+    Attributes:
+        offers: by task, their names.
+    """
+
+    offers: Mapping[str, tuple[str, ...]]
+
+    def offering(self, names: Iterable[str]) -> Fitness:
+        """Return a fitness of the same settings and items that gives what it offers under these names."""
+        ...
+
+
+def offered(fitness: Fitness, task: str) -> tuple[str, ...]:
+    """Return the metrics that a fitness has of a task where somebody asks for them."""
+    return fitness.offers.get(task, ()) if isinstance(fitness, Offering) else ()
 
 
 def check_whole(fitness: Any) -> None:

@@ -5,7 +5,7 @@
 Every candidate is written as a model directory, in the dtype of the checkpoint, and the command is run with it, once.
 In: `{model}`, that directory; `{items}`, a file of JSON lines {"id", "task", "text" or "image", "label"}. Out: `{out}`,
 a file that the command writes, one JSON line {"id": ..., "score": ...} for each item, higher is better, in any order;
-with "task" where two tasks have an item of the same id. No shell reads the command. A status other than 0, a time-out,
+with "task" where two tasks have an item of the same id, and a number under each name of `fitness.metrics`. No shell reads the command. A status other than 0, a time-out,
 and an answer that is not one number for each item cost that candidate. The directory is gone when the command has
 ended; what a killed search leaves behind, the next one removes.
 """
@@ -57,7 +57,7 @@ class _Prepared:
 
 
 class Command:
-    """Fitness by a command of the user's; its one metric is `score`.
+    """Fitness by a command of the user's; its one metric is `score`, unless others are named.
 
     Args:
         command: its words, with `{model}`, `{items}` and `{out}` where these belong, each once or more; a brace that
@@ -65,17 +65,24 @@ class Command:
         directory: where models are written to; None for memory where a model fits, else the temporary directory.
         files: those whose content counts beside the files that are words of the command, such as modules that its
             script imports; another content is another search.
+        metrics: the names of the numbers that each line has; None for `score` alone.
 
     Raises:
-        ConfigError: the command cannot be read, a place is missing or unknown, or there is no such program, directory
-            or file.
+        ConfigError: the command cannot be read, a place is missing or unknown, there is no such program, directory
+            or file, or metrics are no names.
     """
 
-    metrics: tuple[str, ...] = ("score",)
     pure = False  # the command may draw, ask others, or change between two runs
     requires = Requirements(processor=False)
 
-    def __init__(self, command: str, directory: str | None = None, files: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        command: str,
+        directory: str | None = None,
+        files: Sequence[str] = (),
+        metrics: Sequence[str] | None = None,
+    ) -> None:
+        self.metrics: tuple[str, ...] = _metrics(metrics)
         if isinstance(files, str):
             raise ConfigError(f"fitness.files={files} is no list: write fitness.files=[{files}].")
         self._words, self._files = _words(command), [Path(file).expanduser() for file in files]
@@ -117,10 +124,16 @@ class Command:
             rows = ({"task": task, **row_of(prepared.items[task, item])} for task, item in keys)
             (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             self._run(folder)
-            scores = _read(folder / "out.jsonl", keys)
+            scores = _read(folder / "out.jsonl", keys, self.metrics)
         return Outcome(
             {task: list(chosen) for task, chosen in ids.items()},
-            {task: {"score": np.array([scores[task, item] for item in chosen])} for task, chosen in ids.items()},
+            {
+                task: {
+                    metric: np.array([scores[task, item][place] for item in chosen])
+                    for place, metric in enumerate(self.metrics)
+                }
+                for task, chosen in ids.items()
+            },
         )
 
     @contextmanager
@@ -201,6 +214,19 @@ def _words(command: str) -> tuple[str, ...]:
     return words
 
 
+def _metrics(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the numbers of a line."""
+    if given is None:
+        return ("score",)
+    wrong = isinstance(given, str) or not given or not all(isinstance(one, str) and one for one in given)
+    if wrong or len(set(given)) < len(given) or {"id", "task"} & set(given):
+        raise ConfigError(
+            f"fitness.metrics is {given}: write a list of different names, none of them id or task, such as "
+            f"fitness.metrics=[score,length]."
+        )
+    return tuple(given)
+
+
 def _named(word: str) -> str | list[str]:
     """Return a word of a command; of one that is a file, its name and a hash of its content."""
     path = Path(word)
@@ -215,24 +241,25 @@ def _last(said: Path) -> str:
     return f", saying: {' / '.join(lines[-SAID:])[-240:]}" if lines else ", and said nothing on stderr"
 
 
-def _read(out: Path, keys: Sequence[Key]) -> dict[Key, float]:
-    """Return the scores that a command has written, by task and id.
+def _read(out: Path, keys: Sequence[Key], metrics: Sequence[str]) -> dict[Key, list[float]]:
+    """Return the numbers that a command has written, in the order of the metrics, by task and id.
 
     Raises:
-        CommandError: they are not one number for each item.
+        CommandError: they are not one number of each metric for each item.
     """
+    form = _form(metrics)
     try:
         lines = out.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = "has written no {out}" if isinstance(error, FileNotFoundError) else "has an {out} that nobody can read"
-        raise CommandError(f'the command {what}: it must hold {{"id": ..., "score": ...}} for each item') from error
+        raise CommandError(f"the command {what}: it must hold {form} for each item") from error
     tasks: dict[str, list[str]] = {}
     for task, item in keys:
         tasks.setdefault(item, []).append(task)
-    scores: dict[Key, float] = {}
+    scores: dict[Key, list[float]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            key, score = _row(line, tasks, f"line {number} of the command's {{out}}")
+            key, score = _row(line, tasks, metrics, f"line {number} of the command's {{out}}")
             if key in scores:
                 raise CommandError(f"line {number} of the command's {{out}} scores the item {key[1]} once more")
             scores[key] = score
@@ -245,23 +272,32 @@ def _read(out: Path, keys: Sequence[Key]) -> dict[Key, float]:
     return scores
 
 
-def _row(line: str, tasks: Mapping[str, Sequence[str]], where: str) -> tuple[Key, float]:
+def _row(
+    line: str, tasks: Mapping[str, Sequence[str]], metrics: Sequence[str], where: str
+) -> tuple[Key, list[float]]:
     """Return what a line says.
 
     Args:
         line: as the command has written it.
         tasks: item -> the tasks that have it.
+        metrics: what it must say.
         where: the line, for messages.
     """
     try:
         row = json.loads(line)
-        item, score, task = row["id"], row["score"], row.get("task")
+        item, scores, task = row["id"], {metric: row[metric] for metric in metrics}, row.get("task")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CommandError(f'{where} is no {{"id": ..., "score": ...}}: {line!r:.80}') from None
-    if not isinstance(score, int | float) or (abs(score) > sys.float_info.max and isinstance(score, int)):
-        raise CommandError(f"{where}: the score of {item} is {score!r:.40}, which is no number")
+        raise CommandError(f"{where} is no {_form(metrics)}: {line!r:.80}") from None
+    for metric, score in scores.items():
+        if not isinstance(score, int | float) or (abs(score) > sys.float_info.max and isinstance(score, int)):
+            raise CommandError(f"{where}: the {metric} of {item} is {score!r:.40}, which is no number")
     if not isinstance(item, str) or item not in tasks or task not in (None, *tasks[item]):
         raise CommandError(f"{where} scores {item!r:.40}, and it was not asked for{f' of {task}' if task else ''}")
     if task is None and len(tasks[item]) > 1:
         raise CommandError(f'{where}: {listed(tasks[item])} have the item {item}, so the line needs its "task"')
-    return (task or tasks[item][0], item), float(score)
+    return (task or tasks[item][0], item), [float(score) for score in scores.values()]
+
+
+def _form(metrics: Sequence[str]) -> str:
+    """Return what a line looks like."""
+    return "{" + ", ".join(f'"{name}": ...' for name in ("id", *metrics)) + "}"

@@ -6,7 +6,12 @@
     def score(model, tokenizer, items):        # items: {task: [Item, ...]}, all tasks at once
         return {task: [a number for each item, higher is better], ...}
 
-The two are told apart by their parameters. The function is called for every candidate with the live model, whose
+The two are told apart by their parameters. A function that gives more than one number of an item says their names, and
+returns the numbers of a task by these names:
+
+    score.metrics = ("score", "length")        # {"score": [...], "length": [...]} in place of each list above
+
+The function is called for every candidate with the live model, whose
 weights have just been overwritten; so it must cache nothing that depends on them. The tokenizer is the base's, or its
 image processor if it takes images; a base without one serves a function that does not use it. An image is the bytes of
 its file: `evomerge.fitness.images.decode_image` opens them.
@@ -29,12 +34,15 @@ import numpy as np
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.exits import contained, line_of
+from evomerge.common.names import listed
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.capabilities import Requirements
 from evomerge.fitness.items import Item
 
 Function = Callable[..., Any]
 Whole = Callable[[Any, Any, Mapping[str, Sequence[Item]]], Mapping[str, Sequence[float]]]
+SCORE = ("score",)
+"""The metrics of a function that says none."""
 FORMS = (
     "def score(model, items): return [a number for each item], which is called for one task after the other, or "
     "def score(model, tokenizer, items): return {task: [a number for each item]}"
@@ -48,16 +56,15 @@ class _Prepared:
 
 
 class Custom:
-    """Fitness by a function of the user's; its one metric is `score`.
+    """Fitness by a function of the user's; its one metric is `score`, unless the function says others.
 
     Args:
         function: the function, or its name: `module:function` or `file.py:function`.
 
     Raises:
-        ConfigError: the function cannot be found, or takes other parameters.
+        ConfigError: the function cannot be found, takes other parameters, or says metrics that are no names.
     """
 
-    metrics: tuple[str, ...] = ("score",)
     pure = False  # the function may change between two runs
     requires = Requirements(processor=False)  # a function that needs one is told what is missing when it asks
 
@@ -66,10 +73,12 @@ class Custom:
         self._name = function if isinstance(function, str) else name_of(found)
         self._function, self._wanted = _whole(found, self._name)
         self._code = _digest_of_file(found) if isinstance(function, str) else _digest_of_source(found)
+        self.metrics: tuple[str, ...] = _metrics(found, self._name)
 
     def identity(self) -> dict[str, Any]:
-        """Return the function's name, without the directory that it lies in, and a hash of its code."""
-        return {"function": Path(self._name).name, "code": self._code}
+        """Return the function's name, without the directory that it lies in, a hash of its code, and its metrics."""
+        more = {} if self.metrics == SCORE else {"metrics": list(self.metrics)}
+        return {"function": Path(self._name).name, "code": self._code, **more}
 
     def prepare(self, processor: Any, items: Mapping[str, Sequence[Item]]) -> _Prepared:
         """Keep the processor and the items; the rest is the function's."""
@@ -79,28 +88,44 @@ class Custom:
         """Call the function, check the shape of its answer, and leave the model in eval mode.
 
         Raises:
-            ConfigError: the answer is not one number for each item.
+            ConfigError: the answer is not one number for each item, of each metric.
         """
         items = {task: [prepared.items[task][i] for i in chosen] for task, chosen in ids.items()}
         try:
             scores = self._function(model, prepared.processor, items)
         finally:
             model.eval()
-        results = {task: {"score": self._numbers(scores, task, len(chosen))} for task, chosen in ids.items()}
+        results = {
+            task: {metric: self._numbers(scores, task, metric, len(chosen)) for metric in self.metrics}
+            for task, chosen in ids.items()
+        }
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results)
 
-    def _numbers(self, scores: Any, task: str, n: int) -> np.ndarray:
+    def _numbers(self, scores: Any, task: str, metric: str, n: int) -> np.ndarray:
+        several = self.metrics != SCORE
         try:
-            values = np.array(_widened(scores[task]), dtype=np.float64)  # a copy: the function may use its array again
+            own = scores[task][metric] if several else scores[task]
+            values = np.array(_widened(own), dtype=np.float64)  # a copy: the function may use its array again
             got = f"an array of shape {values.shape}"
         except (KeyError, IndexError, TypeError, ValueError):
             values, got = None, f"no numbers for it, but {scores!r:.100}"
         if values is None or values.shape != (n,):
+            of, wanted = (f" as {metric}", f", each a {{metric: numbers}} of {listed(self.metrics)}") if several else ("", "")
             raise ConfigError(
-                f"{self._name} must return one number for each item: for the task {task} it got {n} items and returned "
-                f"{got}. Return {self._wanted}."
+                f"{self._name} must return one number for each item{of}: for the task {task} it got {n} items and "
+                f"returned {got}. Return {self._wanted}{wanted}."
             )
         return values
+
+
+def _metrics(function: Function, name: str) -> tuple[str, ...]:
+    """Return the names of the numbers that a function gives: those that it says, else `score`."""
+    said = getattr(function, "metrics", SCORE)
+    if not isinstance(said, list | tuple):  # a member of that name that somebody's object has for itself
+        return SCORE
+    if not said or not all(isinstance(one, str) and one for one in said) or len(set(said)) < len(said):
+        raise ConfigError(f"{name}.metrics is {said}: write different names, such as ('score', 'length').")
+    return tuple(said)
 
 
 def _widened(numbers: Any) -> Any:

@@ -15,6 +15,9 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest
 from evomerge.fitness.base import Outcome
 
+DISTANCE = "distance"
+"""The metric that is no fitness's: how far the weights lie from the base (`merging/distance.py`), for every item the
+same. A fitness that has a metric of this name gives its own."""
 AGGREGATES = ("mean", "worst")
 """How the scores of some tasks become one."""
 

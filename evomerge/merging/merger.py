@@ -15,7 +15,8 @@ before it does anything (`Turn`). What a gradient search learns from is in `grad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +27,7 @@ from evomerge.common.errors import CheckpointError
 from evomerge.common.progress import Steps
 from evomerge.merging.buffers import Buffers
 from evomerge.merging.builder import Builder, as_rounded
+from evomerge.merging.distance import relative, squares
 from evomerge.merging.gradient import Gradient, check_gradient
 from evomerge.merging.method import Method
 from evomerge.merging.sites import Site, find_site
@@ -77,6 +79,7 @@ class Merger:
         self._shape = (len(groups), len(vectors.rows))
         self._parameters = dict(model.named_parameters())
         self._loaded = False
+        self._distance: float | None = None  # of what this one wrote last
         self._turn, self._mark = turn or Turn(), object()
         if self._turn.taken is not None:
             self._put_base_back()
@@ -138,11 +141,38 @@ class Merger:
     @torch.no_grad()
     def _take_turn(self) -> None:
         """Put the base back everywhere after `load`, and after another merger: both write where this one never does."""
+        self._distance = None
         if self._turn.taken is self._mark and not self._loaded:
             return
         if self._turn.taken is not None:
             self._put_base_back()
         self._turn.taken, self._loaded = self._mark, False
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """Return how far what is in the model lies from the base, ‖θ − θ₀‖ / ‖θ₀‖ over all parameters that the base's
+        files hold, whoever wrote last; floating buffers do not count. It is taken once of each candidate.
+        """
+        mine = self._turn.taken is self._mark
+        if not mine or self._distance is None:
+            pairs = self._apart() if mine and not self._loaded else self._everywhere()
+            self._distance = relative((squares(live, base) for live, base in pairs), self._length)
+        return self._distance
+
+    def _apart(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what candidates overwrite, and the base there."""
+        for site in self._sites:
+            yield site.live, as_rounded(site.base, site.rounded)
+
+    def _everywhere(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all parameters, and the base's."""
+        for name in self._vectors.parameters:
+            yield self._parameters[name].detach(), self._as_stored(name, self._vectors.base.tensor(name))
+
+    @cached_property
+    def _length(self) -> float:
+        """‖θ₀‖."""
+        return math.sqrt(math.fsum(squares(base) for _, base in self._everywhere()))
 
     @cached_property
     def guard(self) -> Guard:

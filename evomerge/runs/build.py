@@ -17,7 +17,7 @@ from evomerge.common.code import code_of
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.fitness.capabilities import Exporting, Headed, Reads, requirements
+from evomerge.fitness.capabilities import Exporting, Headed, Offering, Reads, offered, requirements
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.fitness.recalibration import Recalibration, norms_of
 from evomerge.merging.buffers import Buffers
@@ -33,6 +33,7 @@ from evomerge.runs.families import open_family
 from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.objectives import (
+    asked_metrics,
     check_valued,
     check_valued_metrics,
     choose_of,
@@ -56,6 +57,10 @@ from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.stores import AUTO
 
 
+SINCE: Mapping[str | None, Mapping[str, Any]] = {"evomerge.fitness.command.Command": {"metrics": None}}
+"""Settings of fitnesses that earlier versions had none of, as they score without them."""
+
+
 def build_problem(
     settings: Mapping[str, Any], reporter: Progress, fitness: Fitness | None = None, given: Given | None = None
 ) -> Problem:
@@ -74,18 +79,24 @@ def build_problem(
     fitness = fitness or make_fitness(settings["fitness"])
     sources = find_sources(model, settings["fitness"]["tasks"], given.family and given.family.sources)
     check_names(settings, sources.tasks)
+    if sources.tasks and not isinstance(fitness, Reads):  # whose metrics may be those of its tasks
+        seen = [name for name in sources.tasks if name not in held_out_of(settings)]
+        check_valued_metrics(settings, fitness.metrics, seen)
     method: Method = given.merge.method if given.merge else build(settings["method"], "method")
     check_rows(method, list(sources.experts))
     trained_on = training_files(model.get("trained_on"), sources.experts)
     with reporter.working("reading the items"):
         read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
         items = given.placed(read_splits(read, fitness), sources.tasks)
+        if isinstance(fitness, Offering):
+            fitness = fitness.offering(asked_metrics(settings))
         check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
-        check_valued_metrics(settings, fitness.metrics)
         leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
     check_disjoint(items)
     items = set_apart(items, held_out_of(settings))
     check_valued(settings, items["search"])  # once more: a function of the user's has its tasks with the items
+    offers = {task: offered(fitness, task) for task in items["search"]}
+    check_valued_metrics(settings, fitness.metrics, items["search"], offers)
     asked = partial(check_asked, fitness, items)
     family = given.family or open_family(sources, model, requirements(fitness).processor, reporter, asked)
     asked(family.live)
@@ -175,7 +186,9 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
 
 def written_of(settings: Mapping[str, Any]) -> Written:
     """Return method, transforms, fitness and space as identities and recipes write them."""
-    fitness = {name: value for name, value in settings["fitness"].items() if name not in CHOOSING}
+    given = settings["fitness"]
+    since = {name: value for name, value in SINCE.get(given.get("_target_"), {}).items() if given.get(name) == value}
+    fitness = {name: value for name, value in given.items() if name not in CHOOSING and name not in since}
     transform = described(settings.get("transform") or [])
     code = code_of(find_class(settings["method"]["_target_"], "method"))
     return Written(settings["method"], transform, fitness, settings["space"]["granularity"], code)

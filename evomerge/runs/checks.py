@@ -15,8 +15,10 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Headed, Reads, check_whole, requirements
 from evomerge.fitness.encoding import check_kind
 from evomerge.fitness.items import Item
+from evomerge.fitness.values import DISTANCE
 from evomerge.models.live import LiveModel
 from evomerge.runs.config import build
+from evomerge.runs.objectives import NEAR, WITHIN
 
 
 def make_fitness(settings: Mapping[str, Any]) -> Fitness:
@@ -42,8 +44,14 @@ def check_metrics(fitness: Fitness, metric: str, report_metric: str) -> None:
         ConfigError: there is one.
     """
     for name, wanted in (("metric", metric), ("report_metric", report_metric)):
-        if wanted not in fitness.metrics:
-            raise ConfigError(f"fitness.{name} is '{wanted}'; this fitness gives {', '.join(fitness.metrics)}.")
+        if wanted in fitness.metrics or (wanted, name) == (DISTANCE, "report_metric"):  # see `check_reported`
+            continue
+        if wanted == DISTANCE:
+            raise ConfigError(
+                f"fitness.metric={DISTANCE} would be maximised, and the base lies nearest to itself: write {NEAR}, or "
+                f"{WITHIN}."
+            )
+        raise ConfigError(f"fitness.{name} is '{wanted}'; this fitness gives {', '.join(fitness.metrics)}.")
 
 
 def check_asked(fitness: Fitness, items: Mapping[str, Mapping[str, Sequence[Item]]], live: LiveModel) -> None:

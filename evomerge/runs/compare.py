@@ -29,7 +29,7 @@ from evomerge.runs.config import check
 from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants, of_theirs
 from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
 from evomerge.runs.given import Given
-from evomerge.runs.objectives import several
+from evomerge.runs.objectives import check_reported, several
 from evomerge.runs.rounds import Rounds
 from evomerge.runs.sources import find_sources
 from evomerge.runs.theirs import Theirs, open_files
@@ -84,6 +84,7 @@ def run_comparison(
         )
     given, limit = given or Given(), TimeLimit(settings["time_limit"])
     fitness = given.fitness or make_fitness(settings["fitness"])
+    check_reported(settings, fitness.metrics)
     sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
     contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
     theirs = open_files(compared.files, sources)

@@ -17,6 +17,7 @@ from evomerge.common.names import unknown
 from evomerge.fitness.conditions import read_limit
 from evomerge.fitness.objectives import AGGREGATES, CHEBYSHEV, KNEE, PARETO
 from evomerge.fitness.values import AGGREGATES as OF_TASKS
+from evomerge.fitness.values import DISTANCE
 from evomerge.runs.racing import alpha_of
 from evomerge.runs.sampled import changing
 from evomerge.runs.targets import CONF, choices_of, find_class
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 KINDS = {"tasks": "a list of tasks", "metric": "a metric", "minimise": "true or false", "aggregate": "mean or worst"}
 """What may be said of a value."""
 EXAMPLE = "'objective.values={skills: [a, b], short: {metric: length, minimise: true}}'"
+NEAR = "'objective.values={skills: [a, b], near: {metric: distance, minimise: true}}'"
+WITHIN = "'objective.constraints={distance: \"<= 0.05\"}'"
+"""How the distance from the base is kept small: beside other values, or within a limit."""
 
 
 def several(settings: Mapping[str, Any]) -> bool:
@@ -93,8 +97,6 @@ def check_valued(settings: Mapping[str, Any], tasks: Collection[str]) -> None:
             if task not in tasks:
                 raise ConfigError(f"objective.values.{name}: {unknown('task', task, tasks)}")
     for name in constraints_of(settings):
-        if name not in values and name not in tasks:
-            raise ConfigError(f"objective.constraints: {unknown('value or task', name, [*values, *tasks])}")
         if name in values and name in tasks and values[name] not in ([name], {"tasks": [name]}):
             raise ConfigError(
                 f"objective.constraints.{name} may be meant for the task {name} or for the value of that name, which "
@@ -117,18 +119,87 @@ def check_valued(settings: Mapping[str, Any], tasks: Collection[str]) -> None:
         _check_searcher(settings, len(names))
 
 
-def check_valued_metrics(settings: Mapping[str, Any], metrics: Collection[str]) -> None:
-    """Refuse a metric of a value that the fitness does not give.
+def asked_metrics(settings: Mapping[str, Any]) -> set[str]:
+    """Return the metrics that settings name, with the names of constraints, which may be metrics."""
+    values = (settings["objective"].get("values") or {}).values()
+    named = [one.get("metric") for one in values if isinstance(one, Mapping)]
+    chosen = [settings["fitness"][name] for name in ("metric", "report_metric")]
+    return {str(name) for name in (*chosen, *named, *constraints_of(settings)) if name is not None}
+
+
+def check_valued_metrics(
+    settings: Mapping[str, Any],
+    metrics: Collection[str],
+    tasks: Collection[str],
+    offers: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Refuse what names a metric that there is not; and of the distance from the base, what has no sense.
+
+    Args:
+        settings: of the search.
+        metrics: those of the fitness.
+        tasks: that the search sees.
+        offers: by task, metrics that it has beside them.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is such.
     """
-    for name, one in (settings["objective"].get("values") or {}).items():
+    values = settings["objective"].get("values") or {}
+    known, apart = list(dict.fromkeys([*metrics, DISTANCE])), set[str]()
+    for name, one in values.items():
         metric = one.get("metric") if isinstance(one, Mapping) else None
-        if metric is not None and metric not in metrics:
+        own = one.get("tasks") or tasks if isinstance(one, Mapping) else tasks
+        if metric not in (None, *known) and not all(metric in (offers or {}).get(task, ()) for task in own):
+            alone = [f"of {task} {', '.join(names)}" for task, names in (offers or {}).items() if names]
             raise ConfigError(
-                f"objective.values.{name}.metric is '{metric}'; this fitness gives {', '.join(metrics)}: write one of "
-                f"these."
+                f"objective.values.{name}.metric is '{metric}'; this fitness gives {', '.join([*metrics, *alone])}, and "
+                f"{DISTANCE} is that of the weights from the base's: write one of these."
+            )
+        if metric == DISTANCE and DISTANCE not in metrics:
+            apart.add(name)
+            if not one.get("minimise"):
+                raise ConfigError(
+                    f"objective.values.{name} is the distance from the base, and more of it is not better: write "
+                    f"minimise: true beside it, {NEAR}."
+                )
+    for name in constraints_of(settings):
+        if name not in (*values, *tasks, *known):
+            raise ConfigError(
+                f"objective.constraints: {unknown('value, task or metric', name, [*values, *tasks, *known])}"
+            )
+        if name == DISTANCE and name not in (*values, *tasks, *metrics):
+            apart.add(name)
+    _check_apart(settings, apart)
+
+
+def check_reported(settings: Mapping[str, Any], metrics: Collection[str]) -> None:
+    """Refuse to choose a winner by the distance from the base.
+
+    Args:
+        settings: of the search.
+        metrics: those of the fitness.
+
+    Raises:
+        ConfigError: it is asked for; `evomerge evaluate` alone shows it.
+    """
+    if settings["fitness"]["report_metric"] == DISTANCE and DISTANCE not in metrics:
+        raise ConfigError(
+            f"fitness.report_metric={DISTANCE} would make the winner the merge that lies farthest from the base: write "
+            f"{NEAR}, or {WITHIN}. `evomerge evaluate --metric {DISTANCE}` shows it of any model."
+        )
+
+
+def _check_apart(settings: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse limits of the distance from the base that are shares of the base's own, which is 0."""
+    choose = choose_of(settings)
+    limits = {f"objective.constraints.{name}": text for name, text in constraints_of(settings).items() if name in names}
+    if choose != KNEE:
+        asked = choose["at_least"].items()
+        limits |= {f"objective.choose.at_least.{name}": f">= {text}" for name, text in asked if name in names}
+    for where, text in limits.items():
+        if not read_limit(where, text)[2]:
+            raise ConfigError(
+                f"{where} is a share of the base's distance from itself, which is 0: write a number, such as {WITHIN}."
             )
 
 

@@ -38,6 +38,7 @@ from evomerge.runs.earlier import check_begun, in_todays_words
 from evomerge.runs.engine import Engine, check_rebuildable, engine_of, planned
 from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
+from evomerge.runs.objectives import check_reported
 from evomerge.runs.outputs import finished, recorder, run_digest, show, summarise, write_outputs
 from evomerge.runs.preflight import preflight
 from evomerge.runs.racing import racing_of
@@ -124,6 +125,7 @@ def run_search(
     check_begun(directory)
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
+    check_reported(settings, fitness.metrics)
     plan = planned(settings, before, fitness)
     check_rebuildable(plan, given is not None and given.in_memory)
     call = Call(config, directory, reporter, given, command, plan, before, deadline)

@@ -100,6 +100,18 @@ def test_it_is_given_a_directory_and_the_items_and_its_answers_may_come_in_any_o
     assert list((tmp_path / "fast").iterdir()) == []
 
 
+def test_it_gives_the_metrics_that_are_named(command):
+    fitness = command(EVERY.replace("'score': 1", "'score': 1, 'length': len(r['text'])"), metrics=["length", "score"])
+    assert fitness.metrics == ("length", "score")
+    results = scored(fitness).results["trees"]
+    assert {name: row.tolist() for name, row in results.items()} == {"length": [7, 7, 7], "score": [1, 1, 1]}
+    with pytest.raises(CommandError, match=r'is no \{"id": ..., "score": ..., "length": ...\}'):
+        scored(command(EVERY, metrics=["score", "length"]))
+    for wrong in ("score", [], ["score", "score"], ["task"]):
+        with pytest.raises(ConfigError, match=r"fitness\.metrics is .*: write a list of different names"):
+            command(EVERY, metrics=wrong)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -307,3 +307,28 @@ def test_values_that_a_function_carries_are_part_of_its_identity() -> None:
     closures = [Custom(held(factor)).identity()["code"] for factor in (1.0, -1.0, 1.0)]
     for one, other, again in (codes, closures):
         assert one == again != other
+
+
+def test_a_function_may_give_several_metrics_and_says_their_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def score(model, items):\n    return {'score': [1] * len(items), 'length': [len(i.text) for i in items]}\n"
+        "score.metrics = ('score', 'length')\n"
+    )
+    fitness = Custom(f"{tmp_path}/mine.py:score")
+    assert fitness.metrics == ("score", "length")
+    prepared = fitness.prepare(TOKENIZER, ITEMS)
+    outcome = fitness(MODEL, prepared, IDS)
+    assert outcome.results["trees"]["length"].tolist() == [5 * i for i in range(8)]
+    assert outcome.results["trees"]["score"].tolist() == [1] * 8
+
+    def alone(model: Any, items: Any) -> list[float]:
+        return [0.0] * len(items)
+
+    before = Custom(alone).identity()
+    vars(alone)["metrics"] = ["score", "length"]
+    assert Custom(alone).identity() != before
+    with pytest.raises(ConfigError, match="one number for each item as score: .* of score and length"):
+        Custom(alone)(MODEL, prepared, IDS)
+    vars(alone)["metrics"] = ["score", "score"]
+    with pytest.raises(ConfigError, match=r"alone\.metrics is .*: write different names"):
+        Custom(alone)

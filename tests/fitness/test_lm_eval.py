@@ -120,6 +120,25 @@ def test_the_metrics_of_single_documents_are_there_under_the_names_of_lm_eval(pa
     assert fitness.metrics == ("log_probability", "score", "exact_match", "exact_match,word")  # no bleu
 
 
+def test_the_length_of_what_is_generated_is_given_where_it_is_asked_for(paths, tokenizer, model):
+    usual, splits = read({"choice": paths["choice"], "generated": paths["generated"]})
+    assert usual.offers == {"generated": ("length",)}
+    fitness = usual.offering(["length", "score"])
+    assert "length" not in fitness.metrics  # which are those of all tasks
+    assert fitness.identity() != usual.identity() == usual.offering(["score"]).identity()
+    before, outcome = (scored(each, model, tokenizer, splits["search"]).results for each in (usual, fitness))
+    assert outcome["generated"].keys() - before["generated"].keys() == {"length"}
+    assert outcome["choice"].keys() == before["choice"].keys()
+    prepared = fitness.prepare(tokenizer, splits["search"])
+    ids = {"generated": [item.id for item in splits["search"]["generated"]]}
+    lengths = fitness(model, prepared, ids).results["generated"]["length"]
+    texts = [query.instances[0].resps[0] for query in fitness._ask(model, prepared, ids)["generated"]]
+    assert lengths.tolist() == [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    assert 0 < lengths.max() <= 4  # its max_gen_toks
+    alone, _ = read({"generated": paths["generated"]})
+    assert alone.offering({"length"}).metrics == (*alone.metrics, "length")
+
+
 @pytest.mark.parametrize("metric", ["acc", "acc_norm", "acc_bytes"])
 def test_the_most_probable_choice_is_the_one_that_the_tasks_own_measure_takes(tmp_path, tokenizer, model, metric):
     rows = [row | {"label": label} for row in documents(20) for label in range(4)]  # every choice is right once

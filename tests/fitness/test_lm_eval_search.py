@@ -46,6 +46,19 @@ def tasks(family: Path, *names: str, **more: str) -> str:
     return f"fitness.tasks={{{given}}}"
 
 
+def test_the_length_of_answers_is_a_value_beside_others(family, tmp_path):
+    values = "objective.values={good: {}, short: {tasks: [generated], metric: length, minimise: true}}"
+    given = settings(family, tasks(family, "choice", "generated"), "fitness.items=8", "budget=4", values)
+    summary = run_search(compose(*given, "objective=pareto", "searcher=random"), tmp_path / "run", Reporter())
+    assert summary is not None
+    assert summary.front is not None
+    assert 0 < (summary.front.winner.report["short"].mean or 0) <= 4
+    trials = [row for row in read_log(tmp_path / "run" / "trials.jsonl") if row["kind"] == "trial"]
+    for trial in trials:
+        assert trial["values"][1] == -trial["scores"]["generated"]["length"]
+        assert "length" not in trial["scores"]["choice"]
+
+
 def test_a_search_by_every_kind_of_task(family, tmp_path, capsys):
     given = settings(family, tasks(family, *TASKS), "fitness.items=16", "budget=8", "objective.weights={choice: 2}")
     summary = run_search(compose(*given), tmp_path / "run", Reporter())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,12 @@ def test_whoever_scores_the_run_again_is_told_what_it_stands_for(run: Path, caps
     told = capsys.readouterr()
     assert "a run stands for the point of its front that was chosen, and means are over all tasks" in told.err
     assert "base" in told.out
+    evaluate([str(run), "base", "--items", "30", "--metric", "distance"])
+    told = capsys.readouterr()
+    assert "distance on 30 select items" in told.out or "distance on 30 report items" in told.out
+    assert re.search(r"base +│ 0\.0000 ± 0\.0000", told.out)
+    with pytest.raises(ConfigError, match="says how far a model lies from the base, not how good it is"):
+        evaluate([str(run), "--metric", "distance", "--worth"])
 
 
 def test_a_constraint_that_nobody_holds_is_said_wherever_the_winner_is(settings: list[str], tmp_path: Path) -> None:

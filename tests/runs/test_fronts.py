@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.base import Outcome
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, goal_of, make_searcher
 from evomerge.runs.checks import make_fitness
@@ -20,22 +22,26 @@ from evomerge.runs.config import check, plain, run_name
 from evomerge.runs.contestants import Compared
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import check_learning
-from evomerge.runs.objectives import check_valued, check_valued_metrics
+from evomerge.runs.objectives import asked_metrics, check_reported, check_valued, check_valued_metrics
 from evomerge.runs.suite import Suite
+from evomerge.runs.worker import Worker, build_message
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.serial import SerialScorer
-from evomerge.search.evaluators.splits import live_fitness, make_subsets
+from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
+from evomerge.search.evaluators.units import Unit
+from evomerge.search.evaluators.wire import packed, scored_of, unit_message, unpacked
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
 from evomerge.search.stopping import Budget
 from evomerge.searchers.base import Searcher
-from tests.kit.evaluations import sources_of
+from tests.kit.evaluations import settings_of, sources_of
 from tests.kit.helpers import compose
 
-TASKS = ("animals", "trees", "metals")
+TASKS, METRICS = ("animals", "trees", "metals"), ("accuracy", "log_probability")
 SEVERAL = ("objective=pareto", "searcher=random")
 NAMED = "objective.values={known: [animals, trees], calm: {tasks: [metals], metric: accuracy, minimise: true}}"
 KEPT = "objective.constraints={trees: '>= 0.9 * base'}"
+NEAR = "objective.values={known: [animals, trees], near: {metric: distance, minimise: true}}"
 
 
 def checked(*overrides: str) -> None:
@@ -43,7 +49,8 @@ def checked(*overrides: str) -> None:
     settings = plain(compose("model=pico", *overrides))
     check(settings)
     check_valued(settings, TASKS)
-    check_valued_metrics(settings, ("accuracy", "log_probability"))
+    check_reported(settings, METRICS)
+    check_valued_metrics(settings, METRICS, TASKS)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +87,15 @@ def checked(*overrides: str) -> None:
             "values.b: Unknown task 'metal': did you",
         ),
         ([*SEVERAL, "objective.values={a: [trees], b: {metric: length}}"], "this fitness gives accuracy, log_probab"),
-        ([*SEVERAL, "objective.constraints={tree: '>= base'}"], "constraints: Unknown value or task 'tree'"),
+        ([*SEVERAL, "objective.constraints={tree: '>= base'}"], "constraints: Unknown value, task or metric 'tree'"),
+        (["objective.constraints={distance: '<= 1.2 * base'}"], "a share of the base's distance from itself, which is"),
+        ([*SEVERAL, NEAR, "objective.constraints={near: '<= base'}"], "constraints.near is a share of the base's dist"),
+        (
+            [*SEVERAL, NEAR, "objective.choose={at_least: {near: '0.9 * base'}, best: known}"],
+            "choose.at_least.near is a share of the base's distance",
+        ),
+        ([*SEVERAL, NEAR.replace("minimise: true", "minimise: false")], "write minimise: true beside it"),
+        (["fitness.report_metric=distance"], "the merge that lies farthest from the base: write 'objective.values="),
         (["objective.constraints={trees: '> 0.9 * base'}"], "write a limit that is a share of the base's score"),
         (["objective.constraints={trees: '>= -1 * base'}"], "a share of the base's score is above 0"),
         ([KEPT, "fitness.rotate=true"], "objective.constraints needs the base on the items of a candidate"),
@@ -189,6 +204,65 @@ def test_one_value_with_a_constraint_is_below_the_base_where_it_is_violated(sour
     best = found.incumbents()["best"]
     assert best.trial is not None
     assert max(keeping) == trials[best.trial[0] * 8 + best.trial[1]]["values"][0]
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+def test_the_distance_from_the_base_is_a_value_and_a_constraint(
+    method: str, sources: list[str], tmp_path: Path
+) -> None:
+    given = (*SEVERAL, NEAR, "objective.constraints={distance: '<= 0.04'}", f"method={method}", "space=model")
+    problem, _, trials = searched(sources, tmp_path / "whole", 8, *given)
+    base = {name: problem.vectors.base.tensor(name).double() for name in problem.vectors.parameters}
+    length = sum(float(tensor.square().sum()) for tensor in base.values())
+    live = dict(problem.live.model.named_parameters())
+    points = [json.loads(line)["points"] for line in (tmp_path / "whole").read_text().splitlines() if "points" in line]
+    for trial in trials:
+        problem.merger.apply(problem.space.decode(np.array(points[trial["batch"]][trial["index"]])))
+        apart = sum(float((live[name].double() - tensor).square().sum()) for name, tensor in base.items())
+        distance = trial["scores"]["trees"]["distance"]
+        assert distance == pytest.approx((apart / length) ** 0.5, rel=1e-8)
+        assert trial["values"][1] == pytest.approx(-distance, rel=1e-15)
+        assert trial["violations"] == [pytest.approx(distance / 0.04 - 1)]
+    searched(sources, tmp_path / "cut", 3, *given)
+    searched(sources, tmp_path / "cut", 8, *given)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_worker_and_a_live_model_say_the_same_distance(sources: list[str]) -> None:
+    settings = settings_of(*sources, *SEVERAL, NEAR, "fitness.approximate=bfloat16")
+    own = build_problem(settings, Reporter())
+    worker = Worker(unpacked(packed(build_message(settings, own, torch.get_num_threads()))))
+    score = live_fitness(own, own.items["search"])
+    scorer = SerialScorer(own, {"search": score, APPROXIMATELY: approximately(own, score)})
+    ids, x = make_subsets(own)["search"](0), np.full(own.space.dim, 0.5)
+    for model in (x, own.space.decode(x), "base", "experts"):
+        message = worker.answer(unit_message(1, Unit(model, ids)))
+        there, here = scored_of(unpacked(packed(message))).outcome, scorer.one(Unit(model, ids)).outcome
+        assert isinstance(there, Outcome)
+        assert isinstance(here, Outcome)
+        found = {float(value) for task in ids for value in there.results[task]["distance"]}
+        assert found == {float(value) for task in ids for value in here.results[task]["distance"]}
+        assert len(found) == (3 if model == "experts" else 1)  # of each its own
+
+
+def test_a_metric_that_some_tasks_have_is_a_value_of_these() -> None:
+    offers, short = {"trees": ("length",)}, "{known: [animals], short: {tasks: [trees], metric: length}}"
+    settings = plain(compose("model=pico", *SEVERAL, f"objective.values={short}"))
+    check_valued_metrics(settings, METRICS, TASKS, offers)
+    assert {"length", "accuracy"} <= asked_metrics(settings)
+    everywhere = plain(compose("model=pico", *SEVERAL, f"objective.values={short.replace('tasks: [trees], ', '')}"))
+    with pytest.raises(ConfigError, match=r"this fitness gives accuracy, log_probability, of trees length, and dist"):
+        check_valued_metrics(everywhere, METRICS, TASKS, offers)
+    limited = plain(compose("model=pico", "objective.constraints={length: '<= 1.2 * base'}"))
+    check_valued_metrics(limited, (*METRICS, "length"), TASKS)
+    (condition,) = goal_of(limited).conditions(TASKS)
+    assert (condition.metric, list(condition.weights)) == ("length", list(TASKS))
+
+
+def test_a_fitness_with_a_distance_of_its_own_gives_that() -> None:
+    settings = plain(compose("model=pico", *SEVERAL, NEAR.replace(", minimise: true", "")))
+    check_valued_metrics(settings, (*METRICS, "distance"), TASKS)
+    check_reported(plain(compose("fitness.report_metric=distance")), ("distance",))
 
 
 def test_values_and_constraints_make_another_search_and_choosing_does_not(problem: Problem) -> None:

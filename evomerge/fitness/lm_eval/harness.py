@@ -1,7 +1,8 @@
 """Any task of lm-evaluation-harness (Gao et al. 2021) on the live model, at the price of its forward passes.
 
 In: tasks of lm-eval by name or YAML. Out: for each item lm-eval's own metrics, `score` (that which its task is measured
-by; `lm_eval_measures.py`), and `log_probability`, by which to search (`lm_eval_metrics.py`). Tasks, documents and
+by; `lm_eval_measures.py`), and `log_probability`, by which to search (`lm_eval_metrics.py`); of what is generated, where
+somebody asks for it, `length`: the tokens of the answer up to where it was stopped. Tasks, documents and
 prompts are made once; so are tokens and batches, when an item is scored for the first time. Scores are those of
 `lm_eval.simple_evaluate` on all of a split, item by item, up to the order of floating-point sums; logits of half
 precision are taken as float32.
@@ -9,11 +10,12 @@ precision are taken as float32.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from evomerge.fitness.lm_eval.requests import Asker, Query, cap_answers
 
 SCORE = "score"
 """The metric that a task is measured by, which may be another one for every task; `measures` tells which."""
+LENGTH = "length"
+"""The tokens of an answer that is generated."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class LmEval:
         self._longest = max_gen_toks
         self._benchmarks: dict[str, Benchmark] = {}
         self._score: dict[str, str] = {}
+        self.offers: dict[str, tuple[str, ...]] = {}
+        self._asked = frozenset[str]()  # of what is offered
         self._code = ""
 
     def read(
@@ -134,6 +140,7 @@ class LmEval:
         if len(set(self._score.values())) > 1:
             by = ", ".join(f"{name} {measure}" for name, measure in self._score.items())
             self.warnings.append(f"score is not the same in all tasks ({by}), so a mean over them has no unit")
+        self.offers = {name: (LENGTH,) for name, benchmark in self._benchmarks.items() if _has_length(benchmark)}
         common = [common_metrics(benchmark.tasks) for benchmark in self._benchmarks.values()]
         self.metrics = (SMOOTH, SCORE, *(name for name in common[0] if all(name in names for names in common)))
         import lm_eval
@@ -146,8 +153,18 @@ class LmEval:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return a hash of the tasks that were read: their documents, settings and examples, and lm-eval's version."""
-        return {"code": self._code}
+        """Return a hash of the tasks that were read: their documents, settings and examples, and lm-eval's version; and
+        what of the offers is given.
+        """
+        return {"code": self._code, **({"asked": sorted(self._asked)} if self._asked else {})}
+
+    def offering(self, names: Iterable[str]) -> LmEval:
+        """Return the same fitness that gives what it offers under these names; see `Offering`."""
+        other = copy.copy(self)
+        other._asked = frozenset(names) & {name for each in self.offers.values() for name in each}
+        everywhere = [name for name in sorted(other._asked) if all(name in self.offers.get(t, ()) for t in self._score)]
+        other.metrics = (*self.metrics, *(name for name in everywhere if name not in self.metrics))
+        return other
 
     def measures(self, metric: str) -> dict[str, str]:
         """Return what the numbers of a metric are, by task: of `score`, the metric that each is measured by."""
@@ -203,6 +220,9 @@ class LmEval:
                 texts = prepared.asker.generate(model, generating, self.batch_size)
             seconds += time.perf_counter() - started
         answers = dict(zip(map(id, generating), texts, strict=True))
+        lengths = dict[int, int]()
+        if LENGTH in self._asked and prepared.asker:
+            lengths = {query: prepared.asker.length(text) for query, text in answers.items()}
         start, smooth = 0, {}
         for task, queries in plan.queries.items():
             for query in queries:
@@ -212,7 +232,7 @@ class LmEval:
                     totals.append((float(scores.log_probability[span].sum()), bool(scores.greedy[span].all())))
                 smooth[id(query)] = self._smooth(task, query, np.array([total for total, _ in totals]))
                 _tell(query, totals if id(query) not in answers else [answers[id(query)]])
-        results = {task: self._results(task, queries, smooth) for task, queries in plan.queries.items()}
+        results = {task: self._results(task, queries, smooth, lengths) for task, queries in plan.queries.items()}
         return Outcome({task: list(chosen) for task, chosen in ids.items()}, results, seconds)
 
     def logits(
@@ -278,8 +298,11 @@ class LmEval:
             return float(totals.sum() / query.size)
         return among_choices(totals[: len(query.choices)] * evened(query.choices, self._score[task]), query.gold)
 
-    def _results(self, name: str, queries: Sequence[Query], smooth: Mapping[int, float]) -> dict[str, np.ndarray]:
+    def _results(
+        self, name: str, queries: Sequence[Query], smooth: Mapping[int, float], lengths: Mapping[int, int]
+    ) -> dict[str, np.ndarray]:
         """Return the metrics of the items of a task, computed by lm-eval of what was told to the queries."""
+        more = [each for each in self.offers.get(name, ()) if each in self._asked]
         for task in self._benchmarks[name].tasks:
             task._instances = [each for q in queries if q.document.task is task for each in q.instances]
             if task._instances:
@@ -291,8 +314,15 @@ class LmEval:
                 continue
             own = own_metrics(query.document.task, query.document.doc, query.instances)
             own[SMOOTH] = smooth[id(query)]
+            own |= {LENGTH: lengths[id(query)]} if LENGTH in more else {}
             rows.append(own | {SCORE: own.get(self._score[name], math.nan)})
-        return by_document(rows, self.metrics)
+        return by_document(rows, tuple(dict.fromkeys([*self.metrics, *more])))
+
+
+def _has_length(benchmark: Benchmark) -> bool:
+    """Return whether all tasks of a benchmark generate, and none has a metric of its own that is called so."""
+    generated = all(task.OUTPUT_TYPE == "generate_until" for task in benchmark.tasks)
+    return generated and LENGTH not in common_metrics(benchmark.tasks)
 
 
 def _kind(query: Query) -> str:

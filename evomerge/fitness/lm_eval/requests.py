@@ -110,6 +110,10 @@ class Asker:
         self._lm._model, self._lm._device, self._lm.batch_size_per_gpu = model, model.device, batch_size
         return self._lm.generate_until([query.instances[0] for query in queries], disable_tqdm=True)
 
+    def length(self, answer: str) -> int:
+        """Return how many tokens an answer has, without special ones."""
+        return len(self._lm.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
     def _query(self, document: Document) -> Query:
         task, doc = document.task, document.doc
         if document.examples:

@@ -36,6 +36,8 @@ class LiveFitness:
         prepared: what the fitness prepared for these items.
         guard: of the model, such as its merger has; without one, a change of values cannot be undone.
         renew: called before each scoring; where the model is a copy of another one, it writes that one into it.
+        weights: by name, what is told of the weights beside what the fitness says: a metric that is the same number for
+            every item.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class LiveFitness:
         prepared: Any,
         guard: Guard | None = None,
         renew: Callable[[], None] = lambda: None,
+        weights: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         self.model, self.fitness, self.prepared, self._renew = model, fitness, prepared, renew
-        self._guard = guard or Guard(model)
+        self._guard, self.weights = guard or Guard(model), weights or {}
         self._halving = Halving(fitness)
 
     def __call__(self, ids: Mapping[str, Sequence[str]]) -> Outcome:
@@ -62,7 +65,8 @@ class LiveFitness:
             ValueError: it has scored other items, or returned another number of results.
         """
 
-        return _own(self._guarded(ids, lambda: self.fitness(self.model, self.prepared, ids)), ids)
+        told = {name: tell() for name, tell in self.weights.items()}
+        return _own(self._guarded(ids, lambda: self.fitness(self.model, self.prepared, ids)), ids, told)
 
     def probabilities(self, fitness: Probable, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Return what the model as it is now says of items; see `Probable`, which the fitness is.
@@ -78,14 +82,17 @@ class LiveFitness:
             return contained(lambda: self._halving(ids, ask))
 
 
-def _own(outcome: Any, ids: Mapping[str, Sequence[str]]) -> Outcome:
-    """Return what a fitness has returned, its numbers copied: a fitness may write into its arrays again."""
+def _own(outcome: Any, ids: Mapping[str, Sequence[str]], told: Mapping[str, float]) -> Outcome:
+    """Return what a fitness has returned, its numbers copied, since it may write into its arrays again; and what is
+    told of the weights.
+    """
     if not isinstance(outcome, Outcome):
         raise TypeError(f"the fitness returned {outcome!r:.100}, which is no Outcome")
     if dict(outcome.items) != ids or outcome.results.keys() != ids.keys():
         raise ValueError("the fitness scored other items than it was asked to")
     results = {
         task: {name: _numbers(values, name, task, len(ids[task])) for name, values in metrics.items()}
+        | {name: np.full(len(ids[task]), value) for name, value in told.items()}
         for task, metrics in outcome.results.items()
     }
     return replace(outcome, results=results)

@@ -15,6 +15,7 @@ from evomerge.fitness.finite import named
 from evomerge.fitness.items import HELD_OUT, Item
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
+from evomerge.fitness.values import DISTANCE
 from evomerge.models.guard import Guard
 from evomerge.models.live import LiveModel
 from evomerge.problem import Problem, Sampling
@@ -71,7 +72,8 @@ def subsets_of(items: Mapping[str, Mapping[str, Sequence[Item]]], sampling: Samp
 def live_fitness(problem: Problem, items: Mapping[str, Sequence[Item]]) -> LiveFitness:
     """Prepare the items of a split, once."""
     prepared = prepare(problem.fitness, problem.live.processor, items)
-    return LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard)
+    weights = {DISTANCE: problem.merger.distance} if problem.takes_distance else {}
+    return LiveFitness(problem.live.model, problem.fitness, prepared, problem.merger.guard, weights=weights)
 
 
 def approximately(problem: Problem, score: LiveFitness) -> LiveFitness:
@@ -84,7 +86,7 @@ def approximately(problem: Problem, score: LiveFitness) -> LiveFitness:
     live, dtype = problem.live, getattr(torch, str(problem.sampling.approximate))
     model = live.narrowed(dtype)
     renew = _writer(live, model)
-    return LiveFitness(model, score.fitness, score.prepared, Guard(model, renew, live.tensors()), renew)
+    return LiveFitness(model, score.fitness, score.prepared, Guard(model, renew, live.tensors()), renew, score.weights)
 
 
 def _writer(live: LiveModel, model: torch.nn.Module) -> Callable[[], None]:
@@ -110,7 +112,7 @@ def in_checkpoints_dtype(live: LiveModel, score: LiveFitness) -> Scoring:
     def scored(ids: Mapping[str, Sequence[str]]) -> Outcome:
         model = live.as_written()
         guard = Guard(model, _writer(live, model), live.tensors())
-        return LiveFitness(model, score.fitness, score.prepared, guard)(ids)
+        return LiveFitness(model, score.fitness, score.prepared, guard, weights=score.weights)(ids)
 
     return scored
 
