@@ -5,9 +5,9 @@
 Every candidate is written as a model directory, in the dtype of the checkpoint, and the command is run with it, once.
 In: `{model}`, that directory; `{items}`, a file of JSON lines {"id", "task", "text" or "image", "label"}. Out: `{out}`,
 a file that the command writes, one JSON line {"id": ..., "score": ...} for each item, higher is better, in any order;
-with "task" where two tasks have an item of the same id, and a number under each name of `fitness.metrics`. No shell reads the command. A status other than 0, a time-out,
-and an answer that is not one number for each item cost that candidate. The directory is gone when the command has
-ended; what a killed search leaves behind, the next one removes.
+with "task" where two tasks have an item of the same id, and a number under each name of `fitness.metrics`. No shell
+reads the command. A status other than 0, a time-out, and an answer that is not one number for each item cost that
+candidate. The directory is gone when the command has ended; what a killed search leaves behind, the next one removes.
 """
 
 from __future__ import annotations
@@ -272,9 +272,7 @@ def _read(out: Path, keys: Sequence[Key], metrics: Sequence[str]) -> dict[Key, l
     return scores
 
 
-def _row(
-    line: str, tasks: Mapping[str, Sequence[str]], metrics: Sequence[str], where: str
-) -> tuple[Key, list[float]]:
+def _row(line: str, tasks: Mapping[str, Sequence[str]], metrics: Sequence[str], where: str) -> tuple[Key, list[float]]:
     """Return what a line says.
 
     Args:

@@ -110,7 +110,8 @@ class Custom:
         except (KeyError, IndexError, TypeError, ValueError):
             values, got = None, f"no numbers for it, but {scores!r:.100}"
         if values is None or values.shape != (n,):
-            of, wanted = (f" as {metric}", f", each a {{metric: numbers}} of {listed(self.metrics)}") if several else ("", "")
+            of = f" as {metric}" if several else ""
+            wanted = f", in a dictionary by {listed(self.metrics)}" if several else ""
             raise ConfigError(
                 f"{self._name} must return one number for each item{of}: for the task {task} it got {n} items and "
                 f"returned {got}. Return {self._wanted}{wanted}."

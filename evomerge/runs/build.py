@@ -56,7 +56,6 @@ from evomerge.selection.workers import Workers
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.stores import AUTO
 
-
 SINCE: Mapping[str | None, Mapping[str, Any]] = {"evomerge.fitness.command.Command": {"metrics": None}}
 """Settings of fitnesses that earlier versions had none of, as they score without them."""
 

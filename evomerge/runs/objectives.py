@@ -151,9 +151,10 @@ def check_valued_metrics(
         own = one.get("tasks") or tasks if isinstance(one, Mapping) else tasks
         if metric not in (None, *known) and not all(metric in (offers or {}).get(task, ()) for task in own):
             alone = [f"of {task} {', '.join(names)}" for task, names in (offers or {}).items() if names]
+            given = ", ".join([*metrics, *alone])
             raise ConfigError(
-                f"objective.values.{name}.metric is '{metric}'; this fitness gives {', '.join([*metrics, *alone])}, and "
-                f"{DISTANCE} is that of the weights from the base's: write one of these."
+                f"objective.values.{name}.metric is '{metric}'; this fitness gives {given}, and {DISTANCE} is "
+                f"that of the weights from the base's: write one of these."
             )
         if metric == DISTANCE and DISTANCE not in metrics:
             apart.add(name)

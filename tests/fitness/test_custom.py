@@ -327,7 +327,7 @@ def test_a_function_may_give_several_metrics_and_says_their_names(tmp_path: Path
     before = Custom(alone).identity()
     vars(alone)["metrics"] = ["score", "length"]
     assert Custom(alone).identity() != before
-    with pytest.raises(ConfigError, match="one number for each item as score: .* of score and length"):
+    with pytest.raises(ConfigError, match=r"one number for each item as score: .* in a dictionary by score, length"):
         Custom(alone)(MODEL, prepared, IDS)
     vars(alone)["metrics"] = ["score", "score"]
     with pytest.raises(ConfigError, match=r"alone\.metrics is .*: write different names"):

@@ -28,7 +28,7 @@ from evomerge.runs.worker import Worker, build_message
 from evomerge.search.evaluators.mixed import make_evaluators
 from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
-from evomerge.search.evaluators.units import Unit
+from evomerge.search.evaluators.units import Model, Unit
 from evomerge.search.evaluators.wire import packed, scored_of, unit_message, unpacked
 from evomerge.search.log import TrialLog
 from evomerge.search.loop import search
@@ -235,14 +235,15 @@ def test_a_worker_and_a_live_model_say_the_same_distance(sources: list[str]) -> 
     score = live_fitness(own, own.items["search"])
     scorer = SerialScorer(own, {"search": score, APPROXIMATELY: approximately(own, score)})
     ids, x = make_subsets(own)["search"](0), np.full(own.space.dim, 0.5)
-    for model in (x, own.space.decode(x), "base", "experts"):
+    models: list[Model] = [x, own.space.decode(x), "base", "experts"]
+    for model in models:
         message = worker.answer(unit_message(1, Unit(model, ids)))
         there, here = scored_of(unpacked(packed(message))).outcome, scorer.one(Unit(model, ids)).outcome
         assert isinstance(there, Outcome)
         assert isinstance(here, Outcome)
         found = {float(value) for task in ids for value in there.results[task]["distance"]}
         assert found == {float(value) for task in ids for value in here.results[task]["distance"]}
-        assert len(found) == (3 if model == "experts" else 1)  # of each its own
+        assert len(found) == (3 if model is models[-1] else 1)  # of each its own
 
 
 def test_a_metric_that_some_tasks_have_is_a_value_of_these() -> None:

@@ -1,9 +1,9 @@
 """Any task of lm-evaluation-harness (Gao et al. 2021) on the live model, at the price of its forward passes.
 
 In: tasks of lm-eval by name or YAML. Out: for each item lm-eval's own metrics, `score` (that which its task is measured
-by; `lm_eval_measures.py`), and `log_probability`, by which to search (`lm_eval_metrics.py`); of what is generated, where
-somebody asks for it, `length`: the tokens of the answer up to where it was stopped. Tasks, documents and
-prompts are made once; so are tokens and batches, when an item is scored for the first time. Scores are those of
+by; `lm_eval_measures.py`), and `log_probability`, by which to search (`lm_eval_metrics.py`); of what is generated,
+where somebody asks for it, `length`: the tokens of the answer up to where it was stopped. Tasks, documents and prompts
+are made once; so are tokens and batches, when an item is scored for the first time. Scores are those of
 `lm_eval.simple_evaluate` on all of a split, item by item, up to the order of floating-point sums; logits of half
 precision are taken as float32.
 """
