@@ -238,22 +238,24 @@ class RunFacts:
     @cached_property
     def optimism(self) -> dict[str, SplitSizes]:
         """The winner, the best constant and their difference on each split; empty before the search is complete, and
-        where there are several values. What a model that violates constraints is worth on select is no score: the
-        winner has none there if it does, and the best constant none where there are any, since it may.
+        where there are several values. What a model is worth on select that violates constraints, or keeps too little
+        where something is to be forgotten, is no score: the winner has none there if it does, and the best constant
+        none where anything is to be kept, since it may.
         """
         if self.summary is None or self.front:
             return {}
-        chosen = self.summary.select
+        chosen, limits, kept = self.summary.select, self.summary.limits, self.summary.forgetting
+        scored = (limits is None or limits.held) and not (kept and kept.lacks(kept.select))
         won = next((f for f in self.finalists if f.winner), None)
         constant = next((d for d in self.scored if d.trial.batch == 0 and self._is_constant(d, chosen.constant)), None)
         winner = SplitSizes(
             won and won.search,
-            chosen.value if self.summary.limits is None or self.summary.limits.held else None,
+            chosen.value if scored else None,
             self.together(self.summary.winner.tasks),
         )
         best = SplitSizes(
             self.on_report_metric(constant.trial) if constant else None,
-            None if self.constraints else chosen.constants[chosen.constant],
+            None if self.constraints or self.forget else chosen.constants[chosen.constant],
             self.together(self.summary.best_constant.tasks),
         )
         return {"winner": winner, "best constant": best, "gain": winner.less(best)}

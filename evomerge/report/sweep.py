@@ -20,7 +20,7 @@ from evomerge.report.concerns import concerns
 from evomerge.report.facts import RunFacts
 from evomerge.report.grids import CoefficientMap, grids
 from evomerge.report.scales import shade
-from evomerge.report.wording import metric, number, verdict, with_error
+from evomerge.report.wording import deciding, metric, number, verdict, with_error
 
 COLOURS, LINES = 6, 12
 """How many runs have a line of their own: that many colours, drawn through and dashed."""
@@ -160,6 +160,15 @@ def _forest(order: Sequence[RunFacts], names: dict[str, str]) -> Any:
     return bars([("Winner − best constant", values)], "difference", sign=True) if values else None
 
 
+def _goes_by(facts: RunFacts) -> str:
+    """What a search of one value goes by, with the weights of tasks: other weights make another number."""
+    worst = facts.aggregate == "worst"
+    text = f"{'worst task’s ' * worst}{deciding(facts, facts.metric)}"
+    weights = {} if worst else facts.settings["objective"]["weights"] or {}
+    said = ", ".join(f"{task} {weight:g}" for task, weight in weights.items())
+    return f"{text}, weighed {said}," if said else text
+
+
 def _overlays(order: Sequence[RunFacts], names: dict[str, str]) -> list[tuple[str, Chart]]:
     """Return a drawing for each quantity that runs have in common: the metric of their searches, or a loss."""
     kinds = {one.name: "run" for one in order}
@@ -171,6 +180,6 @@ def _overlays(order: Sequence[RunFacts], names: dict[str, str]) -> list[tuple[st
             title = f"{one.loss}, mean of the last ten steps"
             found.setdefault(title, []).append((names[one.name], kinds[one.name], one.smooth_losses))
         if one.by_value and not one.value_names:
-            title = f"best {metric(one.metric)} so far"
+            title = f"best {_goes_by(one)} so far"
             found.setdefault(title, []).append((names[one.name], kinds[one.name], one.best_so_far))
     return [(t[0].upper() + t[1:], overlay(lines, stairs=t.endswith("so far"))) for t, lines in found.items()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.common.errors import LogError
+from evomerge.fitness.objectives import PARETO
 from evomerge.search.journal import read_log
 
 MOVED = {
@@ -27,6 +28,10 @@ ADDED = {"evomerge.methods.Ties": {"elect": "sum", "over": "tensor", "scale": 1.
 """Settings that a class has now, at the values that it had without them."""
 
 
+EITHER = ("evomerge.searchers.tpe.Tpe", "evomerge.searchers.random.Random")
+"""Searchers that hand over the best points of one value, or a front of several."""
+
+
 def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run, or an identity as a log's header has it, in today's words.
 
@@ -34,6 +39,30 @@ def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
         given: plain containers, of any version from 0.2.
     """
     return _lifted(_renamed(given))
+
+
+def identity_today(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity as a log's header has it, in today's words, and without what counts no more.
+
+    Args:
+        given: of any version from 0.2.
+    """
+    today = in_todays_words(given)
+    objective = today.get("objective") or {}
+    many = objective.get("aggregate") == PARETO or bool(objective.get("values"))
+    return {**today, "searcher": counted_of(today["searcher"], many)} if "searcher" in today else today
+
+
+def counted_of(searcher: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    """Return the settings of a searcher that count: with one value, one of ours that keeps the best (`keep`) hands
+    these over, and `incumbents` is of fronts alone.
+
+    Args:
+        searcher: its settings.
+        several: whether there are several values.
+    """
+    unused = () if several or searcher.get("_target_") not in EITHER else ("incumbents",)
+    return {name: value for name, value in searcher.items() if name not in unused}
 
 
 def check_begun(directory: Path) -> None:

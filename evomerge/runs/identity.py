@@ -16,7 +16,8 @@ from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
-from evomerge.runs.objectives import objective_identity
+from evomerge.runs.earlier import counted_of
+from evomerge.runs.objectives import objective_identity, several
 from evomerge.runs.racing import racing_identity
 from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.targets import find_class
@@ -57,7 +58,7 @@ def search_identity(
             "coordinates": list(space.names),
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },
-        "searcher": _as_ever(_with_code(settings["searcher"], "searcher")),
+        "searcher": counted_of(_as_ever(_with_code(settings["searcher"], "searcher")), several(settings)),
         "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **sampling_identity(settings, problem.sampling.growth),

@@ -31,7 +31,7 @@ from evomerge.problem import Problem
 from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
-from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.earlier import identity_today
 from evomerge.runs.fronts import front_lines, point_scores
 from evomerge.runs.objectives import choose_of
 from evomerge.runs.responses import responses_cost
@@ -225,7 +225,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     if not log.exists():
         return None
     logged = next(read_log(log), {}).get("identity")  # an earlier version may have said the same in other words
-    same = logged is not None and in_todays_words(logged) == json.loads(json.dumps(identity))
+    same = logged is not None and identity_today(logged) == json.loads(json.dumps(identity))
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     chosen += [given] if (given := settings.get("baselines")) else []
     chosen += [{"choose": given}] if (given := choose_of(settings)) != KNEE else []

@@ -34,7 +34,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import Begun, begun, said
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
-from evomerge.runs.earlier import check_begun, in_todays_words
+from evomerge.runs.earlier import check_begun, identity_today
 from evomerge.runs.engine import Engine, check_rebuildable, engine_of, planned
 from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
@@ -162,7 +162,7 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         drawn = informed(ready.problem, ready.subsets["search"], judge, call.reporter)
         ready = replace(ready, subsets={**ready.subsets, "search": drawn})
         scoring = _scoring(call, ready, engine, interrupt)
-        with TrialLog(call.directory / "trials.jsonl", ready.identity, engine.fingerprint, in_todays_words) as log:
+        with TrialLog(call.directory / "trials.jsonl", ready.identity, engine.fingerprint, identity_today) as log:
             check_drawn(ready.problem, ready.subsets["search"], log.path)
             _record(call, ready.problem.live)
             reason = _search(call, ready, scoring, log, interrupt)

@@ -87,7 +87,10 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     remember_whole(judge, constants, flat)
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
-    best = _best(judge, finalists, objective)
+    known = {f"constant {constant}": flat.outcomes[constant]}
+    if not same_merge(finalists[f"constant {constant}"], constants[constant]):  # the space cannot express it
+        known = {}
+    best = _best(judge, finalists, objective, known=known)
     remember_whole(judge, finalists, best)
     winner = best.name
     trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
@@ -114,9 +117,13 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
 
 
 def _best(
-    judge: Judge, merges: Mapping[str, Mapping[str, np.ndarray]], objective: Objective, line: bool = False
+    judge: Judge,
+    merges: Mapping[str, Mapping[str, np.ndarray]],
+    objective: Objective,
+    line: bool = False,
+    known: Mapping[str, Outcome] | None = None,
 ) -> Chosen:
-    """Choose the best of some merges on the select split; constants lie along a line."""
+    """Choose the best of some merges on the select split; constants lie along a line, and outcomes may be known."""
 
     def score(name: str, part: Items) -> Outcome:
         return judge.merged(merges[name], "select", part)
@@ -124,7 +131,12 @@ def _best(
     def begin(asked: Iterable[tuple[str, Items]]) -> None:
         judge.begin((merges[name], "select", part) for name, part in asked)
 
-    return choose(merges, score, objective, judge.ids["select"], begin, line)
+    return choose(merges, score, objective, judge.ids["select"], begin, line, known)
+
+
+def same_merge(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+    """Return whether two merges have the same coefficients."""
+    return all(np.array_equal(one[variable], other[variable]) for variable in one)
 
 
 def _limits(goal: Goal, objective: Objective, select: Outcome, outcomes: Mapping[str, Outcome]) -> Limits | None:

@@ -35,6 +35,7 @@ class Field:
         metric: whose results are kept.
         ids: all items, by task.
         begin: is told of what is scored next, in that order.
+        known: outcomes on all items of some of them, which need not be scored again.
 
     Attributes:
         racing: those that may still be chosen; one that fails, or whose results are not finite, leaves.
@@ -54,6 +55,7 @@ class Field:
         metric: str,
         ids: Items,
         begin: Callable[[Iterable[tuple[str, Items]]], object],
+        known: Mapping[str, Outcome] | None = None,
     ) -> None:
         self.racing, self.failed = list(names), set[str]()
         self._score, self._metric, self._begin = score, metric, begin
@@ -65,6 +67,8 @@ class Field:
         self.smooth = {name: np.full(len(self.every), np.nan) for name in self.racing}
         self.scored = {name: np.zeros(len(self.every), dtype=bool) for name in self.racing}
         self._outcomes: dict[str, list[Outcome]] = {name: [] for name in self.racing}
+        for name, outcome in (known or {}).items():
+            self._keep(name, outcome, self.every)
 
     def blocks(self) -> list[Places]:
         """Return the places of the items of each block, in a random order that is the same for every search."""

@@ -52,6 +52,7 @@ def choose(
     ids: Items,
     begin: Callable[[Iterable[tuple[str, Items]]], object] = lambda asked: None,
     line: bool = False,
+    known: Mapping[str, Outcome] | None = None,
 ) -> Chosen:
     """Choose the best candidate; of equals one that was scored on all items already, then the first.
 
@@ -66,11 +67,12 @@ def choose(
         ids: all items, by task.
         begin: is told of what is scored next, in that order: a scorer with several devices may begin with all of it.
         line: whether they lie along a line in this order, so that who lies between two is like them where they agree.
+        known: the outcomes on all items of some of them.
 
     Raises:
         EvomergeError: none of them could be scored.
     """
-    field = Field(candidates, score, objective.metric, ids, begin)
+    field = Field(candidates, score, objective.metric, ids, begin, known)
     weights = objective.weights_of(ids)
     contest = _Contest(field, objective, weights, line)
     if weights is None:
@@ -81,7 +83,10 @@ def choose(
     seen = {name: int(scored.sum()) for name, scored in field.scored.items()}
     values = {name: -math.inf if name in field.failed else contest.values[name] for name in field.rows}
     outcomes = {name: field.outcome(name) for name in field.racing if field.whole(name)}
-    return Chosen(best, outcomes, values, seen, len(field.every) * len(seen) - sum(seen.values()))
+    whole = {name: one for name, one in (known or {}).items() if name not in field.failed}
+    values |= {name: objective(one)[0][0] for name, one in whole.items()}  # also of one that was dropped on the way
+    paid = sum(items for name, items in seen.items() if name not in whole)
+    return Chosen(best, outcomes, values, seen, len(field.every) * len(seen) - paid)
 
 
 class _Contest:

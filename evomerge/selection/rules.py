@@ -5,7 +5,8 @@ where giving up a little of one value costs most of another: the point farthest 
 of the values (Das 1999, On Characterizing the "Knee" of the Pareto Curve Based on Normal-Boundary Intersection). Values
 are scaled before, from 0 for the worst point of the front to 1 for the best, and the plane is the one through the
 corners (1, 0, …), …, (0, …, 1): for two values that is the line through the two ends, and the knee is the point with
-the largest sum.
+the largest sum. Of equal sums the most even point counts more, that whose worst scaled value is the largest; then the
+one that is better in the first value, the second, and so on. So the order of the points makes no difference.
 """
 
 from __future__ import annotations
@@ -78,26 +79,27 @@ def rule_of(choose: Any, values: Sequence[Value], base: Outcome) -> Rule:
 
 
 def knee(values: np.ndarray) -> int:
-    """Return the place of the knee; of equals the first.
+    """Return the place of the knee; of points that are equal in every value, the first.
 
     Args:
         values: (n, m) of the points of a front, at least one, all finite.
     """
-    return int(np.argmax(_sums(values)))
+    order = _order(values)
+    return max(range(len(values)), key=lambda i: (*order[i], -i))
 
 
 def best_of_enough(values: np.ndarray, lacks: np.ndarray, best: int) -> int:
     """Return the place of the point that is best in one value among those that lack nothing in others; where all lack
-    something, among those that lack least. Of equals the one that is better in the others, scaled, is taken.
+    something, among those that lack least. Of equals the one that the knee would be is taken.
 
     Args:
         values: (n, m), at least one, all finite.
         lacks: (n, c), not positive where there is enough.
         best: which value.
     """
-    together, sums = np.round(np.maximum(lacks, 0.0).sum(axis=1), DIGITS), _sums(values)
+    together, order = np.round(np.maximum(lacks, 0.0).sum(axis=1), DIGITS), _order(values)
     enough = np.flatnonzero(together == together.min())
-    return int(max(enough, key=lambda i: (values[i, best], sums[i], -i)))
+    return int(max(enough, key=lambda i: (values[i, best], *order[i], -i)))
 
 
 def hypervolume(values: np.ndarray, reference: np.ndarray) -> float:
@@ -115,8 +117,12 @@ def hypervolume(values: np.ndarray, reference: np.ndarray) -> float:
     return float(compute_hypervolume(-above, -reference)) if len(above) else 0.0
 
 
-def _sums(values: np.ndarray) -> np.ndarray:
-    """Return the sums of values that are scaled from 0, the worst of these points, to 1, the best, (n,)."""
+def _order(values: np.ndarray) -> list[tuple[float, ...]]:
+    """Return what points are compared by: the sum of their values, scaled from 0, the worst of these points, to 1, the
+    best; the least of them; and the values in their order.
+    """
     spread = np.ptp(values, axis=0)
     scaled = np.divide(values - values.min(axis=0), spread, out=np.zeros(values.shape), where=spread > 0)
-    return np.round(scaled.sum(axis=1), DIGITS)
+    least = np.where(spread > 0, scaled, 1.0).min(axis=1)  # a value in which all are equal makes none uneven
+    counted = np.round(np.column_stack([scaled.sum(axis=1), least]), DIGITS)
+    return [tuple(row) for row in np.column_stack([counted, values]).tolist()]

@@ -26,7 +26,7 @@ from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
 from evomerge.searchers.domination import ranks
-from evomerge.selection.choosing import Selection, constants_within
+from evomerge.selection.choosing import Selection, constants_within, same_merge
 from evomerge.selection.front import Front, FrontPoint
 from evomerge.selection.judge import Judge
 from evomerge.selection.limits import Limits, violated
@@ -264,8 +264,9 @@ def _judged(judge: Judge, merges: Mapping[str, Merge], objective: Objective, rul
     lacks = np.array([lacks for _, _, lacks in found.values()], dtype=np.float64)
     front = np.flatnonzero(ranks(values, np.maximum(lacks, 0.0).sum(axis=1)) == 0)
     names = [list(outcomes)[i] for i in front]
-    place, met = rule([outcomes[name] for name in names], values[front])
-    return _Judged(outcomes, values, lacks, names, names[place], met)
+    order = sorted(range(len(names)), key=names.__getitem__)  # of those that are equal in all, no order decides
+    place, met = rule([outcomes[names[i]] for i in order], values[front[order]])
+    return _Judged(outcomes, values, lacks, names, names[order[place]], met)
 
 
 def _in_order(found: _Judged, finalists: Mapping[str, Merge]) -> list[str]:
@@ -274,10 +275,6 @@ def _in_order(found: _Judged, finalists: Mapping[str, Merge]) -> list[str]:
     """
     places, kept = {name: i for i, name in enumerate(found.outcomes)}, list[str]()
     for name in sorted(found.front, key=lambda name: name != found.chosen):
-        if not any(_same(finalists[name], finalists[other]) for other in kept):
+        if not any(same_merge(finalists[name], finalists[other]) for other in kept):
             kept.append(name)
     return sorted(kept, key=lambda name: (-found.values[places[name], 0], places[name]))
-
-
-def _same(one: Merge, other: Merge) -> bool:
-    return all(np.array_equal(one[variable], other[variable]) for variable in one)

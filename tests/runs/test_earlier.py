@@ -20,7 +20,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.report.result import Result as open_result
 from evomerge.runs.config import check
 from evomerge.runs.directory import open_run
-from evomerge.runs.earlier import check_begun, in_todays_words
+from evomerge.runs.earlier import check_begun, identity_today, in_todays_words
 from evomerge.runs.outputs import run_digest
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -80,6 +80,17 @@ def test_the_words_of_an_identity() -> None:
         name: value for name, value in header["identity"].items() if name != "method"
     }
     assert in_todays_words(now) == now
+
+
+def test_how_many_points_of_a_front_are_handed_over_counts_where_there_is_one() -> None:
+    (header, *_) = read_log(HELD / "trials.jsonl")
+    tpe = {"_target_": "evomerge.searchers.tpe.Tpe", "keep": 5}
+    mine = {"_target_": "mine.Random", "keep": 5, "incumbents": 7}
+    given = header["identity"] | {"searcher": {**tpe, "incumbents": 7}}
+    assert identity_today(given)["searcher"] == tpe
+    assert identity_today(given | {"searcher": mine})["searcher"] == mine
+    for objective in ({"aggregate": "pareto"}, {"aggregate": "mean", "values": [["a", ["x"]], ["b", ["y"]]]}):
+        assert identity_today(given | {"objective": objective})["searcher"] == {**tpe, "incumbents": 7}
 
 
 def test_the_words_of_settings() -> None:

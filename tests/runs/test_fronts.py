@@ -270,6 +270,9 @@ def test_values_and_constraints_make_another_search_and_choosing_does_not(proble
     def identity(*overrides: str) -> str:
         return json.dumps(search_identity(problem, plain(compose("model=pico", *overrides))), sort_keys=True)
 
+    one = identity("searcher=random", "objective=mean")
+    assert identity("searcher=random", "searcher.incumbents=7") == one  # they are of fronts
+    assert identity(*SEVERAL, "searcher.incumbents=7") != identity(*SEVERAL)
     usual, choose = identity(*SEVERAL), "objective.choose={at_least: {trees: '0.9 * base'}, best: metals}"
     assert identity(*SEVERAL, choose) == usual
     others = [identity("searcher=random"), identity(*SEVERAL, NAMED), identity(*SEVERAL, KEPT)]

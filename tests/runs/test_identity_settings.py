@@ -129,6 +129,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "allow_missing": (["lm_head.*"],),
     "auto_class": ("AutoModelForTextEncoding",),
     "command": ("true {model} {items} {out} more",),
+    "metrics": (["score", "length"],),
     "device": ("auto",),
     "device_map": ({"": "cpu"},),
     "compute": ("float64",),

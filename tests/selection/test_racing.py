@@ -124,6 +124,21 @@ def test_it_is_asked_alike_each_time_and_nothing_twice() -> None:
         assert len(items) == len(set(items))
 
 
+@pytest.mark.parametrize("smooth", [True, False])
+def test_who_is_known_on_all_items_is_not_scored_and_races_on(smooth: bool) -> None:
+    for seed in range(3):
+        models, asked = around(seed), []
+        score, known = scorer(models, asked, smooth), scorer(models, None, smooth)("m3", IDS)
+        chosen = choose(models, score, OBJECTIVE, IDS, known={"m3": known})
+        paid = sum(len(items) for _, part in asked for items in part.values())
+        assert "m3" not in {name for name, _ in asked}
+        assert chosen.values["m3"] == pytest.approx(full(models)["m3"])
+        assert (chosen.seen["m3"], chosen.name in chosen.outcomes) == (sum(SIZES.values()), True)
+        assert paid + chosen.spared == len(models) * sum(SIZES.values())
+        alone = choose(models, scorer(models, None, smooth), OBJECTIVE, IDS)
+        assert full(models)[chosen.name] == pytest.approx(full(models)[alone.name], abs=0.02)
+
+
 def test_what_is_scored_next_is_begun_in_that_order() -> None:
     models, begun, asked = along(2), [], []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -30,8 +30,17 @@ def test_the_knee_is_farthest_from_the_line_through_the_ends():
 def test_the_knee_of_three_values_by_hand():
     front = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.1], [0.4, 0.4, 0.4]])
     assert knee(front) == 4
-    assert knee(front[:3]) == 0  # all are ends: the first
+    assert knee(front[:3]) == 0  # all are ends: the best in the first value
+    assert knee(front[[2, 1, 0]]) == 2
     assert knee(front[4:]) == 0
+
+
+def test_of_equal_knees_the_most_even_is_taken_whatever_their_order():
+    front = np.array([[1.0, 0.0], [0.8, 0.4], [0.6, 0.6], [0.0, 1.0]])
+    alike = np.array([[0.5, *row] for row in front.tolist()])  # equal in what is to be best
+    for order in map(list, permutations(range(4))):
+        assert order[knee(front[order])] == 2
+        assert order[best_of_enough(alike[order], np.zeros((4, 1)), 0)] == 2
 
 
 @settings(max_examples=40, deadline=None)

@@ -85,7 +85,7 @@ class Bench:
 
 SPLITS = ("select", "report")
 GOAL = Goal("m", "m", "pareto")
-FOUND = {1.0: (0.6, 0.9), 2.0: (0.9, 0.5), 3.0: (0.5, 0.5), 4.0: (0.8, 0.8)}
+FOUND = {1.0: (0.7, 0.875), 2.0: (0.9, 0.5), 3.0: (0.5, 0.5), 4.0: (0.8, 0.8)}
 
 
 def chosen(found: Mapping[float, Any] = FOUND, goal: Goal = GOAL, **how) -> tuple[Selection, Front, Bench]:
@@ -102,7 +102,7 @@ def test_the_front_is_what_no_finalist_dominates_and_each_point_is_reported_once
         ("point_1", "front_2"),
         ("point_2", "front_4"),
         ("point_3", "front_1"),
-        ("point_4", "constant 0.1"),
+        ("point_4", "constant 0.2"),
     ]
     assert front.dominated == ["front_3"]
     assert front.violating == []
@@ -110,22 +110,22 @@ def test_the_front_is_what_no_finalist_dominates_and_each_point_is_reported_once
     assert (front.winner.trial, front.winner.coefficients) == ((2, 4), {"weight": {"all": {"expert": 4.0}}})
     assert selection.coefficients["weight"] == 4.0
     assert selection.select.winner == "front_4"
-    assert sorted(w for w, split in judge.asked if split == "report") == [0.1, 0.1, 1.0, 2.0, 4.0]
+    assert sorted(w for w, split in judge.asked if split == "report") == [0.2, 0.2, 1.0, 2.0, 4.0]
     assert {split: front.winner.select[split].mean for split in front.values} == {"skill": 0.8, "safe": 0.8}
     assert selection.report["winner"].tasks == {"skill": 0.8, "safe": 0.8}
 
 
 def test_what_each_point_gains_is_paired_with_the_best_constant_and_the_experts():
     selection, front, _ = chosen()
-    assert selection.select.constant == "0.1"  # the knee of constants, which all lie on one line: the first
+    assert selection.select.constant == "0.2"  # the knee of constants, which all lie on one line: the most even
     winner, constant = front.winner, front.best_constant
-    assert constant.name == "constant 0.1"
-    assert winner.over["skill"].diff == pytest.approx(0.8 - 0.2)
-    assert winner.over["safe"].diff == pytest.approx(0.8 - 0.95)
+    assert constant.name == "constant 0.2"
+    assert winner.over["skill"].diff == pytest.approx(0.8 - 0.4)
+    assert winner.over["safe"].diff == pytest.approx(0.8 - 0.9)
     assert 0 < (winner.over["skill"].se or 0) < 0.15
     assert winner.experts["skill"].diff == pytest.approx(-0.1)
     assert "safe" not in winner.experts  # that task has no expert
-    assert [model.name for model in front.constants if model.report] == ["constant 0.1"]
+    assert [model.name for model in front.constants if model.report] == ["constant 0.2"]
     assert set(front.experts[0].report) == {"skill"}
 
 
@@ -142,14 +142,14 @@ def test_a_rule_said_beforehand_chooses_another_point_and_another_constant():
 def test_a_constraint_that_is_violated_is_never_chosen_in_silence():
     goal = Goal("m", "m", "pareto", constraints={"safe": ">= 0.9 * base"})
     selection, front, _ = chosen(goal=goal)
-    assert [point.finalist for point in front.points] == ["front_1", "constant 0.1"]
+    assert [point.finalist for point in front.points] == ["front_1", "constant 0.2"]
     assert front.violating == ["front_2", "front_3", "front_4"]
     assert front.dominated == []
     limits = selection.limits
     assert limits is not None
     assert limits.held
     assert limits.marks == limits.doubts == []
-    assert front.winner.lacks == {"safe": pytest.approx((0.9 * 0.95 - 0.9) / (0.9 * 0.95))}
+    assert front.winner.lacks == {"safe": pytest.approx((0.9 * 0.95 - 0.875) / (0.9 * 0.95))}
 
 
 def test_where_all_violate_the_one_that_violates_least_is_named_as_such():
@@ -167,7 +167,9 @@ def test_where_all_violate_the_one_that_violates_least_is_named_as_such():
 def test_hypervolume_counts_from_the_worst_of_base_and_constants():
     _, front, _ = chosen()
     assert front.reference == {"skill": pytest.approx(0.1), "safe": pytest.approx(0.85)}
-    by_hand = (0.6 - 0.1) * (0.9 - 0.85) + (0.2 - 0.1) * (0.95 - 0.9)  # the others are no safer than a constant of .3
+    by_hand = (0.7 - 0.1) * (0.875 - 0.85) + (0.4 - 0.1) * (
+        0.9 - 0.875
+    )  # the others are no safer than a constant of .3
     assert front.hypervolume["select"] == front.hypervolume["report"] == pytest.approx(by_hand)
     assert 0 < front.hypervolume["constants"] < by_hand
 
@@ -209,11 +211,11 @@ def test_one_that_fails_costs_itself_alone_and_a_stop_stops():
 
 
 def test_two_finalists_that_are_one_point_are_one_point():
-    judge = Bench({1.0: (0.6, 0.9)})
+    judge = Bench({1.0: (0.6, 0.875)})
     incumbents = {name: Incumbent(np.array(1.0), (0, i)) for i, name in enumerate(("first", "second"))}
     front = select_front(judge, GOAL, incumbents).front  # type: ignore[arg-type]
     assert front is not None
-    assert [point.finalist for point in front.points] == ["first", "constant 0.1"]
+    assert [point.finalist for point in front.points] == ["first", "constant 0.2"]
     assert front.dominated == []
 
 
