@@ -183,7 +183,7 @@ def search(
         keep: the share of the base's score that the other tasks must keep then.
         values: several values, none of them added up, as `objective.values` takes them: {name: [task, ...]}; with
             aggregate="pareto" alone every task is one.
-        constraints: what a winner must keep: {task or value: ">= 0.98 * base"}.
+        constraints: what a winner must keep: {task, value or metric: ">= 0.98 * base"}, {"distance": "<= 0.05"}.
         choose: how the winner of a front is chosen: knee, or {"at_least": {value: "0.98 * base"}, "best": value}.
         loss: what a gradient learns from.
         evaluator: serial, or processes or ray: workers that score side by side, for models, fitness and items with

@@ -70,7 +70,7 @@ class ObjectiveConfig:
     forget: Any = None  # [task, ...] whose scores are to be low
     keep: float = KEEP  # of the base's score on the others, where something is to be forgotten
     values: Any = None  # {name: [task, ...] or settings}: several values, none of them added up
-    constraints: Any = None  # {task or value: ">= 0.98 * base"}
+    constraints: Any = None  # {task, value or metric: ">= 0.98 * base"}
     choose: Any = KNEE  # how the winner of a front is chosen: or {at_least: {value: limit}, best: value}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,7 @@ class Crew:
         fatal: an item with which every worker dies.
         ready: how often a worker says that it is ready.
         raises: errors by item.
+        outcome: what a unit is worth.
     """
 
     size: int
@@ -73,6 +75,7 @@ class Crew:
     order: list[int] = field(default_factory=list)
     fatal: str = ""
     raises: dict[str, Exception] = field(default_factory=dict)
+    outcome: Callable[[Unit], Outcome] = outcome_of
     due: deque[tuple[int, Any]] = field(default_factory=deque)
     started: list[int] = field(default_factory=list)
     sent: list[tuple[int, Unit]] = field(default_factory=list)
@@ -99,7 +102,7 @@ class Crew:
         error = next((self.raises[item] for item in self.raises if item in items), None)
         if fault == "starves":
             error = MemoryError()
-        scored = Scored(error or outcome_of(unit), 0.1, 0.2, 0.3)
+        scored = Scored(error or self.outcome(unit), 0.1, 0.2, 0.3)
         answer = unpacked(packed(scored_message(message["number"], scored)))
         if self.fatal in items or fault == "dies":
             self.due.append((worker, None))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +96,24 @@ def test_the_same_is_asked_whatever_the_log_was_cut_at(name: str, tmp_path: Path
         name: (x.x.tobytes(), x.trial) for name, x in two.items()
     }
     assert one or name == "lines"  # whose ends are among those that fail
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_no_censored_point_is_handed_over_however_good_its_estimate(name: str) -> None:
+    censored = set[tuple[int, int]]()
+
+    def fill(batch: Batch, value: Callable[[np.ndarray], Any]) -> Batch:
+        for i, trial in enumerate(answer_several(batch, value).trials):
+            if (batch.index + i) % 3 and trial is not None and trial.values is not None:
+                batch.trials[i] = replace(trial, status="censored", values=tuple(v + 9 for v in trial.values))
+                censored.add((batch.index, i))
+        return batch
+
+    searcher = SEVERAL[name](box(4), 3)
+    asked = len(points(drive(searcher, trade, 60, fill)))
+    assert asked >= (2 if name == "lines" else 60)
+    assert not censored & {one.trial for one in searcher.incumbents().values()}
+    assert searcher.incumbents()
 
 
 @pytest.mark.parametrize("name", SEVERAL)
