@@ -35,6 +35,7 @@ _HOMES = {
             "random",
             "processes",
             "ray",
+            "screened",
             "tpe",
         ),
     ),
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from evomerge.api import processes as processes
     from evomerge.api import random as random
     from evomerge.api import ray as ray
+    from evomerge.api import screened as screened
     from evomerge.api import search as search
     from evomerge.api import tpe as tpe
     from evomerge.common.errors import EvomergeError as EvomergeError

@@ -62,6 +62,7 @@ __all__ = [
     "processes",
     "random",
     "ray",
+    "screened",
     "search",
     "topk",
     "tpe",
@@ -158,8 +159,8 @@ def search(
             `file.py:score`; or classification, perplexity or lm_eval.
         tasks: by name, what `items` returns or takes; for a fitness of evomerge's own also what `fitness.tasks` takes.
             A task with the name of an expert is that expert's own.
-        searcher: cmaes, tpe, random, grid, greedy, topk, gradient or hybrid, or what the functions of these names
-            return; nsga2 and others of conf/searcher by name; None for cmaes, or for tpe where there is a single
+        searcher: cmaes, screened, tpe, random, grid, greedy, topk, gradient or hybrid, or what the functions of these
+            names return; nsga2 and others of conf/searcher by name; None for cmaes, or for tpe where there is a single
             coefficient.
         budget: candidates in all.
         run: the run directory: called again with the same arguments, the search goes on where it was. None: a temporary
@@ -302,6 +303,11 @@ def cmaes(**settings: Any) -> Choice:
     0.2
     """
     return Choice("searcher", "cmaes", settings)
+
+
+def screened(**settings: Any) -> Choice:
+    """CMA-ES whose larger generations are screened: `share`, `agree`, `sigma`, `popsize`, `diagonal_above`, `keep`."""
+    return Choice("searcher", "screened", settings)
 
 
 def tpe(**settings: Any) -> Choice:

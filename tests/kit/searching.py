@@ -19,6 +19,7 @@ from evomerge.searchers.lines import Lines
 from evomerge.searchers.mocma import MoCma
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import Random
+from evomerge.searchers.screened import Screened
 from evomerge.searchers.surrogate import Surrogate
 from evomerge.searchers.topk import TopK
 from evomerge.searchers.tpe import Tpe
@@ -39,6 +40,7 @@ SEARCHERS: dict[str, Make] = {
     "cmaes-diagonal": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-diagonal"]),
     "cmaes-popsize": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-popsize"]),
     "cmaes-lag": lambda space, seed: CmaEs(space, space.start({}), seed, **OPTIONS["cmaes-lag"]),
+    "screened": lambda space, seed: Screened(space, space.start({}), seed),
     "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
     "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
     "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, startup=30, lag=3),

@@ -31,6 +31,7 @@ SOLVERS = {
     "cmaes": (400, 1e-3),
     "cmaes-diagonal": (400, 1e-3),
     "cmaes-popsize": (400, 1e-3),
+    "screened": (300, 1e-3),
     "tpe": (150, 0.05),
     "tpe-batch": (150, 0.05),
     "warm-cmaes": (400, 1e-3),

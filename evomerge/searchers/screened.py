@@ -1,0 +1,148 @@
+"""CMA-ES whose generations are screened: a regression over the search so far ranks a larger generation, and only the
+better part of it is scored (pre-selection, as in the model-assisted evolution strategies of Ulmer, Streichert and Zell
+2003).
+
+In: a start point. Out: batches of the points that are worth scoring. The others are told as worse than those that were
+scored, in the order in which the regression has them, so CMA-ES learns from the whole generation. How well expected
+values rank those that were found is measured in each generation; while they do not, all points are scored.
+
+Which points are asked depends on what was told, and on nothing else, as with any searcher: so a search that was killed
+goes on as it would have. Only points that are scored stand in the log, and count in a budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import rankdata
+
+from evomerge.common.errors import ConfigError
+from evomerge.searchers.base import Incumbent, Needs, Parents, Part, Turns
+from evomerge.searchers.cmaes import CmaEs
+from evomerge.searchers.regression import expected
+from evomerge.space.coefficients import CoefficientSpace
+from evomerge.trials import Batch, StopReason, Trial
+
+LEAST = 12
+"""So many points must be known before a generation is screened."""
+RECENT = 300
+"""The regression looks at so many of the last points: its costs rise with their cube."""
+GENERATIONS = 3
+"""Over so many generations it is measured how well expected values rank."""
+
+
+class Screened:
+    """Searcher by CMA-ES (`cmaes.py`) with screening.
+
+    Args:
+        space: the coefficient space.
+        start: the initial mean, shape (dim,), within the bounds.
+        seed: any integer from 0.
+        share: of a generation that is scored; 1 / share times `popsize` points are drawn.
+        agree: the mean rank correlation of expected and found values below which all points are scored.
+        sigma: the initial step as a fraction of each coefficient's range.
+        popsize: points of a generation that are scored; None for 4 + floor(3 ln dim).
+        diagonal_above: the number of free coefficients above which the covariance is diagonal.
+        keep: how many of the best points seen stay incumbents, beside the mean.
+
+    Raises:
+        ConfigError: for a share that is none, a correlation that is none, and what CMA-ES refuses.
+    """
+
+    needs = Needs()
+
+    def __init__(
+        self,
+        space: CoefficientSpace,
+        start: np.ndarray,
+        seed: int,
+        share: float = 0.5,
+        agree: float = 0.1,
+        sigma: float = 0.15,
+        popsize: int | None = None,
+        diagonal_above: int = 24,
+        keep: int = 4,
+    ) -> None:
+        if not 0 < share < 1:
+            raise ConfigError(
+                f"searcher.share={share} says which part of a generation is scored: write a number between 0 and 1, "
+                f"such as 0.5, or searcher=cmaes to score all."
+            )
+        if not -1 <= agree <= 1:
+            raise ConfigError(f"searcher.agree={agree} is a rank correlation, from -1 to 1: write 0.1.")
+        size = 4 + math.floor(3 * math.log(space.dim)) if popsize is None else popsize
+        drawn = size if size < 2 else round(size / share)  # too few: CMA-ES says what to write
+        self._inner = CmaEs(space, start, seed, sigma, drawn, diagonal_above, keep)
+        self._share, self._agree, self._range = share, agree, space.high - space.low
+        self._turns = Turns()
+        self._open = deque[
+            tuple[Batch, np.ndarray, np.ndarray | None]
+        ]()  # what was drawn, who of it is scored, expected
+        self._told: deque[tuple[np.ndarray, float, int]] = deque(maxlen=RECENT)  # scaled points
+        self._agreed: deque[float] = deque(maxlen=GENERATIONS)
+
+    def ask(self) -> Batch:
+        """Return the better part of the next generation, in the order drawn; all of it while that is not known."""
+        batch = self._inner.ask()
+        found = self._expected(batch.points)
+        chosen = np.arange(len(batch.points))
+        if found is not None and (not self._agreed or np.mean(self._agreed) >= self._agree):
+            count = math.ceil(self._share * len(chosen))
+            chosen = np.sort(np.argsort(-found, kind="stable")[:count])
+        asked = self._turns.asked(batch.points[chosen])
+        self._open.append((batch, chosen, found))
+        return asked
+
+    def tell(self, batch: Batch) -> None:
+        """Pass on the values, and those of the points that were left out as worse ones."""
+        self._turns.told(batch)
+        drawn, chosen, found = self._open.popleft()
+        if found is not None:
+            self._agreed.append(_agreement(found[chosen], batch.values))
+        scaled = batch.points / self._range
+        self._told.extend(zip(scaled, batch.values.tolist(), [batch.index] * len(scaled), strict=True))
+        points, trials = drawn.points.copy(), list(drawn.trials)
+        points[chosen] = batch.points  # on a replay, those of the log
+        for place, trial in zip(chosen.tolist(), batch.trials, strict=True):
+            trials[place] = trial
+        left = np.setdiff1d(np.arange(len(points)), chosen)
+        if found is not None:
+            left = left[np.argsort(-found[left], kind="stable")]
+        bound = min(batch.values[np.isfinite(batch.values)], default=None)
+        for place in left.tolist():
+            bound = None if bound is None else math.nextafter(bound, -math.inf)
+            known = None if bound is None else (float(bound),)
+            trials[place] = Trial(batch.index, place, "failed" if known is None else "censored", known)
+        self._inner.tell(replace(drawn, points=points, trials=trials))
+
+    def stop(self) -> StopReason | None:
+        """Return CONVERGED when steps no longer change any coefficient in float64."""
+        return self._inner.stop()
+
+    def parts(self, budget: int) -> list[Part]:
+        """Return one part, as long as the budget, which hands over the mean as well."""
+        return self._inner.parts(budget)
+
+    def parents(self) -> Parents:
+        """Return how many points of a generation the mean moves to."""
+        return self._inner.parents()
+
+    def incumbents(self) -> dict[str, Incumbent]:
+        """Return the mean of the distribution and the best points that were scored."""
+        return self._inner.incumbents()
+
+    def _expected(self, points: np.ndarray) -> np.ndarray | None:
+        """Return what points are expected to reach; None while too few are known."""
+        if len(self._told) < LEAST:
+            return None
+        known, values, generations = zip(*self._told, strict=True)
+        return expected(np.array(known), np.array(values), np.array(generations), points / self._range)
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Spearman's rank correlation; 0 where either says nothing."""
+    ranks = [rankdata(one), rankdata(other)]
+    return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(each) > 0 for each in ranks) else 0.0

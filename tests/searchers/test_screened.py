@@ -1,0 +1,95 @@
+"""Screening: who is scored, what CMA-ES is told of the others, and when all are scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evomerge.common.errors import ConfigError
+from evomerge.searchers.cmaes import CmaEs
+from evomerge.searchers.regression import expected
+from evomerge.searchers.screened import Screened
+from tests.kit.helpers import box, sphere
+from tests.kit.searching import answer, drive, points
+
+SPACE = box(6)
+SIZE = 9  # 4 + floor(3 ln 6)
+
+
+def screened(seed: int = 0, **settings: float) -> Screened:
+    return Screened(SPACE, SPACE.start({}), seed, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_better_half_of_what_cmaes_draws_is_scored() -> None:
+    searcher, twice = screened(), CmaEs(SPACE, SPACE.start({}), 0, popsize=2 * SIZE)
+    first = answer(searcher.ask(), sphere)
+    assert np.array_equal(first.points, twice.ask().points)  # nothing is known yet: all are scored
+    searcher.tell(first)
+    twice.tell(answer(first, sphere))
+    drawn, asked = twice.ask().points, searcher.ask().points
+    kept = np.array([any(np.array_equal(x, y) for y in asked) for x in drawn])
+    assert len(asked) == kept.sum() == SIZE
+    worth = np.array([sphere(x) for x in drawn])
+    assert worth[kept].mean() > worth[~kept].mean()
+    assert np.array_equal(drawn[kept], asked)  # in the order drawn
+
+
+def test_screening_finds_more_for_as_many_points() -> None:
+    def best(searcher: Screened | CmaEs) -> float:
+        return max(sphere(x) for batch in drive(searcher, sphere, 90) for x in batch.points)
+
+    seeds = range(8)
+    with_, without = (
+        np.mean([np.log(-best(made(seed))) for seed in seeds])
+        for made in (screened, lambda seed: CmaEs(SPACE, SPACE.start({}), seed))
+    )
+    assert with_ < without - 0.2
+
+
+def test_all_points_are_scored_while_the_regression_ranks_at_random() -> None:
+    noise = np.random.default_rng(0)
+    sizes = [len(batch.points) for batch in drive(screened(agree=0.5), lambda x: noise.normal(), 200)]
+    assert sizes[:2] == [2 * SIZE, SIZE]
+    assert set(sizes[3:]) == {2 * SIZE}
+
+
+def test_a_screened_point_is_no_incumbent_and_a_failed_one_is_ranked_last() -> None:
+    searcher = screened()
+    batches = drive(searcher, lambda x: None if x[0] > 0.6 else sphere(x), 80)
+    found = [one for name, one in searcher.incumbents().items() if name != "mean"]
+    assert found
+    for one in found:
+        assert one.trial is not None
+        batch = next(each for each in batches if each.index == one.trial[0])
+        assert np.array_equal(batch.points[one.trial[1]], one.x)
+    asked = points(batches[-3:])
+    assert (asked[:, 0] > 0.6).mean() < 0.5
+
+
+def test_a_generation_that_fails_as_a_whole_is_told() -> None:
+    assert len(drive(screened(), lambda x: None, 60)) > 2
+
+
+def test_offsets_of_generations_do_not_mislead_the_regression() -> None:
+    rng = np.random.default_rng(0)
+    x, generation = rng.uniform(size=(60, 3)), np.repeat(np.arange(6), 10)
+    values = x[:, 0] + 5 * rng.normal(size=6)[generation]
+    others = rng.uniform(size=(30, 3))
+    found = expected(x, values, generation, others)
+    assert found is not None
+    assert np.corrcoef(found, others[:, 0])[0, 1] > 0.9
+
+
+def test_nothing_is_expected_of_points_that_are_all_alike() -> None:
+    same, values = np.ones((5, 2)), np.arange(5.0)
+    assert expected(same, values, np.zeros(5), same) is None
+    assert expected(np.eye(5), np.zeros(5), np.zeros(5), np.eye(5)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"share": 1.0}, "searcher=cmaes to score all"), ({"share": 0.0}, "between 0 and 1"), ({"agree": 2.0}, "rank")],
+)
+def test_what_is_no_share_or_correlation_is_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        screened(**settings)
