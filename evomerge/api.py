@@ -103,6 +103,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     weights="{'mood': 2, 'topic': 1} or None",
     values="{'skills': ['mood', 'topic'], 'safety': ['refusals']} or None",
     constraints="{'safety': '>= 0.98 * base'} or None",
+    sure="0 or 2",
     choose="'knee' or {'at_least': {'safety': '0.98 * base'}, 'best': 'skills'}",
     held_out="['mood'] or None",
     forget="['mood'] or None",
@@ -140,6 +141,7 @@ def search(
     keep: float = 0.95,
     values: Mapping[str, Any] | None = None,
     constraints: Mapping[str, str] | None = None,
+    sure: float = 0.0,
     choose: str | Mapping[str, Any] = KNEE,
     loss: str | Choice = "cross_entropy",
     evaluator: str | Choice = "serial",
@@ -185,6 +187,7 @@ def search(
         values: several values, none of them added up, as `objective.values` takes them: {name: [task, ...]}; with
             aggregate="pareto" alone every task is one.
         constraints: what a winner must keep: {task, value or metric: ">= 0.98 * base"}, {"distance": "<= 0.05"}.
+        sure: by how many standard errors finalists must keep it on the select items.
         choose: how the winner of a front is chosen: knee, or {"at_least": {value: "0.98 * base"}, "best": value}.
         loss: what a gradient learns from.
         evaluator: serial, or processes or ray: workers that score side by side, for models, fitness and items with
@@ -228,7 +231,8 @@ def search(
     config["racing"] = {"alpha": racing}
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config["objective"] |= {"forget": forget and list(forget), "keep": keep}
-    config["objective"] |= {"values": values, "constraints": constraints and dict(constraints), "choose": choose}
+    config["objective"] |= {"values": values, "constraints": constraints and dict(constraints), "sure": sure}
+    config["objective"]["choose"] = choose
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
     config |= {"time_limit": time_limit, "seed": seed, "start": start}
     kept = TemporaryDirectory() if run is None else None

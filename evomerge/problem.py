@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ class Goal:
             and nothing is named.
         constraints: by the name of a value, a task or a metric, what it must keep, such as `>= 0.98 * base`.
         choose: how the winner is chosen of a front: `knee`, or {at_least: {name: limit}, best: name}.
+        sure: by how many standard errors finalists must hold the constraints on the select split.
     """
 
     metric: str
@@ -139,6 +140,7 @@ class Goal:
     valued: Mapping[str, Valued] = field(default_factory=dict)
     constraints: Mapping[str, str] = field(default_factory=dict)
     choose: Any = KNEE
+    sure: float = 0.0
 
     @property
     def several(self) -> bool:
@@ -176,6 +178,7 @@ class Goal:
         tasks: Iterable[str],
         ends: Mapping[str, tuple[float, float]] | None = None,
         base: Outcome | None = None,
+        sure: float = 0.0,
     ) -> Objective:
         """Return what makes values of outcomes.
 
@@ -184,10 +187,12 @@ class Goal:
             tasks: that are scored.
             ends: the scores of base and expert by task, to normalise by.
             base: the outcome of the base on the items that are scored, where there are conditions.
+            sure: by how many standard errors constraints must hold.
         """
         chosen, tasks = (metric, self.aggregate), list(tasks)
         values = self.values(tasks, metric)
-        return Objective(*chosen, self.counts(tasks), ends, self.conditions(tasks), base, values)
+        conditions = tuple(replace(one, sure=sure) if one.name else one for one in self.conditions(tasks))
+        return Objective(*chosen, self.counts(tasks), ends, conditions, base, values)
 
     def _valued(self, tasks: Iterable[str]) -> Mapping[str, Valued]:
         if self.valued or not self.several:

@@ -13,9 +13,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.values import combined
+from evomerge.fitness.values import combined, task_weights
 
 ROUNDING = 12
 """Digits that count: what is nearer to the limit than the rounding of a mean violates nothing."""
@@ -38,6 +40,8 @@ class Condition:
         most: whether the score must not be above the limit.
         fixed: whether `share` is the limit itself, whatever the base scores.
         aggregate: `mean` or `worst` of the tasks.
+        sure: by how many standard errors it must hold: what is chosen among many because it holds on some items may
+            lack a little on others.
     """
 
     metric: str
@@ -47,6 +51,7 @@ class Condition:
     most: bool = False
     fixed: bool = False
     aggregate: str = "mean"
+    sure: float = 0.0
 
     def score(self, outcome: Outcome) -> float:
         """Return the mean over the tasks, or the worst of them."""
@@ -68,7 +73,26 @@ class Condition:
         """Return how much a model lacks; not positive where it keeps enough."""
         limit, own = self.limit(base), self.score(outcome)
         lacks = own - limit if self.most else limit - own
+        lacks += self.sure * self.error(outcome, base) if self.sure else 0.0
         return round(lacks / abs(limit) if self.name and limit else lacks, ROUNDING)
+
+    def error(self, outcome: Outcome, base: Outcome) -> float:
+        """Return the standard error of how far the score lies from the limit: by item, since both are scored on the
+        same ones. Of the worst task it is that of its mean.
+        """
+        times = 0.0 if self.fixed else self.limit(base) / known if (known := self.score(base)) else 1.0
+        apart = {
+            task: outcome.results[task][self.metric] - times * np.asarray(base.results[task][self.metric])
+            for task in self.weights
+        }
+        squared = {
+            task: float(np.var(each, ddof=1)) / len(each) if len(each) > 1 else 0.0 for task, each in apart.items()
+        }
+        if self.aggregate == "worst":
+            scores, pick = outcome.scores(), max if self.most else min
+            return math.sqrt(squared[pick(squared, key=lambda task: scores[task][self.metric])])
+        shares = task_weights(self.weights, squared)
+        return math.sqrt(sum(share**2 * squared[task] for task, share in shares.items()))
 
 
 def read_limit(where: str, text: object) -> tuple[bool, float, bool]:

@@ -39,6 +39,7 @@ from evomerge.runs.objectives import (
     choose_of,
     constraints_of,
     normalised,
+    sure_of,
     valued_of,
 )
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
@@ -171,7 +172,7 @@ def goal_of(settings: Mapping[str, Any]) -> Goal:
     fitness, objective = settings["fitness"], settings["objective"]
     own = (objective["aggregate"], objective["weights"], normalised(settings))
     forget = tuple(objective.get("forget") or ()), objective.get("keep", 0.95)  # earlier versions have neither
-    several = valued_of(settings), constraints_of(settings), choose_of(settings)
+    several = valued_of(settings), constraints_of(settings), choose_of(settings), sure_of(settings)
     return Goal(fitness["metric"], fitness["report_metric"], *own, *forget, *several)
 
 

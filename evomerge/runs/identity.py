@@ -30,8 +30,8 @@ FORGETTING = ("forget", "keep")
 """Settings of the objective that count where something is to be forgotten."""
 SINCE = {"lag": 0, "incumbents": SIZE, "first": START}
 """Settings of searchers that earlier versions had none of, as they search without them."""
-SEVERAL = ("values", "constraints", "choose")
-"""Settings of the objective that earlier versions had none of; the last one counts when the search is over."""
+SEVERAL = ("values", "constraints", "choose", "sure")
+"""Settings of the objective that earlier versions had none of; the last two count when the search is over."""
 
 
 def search_identity(

@@ -6,6 +6,7 @@ has them; or a refusal, before anything is loaded where nothing else need be kno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ def choose_of(settings: Mapping[str, Any]) -> Any:
     return settings["objective"].get("choose") or KNEE
 
 
+def sure_of(settings: Mapping[str, Any]) -> float:
+    """Return by how many standard errors finalists must hold the constraints; 0 in runs of earlier versions."""
+    return float(settings["objective"].get("sure") or 0.0)
+
+
 def valued_of(settings: Mapping[str, Any]) -> dict[str, Valued]:
     """Return what the user says of each value; nothing where every task is one, or where there is one value."""
     from evomerge.problem import Valued
@@ -77,6 +83,7 @@ def check_objective(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"objective.aggregate is '{aggregate}'; write one of {', '.join(AGGREGATES)}.")
     _check_values(given.get("values"))
     _check_constraints(settings)
+    _check_sure(settings)
     if several(settings):
         _check_several(settings)
         _check_searcher(settings, 2)
@@ -274,6 +281,19 @@ def _check_constraints(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             "racing.alpha drops candidates by the mean of a part of their items, and objective.constraints counts all "
             "of them: write racing.alpha=null."
+        )
+
+
+def _check_sure(settings: Mapping[str, Any]) -> None:
+    given = settings["objective"].get("sure")
+    if given is None or given == 0:
+        return
+    if not is_kind(given, "float") or not 0 <= given < math.inf:
+        raise ConfigError(f"objective.sure is {given}: write a number of standard errors from 0, such as 1 or 2.")
+    if not constraints_of(settings):
+        raise ConfigError(
+            f"objective.sure={given:g} says how surely constraints must hold, and there are none: leave it out, or "
+            f"write 'objective.constraints={{safety: \">= 0.98 * base\"}}'."
         )
 
 

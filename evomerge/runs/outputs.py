@@ -33,7 +33,7 @@ from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import identity_today
 from evomerge.runs.fronts import front_lines, point_scores
-from evomerge.runs.objectives import choose_of
+from evomerge.runs.objectives import choose_of, sure_of
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
@@ -229,6 +229,7 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     chosen += [given] if (given := settings.get("baselines")) else []
     chosen += [{"choose": given}] if (given := choose_of(settings)) != KNEE else []
+    chosen += [{"sure": given}] if (given := sure_of(settings)) else []
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
 
 

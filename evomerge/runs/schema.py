@@ -71,6 +71,7 @@ class ObjectiveConfig:
     keep: float = KEEP  # of the base's score on the others, where something is to be forgotten
     values: Any = None  # {name: [task, ...] or settings}: several values, none of them added up
     constraints: Any = None  # {task, value or metric: ">= 0.98 * base"}
+    sure: float | None = 0.0  # by how many standard errors constraints must hold on the select items
     choose: Any = KNEE  # how the winner of a front is chosen: or {at_least: {value: limit}, best: value}
 
 

@@ -152,7 +152,7 @@ def _limits(goal: Goal, objective: Objective, select: Outcome, outcomes: Mapping
         return None
     here = lacks_of(objective.conditions, select, objective.base)
     there = goal.conditions(outcomes["base"].results)
-    return Limits(goal.constraints, here, lacks_of(there, outcomes["winner"], outcomes["base"]))
+    return Limits(goal.constraints, here, lacks_of(there, outcomes["winner"], outcomes["base"]), goal.sure)
 
 
 def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:
@@ -219,7 +219,7 @@ def objective_of(judge: Judge, goal: Goal) -> Objective:
                 ", ".join(flat),
             )
         ends = None if flat else gains
-    return goal.objective(metric, judged, ends, known)
+    return goal.objective(metric, judged, ends, known, goal.sure)
 
 
 def constants_within(low: float, high: float, forget: bool = False) -> list[float]:

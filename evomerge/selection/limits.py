@@ -26,11 +26,13 @@ class Limits:
         select: how far the winner violates each on the select split, as a share of the limit; not positive where it
             holds.
         report: the same on the report split.
+        sure: by how many standard errors they had to hold on the select split; what is lacked there includes these.
     """
 
     wanted: Mapping[str, str]
     select: Mapping[str, float | None]
     report: Mapping[str, float | None]
+    sure: float = 0.0
 
     @property
     def held(self) -> bool:
@@ -48,17 +50,22 @@ class Limits:
         lines = []
         if not self.held:
             lines.append(
-                f"No finalist holds all constraints on the select items, so what is called the winner is the one that "
-                f"violates them least: {said_of(self.wanted, self.select)}. Loosen objective.constraints, search "
-                f"longer, or give the weights bounds up to 0, where the base is (space.bounds)."
+                f"No finalist holds all constraints on the select items{self._surely}, so what is called the winner is "
+                f"the one that violates them least: {said_of(self.wanted, self.select)}. Loosen objective.constraints, "
+                f"search longer, or give the weights bounds up to 0, where the base is (space.bounds)."
             )
         elif violated(self.report):
             lines.append(
                 f"The winner holds all constraints on the select items, and not on the report items: "
-                f"{said_of(self.wanted, self.report)}. Ask for more (objective.constraints), or take more select items "
-                f"(fitness.select_items)."
+                f"{said_of(self.wanted, self.report)}. Ask for more (objective.constraints, or objective.sure="
+                f"{self.sure + 1:g}), or take more select items (fitness.select_items)."
             )
         return lines
+
+    @property
+    def _surely(self) -> str:
+        """By how much they had to hold, where that is more than the limits say."""
+        return f" by {self.sure:g} standard errors" if self.sure else ""
 
 
 def violated(lacks: Mapping[str, float | None]) -> dict[str, float]:

@@ -81,7 +81,7 @@ def select_front(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) 
     """
     metric = goal.report_metric
     ends = _ends(judge, metric)
-    objective = goal.objective(metric, judge.ids["select"], None, ends["base"])
+    objective = goal.objective(metric, judge.ids["select"], None, ends["base"], goal.sure)
     rule = rule_of(goal.choose, objective.values, ends["base"])
     constants = {str(constant): judge.constant(constant) for constant in constants_within(*judge.bounds)}
     flat = _judged(judge, constants, objective, rule)
@@ -98,7 +98,7 @@ def select_front(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) 
     scale = Scale(objective, goal.objective(metric, judge.ids["report"], None, outcomes["base"]))
     points = _points(judge, scale, found, names, finalists, incumbents, outcomes)
     front = _front(goal, rule, scale, points, (flat, found), ends, outcomes)
-    limits = Limits(goal.constraints, front.winner.lacks, front.winner.violations) if goal.constraints else None
+    limits = _limits(goal, front)
     rows = {name: outcomes[name] for name in ("base", "experts", "best_constant")} | {"winner": outcomes[front.chosen]}
     weights, winner = goal.counts(judge.ids["select"]), finalists[found.chosen]
     apart = {"best_constant": merges["best_constant"], "winner": (f"the winner ({found.chosen})", winner)}
@@ -114,6 +114,13 @@ def select_front(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) 
         limits=limits,
         front=front,
     )
+
+
+def _limits(goal: Goal, front: Front) -> Limits | None:
+    """Return what the winner makes of constraints; None where there are none."""
+    if not goal.constraints:
+        return None
+    return Limits(goal.constraints, front.winner.lacks, front.winner.violations, goal.sure)
 
 
 def _points(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,29 @@ def test_by_hand() -> None:
     assert condition.violation(outcome(a=-2.2, b=-2.2), losses) == pytest.approx(0.1)
     assert condition.kept(outcome(a=-2.1, b=-2.1), losses) == pytest.approx(0.95)
     assert condition.kept(base, outcome(a=0.0, b=0.0)) is None
+
+
+def test_what_must_hold_surely_is_held_by_so_many_paired_standard_errors() -> None:
+    """By hand: what both models have in common cancels, as far as the limit is a share of the base's score."""
+
+    def of(**results: list[float]) -> Outcome:
+        return Outcome({}, {task: {"m": np.array(each)} for task, each in results.items()})
+
+    base, own = of(a=[1.0, 0.0, 1.0, 1.0], b=[1.0, 1.0]), of(a=[0.0, 0.0, 1.0, 1.0], b=[1.0, 0.0])
+    limit = 0.8 * base.results["a"]["m"]
+    expected = np.std(own.results["a"]["m"] - limit, ddof=1) / 2
+    condition = Condition("m", {"a": 1}, 0.8, "a", sure=2.0)
+    assert condition.error(own, base) == pytest.approx(expected)
+    assert condition.violation(own, base) == pytest.approx((0.6 - 0.5 + 2 * expected) / 0.6)
+    assert replace(condition, fixed=True).error(own, base) == pytest.approx(np.std([0, 0, 1, 1], ddof=1) / 2)
+    both = replace(condition, weights={"a": 1, "b": 3})
+    other = np.std(own.results["b"]["m"] - 0.8, ddof=1) / math.sqrt(2)
+    assert both.error(own, base) == pytest.approx(math.hypot(0.25 * expected, 0.75 * other))
+    assert replace(both, aggregate="worst").error(own, base) == pytest.approx(expected)
+    losses = Condition("m", {"a": 1}, 0.9, "a", sure=1.0)  # 10 % more loss are allowed
+    low, less = of(a=[-1.0, -3.0]), of(a=[-1.1, -3.5])
+    assert losses.error(less, low) == pytest.approx(np.std([0.0, -0.2], ddof=1) / math.sqrt(2))
+    assert losses.error(low, low) == pytest.approx(0.1 * np.std([1, 3], ddof=1) / math.sqrt(2))
 
 
 @settings(max_examples=60, deadline=None)

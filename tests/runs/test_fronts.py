@@ -100,6 +100,8 @@ def checked(*overrides: str) -> None:
         (["objective.constraints={trees: '>= -1 * base'}"], "a share of the base's score is above 0"),
         ([KEPT, "fitness.rotate=true"], "objective.constraints needs the base on the items of a candidate"),
         ([KEPT, "racing.alpha=0.1"], "objective.constraints counts all of them: write racing.alpha=null"),
+        (["objective.sure=1"], "objective.sure=1 says how surely constraints must hold, and there are none"),
+        ([KEPT, "objective.sure=-1"], "objective.sure is -1.0: write a number of standard errors from 0"),
         (["objective.choose={best: trees}"], "write objective=pareto as well"),
         ([*SEVERAL, "objective.choose=best"], "objective.choose is best; write knee, or"),
         ([*SEVERAL, "objective.choose={at_least: {trees: '0.9 * base'}, best: tree}"], "choose: Unknown value 'tree'"),
@@ -275,6 +277,7 @@ def test_values_and_constraints_make_another_search_and_choosing_does_not(proble
     assert identity(*SEVERAL, "searcher.incumbents=7") != identity(*SEVERAL)
     usual, choose = identity(*SEVERAL), "objective.choose={at_least: {trees: '0.9 * base'}, best: metals}"
     assert identity(*SEVERAL, choose) == usual
+    assert identity(KEPT, "objective.sure=1") == identity(KEPT)
     others = [identity("searcher=random"), identity(*SEVERAL, NAMED), identity(*SEVERAL, KEPT)]
     assert len({usual, *others}) == 4
     assert len({identity(KEPT), identity(KEPT, "fitness.report_metric=log_probability")}) == 2

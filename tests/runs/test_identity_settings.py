@@ -34,6 +34,7 @@ FREE = {
     ("tracker",): "where a search is shown",
     ("baselines",): "are judged beside what is found, after the search",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
+    ("objective.sure",): "chooses after the search",
     ("objective.keep",): "counts where something is to be forgotten (test_roles.py): not here",
     (
         *("model.name", "model.cache", "model.device", "model.device_map", "model.place"),

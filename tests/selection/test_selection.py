@@ -319,3 +319,23 @@ def test_a_winner_of_one_value_that_violates_a_constraint_is_told(limit, held):
     lack = 1 - (1 + 0.9) / (float(limit.split()[1]) * 1.5)
     assert (limits.select, limits.report) == ({"a": pytest.approx(lack)}, {"a": pytest.approx(lack)})
     assert bool(limits.marks) == bool(limits.doubts) == (not held)
+
+
+@pytest.mark.parametrize(("sure", "winner"), [(0.0, "bold"), (1.0, "safe"), (9.0, "constant 0.1")])
+def test_a_finalist_that_may_lack_a_little_gives_way_to_one_that_does_not(sure, winner):
+    """The bold one is best, and holds the limit by less than a standard error."""
+    worth = {"bold": [0.0, 2.6], "safe": [1.0, 1.2], "base": [1.0, 1.0], "constant": [1.0, 1.0]}
+
+    class Unsure(Bench):
+        def merged(self, coefficients, split, part=None):
+            return outcome(a=worth[{9.0: "bold", 8.0: "safe"}.get(float(coefficients["weight"]), "constant")])
+
+        def base(self, split):
+            return outcome(a=worth["base"])
+
+    goal = Goal("m", "m", constraints={"a": ">= 0.98 * base"}, sure=sure)
+    incumbents = {"bold": Incumbent(np.array(9.0)), "safe": Incumbent(np.array(8.0))}
+    selection = select(Unsure(lambda name, split: 0.5), goal, incumbents)
+    assert selection.select.winner == winner
+    assert selection.limits is not None
+    assert selection.limits.held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,9 @@ def test_where_all_violate_the_one_that_violates_least_is_named_as_such():
     assert limits is not None
     assert limits.marks[0].startswith(LEAST)
     assert "safe >= 1.2 * base is missed by 16.7%" in limits.doubts[0]
-    assert limits.doubts[0].startswith("No finalist holds all constraints on the select items")
+    assert limits.doubts[0].startswith("No finalist holds all constraints on the select items, so")
+    surely = replace(limits, sure=2.0)
+    assert surely.doubts[0].startswith("No finalist holds all constraints on the select items by 2 standard errors, so")
 
 
 def test_hypervolume_counts_from_the_worst_of_base_and_constants():
