@@ -34,7 +34,6 @@ FREE = {
     ("tracker",): "where a search is shown",
     ("baselines",): "are judged beside what is found, after the search",
     ("fitness.report_metric", "fitness.select_items", "fitness.report_items"): "chooses and reports after the search",
-    ("objective.sure",): "chooses after the search",
     ("objective.keep",): "counts where something is to be forgotten (test_roles.py): not here",
     (
         *("model.name", "model.cache", "model.device", "model.device_map", "model.place"),
@@ -60,7 +59,7 @@ FREE = {
     ("model.vocabulary",): "counts where vocabularies differ (test_vocabulary_runs.py), and here they do not",
 }
 """Settings that may not change the identity, and why."""
-IMPOSSIBLE = ("model.part", "model.trajectory", "objective.values", "objective.choose")
+IMPOSSIBLE = ("model.part", "model.trajectory", "objective.values", "objective.choose", "objective.sure")
 """Settings that have no other valid value on these models; those of a search with several values: test_fronts.py"""
 GROUPS = ("method", "transform", "space", "searcher", "fitness", "loss", "objective")
 CHOICES = {group: choices_of(group) for group in GROUPS}
