@@ -88,7 +88,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     constant = flat.name
     finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
     known = {f"constant {constant}": flat.outcomes[constant]}
-    if not same_merge(finalists[f"constant {constant}"], constants[constant]):  # the space cannot express it
+    if not judge.same(finalists[f"constant {constant}"], constants[constant]):  # the space cannot express it
         known = {}
     best = _best(judge, finalists, objective, known=known)
     remember_whole(judge, finalists, best)
@@ -132,11 +132,6 @@ def _best(
         judge.begin((merges[name], "select", part) for name, part in asked)
 
     return choose(merges, score, objective, judge.ids["select"], begin, line, known)
-
-
-def same_merge(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
-    """Return whether two merges have the same coefficients."""
-    return all(np.array_equal(one[variable], other[variable]) for variable in one)
 
 
 def _limits(goal: Goal, objective: Objective, select: Outcome, outcomes: Mapping[str, Outcome]) -> Limits | None:

@@ -26,7 +26,7 @@ from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
 from evomerge.searchers.domination import ranks
-from evomerge.selection.choosing import Selection, constants_within, same_merge
+from evomerge.selection.choosing import Selection, constants_within
 from evomerge.selection.front import Front, FrontPoint
 from evomerge.selection.judge import Judge
 from evomerge.selection.limits import Limits, violated
@@ -282,6 +282,10 @@ def _in_order(found: _Judged, finalists: Mapping[str, Merge]) -> list[str]:
     """
     places, kept = {name: i for i, name in enumerate(found.outcomes)}, list[str]()
     for name in sorted(found.front, key=lambda name: name != found.chosen):
-        if not any(same_merge(finalists[name], finalists[other]) for other in kept):
+        if not any(_same(finalists[name], finalists[other]) for other in kept):
             kept.append(name)
     return sorted(kept, key=lambda name: (-found.values[places[name], 0], places[name]))
+
+
+def _same(one: Merge, other: Merge) -> bool:
+    return all(np.array_equal(one[variable], other[variable]) for variable in one)

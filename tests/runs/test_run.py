@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from evomerge.runs.suite import Suite
 from evomerge.runs.transforms import in_order
 from evomerge.search.evaluators import serial
 from evomerge.search.journal import read_log
+from evomerge.selection import choosing
 from evomerge.selection.summary import Summary
 from evomerge.trials import Trial
 from tests.kit.helpers import compose
@@ -214,8 +216,14 @@ def test_a_summary_without_numbers_is_shown(finished: Path, capsys: pytest.Captu
 def test_the_selection_counts_what_it_scores(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up to the end, also where nothing has to be scored again."""
+    """Up to the end, also where nothing has to be scored again; and the best constant once."""
     monkeypatch.setattr("evomerge.cli.progress.PLAIN_EVERY", 0.0)
+    asked, choose = list[str](), choosing.choose
+
+    def watched(merges: Any, score: Any, *more: Any) -> Any:
+        return choose(merges, lambda name, part: asked.append(name) or score(name, part), *more)
+
+    monkeypatch.setattr(choosing, "choose", watched)
     for name in ("one", "two"):
         run_search(
             compose(*settings, "fitness.select_items=30", "fitness.report_items=60"), tmp_path / name, Reporter()
@@ -224,6 +232,8 @@ def test_the_selection_counts_what_it_scores(
         assert len(counted) > 15  # constants, finalists, and the four of the report
         assert counted[-1][0] == counted[-1][1]
         assert len({total for _, total in counted}) == 1
+    assert asked
+    assert not [name for name in asked if name.startswith("constant ")]  # that one is known when it is a finalist
 
 
 class Timed(Silent):
