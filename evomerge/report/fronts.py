@@ -23,6 +23,10 @@ from evomerge.trials import Trial
 
 PAIRED = 3
 """Up to so many values are drawn in pairs, more of them as lines from value to value."""
+FAR = 2.0
+"""The base is left out of a picture if it lies farther from the others than so many times their range: they would be
+one spot beside it.
+"""
 KINDS = {"base": "base", "experts": "experts"}
 
 
@@ -65,7 +69,8 @@ def pictures(facts: RunFacts) -> list[tuple[str, Chart]]:
 def legend(front: Front) -> list[tuple[str, str]]:
     """What the marks of the pictures are, one legend for all."""
     experts = front.experts if len(front.values) <= PAIRED else []
-    kinds = {_kind(front, model) for model in [front.base, *experts, front.best_constant, *front.points]}
+    base = [front.base] if len(front.values) > PAIRED or len(_far(front)) < len(front.values) - 1 else []
+    kinds = {_kind(front, model) for model in [*base, *experts, front.best_constant, *front.points]}
     texts = {
         "winner": f"{front.chosen}, the winner",
         "finalist": "another point of the front",
@@ -142,6 +147,12 @@ def notes(summary: Summary, front: Front) -> list[str]:
         f"{volumes['constants']:.4g}, and of {volumes['report']:.4g} on the report items. It counts from the worst "
         f"score of base and constants on select in each value."
     ]
+    if len(front.values) <= PAIRED and (far := _far(front)):
+        found.insert(
+            0,
+            f"The base lies so far from the others in {', '.join(titled(front, name) for name in far)} that pictures "
+            f"with {'it' if len(far) == 1 else 'one of these'} leave it out.",
+        )
     if front.dominated:
         found.append(f"Fell out on the select items, since a point is better: {', '.join(front.dominated)}.")
     if front.violating:
@@ -179,9 +190,11 @@ def _lower(small: bool) -> str:
 def _pair(front: Front, one: str, other: str) -> Chart:
     """Draw the front in two values, with one standard error to each side."""
     models = [front.base, *front.experts, front.best_constant, *front.points]
+    models = models[bool({one, other} & set(_far(front))) :]
     known = [model for model in models if _mean(model, one) is not None and _mean(model, other) is not None]
     x, y = (_axis(front, known, name) for name in (one, other))
-    order = sorted(known, key=lambda model: model.name == front.chosen)  # the winner above all
+    # the winner above all, and the best constant above the point that it may be
+    order = sorted(known, key=lambda model: (model.name == front.chosen, model is front.best_constant))
     marks = [_mark(front, model, x.at(_at(model, one)), up(y, _at(model, other))) for model in order]
     errors = "".join(_error(model, one, other, x, y) for model in known)
     lines = [Line(errors, "error")]
@@ -257,8 +270,25 @@ def _cloud(facts: RunFacts, trials: Sequence[Trial], i: int, j: int) -> Chart:
 
 
 def _axis(front: Front, models: Sequence[FrontPoint], name: str) -> Axis:
-    ends = [_at(model, name) + way * _se(model.report[name]) for model in models for way in (-1, 1)]
-    return axis(ends, axis_label(front, name), 5)
+    return axis(_ends(models, name), axis_label(front, name), 5)
+
+
+def _ends(models: Sequence[FrontPoint], name: str) -> list[float]:
+    """Return where the error bars of models end in a value."""
+    return [_at(model, name) + way * _se(model.report[name]) for model in models for way in (-1, 1)]
+
+
+def _far(front: Front) -> list[str]:
+    """Return the values in which the base lies too far from all others to be drawn with them."""
+    models, found = [*front.experts, front.best_constant, *front.points], list[str]()
+    for name in front.values:
+        ends = _ends([model for model in models if _mean(model, name) is not None], name)
+        if not ends or _mean(front.base, name) is None:
+            continue
+        room = FAR * (max(ends) - min(ends))
+        if not min(ends) - room <= _at(front.base, name) <= max(ends) + room:
+            found.append(name)
+    return found
 
 
 def _mark(front: Front, model: FrontPoint, x: float, y: float) -> Mark:

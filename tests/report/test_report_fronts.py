@@ -70,6 +70,29 @@ def test_a_mark_stands_at_its_scores_and_its_error_reaches_one_standard_error(tm
     assert all(f"{mark.x}" in stairs.path for mark in chart.marks if mark.label)  # each of them lies on it
 
 
+def test_a_base_that_is_far_away_is_left_out_of_the_pictures_that_it_would_squeeze(tmp_path: Path) -> None:
+    """And what the best constant is drawn as is seen where it is a point of the front, too."""
+    found = front(THREE)
+    far = {name: replace(one, mean=-9.0) if name == "news" else one for name, one in found.base.report.items()}
+    constant = replace(found.best_constant, report=found.points[0].report)
+    apart = replace(
+        found,
+        base=replace(found.base, report=far),
+        constants=[constant if one.name == constant.name else one for one in found.constants],
+    )
+    run = write_front(tmp_path / "run", apart)
+    drawn = {title: [mark.kind for mark in chart.marks] for title, chart in pictures(RunFacts(open_run(run)))}
+    assert {title: "base" in kinds for title, kinds in drawn.items()} == {
+        "news over reviews": False,
+        "mood over reviews": True,
+        "mood over news": False,
+    }
+    assert all(kinds.index("constant") > kinds.index("finalist") for kinds in drawn.values())
+    said = "The base lies so far from the others in news that pictures with it leave it out."
+    assert said in read(write_report(run)).text
+    assert said not in read(write_report(write_front(tmp_path / "near"))).text
+
+
 def test_gains_are_told_by_two_standard_errors_whichever_way_is_better(tmp_path: Path) -> None:
     told = {row.name: [line.over.verdict for line in row.lines] for row in rows(front())}
     assert told["point_1"] == ["better", "better"]  # .05 ± .02
