@@ -124,7 +124,7 @@ def search(
     budget: int = 200,
     run: str | Path | None = None,
     seed: int = 1,
-    start: str | float = "constants",
+    start: str | Path | float = "constants",
     items: int | None = 100,
     select_items: int | None = None,
     report_items: int | None = None,
@@ -159,8 +159,9 @@ def search(
         fitness: a function `score(model, items)` that returns a number for each item of one task, or
             `score(model, tokenizer, items)` that returns {task: numbers}, higher is better; the name of one,
             `file.py:score`; or classification, perplexity or lm_eval.
-        tasks: by name, what `items` returns or takes; for a fitness of evomerge's own also what `fitness.tasks` takes.
-            A task with the name of an expert is that expert's own.
+        tasks: by name, what `items` returns or takes, or a mapping with that as its `items` and what else
+            `fitness.tasks` takes: {"items": ..., "expert": "mood"}. A task with the name of an expert is that expert's
+            own.
         searcher: cmaes, screened, tpe, random, grid, greedy, topk, gradient or hybrid, or what the functions of these
             names return; nsga2 and others of conf/searcher by name; None for cmaes, or for tpe where there is a single
             coefficient.
@@ -234,7 +235,7 @@ def search(
     config["objective"] |= {"values": values, "constraints": constraints and dict(constraints), "sure": sure}
     config["objective"]["choose"] = choose
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
-    config |= {"time_limit": time_limit, "seed": seed, "start": start}
+    config |= {"time_limit": time_limit, "seed": seed, "start": str(start) if isinstance(start, Path) else start}
     kept = TemporaryDirectory() if run is None else None
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
     asked = composed(config)

@@ -41,6 +41,7 @@ from evomerge.models.pretrained import (
     moved,
     passed_over,
     read_config,
+    remedy,
     rename_keys,
     takes_images,
     untie,
@@ -324,7 +325,7 @@ def load_skeleton(path: Path, auto_class: str, dtype: torch.dtype | None = None)
     except Exception as error:  # of whatever kind the reader of its config raises
         raise CheckpointError(
             f"transformers cannot make the {auto_class} of {path}: {first_line(error)} "
-            f"It must be a directory with config.json and weights, as save_pretrained writes it."
+            f"{remedy(path, 'config.json and weights')}"
         ) from error
     computed = frozen(model)
     untie(model, path)

@@ -25,7 +25,7 @@ from transformers.utils.import_utils import is_vision_available
 from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.models.adapter_files import is_adapter
 from evomerge.models.matching import Layout, match
-from evomerge.models.weight_files import check_readable, weight_files
+from evomerge.models.weight_files import check_readable, read_json, weight_files
 from evomerge.models.weights import read_tensors, same
 
 VOCABULARIES = {"tokenizer.json", "tokenizer.model", "tekken.json"}
@@ -66,7 +66,7 @@ def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -
     except Exception as error:  # of whatever kind the reader of any of its files raises
         raise CheckpointError(
             f"transformers cannot load {path} as {auto_class}: {first_line(error)} "
-            f"It must be a directory with config.json, weights and tokenizer files, as save_pretrained writes it."
+            f"{remedy(path, 'config.json, weights and tokenizer files')}"
         ) from error
     if info["mismatched_keys"]:
         name, found, expected = min(info["mismatched_keys"])
@@ -77,6 +77,18 @@ def load_model(path: Path, auto_class: str, dtype: torch.dtype | str = "auto") -
     for parameter in model.parameters():  # a file may hold a matrix transposed, as TensorFlow has it
         parameter.data = parameter.data.contiguous()
     return model.eval().requires_grad_(False), sorted(info["missing_keys"])
+
+
+def remedy(path: Path, files: str) -> str:
+    """Say what to do about a model directory that transformers cannot load; `files` are those that it needs."""
+    if (path / "config.json").is_file():
+        kind = read_json(path / "config.json").get("model_type")
+        if isinstance(kind, str) and kind not in transformers.CONFIG_MAPPING:
+            return (
+                f"Its classes are none of transformers', and evomerge runs no code of a model: register those of "
+                f"{kind!r} in a program of your own (AutoConfig.register, AutoModel.register), and use em.Family there."
+            )
+    return f"It must be a directory with {files}, as save_pretrained writes it."
 
 
 def read_config(path: Path) -> Any:

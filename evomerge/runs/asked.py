@@ -65,9 +65,13 @@ def tasks_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Splits
             raise ConfigError(f"The task {name!r:.100} has no name: write {{'mood': em.items('mood.jsonl')}}.")
         if isinstance(one, str | Path):
             settings[name] = str(one)
-        elif isinstance(one, Mapping) and not set(one) & set(SPLITS):
-            settings[name] = dict(one)
-        else:
-            held[name] = one if isinstance(one, Splits) else split_items(one)
-            settings[name] = {"items": str(held[name].place or MEMORY / name), "classes": list(held[name].classes)}
+            continue
+        asked = dict(one) if isinstance(one, Mapping) and not set(one) & set(SPLITS) else {"items": one}
+        items = asked.get("items")
+        if isinstance(items, Path):
+            asked["items"] = str(items)
+        elif items is not None and not isinstance(items, str):
+            held[name] = items if isinstance(items, Splits) else split_items(items, asked.get("classes") or ())
+            asked = {"classes": list(held[name].classes), **asked, "items": str(held[name].place or MEMORY / name)}
+        settings[name] = asked
     return settings, held

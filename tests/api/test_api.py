@@ -290,6 +290,22 @@ def test_numbers_of_numpy_are_numbers_and_wrong_settings_are_refused(candidate):
             em.search(candidate, score, {"red": ITEMS}, **wrong)
 
 
+def test_a_task_in_memory_says_whose_it_is_and_what_its_classes_are(candidate):
+    labelled = [(str(i), "odd" if i % 2 else "even") for i in range(60)]
+    tasks = {"shades": {"items": ITEMS, "expert": "red"}, "more": {"items": labelled, "classes": ["odd", "even"]}}
+    result = em.search(candidate, score, tasks, budget=2, searcher="random")
+    assert "experts, each on its own task" in str(result)
+
+
+def test_a_search_begins_where_a_path_says(candidate, tmp_path):
+    em.search(candidate, score, {"red": ITEMS}, budget=2, searcher="random", run=tmp_path / "first")
+    recipe = tmp_path / "first" / "recipe.yaml"
+    begun = [em.search(candidate, score, {"red": ITEMS}, budget=4, start=start) for start in (recipe, str(recipe))]
+    assert len({(result.path / "trials.jsonl").read_bytes() for result in begun}) == 1
+    with pytest.raises(em.EvomergeError, match=r"nothing\.yaml"):
+        em.search(candidate, score, {"red": ITEMS}, budget=4, start=tmp_path / "nothing.yaml")
+
+
 def test_nothing_is_printed(candidate, capfd):
     em.search(candidate, score, {"red": ITEMS}, budget=3, searcher="tpe")
     assert "".join(capfd.readouterr()) == ""

@@ -115,6 +115,15 @@ def test_keys_that_have_the_prefix_in_part_are_read_as_transformers_reads_them(r
     assert "expert one" not in said
 
 
+def test_an_architecture_that_transformers_does_not_know_is_refused_with_what_to_do(root, family):
+    path = family("llama")
+    file = path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "mine"}))
+    done, said, _ = outcome(settings_of(root), path, CAUSAL)
+    assert done == "refused"
+    assert "register those of 'mine' in a program of your own" in said
+
+
 # heads
 
 
