@@ -159,6 +159,7 @@ class Family:
                 name,
                 str(path),
                 f"{found.norms[k]:.4g}",
+                f"{found.ratios[k]:.1%}",
                 f"{found.changed[k]:.0%}",
                 *(f"{c:.3f}" for c in found.cosines[k]),
             ]
@@ -166,7 +167,7 @@ class Family:
         ]
         conflicts, chance = found.signs.shares
         signs = f"{conflicts:.0%} of what several experts changed has opposite signs (by chance {chance:.0%})"
-        columns = ["", "", "norm", "changed", *(f"cosine {name}" for name in sources.experts)]
+        columns = ["", "", "norm", "of the base's", "changed", *(f"cosine {name}" for name in sources.experts)]
         notes = [signs, *self.notes] if found.signs.several else self.notes
         return Shown(f"{found.elements:,} parameters of {sources.base}", columns, rows, notes)
 

@@ -66,7 +66,7 @@ def tasks_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Splits
         if isinstance(one, str | Path):
             settings[name] = str(one)
             continue
-        asked = dict(one) if isinstance(one, Mapping) and not set(one) & set(SPLITS) else {"items": one}
+        asked: dict[str, Any] = dict(one) if isinstance(one, Mapping) and not set(one) & set(SPLITS) else {"items": one}
         items = asked.get("items")
         if isinstance(items, Path):
             asked["items"] = str(items)

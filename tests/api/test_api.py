@@ -290,6 +290,12 @@ def test_numbers_of_numpy_are_numbers_and_wrong_settings_are_refused(candidate):
             em.search(candidate, score, {"red": ITEMS}, **wrong)
 
 
+def test_the_table_of_a_family_says_how_far_experts_are_from_a_base_of_what_length():
+    net = Net()
+    further = {name: 3 * tensor for name, tensor in net.state_dict().items()}
+    assert " 200.0% " in str(em.Family(net, red=further))
+
+
 def test_a_task_in_memory_says_whose_it_is_and_what_its_classes_are(candidate):
     labelled = [(str(i), "odd" if i % 2 else "even") for i in range(60)]
     tasks = {"shades": {"items": ITEMS, "expert": "red"}, "more": {"items": labelled, "classes": ["odd", "even"]}}
