@@ -96,7 +96,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     rotate="True or False",
     sampling="'stratified', 'uniform', 'disagreement' or 'adaptive'",
     grow="0.25 or None",
-    approximate="'bfloat16' or None",
+    approximate="'bfloat16', 'auto' or None",
     remember="True or False",
     aggregate="'mean', 'worst', 'chebyshev' or 'pareto'",
     normalised="True or False",
@@ -177,7 +177,8 @@ def search(
         sampling: how they are drawn: stratified by class, uniform, by the disagreement of base and experts, or
             adaptive: by that of candidates so far.
         grow: the share of them that the first generation has, if samples are to grow.
-        approximate: a narrower dtype in which candidates are scored on search items; select and report items never are.
+        approximate: a narrower dtype in which candidates are scored on search items, `auto` for bfloat16 where that is
+            faster here; select and report items never are.
         remember: whether scores of candidates stay in the cache, where other searches find them.
         aggregate: mean, worst (task), chebyshev or pareto.
         normalised: scores of tasks between base and expert.

@@ -28,12 +28,14 @@ class Begun:
         compute: the name of the dtype that it computes in; None for that of the checkpoint.
         blocks: into how many the items of a candidate are cut.
         threads: that torch had.
+        approximate: the dtype in which search items are scored; None for that of the model.
     """
 
     path: Path
     compute: str | None
     blocks: int = 1
     threads: int | None = None
+    approximate: str | None = None
 
 
 def begun(directory: Path, name: str = "trials.jsonl") -> Begun | None:
@@ -43,7 +45,8 @@ def begun(directory: Path, name: str = "trials.jsonl") -> Begun | None:
     if "identity" not in header:
         return None
     identity, threads = header["identity"], header.get("fingerprint", {}).get("threads")
-    return Begun(directory, identity.get("compute"), identity.get("blocks", 1), threads)
+    how = identity.get("compute"), identity.get("blocks", 1), threads, identity.get("approximate")
+    return Begun(directory, *how)
 
 
 def kept(settings: Mapping[str, Any], before: Begun | None) -> dict[str, Any]:

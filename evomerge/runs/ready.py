@@ -7,7 +7,7 @@ refused now: settings that do not go together, sources, items that cannot be rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.common.limits import TimeLimit
@@ -17,7 +17,7 @@ from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.budget import grown
-from evomerge.runs.build import build_problem, find_start, make_searcher
+from evomerge.runs.build import build_problem, find_start, make_searcher, sampling_of
 from evomerge.runs.closed_forms import is_scored
 from evomerge.runs.computing import Begun, check_kept, kept
 from evomerge.runs.engine import of_this_process
@@ -25,7 +25,7 @@ from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import check_learning, find_learning
-from evomerge.runs.sampled import check_approximate
+from evomerge.runs.sampled import approximated, check_approximate
 from evomerge.runs.starts import Arrays
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
@@ -101,6 +101,10 @@ def make_ready(
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness, given)
     check_kept(problem.live, before)
+    settings, said = approximated(settings, problem.live, fitness, before, plan.gpus)
+    if said:
+        reporter.say(f"fitness.approximate=auto: {said}")
+        problem = replace(problem, sampling=sampling_of(settings))
     check_approximate(settings, problem.live, fitness)
     late = plan.workers > 0 and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
     searcher = make_searcher(settings, problem.space, _start(settings, problem, late, reporter), problem.objectives)

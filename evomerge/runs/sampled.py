@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.limits import AUTO
 from evomerge.common.names import dtype_name, unknown
 from evomerge.fitness.capabilities import Exporting
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
@@ -19,6 +20,7 @@ from evomerge.runs.racing import alpha_of, lags
 if TYPE_CHECKING:
     from evomerge.fitness.base import Fitness
     from evomerge.models.live import LiveModel
+    from evomerge.runs.computing import Begun
     from evomerge.searchers.base import Searcher  # comes with scipy, and settings are checked without it
 
 APPROXIMATE = {"bfloat16": 2}
@@ -38,8 +40,8 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
             f"fitness.sampling=adaptive chooses items by all candidates before, and searcher.lag={lag} asks for new "
             f"ones before these are scored: write searcher.lag=0, or fitness.sampling=stratified."
         )
-    if (asked := settings["fitness"].get("approximate")) is not None and asked not in APPROXIMATE:
-        raise ConfigError(f"fitness.approximate: {unknown('choice', asked, APPROXIMATE)}")
+    if (asked := settings["fitness"].get("approximate")) is not None and asked not in (AUTO, *APPROXIMATE):
+        raise ConfigError(f"fitness.approximate: {unknown('choice', asked, (AUTO, *APPROXIMATE))}")
     first = settings["fitness"].get("grow")
     if first is not None and not 0 < first < 1:
         raise ConfigError(
@@ -55,20 +57,63 @@ def check_approximate(settings: Mapping[str, Any], live: LiveModel, fitness: Fit
         ConfigError: it would.
     """
     asked = settings["fitness"].get("approximate")
-    if asked is None:
-        return
-    why = ""
+    if asked is not None and (why := _saves_nothing(asked, live, fitness)):
+        raise ConfigError(f"fitness.approximate={asked} saves nothing: {why}. Leave it out.")
+
+
+def approximated(
+    settings: Mapping[str, Any], live: LiveModel, fitness: Fitness, before: Begun | None, gpus: int
+) -> tuple[dict[str, Any], str]:
+    """Return the settings of a search with a choice in place of `fitness.approximate=auto`, and the choice as a
+    sentence; an empty one where nothing was to be chosen.
+
+    A run that goes on keeps what it began with. Else a product of matrices is timed in both dtypes, on a CPU.
+
+    Args:
+        settings: of the search, checked.
+        live: the model.
+        fitness: of the search.
+        before: how the run began, if it goes on.
+        gpus: of each worker, where there are some.
+    """
+    given = settings["fitness"]
+    if given.get("approximate") != AUTO:
+        return dict(settings), ""
+    chosen, why = (before.approximate, "as this run began") if before else _choose(live, fitness, gpus)
+    in_what = f"in {chosen}" if chosen else "as the winner is"
+    return {**settings, "fitness": {**given, "approximate": chosen}}, f"search items are scored {in_what}: {why}"
+
+
+def _choose(live: LiveModel, fitness: Fitness, gpus: int) -> tuple[str | None, str]:
+    """Return the dtype in which search items are scored, None for that of the model, and why."""
+    import torch
+
+    from evomerge.models.computing import MUCH, product_seconds
+
+    (name,) = APPROXIMATE
+    if why := _saves_nothing(name, live, fitness):
+        return None, why
+    kind = "GPU" if gpus else next(live.model.parameters()).device.type
+    if kind != "cpu":
+        return None, f"nobody has measured what {name} saves on a {kind}"
+    times = product_seconds((live.dtype, getattr(torch, name)))
+    ratio = times[live.dtype] / times[getattr(torch, name)]
+    why = f"here a product in {dtype_name(live.dtype)} takes {ratio:.1f} times as long as in {name}"
+    return (name if ratio > MUCH else None), why
+
+
+def _saves_nothing(asked: str, live: LiveModel, fitness: Fitness) -> str:
+    """Return why scoring in another dtype saves nothing; an empty text where it may."""
     if live.compute:
-        why = (
+        return (
             f"this base is kept in {dtype_name(live.dtype)}, and scored in {dtype_name(live.compute)} since that is "
             f"faster here, or was asked for (model.compute)"
         )
-    elif live.dtype.itemsize <= APPROXIMATE[asked]:
-        why = f"this base is kept and scored in {dtype_name(live.dtype)}"
-    elif isinstance(fitness, Exporting):
-        why = f"a command is handed a directory, which is written in {dtype_name(live.dtype)} whatever was computed"
-    if why:
-        raise ConfigError(f"fitness.approximate={asked} saves nothing: {why}. Leave it out.")
+    if live.dtype.itemsize <= APPROXIMATE[asked]:
+        return f"this base is kept and scored in {dtype_name(live.dtype)}"
+    if isinstance(fitness, Exporting):
+        return f"a command is handed a directory, which is written in {dtype_name(live.dtype)} whatever was computed"
+    return ""
 
 
 def drawn_by(settings: Mapping[str, Any]) -> str:

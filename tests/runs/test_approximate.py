@@ -11,6 +11,7 @@ import torch
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
+from evomerge.models import computing
 from evomerge.runs.build import build_problem
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -27,7 +28,7 @@ from tests.kit.helpers import compose
 from tests.kit.narrow import narrowed
 
 APPROXIMATE = "fitness.approximate=bfloat16"
-SMALL = ("searcher=random", "space=model", "budget=5", "fitness.items=24", "fitness.select_items=30")
+SMALL = ("searcher=random", "space=model", "fitness.items=24", "fitness.select_items=30")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,8 @@ def sources(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> list
     return sources_of(pico_suite, tmp_path_factory.mktemp("cache"))
 
 
-def searched(path: Path, *settings: str) -> tuple[Summary, list[dict[str, Any]]]:
-    config = compose(*settings, *SMALL, "fitness.report_items=60", "seed=3")
+def searched(path: Path, *settings: str, budget: int = 5) -> tuple[Summary, list[dict[str, Any]]]:
+    config = compose(*settings, *SMALL, "fitness.report_items=60", "seed=3", f"budget={budget}")
     summary = run_search(config, path, Silent())
     assert summary
     return summary, [line for line in read_log(path / "trials.jsonl") if line["kind"] == "trial"]
@@ -114,3 +115,39 @@ def test_where_it_saves_nothing_it_is_refused(pico_suite: Suite, sources: list[s
     ):
         with pytest.raises(ConfigError, match=why):
             run_search(compose(*settings[:1], APPROXIMATE, *settings[1:]), tmp_path / "none", Silent())
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Let products take so long, by dtype; nothing for a machine that must not be asked."""
+    times = {getattr(torch, name): each for name, each in seconds.items()}
+    monkeypatch.setattr(computing, "product_seconds", lambda dtypes: {dtype: times[dtype] for dtype in dtypes})
+
+
+def test_auto_is_what_is_faster_when_the_run_begins_and_stays(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, runs = "fitness.approximate=auto", {}
+    for name, half in (("fast", 1.0), ("slow", 3.0)):
+        timed(monkeypatch, float32=2.0, bfloat16=half)
+        runs[name] = searched(tmp_path / name, *sources, asked)[1]
+    timed(monkeypatch)
+    assert runs["fast"] == searched(tmp_path / "half", *sources, APPROXIMATE)[1]
+    assert runs["slow"] == searched(tmp_path / "whole", *sources)[1]
+    assert runs["fast"] != runs["slow"]
+    whole = (tmp_path / "whole" / "trials.jsonl").read_bytes()
+    assert (tmp_path / "slow" / "trials.jsonl").read_bytes() == whole
+    for name, same in (("fast", "half"), ("slow", "whole")):
+        more = searched(tmp_path / name, *sources, asked, budget=7)[1]  # nobody is asked again
+        assert more[:5] == runs[name]
+        settings = [APPROXIMATE] if same == "half" else []
+        assert more == searched(tmp_path / same, *sources, *settings, budget=7)[1]
+
+
+def test_auto_leaves_a_base_of_16_bits_as_it_is(
+    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch)
+    narrow = [f"model.suite={narrowed(pico_suite, tmp_path / 'narrow')}", f"model.cache={tmp_path / 'cache'}"]
+    searched(tmp_path / "run", "model=pico", *narrow, "model.compute=null", "fitness.approximate=auto")
+    header = next(iter(read_log(tmp_path / "run" / "trials.jsonl")))
+    assert "approximate" not in header["identity"]
