@@ -177,10 +177,11 @@ def _search_error(facts: RunFacts, found: int | None) -> float:
     rows = {task: row.get(facts.report_metric) or [] for task, row in trial.results.items()} if trial else {}
     if trial is None or not rows or any(len(row) < 2 or None in row for row in rows.values()):
         return math.inf
+    shares = facts.shares(rows)
     counts = {task: np.array(trial.weights.get(task) or [1.0] * len(row)) for task, row in rows.items()}
     with np.errstate(over="ignore"):  # the square of a huge number is infinite
-        each = [variances(np.array([row], dtype=float), counts[task])[0] for task, row in rows.items()]
-        return math.sqrt(sum(map(float, each))) / len(rows)
+        each = {task: variances(np.array([row], dtype=float), counts[task])[0] for task, row in rows.items()}
+        return math.sqrt(sum(shares[task] ** 2 * float(variance) for task, variance in each.items()))
 
 
 def _tasks(facts: RunFacts) -> Iterator[str]:

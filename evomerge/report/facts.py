@@ -232,8 +232,12 @@ class RunFacts:
             return None
         if self.aggregate == "worst":
             return min(scores.values())
-        weights = task_weights(counted(self.settings["objective"]["weights"], self.forget, scores), scores)
+        weights = self.shares(scores)
         return sum(weights[task] * score for task, score in scores.items())
+
+    def shares(self, tasks: Mapping[str, object]) -> dict[str, float]:
+        """Return the share of each task in the mean."""
+        return task_weights(counted(self.settings["objective"]["weights"], self.forget, tasks), tasks)
 
     @cached_property
     def optimism(self) -> dict[str, SplitSizes]:

@@ -367,3 +367,13 @@ def test_the_error_of_search_items_counts_what_each_stands_for(run: Path) -> Non
     counts = {task: [1] * 10 + [9] * 10 for task in dot.trial.items}  # both halves have the same results
     facts.scored[-1] = replace(dot, trial=replace(dot.trial, weights=counts))
     assert _search_error(facts, 12) == pytest.approx(plain * math.sqrt(20 * (1 + 81) * 10 / 100**2))
+
+
+def test_the_error_of_search_items_weighs_tasks_as_the_objective_does(run: Path) -> None:
+    facts = facts_of(run)
+    both, (one, other) = _search_error(facts, 12), facts.scored[-1].trial.items
+    alone = []
+    for weights in ({one: 2, other: 0}, {one: 0, other: 1}):
+        facts.settings["objective"]["weights"] = weights
+        alone.append(_search_error(facts, 12))
+    assert both == pytest.approx(math.hypot(*alone) / 2)
