@@ -29,8 +29,8 @@ EXAMPLES = """\
 
 A task is a file of items ({"text": "...", "label": 1}; plain texts for a language model), a task file of lm-eval, a
 name that lm-eval knows, or a directory of any of these. A task that has the name of an expert is that expert's own. As
-many tasks as experts, named one by one and otherwise than these, are theirs in that order. The same command again goes
-on where it was.
+many tasks with labels as experts, named one by one and otherwise than these, are theirs in that order. The same command
+again goes on where it was.
 """
 
 
