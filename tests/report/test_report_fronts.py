@@ -153,6 +153,29 @@ def test_what_is_best_among_several_searches_is_said(tmp_path: Path) -> None:
     assert len(re.findall("best log probability so far", page.text, re.IGNORECASE)) == 1
 
 
+def test_searches_by_other_weights_are_not_drawn_together(tmp_path: Path) -> None:
+    weighed = {"plain": [], "twice": ["objective.weights={news: 2}"]}
+    given = {name: ["objective=chebyshev", *more] for name, more in weighed.items()} | {"worst": ["objective=worst"]}
+    page = read(write_sweep([finish(write_run(tmp_path / name, *more)) for name, more in given.items()]))
+    distance = "Best minus the largest weighted distance from the experts in log probability (Chebyshev)"
+    for title in (
+        f"{distance} so far",
+        f"{distance}, weighed news 2, so far",
+        "Best worst task’s log probability so far",
+    ):
+        assert title in page.text
+
+
+@pytest.mark.parametrize(("kept", "select"), [(0.9, None), (0.97, 0.64)])
+def test_a_model_that_keeps_too_little_has_no_score_on_select(
+    kept: float, select: float | None, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", "objective.forget=[news]", "space.bounds={weight: [-1, 0]}")
+    finish(run, forgetting={"tasks": ["news"], "share": 0.95, "models": {}, "select": kept})
+    optimism = RunFacts(open_run(run)).optimism
+    assert (optimism["winner"].select, optimism["best constant"].select) == (select, None)
+
+
 def test_a_picture_for_slides(tmp_path: Path) -> None:
     run = write_front(tmp_path / "run", front(THREE))
     write_report(run, pictures=True)
