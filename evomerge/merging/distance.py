@@ -35,9 +35,9 @@ def squares(one: Tensor, other: Tensor | None = None) -> float:
     flat, beside = one.reshape(-1), None if other is None else other.reshape(-1)
     sums = list[Tensor]()
     for part in chunks(len(flat), CHUNK if device.type == "cpu" else CHUNK_FAR):
-        wide = flat[part].to(device, torch.float64, copy=True)
+        wide = flat[part].to(device).to(torch.float64, copy=True)
         if beside is not None:
-            wide -= beside[part].to(flat.dtype).to(device, torch.float64)
+            wide -= beside[part].to(flat.dtype).to(device).to(torch.float64)
         sums.append(wide.square_().sum())
     return math.fsum(map(float, sums))
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evomerge.common.names import listed
 from evomerge.selection.statistics import Paired, Score
 from evomerge.selection.trades import Trades
 
@@ -110,14 +111,30 @@ class Front:
 
     @property
     def doubts(self) -> list[str]:
-        """What must be said of the point that was chosen."""
-        if self.met:
-            return []
-        return [
-            f"No point of the front keeps what objective.choose asks for on the select items ({self.rule}): "
-            f"{self.chosen}, which lacks least, was chosen. Ask for less, or name another point: "
-            f"`evomerge export RUN --point 1`."
-        ]
+        """What must be said of the points, and of the one that was chosen."""
+        found = []
+        if not self.met:
+            found.append(
+                f"No point of the front keeps what objective.choose asks for on the select items ({self.rule}): "
+                f"{self.chosen}, which lacks least, was chosen. Ask for less, or name another point: "
+                f"`evomerge export RUN --point 1`."
+            )
+        if beaten := [point.name for point in self.points if self._beats(self.base, point)]:
+            found.append(
+                f"On the select items the base is as good as {listed(beaten)} in every value, and better in one: by "
+                f"these values, nothing is gained there."
+            )
+        return found
+
+    def _beats(self, one: FrontPoint, other: FrontPoint) -> bool:
+        """Return whether a model dominates another one on the select split."""
+        ahead = list[float]()
+        for name in self.values:
+            mine, theirs = one.select[name].mean, other.select[name].mean
+            if mine is None or theirs is None:
+                return False
+            ahead.append(theirs - mine if name in self.minimised else mine - theirs)
+        return min(ahead) >= 0 < max(ahead)
 
     def point(self, name: str) -> FrontPoint:
         """Return a point by its name.

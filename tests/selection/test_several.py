@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evomerge.common.errors import EvomergeError
+from evomerge.common.names import listed
 from evomerge.fitness.base import Outcome
 from evomerge.problem import Goal, Valued
 from evomerge.search.stopping import Stopped
@@ -164,6 +165,18 @@ def test_where_all_violate_the_one_that_violates_least_is_named_as_such():
     assert limits.doubts[0].startswith("No finalist holds all constraints on the select items, so")
     surely = replace(limits, sure=2.0)
     assert surely.doubts[0].startswith("No finalist holds all constraints on the select items by 2 standard errors, so")
+
+
+def test_points_that_the_base_beats_are_named():
+    _, front, _ = chosen()
+    assert front.doubts == []
+    _, front, _ = chosen(base=(0.8, 0.9))
+    beaten = [point.name for point in front.points if point.finalist != "front_2"]  # which has more skill
+    assert len(beaten) == len(front.points) - 1 > 1
+    assert front.doubts == [
+        f"On the select items the base is as good as {listed(beaten)} in every value, and better in one: by these "
+        f"values, nothing is gained there."
+    ]
 
 
 def test_hypervolume_counts_from_the_worst_of_base_and_constants():
