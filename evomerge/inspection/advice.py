@@ -16,7 +16,7 @@ from evomerge.selection.curves import Curve
 SEEN = 0.06
 """The highest cosine between two experts of all suites that were compared."""
 RUINED = 0.02
-"""The mean cosine lay above it where plain sums ruined the models, and below it elsewhere."""
+"""The mean cosine lay above it where large weights ruined the models, and below it elsewhere."""
 COMPARE = "evomerge compare tells which of them is best on your models and tasks"
 
 
@@ -51,12 +51,13 @@ def _method(number: int, cosine: float) -> str:
         )
     if cosine >= RUINED:
         return (
-            f"transform=iso_c, and weights from 0.1 on: it was best on the one suite here whose experts lay like these "
-            f"(mean cosine {cosine:.3f}); {COMPARE}"
+            f"transform=iso_c or wudi, 9 and 6 points above plain task vectors on the image classifiers here, whose "
+            f"mean cosine was 0.03 (yours: {cosine:.3f}), and weights from 0.1 on; one such suite is little, and "
+            f"{COMPARE}"
         )
     return (
-        f"transform=tsvm: above plain task vectors on one of three suites here, below them on none; three suites are "
-        f"few, and {COMPARE}"
+        f"transform=tsvm, 2 and 5 points above plain task vectors on both text suites here, whose mean cosines were "
+        f"below 0.01 (yours: {cosine:.3f}); two suites are few, and {COMPARE}"
     )
 
 

@@ -19,11 +19,11 @@ def cosines(number: int, between: float) -> np.ndarray:
     [
         (1, 0.0, "one expert: searcher=grid"),
         (2, 0.01, "two experts: weights of 0.3, 0.5, 0.7 and 1"),
-        (3, 0.01, "transform=tsvm: "),
-        (4, 0.05, "transform=iso_c, and weights from 0.1 on"),
+        (3, 0.01, "transform=tsvm, 2 and 5 points"),
+        (4, 0.05, "transform=iso_c or wudi, 9 and 6 points"),
         (3, 0.9, "the experts changed alike (mean cosine 0.90): an average"),
         (2, 0.9, "the experts changed alike"),
-        (3, float("nan"), "transform=tsvm: "),
+        (3, float("nan"), "transform=tsvm, "),
     ],
 )
 def test_it_goes_by_number_and_cosine(number: int, between: float, expected: str) -> None:
@@ -42,5 +42,5 @@ def test_it_goes_by_barriers(barrier: float, expected: str) -> None:
 
 
 def test_what_it_names_is_there() -> None:
-    assert {"tsvm", "iso_c"} <= set(choices_of("transform"))
+    assert {"tsvm", "iso_c", "wudi"} <= set(choices_of("transform"))
     assert "grid" in choices_of("searcher")
