@@ -158,7 +158,8 @@ def notes(summary: Summary, front: Front) -> list[str]:
     if front.violating:
         found.append(f"Fell out since they violate a constraint there: {', '.join(front.violating)}.")
     if limits:
-        found.append(f"To keep: {', '.join(f'{name} {text}' for name, text in limits.wanted.items())}.")
+        surely = f", by {limits.sure:g} standard errors on the select items" if limits.sure else ""
+        found.append(f"To keep: {', '.join(f'{name} {text}' for name, text in limits.wanted.items())}{surely}.")
         missed = {point.name: said for point in front.points if (said := missed_of(front, point))}
         found += [f"{name}: {said}." for name, said in missed.items()] or ["All points do, on both splits."]
     return found

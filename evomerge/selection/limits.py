@@ -42,7 +42,8 @@ class Limits:
     @property
     def marks(self) -> list[str]:
         """What is otherwise in the row of the winner than its name says."""
-        return [] if self.held else [f"{LEAST}: {said_of(self.wanted, self.select)}"]
+        counted = f", {self.sure:g} standard errors included" if self.sure else ""
+        return [] if self.held else [f"{LEAST}: {said_of(self.wanted, self.select)}{counted}"]
 
     @property
     def doubts(self) -> list[str]:

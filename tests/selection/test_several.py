@@ -165,6 +165,7 @@ def test_where_all_violate_the_one_that_violates_least_is_named_as_such():
     assert limits.doubts[0].startswith("No finalist holds all constraints on the select items, so")
     surely = replace(limits, sure=2.0)
     assert surely.doubts[0].startswith("No finalist holds all constraints on the select items by 2 standard errors, so")
+    assert surely.marks[0].endswith("is missed by 16.7%, 2 standard errors included")
 
 
 def test_points_that_the_base_beats_are_named():
