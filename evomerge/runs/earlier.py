@@ -84,6 +84,24 @@ def check_begun(directory: Path) -> None:
         raise LogError(f"The run {directory} is of an earlier version. {REFUSAL}")
 
 
+def as_begun(settings: Mapping[str, Any], directory: Path) -> tuple[dict[str, Any], str]:
+    """Return the settings of a search as its run began, and what is said of it: one whose log knows no `searcher.first`
+    began around the start, which is no default any more.
+
+    Args:
+        settings: plain containers.
+        directory: the run directory; it may be new.
+    """
+    from evomerge.searchers.spread import EXPERTS, START  # here, since settings are read without scipy
+
+    log, searcher = directory / "trials.jsonl", settings["searcher"]
+    before = next(read_log(log), {}).get("identity", {}).get("searcher", {}) if log.exists() else {}
+    if searcher.get("first") != EXPERTS or before.get("_target_") != searcher["_target_"] or "first" in before:
+        return dict(settings), ""
+    said = f"note: this run began with a generation around its start, and goes on so: searcher.first={START}"
+    return {**settings, "searcher": {**searcher, "first": START}}, said
+
+
 def _renamed(node: Any) -> Any:
     """Return the same with every class under its new module."""
     if isinstance(node, Mapping):

@@ -34,7 +34,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import Begun, begun, said
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
-from evomerge.runs.earlier import check_begun, identity_today
+from evomerge.runs.earlier import as_begun, check_begun, identity_today
 from evomerge.runs.engine import Engine, check_rebuildable, engine_of, planned
 from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
@@ -123,6 +123,9 @@ def run_search(
     settings = plain(config)
     check(settings)
     check_begun(directory)
+    settings, told = as_begun(settings, directory)
+    if told:
+        reporter.say(told)
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_reported(settings, fitness.metrics)

@@ -195,3 +195,25 @@ def test_a_search_leaves_a_comparison_alone(tmp_path: Path) -> None:
     (tmp_path / "comparison.jsonl").write_text("")
     with pytest.raises(LogError, match="holds a comparison of methods: name another directory for the search"):
         check_begun(tmp_path)
+
+
+@pytest.mark.parametrize("searcher", ["nsga2", "mocma"])
+def test_a_run_that_began_around_its_start_goes_on_so(today: Path, searcher: str, tmp_path: Path) -> None:
+    """Its log knows no `searcher.first`, and the same command now asks for another first generation."""
+    said = list[str]()
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    sizes = ["fitness.items=9", "fitness.select_items=9", "fitness.report_items=30"]
+    command = ["experiment=smoke", "model.suite=suite", "objective=pareto", f"searcher={searcher}", *sizes, "start=0.4"]
+    run = tmp_path / "run"
+    run_search(compose(*command, "searcher.popsize=4", "searcher.first=start", "budget=6"), run, Silent())
+    before = (run / "trials.jsonl").read_bytes()
+    assert "first" not in next(read_log(run / "trials.jsonl"))["identity"]["searcher"]
+    run_search(compose(*command, "searcher.popsize=4", "budget=9"), run, Told())
+    assert (run / "trials.jsonl").read_bytes().startswith(before)
+    assert any("goes on so: searcher.first=start" in text for text in said)
+    run_search(compose(*command, "searcher.popsize=4", "budget=5"), tmp_path / "new", Told())
+    assert next(read_log(tmp_path / "new" / "trials.jsonl"))["identity"]["searcher"]["first"] == "experts"
