@@ -1,9 +1,9 @@
 """Whole searches at no cost: `python scripts/simulate_searches.py BANK.npz --arm full --arm raced alpha=0.1`.
 
-In: a response bank (`scripts/response_bank.py`). Out: what the winner of each kind of search is worth beside that of
-the first one, in parts of that one's gain over the best constant. A model of the bank stands in for merges: the answer
-to each item is a smooth function of the coefficients, by kernel ridge regression on the models of the bank. Searchers,
-evaluators and races are evomerge's own.
+In: a response bank (`scripts/response_bank.py`), or run directories, whose logs make one (`affordable/logs.py`). Out:
+what the winner of each kind of search is worth beside that of the first one, in parts of that one's gain over the best
+constant. A model of the bank stands in for merges: the answer to each item is a smooth function of the coefficients, by
+kernel ridge regression on the models of the bank. Searchers, evaluators and races are evomerge's own.
 
 There is no answer that its smooth function does not explain. So it says how rules compare, over many seeds; what a
 search is worth, a search on models says.
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from affordable.bank import Bank
+from affordable.logs import bank_of_runs
 from affordable.noise import next_size, smoothed, with_leaders
 
 from evomerge.fitness.base import Outcome
@@ -33,6 +34,7 @@ from evomerge.search.evaluators.units import Scored, Unit
 from evomerge.search.evaluators.values import ValueEvaluator
 from evomerge.searchers.base import Searcher, parents_of
 from evomerge.searchers.cmaes import CmaEs
+from evomerge.searchers.screened import Screened
 from evomerge.searchers.tpe import Tpe
 from evomerge.searchers.warm import WarmStart, constants
 from evomerge.space.coefficients import make_space
@@ -60,6 +62,7 @@ class Arm:
         leaders: how many of a generation are scored on as many other items as well.
         adapt: 1 for a number of items that grows while they rank a generation at random.
         smooth: how many finalists a regression over all candidates names, in place of the best values; 0 for none.
+        screen: the share of a generation of CMA-ES that a regression leaves to be scored; 0 for no screening.
     """
 
     name: str
@@ -72,23 +75,30 @@ class Arm:
     leaders: int = 0
     adapt: int = 0
     smooth: int = 0
+    screen: float = 0.0
 
 
 class Family:
     """What answers items in place of merges, and the search items and select items that it answers.
 
     Args:
-        bank: of real merges.
+        bank: of real merges; NaN where one was not asked.
+        ridge: the penalty.
+        width: the squared length scale as a multiple of the median squared distance.
     """
 
-    def __init__(self, bank: Bank) -> None:
+    def __init__(self, bank: Bank, ridge: float = RIDGE, width: float = 1.0) -> None:
         known = np.isfinite(bank.points).all(1)
         self._points, answers = bank.points[known], bank.responses[METRIC][known]
         distances = ((self._points[:, None] - self._points[None]) ** 2).sum(-1)
-        self._width = float(np.median(distances[distances > 0]))
-        self._mean = answers.mean(0)
-        kernel = self._kernel(self._points) + RIDGE * np.eye(len(answers))
-        self._fit = np.linalg.solve(kernel, answers - self._mean)
+        self._width = width * float(np.median(distances[distances > 0]))
+        self._mean, self._fit = np.nanmean(answers, axis=0), np.zeros(answers.shape)
+        kernel = self._kernel(self._points) + ridge * np.eye(len(answers))
+        asked = np.isfinite(answers)
+        for pattern in np.unique(asked, axis=1).T:  # items that the same merges have answered
+            columns, rows = (asked == pattern[:, None]).all(0), np.flatnonzero(pattern)
+            apart = answers[np.ix_(rows, columns)] - self._mean[columns]
+            self._fit[np.ix_(rows, columns)] = np.linalg.solve(kernel[np.ix_(rows, rows)], apart)
         tasks = [str(task) for task in bank.tasks]
         self._column = {str(item): i for i, item in enumerate(bank.items)}
         of = {t: [i for i in range(len(bank.items)) if bank.task[i] == number] for number, t in enumerate(tasks)}
@@ -126,7 +136,11 @@ class Family:
 def main(argv: Sequence[str] | None = None) -> None:
     """Search with each arm and seed, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bank", type=Path)
+    parser.add_argument("bank", type=Path, nargs="+", help="an .npz, or run directories")
+    parser.add_argument(
+        "--ridge", type=float, default=RIDGE, help=f"of the regression that stands in for merges ({RIDGE})"
+    )
+    parser.add_argument("--width", type=float, default=1.0, help="of its kernel, in median distances (1)")
     parser.add_argument(
         "--arm", nargs="+", action="append", required=True, metavar="WORD", help="NAME setting=number …"
     )
@@ -138,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     arms = [_arm(name, given) for name, *given in options.arm]
     logging.disable(logging.WARNING)  # of candidates that nothing ails
-    family, budget, first = Family(Bank.load(options.bank)), options.candidates * arms[0].items, None
+    given: list[Path] = options.bank
+    bank = Bank.load(given[0]) if given[0].suffix == ".npz" else bank_of_runs(given, METRIC)
+    family, budget, first = Family(bank, options.ridge, options.width), options.candidates * arms[0].items, None
     best = max(constants(family.space), key=lambda x: family.value(x, 0))
     print("| search | item evaluations | candidates | dropped | value | beside the first, in parts of its gain |")
     print("|---|---|---|---|---|---|")
@@ -166,6 +182,8 @@ def _search(family: Family, kind: str, seed: int, arm: Arm, budget: int) -> tupl
     others = Subset(family.items, arm.items, seed + 10_000, bool(arm.fresh))
 
     def make(start: np.ndarray) -> Searcher:
+        if arm.screen:
+            return Screened(family.space, start, seed, arm.screen)
         return CmaEs(family.space, start, seed) if kind == "cmaes" else Tpe(family.space, start, seed)
 
     searcher = WarmStart(family.space, make)

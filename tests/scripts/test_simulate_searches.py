@@ -14,6 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import simulate_searches
 from affordable.bank import Bank
+from affordable.logs import LEAST, bank_of_runs
+
+from evomerge.common.errors import SuiteError
+from evomerge.search.log import TrialLog
+from evomerge.trials import Batch, Trial
 
 
 def test_arms_spend_their_share_and_a_race_spends_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +56,7 @@ def test_arms_spend_their_share_and_a_race_spends_less(tmp_path: Path, capsys: p
         "items=12",
         "adapt=1",
     ]
-    arms += ["--arm", "smooth", "items=20", "smooth=3"]
+    arms += ["--arm", "smooth", "items=20", "smooth=3", "--arm", "screened", "items=20", "share=0.5", "screen=0.5"]
     simulate_searches.main([str(tmp_path / "bank.npz"), *arms, "--seeds", "2", "--candidates", "30"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     spent = {row[0].strip(): int(row[1].replace(",", "")) for row in rows}
@@ -61,3 +66,33 @@ def test_arms_spend_their_share_and_a_race_spends_less(tmp_path: Path, capsys: p
     assert spent["leaders"] <= 600 < spent["grown"] <= 1200
     assert int(rows[4][2]) < int(rows[3][2]) * 2  # leaders are paid for
     assert rows[2][3].strip() != "0%" == rows[0][3].strip()
+
+
+def logged(run: Path, seed: int, base: str = "a") -> Path:
+    """Write the log of a search whose candidates saw eight items each, drawn anew for every generation."""
+    rng, same = np.random.default_rng(seed), {"objective": {}, "experts": [], "items": {}, "method": {}, "space": {}}
+    with TrialLog(run / "trials.jsonl", {"base": base, **same}, {}) as log:
+        for index in range(LEAST):
+            batch = log.begin(log.ask(Batch(index, rng.uniform(0, 1.5, (2, 3)))))
+            for i, x in enumerate(batch.points):
+                ids = {task: [f"{task}{j}" for j in rng.permutation(6)[:4]] for task in ("cats", "dogs")}
+                answers = {task: {"log_probability": [-float(x.sum()) - int(k[-1]) for k in ids[task]]} for task in ids}
+                log.append(Trial(index, i, "ok", (0.0,), items=ids, results=answers))
+            log.tell(batch)
+    return run
+
+
+def test_logs_make_a_bank_of_what_each_candidate_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [logged(tmp_path / "one", 1), logged(tmp_path / "two", 2)]
+    bank = bank_of_runs(runs, "log_probability")
+    answers = bank.responses["log_probability"]
+    assert answers.shape == (4 * LEAST, 12)
+    assert list(bank.splits) == ["search", "select"] * 6
+    assert (np.isfinite(answers).sum(1) == 8).all()
+    rows, columns = np.nonzero(np.isfinite(answers))
+    expected = -bank.points[rows].sum(1) - columns % 6
+    assert np.allclose(answers[rows, columns], expected)
+    simulate_searches.main([*map(str, runs), "--arm", "all", "items=4", "--seeds", "2", "--candidates", "20"])
+    assert "| all | 80 | 20 |" in capsys.readouterr().out
+    with pytest.raises(SuiteError, match="runs of one problem"):
+        bank_of_runs([runs[0], logged(tmp_path / "three", 3, "b")], "log_probability")
