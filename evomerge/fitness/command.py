@@ -218,8 +218,8 @@ def _metrics(given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the numbers of a line."""
     if given is None:
         return ("score",)
-    wrong = isinstance(given, str) or not given or not all(isinstance(one, str) and one for one in given)
-    if wrong or len(set(given)) < len(given) or {"id", "task"} & set(given):
+    named = isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(one, str) for one in given)
+    if not named or not given or len(set(given)) < len(given) or {"", "id", "task"} & set(given):
         raise ConfigError(
             f"fitness.metrics is {given}: write a list of different names, none of them id or task, such as "
             f"fitness.metrics=[score,length]."

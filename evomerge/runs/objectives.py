@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from evomerge.common.arguments import is_kind
 from evomerge.common.errors import ConfigError
-from evomerge.common.names import unknown
+from evomerge.common.names import listed, unknown
 from evomerge.fitness.conditions import read_limit
 from evomerge.fitness.objectives import AGGREGATES, CHEBYSHEV, KNEE, PARETO
 from evomerge.fitness.values import AGGREGATES as OF_TASKS
@@ -152,16 +152,13 @@ def check_valued_metrics(
         ConfigError: there is such.
     """
     values = settings["objective"].get("values") or {}
-    known, apart = list(dict.fromkeys([*metrics, DISTANCE])), set[str]()
+    known, apart, offers = list(dict.fromkeys([*metrics, DISTANCE])), set[str](), offers or {}
     for name, one in values.items():
         metric = one.get("metric") if isinstance(one, Mapping) else None
         own = one.get("tasks") or tasks if isinstance(one, Mapping) else tasks
-        if metric not in (None, *known) and not all(metric in (offers or {}).get(task, ()) for task in own):
-            alone = [f"of {task} {', '.join(names)}" for task, names in (offers or {}).items() if names]
-            given = ", ".join([*metrics, *alone])
+        if metric not in (None, *known) and _lacking(metric, own, offers):
             raise ConfigError(
-                f"objective.values.{name}.metric is '{metric}'; this fitness gives {given}, and {DISTANCE} is "
-                f"that of the weights from the base's: write one of these."
+                f"objective.values.{name}.metric is '{metric}'; {_given(metrics, offers)}: write one of these."
             )
         if metric == DISTANCE and DISTANCE not in metrics:
             apart.add(name)
@@ -171,13 +168,29 @@ def check_valued_metrics(
                     f"minimise: true beside it, {NEAR}."
                 )
     for name in constraints_of(settings):
-        if name not in (*values, *tasks, *known):
+        if name not in (*values, *tasks, *known) and (lacking := _lacking(name, tasks, offers)):
+            some = list(dict.fromkeys(each for names in offers.values() for each in names))
+            if name not in some:
+                there = [*values, *tasks, *known, *some]
+                raise ConfigError(f"objective.constraints: {unknown('value, task or metric', name, there)}")
             raise ConfigError(
-                f"objective.constraints: {unknown('value, task or metric', name, [*values, *tasks, *known])}"
+                f"objective.constraints.{name} is a limit over all tasks, and {listed(lacking)} cannot have that "
+                f"metric; {_given(metrics, offers)}: limit one that all have, or a value of the tasks that have it."
             )
         if name == DISTANCE and name not in (*values, *tasks, *metrics):
             apart.add(name)
     _check_apart(settings, apart)
+
+
+def _lacking(metric: str, tasks: Collection[str], offers: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the tasks of which a metric is not offered."""
+    return [task for task in tasks if metric not in offers.get(task, ())]
+
+
+def _given(metrics: Collection[str], offers: Mapping[str, Collection[str]]) -> str:
+    """Return which metrics there are, in words."""
+    alone = [f"of {task} {', '.join(names)}" for task, names in offers.items() if names]
+    return f"this fitness gives {', '.join([*metrics, *alone])}, and {DISTANCE} is that of the weights from the base's"
 
 
 def check_reported(settings: Mapping[str, Any], metrics: Collection[str]) -> None:

@@ -107,7 +107,7 @@ def test_it_gives_the_metrics_that_are_named(command):
     assert {name: row.tolist() for name, row in results.items()} == {"length": [7, 7, 7], "score": [1, 1, 1]}
     with pytest.raises(CommandError, match=r'is no \{"id": ..., "score": ..., "length": ...\}'):
         scored(command(EVERY, metrics=["score", "length"]))
-    for wrong in ("score", [], ["score", "score"], ["task"]):
+    for wrong in ("score", [], ["score", "score"], ["task"], 5, True, [5], [["score"]], [""], {"score": 1}):
         with pytest.raises(ConfigError, match=r"fitness\.metrics is .*: write a list of different names"):
             command(EVERY, metrics=wrong)
 

@@ -262,6 +262,21 @@ def test_a_metric_that_some_tasks_have_is_a_value_of_these() -> None:
     assert (condition.metric, list(condition.weights)) == ("length", list(TASKS))
 
 
+def test_a_metric_that_every_task_of_the_search_offers_has_a_limit() -> None:
+    limited = plain(compose("model=pico", "objective.constraints={length: '<= 1.2 * base'}"))
+    every = dict.fromkeys(TASKS, ("length",))
+    check_valued_metrics(limited, METRICS, TASKS, every)  # a task that is held out may lack it
+    with pytest.raises(ConfigError, match=r"Unknown value, task or metric .length.: There are .*, distance") as none:
+        check_valued_metrics(limited, METRICS, TASKS, {})
+    assert "over all tasks" not in str(none.value)
+    others = ", ".join(task for task in TASKS if task != "trees")
+    with pytest.raises(ConfigError, match=f"over all tasks, and {others} cannot have .* of trees length, and dist"):
+        check_valued_metrics(limited, METRICS, TASKS, {"trees": ("length",)})
+    misspelt = plain(compose("model=pico", "objective.constraints={lenght: '<= 1.2 * base'}"))
+    with pytest.raises(ConfigError, match=r"did you mean .length.\?"):
+        check_valued_metrics(misspelt, METRICS, TASKS, every)
+
+
 def test_a_fitness_with_a_distance_of_its_own_gives_that() -> None:
     settings = plain(compose("model=pico", *SEVERAL, NEAR.replace(", minimise: true", "")))
     check_valued_metrics(settings, (*METRICS, "distance"), TASKS)
