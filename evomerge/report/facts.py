@@ -67,6 +67,11 @@ class RunFacts:
         return (given.get("metric") if isinstance(given, Mapping) else None) or self.metric
 
     @property
+    def approximate(self) -> str | None:
+        """The narrower dtype in which candidates are scored; None where it is the winner's, as in earlier versions."""
+        return self.settings["fitness"].get("approximate")
+
+    @property
     def constraints(self) -> Mapping[str, str]:
         """What a winner must keep, by the name of a value or a task; runs of earlier versions have none."""
         return self.settings["objective"].get("constraints") or {}

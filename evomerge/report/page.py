@@ -294,7 +294,8 @@ def _progress(facts: RunFacts) -> str:
         parts.append(f"{len(facts.losses):,} steps of a gradient")
     parts.append(f"{len(facts.failed):,} failed" if facts.failed else "none failed")
     items = ", ".join(f"{task} {n}" for task, n in facts.items.get("search", {}).items())
-    on = f" A candidate is scored on search items: {items}." if items else ""
+    how = f" in {facts.approximate}, which the winner is not" if facts.approximate else ""
+    on = f" A candidate is scored on search items{how}: {items}." if items else ""
     if facts.summary and facts.summary.responses:
         on += f" They are drawn by what base and experts say of all: {facts.summary.responses:,} item evaluations more."
     if facts.forget:

@@ -1,4 +1,4 @@
-"""What a search is made of, before anything is scored.
+"""What a search is made of, before a candidate is scored.
 
 In: settings as plain containers, who scores, and how the run began. Out: `Ready`, or a refusal of whatever can be
 refused now: settings that do not go together, sources, items that cannot be read, sizes of samples.

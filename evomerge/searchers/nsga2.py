@@ -27,6 +27,9 @@ from evomerge.searchers.studies import Study
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
+SIGMA = 0.15
+"""How far a first generation lies around the start, if nothing is said."""
+
 
 class Nsga2:
     """Searcher by Optuna's NSGA-II.
@@ -46,8 +49,8 @@ class Nsga2:
         objectives: how many values a point has.
 
     Raises:
-        ConfigError: for a population below 2, a step that is not positive, a lag below 0, an unknown first generation,
-            or a start outside the bounds.
+        ConfigError: for a population below 2, a step that is not positive or counts for nothing, a lag below 0, an
+            unknown first generation, or a start outside the bounds.
     """
 
     needs = Needs(objectives=MANY)
@@ -58,7 +61,7 @@ class Nsga2:
         start: np.ndarray,
         seed: int,
         popsize: int = 16,
-        sigma: float = 0.15,
+        sigma: float = SIGMA,
         crossover: float = 0.9,
         near: float = 10.0,
         lag: int = 0,
@@ -68,6 +71,11 @@ class Nsga2:
     ) -> None:
         check_population(popsize, sigma, 16)
         check_first(first)
+        if first == EXPERTS and sigma != SIGMA:
+            raise ConfigError(
+                f"searcher.sigma={sigma} is of a first generation around the start, and with searcher.first={EXPERTS} "
+                f"that has one weight for each expert: leave it out, or write searcher.first={START}."
+            )
         if not 0 <= crossover <= 1 or not near > 0:
             raise ConfigError(
                 f"searcher.crossover={crossover} is a chance, between 0 and 1, and searcher.near={near} is positive: "

@@ -74,9 +74,9 @@ class Screened:
         if not -1 <= agree <= 1:
             raise ConfigError(f"searcher.agree={agree} is a rank correlation, from -1 to 1: write 0.1.")
         size = 4 + math.floor(3 * math.log(space.dim)) if popsize is None else popsize
-        drawn = size if size < 2 else round(size / share)  # too few: CMA-ES says what to write
+        drawn = size if size < 2 else math.ceil(size / share)  # too few: CMA-ES says what to write
         self._inner = CmaEs(space, start, seed, sigma, drawn, diagonal_above, keep)
-        self._share, self._agree, self._range = share, agree, space.high - space.low
+        self._scored, self._agree, self._range = size, agree, space.high - space.low
         self._turns = Turns()
         self._open = deque[
             tuple[Batch, np.ndarray, np.ndarray | None]
@@ -90,8 +90,7 @@ class Screened:
         found = self._expected(batch.points)
         chosen = np.arange(len(batch.points))
         if found is not None and (not self._agreed or np.mean(self._agreed) >= self._agree):
-            count = math.ceil(self._share * len(chosen))
-            chosen = np.sort(np.argsort(-found, kind="stable")[:count])
+            chosen = np.sort(np.argsort(-found, kind="stable")[: self._scored])
         asked = self._turns.asked(batch.points[chosen])
         self._open.append((batch, chosen, found))
         return asked
@@ -127,8 +126,10 @@ class Screened:
         return self._inner.parts(budget)
 
     def parents(self) -> Parents:
-        """Return how many points of a generation the mean moves to."""
-        return self._inner.parents()
+        """Return how many points of a generation count: those that the mean moves to, and all that are scored once it
+        is screened, since those that are not are told as worse than any of them.
+        """
+        return replace(self._inner.parents(), count=max(self._inner.parents().count, self._scored))
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution and the best points that were scored."""

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.models import computing
+from evomerge.report import write_report
 from evomerge.runs.build import build_problem
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -136,6 +138,11 @@ def test_auto_is_what_is_faster_when_the_run_begins_and_stays(
     assert runs["fast"] != runs["slow"]
     whole = (tmp_path / "whole" / "trials.jsonl").read_bytes()
     assert (tmp_path / "slow" / "trials.jsonl").read_bytes() == whole
+    for name, chosen in (("fast", "bfloat16"), ("slow", None)):
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        assert config["fitness"]["approximate"] == chosen
+        page = write_report(tmp_path / name).read_text(encoding="utf-8")
+        assert ("search items in bfloat16, which the winner is not" in page) == (chosen is not None)
     for name, same in (("fast", "half"), ("slow", "whole")):
         more = searched(tmp_path / name, *sources, asked, budget=7)[1]  # nobody is asked again
         assert more[:5] == runs[name]

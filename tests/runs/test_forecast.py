@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from evomerge.common.errors import ConfigError
+from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.progress import Silent
+from evomerge.fitness.base import Outcome
+from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
 from evomerge.problem import Goal
 from evomerge.runs.budget import affordable
 from evomerge.runs.build import make_searcher
+from evomerge.runs.given import Given
 from evomerge.runs.preflight import _cautions
 from evomerge.runs.racing import racing_text
+from evomerge.runs.run import run_search
 from evomerge.runs.sampled import changing
+from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.racing import Racing
 from evomerge.searchers.base import Part, Searcher, parts_of
 from evomerge.selection.choosing import merges, work
-from tests.kit.evaluations import settings_of
-from tests.kit.helpers import box
+from tests.kit.evaluations import settings_of, sources_of
+from tests.kit.helpers import box, compose
 
 
 def searcher_of(*overrides: str, dim: int = 3) -> Searcher:
@@ -169,3 +178,22 @@ def test_what_is_no_searcher_is_refused() -> None:
     settings = settings_of("model=pico") | {"searcher": {"_target_": f"{__name__}.Nothing"}, "start": 0.4}
     with pytest.raises(ConfigError, match="The searcher Nothing lacks needs, tell, stop and 1 more"):
         make_searcher(settings, box(3), {"weight": 0.4})
+
+
+class Half:
+    """A fitness that promises two metrics and gives one."""
+
+    metrics, pure = ("score", "extra"), True
+
+    def prepare(self, processor: object, items: dict[str, list[Item]]) -> None:
+        """Nothing is to be prepared."""
+
+    def __call__(self, model: object, prepared: object, ids: dict[str, list[str]]) -> Outcome:
+        """Give each item a score, and nothing else."""
+        return Outcome(ids, {task: {"score": np.ones(len(each))} for task, each in ids.items()})
+
+
+def test_a_metric_that_a_fitness_does_not_give_is_named_before_the_search(pico_suite: Suite, tmp_path: Path) -> None:
+    settings = [*sources_of(pico_suite, tmp_path / "cache"), "fitness.metric=extra", "fitness.report_metric=extra"]
+    with pytest.raises(EvomergeError, match=r"The fitness fails on the base, .*extra"):
+        run_search(compose(*settings, "budget=4"), tmp_path / "run", Silent(), given=Given(fitness=Half()))

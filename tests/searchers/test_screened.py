@@ -34,6 +34,14 @@ def test_the_better_half_of_what_cmaes_draws_is_scored() -> None:
     assert np.array_equal(drawn[kept], asked)  # in the order drawn
 
 
+@pytest.mark.parametrize(("share", "popsize"), [(0.4, 7), (0.75, 9), (0.07, 3)])
+def test_as_many_points_are_scored_as_the_population_says(share: float, popsize: int) -> None:
+    searcher = screened(share=share, popsize=popsize, agree=-1.0)
+    sizes = [len(batch.points) for batch in drive(searcher, sphere, 90)]
+    assert set(sizes[-3:]) == {popsize}
+    assert searcher.parents().count >= popsize  # a race drops none of them
+
+
 def test_screening_finds_more_for_as_many_points() -> None:
     def best(searcher: Screened | CmaEs) -> float:
         return max(sphere(x) for batch in drive(searcher, sphere, 90) for x in batch.points)

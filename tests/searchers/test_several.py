@@ -296,6 +296,7 @@ def test_a_quadratic_finds_the_front_of_quadratics() -> None:
         (lambda: Nsga2(box(2), np.zeros(2), 1, popsize=1), "at least 2 points, such as 16"),
         (lambda: Nsga2(box(2), np.zeros(2), 1, sigma=2.0), "a fraction of the range"),
         (lambda: Nsga2(box(2), np.zeros(2), 1, crossover=1.5), "is a chance"),
+        (lambda: Nsga2(box(2), np.zeros(2), 1, sigma=0.3, first="experts"), "write searcher.first=start"),
         (lambda: Nsga2(box(2), np.zeros(2), 1, lag=-1), "searcher.lag=-1"),
     ],
 )
