@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, metavar="DIR", help="where the .bin files are")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the models and the run")
-    parser.add_argument("--cache", type=Path, default=Path("downloads"), metavar="DIR", help="of downloads")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/packages"), metavar="DIR", help="of downloads")
     parser.add_argument("--pictures", type=int, default=80, metavar="N")
     parser.add_argument("--budget", type=int, default=26, metavar="N", help="candidates")
     parser.add_argument("--items", type=int, default=24, metavar="N", help="search items that a candidate sees")

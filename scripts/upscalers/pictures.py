@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from suite_builder.packages import fetch
+from suite_builder.packages import exclusive, fetch
 from suite_builder.vision_readers import read_emoji
 from suite_builder.vision_tasks import CATEGORIES, TWEMOJI
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ SPLITS = {"search": 0.4, "select": 0.2, "report": 0.4}
 
 def emoji(cache: Path, count: int, seed: int = 0) -> np.ndarray:
     """Return `count` emoji, drawn by the seed: (count, 64, 64, 3), bytes."""
-    directory = fetch(TWEMOJI, cache)
+    with exclusive(cache):
+        directory = fetch(TWEMOJI, cache)
     if directory is None:
         raise SystemExit("The emoji come as a package of npm, and there is no npm here: install it.")
     rows = read_emoji(directory, CATEGORIES)
