@@ -367,6 +367,11 @@ class Problem:
         return DISTANCE in (*metrics, goal.report_metric) and DISTANCE not in self.fitness.metrics
 
     @property
+    def reports_distance(self) -> bool:
+        """Whether what is reported is how far a model lies from the base, and no metric of the fitness's."""
+        return self.goal.report_metric == DISTANCE and DISTANCE not in self.fitness.metrics
+
+    @property
     def experts(self) -> dict[str, str]:
         """The expert of each task, for those tasks that have one."""
         return {name: task.expert for name, task in self.sources.tasks.items() if task.expert}

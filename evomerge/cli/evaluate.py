@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     _check_flags(options)
     asked = _asked(options, given, reporter)
     problem, models, rows, result = _scored(options, asked, reporter)
-    if not options.around:
+    if not (options.around or result.of_weights):
         _caution(models, options.split, asked.split, reporter)
     worth = worth_of(result, asked.experts) if options.worth and not result.errors else None
     _print(options, result, worth, rows, reporter)
@@ -136,8 +136,6 @@ def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter
     settings = settings_of(given, names, reporter)
     if options.metric:
         settings["fitness"]["report_metric"] = options.metric
-    if options.metric == "distance":
-        settings["objective"]["forget"] = None  # of no use to say how far a model lies from the base
     check(settings)
     experts = find_sources(settings["model"], settings["fitness"]["tasks"]).experts
     names += [name for name in experts if options.worth and name not in names]
@@ -159,6 +157,7 @@ def _scored(
     from tempfile import TemporaryDirectory
 
     from evomerge.common.limits import AUTO, TimeLimit
+    from evomerge.fitness.capabilities import Reads
     from evomerge.runs.build import build_problem
     from evomerge.runs.checks import make_fitness
     from evomerge.runs.engine import engine_of, of_this_process, planned
@@ -168,11 +167,16 @@ def _scored(
 
     settings = asked.settings
     fitness = make_fitness(settings["fitness"])
+    if not isinstance(fitness, Reads):  # whose metrics may be those of its tasks
+        _check_metric(options, settings["fitness"]["report_metric"], fitness.metrics)
     plan = planned(settings, None, fitness)
     with reporter.bars():
         problem = build_problem(of_this_process(settings, plan), reporter, fitness)
     for warning in problem.warnings:
         reporter.say(f"warning: {warning}")
+    _check_metric(options, problem.goal.report_metric, problem.fitness.metrics)
+    if problem.reports_distance:
+        problem = _of_weights(problem, asked.split, options.items)
     models, rows = _beside(options, asked.models, problem, reporter)
     limit = TimeLimit(settings.get("time_limit", AUTO))  # settings of earlier versions have none
     with TemporaryDirectory() as place, plan.threaded():
@@ -233,7 +237,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric",
         metavar="NAME",
-        help="of the fitness, or distance, that of the weights from the base's; left out: its fitness.report_metric",
+        help="of the fitness, or distance, that of the weights from the base's, for which one item a task is asked; "
+        "left out: its fitness.report_metric",
     )
     parser.add_argument("--worth", action="store_true", help="say what the first is worth beside base and every expert")
     parser.add_argument(
@@ -251,17 +256,40 @@ def _check_flags(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: there are such.
     """
-    from evomerge.fitness.values import DISTANCE
-
     if options.each and not options.around:
         raise ConfigError("--each scales the weights of each expert around a winner: write --around --each.")
-    if options.metric == DISTANCE and (options.around or options.worth or options.leave_one_out):
-        raise ConfigError(
-            f"--metric {DISTANCE} says how far a model lies from the base, not how good it is: leave out --worth, "
-            f"--around and --leave-one-out."
-        )
     if options.around and (options.worth or options.leave_one_out or len(options.models) > 1):
         raise ConfigError("--around looks at one merge alone: name one run or recipe, and leave other flags out.")
+
+
+def _check_metric(options: argparse.Namespace, metric: str, metrics: Collection[str]) -> None:
+    """Refuse to say what is better by the distance from the base, where the fitness has no metric of that name.
+
+    Args:
+        options: the flags.
+        metric: of the report.
+        metrics: those of the fitness.
+
+    Raises:
+        ConfigError: that is asked for.
+    """
+    from evomerge.fitness.values import DISTANCE
+
+    if metric == DISTANCE and metric not in metrics and (options.around or options.worth or options.leave_one_out):
+        raise ConfigError(
+            f"The metric {DISTANCE} says how far a model lies from the base, not how good it is: leave out --worth, "
+            f"--around and --leave-one-out."
+        )
+
+
+def _of_weights(problem: Problem, split: str, items: int | None) -> Problem:
+    """Return the same problem, of which it is asked how far models lie from the base.
+
+    Every item says the same then, so that one of each task is enough; and nothing is forgotten.
+    """
+    judged = "report" if split == "held_out" else split  # which has as many items
+    few = {judged: max(len(problem.items.get(name, ())) for name in (split, judged))} if items is None else {}
+    return replace(problem, goal=replace(problem.goal, forget=()), sampling=replace(problem.sampling, **few))
 
 
 def _check_first(options: argparse.Namespace, name: str, first: Model) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from evomerge.cli.progress import Reporter
 from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading, title
-from evomerge.fitness.values import DISTANCE
 from evomerge.runs.table import APART, KEPT, forgotten, kept_cells
 from evomerge.selection.evaluation import Comparison
 from evomerge.selection.statistics import Paired, Score, plus_minus
@@ -26,25 +25,26 @@ SAID = {
 
 def show(result: Comparison, reporter: Reporter, harmful: Sequence[str] | None = None) -> None:
     """Print models side by side as one table, or two; below it, experts that a uniform average is better without."""
+    if result.of_weights:
+        _show_distances(result, reporter)
+        return
     first, *_ = result.models
-    marks, told = result.marks, result.measures
+    told = result.measures
     tasks = max((list(row.tasks) for row in result.models.values()), key=len)  # `experts` may lack some
     kept = result.forgetting
     rows = [
         [
-            marked(name, marks, "experts, each on its own task" if name == "experts" else None),
+            _named(name, result),
             *_means(name, row, result),
             *(f"{row.tasks[task]:.3f}" if task in row.tasks else "" for task in tasks),
         ]
         for name, row in result.models.items()
     ]
     name = title(result.metric, told)
-    plain = "of the weights from the base's; 0 is the base" if result.metric == DISTANCE else "higher is better"
-    better = forgotten(kept) if kept else plain
+    better = forgotten(kept) if kept else "higher is better"
     columns = ["", *(KEPT if kept else ["mean ± se"]), *(heading(task, told) for task in tasks)]
-    reporter.table(f"{name} on {result.items} {SAID[result.split]}; {better}", columns, rows, mark_lines(marks))
-    for name, error in result.errors.items():
-        reporter.say(f"{name} has no score: {error}")
+    reporter.table(f"{name} on {result.items} {SAID[result.split]}; {better}", columns, rows, mark_lines(result.marks))
+    _say_errors(result, reporter)
     if result.paired:
         differences = [
             [name, plus_minus(one.diff, one.se, "+"), _ratio(one.diff, one.se)] for name, one in result.paired.items()
@@ -54,6 +54,26 @@ def show(result: Comparison, reporter: Reporter, harmful: Sequence[str] | None =
         what = f"forgotten more than by {first}" if kept else f"minus {first}"
         columns = ["", "difference ± se", "in se"]
         reporter.table(f"{what}, paired on the same items", columns, differences, notes)
+
+
+def _show_distances(result: Comparison, reporter: Reporter) -> None:
+    """Print how far models lie from the base: numbers without a standard error, since no item has a part in them."""
+    rows = [
+        [_named(name, result), "" if one.mean is None else f"{one.mean:.4f}"] for name, one in result.models.items()
+    ]
+    what = f"{result.metric} of the weights from the base's; 0 is the base"
+    reporter.table(what, ["", result.metric], rows, mark_lines(result.marks))
+    _say_errors(result, reporter)
+
+
+def _say_errors(result: Comparison, reporter: Reporter) -> None:
+    for name, error in result.errors.items():
+        reporter.say(f"{name} has no score: {error}")
+
+
+def _named(name: str, result: Comparison) -> str:
+    """Return what a row is called."""
+    return marked(name, result.marks, "experts, each on its own task" if name == "experts" else None)
 
 
 def _means(name: str, row: Score, result: Comparison) -> list[str]:

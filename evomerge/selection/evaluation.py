@@ -58,6 +58,7 @@ class Comparison:
         errors: by name, why a model has no score.
         forgetting: what was forgotten and kept, where something was to be; means and differences are then of minus the
             score over the tasks to forget.
+        of_weights: whether scores say how far the weights lie from the base's, whatever the items.
     """
 
     split: str
@@ -69,12 +70,14 @@ class Comparison:
     marks: Mapping[str, Sequence[str]]
     errors: Mapping[str, str]
     forgetting: Forgetting | None = None
+    of_weights: bool = False
 
     def to_json(self, **more: Any) -> str:
         """Return it as text, with more beside it; an error stands in the row of its model."""
         content = asdict(self) | more
-        if content["forgetting"] is None:
-            del content["forgetting"]
+        for name in ("forgetting", "of_weights"):
+            if not content[name]:
+                del content[name]
         for name, error in content.pop("errors").items():
             content["models"][name]["error"] = error
         return json.dumps(finite(content), indent=1, allow_nan=False)
@@ -152,6 +155,7 @@ def evaluate(
         {name: texts for name, texts in marks.items() if texts},
         {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
         forgetting,
+        problem.reports_distance,
     )
 
 

@@ -281,6 +281,28 @@ def test_leave_one_out_scores_the_average_without_each_expert(capsys: pytest.Cap
         main(["without:metal", "runs/one"])
 
 
+def test_a_metric_of_the_fitness_that_is_called_distance_is_as_any_other(
+    capsys: pytest.CaptureFixture[str], place: Path, pico_suite: Suite
+) -> None:
+    """The one of the weights has no items, no standard error, and says nothing of what is better."""
+    (place / "own.py").write_text(
+        "def score(model, items):\n    texts = [float(len(item.text)) for item in items]\n"
+        "    return {'score': texts, 'distance': texts}\nscore.metrics = ('score', 'distance')\n"
+    )
+    of = ["model=pico", f"model.suite={pico_suite.path}", "fitness=custom", "--metric", "distance", "--items", "30"]
+    main(["--leave-one-out", *of, "fitness.function=own.py:score"])
+    told = capsys.readouterr().out
+    assert told.startswith("distance on 30 select items, those that choose a winner; higher is better\n")
+    assert "better by more than two se without: none of them" in told
+    assert "of the weights" not in told
+    (place / "plain.py").write_text((place / "own.py").read_text().replace("distance", "length"))
+    with pytest.raises(ConfigError, match="says how far a model lies from the base, not how good it is"):
+        main(["--leave-one-out", *of, "fitness.function=plain.py:score"])
+    found, said = evaluated(capsys, "experts", "base", *of[:-2], "fitness.function=plain.py:score")
+    assert (found["items"], found["of_weights"], "scoring base on 3 report items" in said) == (3, True, True)
+    assert found["models"]["base"]["mean"] == 0 < found["models"]["experts"]["mean"]
+
+
 def test_an_expert_harms_by_more_than_two_standard_errors(capsys: pytest.CaptureFixture[str]) -> None:
     paired = {"without:a": Paired(0.1, 0.06), "without:b": Paired(0.1, 0.04), "constant:2": Paired(0.1, 0.01)}
     models = {name: Score(0.5, 0.1) for name in ("soup", *paired)}

@@ -107,10 +107,11 @@ def test_whoever_scores_the_run_again_is_told_what_it_stands_for(run: Path, caps
     told = capsys.readouterr()
     assert "a run stands for the point of its front that was chosen, and means are over all tasks" in told.err
     assert "base" in told.out
-    evaluate([str(run), "base", "--items", "30", "--metric", "distance"])
+    evaluate([str(run), "base", "--metric", "distance"])
     told = capsys.readouterr()
-    assert "distance on 30 select items" in told.out or "distance on 30 report items" in told.out
-    assert re.search(r"base +│ 0\.0000 ± 0\.0000", told.out)
+    assert told.out.startswith("distance of the weights from the base's; 0 is the base\n")
+    assert re.search(r"base +│ +0\.0000 +│", told.out)
+    assert "scoring base on 3 report items" in told.err
     with pytest.raises(ConfigError, match="says how far a model lies from the base, not how good it is"):
         evaluate([str(run), "--metric", "distance", "--worth"])
 
