@@ -79,6 +79,7 @@ def model_card(
         *_listed("What should be known of these models", family),
         *_scores(recipe),
         *_front(recipe),
+        *_kept(recipe),
         *_coefficients(recipe, parameters),
         *_listed("What is not merged", notes),
         *_listed("How the task vectors were kept", kept),
@@ -217,6 +218,19 @@ def _front(recipe: Recipe) -> Iterator[str]:
         if missed := [name for name, lack in lacks.items() if lack is not None and lack > 0]:
             limits = ", ".join(f"{name} {front['constraints'][name]}" for name in missed)
             text += f"\n\nIt violates constraints on the {split} items: {limits}."
+    yield text
+
+
+def _kept(recipe: Recipe) -> Iterator[str]:
+    """Yield what a model had to keep by standard errors; what it violates is said of scores and of the front."""
+    of_front, of_one = recipe.scores.get("front") or {}, recipe.scores.get("limits") or {}
+    wanted, sure = of_front.get("constraints") or of_one.get("wanted"), of_front.get("sure") or of_one.get("sure")
+    if not (wanted and sure):
+        return
+    limits = [f"{name} {text}" for name, text in wanted.items()]
+    text = f"On the select items it had to hold {', '.join(limits)} by {sure:g} standard errors."
+    if unsure := [f"{name} {wanted[name]}" for name in of_front.get("unsure") or ()]:
+        text += f" There it holds {', '.join(unsure)}, but not by so many."
     yield text
 
 

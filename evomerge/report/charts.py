@@ -185,7 +185,9 @@ def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stair
 
 
 def _deciding(facts: RunFacts) -> str:
-    return f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{valued(facts, facts.measured)} on select"
+    return (
+        f"{'worst task’s ' if facts.aggregate == 'worst' else ''}{valued(facts, facts.measured, select=True)} on select"
+    )
 
 
 def up(scale: Axis, value: float) -> float:

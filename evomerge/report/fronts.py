@@ -158,9 +158,11 @@ def notes(summary: Summary, front: Front) -> list[str]:
     if front.violating:
         found.append(f"Fell out since they violate a constraint there: {', '.join(front.violating)}.")
     if limits:
-        surely = f", by {limits.sure:g} standard errors on the select items" if limits.sure else ""
+        if listed := ", ".join(front.unsure):
+            found.append(f"Fell out since they hold constraints there, but not{limits.surely}: {listed}.")
+        surely = f",{limits.surely} on the select items" if limits.sure else ""
         found.append(f"To keep: {', '.join(f'{name} {text}' for name, text in limits.wanted.items())}{surely}.")
-        missed = {point.name: said for point in front.points if (said := missed_of(front, point))}
+        missed = {point.name: said for point in front.points if (said := missed_of(limits, point))}
         found += [f"{name}: {said}." for name, said in missed.items()] or ["All points do, on both splits."]
     return found
 

@@ -33,7 +33,18 @@ from evomerge.report.lanes import where_time_went
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
-from evomerge.report.wording import closed, deciding, headline, metric, number, signed, span, what, with_error
+from evomerge.report.wording import (
+    closed,
+    deciding,
+    headline,
+    metric,
+    number,
+    signed,
+    span,
+    surely_of,
+    what,
+    with_error,
+)
 from evomerge.runs.directory import Run, open_run
 from evomerge.runs.fronts import better, titled
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
@@ -318,9 +329,11 @@ def _comparable(facts: RunFacts) -> str:
     if facts.normalised:
         return "Normalised values of two splits lie between other ends, so only the select items are shown."
     if facts.constraints:
+        sure = surely_of(facts)
+        violates = f"does not hold all constraints{sure}" if sure else "violates a constraint"
         return (
-            "On the select items a model that violates a constraint is worth less than the base, by what it lacks. "
-            "Such a value is no score, so only a winner that holds all constraints there has one."
+            f"On the select items a model that {violates} is worth less than the base, by what it lacks. "
+            f"Such a value is no score, so only a winner that holds all constraints there{sure} has one."
         )
     won = next((finalist for finalist in facts.finalists if finalist.winner), None)
     if won and won.search is None:

@@ -94,7 +94,7 @@ def convergence(facts: RunFacts) -> Figure:
                 axes.plot(*won[0], "o", color=WINNER, label="the winner")
             if (level := facts.best_constant_on_select) is not None:
                 axes.axhline(level, color=CONSTANT, linestyle="--", label="best constant")
-            axes.set_ylabel(f"{valued(facts, facts.measured)}\non the select items")
+            axes.set_ylabel(f"{valued(facts, facts.measured, select=True)}\non the select items")
         axes.set_xlim(0, facts.last + 1)
         axes.legend(frameon=False, fontsize=8)
     panels[-1].set_xlabel("candidate")

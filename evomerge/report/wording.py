@@ -78,10 +78,24 @@ def deciding(facts: RunFacts, name: str) -> str:
     return of
 
 
-def valued(facts: RunFacts, name: str) -> str:
-    """The same where models that violate a constraint are shown as well: theirs is no score."""
-    of = deciding(facts, name)
-    return f"{of}, or less than the base where a constraint is violated," if facts.constraints else of
+def valued(facts: RunFacts, name: str, select: bool = False) -> str:
+    """The same where models that violate a constraint are shown as well: theirs is no score.
+
+    Args:
+        facts: of the run.
+        name: of the metric.
+        select: whether they are shown on the select items, where constraints may have to hold by standard errors.
+    """
+    of, violates = deciding(facts, name), "is violated"
+    if select and (sure := surely_of(facts)):
+        violates = f"does not hold{sure}"
+    return f"{of}, or less than the base where a constraint {violates}," if facts.constraints else of
+
+
+def surely_of(facts: RunFacts) -> str:
+    """By how much constraints had to hold on the select items, where that is more than the limits say."""
+    limits = facts.summary.limits if facts.summary else None
+    return limits.surely if limits else ""
 
 
 def headline(facts: RunFacts) -> tuple[str, str]:

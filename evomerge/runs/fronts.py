@@ -14,7 +14,7 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.shown import Shown
 from evomerge.runs.directory import Run
 from evomerge.selection.front import Front, FrontPoint
-from evomerge.selection.limits import said_of, violated
+from evomerge.selection.limits import Limits, lacking_of, said_of, unsure_of
 from evomerge.selection.statistics import Paired, Score, plus_minus
 from evomerge.selection.summary import Summary
 
@@ -35,7 +35,7 @@ def front_tables(summary: Summary) -> list[Shown]:
     models = {**held_against(front), **{named(front, point): point for point in front.points}}
     rows = [[label, *(score_text(one.report.get(name)) for name in front.values)] for label, one in models.items()]
     over = {named(front, point): point.over for point in front.points}
-    missed = [f"{point.name}: {said}" for point in front.points if (said := missed_of(front, point))]
+    missed = [f"{point.name}: {said}" for point in front.points if (said := missed_of(summary.limits, point))]
     return [
         Shown(
             f"{where}; {better(front)}",
@@ -63,12 +63,17 @@ def front_lines(summary: Summary) -> list[str]:
     if front is None:
         return []
     volumes = front.hypervolume
-    reasons = {"a point is better": front.dominated, "they violate constraints": front.violating}
+    sure = summary.limits.surely if summary.limits else ""
+    reasons = {
+        "a point is better": front.dominated,
+        "they violate constraints": front.violating,
+        f"they hold constraints, but not{sure}": front.unsure,
+    }
     out = [f"{len(those)} since {why}" for why, those in reasons.items() if those]
     lines = [
         f"the winner is {front.chosen}, by {front.rule}; `evomerge export RUN --point 1` writes another one",
         f"hypervolume {volumes['report']:.4g} on report, {volumes['select']:.4g} on select, where all constants cover "
-        f"{volumes['constants']:.4g}",
+        f"{volumes['constants']:.4g}{f', of models that hold the constraints{sure}' if sure else ''}",
     ]
     fell = [f"of the finalists fell out {', '.join(out)}"] if out else []
     return lines + fell + ([front.trades.said] if front.trades else [])
@@ -98,11 +103,15 @@ def named(front: Front, point: FrontPoint) -> str:
     return f"{point.name}{constant}{', the winner' if point.name == front.chosen else ''}"
 
 
-def missed_of(front: Front, point: FrontPoint) -> str:
-    """Return which constraints a point violates on either split; nothing if it holds all."""
-    splits = {"select": point.lacks, "report": point.violations}
-    texts = [f"{said_of(front.constraints, lacks)} on {split}" for split, lacks in splits.items() if violated(lacks)]
-    return "; ".join(texts)
+def missed_of(limits: Limits | None, point: FrontPoint) -> str:
+    """Return what a point lacks of the constraints on either split; nothing if it holds all."""
+    if limits is None:
+        return ""
+    splits = {
+        "select": lacking_of(limits, point.lacks, point.missed),
+        "report": said_of(limits.wanted, point.violations),
+    }
+    return "; ".join(f"{said} on {split}" for split, said in splits.items() if said)
 
 
 def score_text(score: Score | None) -> str:
@@ -160,8 +169,18 @@ def point_scores(summary: Summary, point: FrontPoint) -> dict[str, Any]:
         "rule": front.rule,
         "values": {name: _value(front, point, name) for name in front.values},
         **({"constraints": dict(front.constraints)} if front.constraints else {}),
-        **({"violations": {"select": dict(point.lacks), "report": dict(point.violations)}} if point.lacks else {}),
+        **_lacks_of(summary.limits, point),
     }
+
+
+def _lacks_of(limits: Limits | None, point: FrontPoint) -> dict[str, Any]:
+    """Return how far a point violates constraints on each split; and by how many standard errors they had to hold on
+    select, with those that do not.
+    """
+    if limits is None or not point.lacks:
+        return {}
+    found = {"violations": {"select": dict(point.missed or point.lacks), "report": dict(point.violations)}}
+    return {**found, "sure": limits.sure, "unsure": unsure_of(point.lacks, point.missed)} if limits.sure else found
 
 
 def recipe_scores(summary: Summary, point: FrontPoint) -> dict[str, Any]:

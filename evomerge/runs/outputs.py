@@ -183,8 +183,9 @@ def _scores(summary: Summary, forms: Collection[str]) -> dict[str, Any]:
     if (again := summary.rescored) and again.score and again.paired:
         name = f"winner_in_{again.dtype}"
         rows |= {name: asdict(again.score), f"{name}_vs_winner": asdict(again.paired)}
-    apart = {"held_out": summary.held_out, "forgetting": summary.forgetting, "limits": summary.limits}
+    apart = {"held_out": summary.held_out, "forgetting": summary.forgetting}
     more = {name: asdict(each) for name, each in apart.items() if each}
+    more |= {"limits": summary.limits.to_plain()} if summary.limits else {}
     more |= {"front": point_scores(summary, summary.front.winner)} if summary.front else {}
     return finite({**how, **rows, **more, **({"marks": summary.marks} if summary.marks else {})})
 

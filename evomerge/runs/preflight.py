@@ -37,6 +37,7 @@ from evomerge.search.evaluators.racing import Racing
 from evomerge.search.evaluators.scoring import check_finite, explained
 from evomerge.searchers.base import Part, Searcher, cautions_of, parts_of
 from evomerge.selection.choosing import merges, work
+from evomerge.selection.limits import surely
 from evomerge.transforms.chain import said
 
 GIB = 2**30
@@ -157,7 +158,8 @@ def _ways(
 def _aims(problem: Problem) -> list[list[str]]:
     """Return what is printed of what a winner must keep, of what is held out, and of what is not searched."""
     goal, rows = problem.goal, list[list[str]]()
-    rows += [["must keep", f"{name}: {limit}"] for name, limit in goal.constraints.items()]
+    sure = f", finalists{surely(goal.sure)} on the select items" if goal.sure else ""
+    rows += [["must keep", f"{name}: {limit}{sure}"] for name, limit in goal.constraints.items()]
     if goal.forget:
         rows.append(["to keep", f"{goal.keep:.4g} of the base's {goal.report_metric} on the other tasks"])
     if HELD_OUT in problem.items:

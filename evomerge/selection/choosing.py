@@ -28,7 +28,7 @@ from evomerge.selection.dropping import FEW, FIRST, LOOKS, along, blocks
 from evomerge.selection.forgetting import Forgetting, forgetting_of
 from evomerge.selection.front import Front
 from evomerge.selection.judge import Judge
-from evomerge.selection.limits import Limits, lacks_of
+from evomerge.selection.limits import Limits, lacks_of, missed_of
 from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.reporting import alike, held_out_of, needed, reported, rescored_of, rows_of
 from evomerge.selection.statistics import Paired, Score, paired
@@ -147,7 +147,8 @@ def _limits(goal: Goal, objective: Objective, select: Outcome, outcomes: Mapping
         return None
     here = lacks_of(objective.conditions, select, objective.base)
     there = goal.conditions(outcomes["base"].results)
-    return Limits(goal.constraints, here, lacks_of(there, outcomes["winner"], outcomes["base"]), goal.sure)
+    missed = missed_of(objective.conditions, select, objective.base)
+    return Limits(goal.constraints, here, lacks_of(there, outcomes["winner"], outcomes["base"]), goal.sure, missed)
 
 
 def remember_whole(judge: Judge, candidates: Mapping[str, Mapping[str, np.ndarray]], chosen: Chosen) -> None:

@@ -7,7 +7,7 @@ small: `minimised` names those.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evomerge.common.names import listed
@@ -29,11 +29,12 @@ class FrontPoint:
         coefficients: of a point.
         select: its score in each value on the select split.
         report: the same on the report split; empty where it was not scored there.
-        lacks: how far it violates each constraint on the select split, as a share of the limit; not positive where that
-            holds.
-        violations: the same on the report split.
+        lacks: how far it is from holding each constraint on the select split, as a share of the limit; not positive
+            where it holds by as many standard errors as it has to.
+        violations: how far it violates each on the report split.
         over: in each value, the point minus the best constant on the report split.
         experts: the same minus the experts, each on its own task; without values that have a task without an expert.
+        missed: how far it violates each limit itself on the select split; empty where `lacks` says it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class FrontPoint:
     violations: Mapping[str, float | None] = field(default_factory=dict)
     over: Mapping[str, Paired] = field(default_factory=dict)
     experts: Mapping[str, Paired] = field(default_factory=dict)
+    missed: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> FrontPoint:
@@ -75,11 +77,13 @@ class Front:
         reference: by value, what is worse than the base or any constant on the select split. Hypervolume counts from
             there, so it says the same of all searches of these models on these items within the same bounds.
         hypervolume: of the points on `select` and on `report`, and of all `constants` on select; of those that hold all
-            constraints on select.
+            constraints on select, as surely as they have to.
         dominated: finalists that fell out, since a point is better.
         violating: finalists that fell out, since they violate a constraint on the select split.
         met: whether the point that was chosen keeps what the rule asks for, on the select split.
         trades: which values went against each other in the search; None where too few candidates have all of them.
+        unsure: finalists that fell out, since they hold constraints there, but not by as many standard errors as they
+            have to.
     """
 
     values: Sequence[str]
@@ -98,6 +102,7 @@ class Front:
     violating: Sequence[str] = field(default_factory=list)
     met: bool = True
     trades: Trades | None = None
+    unsure: Sequence[str] = field(default_factory=list)
 
     @property
     def winner(self) -> FrontPoint:
@@ -143,6 +148,16 @@ class Front:
             KeyError: there is none of that name.
         """
         return {one.name: one for one in self.points}[name]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain data, without what says nothing and came later than the rest."""
+        content = asdict(self)
+        models = [content["base"], *(one for name in ("points", "constants", "experts") for one in content[name])]
+        for row in (content, *models):
+            for name in ("missed", "unsure"):
+                if not row.get(name):
+                    row.pop(name, None)
+        return content
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Front:

@@ -8,7 +8,8 @@ all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.conditions import Condition, read_limit
@@ -23,50 +24,70 @@ class Limits:
 
     Attributes:
         wanted: by name, what is to be kept, such as `>= 0.98 * base`.
-        select: how far the winner violates each on the select split, as a share of the limit; not positive where it
-            holds.
-        report: the same on the report split.
+        select: how far the winner is from holding each on the select split, as a share of the limit; not positive where
+            it holds by as many standard errors as it had to.
+        report: how far it violates each on the report split.
         sure: by how many standard errors they had to hold on the select split; what is lacked there includes these.
+        missed: how far the winner violates each limit itself on the select split; empty where `select` says it.
     """
 
     wanted: Mapping[str, str]
     select: Mapping[str, float | None]
     report: Mapping[str, float | None]
     sure: float = 0.0
+    missed: Mapping[str, float | None] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain data, without what says nothing."""
+        return {name: value for name, value in asdict(self).items() if name != "missed" or value}
 
     @property
     def held(self) -> bool:
-        """Whether the winner holds all of them on the select split."""
+        """Whether the winner holds all of them on the select split, as surely as it had to."""
         return not violated(self.select)
 
     @property
     def marks(self) -> list[str]:
         """What is otherwise in the row of the winner than its name says."""
-        counted = f", {self.sure:g} standard errors included" if self.sure else ""
-        return [] if self.held else [f"{LEAST}: {said_of(self.wanted, self.select)}{counted}"]
+        if self.held:
+            return []
+        why = f"no finalist holds all constraints{self.surely}, and it lacks least" if self.sure else LEAST
+        return [f"{why}: {self.said}"]
 
     @property
     def doubts(self) -> list[str]:
         """What must be said of a winner that violates a constraint on either split."""
-        lines = []
+        lines, reached = [], self.held or (bool(self.missed) and not violated(self.missed))
         if not self.held:
+            least, loosen = ("violates them", "") if not self.sure else ("lacks", ", or ask for less of objective.sure")
             lines.append(
-                f"No finalist holds all constraints on the select items{self._surely}, so what is called the winner is "
-                f"the one that violates them least: {said_of(self.wanted, self.select)}. Loosen objective.constraints, "
-                f"search longer, or give the weights bounds up to 0, where the base is (space.bounds)."
+                f"No finalist holds all constraints on the select items{self.surely}, so what is called the winner is "
+                f"the one that {least} least: {self.said}. Loosen objective.constraints{loosen}, search longer, or "
+                f"give the weights bounds up to 0, where the base is (space.bounds)."
             )
-        elif violated(self.report):
+        if reached and violated(self.report):
+            surer = f", or objective.sure={self.sure + 1:g}" if self.held else ""
             lines.append(
                 f"The winner holds all constraints on the select items, and not on the report items: "
-                f"{said_of(self.wanted, self.report)}. Ask for more (objective.constraints, or objective.sure="
-                f"{self.sure + 1:g}), or take more select items (fitness.select_items)."
+                f"{said_of(self.wanted, self.report)}. Ask for more (objective.constraints{surer}), or take more "
+                f"select items (fitness.select_items)."
             )
         return lines
 
     @property
-    def _surely(self) -> str:
+    def said(self) -> str:
+        """What the winner lacks on the select split, in words."""
+        return lacking_of(self, self.select, self.missed)
+
+    @property
+    def surely(self) -> str:
         """By how much they had to hold, where that is more than the limits say."""
-        return f" by {self.sure:g} standard errors" if self.sure else ""
+        return surely(self.sure)
+
+
+def surely(sure: float) -> str:
+    """Return by how much constraints have to hold, in words; nothing where the limits themselves are enough."""
+    return f" by {sure:g} standard errors" if sure else ""
 
 
 def violated(lacks: Mapping[str, float | None]) -> dict[str, float]:
@@ -80,6 +101,29 @@ def said_of(wanted: Mapping[str, str], lacks: Mapping[str, float | None]) -> str
         f"{name} {wanted[name]} is missed by {f'{lack:.4g}' if _is_zero(name, wanted[name]) else f'{lack:.1%}'}"
         for name, lack in violated(lacks).items()
     )
+
+
+def unsure_of(lacks: Mapping[str, float | None], missed: Mapping[str, float | None]) -> list[str]:
+    """Return the constraints that hold, but not by as many standard errors as they had to.
+
+    Args:
+        lacks: how far each is from holding so.
+        missed: how far each is violated; empty where `lacks` says it.
+    """
+    return [name for name in violated(lacks) if missed and name not in violated(missed)]
+
+
+def lacking_of(limits: Limits, lacks: Mapping[str, float | None], missed: Mapping[str, float | None]) -> str:
+    """Return what a model lacks on the select split, in words: limits that it misses, and those that it holds, but not
+    by as many standard errors as it had to.
+
+    Args:
+        limits: what was wanted, and how surely.
+        lacks: how far it is from holding each so.
+        missed: how far it violates each; empty where `lacks` says it.
+    """
+    unsure = [f"{name} {limits.wanted[name]} holds, but not{limits.surely}" for name in unsure_of(lacks, missed)]
+    return ", ".join([*filter(None, [said_of(limits.wanted, missed or lacks)]), *unsure])
 
 
 def _is_zero(name: str, text: str) -> bool:
@@ -99,3 +143,14 @@ def lacks_of(conditions: Sequence[Condition], outcome: Outcome, base: Outcome) -
     named = {condition.name: condition for condition in conditions if condition.name}
     whole = all(task in outcome.results for one in named.values() for task in one.weights)
     return {name: one.violation(outcome, base) for name, one in named.items()} if whole else {}
+
+
+def missed_of(conditions: Sequence[Condition], outcome: Outcome, base: Outcome) -> dict[str, float]:
+    """Return the same of the limits themselves, without standard errors; nothing where none were to be held by these.
+
+    Args:
+        conditions: of the objective.
+        outcome: of a model.
+        base: that of the base on the same items.
+    """
+    return lacks_of([replace(one, sure=0.0) for one in conditions if one.sure], outcome, base)

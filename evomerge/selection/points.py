@@ -13,7 +13,7 @@ import numpy as np
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.selection.front import FrontPoint
-from evomerge.selection.limits import lacks_of
+from evomerge.selection.limits import lacks_of, missed_of, unsure_of, violated
 from evomerge.selection.rules import hypervolume
 from evomerge.selection.statistics import Score
 from evomerge.selection.valued import scores_on
@@ -50,7 +50,14 @@ class Scale:
             report=scores_on(values, report) if report else {},
             lacks=_lacks(self.select, select),
             violations=_lacks(self.report, report) if report else {},
+            missed=self._missed(select),
         )
+
+    def unsure(self, select: Outcome) -> bool:
+        """Return whether a model holds all constraints on the select split, but not as surely as it has to."""
+        lacks = _lacks(self.select, select)
+        unsure = unsure_of(lacks, self._missed(select))
+        return bool(unsure) and len(unsure) == len(violated(lacks))
 
     def reference(self, models: Sequence[FrontPoint]) -> dict[str, float]:
         """Return the worst score that any of some models has in each value on the select split."""
@@ -62,6 +69,10 @@ class Scale:
         values = self._values(models)
         above = np.array([reference[name] for name in self.select.names]) * self._signs
         return hypervolume(values[np.all(np.isfinite(values), axis=1)], above)
+
+    def _missed(self, select: Outcome) -> dict[str, float]:
+        base = self.select.base
+        return missed_of(self.select.conditions, select, base) if base else {}
 
     def _values(self, models: Sequence[Mapping[str, Score]]) -> np.ndarray:
         """Return values to be maximised, (n, m)."""

@@ -120,7 +120,8 @@ def _limits(goal: Goal, front: Front) -> Limits | None:
     """Return what the winner makes of constraints; None where there are none."""
     if not goal.constraints:
         return None
-    return Limits(goal.constraints, front.winner.lacks, front.winner.violations, goal.sure)
+    winner = front.winner
+    return Limits(goal.constraints, winner.lacks, winner.violations, goal.sure, winner.missed)
 
 
 def _points(
@@ -183,7 +184,8 @@ def _front(
     base = scale.point("base", ends["base"], outcomes["base"])
     reference = scale.reference([base, *constants])
     lacking = {name for name, lacks in zip(found.outcomes, found.lacks, strict=True) if np.any(lacks > 0)}
-    violating = [name for name in found.outcomes if name in lacking and name not in found.front]
+    out = [name for name in found.outcomes if name in lacking and name not in found.front]
+    unsure = [name for name in out if scale.unsure(found.outcomes[name])]
     of_select, of_report = attrgetter("select"), attrgetter("report")
     splits = {"select": (points, of_select), "report": (points, of_report), "constants": (constants, of_select)}
     return Front(
@@ -202,8 +204,9 @@ def _front(
             split: scale.volume([row(one) for one in models if not violated(one.lacks)], reference)
             for split, (models, row) in splits.items()
         },
-        dominated=[name for name in found.outcomes if name not in [*found.front, *violating]],
-        violating=violating,
+        dominated=[name for name in found.outcomes if name not in [*found.front, *out]],
+        violating=[name for name in out if name not in unsure],
+        unsure=unsure,
         met=found.met,
     )
 

@@ -32,6 +32,8 @@ LATER = (
     *("limits", "front"),
 )
 """What is left out of the file where there is nothing to say: it came later than others."""
+PLAIN = ("limits", "front")
+"""What says by itself what of it is left out."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class Summary:
 
     def to_json(self) -> str:
         """Return it as the text of `summary.json`."""
-        content = asdict(self)
+        content = asdict(self) | {name: one.to_plain() for name in PLAIN if (one := getattr(self, name))}
         for name in LATER:
             if not content[name]:
                 del content[name]

@@ -24,6 +24,7 @@ def front(
     experts: Sequence[str] = EXPERTS,
     minimised: Sequence[str] = (),
     missed: float | None = None,
+    lacks: float | None = None,
 ) -> Front:
     """Return a front on which more of the first value costs the others.
 
@@ -33,6 +34,7 @@ def front(
         experts: whose coefficients the points have.
         minimised: the values of which less is better.
         missed: by how much every point misses the constraint on the second value; None where there is none.
+        lacks: how far every point is from holding it by standard errors; None where it need not.
     """
 
     def scores(place: float, se: float | None = 0.01) -> dict[str, Score]:
@@ -43,7 +45,8 @@ def front(
     def gains(place: float) -> dict[str, Paired]:
         return {name: Paired(0.05 - 0.1 * place * (-1) ** i, 0.02) for i, name in enumerate(values)}
 
-    lacks = {} if missed is None else {"news": missed}
+    wanting = {} if missed is None else {"news": missed}
+    lacking = wanting if lacks is None else {"news": lacks}
     found = [
         FrontPoint(
             f"point_{i + 1}",
@@ -52,14 +55,15 @@ def front(
             {"weight": {g: {e: 0.1 * k + 0.2 * i for k, e in enumerate(experts)} for g in GROUPS}},
             scores(i / points),
             scores(i / points),
-            lacks,
-            lacks,
+            lacking,
+            wanting,
             gains(i / points),
             gains(i / points - 1),
+            {} if lacks is None else wanting,
         )
         for i in range(points)
     ]
-    constants = [FrontPoint(f"constant 0.{i}", select=scores(0.9), report={}, lacks=lacks) for i in (2, 4, 6)]
+    constants = [FrontPoint(f"constant 0.{i}", select=scores(0.9), report={}, lacks=lacking) for i in (2, 4, 6)]
     constants[1] = replace(constants[1], report=scores(0.9))
     pairs = [Trade(values[0], values[1], -0.5, 0.1, -0.7)]
     return Front(
@@ -76,6 +80,7 @@ def front(
         reference=dict.fromkeys(values, 0.1),
         hypervolume={"select": 0.2, "report": 0.15, "constants": 0.1},
         dominated=["front_9"],
+        unsure=[] if lacks is None else ["front_8"],
         trades=Trades(40, pairs, dict.fromkeys(values, 0.25)),
     )
 
@@ -91,7 +96,9 @@ def write_front(path: Path, found: Front | None = None, tasks: Sequence[str] | N
     """
     found = front() if found is None else found
     path = write_run(path, "objective=pareto", tasks=tasks or found.values, several=True, **more)
-    limits = Limits(found.constraints, found.winner.lacks, found.winner.violations) if found.constraints else None
+    one = found.winner
+    sure = 2.0 if one.missed else 0.0
+    limits = Limits(found.constraints, one.lacks, one.violations, sure, one.missed) if found.constraints else None
     chosen = {
         "winner": found.winner.finalist,
         "finalists": {point.finalist: 0.6 for point in found.points} | {"front_9": 0.5},

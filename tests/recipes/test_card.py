@@ -149,6 +149,18 @@ def test_scores_with_their_errors(places):
     assert "winner − best constant: +0.0123 ± 0.0056 (paired)" in card.text
 
 
+def test_how_surely_limits_had_to_hold(places):
+    limits = {"wanted": {"news": ">= base"}, "select": {"news": 0.1}, "report": {"news": 0.0}}
+    said = "On the select items it had to hold news >= base by 2 standard errors."
+    assert said in made(recipe(scores={**SCORES, "limits": {**limits, "sure": 2.0}}), places).text
+    assert "had to hold" not in made(recipe(scores={**SCORES, "limits": {**limits, "sure": 0.0}}), places).text
+    front = {"point": "point_1", "of": 2, "winner": "point_1", "rule": "the knee", "values": {}}
+    front |= {"constraints": limits["wanted"], "sure": 2.0, "unsure": ["news"]}
+    text = made(recipe(scores={**SCORES, "front": front | {"violations": {"select": {"news": -0.1}}}}), places).text
+    assert f"{said} There it holds news >= base, but not by so many." in text
+    assert "It violates" not in text
+
+
 @pytest.mark.parametrize("scores", [{}, {"metric": "accuracy"}, {"winner": "mean", "split": None}])
 def test_no_scores(places, scores):
     assert "## Scores" not in made(recipe(scores=scores), places).text

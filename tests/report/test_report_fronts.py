@@ -129,6 +129,17 @@ def test_a_winner_that_violates_a_constraint_is_named_before_anything_else(tmp_p
     assert LEAST not in kept
 
 
+def test_a_winner_that_holds_a_limit_but_not_surely_is_not_said_to_miss_it(tmp_path: Path) -> None:
+    text = read(write_report(write_front(tmp_path / "run", front(missed=-0.02, lacks=0.03)))).text
+    said = "news >= 0.98 * base holds, but not by 2 standard errors"
+    assert f"the one that lacks least: {said}." in text
+    assert f"point_1: {said} on select." in text
+    assert "Fell out since they hold constraints there, but not by 2 standard errors: front_8." in text
+    assert "To keep: news >= 0.98 * base, by 2 standard errors on the select items." in text
+    assert "violate" not in text
+    assert "missed by" not in text
+
+
 def test_one_point_alone_and_unknown_numbers_are_drawn(tmp_path: Path) -> None:
     alone = front(points=2)
     unknown = {name: replace(score, se=None) for name, score in alone.points[0].report.items()}

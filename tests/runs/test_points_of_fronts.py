@@ -9,7 +9,7 @@ import pytest
 from evomerge.cli.pace import Pace
 from evomerge.common.errors import ConfigError
 from evomerge.runs.directory import open_run, read_summary
-from evomerge.runs.fronts import find_point, front_lines, front_tables, gains_of, recipe_scores
+from evomerge.runs.fronts import find_point, front_lines, front_tables, gains_of, point_scores, recipe_scores
 from evomerge.runs.points import find_trial
 from evomerge.runs.table import gain_of, tables_of
 from evomerge.runs.trackers.generations import Generations
@@ -90,6 +90,17 @@ def test_a_recipe_says_which_point_it_is(summary: Summary) -> None:
     assert (value["mean"], value["better"]) == (pytest.approx(0.65), "higher")
     assert value["best_constant"]["mean"] == pytest.approx(0.8 - 0.27)
     assert value["point_vs_best_constant"] == {"diff": pytest.approx(0.0), "se": 0.02}
+
+
+def test_a_recipe_says_how_surely_a_limit_had_to_hold(tmp_path: Path) -> None:
+    found = front(missed=-0.02, lacks=0.03)
+    summary = read_summary(write_front(tmp_path / "run", found))
+    assert summary is not None
+    assert "\n".join(front_lines(summary)).count("1 since they hold constraints, but not by 2 standard errors") == 1
+    scores = point_scores(summary, found.points[2])
+    assert scores["violations"] == {"select": {"news": -0.02}, "report": {"news": -0.02}}
+    assert (scores["sure"], scores["unsure"]) == (2.0, ["news"])
+    assert recipe_scores(summary, found.points[2])["front"] == scores
 
 
 def test_what_is_missed_of_a_limit_of_zero_is_no_share() -> None:

@@ -342,3 +342,5 @@ def test_a_finalist_that_may_lack_a_little_gives_way_to_one_that_does_not(sure, 
     assert selection.select.winner == winner
     assert selection.limits is not None
     assert selection.limits.held
+    assert (selection.limits.missed == selection.limits.select) == (winner == "constant 0.1")  # which has no error
+    assert bool(selection.limits.missed) == bool(sure)
