@@ -32,6 +32,7 @@ from front_differences import Difference, Scores, difference, flat_task, volume
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
 from evomerge.common.files import write_atomically
+from evomerge.common.limits import AUTO
 from evomerge.fitness.base import Outcome
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem, find_start, make_searcher
@@ -130,6 +131,8 @@ def _check_tasks(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     for name, settings in arms.items():
         if settings["objective"].get("values"):
             parser.error(f"the arm {name} has objective.values: here every task is a value, so leave it out")
+        if settings["fitness"].get("approximate") == AUTO:
+            parser.error(f"the arm {name} has fitness.approximate=auto, another dtype on another day: write bfloat16")
     if options.kept is not None:  # all arms have the same tasks, or their fronts could not be held side by side
         tasks = list(build_problem(next(iter(arms.values())), Reporter()).items["report"])
         if options.kept not in tasks:

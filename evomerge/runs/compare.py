@@ -82,6 +82,8 @@ def run_comparison(
             "A comparison ranks methods by one value, which nothing else limits: leave out objective=pareto and "
             "objective.constraints, or search (evomerge search) with each method by itself."
         )
+    if settings["fitness"].get("approximate"):
+        reporter.say("note: fitness.approximate counts for nothing here: a comparison scores no search items")
     given, limit = given or Given(), TimeLimit(settings["time_limit"])
     fitness = given.fitness or make_fitness(settings["fitness"])
     check_reported(settings, fitness.metrics)

@@ -26,7 +26,7 @@ from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
-from evomerge.problem import Goal, Problem
+from evomerge.problem import Goal
 from evomerge.runs.budget import make_budget
 from evomerge.runs.build import find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
@@ -166,7 +166,7 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         scoring = _scoring(call, ready, engine, interrupt)
         with TrialLog(call.directory / "trials.jsonl", ready.identity, engine.fingerprint, identity_today) as log:
             check_drawn(ready.problem, ready.subsets["search"], log.path)
-            _record(call, ready.problem)
+            _record(call, ready)
             reason = _search(call, ready, scoring, log, interrupt)
             if reason is StopReason.INTERRUPTED:
                 return None
@@ -245,22 +245,24 @@ def _search(call: Call, ready: Ready, scoring: Scoring, log: TrialLog, interrupt
     return reason
 
 
-def _record(call: Call, problem: Problem) -> None:
+def _record(call: Call, ready: Ready) -> None:
     """Write how the run began: its settings, and the command."""
-    write_atomically(call.directory / "config.yaml", _as_yaml(call.config, problem))
+    write_atomically(call.directory / "config.yaml", _as_yaml(call.config, ready))
     record_start(call.directory)
     record_command(call.directory, call.command)
 
 
-def _as_yaml(config: SearchConfig, problem: Problem) -> str:
-    """Return the settings as they were given, but for transforms, whose names may stand for others one day, and for the
-    dtypes that were chosen to compute in.
+def _as_yaml(config: SearchConfig, ready: Ready) -> str:
+    """Return the settings as they were given, but for transforms, whose names may stand for others one day, for the
+    dtypes that were chosen to compute in, and for the first generation that an earlier version began with.
     """
     composed: Any = config
     given: Any = OmegaConf.to_container(composed, resolve=True)
-    given["model"]["compute"] = dtype_name(problem.live.compute or problem.live.dtype)
-    if "approximate" in given["fitness"]:
-        given["fitness"]["approximate"] = problem.sampling.approximate
+    live = ready.problem.live
+    given["model"]["compute"] = dtype_name(live.compute or live.dtype)
+    for group, name in (("fitness", "approximate"), ("searcher", "first")):
+        if name in given[group]:
+            given[group][name] = ready.settings[group][name]
     return OmegaConf.to_yaml(OmegaConf.create(in_order(given)))
 
 

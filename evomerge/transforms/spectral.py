@@ -215,8 +215,8 @@ class IsoCts(_Mean):
 class Cart(Transform):
     """The average of all experts as a row, and what each has beside it, of a lower rank (Choi et al. 2024: CART).
 
-    Of two experts it is their average, since what each has beside it is the opposite of the other's. What is no matrix
-    keeps its rank, and so it is averaged where all weights are 1.
+    Of two experts with one weight it is their average: what each has beside it is the opposite of the other's. What is
+    no matrix keeps its rank, and so it is averaged where all weights are 1.
 
     Args:
         share: which share of the singular values of each centred matrix is kept, at least one.

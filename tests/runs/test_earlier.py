@@ -215,5 +215,8 @@ def test_a_run_that_began_around_its_start_goes_on_so(today: Path, searcher: str
     run_search(compose(*command, "searcher.popsize=4", "budget=9"), run, Told())
     assert (run / "trials.jsonl").read_bytes().startswith(before)
     assert any("goes on so: searcher.first=start" in text for text in said)
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["searcher"]["first"] == "start"
+    export.main([str(run), "--finalist", "front_1", "-o", str(tmp_path / "one.yaml")])  # it replays the log
+    assert Recipe.from_yaml((tmp_path / "one.yaml").read_text(encoding="utf-8")).experts
     run_search(compose(*command, "searcher.popsize=4", "budget=5"), tmp_path / "new", Told())
     assert next(read_log(tmp_path / "new" / "trials.jsonl"))["identity"]["searcher"]["first"] == "experts"

@@ -69,13 +69,15 @@ def test_items_that_all_arms_share_are_drawn_together() -> None:
         (["--sums", "some"], "--sums some: there is no such arm"),
         (["--kept", "stones"], "--kept stones: there is no such task; there are animals, trees, metals"),
         ([], "the arm own has objective.values: here every task is a value"),
+        (["fitness.approximate=auto"], "the arm own has fitness.approximate=auto"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_a_search(
     more: list[str], said: str, pico_suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = [] if more else ["objective.values={a: [trees], b: [metals]}"]
-    command = ["--out", str(tmp_path / "out"), *more, "--arm", "own", "searcher=random", *values]
+    own = [each for each in more if "=" in each] if more else ["objective.values={a: [trees], b: [metals]}"]
+    flags = [each for each in more if each not in own]
+    command = ["--out", str(tmp_path / "out"), *flags, "--arm", "own", "searcher=random", *own]
     with pytest.raises(SystemExit):
         compare_fronts.main([*command, "--", *sources_of(pico_suite, tmp_path / "cache"), "objective=pareto"])
     assert said in capsys.readouterr().err
