@@ -59,6 +59,17 @@ def test_the_length_of_answers_is_a_value_beside_others(family, tmp_path):
         assert "length" not in trial["scores"]["choice"]
 
 
+def test_the_length_of_answers_has_a_limit_where_a_task_without_it_is_held_out(family, tmp_path):
+    limit = ["objective.constraints={length: '<= 1.5 * base'}", "fitness.held_out=[choice]", "searcher=random"]
+    given = settings(family, tasks(family, "choice", "generated"), "fitness.items=8", "budget=3", *limit)
+    summary = run_search(compose(*given), tmp_path / "run", Reporter())
+    assert summary is not None
+    assert summary.limits is not None
+    assert summary.limits.report.keys() == {"length"}
+    assert summary.held_out is not None
+    assert list(summary.held_out.report["winner"].tasks) == ["choice"]
+
+
 def test_a_search_by_every_kind_of_task(family, tmp_path, capsys):
     given = settings(family, tasks(family, *TASKS), "fitness.items=16", "budget=8", "objective.weights={choice: 2}")
     summary = run_search(compose(*given), tmp_path / "run", Reporter())
