@@ -197,7 +197,7 @@ def test_a_worker_without_room_waits_and_the_others_go_on(nodes: Nodes, tmp_path
     with Pool(Actors({}, 3, 1, 1, tmp_path / "w", nodes.have(1), PROGRAM)) as pool:
         assert answers(pool, units) == {i: worth(outcome_of(unit)) for i, unit in enumerate(units)}
     crew = Actors({}, 2, 3, 1, tmp_path / "w", nodes.address, PROGRAM, patience=1.0)
-    asked = "needs 3 GPUs and 1 cores of one node, and the cluster has 1 GPUs"
+    asked = r"needs 3 GPUs and 1 cores of one node, and the cluster has [12] GPUs"  # one that just left may still count
     with Pool(crew) as pool, pytest.raises(EvomergeError, match=asked):
         pool.wait()
 
