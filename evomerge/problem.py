@@ -314,9 +314,7 @@ class Problem:
             **({"template": digest_template(self.template)} if self.template else {}),
             **({"buffers": [self.buffers, *taken]} if self.buffers != BASE else {}),
             **({"compute": dtype_name(self.live.compute)} if self.live.compute else {}),  # else in the checkpoint's
-            **(
-                {DISTANCE: True} if self.takes_distance else {}
-            ),  # which outcomes have then beside the fitness's metrics
+            **({DISTANCE: True} if self.takes_distance else {}),  # beside the metrics of the fitness
             **({"store": self.opening.store} if self.opening.store in LOSSY else {}),
             "heads": {
                 name: hashlib.sha256(task.head.read_bytes()).hexdigest()

@@ -71,7 +71,7 @@ def preflight(
         ConfigError: the fitness cannot score the base, its loss has no gradient there, or the hours are too few.
     """
     ids = ready.subsets["search"](0)
-    outcome, costs = _measured(ready, engine, objective, gradients, ids)
+    outcome, values, costs = _measured(ready, engine, objective, gradients, ids)
     together = engine.workers > 0 or racing is not None
     inputs, dropping = gradients.size if gradients else 1, objective.weights_of(ids) is not None
     times = _times(ready, costs, dropping, inputs, deadline, engine.workers, together, whole=racing is not None)
@@ -81,7 +81,7 @@ def preflight(
         *_facts(ready.problem, ready.settings, ids, engine.placed),
         *_ways(ready, engine, objective, racing, ids, computing),
         ["time", times + limited],
-        ["base scores", _worth(ready.problem.goal, objective, outcome)],
+        ["base scores", _worth(ready.problem.goal, objective, values, outcome)],
         *_aims(ready.problem),
     ]
     for name, text in rows:
@@ -116,8 +116,9 @@ class Costs:
 
 def _measured(
     ready: Ready, engine: Engine, objective: Objective, gradients: GradientEvaluator | None, ids: Items
-) -> tuple[Outcome, Costs]:
-    """Score the base on items and return its outcome, of which the objective makes values, and what a candidate costs.
+) -> tuple[Outcome, Sequence[float], Costs]:
+    """Score the base on items and return its outcome, the values that the objective makes of it, and what a candidate
+    costs.
 
     Raises:
         EvomergeError: the fitness cannot score the base, or its loss has no gradient there.
@@ -127,12 +128,12 @@ def _measured(
         engine.score("base", ids, first=True)  # pays for what is set up lazily
         outcome, scored = engine.timed("base", ids)
         check_finite(outcome)
-        objective(outcome)
+        values, _ = objective(outcome)
     with failing_on_base("loss", live):
         step = gradients.measure() if gradients else 0.0
     seconds = scored.total - scored.merge
     ready.limit.measured(max(seconds, step))
-    return outcome, Costs(_merge_seconds(ready.problem, engine, ids), seconds, step)
+    return outcome, values, Costs(_merge_seconds(ready.problem, engine, ids), seconds, step)
 
 
 def _ways(
@@ -224,14 +225,13 @@ def _facts(
     ]
 
 
-def _worth(goal: Goal, objective: Objective, outcome: Outcome) -> str:
+def _worth(goal: Goal, objective: Objective, values: Sequence[float], outcome: Outcome) -> str:
     """Return what is printed of the base's value, or values."""
     if objective.values:
         return ", ".join(
             f"{one.name} {one.score(outcome):.4f} ({one.metric}{', to be small' * one.minimise})"
             for one in objective.values
         )
-    values, _ = objective(outcome)
     of = f"negated, over {', '.join(goal.forget)}" if goal.forget else objective.aggregate
     return f"{values[0]:.4f} ({goal.metric}, {of})"
 

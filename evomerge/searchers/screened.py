@@ -129,7 +129,8 @@ class Screened:
         """Return how many points of a generation count: those that the mean moves to, and all that are scored once it
         is screened, since those that are not are told as worse than any of them.
         """
-        return replace(self._inner.parents(), count=max(self._inner.parents().count, self._scored))
+        moved = self._inner.parents()
+        return replace(moved, count=max(moved.count, self._scored))
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution and the best points that were scored."""
