@@ -84,7 +84,7 @@ def choose(
     values = {name: -math.inf if name in field.failed else contest.values[name] for name in field.rows}
     outcomes = {name: field.outcome(name) for name in field.racing if field.whole(name)}
     whole = {name: one for name, one in (known or {}).items() if name not in field.failed}
-    values |= {name: objective(one)[0][0] for name, one in whole.items()}  # also of one that was dropped on the way
+    values |= {name: objective(one)[0][0] for name, one in whole.items()}
     paid = sum(items for name, items in seen.items() if name not in whole)
     return Chosen(best, outcomes, values, seen, len(field.every) * len(seen) - paid)
 
@@ -150,7 +150,9 @@ class _Contest:
                 self._field.fail(name)
 
     def _drop(self, names: Iterable[str]) -> None:
-        self._field.racing = [name for name in self._field.racing if name not in set(names)]
+        """Let models leave, but for those that were scored on all items: they cost no more and may be best."""
+        field, leaving = self._field, set(names)
+        field.racing = [name for name in field.racing if name not in leaving or field.whole(name)]
 
     def _tells(self, seen: Places) -> bool:
         """Whether results are right or wrong, and log-probabilities say how sure a model is."""

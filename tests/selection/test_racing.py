@@ -11,6 +11,7 @@ import pytest
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.selection.activity import LEAST, WIDTH, Standing, active_first, activity_of
+from evomerge.selection.dropping import cut
 from evomerge.selection.racing import Chosen, choose
 from evomerge.selection.ranking import order
 
@@ -137,6 +138,20 @@ def test_who_is_known_on_all_items_is_not_scored_and_races_on(smooth: bool) -> N
         assert paid + chosen.spared == len(models) * sum(SIZES.values())
         alone = choose(models, scorer(models, None, smooth), OBJECTIVE, IDS)
         assert full(models)[chosen.name] == pytest.approx(full(models)[alone.name], abs=0.02)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_who_is_known_to_end_ahead_wins_although_it_begins_behind(smooth: bool) -> None:
+    models = around(0)
+    for part in cut(IDS)[:4]:
+        for task, items in part.items():
+            models["m0"][task][[int(item[1:]) for item in items]] = -1.0
+    for odds in models["m0"].values():
+        odds[odds != -1.0] = 1.0
+    score = scorer(models, None, smooth)
+    assert order(full(models))[0] == "m0" != choose(models, score, OBJECTIVE, IDS).name  # unknown, it is dropped early
+    chosen = choose(models, score, OBJECTIVE, IDS, known={"m0": score("m0", IDS)})
+    assert (chosen.name, chosen.values["m0"]) == ("m0", pytest.approx(full(models)["m0"]))
 
 
 def test_what_is_scored_next_is_begun_in_that_order() -> None:
