@@ -18,15 +18,18 @@ from evomerge.merging.methods import Ties
 from evomerge.models.weight_files import weight_files
 from evomerge.models.weights import read_tensors
 from evomerge.problem import Problem
-from evomerge.recipes.handover import make_recipe
+from evomerge.recipes.catalog import TRANSFORMS
+from evomerge.recipes.handover import as_mergekit, make_recipe
 from evomerge.recipes.materialise import materialise
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.config import plain
 from evomerge.space.groups import make_groups
+from evomerge.transforms.chain import Stage, Step, streamed
 from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.methods import merged as by_method
+from tests.kit.published import quick
 
 
 def recipe_on(
@@ -112,16 +115,39 @@ def check(problem: Problem, tmp_path: Path, recipe: Recipe, rest: str) -> None:
 @pytest.mark.parametrize(
     ("transform", "rows"),
     [
-        ([{"name": "ties", "density": 0.2}], ()),
         ([{"name": "tests.kit.transforms.Common"}], ("common", "animals", "trees", "metals")),
         ([{"name": "tests.kit.transforms.Sum", "only": ["encoder.*"]}], ("all", "animals", "trees", "metals")),
-        ([{"name": "cart"}], ("average", "animals", "trees", "metals")),
     ],
-    ids=["global trim", "common row", "merged row of some parameters", "a row that is the average"],
+    ids=["common row", "merged row of some parameters"],
 )
 def test_materialised_rows_merge_to_the_recipe(problem: Problem, tmp_path: Path, transform: Any, rows: Any) -> None:
     """There is a model for each row, whether or not it is an expert."""
     check(problem, tmp_path, recipe_on(problem, "layer", {"name": "linear"}, transform, rows), "task_arithmetic")
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_has_its_way_to_mergekit(problem: Problem, tmp_path: Path, name: str) -> None:
+    """Its YAML is refused by the name of the way out, which gives the model that the recipe stands for."""
+    step, whole = Step(quick(name)), problem.vectors
+    pair = {expert: whole.experts[expert] for expert in ("animals", "trees")}
+    vectors = replace(whole, experts=pair, deltas={expert: whole.deltas[expert] for expert in pair})
+    rows = list(step.rows(vectors.rows, vectors.parameters))
+    recipe = recipe_on(problem, "layer", {"name": "linear"}, [step.about()], rows)
+    own = {expert: recipe.experts[expert] for expert in pair}
+    recipe = replace(recipe, experts=own, rows=[] if rows == list(own) else rows)
+    with pytest.raises(ConfigError, match=rf"transformed before the search \({name}\).*export RUN --materialise DIR"):
+        as_mergekit(problem, recipe)
+    theirs = merged_by_mergekit(materialise(problem, recipe, tmp_path / "experts", Reporter()))
+    weights, made = recipe.per_parameter(vectors.parameters)["weight"], streamed(vectors, Stage(step, vectors))
+    changed = 0
+    for parameter, key in vectors.base.keys.items():
+        expected = vectors.base.tensor(parameter).clone()
+        for row in rows:
+            if (delta := made.dense(row, parameter)) is not None:
+                expected += weights[row][parameter] * delta
+        torch.testing.assert_close(theirs[key], expected, atol=1e-6, rtol=0)
+        changed += not torch.equal(theirs[key], vectors.base.tensor(parameter))
+    assert changed > 10
 
 
 def test_what_cannot_be_materialised_is_refused_before_anything_is_written(problem: Problem, tmp_path: Path) -> None:
