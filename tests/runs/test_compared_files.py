@@ -1,0 +1,76 @@
+"""Each method that mergekit has takes part in a comparison by its YAML, as the merge that `evomerge merge` makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.common.progress import Silent
+from evomerge.recipes.mergekit.methods import PEERS, Peer
+from evomerge.recipes.mergekit.read import read_mergekit
+from evomerge.recipes.model import write_model
+from evomerge.runs.build import build_problem
+from evomerge.runs.compare import run_comparison
+from evomerge.runs.contestants import read_compared
+from evomerge.runs.suite import Suite
+from evomerge.selection.evaluation import evaluate
+from evomerge.selection.named import Model
+from tests.kit.evaluations import elsewhere, settings_of, sources_of
+
+EXPERTS = ["animals", "trees", "metals"]
+TAKES = {"slerp": 1, "nuslerp": 2}
+"""How many experts a method merges, where that is not any number."""
+EACH = ("weight: [0.3, 0.9]", "weight: {filter: attention, value: 0.8}, density: 0.6", "weight: 0.5, density: 0.3")
+"""The numbers of each model."""
+
+
+def yaml_of(peer: Peer, suite: Path) -> str:
+    """A YAML with other numbers for each model, layer and module, where the method has any."""
+    names = EXPERTS[: TAKES.get(peer.name, len(EXPERTS))]
+    each = EACH if peer.each else ("",) * len(EACH)
+    models = [
+        f"- {{model: {suite}/experts/{n}, parameters: {{{given}}}}}" for n, given in zip(names, each, strict=False)
+    ]
+    shared = {"slerp": "t: [0.2, 0.6]", "sce": "select_topk: 0.4"}.get(peer.name, "weight: 0.4" if peer.each else "")
+    head = [f"merge_method: {peer.name}", *([f"base_model: {suite}/base"] if peer.base != "listed" else [])]
+    return "\n".join([*head, f"parameters: {{{shared}}}", "models:", *models, ""])
+
+
+def merge(file: Path, out: Path) -> Path:
+    """What `evomerge merge` writes for a YAML."""
+    return write_model(
+        read_mergekit(file.read_text(), file.parent, Silent()).recipe, file.parent, out, reporter=Silent()
+    )
+
+
+@pytest.fixture(scope="module")
+def scores(pico_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
+    """By method: what a comparison says of its YAML, and the score of the model that is merged from it."""
+    path, found = tmp_path_factory.mktemp("compared"), dict[str, tuple[Any, Any]]()
+    for experts in (1, 2, 3):
+        peers = [peer.name for peer in PEERS if TAKES.get(peer.name, 3) == experts]
+        for peer in PEERS:
+            if peer.name in peers:
+                (path / f"{peer.name}.yml").write_text(yaml_of(peer, pico_suite.path))
+        metric = "fitness.report_metric=log_probability"  # which two models do not have in common
+        settings = settings_of(*sources_of(pico_suite, path), metric, f"model.experts=[{','.join(EXPERTS[:experts])}]")
+        compared = read_compared({"methods": [str(path / f"{name}.yml") for name in peers]})
+        standings = run_comparison(settings, compared, path / f"of {experts}", Silent())
+        assert standings
+        problem = build_problem(elsewhere(settings, path / "other"), Silent())  # which has nothing remembered
+        merged = {name: Model("directory", merge(path / f"{name}.yml", path / name)) for name in peers}
+        told = evaluate(problem, merged, "select", Silent()).models
+        rows = {row.name: row.select for row in standings.rows}
+        found |= {name: (rows[f"{name}.yml"], told[name]) for name in peers}
+    return found
+
+
+@pytest.mark.parametrize("name", [peer.name for peer in PEERS])
+def test_a_yaml_of_each_method_is_the_merge_that_it_stands_for(scores: dict[str, tuple[Any, Any]], name: str) -> None:
+    compared, merged = scores[name]
+    assert compared.mean == pytest.approx(merged.mean, rel=1e-5)  # a model in float32 is rounded once more
+    assert (
+        sum(other[0].mean == pytest.approx(compared.mean, rel=1e-5) for other in scores.values()) == 1
+    )  # each is a merge of its own
