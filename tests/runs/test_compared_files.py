@@ -1,4 +1,4 @@
-"""Each method that mergekit has takes part in a comparison by its YAML, as the merge that `evomerge merge` makes of it."""
+"""The YAML of each method of mergekit's takes part in a comparison, as the merge that `evomerge merge` makes of it."""
 
 from __future__ import annotations
 
