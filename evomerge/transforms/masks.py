@@ -39,22 +39,64 @@ class Consensus(Transform):
     paper = "Wang et al. 2024, arXiv 2405.07813"
 
     def __init__(self, threshold: float = 0.4, agree: int = 2) -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1e6:
-            raise ConfigError(
-                f"The transform consensus has threshold={threshold}: write a number from 0 on, such as 0.4."
-            )
-        self.threshold, self.agree = float(threshold), whole(self.name, "agree", agree)
+        self.threshold, self.agree = _threshold(self.name, threshold), whole(self.name, "agree", agree)
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: None) -> dict[str, Tensor]:
         """Return the rows where enough tasks agree."""
 
         def agreed(start: int, parts: Parts) -> Parts:
-            total = reduce(torch.add, parts.values())
-            matters = [part.abs() > self.threshold * (total - part).abs() for part in parts.values()]
-            kept = torch.stack(matters).sum(0) >= self.agree
+            matters = _matters(parts, reduce(torch.add, parts.values()), self.threshold)
+            kept = torch.stack(list(matters.values())).sum(0) >= self.agree
             return {row: torch.where(kept, part, 0) for row, part in parts.items()}
 
         return by_chunks(deltas, list(deltas), agreed)
+
+
+class Tall(Transform):
+    """TALL masks: of the sum of all task vectors, for each task the elements that matter to it (Wang et al. 2024,
+    section 3).
+
+    One row with weight 1, and all others with 0, is the model that the paper gives the task of that row; weights of
+    several rows mix these models. Which elements matter is said at `Consensus`.
+
+    Args:
+        threshold: how large an element must be beside all others together.
+
+    Raises:
+        ConfigError: it means nothing.
+    """
+
+    name = "tall"
+    title = "TALL masks: for each task, the elements of the sum of all differences to the base that matter to it"
+    paper = "Wang et al. 2024, arXiv 2405.07813"
+
+    def __init__(self, threshold: float = 0.4) -> None:
+        self.threshold = _threshold(self.name, threshold)
+
+    def apply(self, name: str, deltas: Mapping[str, Tensor], state: None) -> dict[str, Tensor]:
+        """Return the sum, in each row where it matters to the task of the row."""
+
+        def masked(start: int, parts: Parts) -> Parts:
+            total = reduce(torch.add, parts.values())
+            return {row: torch.where(m, total, 0) for row, m in _matters(parts, total, self.threshold).items()}
+
+        return by_chunks(deltas, list(deltas), masked)
+
+
+def _matters(parts: Parts, total: Tensor, threshold: float) -> Parts:
+    """Return for each task which of some elements matter to it, bool; `total` is their sum over the tasks."""
+    return {row: part.abs() > threshold * (total - part).abs() for row, part in parts.items()}
+
+
+def _threshold(name: str, threshold: Any) -> float:
+    """Return a setting that must be a number from 0 on.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1e6:
+        raise ConfigError(f"The transform {name} has threshold={threshold}: write a number from 0 on, such as 0.4.")
+    return float(threshold)
 
 
 class Cabs(Transform):

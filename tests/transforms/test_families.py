@@ -12,7 +12,7 @@ from evomerge.task_vectors.draws import keys, uniforms
 from evomerge.transforms.averages import ModelStock
 from evomerge.transforms.chance import Dare, Della
 from evomerge.transforms.magnitude import Breadcrumbs, Trim
-from evomerge.transforms.masks import Cabs, Consensus, Sce
+from evomerge.transforms.masks import Cabs, Consensus, Sce, Tall
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
 from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Ranks, Star, Truncate, TsvM, orthogonal
@@ -103,6 +103,19 @@ def test_magmax_and_the_unified_vector() -> None:
 )
 def test_consensus(threshold: float, agree: int, expected: list[int]) -> None:
     assert total(Consensus(threshold, agree), T3).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("threshold", "masks"),
+    [
+        (0.4, [[1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 1, 1], [1, 0, 0, 0, 1, 1]]),
+        (1.0, [[1, 0, 0, 0, 1, 0], [0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0]]),
+    ],
+)
+def test_tall_masks(threshold: float, masks: list[list[int]]) -> None:
+    """What consensus counts is what each row here keeps of the sum."""
+    found = made(Tall(threshold), T3)
+    assert [row.tolist() for row in found.values()] == [(T3.sum(0) * torch.tensor(row)).tolist() for row in masks]
 
 
 def test_cabs_leaves_what_an_earlier_expert_took() -> None:
@@ -225,6 +238,7 @@ def test_model_stock_goes_as_far_as_the_angle_says() -> None:
         (lambda: Della(0.1, 0.2), r"chances go from -0.1 to 0.3: write an epsilon"),
         (lambda: Dare(seed=-1), "dare has seed=-1: write a whole number from 0 on"),
         (lambda: Consensus(math.nan), "consensus has threshold=nan: write a number from 0 on"),
+        (lambda: Tall(-1), "tall has threshold=-1: write a number from 0 on"),
         (lambda: Consensus(agree=0), "consensus has agree=0: write a whole number from 1 on"),
         (lambda: Cabs(5, 4), "cabs keeps 5 of 4"),
         (lambda: Star(2), "star has energy=2"),
