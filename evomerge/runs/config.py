@@ -26,9 +26,8 @@ from evomerge.common.limits import AUTO
 from evomerge.common.names import DTYPES, listed, unknown
 from evomerge.common.paths import at_home
 from evomerge.common.protocols import lacking
-from evomerge.models.buffers import BASE
 from evomerge.models.buffers import CHOICES as BUFFERS
-from evomerge.models.vocabulary import CHOICES, REFUSE
+from evomerge.models.vocabulary import CHOICES
 from evomerge.runs.evaluator import check_evaluator
 from evomerge.runs.objectives import check_objective
 from evomerge.runs.paths import with_paths
@@ -59,6 +58,14 @@ CHOOSING = {
 """Settings of a fitness that are not arguments of its class: they choose items and numbers, and change no per-item
 result.
 """
+OF_MODEL = {
+    "vocabulary": CHOICES,
+    "buffers": BUFFERS,
+    "compute": (AUTO, *DTYPES),
+    "place": (AUTO, *PLACES),
+    "store": STORES,
+}
+"""The choices of settings `model`."""
 LEARNING = {"inputs": ("int",)}
 """Settings of a loss that are not arguments of its class."""
 OUTSIDE: dict[str, Mapping[str, Sequence[str]]] = {"fitness": CHOOSING, "loss": LEARNING}
@@ -112,28 +119,7 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"loss.inputs={settings['loss']['inputs']}: a step needs at least one input of each task.")
     if settings["seed"] < 0:
         raise ConfigError(f"seed={settings['seed']} is negative; write any number from 0.")
-    allowed = settings["model"].get("allow_missing")
-    if allowed is not None and not (isinstance(allowed, list) and all(isinstance(one, str) for one in allowed)):
-        raise ConfigError(
-            f"model.allow_missing is {allowed}; write a list of tensor names or patterns: "
-            f"'model.allow_missing=[\"lm_head.*\"]'."
-        )
-    if (given := settings["model"].get("vocabulary", REFUSE)) not in CHOICES:
-        raise ConfigError(f"model.vocabulary: {unknown('choice', given, CHOICES)}")
-    if (buffers := settings["model"].get("buffers", BASE)) not in BUFFERS:
-        raise ConfigError(f"model.buffers: {unknown('choice', buffers, BUFFERS)}")
-    if (taken := settings["model"].get("buffer_items", 1)) < 1:
-        raise ConfigError(f"model.buffer_items={taken}: statistics need at least one item.")
-    if (compute := settings["model"].get("compute")) not in (None, AUTO, *DTYPES):
-        raise ConfigError(f"model.compute: {unknown('choice', compute, (AUTO, *DTYPES))}")
-    if (given := settings["model"].get("device_map")) is not None:
-        from evomerge.models.devices import Devices  # which loads torch
-
-        Devices(settings["model"]["device"], given).check()
-    if (place := settings["model"].get("place", AUTO)) not in (AUTO, *PLACES):
-        raise ConfigError(f"model.place: {unknown('choice', place, (AUTO, *PLACES))}")
-    if (store := settings["model"].get("store", AUTO)) not in STORES:
-        raise ConfigError(f"model.store: {unknown('choice', store, STORES)}")
+    _check_model(settings["model"])
     limit = settings["time_limit"]
     if not (limit in (None, AUTO) or (is_kind(limit, "float") and 0 < limit < math.inf)):
         raise ConfigError(
@@ -142,9 +128,37 @@ def check(settings: Mapping[str, Any]) -> None:
         )
     check_evaluator(settings.get("evaluator") or {})
     check_racing(settings)
-    space, objective = settings["space"], settings["objective"]
+    _check_space(settings["space"])
+    _check_numbers("objective.weights", settings["objective"]["weights"], "{task: 2}")
+    check_objective(settings)
+    check_roles(settings)
+    check_sampling(settings)
+    if settings.get("tracker"):
+        _arguments(settings["tracker"], "tracker")
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    """Check the settings `model`, of which those of earlier versions have not all."""
+    allowed = model.get("allow_missing")
+    if allowed is not None and not _are_patterns(allowed):
+        raise ConfigError(
+            f"model.allow_missing is {allowed}; write a list of tensor names or patterns: "
+            f"'model.allow_missing=[\"lm_head.*\"]'."
+        )
+    for name, choices in OF_MODEL.items():
+        if (given := model.get(name, choices[0])) not in choices and (name, given) != ("compute", None):
+            raise ConfigError(f"model.{name}: {unknown('choice', given, choices)}")
+    if (taken := model.get("buffer_items", 1)) < 1:
+        raise ConfigError(f"model.buffer_items={taken}: statistics need at least one item.")
+    if (given := model.get("device_map")) is not None:
+        from evomerge.models.devices import Devices  # which loads torch
+
+        Devices(model["device"], given).check()
+
+
+def _check_space(space: Mapping[str, Any]) -> None:
+    """Check the settings `space`."""
     _check_numbers("space.frozen", space["frozen"], "{name pattern: 0.4}")
-    _check_numbers("objective.weights", objective["weights"], "{task: 2}")
     for variable, pair in _mapping("space.bounds", space["bounds"], "{weight: [0, 1.5]}").items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(is_kind(value, "float") for value in pair):
             raise ConfigError(f"space.bounds.{variable} is {pair}; write 'space.bounds={{weight: [0, 1.5]}}'.")
@@ -154,15 +168,14 @@ def check(settings: Mapping[str, Any]) -> None:
         if not isinstance(tie, str):
             _check_numbers("space.tied", tie, "[{a: 1, b: -0.5}]")
     for name, example in (("only", "[weight/*.attention/*]"), ("masks", '["*.*"]')):
-        if not isinstance(given := space.get(name) or [], list) or not all(isinstance(one, str) for one in given):
+        if not _are_patterns(given := space.get(name) or []):
             raise ConfigError(
                 f"space.{name} is {given}; write a list of patterns of what is searched: 'space.{name}={example}'."
             )
-    check_objective(settings)
-    check_roles(settings)
-    check_sampling(settings)
-    if settings.get("tracker"):
-        _arguments(settings["tracker"], "tracker")
+
+
+def _are_patterns(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(one, str) for one in given)
 
 
 def check_method(
