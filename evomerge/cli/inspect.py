@@ -18,6 +18,8 @@ from evomerge.common.errors import ConfigError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
+    from evomerge.inspection.estimates import Costs
+    from evomerge.inspection.sources import Inspection
     from evomerge.problem import Sources
     from evomerge.selection.curves import Curve
 
@@ -61,43 +63,16 @@ def main(arguments: Sequence[str]) -> None:
     from evomerge.cli.progress import Reporter
     from evomerge.cli.settings import compose_settings
     from evomerge.cli.tables import show, show_kinship
-    from evomerge.fitness.capabilities import Headed
     from evomerge.inspection.advice import first_try
     from evomerge.inspection.document import document
-    from evomerge.inspection.estimates import estimate
-    from evomerge.inspection.sources import inspect_sources
-    from evomerge.inspection.workers import Node
-    from evomerge.runs.checks import make_fitness
     from evomerge.runs.config import check, plain
-    from evomerge.runs.intent import intent_of
     from evomerge.trials import finite
 
-    settings, node = plain(compose_settings(given)), None if options.node is None else Node.read(options.node)
+    settings = plain(compose_settings(given))
     check(settings)
-    scored = settings["fitness"]["tasks"] or settings["model"]["suite"]
-    if options.curve is not None and not scored:
-        raise ConfigError("--curve scores models, so it needs tasks: write fitness.tasks='{mood: mood.jsonl}'.")
-    if single := next((text for text in options.curve or () if ":" not in text), None):
-        raise ConfigError(f"--curve {single} is one model: write two with a colon, such as --curve base:trees.")
-    fitness = make_fitness(settings["fitness"]) if scored else None
-    sources = find_models(options.directories, settings)
-    model, reporter = settings["model"], Reporter()
-    with reporter.bars():
-        found = inspect_sources(
-            sources,
-            model["auto_class"],
-            Path(model["cache"]),
-            options.density,
-            reporter,
-            model["vocabulary"],
-            allowed=model["allow_missing"] or (),
-            part=model["part"],
-            pooled=not (sources.tasks and isinstance(fitness, Headed)),
-        )
-    needs = None
-    if found.base.error is None and len(found.refused) < len(found.experts):
-        needs, warnings = estimate(found, intent_of(settings, sources, fitness), reporter, node)
-        found.warnings.extend(warnings)
+    _check_curve(options, settings)
+    reporter = Reporter()
+    found, needs = _inspected(options, settings, reporter)
     result = document(found, needs, settings["budget"])
     lines = [] if options.curve is None or found.refused else _curves(options, settings, reporter)
     result["first"] = first_try(found.whole.cosines, lines) if found.compared else ""
@@ -113,6 +88,55 @@ def main(arguments: Sequence[str]) -> None:
             show_curves(lines, reporter)
     if found.refused:
         raise SystemExit(1)
+
+
+def _check_curve(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Refuse curves without tasks, and one model where there must be two.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if options.curve is not None and not _has_tasks(settings):
+        raise ConfigError("--curve scores models, so it needs tasks: write fitness.tasks='{mood: mood.jsonl}'.")
+    if single := next((text for text in options.curve or () if ":" not in text), None):
+        raise ConfigError(f"--curve {single} is one model: write two with a colon, such as --curve base:trees.")
+
+
+def _has_tasks(settings: Mapping[str, Any]) -> bool:
+    return bool(settings["fitness"]["tasks"] or settings["model"]["suite"])
+
+
+def _inspected(
+    options: argparse.Namespace, settings: Mapping[str, Any], reporter: Reporter
+) -> tuple[Inspection, Costs | None]:
+    """Look at the models, and estimate what a search of them needs, where something can be merged."""
+    from evomerge.fitness.capabilities import Headed
+    from evomerge.inspection.estimates import estimate
+    from evomerge.inspection.sources import inspect_sources
+    from evomerge.inspection.workers import Node
+    from evomerge.runs.checks import make_fitness
+    from evomerge.runs.intent import intent_of
+
+    node = None if options.node is None else Node.read(options.node)
+    fitness = make_fitness(settings["fitness"]) if _has_tasks(settings) else None
+    sources, model = find_models(options.directories, settings), settings["model"]
+    with reporter.bars():
+        found = inspect_sources(
+            sources,
+            model["auto_class"],
+            Path(model["cache"]),
+            options.density,
+            reporter,
+            model["vocabulary"],
+            allowed=model["allow_missing"] or (),
+            part=model["part"],
+            pooled=not (sources.tasks and isinstance(fitness, Headed)),
+        )
+    if found.base.error is not None or len(found.refused) == len(found.experts):
+        return found, None
+    needs, warnings = estimate(found, intent_of(settings, sources, fitness), reporter, node)
+    found.warnings.extend(warnings)
+    return found, needs
 
 
 def _curves(options: argparse.Namespace, settings: dict[str, Any], reporter: Reporter) -> list[Curve]:

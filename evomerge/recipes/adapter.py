@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from evomerge.recipes.combined import Combined, combined
 from evomerge.recipes.nearest import nearest
 from evomerge.recipes.origins import find_origins, open_origin
 from evomerge.recipes.recipe import Recipe
-from evomerge.recipes.sums import expert_reasons, recipe_reasons, row_weights, weight_shares
+from evomerge.recipes.sums import Share, expert_reasons, recipe_reasons, row_weights, weight_shares
 
 WHOLE = "Leave --adapter out: `evomerge merge` then writes a whole model."
 NEAREST = f"Write --rank N for the nearest adapter of this rank, with its distance. {WHOLE}"
@@ -116,19 +116,8 @@ def write_adapter(
             merged = nearest(recipe, live, ours, found, rank, reporter.steps)
     else:
         with reporter.working("combining the adapters"):
-            weights = row_weights(shares, live)
-            merged = {
-                name: combined([found[expert].factors[name] for expert in rows], [*rows.values()], rank)
-                for name, rows in weights.items()
-            }
-    if not merged:
-        raise ConfigError(f"All weights of this recipe are 0: it is the base, and no adapter. {WHOLE}")
-    tied = {*live.tied, *live.tied.values()}
-    if both := [name for name in merged if name in tied]:
-        raise ConfigError(
-            f"--adapter: the base ties {both[0]} to another tensor, and the merge that was scored changed both, which "
-            f"an adapter does not. {WHOLE}"
-        )
+            merged = _combined(shares, live, found, rank)
+    _check_merged(merged, live)
     modules, written = _modules(merged, found), _written(out, merged)
     with whole_directory(out) as directory:
         tensors = dict(_tensors(merged, modules, live))
@@ -137,6 +126,32 @@ def write_adapter(
         write_atomically(directory / "recipe.yaml", recipe.to_yaml())
         write_atomically(directory / "README.md", _card(recipe, written))
     return written
+
+
+def _combined(
+    shares: Sequence[Share], live: LiveModel, found: Mapping[str, Checkpoint], rank: int | None
+) -> dict[str, Combined]:
+    """Return the weighted sum of the factors of each parameter."""
+    return {
+        name: combined([found[expert].factors[name] for expert in rows], [*rows.values()], rank)
+        for name, rows in row_weights(shares, live).items()
+    }
+
+
+def _check_merged(merged: Collection[str], live: LiveModel) -> None:
+    """Refuse a merge that is the base, and one that changes tensors which the base ties to others.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not merged:
+        raise ConfigError(f"All weights of this recipe are 0: it is the base, and no adapter. {WHOLE}")
+    tied = {*live.tied, *live.tied.values()}
+    if both := [name for name in merged if name in tied]:
+        raise ConfigError(
+            f"--adapter: the base ties {both[0]} to another tensor, and the merge that was scored changed both, which "
+            f"an adapter does not. {WHOLE}"
+        )
 
 
 def _written(out: Path, merged: Mapping[str, Combined]) -> Written:

@@ -27,6 +27,12 @@ from evomerge.space.named import Coefficients, array_coefficients
 from evomerge.task_vectors.stores import FLOAT32, LOSSY
 
 FORMAT = 1
+KEYS = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
+KEYS |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str, "vocabulary": str}
+"""The keys of every recipe, and the type of each."""
+OPTIONAL = {"part": str, "union": str, "dtype": str, "compute": str, "transform": list, "rows": list, "store": dict}
+OPTIONAL |= {"buffers": dict, "template": str}
+"""Those that only some recipes have."""
 
 
 @dataclass(frozen=True)
@@ -190,35 +196,7 @@ class Recipe:
             data = yaml.load(text, Loader=Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"recipe: this is not valid YAML: {error}") from error
-        if isinstance(data, dict) and "merge_method" in data:
-            raise ConfigError(
-                "recipe: this is a YAML for mergekit, which `evomerge merge` merges, and with which start= begins a "
-                "search: name a recipe.yaml instead, as `evomerge search` and `evomerge export` write it, or the "
-                "directory of what was merged."
-            )
-        known = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
-        known |= {"coefficients": dict, "scores": dict, "heads": dict, "auto_class": str, "vocabulary": str}
-        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
-            raise ConfigError(
-                f"recipe: this is format {data['format']}, and evomerge {__version__} reads format {FORMAT}. "
-                f"It was written by evomerge {data.get('version')}: install that one."
-            )
-        if isinstance(data, dict):
-            data = {"auto_class": "AutoModel", "vocabulary": REFUSE, **data}  # the first recipes did not say it
-            data = _lifted(data)
-            optional = {
-                "part": str,
-                "union": str,
-                "dtype": str,
-                "compute": str,
-                "transform": list,
-                "rows": list,
-                "store": dict,
-                "buffers": dict,
-                "template": str,
-            }
-            known |= {key: kind for key, kind in optional.items() if key in data}
-        data = checked_mapping(data, known, "")
+        data = _known(data)
         experts = {name: _source(value, f"experts.{name}") for name, value in data["experts"].items()}
         return cls(
             base=_source(data["base"], "base"),
@@ -298,6 +276,29 @@ class Recipe:
         for variable, rows in self.coefficients.items():
             check_keys(rows, wanted, f"coefficients.{variable}", "group")
         return groups
+
+
+def _known(data: Any) -> dict[str, Any]:
+    """Return what was read as a mapping with the keys of a recipe.
+
+    Raises:
+        ConfigError: it is none, of another format, or a YAML for mergekit.
+    """
+    if isinstance(data, dict) and "merge_method" in data:
+        raise ConfigError(
+            "recipe: this is a YAML for mergekit, which `evomerge merge` merges, and with which start= begins a "
+            "search: name a recipe.yaml instead, as `evomerge search` and `evomerge export` write it, or the "
+            "directory of what was merged."
+        )
+    if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"recipe: this is format {data['format']}, and evomerge {__version__} reads format {FORMAT}. "
+            f"It was written by evomerge {data.get('version')}: install that one."
+        )
+    if isinstance(data, dict):  # the first recipes did not say two of them
+        data = _lifted({"auto_class": "AutoModel", "vocabulary": REFUSE, **data})
+    there = {key: kind for key, kind in OPTIONAL.items() if isinstance(data, dict) and key in data}
+    return checked_mapping(data, KEYS | there, "")
 
 
 def _lifted(data: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.closed_forms import CLOSED, closed_form, said
 from evomerge.runs.config import CHOOSING, build
-from evomerge.runs.families import open_family
+from evomerge.runs.families import Opened, open_family
 from evomerge.runs.given import Given, make_merge
 from evomerge.runs.leakage import leakage_notes, training_files
 from evomerge.runs.objectives import (
@@ -84,19 +84,7 @@ def build_problem(
         check_valued_metrics(settings, fitness.metrics, seen)
     method: Method = given.merge.method if given.merge else build(settings["method"], "method")
     check_rows(method, list(sources.experts))
-    trained_on = training_files(model.get("trained_on"), sources.experts)
-    with reporter.working("reading the items"):
-        read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
-        items = given.placed(read_splits(read, fitness), sources.tasks)
-        if isinstance(fitness, Offering):
-            fitness = fitness.offering(asked_metrics(settings))
-        check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
-        leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
-    check_disjoint(items)
-    items = set_apart(items, held_out_of(settings))
-    check_valued(settings, items["search"])  # once more: a function of the user's has its tasks with the items
-    offers = {task: offered(fitness, task) for task in items["search"]}
-    check_valued_metrics(settings, fitness.metrics, items["search"], offers)
+    fitness, items, leaks = _with_items(settings, sources, fitness, given, reporter)
     asked = partial(check_asked, fitness, items)
     family = given.family or open_family(sources, model, requirements(fitness).processor, reporter, asked)
     asked(family.live)
@@ -106,11 +94,7 @@ def build_problem(
         warnings.append(f"all are asked as the expert {opening.template} is: with its chat template and end token")
     warnings += [*role_notes(settings), *leaks, *task_notes(sources, isinstance(fitness, Headed), items)]
     merge = given.merge or make_merge(family, method, settings, reporter)
-    if isinstance(fitness, Headed):
-        fitness = fitness.with_heads(make_heads(sources, family.parameters))
-    if isinstance(fitness, Exporting):
-        template = None if opening.template == BASE else sources.experts[opening.template]
-        fitness = fitness.with_writer(writer_of(family.live, family.base, template))
+    fitness = _equipped(fitness, sources, family, opening)
     problem = Problem(
         sources=sources,
         live=family.live,
@@ -133,6 +117,41 @@ def build_problem(
     if problem.buffers == RECALIBRATE:
         recalibrate(problem)
     return problem
+
+
+def _with_items(
+    settings: Mapping[str, Any], sources: Sources, fitness: Fitness, given: Given, reporter: Progress
+) -> tuple[Fitness, dict[str, dict[str, list[Item]]], list[str]]:
+    """Read the items, and check metrics, names and splits by them.
+
+    Returns:
+        The fitness, which offers what the settings ask for; the items of each split by task; and notes on items that
+        experts were trained on.
+    """
+    trained_on = training_files(settings["model"].get("trained_on"), sources.experts)
+    with reporter.working("reading the items"):
+        read = replace(sources, tasks={name: task for name, task in sources.tasks.items() if name not in given.items})
+        items = given.placed(read_splits(read, fitness), sources.tasks)
+        if isinstance(fitness, Offering):
+            fitness = fitness.offering(asked_metrics(settings))
+        check_metrics(fitness, settings["fitness"]["metric"], settings["fitness"]["report_metric"])
+        leaks = leakage_notes(sources, items, fitness.data_sets if isinstance(fitness, Reads) else {}, trained_on)
+    check_disjoint(items)
+    items = set_apart(items, held_out_of(settings))
+    check_valued(settings, items["search"])  # once more: a function of the user's has its tasks with the items
+    offers = {task: offered(fitness, task) for task in items["search"]}
+    check_valued_metrics(settings, fitness.metrics, items["search"], offers)
+    return fitness, items, leaks
+
+
+def _equipped(fitness: Fitness, sources: Sources, family: Opened, opening: Opening) -> Fitness:
+    """Return a fitness with its heads, or with what writes candidates for it."""
+    if isinstance(fitness, Headed):
+        fitness = fitness.with_heads(make_heads(sources, family.parameters))
+    if isinstance(fitness, Exporting):
+        template = None if opening.template == BASE else sources.experts[opening.template]
+        fitness = fitness.with_writer(writer_of(family.live, family.base, template))
+    return fitness
 
 
 def recalibrate(problem: Problem) -> None:

@@ -71,19 +71,7 @@ def run_comparison(
         EvomergeError: something is wrong with settings, sources or log; nothing of the comparison is lost.
     """
     _check_directory(directory)
-    check(settings)
-    if settings["objective"].get("forget"):
-        raise ConfigError(
-            "A comparison adds task vectors, and objective.forget takes them away: leave it out, or search "
-            "(evomerge search) with each method by itself."
-        )
-    if several(settings) or settings["objective"].get("constraints"):
-        raise ConfigError(
-            "A comparison ranks methods by one value, which nothing else limits: leave out objective=pareto and "
-            "objective.constraints, or search (evomerge search) with each method by itself."
-        )
-    if settings["fitness"].get("approximate"):
-        reporter.say("note: fitness.approximate counts for nothing here: a comparison scores no search items")
+    _check_asked(settings, reporter)
     given, limit = given or Given(), TimeLimit(settings["time_limit"])
     fitness = given.fitness or make_fitness(settings["fitness"])
     check_reported(settings, fitness.metrics)
@@ -143,6 +131,27 @@ def run_comparison(
     )
     write_atomically(directory / RESULT, found.to_json())
     return found
+
+
+def _check_asked(settings: Mapping[str, Any], reporter: Progress) -> None:
+    """Check settings, refuse what a comparison cannot do, and say what counts for nothing in one.
+
+    Raises:
+        ConfigError: a setting is wrong, or is for a search alone.
+    """
+    check(settings)
+    if settings["objective"].get("forget"):
+        raise ConfigError(
+            "A comparison adds task vectors, and objective.forget takes them away: leave it out, or search "
+            "(evomerge search) with each method by itself."
+        )
+    if several(settings) or settings["objective"].get("constraints"):
+        raise ConfigError(
+            "A comparison ranks methods by one value, which nothing else limits: leave out objective=pareto and "
+            "objective.constraints, or search (evomerge search) with each method by itself."
+        )
+    if settings["fitness"].get("approximate"):
+        reporter.say("note: fitness.approximate counts for nothing here: a comparison scores no search items")
 
 
 def _read(name: str, theirs: Theirs, problem: Problem, reporter: Progress) -> Contestant | str:

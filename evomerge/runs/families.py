@@ -146,23 +146,7 @@ def take_family(
         ConfigError: there are no experts, or the base is a state dict.
         CheckpointError: something cannot be read, or does not fit.
     """
-    if not experts:
-        raise ConfigError("A family needs experts: Family(base, mood=..., topic=...) or Family(base, {name: ...}).")
-    if isinstance(base, Mapping):
-        raise ConfigError("The base is a state dict, which nobody can run: give the module with these weights in it.")
-    for name, one in {"base": base, **experts}.items():
-        if not isinstance(one, str | Path | nn.Module | Mapping):
-            raise ConfigError(
-                f"{name} is {one!r:.100}, which is no model: give a directory, a name on the hub, a module"
-                f"{' or a state dict' if name in experts else ''}."
-            )
-    if settings["vocabulary"] not in CHOICES:
-        raise ConfigError(f"vocabulary: {unknown('choice', settings['vocabulary'], CHOICES)}")
-    if processor is not None and not isinstance(base, nn.Module):
-        raise ConfigError(
-            f"tokenizer= is for a base that is a module: {base} brings its own. Leave it out, or put the files of this "
-            f"one into that directory (tokenizer.save_pretrained)."
-        )
+    _check_models(base, experts, settings, processor)
     places = {name: find_directory(str(one)) for name, one in {"": base, **experts}.items() if _is_place(one)}
     paths = {name: places[name].path if name in places else MEMORY / (name or "base") for name in ("", *experts)}
     hub = {name: place.hub for name, place in places.items() if place.hub}
@@ -172,23 +156,9 @@ def take_family(
     settings["experts"] = {name: str(one) if _is_place(one) else str(paths[name]) for name, one in experts.items()}
     if len(places) == len(experts) + 1:
         return open_family(sources, settings, False, reporter)
-    if settings["vocabulary"] == UNION:
-        raise ConfigError(
-            "vocabulary='union' compares tokenizers, and models in memory have none beside them: save them with their "
-            "tokenizers, and name the directories."
-        )
-    if settings["template"] != BASE:
-        raise ConfigError(
-            f"template='{settings['template']}' takes the tokenizer of an expert's directory for the base's, and "
-            f"some of these models are in memory: save them with their tokenizers, and name the directories."
-        )
     devices = Devices(settings["device"], settings["device_map"])
     devices.check()
-    if isinstance(base, nn.Module) and devices.map is not None:
-        raise ConfigError(
-            "device_map= spreads a base that evomerge loads, and a module stays where it is: spread it before "
-            "(accelerate.dispatch_model), and leave device_map out."
-        )
+    _check_in_memory(base, settings)
     check_files(sources.base if "" in places else None, [paths[name] for name in paths if name in places])
     opening: dict[str, Any] = {"cache": Path(settings["cache"]), "progress": reporter.steps}
     if isinstance(base, nn.Module):
@@ -208,6 +178,46 @@ def take_family(
         for name, one in experts.items()
     }
     return Opened(sources, _settled(settings, live), live, ours, found)
+
+
+def _check_models(base: Model, experts: Mapping[str, Model], settings: Mapping[str, Any], processor: Any) -> None:
+    """Refuse what is no base or no expert."""
+    if not experts:
+        raise ConfigError("A family needs experts: Family(base, mood=..., topic=...) or Family(base, {name: ...}).")
+    if isinstance(base, Mapping):
+        raise ConfigError("The base is a state dict, which nobody can run: give the module with these weights in it.")
+    for name, one in {"base": base, **experts}.items():
+        if not isinstance(one, str | Path | nn.Module | Mapping):
+            raise ConfigError(
+                f"{name} is {one!r:.100}, which is no model: give a directory, a name on the hub, a module"
+                f"{' or a state dict' if name in experts else ''}."
+            )
+    if settings["vocabulary"] not in CHOICES:
+        raise ConfigError(f"vocabulary: {unknown('choice', settings['vocabulary'], CHOICES)}")
+    if processor is not None and not isinstance(base, nn.Module):
+        raise ConfigError(
+            f"tokenizer= is for a base that is a module: {base} brings its own. Leave it out, or put the files of this "
+            f"one into that directory (tokenizer.save_pretrained)."
+        )
+
+
+def _check_in_memory(base: Model, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that need the directories of all models, where some of them are in memory."""
+    if settings["vocabulary"] == UNION:
+        raise ConfigError(
+            "vocabulary='union' compares tokenizers, and models in memory have none beside them: save them with their "
+            "tokenizers, and name the directories."
+        )
+    if settings["template"] != BASE:
+        raise ConfigError(
+            f"template='{settings['template']}' takes the tokenizer of an expert's directory for the base's, and "
+            f"some of these models are in memory: save them with their tokenizers, and name the directories."
+        )
+    if isinstance(base, nn.Module) and settings["device_map"] is not None:
+        raise ConfigError(
+            "device_map= spreads a base that evomerge loads, and a module stays where it is: spread it before "
+            "(accelerate.dispatch_model), and leave device_map out."
+        )
 
 
 def _settled(settings: Mapping[str, Any], live: LiveModel) -> dict[str, Any]:
