@@ -84,6 +84,18 @@ def test_the_same_bits_from_files_streams_and_small_chunks(
 
 
 @every
+def test_what_is_kept_is_never_computed_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by an object of its own with the same settings."""
+    vectors = family()
+    found = transformed(vectors, (Step(quick(name)),), tmp_path)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    for asked in ("prepare", "apply"):
+        monkeypatch.setattr(TRANSFORMS[name], asked, lambda *_, asked=asked: pytest.fail(f"{asked} was called"))
+    assert same(found, transformed(vectors, (Step(quick(name)),), tmp_path))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == kept
+
+
+@every
 def test_scale_and_sign_go_through(name: str, tmp_path: Path) -> None:
     """T(c τ) = c T(τ): for a power of two to the bit, where nothing is decomposed."""
     factor = -1 if name in ABSOLUTE else 4
