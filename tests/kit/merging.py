@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evomerge.cli.progress import Reporter
 from evomerge.merging.merger import Merger
+from evomerge.merging.method import Formed
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.models.live import load_live, load_skeleton
 from evomerge.models.matching import Layout
@@ -23,6 +24,7 @@ from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.space.groups import make_groups
 from evomerge.task_vectors.store import task_vectors
+from evomerge.task_vectors.stores import EXPERT, FLOAT32
 from evomerge.transforms.store import transformed
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -114,7 +116,9 @@ def live_merge(recipe: Recipe, base: Path, experts: Mapping[str, Path], cache: P
     model, ours = live.model, live.open(base)
     found = {name: live.open(experts[name], vocabulary=recipe.vocabulary, base=ours) for name in recipe.experts}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in ours.missing}
-    vectors, method = task_vectors(ours, found, shapes, cache), make_method(recipe)
+    method = make_method(recipe)
+    whole = isinstance(method, Formed) and method.form.blends  # of models themselves, as a search keeps them
+    vectors = task_vectors(ours, found, shapes, cache, store=EXPERT if whole else FLOAT32)
     vectors = transformed(vectors, make_chain(recipe, shapes), cache)
     groups = recipe.groups(shapes)
     Merger(model, vectors, groups, method).apply(

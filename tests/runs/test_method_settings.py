@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import evomerge as em
 from evomerge.cli import merge
@@ -16,12 +15,14 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.models.weight_files import weight_files
 from evomerge.models.weights import read_tensors
+from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import check, plain
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.runs.targets import choices_of
 from tests.kit.helpers import compose
+from tests.kit.merging import live_merge
 from tests.processes.api_search import Net, tuned
 
 TAKES = {"slerp": ["trees"], "nuslerp": ["trees", "metals"]}
@@ -82,7 +83,7 @@ def test_a_candidate_with_another_number_of_experts() -> None:
 
 @pytest.mark.parametrize("method", [name for name in choices_of("method") if name != "ties_frozen"])
 def test_a_search_by_each_method(method: str, pico_suite: Suite, tmp_path: Path, monkeypatch) -> None:
-    """It begins at constants, has a winner, and its recipe is merged to a model of finite weights."""
+    """It begins at constants, has a winner, and its recipe is merged to the bits that the live model had."""
     monkeypatch.chdir(tmp_path)
     experts = f"model.experts=[{','.join(TAKES.get(method, ['trees', 'animals', 'metals']))}]"
     sizes = ("fitness.items=12", "fitness.select_items=12", "fitness.report_items=12", "budget=8")
@@ -90,7 +91,11 @@ def test_a_search_by_each_method(method: str, pico_suite: Suite, tmp_path: Path,
     summary = run_search(compose("model=pico", f"method={method}", *given), Path("run"), Silent())
     assert summary is not None
     assert summary.failed == 0
-    recipe = yaml.safe_load(Path("run/recipe.yaml").read_text())
-    assert recipe["method"]["name"] == method
+    recipe = Recipe.from_yaml(Path("run/recipe.yaml").read_text())
+    assert recipe.method["name"] == method
     merge.main(["run/recipe.yaml", "merged"])
-    assert all(torch.isfinite(tensor).all() for tensor in read_tensors(weight_files(Path("merged"))).values())
+    sources = {name: Path(one.path) for name, one in recipe.experts.items()}
+    scored = live_merge(recipe, Path(recipe.base.path), sources, tmp_path / "cache")
+    merged = read_tensors(weight_files(Path("merged")))
+    assert all(torch.isfinite(tensor).all() for tensor in merged.values())
+    assert all(torch.equal(merged[name], tensor) for name, tensor in scored.items())
