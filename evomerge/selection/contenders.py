@@ -23,7 +23,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.merging.buffers import Buffers
 from evomerge.merging.merger import Merger
-from evomerge.merging.method import Method
+from evomerge.merging.method import Formed, Method
 from evomerge.models.buffers import AVERAGE, BASE, averaged, floating_buffers
 from evomerge.models.completeness import check_expert
 from evomerge.models.vocabulary import row_notes
@@ -36,7 +36,15 @@ from evomerge.search.evaluators.splits import Scoring
 from evomerge.space.groups import Group
 from evomerge.space.named import array_coefficients, name_coefficients
 from evomerge.task_vectors.family import directory_notes, loaded_in
-from evomerge.task_vectors.store import RELATED, TaskVectors, beside_parameters, unlike, weight_cosine
+from evomerge.task_vectors.store import (
+    RELATED,
+    TaskVectors,
+    beside_parameters,
+    exact_deltas,
+    unlike,
+    weight_cosine,
+)
+from evomerge.task_vectors.stores import LOSSY
 from evomerge.transforms.chain import Chain
 from evomerge.transforms.store import transformed
 
@@ -123,7 +131,7 @@ def of_recipe(path: Path, problem: Problem, factor: float = 1.0, row: str | None
     def score(fitness: Scoring, ids: Mapping[str, list[str]]) -> Outcome:
         merger = problem.merger
         if not own:
-            merged = transformed(vectors, chain, cache, store=recipe.kept_as)
+            merged = transformed(_seen_by(method, recipe, vectors), chain, cache, store=recipe.kept_as)
             placed = problem.merger.placed
             merger = Merger(live_model, merged, groups, method, problem.live.turn, rounded, placed=placed)
             merger.buffers = _its_buffers(problem, vectors)
@@ -289,6 +297,16 @@ def _its_vectors(path: Path, recipe: Recipe, vectors: TaskVectors) -> TaskVector
     contents = {name: vectors.contents[own] for name, own in found.items() if own in vectors.contents}
     experts = {name: vectors.experts[own] for name, own in found.items()}
     return TaskVectors(vectors.base, experts, vectors.parameters, deltas, contents, vectors.cache)
+
+
+def _seen_by(method: Method, recipe: Recipe, vectors: TaskVectors) -> TaskVectors:
+    """Return the task vectors as a search by the method of a recipe keeps them: where it merges the models themselves,
+    these, to the bit.
+    """
+    if recipe.kept_as in LOSSY or not (isinstance(method, Formed) and method.form.blends):
+        return vectors
+    exact = {name: exact_deltas(vectors.base, one, vectors.parameters) for name, one in vectors.experts.items()}
+    return replace(vectors, deltas=exact)
 
 
 def _others(path: Path, who: str, its: str, here: str) -> str:

@@ -23,7 +23,7 @@ from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.serial import SerialScorer
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
-from evomerge.selection.contenders import of_directory
+from evomerge.selection.contenders import of_directory, of_recipe
 from evomerge.selection.evaluation import Model, evaluate
 from evomerge.selection.judge import Judge
 from tests.kit.evaluations import elsewhere, is_base, recipe_of, remembered, settings_of, sources_of, under
@@ -63,6 +63,26 @@ def test_recipes_of_other_groups_and_methods(
         assert result.models["it"].tasks == {task: scores["accuracy"] for task, scores in expected.items()}
         assert len(remembered(settings)) == 1
         assert is_base(problem)
+
+
+def test_a_recipe_of_models_themselves_is_the_same_bits_under_any_method(
+    sources: list[str], problem: Problem, tmp_path: Path
+) -> None:
+    """An average is of the experts as they are, also where a search adds task vectors."""
+    settings = settings_of(*sources, "method=average", f"model.cache={tmp_path / 'cache'}")
+    other = build_problem(settings, Reporter())
+
+    def seen(of: Problem) -> dict[str, torch.Tensor]:
+        return {name: of.live.model.get_parameter(name).detach().clone() for name in of.vectors.parameters}
+
+    weights = other.space.constant(np.array([0.3, 0.9, 0.5]))
+    other.merger.apply(weights)
+    (tmp_path / "recipe.yaml").write_text(recipe_of(under(other, settings), weights).to_yaml())
+    found = dict[str, torch.Tensor]()
+    contender = of_recipe(tmp_path / "recipe.yaml", under(problem, settings_of(*sources)))
+    contender.score(lambda ids: found.update(seen(problem)), {})
+    assert all(torch.equal(found[name], tensor) for name, tensor in seen(other).items())
+    assert is_base(problem)
 
 
 def test_a_recipe_that_was_scored_in_another_dtype(sources: list[str], problem: Problem, tmp_path: Path) -> None:
