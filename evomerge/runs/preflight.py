@@ -26,7 +26,7 @@ from evomerge.runs.budget import affordable
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
-from evomerge.runs.racing import racing_text
+from evomerge.runs.racing import lags, racing_text
 from evomerge.runs.ready import Ready
 from evomerge.runs.responses import responses_cost, sampling_text
 from evomerge.runs.sampled import changing
@@ -344,9 +344,9 @@ def _check_hours(deadline: Deadline) -> None:
 def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
     """Return what is allowed but often a mistake: a loss that nothing learns from, a lag without workers."""
     said, loss = cautions_of(searcher, settings["budget"]), next(classes(settings["loss"])).__name__
-    if (lag := settings["searcher"].get("lag")) and settings["evaluator"]["kind"] == "serial":
-        alone = f"searcher.lag={lag} lets workers go on, and this process scores alone: write evaluator=processes"
-        said = [alone, *said]
+    if settings["evaluator"]["kind"] == "serial":
+        alone = "lets workers go on, and this process scores alone: write evaluator=processes"
+        said = [*(f"{name}={lag} {alone}" for name, lag in lags(settings["searcher"]).items()), *said]
     if not searcher.needs.gradient and loss != CrossEntropy.__name__:
         unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
         return [unused, *said]

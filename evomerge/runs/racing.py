@@ -5,7 +5,7 @@ In: these settings. Out: how generations are raced, and sentences. Off, a search
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evomerge.common.arguments import is_kind
@@ -39,10 +39,10 @@ def check_racing(settings: Mapping[str, Any]) -> None:
         )
     if (looks := settings["racing"]["looks"]) < 1:
         raise ConfigError(f"racing.looks={looks}: a race looks at its candidates once at least, so write 1 or more.")
-    if lag := next(lags(settings["searcher"]), 0):
+    for name, lag in lags(settings["searcher"]).items():
         raise ConfigError(
-            f"racing.alpha={alpha:g} drops candidates once others are scored, and searcher.lag={lag} asks for new ones "
-            f"before that: write searcher.lag=0, or racing.alpha=null."
+            f"racing.alpha={alpha:g} drops candidates once others are scored, and {name}={lag} asks for new ones "
+            f"before that: write {name}=0, or racing.alpha=null."
         )
 
 
@@ -117,10 +117,12 @@ def _unraced(part: Part, changing: str) -> str:
     return ""
 
 
-def lags(searcher: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the lags above 0 in the settings of a searcher and of those that it is made of."""
+def lags(searcher: Mapping[str, Any], within: str = "searcher") -> dict[str, int]:
+    """Return the lags above 0 in the settings of a searcher and of those that it is made of, by their names."""
+    found = dict[str, int]()
     for name, value in searcher.items():
         if isinstance(value, Mapping):
-            yield from lags(value)
+            found |= lags(value, f"{within}.{name}")
         elif name == "lag" and value:
-            yield value
+            found[f"{within}.lag"] = value
+    return found

@@ -35,10 +35,10 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
     """
     if (by := drawn_by(settings)) not in CHOICES:
         raise ConfigError(f"fitness.sampling: {unknown('choice', by, CHOICES)}")
-    if by == ADAPTIVE and (lag := next(lags(settings["searcher"]), 0)):
+    for name, lag in lags(settings["searcher"]).items() if by == ADAPTIVE else ():
         raise ConfigError(
-            f"fitness.sampling=adaptive chooses items by all candidates before, and searcher.lag={lag} asks for new "
-            f"ones before these are scored: write searcher.lag=0, or fitness.sampling=stratified."
+            f"fitness.sampling=adaptive chooses items by all candidates before, and {name}={lag} asks for new ones "
+            f"before these are scored: write {name}=0, or fitness.sampling=stratified."
         )
     if (asked := settings["fitness"].get("approximate")) is not None and asked not in (AUTO, *APPROXIMATE):
         raise ConfigError(f"fitness.approximate: {unknown('choice', asked, (AUTO, *APPROXIMATE))}")
@@ -135,11 +135,11 @@ def check_lag(settings: Mapping[str, Any], searcher: Searcher) -> None:
     Raises:
         ConfigError: it is one.
     """
-    from evomerge.searchers.base import lag_of
+    from evomerge.searchers.base import later_lag_of
 
     raced = alpha_of(settings) is not None
     setting = "racing.alpha" if raced else "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else ""
-    if setting and (lag := lag_of(searcher)):
+    if setting and (lag := later_lag_of(searcher)):
         raise ConfigError(
             f"The searcher {type(searcher).__name__} asks {lag} batches ahead, and {setting} needs the trials of all "
             f"batches before: give it a lag of 0, or leave {setting} out."

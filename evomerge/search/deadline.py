@@ -105,7 +105,9 @@ class Deadline:
             began = started = self._clock()
             scored = 0
             for trial in trials:
-                if trial.values:  # one that fails at once, or hangs, says nothing of the others
+                if self._together and not scored and self._remembered(gradient, self._clock() - started):
+                    began = self._clock()  # remembered ones come first
+                elif trial.values:  # one that fails at once, or hangs, says nothing of the others
                     scored += 1
                     if not self._together:
                         self._note(gradient, self._clock() - started)
@@ -123,8 +125,11 @@ class Deadline:
         return begin
 
     def _note(self, gradient: bool, seconds: float, count: int = 1) -> None:
-        if seconds >= REMEMBERED * self._forecast.get(gradient, 0.0):
+        if not self._remembered(gradient, seconds):
             self._took[gradient].extend([seconds] * count)
+
+    def _remembered(self, gradient: bool, seconds: float) -> bool:
+        return seconds < REMEMBERED * self._forecast.get(gradient, 0.0)
 
     def _seconds(self, gradient: bool) -> float:
         took = self._took[gradient]

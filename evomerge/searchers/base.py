@@ -154,6 +154,11 @@ def lag_of(searcher: Searcher) -> int:
     return searcher.lag if isinstance(searcher, Lagged) else 0
 
 
+def later_lag_of(searcher: Searcher) -> int:
+    """Return the lag that a searcher ends with: of one that is made of others, that of the last one (`later_lag`)."""
+    return getattr(searcher, "later_lag", lag_of(searcher))
+
+
 def checked_lag(lag: int) -> int:
     """Return the lag of a searcher's settings.
 

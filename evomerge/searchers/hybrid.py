@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.base import Incumbent, Needs, Parents, Part, Searcher, Turns, lag_of, parents_of, parts_of
+from evomerge.searchers.base import (
+    Incumbent,
+    Needs,
+    Parents,
+    Part,
+    Searcher,
+    Turns,
+    lag_of,
+    later_lag_of,
+    parents_of,
+    parts_of,
+)
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
@@ -50,6 +61,11 @@ class Hybrid:
     def lag(self) -> int:
         """That of the second searcher, once it has its turn; the first one is asked batch by batch."""
         return 0 if self._switched is None else lag_of(self._inner)
+
+    @property
+    def later_lag(self) -> int:
+        """That of the second searcher, which has not had its turn yet."""
+        return later_lag_of(self._second)
 
     def ask(self) -> Batch:
         """Return what the searcher of the moment asks."""

@@ -25,6 +25,7 @@ from evomerge.searchers.base import (
     Turns,
     cautions_of,
     lag_of,
+    later_lag_of,
     parents_of,
     parts_of,
 )
@@ -70,6 +71,11 @@ class WarmStart:
     def lag(self) -> int:
         """That of the searcher, once the constants are scored."""
         return lag_of(self._inner) if self._turns.index else 0
+
+    @property
+    def later_lag(self) -> int:
+        """That of the searcher, whose turn comes after the constants."""
+        return later_lag_of(self._inner)
 
     def ask(self) -> Batch:
         """Return the constants, then what the searcher asks."""

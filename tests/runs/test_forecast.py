@@ -141,6 +141,7 @@ def test_how_often_choosing_merges() -> None:
         (["searcher=cmaes", "loss=entropy"], "the loss Entropy is not used"),
         (["searcher=cmaes", "searcher.lag=12", "evaluator=processes"], None),
         (["searcher=tpe", "searcher.lag=3"], "searcher.lag=3 lets workers go on, and this process scores alone"),
+        (["searcher=hybrid", "searcher.second.lag=3"], "searcher.second.lag=3 lets workers go on"),
         (["searcher=cmaes", "searcher.lag=63", "evaluator=processes"], "lag=63 is more than two generations of"),
         (["searcher=tpe", "loss=jensen_shannon"], "the loss JensenShannon is not used"),
         (["searcher=gradient", "loss=entropy"], None),

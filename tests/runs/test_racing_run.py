@@ -94,7 +94,7 @@ def test_a_raced_search_says_what_it_saved_and_goes_on_where_it_was_cut(pico_sui
         ("racing.alpha=1.5", r"racing\.alpha=1.5 is no share"),
         ("racing.alpha=0.1 racing.looks=0", r"racing\.looks=0: .* write 1 or more"),
         ("racing.alpha=0.1 searcher.lag=3", r"searcher\.lag=3 asks for new ones before .* write searcher\.lag=0"),
-        ("racing.alpha=0.1 searcher=hybrid searcher.second.lag=2", r"searcher\.lag=2"),
+        ("racing.alpha=0.1 searcher=hybrid searcher.second.lag=2", r"write searcher\.second\.lag=0"),
     ],
 )
 def test_settings_that_are_no_race_are_refused(given: str, said: str) -> None:
@@ -115,6 +115,10 @@ def test_a_searcher_of_somebodys_own_that_asks_ahead_is_refused(given: str) -> N
     settings = plain(compose("model=pico", given))
     settings["searcher"] = {"_target_": f"{Ahead.__module__}.{Ahead.__qualname__}"}
     with pytest.raises(ConfigError, match=f"Ahead asks 2 batches ahead, and {given.split('=')[0]}"):
+        make_searcher(settings, box(2))
+    settings["searcher"] = plain(compose("model=pico", "searcher=hybrid", given))["searcher"]
+    settings["searcher"]["second"] = {"_target_": f"{Ahead.__module__}.{Ahead.__qualname__}", "_partial_": True}
+    with pytest.raises(ConfigError, match="asks 2 batches ahead"):  # though its turn comes later
         make_searcher(settings, box(2))
 
 

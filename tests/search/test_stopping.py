@@ -228,6 +228,21 @@ def test_candidates_that_were_remembered_do_not_count_as_quick(together: bool) -
     assert deadline.next == pytest.approx(40)
 
 
+def test_a_generation_of_which_some_were_remembered_takes_what_the_others_take() -> None:
+    """Three of seven come at once from the cache; then four workers end together after 100 s."""
+    clock, came = Clock(), [0.1, 0.1, 0.1, 100, 0, 0, 0]
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        for index in missing:
+            clock.now += came[index]
+            yield Trial(0, index, "ok", (0.0,))
+
+    deadline = Deadline(1, clock)
+    deadline.measured({False: 20.0}, [False], 10, together=True)
+    list(deadline.wrap(evaluate)(Batch(0, [[0.0]] * 7), range(7)))
+    assert deadline.next == pytest.approx(25)
+
+
 def test_without_hours_there_is_no_end() -> None:
     deadline = Deadline()
     deadline.measured({False: 1e9}, [False], 1e9)
