@@ -40,6 +40,8 @@ def test_arms_beside_the_first(
     assert found["differences"]["few"]["full"]["diff"] == pytest.approx(few["report"] - full["report"])
     summary = json.loads((tmp_path / "out" / "full-s1" / "summary.json").read_text())
     assert full["gain"] == summary["paired"]["winner_vs_best_constant"]["diff"]
+    chosen = summary["select"]
+    assert full["promised"] == full["select"] - chosen["constants"][chosen["constant"]]
     assert few["seen"] == pytest.approx(_best(tmp_path / "out" / "few-s1", summary["metric"]))
     assert full["chosen"] == sum(summary["select"]["seen"].values())
 
