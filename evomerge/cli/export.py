@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
         from evomerge.recipes.materialise import materialise
 
         yaml = materialise(parts(), recipe, options.materialise, reporter)
-        return reporter.say(f"written: {len(recipe.experts)} models and {yaml}; now: mergekit-yaml {yaml} OUTPUT")
+        return reporter.say(f"written: {len(recipe.row_names)} models and {yaml}; now: mergekit-yaml {yaml} OUTPUT")
     text = _text(run, recipe, options, parts, reporter)
     if output is None:
         print(text, end="")

@@ -64,12 +64,14 @@ def materialise(problem: Problem, recipe: Recipe, directory: Path, reporter: Pro
     rest = _rest(recipe, directory, parts)
     yaml = as_mergekit(problem, rest)  # what even this cannot express is said before anything is written
     directory.mkdir(parents=True, exist_ok=True)
+    as_searched = recipe.transform == [step.about() for step in problem.transforms]
+    made = problem.rows if recipe.transform and as_searched else None  # or each model would begin with the transform
     store = {"name": recipe.kept_as} if recipe.store else {}  # as it was scored; the bound is that of other weights
     for name in recipe.row_names:
         alone = replace(
             recipe, coefficients=_alone(recipe, name, parts), scores={}, heads={}, dtype="float32", store=store
         )
-        write_model(alone, directory, directory / name, dtype="float32", reporter=reporter)
+        write_model(alone, directory, directory / name, dtype="float32", made=made, reporter=reporter)
     done = " and ".join(step["name"] for step in recipe.transform or [recipe.method])
     write_atomically(directory / "mergekit.yaml", NOTE.format(done=done + " and the weights" * parts) + yaml)
     return directory / "mergekit.yaml"

@@ -43,6 +43,7 @@ from evomerge.recipes.rebuild import Compared, Rebuild
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.shards import bytes_of, check_size, plan_shards, write_shards
 from evomerge.task_vectors.family import family_notes
+from evomerge.task_vectors.store import TaskVectors
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """What a config calls it now, and what it called it in earlier years."""
@@ -63,6 +64,7 @@ def write_model(
     max_shard_size: str | None = None,
     dtype: str | None = None,
     exact: bool = False,
+    made: TaskVectors | None = None,
     reporter: Progress,
 ) -> Path:
     """Build the merged model of a recipe as a directory.
@@ -82,6 +84,7 @@ def write_model(
         dtype: to cast to, such as bfloat16; None for that in which the model was scored.
         exact: merge the experts as they are where the recipe's task vectors were packed, and say what that changes. It
             takes two copies in float32 of the largest parameter.
+        made: the rows of the recipe, where a search has made them; None to make them of the experts.
         reporter: is told what goes on.
 
     Returns:
@@ -103,7 +106,7 @@ def write_model(
     if _is_there(out, record):
         reporter.say(f"{out} is this very merge already: nothing to do.")
         return out
-    merge = _opened(recipe, beside, find_origins(recipe, beside, base, experts or {}), exact, reporter)
+    merge = _opened(recipe, beside, find_origins(recipe, beside, base, experts or {}), exact, made, reporter)
     scored = scored_dtype(recipe, merge.base, merge.live)
     kind, copies = BY_NAME[dtype] if dtype else scored, tied_copies(merge.base, scored)
     dtypes = parameter_dtypes(merge.base.path, recipe.auto_class, kind)
@@ -188,7 +191,14 @@ class Opened:
     buffers: dict[str, Tensor]
 
 
-def _opened(recipe: Recipe, beside: Path, places: Mapping[str, Path], exact: bool, reporter: Progress) -> Opened:
+def _opened(
+    recipe: Recipe,
+    beside: Path,
+    places: Mapping[str, Path],
+    exact: bool,
+    made: TaskVectors | None,
+    reporter: Progress,
+) -> Opened:
     """Open base and experts, and say what should be known of them.
 
     Raises:
@@ -215,7 +225,7 @@ def _opened(recipe: Recipe, beside: Path, places: Mapping[str, Path], exact: boo
     for note in family:
         reporter.say(f"warning: {note}")
     with reporter.working("looking at the task vectors"):
-        rebuild = Rebuild(recipe, base, experts, parameters)
+        rebuild = Rebuild(recipe, base, experts, parameters, made=made)
         if exact:
             rebuild = Compared(Rebuild(recipe, base, experts, parameters, exact=True), rebuild)
         found = merged_buffers(recipe, beside, base, experts)

@@ -41,6 +41,7 @@ class Rebuild:
         experts: θ_k by name, in any order.
         parameters: name -> shape of those that the recipe's groups are made of, in the order of the live model.
         exact: combine exact task vectors, also where the recipe says that what was scored was made of others.
+        made: the rows of the recipe, where a search has made them; None to make them of the experts.
 
     Raises:
         ConfigError: the recipe's method or groups are not those of these parameters, or a coefficient is too large.
@@ -53,9 +54,11 @@ class Rebuild:
         experts: Mapping[str, Checkpoint],
         parameters: Mapping[str, tuple[int, ...]],
         exact: bool = False,
+        made: TaskVectors | None = None,
     ) -> None:
         self._store = FLOAT32 if exact else recipe.kept_as
-        self._method, chain = make_method(recipe), make_chain(recipe, parameters)
+        self._method, self._made = make_method(recipe), made
+        chain = () if made else make_chain(recipe, parameters)
         self._groups = groups = recipe.groups(parameters)
         self._coefficients = array_coefficients(recipe.coefficients, groups, recipe.row_names)
         for variable, values in self._coefficients.items():
@@ -106,6 +109,8 @@ class Rebuild:
 
     def _rows_of(self, name: str) -> TaskVectors:
         """Return the rows that the method sees, of one parameter."""
+        if self._made:
+            return self._made
         if self._stage is None and self._store not in LOSSY:
             return self._vectors
         made = self._stage(name) if self._stage else _dense(self._exact, name)

@@ -23,9 +23,12 @@ from evomerge.recipes.handover import as_mergekit, make_recipe
 from evomerge.recipes.materialise import materialise
 from evomerge.recipes.model import write_model
 from evomerge.recipes.recipe import Recipe
+from evomerge.runs.build import build_problem
 from evomerge.runs.config import plain
+from evomerge.runs.suite import Suite
 from evomerge.space.groups import make_groups
 from evomerge.transforms.chain import Stage, Step, streamed
+from evomerge.transforms.spectral import Cart
 from tests.kit.evaluations import under
 from tests.kit.helpers import compose
 from tests.kit.methods import merged as by_method
@@ -148,6 +151,21 @@ def test_every_transform_has_its_way_to_mergekit(problem: Problem, tmp_path: Pat
         torch.testing.assert_close(theirs[key], expected, atol=1e-6, rtol=0)
         changed += not torch.equal(theirs[key], vectors.base.tensor(parameter))
     assert changed > 10
+
+
+def test_rows_that_the_search_has_made_are_not_made_again(
+    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = (f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}", "model.device=cpu")
+    settings = plain(compose("model=pico", *where, "transform=cart"))
+    problem = build_problem(settings, Reporter())
+    weights = problem.space.constant(np.array([0.9, 0.3, 0.5, 0.7]))
+    recipe = Recipe.from_yaml(make_recipe(under(problem, settings), weights, {}, {}).to_yaml())
+    ours = read_tensors(weight_files(write_model(recipe, tmp_path, tmp_path / "ours", reporter=Reporter())))
+    monkeypatch.setattr(Cart, "apply", lambda *_: pytest.fail("it was made again"))
+    theirs = merged_by_mergekit(materialise(problem, recipe, tmp_path / "experts", Reporter()))
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, atol=1e-6, rtol=0)
 
 
 def test_what_cannot_be_materialised_is_refused_before_anything_is_written(problem: Problem, tmp_path: Path) -> None:
