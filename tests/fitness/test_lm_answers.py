@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,20 @@ def test_a_task_that_names_no_length_has_that_of_lm_eval(tmp_path, tokenizer, mo
     paths = {"open": write_task(tmp_path, "open", like="generated", generation_kwargs={"until": ["."]})}
     assert read(paths)[0].warnings == []
     assert "pico_open: answers may have 256 tokens, but are cut off at 9" in read(paths, max_gen_toks=9)[0].warnings[0]
+
+
+def test_a_batch_ends_when_every_answer_has_whichever_string_ends_it(tmp_path, tokenizer, model):
+    def task(name: str, until: list[str]) -> dict[str, Path]:
+        kwargs = {"until": until, "max_gen_toks": 30, "do_sample": False}
+        return {name: write_task(tmp_path, name, like="generated", generation_kwargs=kwargs, filter_list=None)}
+
+    whole = answers(task("task", ["no such word"]), model, tokenizer)[1]["task"]
+    ends = sorted({answer.split()[:3][-1] for answer in whole if answer})
+    assert len(ends) > 1  # lm-eval waits for one that all of them say
+    passes = list[int]()
+    model.register_forward_hook(lambda *_: passes.append(1))
+    fitness, ours = answers(task("task", ends), model, tokenizer)
+    assert ours["task"] == [reduce(lambda said, end: said.split(end)[0], ends, answer) for answer in whole]
+    assert any(ours["task"])
+    batches = -(-len(whole) // fitness.batch_size)
+    assert len(passes) <= batches * (1 + 3)  # of the reference, and for three words each

@@ -7,11 +7,15 @@ In: documents and the base's tokenizer. Out: queries, made once. It uses what lm
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from evomerge.common.errors import ConfigError, SuiteError
 from evomerge.common.exits import contained
@@ -87,8 +91,7 @@ class Asker:
             raise ConfigError(f"fitness=lm_eval scores causal language models, and a {type(model).__name__} is none.")
         self._taken: list[Any] = []
         self._lm._loglikelihood_tokens = self._take
-        if longest is not None:
-            self._lm._model_generate = partial(_generate, self._lm, self._lm._model_generate, longest)
+        self._lm._model_generate = partial(_generate, self._lm, self._lm._model_generate, longest)
 
     def ask(self, document: Document) -> Query:
         """Build and tokenise a document's requests.
@@ -186,16 +189,71 @@ def cap_answers(tasks: Sequence[Any], longest: int | None) -> list[str]:
     ]
 
 
+class _Ended(StoppingCriteria):
+    """Which rows have said one of the strings that end an answer.
+
+    lm-eval waits until all rows have said the same one. What a row says behind its end is cut off, so answers are those
+    that lm-eval has of a document alone.
+
+    Args:
+        criteria: lm-eval's, one for each string.
+    """
+
+    def __init__(self, criteria: Sequence[Any]) -> None:
+        self._criteria = criteria
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return a bool for each row (B,) of the tokens so far (B, T)."""
+        for each in self._criteria:
+            each(input_ids, scores)
+        ended = [any(row) for row in zip(*(each.done_tracker for each in self._criteria), strict=True)]
+        return torch.tensor(ended, device=input_ids.device)
+
+
 def _generate(
-    lm: Any, generate: Callable[..., Any], longest: int, context: Any, max_length: int, stop: Any, **settings: Any
+    lm: Any,
+    generate: Callable[..., Any],
+    longest: int | None,
+    context: Any,
+    max_length: int,
+    stop: Any,
+    **asked: Any,
 ) -> Any:
     """Generate as lm-eval does, but no more than so many tokens, also where a task gives the length of prompt and
-    answer together, or the model has one of its own.
+    answer together, or the model has one of its own; and of greedy answers no more than the longest of a batch has.
     """
     own = getattr(lm.model, "generation_config", None)
-    if (getattr(own, "max_new_tokens", None) or 0) > longest:  # it would go before max_length
-        settings["max_new_tokens"] = longest
-    return generate(context, min(max_length, context.shape[1] + longest), stop, **settings)
+    if longest is not None:
+        max_length = min(max_length, context.shape[1] + longest)
+        if (getattr(own, "max_new_tokens", None) or 0) > longest:  # it would go before max_length
+            asked["max_new_tokens"] = longest
+    if not stop or not _is_greedy(asked, own):  # what is drawn depends on how many tokens were drawn before
+        return generate(context, max_length, stop, **asked)
+    from lm_eval.models.huggingface import stop_sequences_criteria
+
+    ended = _Ended(stop_sequences_criteria(lm.tokenizer, stop, context.shape[1], context.shape[0]))
+    others = {name: value for name, value in asked.items() if name not in ("do_sample", "temperature")}
+    return lm.model.generate(
+        input_ids=context,
+        max_length=max_length,
+        stopping_criteria=StoppingCriteriaList([ended]),
+        pad_token_id=lm.tokenizer.pad_token_id,
+        use_cache=True,
+        do_sample=False,
+        **others,
+    )
+
+
+def _is_greedy(asked: Mapping[str, Any], own: Any) -> bool:
+    """Whether lm-eval would take the most probable token each time.
+
+    Args:
+        asked: how a task generates.
+        own: how the model does.
+    """
+    drawn = asked.get("do_sample")
+    beams = asked.get("num_beams", getattr(own, "num_beams", None))
+    return not (asked.get("temperature", 0.0) if drawn is None else drawn) and beams in (None, 1)
 
 
 class _Examples:
