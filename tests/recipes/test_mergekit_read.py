@@ -193,7 +193,7 @@ def test_a_lambda_of_each_layer_goes_into_the_weights_of_a_sum(family: Path) -> 
     assert read(text, family).recipe.method["name"] == "dare"
 
 
-@pytest.mark.parametrize("peer", [peer for peer in PEERS if not peer.transform], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_what_is_written_is_read_as_the_same_recipe(peer, family: Path) -> None:
     """Each method of the table, with numbers for each tensor."""
     experts = {"slerp": ["red"], "nuslerp": ["red", "green"]}.get(peer.name, ["red", "green", "blue"])
@@ -202,7 +202,9 @@ def test_what_is_written_is_read_as_the_same_recipe(peer, family: Path) -> None:
         for low, name in zip((0.3, 0.4, 0.6), experts, strict=False)
     )
     text = f"merge_method: {peer.name}\n" + "base_model: base\n" * (peer.base != "listed") + f"models:\n{each}"
-    text += "parameters: {t: [0.2, 0.4, 0.6]}\n" * (peer.name == "slerp")
+    text += {"slerp": "parameters: {t: [0.2, 0.4, 0.6]}\n", "sce": "parameters: {select_topk: 0.4}\n"}.get(
+        peer.name, ""
+    )
     recipe = read(text, family).recipe
     live = load_skeleton(family / "base", recipe.auto_class)
     absolute = replace(recipe, base=replace(recipe.base, path=str(family / "base")))
@@ -213,6 +215,7 @@ def test_what_is_written_is_read_as_the_same_recipe(peer, family: Path) -> None:
         other = again.per_parameter(live.parameters)[variable]
         assert {name: pytest.approx(row) for name, row in rows.items()} == other
     assert {**again.method, "rescale": None} == {**recipe.method, "rescale": None}
+    assert again.transform == recipe.transform
 
 
 def test_every_method_is_in_the_table_and_says_so_itself() -> None:

@@ -6,7 +6,7 @@ a method of its own where evomerge has a setting (`breadcrumbs_ties`, `della_lin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,6 +64,15 @@ PEERS = (
     Peer("multislerp", "multislerp", {}, {"normalize_weights": True, "eps": 1e-8}, {"weight": None}, base="deltas"),
     Peer("karcher", "karcher", shared={"max_iter": 10, "tol": 1e-5}, base="listed"),
 )
+NEARLY = {
+    "sce": "mergekit adds up in another order here, so the last bits differ",
+    **dict.fromkeys(("karcher", "multislerp"), "mergekit adds up in another order here, so the last bits differ"),
+    "model_stock": (
+        "where the task vectors of a tensor point away from each other, mergekit goes beyond the base, and evomerge "
+        "stays at it; elsewhere the last bits differ"
+    ),
+}
+"""What mergekit does otherwise where evomerge comes to the same by another way."""
 _ELECTS = {"breadcrumbs": None}
 """What `elect` is where a recipe does not say it; else the sum."""
 _ABSENT = {
@@ -96,3 +105,19 @@ def peer_of(method: Mapping[str, Any]) -> Peer | None:
     elect = method.get("elect", _ELECTS.get(str(method["name"]), "sum"))
     alike = (peer for peer in PEERS if peer.method == method["name"] and not peer.transform)
     return next((peer for peer in alike if peer.own.get("elect", elect) == elect), None)
+
+
+def peer_of_transform(
+    method: Mapping[str, Any], transform: Sequence[Mapping[str, Any]], weights: Mapping[str, Mapping[str, float]]
+) -> Peer | None:
+    """Return what mergekit has for a sum of transformed task vectors with weights of 1; None if nothing.
+
+    Args:
+        method: `name` and settings, as a recipe has them.
+        transform: the same of each transform, in order.
+        weights: by group and row.
+    """
+    if len(transform) != 1 or dict(method) != {"name": "linear"} or transform[0].get("only"):
+        return None
+    ones = all(value == 1 for row in weights.values() for value in row.values())
+    return next((peer for peer in PEERS if ones and peer.transform == transform[0]["name"]), None)

@@ -22,7 +22,7 @@ from evomerge.models.weight_files import read_json
 from evomerge.models.weights import dtype_name, first_dtype
 from evomerge.recipes.mergekit.chat import choose_template
 from evomerge.recipes.mergekit.document import Document, Reference, read_document
-from evomerge.recipes.mergekit.methods import Peer, peer_named
+from evomerge.recipes.mergekit.methods import NEARLY, Peer, peer_named
 from evomerge.recipes.mergekit.numbers import Reader, by_group, fewest_groups
 from evomerge.recipes.mergekit.plan import make_plan
 from evomerge.recipes.mergekit.tokens import check_tokens, choose_vocabulary, read_tokens
@@ -36,15 +36,6 @@ ROUNDED = (
     "mergekit would compute every step in the 16 bits of dtype; evomerge computes in float32 and rounds the result "
     "once, as mergekit does with dtype: float32 and out_dtype"
 )
-NEARLY = {
-    "sce": "mergekit adds up in another order here, so the last bits differ",
-    **dict.fromkeys(("karcher", "multislerp"), "mergekit adds up in another order here, so the last bits differ"),
-    "model_stock": (
-        "where the task vectors of a tensor point away from each other, mergekit goes beyond the base, and evomerge "
-        "stays at it; elsewhere the last bits differ"
-    ),
-}
-"""What mergekit does otherwise where evomerge comes to the same by another way."""
 GRANULARITIES = ("model", "layer", "module", "tensor")
 """From the coarsest; the first that can express a YAML is taken."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from evomerge.common.errors import ConfigError
-from evomerge.recipes.mergekit.methods import peer_of
+from evomerge.recipes.mergekit.methods import Peer, peer_of, peer_of_transform
 from evomerge.recipes.recipe import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,6 +34,8 @@ def called_there(recipe: Recipe, parameters: Shapes, extra: Collection[str]) -> 
     """
     from evomerge.recipes.catalog import find_method  # which loads torch; a YAML needs none
 
+    if recipe.transform:
+        return _whole_method(recipe, extra).name
     method, settings = str(recipe.method["name"]), recipe.method
     kind = find_method(recipe)
     peer = peer_of(settings)
@@ -69,6 +71,27 @@ def called_there(recipe: Recipe, parameters: Shapes, extra: Collection[str]) -> 
     return peer.name
 
 
+def _whole_method(recipe: Recipe, extra: Collection[str]) -> Peer:
+    """Return the method of mergekit that is a recipe's transform with weights of 1.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = ", ".join(str(step["name"]) for step in recipe.transform)
+    if (peer := peer_of_transform(recipe.method, recipe.transform, recipe.coefficients["weight"])) is None:
+        raise ConfigError(
+            f"mergekit export: this recipe's task vectors were transformed before the search ({names}), and "
+            "mergekit works tensor by tensor. Write each row out as base + transformed task vector and merge those by "
+            "task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
+        )
+    if extra:
+        raise ConfigError(
+            f"mergekit export: mergekit's {peer.name} merges every tensor of the experts, and {min(extra)} stays the "
+            f"base's here: `evomerge export RUN --materialise DIR`."
+        )
+    return peer
+
+
 def lists_base(recipe: Recipe) -> bool:
     """Return whether mergekit is given a base only where it is one of the models that are merged."""
     peer = peer_of(recipe.method)
@@ -87,6 +110,10 @@ def has_base(recipe: Recipe) -> bool:
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that all models share."""
     method, settings = recipe.method["name"], recipe.method
+    if recipe.transform:
+        (step,) = recipe.transform
+        sce = step["name"] == "sce"
+        return {"select_topk": float(step["density"]), "int8_mask": False} if sce else {"filter_wise": False}
     if method == "slerp":
         return {}
     if method == "average":
@@ -108,7 +135,7 @@ def as_settings(recipe: Recipe, parameters: Shapes) -> Values:
     sizes = {name: math.prod(shape) for name, shape in parameters.items()}
     if method == "slerp":
         return {"t": values["weight"]}
-    if method == "karcher":
+    if method == "karcher" or recipe.transform:
         return {}
     if method == "ties":
         values["density"] = _each(values["density"], lambda name, density: _share(density, sizes[name], least=1))

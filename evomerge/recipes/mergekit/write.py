@@ -16,6 +16,7 @@ import yaml
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import dtype_name, unknown
 from evomerge.recipes.kept import mergekit_caveat
+from evomerge.recipes.mergekit.methods import NEARLY
 from evomerge.recipes.mergekit.settings import as_settings, called_there, has_base, lists_base, shared_settings
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.task_vectors.spans import Span
@@ -35,6 +36,7 @@ _DRAWN = """\
 # Not bit-equal to the model that evomerge scored: mergekit draws other random masks, and it rescales to the norm of the
 # task vector where evomerge divides by the density. `evomerge export RUN --materialise DIR` keeps those of evomerge.
 """
+_NEARLY = "# {}.\n# `evomerge export RUN --materialise DIR` keeps the numbers of evomerge.\n"
 _CAVEATS = {"ties": _SORTED, "breadcrumbs": _SORTED, "dare": _DRAWN, "dare_ties": _DRAWN, "della": _DRAWN}
 """What mergekit does otherwise, by the recipe's method."""
 
@@ -100,6 +102,8 @@ def to_mergekit(
 
 def caveat(recipe: Recipe) -> str:
     """Return what mergekit does otherwise with a recipe that it can express, as comments; empty if all is alike."""
+    if recipe.transform:
+        return _NEARLY.format(NEARLY[str(recipe.transform[0]["name"])])
     return _CAVEATS.get(str(recipe.method["name"]), "") if recipe.thinned else ""
 
 
@@ -109,12 +113,6 @@ def _of(filters: Mapping[str, Mapping[str, Any]], expert: str) -> dict[str, Any]
 
 def _check(recipe: Recipe, parameters: Mapping[str, tuple[int, ...]], dtype: str, extra: Collection[str]) -> str:
     """What mergekit calls the method, if it has what the recipe needs."""
-    if transforms := ", ".join(step["name"] for step in recipe.transform):
-        raise ConfigError(
-            f"mergekit export: this recipe's task vectors were transformed before the search ({transforms}), and "
-            "mergekit works tensor by tensor. Write each row out as base + transformed task vector and merge those by "
-            "task_arithmetic with the recipe's weights: `evomerge export RUN --materialise DIR`."
-        )
     called = called_there(recipe, parameters, extra)
     if dtype_name(dtype) not in _DTYPES:
         raise ConfigError(f"mergekit export: {unknown('dtype', dtype, _DTYPES)}")
