@@ -97,6 +97,8 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     sampling="'stratified', 'uniform', 'disagreement' or 'adaptive'",
     grow="0.25 or None",
     approximate="'bfloat16', 'auto' or None",
+    estimate="'p-irt', 'gp-irt', 'mp-irt', 'gmp-irt' or None",
+    estimate_from="a list of constants, such as [0.3, 0.6]",
     remember="True or False",
     aggregate="'mean', 'worst', 'chebyshev' or 'pareto'",
     normalised="True or False",
@@ -132,6 +134,8 @@ def search(
     sampling: str = "stratified",
     grow: float | None = None,
     approximate: str | None = None,
+    estimate: str | None = None,
+    estimate_from: Sequence[float] = (),
     remember: bool = False,
     aggregate: str = "mean",
     normalised: bool = False,
@@ -179,6 +183,9 @@ def search(
         grow: the share of them that the first generation has, if samples are to grow.
         approximate: a narrower dtype in which candidates are scored on search items, `auto` for bfloat16 where that is
             faster here; select and report items never are.
+        estimate: values are what item response theory expects of a candidate on all search items, where answers are
+            right or wrong: p-irt, gp-irt, mp-irt or gmp-irt.
+        estimate_from: constants that are scored on all search items first for them, beside base and experts.
         remember: whether scores of candidates stay in the cache, where other searches find them.
         aggregate: mean, worst (task), chebyshev or pareto.
         normalised: scores of tasks between base and expert.
@@ -220,6 +227,8 @@ def search(
             "sampling": sampling,
             "grow": grow,
             "approximate": approximate,
+            "estimate": estimate,
+            "estimate_from": list(estimate_from),
             "remember": remember,
             "select_items": select_items,
             "report_items": report_items,

@@ -218,6 +218,9 @@ class Sampling:
         by: how search items are drawn: `stratified`, `uniform`, `disagreement` or `adaptive` (see `fitness/draws.py`).
         growth: how the number of search items grows; None for all of them from the beginning.
         approximate: the narrower dtype in which a model is scored on search items; None for that of the live model.
+        estimate: how the value of a candidate on all search items is estimated (see `fitness/estimates.py`); None where
+            it is that of its sample.
+        others: the constants whose answers to all of them estimates rest on, beside those of base and experts.
     """
 
     search: int | None = None
@@ -228,6 +231,8 @@ class Sampling:
     by: str = STRATIFIED
     growth: Growth | None = None
     approximate: str | None = None
+    estimate: str | None = None
+    others: tuple[float, ...] = ()
 
     @property
     def rotates(self) -> bool:

@@ -72,6 +72,11 @@ class RunFacts:
         return self.settings["fitness"].get("approximate")
 
     @property
+    def estimate(self) -> str | None:
+        """How values of candidates are estimated; None where they are those of samples, as in earlier versions."""
+        return self.settings["fitness"].get("estimate")
+
+    @property
     def constraints(self) -> Mapping[str, str]:
         """What a winner must keep, by the name of a value or a task; runs of earlier versions have none."""
         return self.settings["objective"].get("constraints") or {}
@@ -191,6 +196,8 @@ class RunFacts:
         if self.summary and self.summary.noise:
             return self.summary.noise
         if self.aggregate != "mean" or self.normalised or self.forget or self.value_names or self.constraints:
+            return None
+        if self.estimate:
             return None
         return noise_of(self.run.batches, self.metric, self.settings["objective"]["weights"])
 

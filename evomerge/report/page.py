@@ -308,7 +308,8 @@ def _progress(facts: RunFacts) -> str:
     how = f" in {facts.approximate}, which the winner is not" if facts.approximate else ""
     on = f" A candidate is scored on search items{how}: {items}." if items else ""
     if facts.summary and facts.summary.responses:
-        on += f" They are drawn by what base and experts say of all: {facts.summary.responses:,} item evaluations more."
+        how = f"Values are estimates on all of them ({facts.estimate}), by" if facts.estimate else "They are drawn by"
+        on += f" {how} what base and experts say of all: {facts.summary.responses:,} item evaluations more."
     if facts.forget:
         on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
     if facts.constraints and not facts.value_names:

@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.draws import DISAGREEMENT
 from evomerge.problem import Problem
 from evomerge.runs.responses import responses_cost
+from evomerge.runs.sampled import drawn_by, estimate_of
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.splits import make_subsets
 from evomerge.search.stopping import Budget, Interrupt, Price
@@ -44,11 +46,18 @@ def make_budget(
     items, least = settings["budget_items"], price(0, dearest)
     if items is not None and items < least + spent:
         what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
-        first = f", after the {spent} that fitness.sampling=disagreement takes for base and experts" if spent else ""
+        first = f", after the {spent} that {_first(settings)} takes for base and experts" if spent else ""
         raise ConfigError(
             f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or lower {setting}."
         )
     return Budget(settings["budget"], items and items - spent, price, interrupt, deadline or Deadline())
+
+
+def _first(settings: Mapping[str, Any]) -> str:
+    """Return the settings for which base and experts are scored before the first candidate."""
+    form = estimate_of(settings)[0]
+    drawn = f"fitness.sampling={DISAGREEMENT}" if drawn_by(settings) == DISAGREEMENT else ""
+    return " and ".join(filter(None, [drawn, f"fitness.estimate={form}" if form else ""]))
 
 
 def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]) -> list[Part]:

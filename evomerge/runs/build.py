@@ -43,7 +43,7 @@ from evomerge.runs.objectives import (
     valued_of,
 )
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
-from evomerge.runs.sampled import APPROXIMATE, check_lag, drawn_by, growth_of
+from evomerge.runs.sampled import APPROXIMATE, check_lag, drawn_by, estimate_of, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
 from evomerge.runs.starts import NEAR, Arrays, read_start
 from evomerge.runs.targets import find_class
@@ -201,7 +201,7 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
     sizes = given["items"], given["select_items"], given["report_items"]
     approximate = given.get("approximate")  # earlier versions have no such setting, and `auto` is not chosen yet
     how = drawn_by(settings), growth_of(settings), approximate if approximate in APPROXIMATE else None
-    return Sampling(*sizes, given["rotate"], settings["seed"], *how)
+    return Sampling(*sizes, given["rotate"], settings["seed"], *how, *estimate_of(settings))
 
 
 def written_of(settings: Mapping[str, Any]) -> Written:

@@ -50,6 +50,8 @@ CHOOSING = {
     "sampling": ("str", "None"),
     "grow": ("float", "None"),
     "approximate": ("str", "None"),
+    "estimate": ("str", "None"),
+    "estimate_from": (),
     "remember": ("bool", "None"),
     "select_items": ("int", "None"),
     "report_items": ("int", "None"),

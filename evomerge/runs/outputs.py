@@ -125,6 +125,8 @@ def _noise(problem: Problem, batches: Sequence[Batch]) -> Noise | None:
     goal, sizes = problem.goal, {task: len(items) for task, items in problem.items["search"].items()}
     if goal.aggregate != "mean" or goal.normalised or goal.forget or goal.several or goal.constraints:
         return None
+    if problem.sampling.estimate:
+        return None
     return noise_of(batches, goal.metric, goal.weights, sizes)
 
 

@@ -25,6 +25,7 @@ from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import check_learning, find_learning
+from evomerge.runs.responses import check_estimate
 from evomerge.runs.sampled import approximated, check_approximate
 from evomerge.runs.starts import Arrays
 from evomerge.search.evaluators.scoring import LiveFitness
@@ -117,6 +118,7 @@ def make_ready(
     problem = grown(problem, settings, parts_of(searcher, settings["budget"]), step)
     identity = search_identity(problem, settings, learning and learning.items)
     subsets = make_subsets(problem)
+    check_estimate(problem, subsets["search"])
     return Ready(settings, compute, problem, searcher, late, fitnesses, subsets, learning, limit, identity)
 
 

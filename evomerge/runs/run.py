@@ -26,6 +26,7 @@ from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
+from evomerge.fitness.estimates import Estimate
 from evomerge.problem import Goal
 from evomerge.runs.budget import make_budget
 from evomerge.runs.build import find_baselines, find_start, make_searcher
@@ -42,7 +43,7 @@ from evomerge.runs.outputs import finished, recorder, run_digest, show, summaris
 from evomerge.runs.preflight import preflight
 from evomerge.runs.racing import racing_of
 from evomerge.runs.ready import Ready, check_splits, make_ready
-from evomerge.runs.responses import check_drawn, informed, responses_cost
+from evomerge.runs.responses import check_drawn, check_estimated, estimated, informed, responses_cost
 from evomerge.runs.sampled import to_go_on
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker
@@ -163,9 +164,11 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         judge = Judge(ready.problem, engine.scorer, ready.subsets, interrupt, call.plan.blocks, engine.workers > 0)
         drawn = informed(ready.problem, ready.subsets["search"], judge, call.reporter)
         ready = replace(ready, subsets={**ready.subsets, "search": drawn})
-        scoring = _scoring(call, ready, engine, interrupt)
+        estimate = estimated(ready.problem, judge, call.reporter)
+        scoring = _scoring(call, ready, engine, interrupt, estimate)
         with TrialLog(call.directory / "trials.jsonl", ready.identity, engine.fingerprint, identity_today) as log:
             check_drawn(ready.problem, ready.subsets["search"], log.path)
+            check_estimated(ready.problem, estimate, log.path)
             _record(call, ready)
             reason = _search(call, ready, scoring, log, interrupt)
             if reason is StopReason.INTERRUPTED:
@@ -211,7 +214,7 @@ class Scoring:
     searching: Callable[[], AbstractContextManager[None]]
 
 
-def _scoring(call: Call, ready: Ready, engine: Engine, interrupt: Interrupt) -> Scoring:
+def _scoring(call: Call, ready: Ready, engine: Engine, interrupt: Interrupt, estimate: Estimate | None) -> Scoring:
     """Return what scores a search, when the base has been scored by it and the user knows what it will take.
 
     Raises:
@@ -225,7 +228,7 @@ def _scoring(call: Call, ready: Ready, engine: Engine, interrupt: Interrupt) -> 
     scorer = Recalling(scorer, problem, bool(settings["fitness"].get("remember")))
     record = recorder(call.directory / "timings.jsonl")
     objective, gradients, evaluate = make_evaluators(
-        problem, scorer, drawn, ready.learning, record, call.plan.blocks, racing
+        problem, scorer, drawn, ready.learning, record, call.plan.blocks, racing, estimate
     )
     price, spent = fixed(drawn.size, gradients and gradients.size), responses_cost(problem)
     budget = make_budget(settings, parts_of(searcher, settings["budget"]), price, interrupt, call.deadline, spent)

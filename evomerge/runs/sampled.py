@@ -1,6 +1,7 @@
-"""How the items of a generation are chosen and scored: the settings `fitness.sampling`, `grow` and `approximate`.
+"""How the items of a generation are chosen and scored: the settings `fitness.sampling`, `grow`, `approximate` and
+`estimate`.
 
-In: the settings of a search. Out: how its samples grow, and what of all three belongs to its identity; or a refusal.
+In: the settings of a search. Out: how its samples grow, and what of all of them belongs to its identity; or a refusal.
 Runs of earlier versions have none of them: their samples are stratified, do not grow, and are scored as the winner is.
 """
 
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from evomerge.common.arguments import is_kind
 from evomerge.common.errors import ConfigError
 from evomerge.common.limits import AUTO
 from evomerge.common.names import dtype_name, unknown
 from evomerge.fitness.capabilities import Exporting
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
+from evomerge.fitness.estimates import FORMS
 from evomerge.fitness.sampling import Growth
 from evomerge.runs.racing import alpha_of, lags
 
@@ -48,6 +51,39 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
             f"fitness.grow={first} is no share of fitness.items to begin with: write a number between 0 and 1, such as "
             f"0.25, or null for all of them from the beginning."
         )
+    _check_estimate(settings)
+
+
+def _check_estimate(settings: Mapping[str, Any]) -> None:
+    """Check the settings `fitness.estimate` and `estimate_from`."""
+    given, objective = settings["fitness"], settings["objective"]
+    form, others = given.get("estimate"), given.get("estimate_from") or []
+    if form is not None and form not in FORMS:
+        raise ConfigError(f"fitness.estimate: {unknown('choice', form, FORMS)}")
+    if not (isinstance(others, list) and all(is_kind(one, "float") for one in others)):
+        raise ConfigError(f"fitness.estimate_from is {others}; write a list of constants, such as [0.3, 0.6].")
+    if others and form is None:
+        raise ConfigError(f"fitness.estimate_from={others} is for fitness.estimate, which is null: set it as well.")
+    if form is None:
+        return
+    if alpha_of(settings) is not None:
+        raise ConfigError(
+            f"fitness.estimate={form} needs the answers of a candidate to all of its sample, and a race drops it "
+            f"before: write racing.alpha=null, or leave fitness.estimate out."
+        )
+    names = ("forget", "constraints", "normalised")
+    other = next((f"objective.{name}" for name in names if objective.get(name)), "")
+    if other or objective["aggregate"] not in ("mean", "worst") or objective.get("values"):
+        raise ConfigError(
+            f"fitness.estimate={form} estimates one value, the mean or the worst of tasks, on all search items; "
+            f"{other or 'this objective'} needs others as well: leave one of them out."
+        )
+
+
+def estimate_of(settings: Mapping[str, Any]) -> tuple[str | None, tuple[float, ...]]:
+    """Return how values are estimated, and the constants that this rests on beside base and experts."""
+    given = settings["fitness"]  # earlier versions have no such settings
+    return given.get("estimate"), tuple(map(float, given.get("estimate_from") or ()))
 
 
 def check_approximate(settings: Mapping[str, Any], live: LiveModel, fitness: Fitness) -> None:
@@ -164,9 +200,10 @@ def sampling_identity(settings: Mapping[str, Any], growth: Growth | None) -> dic
 
     Where samples grow, the budget belongs to it: with a larger one, generations before would have had fewer items.
     """
-    by = drawn_by(settings)
+    by, (form, others) = drawn_by(settings), estimate_of(settings)
     return {
         **({"sampling": by} if by != STRATIFIED else {}),
         **({"grow": [growth.first, growth.points]} if growth else {}),
+        **({"estimate": [form, *others]} if form else {}),
         **({"approximate": asked} if (asked := settings["fitness"].get("approximate")) else {}),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -119,8 +119,8 @@ class Judge:
         """Score each task with its own expert; tasks without an expert are left out."""
         return self._once("experts", split, self.ids[split])
 
-    def on_search(self, who: Literal["base", "experts"]) -> Outcome:
-        """Score the base, or each task with its own expert, on all search items, before anything else is scored."""
+    def on_search(self, who: Model) -> Outcome:
+        """Score a model on all search items, before anything else is scored; of the experts each on its own task."""
         ids = {task: [item.id for item in items] for task, items in self._problem.items["search"].items()}
         return self._once(who, "search", ids, first=True)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from affordable.bank import BASE, CONSTANT, EXPERT, Bank
-from affordable.irt import ItemParameters, fit_items
+from evomerge.fitness.irt import ItemParameters, fit_items
 from evomerge.fitness.items import Item
 
 RIGHT, SMOOTH = "accuracy", "log_probability"

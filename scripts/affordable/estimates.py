@@ -12,8 +12,8 @@ import numpy as np
 
 from affordable.bank import BASE, CONSTANT, EXPERT
 from affordable.draws import Draw
-from affordable.irt import fit_abilities, fit_merges
 from affordable.samples import Sampler, disagreement, disagreement_of_constants, stratified, uniform
+from evomerge.fitness.irt import fit_abilities, fit_merges
 
 Estimate = Callable[[Draw, int], np.ndarray]
 """(draw, items of a candidate) -> values (n,)."""

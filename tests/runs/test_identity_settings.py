@@ -61,8 +61,13 @@ FREE = {
 """Settings that may not change the identity, and why."""
 ALONE = {name: ("searcher.incumbents",) for name in ("random", "tpe")}
 """The same of one choice: how many points of a front are handed over counts where there is one (test_fronts.py)."""
-IMPOSSIBLE = ("model.part", "model.trajectory", "objective.values", "objective.choose", "objective.sure")
-"""Settings that have no other valid value on these models; those of a search with several values: test_fronts.py"""
+IMPOSSIBLE = (
+    *("model.part", "model.trajectory", "objective.values", "objective.choose", "objective.sure"),
+    "fitness.estimate_from",
+)
+"""Settings that have no other valid value on these models; those of a search with several values: test_fronts.py; of
+estimates: test_estimates.py
+"""
 GROUPS = ("method", "transform", "space", "searcher", "fitness", "loss", "objective")
 CHOICES = {group: choices_of(group) for group in GROUPS}
 DEFAULTS = {"mean", "", "pico", "linear", "none", "layer", "cmaes", "classification", "cross_entropy", "ray"}
@@ -123,6 +128,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "sampling": ("uniform",),
     "grow": (0.5,),
     "approximate": ("bfloat16",),
+    "estimate": ("p-irt",),
     "weights": ({"trees": 2},),
     "name": ("other",),
     "builder": (None,),

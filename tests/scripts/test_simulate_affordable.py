@@ -16,7 +16,6 @@ import simulate_affordable
 from affordable.bank import BASE, CONSTANT, EXPERT, NONE, Bank
 from affordable.draws import RIGHT, SMOOTH, Draw, Known, generations
 from affordable.estimates import ESTIMATES
-from affordable.irt import ItemParameters, fit_abilities, fit_items, fit_merges, gp_irt, p_irt
 from affordable.rules import BESIDE, RACES, RULES, chosen, everything
 from affordable.samples import Growing
 
@@ -104,43 +103,3 @@ def test_tables_of_a_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     table = capsys.readouterr().out
     for name in [*RULES, *RACES, *ESTIMATES]:
         assert f"| {name} |" in table
-
-
-A, B = np.array([1.0, 1, 1, 2, 0.5, 1])[:, None], np.array([0.0, -1, 1, 0, 0, 2])
-SEEN, ANSWERS = np.array([0, 1, 2]), np.array([1.0, 1, 0])
-
-
-def test_item_response_theory_by_hand() -> None:
-    """The largest likelihood, without priors."""
-    known = ItemParameters(A, B, np.empty((0, 1)))
-    chances = known.chances(np.array([0.5]))
-    np.testing.assert_allclose(chances, [0.622459, 0.817574, 0.377541, 0.731059, 0.562177, 0.182426], atol=1e-6)
-    (ability,) = fit_abilities(known, SEEN, ANSWERS[None], prior=0.0)
-    np.testing.assert_allclose(ability, 0.802933, atol=2e-6)
-    filled = known.chances(ability)
-    np.testing.assert_allclose(filled[3:], [0.832837, 0.59904, 0.231997], atol=1e-6)
-    assert p_irt(filled, SEEN, ANSWERS) == pytest.approx(0.610646, abs=1e-6)
-    assert gp_irt(filled, SEEN, ANSWERS) == pytest.approx(0.638656, abs=1e-6)
-    (merged,) = fit_merges(known, np.array([[2.0], [-1.0]]), SEEN, ANSWERS[None], prior=0.0)
-    np.testing.assert_allclose(merged, 0.802934, atol=2e-6)
-    assert p_irt(known.chances(merged), SEEN, ANSWERS) == pytest.approx(0.610646, abs=1e-6)
-
-
-def test_priors_keep_abilities_finite() -> None:
-    known = ItemParameters(A, B, np.empty((0, 1)))
-    (ability,) = fit_abilities(known, SEEN, np.ones((1, 3)))
-    slope = A[SEEN].T @ (1 - known.chances(ability)[SEEN]) - ability
-    assert 0 < ability[0] < 3
-    np.testing.assert_allclose(slope, 0, atol=1e-8)
-
-
-def test_items_are_found_again() -> None:
-    rng = np.random.default_rng(0)
-    loads = np.eye(2)[np.repeat([0, 1], 30)]
-    true = ItemParameters(loads * rng.uniform(0.7, 1.5, (60, 1)), rng.normal(0, 1, 60), rng.normal(0, 1, (300, 2)))
-    answers = (rng.random((300, 60)) < true.chances(true.abilities)).astype(float)
-    found = fit_items(answers, loads)
-    assert np.corrcoef(found.b, true.b)[0, 1] > 0.97
-    assert np.corrcoef(found.abilities.ravel(), true.abilities.ravel())[0, 1] > 0.85
-    np.testing.assert_array_equal(found.a > 0, loads > 0)
-    assert (fit_items(answers[:4], loads, sharpness=False).a == loads).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from evomerge.fitness.base import Outcome
 from evomerge.fitness.draws import ADAPTIVE
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
@@ -28,6 +29,7 @@ def make_evaluators(
     record: Callable[[Timing], None] = lambda timing: None,
     blocks: int = 1,
     racing: Racing | None = None,
+    estimate: Callable[[Outcome], Outcome] | None = None,
 ) -> tuple[Objective, GradientEvaluator | None, Evaluator]:
     """Put together what scores the batches of a search.
 
@@ -39,6 +41,7 @@ def make_evaluators(
         record: is told where the time of each candidate and step went.
         blocks: into how many the items of a candidate are cut.
         racing: how candidates by value are raced; None where they are not.
+        estimate: makes of an outcome the one on all search items, where values are estimated.
 
     Returns:
         The objective; the evaluator of gradients, if there are any; and one that gives each batch what it asks for,
@@ -47,7 +50,7 @@ def make_evaluators(
     objective = make_objective(problem, scorer, subset, blocks)
     adaptive = problem.sampling.by == ADAPTIVE
     spread = Spread(problem.items["search"], problem.goal.metric) if adaptive else None
-    plain = ValueEvaluator(scorer, subset, objective, record, blocks, spread)
+    plain = ValueEvaluator(scorer, subset, objective, record, blocks, spread, estimate)
     values = RacingEvaluator(plain, scorer, objective, racing, blocks) if racing else plain
     gradients = learning and GradientEvaluator(problem, learning, record, scorer=scorer, blocks=blocks)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from evomerge.fitness.base import Outcome
 from evomerge.fitness.draws import LESS_EVEN, ByDisagreement
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Sample, Subset
@@ -35,6 +36,7 @@ class ValueEvaluator:
         record: is told where the time of each candidate went.
         blocks: into how many the items of a candidate are cut.
         spread: says on which items candidates were far apart so far, where items are chosen by that.
+        estimate: makes of an outcome the one that values are made of, on all search items; None for that of the sample.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class ValueEvaluator:
         record: Callable[[Timing], None] = lambda timing: None,
         blocks: int = 1,
         spread: Spread | None = None,
+        estimate: Callable[[Outcome], Outcome] | None = None,
     ) -> None:
+        self._estimate = estimate or (lambda outcome: outcome)
         self._score, self._subset, self._objective, self._record = score, subset, objective, record
         self._blocks, self._before = blocks, dict[int, int]()
         self._asked, self._spread = 0, spread
@@ -91,7 +95,7 @@ class ValueEvaluator:
         try:
             outcome = sample.weighed(outcome)
             check_finite(outcome)
-            values, violations = self._objective(outcome)
+            values, violations = self._objective(self._estimate(outcome))
             if not np.isfinite(values).all():
                 wrong = next(value for value in values if not np.isfinite(value))
                 raise ArithmeticError(f"the objective is {wrong}, not a finite number")

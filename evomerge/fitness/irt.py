@@ -11,6 +11,7 @@ they have normal priors: θ ~ N(0, 1), w ~ N(1/K, 1), log a ~ N(0, .5²), b ~ N(
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +150,13 @@ def p_irt(chances: np.ndarray, seen: np.ndarray, answers: np.ndarray) -> float:
     return float(filled.mean())
 
 
-def gp_irt(chances: np.ndarray, seen: np.ndarray, answers: np.ndarray, plain: float = 0.5) -> float:
-    """Return the mean of the answers and p-IRT, the former with the weight `plain`."""
-    return plain * float(np.mean(answers)) + (1 - plain) * p_irt(chances, seen, answers)
+def gp_irt(chances: np.ndarray, seen: np.ndarray, answers: np.ndarray, counts: Sequence[float] | None = None) -> float:
+    """Return the point halfway between the mean of the answers and p-IRT.
+
+    Args:
+        chances: of a right answer (N,).
+        seen: which items were answered (n,).
+        answers: to these (n,).
+        counts: for how many items each of them stands in the mean (n,); None where all stand for as many.
+    """
+    return (float(np.average(answers, weights=counts)) + p_irt(chances, seen, answers)) / 2
