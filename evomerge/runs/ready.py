@@ -21,11 +21,11 @@ from evomerge.runs.build import build_problem, find_start, make_searcher, sampli
 from evomerge.runs.closed_forms import is_scored
 from evomerge.runs.computing import Begun, check_kept, kept
 from evomerge.runs.engine import of_this_process
+from evomerge.runs.estimates import check_estimate
 from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import check_learning, find_learning
-from evomerge.runs.responses import check_estimate
 from evomerge.runs.sampled import approximated, check_approximate
 from evomerge.runs.starts import Arrays
 from evomerge.search.evaluators.scoring import LiveFitness

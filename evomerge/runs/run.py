@@ -36,6 +36,7 @@ from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
 from evomerge.runs.earlier import as_begun, check_begun, identity_today
 from evomerge.runs.engine import Engine, check_rebuildable, engine_of, planned
+from evomerge.runs.estimates import check_estimated, estimated
 from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.objectives import check_reported
@@ -43,7 +44,7 @@ from evomerge.runs.outputs import finished, recorder, run_digest, show, summaris
 from evomerge.runs.preflight import preflight
 from evomerge.runs.racing import racing_of
 from evomerge.runs.ready import Ready, check_splits, make_ready
-from evomerge.runs.responses import check_drawn, check_estimated, estimated, informed, responses_cost
+from evomerge.runs.responses import check_drawn, informed, responses_cost
 from evomerge.runs.sampled import to_go_on
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.trackers.base import make_tracker

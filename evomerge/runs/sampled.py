@@ -83,7 +83,7 @@ def _check_estimate(settings: Mapping[str, Any]) -> None:
 def estimate_of(settings: Mapping[str, Any]) -> tuple[str | None, tuple[float, ...]]:
     """Return how values are estimated, and the constants that this rests on beside base and experts."""
     given = settings["fitness"]  # earlier versions have no such settings
-    return given.get("estimate"), tuple(map(float, given.get("estimate_from") or ()))
+    return given.get("estimate"), tuple(dict.fromkeys(map(float, given.get("estimate_from") or ())))
 
 
 def check_approximate(settings: Mapping[str, Any], live: LiveModel, fitness: Fitness) -> None:

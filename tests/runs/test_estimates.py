@@ -19,7 +19,7 @@ from evomerge.problem import Problem
 from evomerge.report import write_report
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import check
-from evomerge.runs.responses import check_estimated
+from evomerge.runs.estimates import check_estimated
 from evomerge.runs.run import run_search
 from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.suite import Suite
