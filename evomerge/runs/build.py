@@ -18,13 +18,14 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Exporting, Headed, Offering, Reads, offered, requirements
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.items import SPLITS, Item, check_disjoint
 from evomerge.fitness.recalibration import Recalibration, norms_of
 from evomerge.merging.buffers import Buffers
 from evomerge.merging.method import Method, check_rows
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.vocabulary import REFUSE
-from evomerge.problem import Goal, Opening, Problem, Sampling, Sources, Written
+from evomerge.problem import Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.closed_forms import CLOSED, closed_form, said

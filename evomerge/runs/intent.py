@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.fitness.base import Fitness
+from evomerge.fitness.goal import Goal
 from evomerge.merging.method import Method, check_rows
 from evomerge.models.devices import Devices
-from evomerge.problem import Goal, Opening, Sampling, Sources
+from evomerge.problem import Opening, Sampling, Sources
 from evomerge.runs.build import goal_of, opening_of, sampling_of
 from evomerge.runs.config import build
 from evomerge.runs.leakage import training_files

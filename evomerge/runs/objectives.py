@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -16,15 +16,13 @@ from evomerge.common.arguments import is_kind
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed, unknown
 from evomerge.fitness.conditions import read_limit
+from evomerge.fitness.goal import Valued
 from evomerge.fitness.objectives import AGGREGATES, CHEBYSHEV, KNEE, PARETO
 from evomerge.fitness.values import AGGREGATES as OF_TASKS
 from evomerge.fitness.values import DISTANCE
 from evomerge.runs.racing import alpha_of
 from evomerge.runs.sampled import changing
 from evomerge.runs.targets import CONF, choices_of, find_class
-
-if TYPE_CHECKING:
-    from evomerge.problem import Valued  # comes with torch, and settings are checked without it
 
 KINDS = {"tasks": "a list of tasks", "metric": "a metric", "minimise": "true or false", "aggregate": "mean or worst"}
 """What may be said of a value."""
@@ -62,8 +60,6 @@ def sure_of(settings: Mapping[str, Any]) -> float:
 
 def valued_of(settings: Mapping[str, Any]) -> dict[str, Valued]:
     """Return what the user says of each value; nothing where every task is one, or where there is one value."""
-    from evomerge.problem import Valued
-
     found = dict[str, Valued]()
     for name, given in (settings["objective"].get("values") or {}).items():
         one: dict[str, Any] = {"tasks": given} if isinstance(given, list) else dict(given)

@@ -17,11 +17,12 @@ from evomerge.common.errors import ConfigError, NotFinite
 from evomerge.common.names import dtype_name
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.models.live import LiveModel
-from evomerge.problem import Goal, Problem
+from evomerge.problem import Problem
 from evomerge.runs.budget import affordable
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine

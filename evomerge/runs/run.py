@@ -27,7 +27,7 @@ from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.estimates import Estimate
-from evomerge.problem import Goal
+from evomerge.fitness.goal import Goal
 from evomerge.runs.budget import make_budget
 from evomerge.runs.build import find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import Objective, can_normalise
-from evomerge.problem import Goal
 from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.searchers.base import Incumbent

@@ -17,7 +17,7 @@ from evomerge.fitness.conditions import ROUNDING
 from evomerge.selection.statistics import Score, paired, score_of
 
 if TYPE_CHECKING:  # reports of finished runs load no torch
-    from evomerge.problem import Goal
+    from evomerge.fitness.goal import Goal
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.items import HELD_OUT
-from evomerge.problem import Goal
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.judge import Asked, Judge

@@ -19,9 +19,9 @@ import numpy as np
 
 from evomerge.common.errors import EvomergeError, LiveModelError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import Objective
-from evomerge.problem import Goal
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent

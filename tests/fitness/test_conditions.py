@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.conditions import Condition
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.objectives import Objective, counted
-from evomerge.problem import Goal
 
 NUMBERS = st.floats(-50, 50)
 SHARES = st.floats(0.01, 1.0)

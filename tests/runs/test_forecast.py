@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Silent
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
-from evomerge.problem import Goal
 from evomerge.runs.budget import affordable
 from evomerge.runs.build import make_searcher
 from evomerge.runs.given import Given

@@ -11,8 +11,8 @@ from scipy import stats
 
 from evomerge.common.errors import EvomergeError
 from evomerge.fitness.base import Outcome
+from evomerge.fitness.goal import Goal
 from evomerge.fitness.objectives import Objective
-from evomerge.problem import Goal
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
 from evomerge.selection.choosing import select

@@ -13,7 +13,7 @@ import pytest
 from evomerge.common.errors import EvomergeError
 from evomerge.common.names import listed
 from evomerge.fitness.base import Outcome
-from evomerge.problem import Goal, Valued
+from evomerge.fitness.goal import Goal, Valued
 from evomerge.runs.fronts import missed_of
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
