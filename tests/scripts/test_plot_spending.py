@@ -21,20 +21,38 @@ PAGE = (ROOT / "experiments/affordable/README.md").read_text(encoding="utf-8")
 
 
 def test_every_panel_shows_what_the_page_has() -> None:
-    first, second, third, fourth = plot.draw(PAGE).axes
-    regrets = next(rows for _, rows in plot.tables_of(PAGE) if rows[0][0] == "regret of the choice")
-    random = next(row for row in regrets if row[0] == "random subset")
-    assert len(first.containers) == len(plot.BY_LOG_PROBABILITY)
-    assert len(second.containers) == len(plot.BY_ACCURACY)
-    assert [f"{y:.3f}" for y in first.containers[1].lines[0].get_ydata()] == [cell.split()[0] for cell in random[1:]]
-    text = third.lines[0]
-    assert list(text.get_xdata()) == [10_000, 2_500, 2_500]
-    assert list(text.get_ydata()) == [0.0296, 0.0115, 0.0300]
-    assert len(fourth.containers) == 4
+    panels = plot.draw(PAGE).axes
+    regrets = [rows for _, rows in plot.tables_of(PAGE) if rows[0][0] == "regret of the choice"]
+    for number, (rows, names) in enumerate(zip(regrets, [*plot.DECIDES.values()] * 2, strict=True)):
+        panel = panels[number // 2 + 2 * (number % 2)]  # texts on the left, images on the right
+        random = next(row for row in rows if row[0] == "random subset")
+        values = [f"{y:.3f}" for y in panel.containers[1].lines[0].get_ydata()]
+        assert len(panel.containers) == len(names)
+        assert values == [*(cell.split()[0] for cell in random[1:]), "0.000"]
+    assert [len(panel.containers) for panel in panels[4:6]] == [2, 2]
+    fewer, fixed = panels[6].containers[:2]
+    assert [round(float(x), -2) for x in fewer.lines[0].get_xdata()] == pytest.approx([2_500, 10_000], rel=0.1)
+    assert list(fewer.lines[0].get_ydata()) == [0.0115, 0.0296]
+    assert 0.0300 in fixed.lines[0].get_ydata()
+
+
+@pytest.mark.parametrize(
+    ("arm", "rule"),
+    [
+        ("full: 100 items", "full"),
+        ("fewer candidates", "fewer candidates"),
+        ("fewer items: 25", "fixed items"),
+        ("10 items", "fixed items"),
+        ("25 items, rotated, screened", "rotated, screened"),
+        ("13 items by disagreement", "by disagreement"),
+    ],
+)
+def test_arms_that_save_alike_are_one_curve(arm: str, rule: str) -> None:
+    assert plot._rule(arm) == rule
 
 
 def test_a_missing_table_is_named() -> None:
     with pytest.raises(SuiteError, match="'CMA-ES, text'"):
         plot.draw(PAGE.replace("### CMA-ES, text", "### Other"))
-    with pytest.raises(SuiteError, match="no two tables of regret"):
+    with pytest.raises(SuiteError, match="no four tables of regret"):
         plot.draw("nothing")
