@@ -31,6 +31,7 @@ from front_differences import Difference, Scores, difference, flat_task, volume
 
 from evomerge.cli.progress import Reporter
 from evomerge.cli.settings import compose_settings
+from evomerge.common.errors import ConfigError
 from evomerge.common.files import write_atomically
 from evomerge.common.limits import AUTO
 from evomerge.fitness.base import Outcome
@@ -171,6 +172,8 @@ def _parts(arm: Arm) -> Iterator[dict[str, Any]]:
 def _searched(settings: Mapping[str, Any], path: Path) -> tuple[Problem, list[Batch]]:
     """Search, as far as it was not done, and return what is searched and all that was scored."""
     check(settings)
+    if settings["fitness"]["estimate"]:
+        raise ConfigError("Values are scored here, and not estimated: leave fitness.estimate out.")
     problem, reporter = build_problem(settings, Reporter()), Reporter()
     start = find_start(settings, problem, reporter)
     searcher = make_searcher(settings, problem.space, start, problem.objectives)

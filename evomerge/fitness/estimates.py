@@ -8,7 +8,9 @@ by how hard they are (Rasch 1960); where there are more, also by how sharply the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +24,13 @@ MERGED, HALF = (MP, GMP), (GP, GMP)
 """The forms that take the ability of a merge for a weighted sum of those of experts, and those halfway to the mean."""
 MANY = 10
 """From so many models on, items differ in sharpness."""
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Return a context in which sums of matrices are made by one thread: by others they end in other last bits."""
+    from threadpoolctl import threadpool_limits  # as scipy, below: settings are checked without it
+
+    return threadpool_limits(1, "blas")
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,22 @@ class Answers:
         return Outcome(ids, {task: {metric: row[places]} for task, places in self.places(ids).items()})
 
     def places(self, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-        """Return where items stand in a row, int64 (n,) by task."""
-        return {task: np.array([self._place[task, item] for item in chosen], int) for task, chosen in ids.items()}
+        """Return where items stand in a row, int64 (n,) by task; an item that is there twice has two places."""
+        found, asked = dict[str, np.ndarray](), Counter[tuple[str, str]]()
+        for task, chosen in ids.items():
+            places = list[int]()
+            for item in chosen:
+                places.append(self._places[task, item][asked[task, item]])
+                asked[task, item] += 1
+            found[task] = np.array(places, int)
+        return found
 
     @cached_property
-    def _place(self) -> dict[tuple[str, str], int]:
-        every = [(task, item) for task, chosen in self.ids.items() for item in chosen]
-        return {item: place for place, item in enumerate(every)}
+    def _places(self) -> dict[tuple[str, str], list[int]]:
+        every, found = [(task, item) for task, chosen in self.ids.items() for item in chosen], {}
+        for place, item in enumerate(every):
+            found.setdefault(item, []).append(place)
+        return found
 
 
 class Estimate:
@@ -66,16 +84,19 @@ class Estimate:
         form: one of `FORMS`; for those in `MERGED` there must be experts.
         metric: which metric is estimated: 1 for a right answer, 0 for a wrong one.
         answers: of some models to all search items.
+        sharp: whether items differ in how sharply they tell models apart; None where the number of models says it.
     """
 
-    def __init__(self, form: str, metric: str, answers: Answers) -> None:
+    def __init__(self, form: str, metric: str, answers: Answers, sharp: bool | None = None) -> None:
         from evomerge.fitness.irt import fit_items  # comes with scipy, and settings are checked without it
 
         self._form, self._metric, self._answers = form, metric, answers
         names, sizes = list(answers.rows), [len(chosen) for chosen in answers.ids.values()]
         loads = np.repeat(np.eye(len(sizes)), sizes, axis=0)
         self._ends = dict(zip(answers.ids, pairwise([0, *np.cumsum(sizes)]), strict=True))
-        self._items = fit_items(np.stack([*answers.rows.values()]), loads, len(names) >= MANY)
+        sharp = len(names) >= MANY if sharp is None else sharp
+        with one_thread():
+            self._items = fit_items(np.stack([*answers.rows.values()]), loads, sharp)
         self._experts = self._items.abilities[[names.index(name) for name in answers.experts]]
 
     def __call__(self, outcome: Outcome) -> Outcome:
@@ -91,11 +112,12 @@ class Estimate:
         seen, answers = np.concatenate([*places.values()]), np.concatenate([*rows.values()])
         if not np.isin(answers, (0, 1)).all():
             raise ValueError(f"{self._metric} of an item is neither 0 nor 1, so nothing can be estimated from it")
-        if self._form in MERGED:
-            (ability,) = fit_merges(self._items, self._experts, seen, answers[None])
-        else:
-            (ability,) = fit_abilities(self._items, seen, answers[None])
-        chances, results = self._items.chances(ability), dict[str, Mapping[str, np.ndarray]]()
+        with one_thread():
+            if self._form in MERGED:
+                (ability,) = fit_merges(self._items, self._experts, seen, answers[None])
+            else:
+                (ability,) = fit_abilities(self._items, seen, answers[None])
+            chances, results = self._items.chances(ability), dict[str, Mapping[str, np.ndarray]]()
         for task, (start, end) in self._ends.items():
             known = chances[start:end], places[task] - start, rows[task]
             score = gp_irt(*known, outcome.weights.get(task)) if self._form in HALF else p_irt(*known)
@@ -159,9 +181,9 @@ def calibrate(
     """
     samples = list(samples)
     models = [name for name in answers.rows if answers.without(name).experts or form not in MERGED]
-    off, off_plain = list[float](), list[float]()
+    off, off_plain, sharp = list[float](), list[float](), len(answers.rows) >= MANY
     for name in models:
-        estimate, whole = Estimate(form, metric, answers.without(name)), value(answers.outcome(name, metric))
+        estimate, whole = Estimate(form, metric, answers.without(name), sharp), value(answers.outcome(name, metric))
         for ids in samples:
             outcome = answers.outcome(name, metric, ids)
             off.append(value(estimate(outcome)) - whole)

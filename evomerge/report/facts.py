@@ -15,6 +15,7 @@ from itertools import accumulate
 import numpy as np
 
 from evomerge.fitness.base import negated, title
+from evomerge.fitness.draws import DISAGREEMENT
 from evomerge.fitness.objectives import counted, task_weights
 from evomerge.report.records import Dot, Finalist, SplitSizes
 from evomerge.runs.directory import Run
@@ -70,6 +71,11 @@ class RunFacts:
     def approximate(self) -> str | None:
         """The narrower dtype in which candidates are scored; None where it is the winner's, as in earlier versions."""
         return self.settings["fitness"].get("approximate")
+
+    @property
+    def drawn_by_experts(self) -> bool:
+        """Whether search items are drawn by what base and experts say of them."""
+        return self.settings["fitness"].get("sampling") == DISAGREEMENT
 
     @property
     def estimate(self) -> str | None:

@@ -308,8 +308,10 @@ def _progress(facts: RunFacts) -> str:
     how = f" in {facts.approximate}, which the winner is not" if facts.approximate else ""
     on = f" A candidate is scored on search items{how}: {items}." if items else ""
     if facts.summary and facts.summary.responses:
-        how = f"Values are estimates on all of them ({facts.estimate}), by" if facts.estimate else "They are drawn by"
-        on += f" {how} what base and experts say of all: {facts.summary.responses:,} item evaluations more."
+        drawn = "They are drawn" * facts.drawn_by_experts
+        valued = f"{'values' if drawn else 'Values'} are estimates on all ({facts.estimate})" if facts.estimate else ""
+        how = " and ".join(filter(None, [drawn, valued]))
+        on += f" {how} by what base and experts say of all: {facts.summary.responses:,} item evaluations more."
     if facts.forget:
         on += " One that keeps too little on the other tasks is worth less than the base, by as much as it lacks."
     if facts.constraints and not facts.value_names:

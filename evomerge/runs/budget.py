@@ -40,17 +40,29 @@ def make_budget(
         spent: the item evaluations that come before the first candidate.
 
     Raises:
-        ConfigError: it is less than that, or not positive.
+        ConfigError: as `check_budget`.
+    """
+    check_budget(settings, parts, price, spent)
+    items = settings["budget_items"]
+    return Budget(settings["budget"], items and items - spent, price, interrupt, deadline or Deadline())
+
+
+def check_budget(settings: Mapping[str, Any], parts: Sequence[Part], price: Price, spent: int) -> None:
+    """Refuse a budget that does not buy one of each that will be asked for; see `make_budget`.
+
+    Raises:
+        ConfigError: it is one, or not positive.
     """
     dearest = max((part.gradient for part in parts), key=lambda gradient: price(0, gradient), default=False)
     items, least = settings["budget_items"], price(0, dearest)
-    if items is not None and items < least + spent:
-        what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
-        first = f", after the {spent} that {_first(settings)} takes for base and experts" if spent else ""
-        raise ConfigError(
-            f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or lower {setting}."
-        )
-    return Budget(settings["budget"], items and items - spent, price, interrupt, deadline or Deadline())
+    if items is None or items >= least + spent:
+        return
+    what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
+    first = f", after the {spent} that {_first(settings)} takes for base and experts" if spent else ""
+    lower = f"lower {setting}" if items > spent else f"leave {_first(settings)} out"
+    raise ConfigError(
+        f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or {lower}."
+    )
 
 
 def _first(settings: Mapping[str, Any]) -> str:

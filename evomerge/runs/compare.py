@@ -150,8 +150,9 @@ def _check_asked(settings: Mapping[str, Any], reporter: Progress) -> None:
             "A comparison ranks methods by one value, which nothing else limits: leave out objective=pareto and "
             "objective.constraints, or search (evomerge search) with each method by itself."
         )
-    if settings["fitness"].get("approximate"):
-        reporter.say("note: fitness.approximate counts for nothing here: a comparison scores no search items")
+    for name in ("approximate", "estimate"):
+        if settings["fitness"].get(name):
+            reporter.say(f"note: fitness.{name} counts for nothing here: a comparison scores no search items")
 
 
 def _read(name: str, theirs: Theirs, problem: Problem, reporter: Progress) -> Contestant | str:

@@ -7,6 +7,7 @@ report. Each of them is then left out in turn, to see how far its estimates are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from evomerge.problem import Problem
 from evomerge.search.evaluators.scoring import check_finite, explained
 from evomerge.search.evaluators.units import Model
 from evomerge.search.journal import read_log
+from evomerge.searchers.base import Part
 from evomerge.selection.judge import Judge
 from evomerge.trials import Trial
 
@@ -31,8 +33,13 @@ SAMPLES = 20
 """By so many samples of each model estimates are compared with what they estimate."""
 
 
-def check_estimate(problem: Problem, subset: Subset) -> None:
+def check_estimate(problem: Problem, subset: Subset, parts: Sequence[Part]) -> None:
     """Refuse estimates where there is nothing to estimate, or nothing to do it by.
+
+    Args:
+        problem: what is searched.
+        subset: chooses its search items.
+        parts: what the searcher will ask for.
 
     Raises:
         ConfigError: it is so.
@@ -45,10 +52,15 @@ def check_estimate(problem: Problem, subset: Subset) -> None:
             f"fitness.estimate={form} rests on what base and experts answer, and under this fitness they may answer "
             f"something else when the search is resumed: leave it out."
         )
+    if all(part.gradient for part in parts):
+        raise ConfigError(
+            f"fitness.estimate={form} has nothing to estimate, as this search takes steps of a gradient alone: "
+            f"leave it out."
+        )
     if subset.size >= every:
         raise ConfigError(
-            f"fitness.estimate={form} has nothing to estimate, as a candidate is scored on all {every} search items: "
-            f"lower fitness.items, or leave it out."
+            f"fitness.estimate={form} has nothing to estimate, as a candidate is scored on up to all {every} search "
+            f"items: lower fitness.items, or leave it out."
         )
     if form in MERGED and len(problem.space.rows) < 2:
         raise ConfigError(
@@ -86,7 +98,7 @@ def estimated(problem: Problem, judge: Judge, reporter: Progress) -> Estimate | 
                     f"fitness.estimate={form} is for right and wrong answers, and {metric} of {name} is neither "
                     f"1 nor 0 for {wrong} items: write fitness.metric=accuracy or another such metric, or leave it out."
                 )
-    answers = Answers(ids, rows, problem.space.rows)
+    answers = Answers(ids, rows, list(map(_alone, problem.space.rows)))
     with reporter.working("fitting the items, and comparing estimates with values on all of them"):
         _calibrate(problem, form, answers, reporter)
         return Estimate(form, metric, answers)
@@ -95,8 +107,12 @@ def estimated(problem: Problem, judge: Judge, reporter: Progress) -> Estimate | 
 def _models(problem: Problem) -> dict[str, Model]:
     """Return the models whose answers are known, by name: the base, rows by themselves, and constants."""
     rows, constant = problem.space.rows, problem.space.constant
-    alone = {row: constant(weights) for row, weights in zip(rows, np.eye(len(rows)), strict=True)}
+    alone = {_alone(row): constant(weights) for row, weights in zip(rows, np.eye(len(rows)), strict=True)}
     return {"base": "base", **alone, **{f"constant {one:g}": constant(one) for one in problem.sampling.others}}
+
+
+def _alone(row: str) -> str:
+    return f"{row} alone"
 
 
 def _calibrate(problem: Problem, form: str, answers: Answers, reporter: Progress) -> None:

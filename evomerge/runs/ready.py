@@ -16,7 +16,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
-from evomerge.runs.budget import grown
+from evomerge.runs.budget import check_budget, grown
 from evomerge.runs.build import build_problem, find_start, make_searcher, sampling_of
 from evomerge.runs.closed_forms import is_scored
 from evomerge.runs.computing import Begun, check_kept, kept
@@ -26,11 +26,13 @@ from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import check_learning, find_learning
+from evomerge.runs.responses import responses_cost
 from evomerge.runs.sampled import approximated, check_approximate
 from evomerge.runs.starts import Arrays
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import APPROXIMATELY, approximately, live_fitness, make_subsets
 from evomerge.search.learning import Learning
+from evomerge.search.stopping import fixed
 from evomerge.searchers.base import Searcher, parts_of
 
 
@@ -117,8 +119,9 @@ def make_ready(
     step = learning and learning.inputs * len(learning.items)
     problem = grown(problem, settings, parts_of(searcher, settings["budget"]), step)
     identity = search_identity(problem, settings, learning and learning.items)
-    subsets = make_subsets(problem)
-    check_estimate(problem, subsets["search"])
+    subsets, parts = make_subsets(problem), parts_of(searcher, settings["budget"])
+    check_estimate(problem, subsets["search"], parts)
+    check_budget(settings, parts, fixed(subsets["search"].size, step), responses_cost(problem))
     return Ready(settings, compute, problem, searcher, late, fitnesses, subsets, learning, limit, identity)
 
 

@@ -29,8 +29,9 @@ WHY = "fitness.sampling=disagreement scores base and experts on all search items
 def responses_cost(problem: Problem) -> int:
     """Return the item evaluations that are paid before the first candidate."""
     sampling = problem.sampling
-    models = 2 if sampling.by == DISAGREEMENT else 0
-    models += 1 + len(problem.space.rows) + len(sampling.others) if sampling.estimate else 0
+    of_experts = 1 if sampling.by == DISAGREEMENT else 0
+    alone = len(problem.space.rows) + len(sampling.others) if sampling.estimate else 0
+    models = of_experts + alone + bool(of_experts or alone)  # the base, once
     return models * sum(map(len, problem.items["search"].values()))
 
 

@@ -54,7 +54,7 @@ from evomerge.runs.warned import warned
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
-from evomerge.search.log import TrialLog
+from evomerge.search.log import TrialLog, check_search
 from evomerge.search.loop import Evaluator, search, watching
 from evomerge.search.stopping import Budget, Interrupt, Stopped, fixed
 from evomerge.searchers.archive import unfinished
@@ -162,12 +162,14 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         ready = replace(ready, problem=engine.problem)
         if ready.late:  # only now there are workers, who score it whole, as this process would
             ready, baselines = _started(ready, Workers(engine.scorer, 1), call.reporter)
+        path = call.directory / "trials.jsonl"
+        check_search(path, ready.identity, identity_today)  # before base and experts are scored
         judge = Judge(ready.problem, engine.scorer, ready.subsets, interrupt, call.plan.blocks, engine.workers > 0)
         drawn = informed(ready.problem, ready.subsets["search"], judge, call.reporter)
         ready = replace(ready, subsets={**ready.subsets, "search": drawn})
         estimate = estimated(ready.problem, judge, call.reporter)
         scoring = _scoring(call, ready, engine, interrupt, estimate)
-        with TrialLog(call.directory / "trials.jsonl", ready.identity, engine.fingerprint, identity_today) as log:
+        with TrialLog(path, ready.identity, engine.fingerprint, identity_today) as log:
             check_drawn(ready.problem, ready.subsets["search"], log.path)
             check_estimated(ready.problem, estimate, log.path)
             _record(call, ready)

@@ -7,6 +7,7 @@ Runs of earlier versions have none of them: their samples are stratified, do not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def _check_estimate(settings: Mapping[str, Any]) -> None:
     form, others = given.get("estimate"), given.get("estimate_from") or []
     if form is not None and form not in FORMS:
         raise ConfigError(f"fitness.estimate: {unknown('choice', form, FORMS)}")
-    if not (isinstance(others, list) and all(is_kind(one, "float") for one in others)):
+    if not (isinstance(others, list) and all(is_kind(one, "float") and math.isfinite(one) for one in others)):
         raise ConfigError(f"fitness.estimate_from is {others}; write a list of constants, such as [0.3, 0.6].")
     if others and form is None:
         raise ConfigError(f"fitness.estimate_from={others} is for fitness.estimate, which is null: set it as well.")

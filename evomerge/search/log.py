@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import LogError, ReplayMismatch
-from evomerge.search.journal import Journal
+from evomerge.search.journal import Journal, read_log
 from evomerge.trials import Batch, Trial, finite
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class TrialLog:
             raise LogError(f"{self.path} does not begin with a header: it is no trial log, or its beginning is lost.")
         headers = [line for line in lines if line["kind"] == "header"]
         for header in headers:
-            self._check_identity(header)
+            _check_header(self.path, header, self._identity, self._today)
         last = headers[-1]["fingerprint"] if headers else None
         self._header_due = last != self._fingerprint
         if last is not None and self._header_due:
@@ -181,23 +181,6 @@ class TrialLog:
                 "This run goes on on another kind of machine (%s differ from the log). Points may differ in their last "
                 "digits; candidates are built from the logged points.",
                 ", ".join(changes),
-            )
-
-    def _check_identity(self, header: dict[str, Any]) -> None:
-        if header.get("format") != FORMAT:
-            raise LogError(
-                f"{self.path} has format {header.get('format')}, but this version of evomerge reads format {FORMAT}: "
-                f"resume it with the version that wrote it, or choose another run directory."
-            )
-        old = self._today(header["identity"])
-        changed = sorted(name for name in {*old, *self._identity} if old.get(name) != self._identity.get(name))
-        if changed:
-            details = "; ".join(
-                f"{name} was {_short(old.get(name))}, is {_short(self._identity.get(name))}" for name in changed
-            )
-            raise LogError(
-                f"The run {self.path.parent} belongs to another search: {details}. Going on would mix two searches. "
-                f"Choose another run directory (hydra.run.dir=runs/another), or put the settings back."
             )
 
     def _next(self, kind: str) -> dict[str, Any] | None:
@@ -250,6 +233,46 @@ def _fill(batch: Batch, record: Mapping[str, Any]) -> Trial:
     trial = Trial.from_record(record)
     batch.trials[trial.index] = trial
     return trial
+
+
+def check_search(
+    path: Path, identity: Mapping[str, Any], today: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> None:
+    """Refuse the log of another search; nothing is written, and there need be none.
+
+    Args:
+        path: where it is.
+        identity: of the search.
+        today: says an identity as this version does.
+
+    Raises:
+        LogError: it is one, or it is damaged.
+    """
+    if path.exists():
+        for line in read_log(path):
+            if line["kind"] == "header":
+                _check_header(path, line, json.loads(json.dumps(dict(identity))), today)
+
+
+def _check_header(
+    path: Path,
+    header: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    today: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> None:
+    if header.get("format") != FORMAT:
+        raise LogError(
+            f"{path} has format {header.get('format')}, but this version of evomerge reads format {FORMAT}: "
+            f"resume it with the version that wrote it, or choose another run directory."
+        )
+    old = today(header["identity"])
+    changed = sorted(name for name in {*old, *identity} if old.get(name) != identity.get(name))
+    if changed:
+        details = "; ".join(f"{name} was {_short(old.get(name))}, is {_short(identity.get(name))}" for name in changed)
+        raise LogError(
+            f"The run {path.parent} belongs to another search: {details}. Going on would mix two searches. "
+            f"Choose another run directory (hydra.run.dir=runs/another), or put the settings back."
+        )
 
 
 def _short(value: Any) -> str:

@@ -115,7 +115,7 @@ class _Contest:
                 if number == FIRST:
                     return self._by_activity(seen)
                 continue
-            self._drop(race.drop({name: field.results(name, seen) for name in field.racing}))
+            self._drop(race.drop({name: field.results(name, seen) for name in field.racing}, spared=self._whole()))
 
     def completed(self) -> str:
         """Score the best of those that are left on all items, until it is the best of what is known; return it.
@@ -150,9 +150,11 @@ class _Contest:
                 self._field.fail(name)
 
     def _drop(self, names: Iterable[str]) -> None:
-        """Let models leave, but for those that were scored on all items: they cost no more and may be best."""
-        field, leaving = self._field, set(names)
-        field.racing = [name for name in field.racing if name not in leaving or field.whole(name)]
+        self._field.racing = [name for name in self._field.racing if name not in set(names)]
+
+    def _whole(self) -> list[str]:
+        """Those that were scored on all items: they are not dropped, since they cost no more, and may be the best."""
+        return [name for name in self._field.racing if self._field.whole(name)]
 
     def _tells(self, seen: Places) -> bool:
         """Whether results are right or wrong, and log-probabilities say how sure a model is."""
@@ -201,7 +203,7 @@ class _Contest:
             self._note({name: value + standing.values[name] for name in field.racing})
             if part is None or len(field.racing) < 2:
                 break
-            self._drop(race.spend(standing.chances(field.racing)))
+            self._drop(race.spend(standing.chances(field.racing), self._whole()))
             self._score(part, reference)
             seen = np.concatenate([seen, part])
 

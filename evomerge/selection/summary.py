@@ -129,7 +129,8 @@ class Summary:
         held_out: scores on tasks that the search never saw; None where there are none, as the next.
         forgetting: what was forgotten and what was kept. Means and `gain` are then of minus the score over the tasks to
             forget.
-        responses: the item evaluations of base and experts by which search items were drawn; they are paid as well.
+        responses: the item evaluations of base and experts by which search items were drawn, or values estimated; they
+            are paid as well.
         remembered: how many item evaluations of the last call were taken from other searches.
         noise: how much of the values at the end of the search is the sample of items; None where that is not known.
         raced: what races have saved; None where nobody was dropped.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evomerge.fitness import irt
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.estimates import FORMS, HALF, Answers, Estimate, calibrate
+from evomerge.fitness.estimates import FORMS, HALF, MANY, Answers, Estimate, calibrate
 from evomerge.fitness.irt import ItemParameters, fit_abilities, fit_items, fit_merges, gp_irt, p_irt
 
 A, B = np.array([1.0, 1, 1, 2, 0.5, 1])[:, None], np.array([0.0, -1, 1, 0, 0, 2])
@@ -134,3 +135,22 @@ def test_a_form_by_experts_leaves_no_expert_out_that_is_alone() -> None:
     found = calibrate("mp-irt", "accuracy", answers, [SAMPLE], value)
     assert found is not None
     assert found.models == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_item_that_is_there_twice_has_two_answers(form: str) -> None:
+    ids = {"a": ["x", "y", "x", "z"], "b": ["w", "v"]}
+    rows = {"base": [1, 0, 1, 0, 1, 0], "one": [1, 1, 0, 0, 0, 1], "two": [0, 1, 1, 1, 1, 1]}
+    answers = Answers(ids, {name: np.array(row, float) for name, row in rows.items()}, ["one", "two"])
+    whole = answers.outcome("one", "accuracy")
+    assert whole.results["a"]["accuracy"].tolist() == [1, 1, 0, 0]
+    found = Estimate(form, "accuracy", answers)(whole).scores()
+    assert {task: row["accuracy"] for task, row in found.items()} == {"a": 0.5, "b": 0.5}
+
+
+def test_how_items_are_fitted_does_not_change_when_one_model_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = [], irt.fit_items
+    monkeypatch.setattr(irt, "fit_items", lambda rows, loads, sharp: asked.append(sharp) or plain(rows, loads, sharp))
+    rows = dict(list(made().rows.items())[:MANY])
+    calibrate("p-irt", "accuracy", Answers(IDS, rows, MODELS[1:4]), [SAMPLE], value)
+    assert asked == [True] * MANY

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,11 @@ from evomerge.problem import Problem
 from evomerge.report import write_report
 from evomerge.runs.build import build_problem
 from evomerge.runs.config import check
-from evomerge.runs.estimates import check_estimated
+from evomerge.runs.estimates import check_estimated, estimated
 from evomerge.runs.run import run_search
 from evomerge.runs.sampled import sampling_identity
 from evomerge.runs.suite import Suite
+from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
@@ -86,7 +89,7 @@ def test_what_it_cost_is_said_and_how_far_estimates_are_off(
     cost = 6 * every  # base, three experts, two constants
     assert (summary.responses, summary.noise) == (cost, None)
     text = write_report(directory).read_text()
-    assert f"Values are estimates on all of them (gmp-irt), by what base and experts say of all: {cost:,} item" in text
+    assert f"Values are estimates on all (gmp-irt) by what base and experts say of all: {cost:,} item" in text
     run_search(compose(*sources, *FORM, f"budget_items={cost + 25}"), tmp_path / "one", Reporter())
     said = " ".join("".join(capsys.readouterr()).split())
     assert "values are estimates on all search items (gmp-irt), from the answers of base and experts, which " in said
@@ -125,6 +128,7 @@ def test_a_log_of_other_estimates_is_refused(sources: Sequence[str], finished: t
     [
         (["fitness.estimate=irt"], r"fitness\.estimate: Unknown choice 'irt': did you mean"),
         (["fitness.estimate_from=[0.3]", "fitness.estimate=null"], "fitness.estimate, which is null"),
+        (["fitness.estimate_from=[.nan]"], r"write a list of constants, such as \[0\.3, 0\.6\]"),
         (["fitness.estimate_from=0.3"], r"write a list of constants, such as \[0\.3, 0\.6\]"),
         (["racing.alpha=0.1"], "a race drops it before: write racing.alpha=null"),
         (["objective.normalised=true"], "objective.normalised needs others as well"),
@@ -144,7 +148,8 @@ def test_settings_that_do_not_go_together_are_refused(given: list[str], message:
             ["fitness.metric=log_probability"],
             r"log_probability of base is neither 1 nor 0 for \d+ items: write fitness\.me",
         ),
-        (["fitness.items=null"], "nothing to estimate, as a candidate is scored on all"),
+        (["fitness.items=null"], "nothing to estimate, as a candidate is scored on up to all"),
+        (["searcher=gradient", "start=0.4"], "this search takes steps of a gradient alone: leave it out"),
         (
             ["transform=unified", "searcher=random"],
             r"of those of several experts, and here is one row: write fitness\.estimate=p-irt",
@@ -172,3 +177,32 @@ def test_other_constants_make_another_search(sources: Sequence[str]) -> None:
     ]
     found = [sampling_identity(one, None)["estimate"] for one in settings]
     assert found == [["gmp-irt", 0.3, 0.8], ["gmp-irt", 0.3], ["gmp-irt"]]
+
+
+def test_what_is_refused_is_refused_before_base_and_experts_are_scored(
+    sources: Sequence[str], finished: tuple[Path, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveFitness, "__call__", lambda self, ids: pytest.fail("it was scored"))
+    mine = [*sources, f"model.cache={tmp_path / 'cache'}", *FORM]
+    with pytest.raises(ConfigError, match=r"raise it, or leave fitness\.estimate=gmp-irt out"):
+        run_search(compose(*mine, "budget_items=1000"), tmp_path / "run", Silent())
+    with pytest.raises(LogError, match="belongs to another search: estimate was"):
+        run_search(compose(*mine, "fitness.estimate=p-irt"), finished[0], Silent())
+
+
+def test_an_expert_may_be_called_base(problem: Problem) -> None:
+    space, asked = replace(problem.space, rows=["base", *problem.space.rows[1:]]), list[Any]()
+
+    def on_search(model: Any) -> Outcome:
+        asked.append(model)
+        ids = {task: [item.id for item in items] for task, items in problem.items["search"].items()}
+        return Outcome(ids, {task: {"accuracy": np.arange(len(each)) % 2.0} for task, each in ids.items()})
+
+    sampling = replace(problem.sampling, search=24, estimate="gp-irt")
+    goal = replace(problem.goal, metric="accuracy")
+    judge: Any = SimpleNamespace(on_search=on_search)
+    assert estimated(replace(problem, space=space, sampling=sampling, goal=goal), judge, Silent()) is not None
+    assert [one if isinstance(one, str) else one["weight"][0].tolist() for one in asked] == [
+        "base",
+        *np.eye(len(space.rows)).tolist(),
+    ]
