@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from evomerge.models.weights import dtype_name
 from evomerge.problem import Problem
 from evomerge.recipes.mergekit.write import to_mergekit
 from evomerge.recipes.recipe import Recipe, Source
+from evomerge.space.affine import dead_entries
 from evomerge.space.named import name_coefficients
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.task_vectors.stores import LOSSY
@@ -126,10 +128,23 @@ def as_mergekit(problem: Problem, recipe: Recipe) -> str:
         for name, source in recipe.experts.items()
         if (found := vectors.experts.get(name)) and found.adapted and found.sha256 == source.sha256
     ]
-    given = (recipe, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied, adapters)
+    own = _weighed(problem, recipe) if recipe.transform else recipe
+    given = (own, vectors.base.keys, vectors.parameters, str(dtype), vectors.base.extra, live.tied, adapters)
     text = (FOLDED if adapters else "") + to_mergekit(*given)
     kept = [name for name, own in live.dtypes.items() if own != dtype]
     return (OTHER_DTYPES.format(names=listed(kept), dtype=dtype_name(dtype)) if kept else "") + text
+
+
+def _weighed(problem: Problem, recipe: Recipe) -> Recipe:
+    """Return the same merge with a weight of 1 where there is no task vector: a space freezes it at another one."""
+    groups, rows = problem.space.groups, problem.space.rows
+    dead = dead_entries(groups, rows, problem.rows.zero, "")
+    none = {(group.name, row) for g, group in enumerate(groups) for k, row in enumerate(rows) if dead[g, k]}
+    weights = {
+        group: {row: 1.0 if (group, row) in none else weight for row, weight in found.items()}
+        for group, found in recipe.coefficients["weight"].items()
+    }
+    return replace(recipe, coefficients={**recipe.coefficients, "weight": weights})
 
 
 def keep_heads(problem: Problem, directory: Path) -> dict[str, str]:

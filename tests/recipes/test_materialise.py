@@ -153,6 +153,24 @@ def test_every_transform_has_its_way_to_mergekit(problem: Problem, tmp_path: Pat
     assert changed > 10
 
 
+@pytest.mark.parametrize(("group", "method"), [("embeddings", "sce"), ("encoder.layer.0", None)])
+def test_weights_of_no_task_vector_do_not_count_beside_weights_of_one(
+    pico_suite: Suite, tmp_path: Path, group: str, method: str | None
+) -> None:
+    """The embeddings of the suite are untouched, so `space=layer` freezes their weights at 0."""
+    where = (f"model.suite={pico_suite.path}", f"model.cache={tmp_path / 'cache'}", "model.device=cpu")
+    settings = plain(compose("model=pico", *where, "transform=sce", "space=layer"))
+    problem = build_problem(settings, Reporter())
+    weights = problem.space.constant(1.0)
+    weights["weight"][[each.name for each in problem.space.groups].index(group)] = 0.0
+    recipe = make_recipe(problem, weights, {}, {})
+    if method is None:
+        with pytest.raises(ConfigError, match=r"transformed before the search \(sce\)"):
+            as_mergekit(problem, recipe)
+    else:
+        assert yaml.safe_load(as_mergekit(problem, recipe))["merge_method"] == method
+
+
 def test_rows_that_the_search_has_made_are_not_made_again(
     pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
