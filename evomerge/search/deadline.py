@@ -53,6 +53,7 @@ class Deadline:
         self._average: Callable[[Iterable[float]], float] = statistics.median
         self._together = self._whole = False
         self._points = 1  # of the generation that was asked for last
+        self._open = 0  # generations that were begun and have not ended
         self._took: dict[bool, deque[float]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
 
     def measured(
@@ -101,11 +102,12 @@ class Deadline:
     def wrap(self, evaluate: Evaluate) -> Evaluate:
         """Return an evaluator that notes how long it waits for candidates, and ends after one when no other fits."""
 
-        def timed(gradient: bool, trials: Iterable[Trial]) -> Iterator[Trial]:
+        def timed(gradient: bool, trials: Iterable[Trial], alone: bool) -> Iterator[Trial]:
             began = started = self._clock()
             scored = 0
             for trial in trials:
-                if self._together and not scored and self._remembered(gradient, self._clock() - started):
+                quick = self._together and not scored and self._remembered(gradient, self._clock() - started)
+                if quick and alone:  # else it may have been scored beside the generation before
                     began = self._clock()  # remembered ones come first
                 elif trial.values:  # one that fails at once, or hangs, says nothing of the others
                     scored += 1
@@ -117,10 +119,11 @@ class Deadline:
                 started = self._clock()
             if self._together and scored:
                 self._note(gradient, (started - began) / scored, scored)
+            self._open -= 1
 
         def begin(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
-            self._points = len(batch.points)
-            return timed(batch.gradient, evaluate(batch, missing))
+            self._points, self._open = len(batch.points), self._open + 1
+            return timed(batch.gradient, evaluate(batch, missing), self._open == 1)
 
         return begin
 

@@ -243,6 +243,23 @@ def test_a_generation_of_which_some_were_remembered_takes_what_the_others_take()
     assert deadline.next == pytest.approx(25)
 
 
+def test_a_generation_that_was_begun_beside_another_one_counts_whole() -> None:
+    """Of two generations of two, both begun at once, the second one has its first trial ready when the first ends."""
+    clock, came = Clock(), {0: [30, 10], 1: [0.1, 19.9]}
+
+    def evaluate(batch: Batch, missing: Sequence[int]) -> Iterator[Trial]:
+        for index in missing:
+            clock.now += came[batch.index][index]
+            yield Trial(batch.index, index, "ok", (0.0,))
+
+    deadline = Deadline(1, clock)
+    deadline.measured({False: 20.0}, [False], 10, together=True)
+    wrapped = deadline.wrap(evaluate)
+    for trials in [wrapped(Batch(number, [[0.0]] * 2), range(2)) for number in (0, 1)]:
+        list(trials)
+    assert deadline.next == pytest.approx((40 + 20) / 4)
+
+
 def test_without_hours_there_is_no_end() -> None:
     deadline = Deadline()
     deadline.measured({False: 1e9}, [False], 1e9)
