@@ -201,9 +201,8 @@ class RunFacts:
         """How much of the last values is the sample of items; None where values are no means over items."""
         if self.summary and self.summary.noise:
             return self.summary.noise
-        if self.aggregate != "mean" or self.normalised or self.forget or self.value_names or self.constraints:
-            return None
-        if self.estimate:
+        others = self.normalised or self.forget or self.value_names or self.constraints or self.estimate
+        if self.aggregate != "mean" or others:
             return None
         return noise_of(self.run.batches, self.metric, self.settings["objective"]["weights"])
 

@@ -123,9 +123,8 @@ def _trades(problem: Problem, batches: Sequence[Batch]) -> Trades | None:
 def _noise(problem: Problem, batches: Sequence[Batch]) -> Noise | None:
     """Return the noise of a search whose values are means over items."""
     goal, sizes = problem.goal, {task: len(items) for task, items in problem.items["search"].items()}
-    if goal.aggregate != "mean" or goal.normalised or goal.forget or goal.several or goal.constraints:
-        return None
-    if problem.sampling.estimate:
+    others = goal.normalised or goal.forget or goal.several or goal.constraints or problem.sampling.estimate
+    if goal.aggregate != "mean" or others:
         return None
     return noise_of(batches, goal.metric, goal.weights, sizes)
 

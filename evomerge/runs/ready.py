@@ -117,9 +117,10 @@ def make_ready(
     make_subsets(problem)  # refuses bad sizes
     learning = find_learning(problem, settings, reporter, not plan.workers) if searcher.needs.gradient else None
     step = learning and learning.inputs * len(learning.items)
-    problem = grown(problem, settings, parts_of(searcher, settings["budget"]), step)
+    parts = parts_of(searcher, settings["budget"])
+    problem = grown(problem, settings, parts, step)
     identity = search_identity(problem, settings, learning and learning.items)
-    subsets, parts = make_subsets(problem), parts_of(searcher, settings["budget"])
+    subsets = make_subsets(problem)
     check_estimate(problem, subsets["search"], parts)
     check_budget(settings, parts, fixed(subsets["search"].size, step), responses_cost(problem))
     return Ready(settings, compute, problem, searcher, late, fitnesses, subsets, learning, limit, identity)

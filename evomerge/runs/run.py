@@ -163,7 +163,8 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         if ready.late:  # only now there are workers, who score it whole, as this process would
             ready, baselines = _started(ready, Workers(engine.scorer, 1), call.reporter)
         path = call.directory / "trials.jsonl"
-        check_search(path, ready.identity, identity_today)  # before base and experts are scored
+        if responses_cost(ready.problem):  # else nothing is scored before the log is opened, which checks it
+            check_search(path, ready.identity, identity_today)
         judge = Judge(ready.problem, engine.scorer, ready.subsets, interrupt, call.plan.blocks, engine.workers > 0)
         drawn = informed(ready.problem, ready.subsets["search"], judge, call.reporter)
         ready = replace(ready, subsets={**ready.subsets, "search": drawn})
