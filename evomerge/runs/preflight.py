@@ -343,11 +343,22 @@ def _check_hours(deadline: Deadline) -> None:
 
 
 def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
-    """Return what is allowed but often a mistake: a loss that nothing learns from, a lag without workers."""
+    """Return what is allowed but often a mistake: a loss that nothing learns from, a lag without workers, items that
+    change under a searcher that compares generations.
+    """
     said, loss = cautions_of(searcher, settings["budget"]), next(classes(settings["loss"])).__name__
     if settings["evaluator"]["kind"] == "serial":
         alone = "lets workers go on, and this process scores alone: write evaluator=processes"
         said = [*(f"{name}={lag} {alone}" for name, lag in lags(settings["searcher"]).items()), *said]
+    parts = [part for part in parts_of(searcher, settings["budget"]) if not part.gradient]
+    if (items := changing(settings)) and any(
+        part.parents is None or part.parents.earlier is not None for part in parts
+    ):
+        said = [
+            f"with {items} generations have other items each, and this searcher compares values of all of them, which "
+            f"misleads it: write searcher=cmaes, which compares those of one generation, or leave {items} out",
+            *said,
+        ]
     if not searcher.needs.gradient and loss != CrossEntropy.__name__:
         unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
         return [unused, *said]

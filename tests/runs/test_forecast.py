@@ -139,6 +139,12 @@ def test_how_often_choosing_merges() -> None:
     [
         (["searcher=cmaes"], None),
         (["searcher=cmaes", "loss=entropy"], "the loss Entropy is not used"),
+        (["searcher=cmaes", "fitness.rotate=true"], None),
+        (["searcher=screened", "fitness.sampling=adaptive"], None),
+        (["searcher=gradient", "fitness.rotate=true"], None),
+        (["searcher=tpe", "fitness.rotate=true"], "with fitness.rotate=true generations have other items each, and "),
+        (["searcher=random", "fitness.grow=0.5"], "with fitness.grow generations have other items each, and this"),
+        (["searcher=topk", "fitness.sampling=adaptive"], "which misleads it: write searcher=cmaes, which compares"),
         (["searcher=cmaes", "searcher.lag=12", "evaluator=processes"], None),
         (["searcher=tpe", "searcher.lag=3"], "searcher.lag=3 lets workers go on, and this process scores alone"),
         (["searcher=hybrid", "searcher.second.lag=3"], "searcher.second.lag=3 lets workers go on"),
