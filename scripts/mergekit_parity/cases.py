@@ -47,6 +47,8 @@ TRIES = 500
 """Densities that are drawn at most until one cuts between unequal elements."""
 SPHERES = ("karcher", "multislerp")
 """Methods that evomerge computes in another way, so that last bits differ."""
+WHOLE: dict[str, dict[str, Any]] = {"sce": {"name": "sce", "density": 0.5}, "model_stock": {"name": "model_stock"}}
+"""Methods that evomerge makes of a transform with weights of 1, here too with other last bits."""
 SUMS = ("ties", "dare", "della", "breadcrumbs")
 """Methods with densities; those of random masks are compared at a density of 1, where nothing is dropped."""
 GAMMA = 0.01
@@ -99,11 +101,13 @@ class Case:
     @property
     def loose(self) -> bool:
         """Whether elements may differ by a little of the largest, in place of a unit in the last place."""
-        return self.method in SPHERES and FAMILIES[self.family].dtype == torch.float32
+        return self.method in (*SPHERES, *WHOLE) and FAMILIES[self.family].dtype == torch.float32
 
     @property
     def settings(self) -> dict[str, Any]:
         """The method as a recipe has it."""
+        if self.method in WHOLE:
+            return {"name": "linear"}
         divides = {"normalize": self.normalize} if self.method in SUMS else {}
         return {"name": self.method, **divides, **({"elect": self.elect} if self.elect else {})}
 
@@ -157,6 +161,9 @@ ALL = (
     Case("llama-bf16-sharded", "layer", "multislerp"),
     Case("llama", "tensor", "karcher"),
     Case("llama-bf16-sharded", "layer", "karcher"),
+    Case("llama", "tensor", "sce"),
+    Case("llama-tied-bf16", "tensor", "sce"),
+    Case("llama-kin", "tensor", "model_stock"),
     Case("minilm", "layer"),
     Case("minilm", "tensor", "ties"),
 )
@@ -194,6 +201,7 @@ def write_case(case: Case, directory: Path) -> dict[str, str]:
         base=Source("base", base.sha256),
         experts={name: Source(name, expert.sha256) for name, expert in experts.items()},
         method=case.settings,
+        transform=[WHOLE[case.method]] if case.method in WHOLE else [],
         granularity=case.granularity,
         coefficients=_coefficients(case, parameters, base, experts, seed),
         auto_class=family.auto_class,
@@ -214,7 +222,7 @@ def _coefficients(
 ) -> Coefficients:
     rng, groups = np.random.default_rng(seed), make_groups(case.granularity, parameters)
     weights = {group.name: {expert: float(rng.uniform(-0.5, 1.5)) for expert in experts} for group in groups}
-    if case.method == "karcher":  # mergekit weighs all alike
+    if case.method in ("karcher", *WHOLE):  # mergekit weighs all alike
         return {"weight": {group: dict.fromkeys(row, 1.0) for group, row in weights.items()}}
     if case.method not in SUMS:
         return {"weight": weights}
