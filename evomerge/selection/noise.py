@@ -26,7 +26,7 @@ from evomerge.trials import Batch, Trial
 LAST = 20
 """So many candidates at the end of a search are looked at, as far as they were scored on the same items."""
 FEW = 5
-"""Fewer of them say little; then those on the items before are looked at."""
+"""Fewer of them say little; then those on the items before are looked at, if they are more."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def noise_of(
     weights: Mapping[str, float] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Noise | None:
-    """Return the noise at the end of a search; None where two candidates with different values cannot be compared, or
-    where races have dropped some of the last: those that are left lie closer together than their generation did.
+    """Return the noise at the end of a search; None where two candidates with different values cannot be compared,
+    since each has items of its own, say; where the search ended with steps of a gradient; or where races have dropped
+    some of the last: those that are left lie closer together than their generation did.
 
     Args:
         batches: of the search, with their trials; the value is a weighted mean over tasks of the mean of a metric.
@@ -92,12 +93,14 @@ def noise_of(
 
 
 def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
-    """Return the last trials with a value that were scored on the same items, if there are not too few of them; none
-    where a race has chosen among the last.
+    """Return the last trials with a value that were scored on the same items; none where these are long past, where a
+    race has chosen among them or since, or where steps of a gradient came after them.
     """
+    if batches and batches[-1].gradient:
+        return []
     scored = [
-        (trial, any(other is not None and other.status == "censored" for other in batch.trials))
-        for batch in batches
+        (place, trial)
+        for place, batch in enumerate(batches)
         if not batch.gradient
         for trial in batch.trials
         if trial is not None
@@ -105,10 +108,11 @@ def _last(batches: Sequence[Batch], metric: str) -> list[Trial]:
         and trial.results
         and all(None not in row.get(metric, (None,)) and len(row[metric]) > 1 for row in trial.results.values())
     ]
-    alike = [list(group) for _, group in groupby(scored, key=lambda pair: pair[0].items)]
-    several = [group for group in alike if len(group) >= FEW] or [max(alike, key=len, default=[])]
-    last = several[-1][-LAST:]
-    return [] if any(raced for _, raced in [*scored[-LAST:], *last]) else [trial for trial, _ in last]
+    alike = [list(group) for _, group in groupby(scored, key=lambda pair: pair[1].items)][-2:]
+    last = max(reversed(alike), key=lambda group: min(len(group), FEW), default=[])[-LAST:]
+    first = min((place for place, _ in [*scored[-LAST:], *last]), default=0)
+    since = (trial for batch in batches[first:] for trial in batch.trials if trial is not None)
+    return [] if any(trial.status == "censored" for trial in since) else [trial for _, trial in last]
 
 
 def variances(rows: np.ndarray, counts: np.ndarray, size: int | None = None) -> np.ndarray:

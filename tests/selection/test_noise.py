@@ -83,6 +83,45 @@ def test_what_cannot_be_compared_has_no_noise() -> None:
     assert many.candidates == LAST
 
 
+def one_by_one(results: np.ndarray, places: Sequence[np.ndarray], dropped: Sequence[int] = ()) -> list[Batch]:
+    """Return batches of one candidate each, as TPE asks, each on items of its own."""
+    batches = [searched(row[None], each)[0] for row, each in zip(results, places, strict=True)]
+    for i in dropped:
+        batches[i].trials = [replace(trial, status="censored") for trial in batches[i].trials if trial]
+    return batches
+
+
+def test_a_generation_long_past_is_not_the_end() -> None:
+    """Constants come first and share their items; each candidate after them has others, or comes of a gradient."""
+    results = np.random.default_rng(0).normal(size=(J, N))
+    constants, rng = searched(results[:6], np.arange(10)), np.random.default_rng(1)
+    others = one_by_one(results, [rng.choice(N, 10, replace=False) for _ in range(J)])
+    assert noise_of(constants + others, "accuracy") is None
+    alone = noise_of(constants, "accuracy")
+    assert alone is not None
+    assert alone.candidates == 6
+    steps = [replace(batch, gradient=True) for batch in one_by_one(results, [np.arange(10)] * J)]
+    assert noise_of(constants + steps, "accuracy") is None
+    assert noise_of(steps + constants, "accuracy") == alone
+    few = [searched(results[i : i + 4], rng.choice(N, 10, replace=False))[0] for i in (0, 4, 8)]
+    small = noise_of(constants + few, "accuracy")  # generations of four
+    assert small == noise_of(few[2:], "accuracy")
+    assert small is not None
+    cut = noise_of([*few, *searched(results[:3], np.arange(10))], "accuracy")  # which a budget has cut
+    assert cut == small
+
+
+def test_batches_of_one_are_raced_as_well() -> None:
+    results = np.random.default_rng(0).normal(size=(30, 10)) + np.linspace(0, 2, 30)[:, None]
+    places = [np.arange(10)] * 30
+    whole = noise_of(one_by_one(results, places), "accuracy")
+    assert whole is not None
+    assert whole.candidates == LAST
+    for dropped in ([29], [15], [9, 20], [11]):
+        assert noise_of(one_by_one(results, places, dropped), "accuracy") is None
+    assert noise_of(one_by_one(results, places, [9]), "accuracy") == whole  # before all that are looked at
+
+
 def test_survivors_of_a_race_say_nothing_of_the_spread_of_their_generation() -> None:
     """They lie closer together than it, so most of their spread would seem to be noise."""
     results = np.random.default_rng(0).normal(size=(J, 10)) + np.linspace(0, 2, J)[:, None]
