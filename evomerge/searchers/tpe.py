@@ -83,8 +83,10 @@ class Tpe:
         return [Part(False, budget, self._seen.size, self.parents())]
 
     def parents(self) -> Parents:
-        """Return how many points the model takes for good: a tenth, 25 at most, as Optuna does; all random ones."""
-        told = self._batch * self._turns.index
+        """Return how many points the next model takes for good, when one more batch is told: a tenth, 25 at most, as
+        Optuna does; all of them while random ones come next, since a model will be made of them.
+        """
+        told = self._batch * (self._turns.index + 1)
         return Parents(min(math.ceil(told / 10), 25) if told >= self._startup else told, self._turns.index)
 
     def incumbents(self) -> dict[str, Incumbent]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.samplers._tpe import sampler as tpe_of_optuna
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.draws import Draw, Drawn, stratified
@@ -35,7 +36,7 @@ from evomerge.searchers.tpe import Tpe
 from evomerge.searchers.warm import WarmStart
 from evomerge.trials import Batch, Trial
 from tests.kit.helpers import box, sphere
-from tests.kit.searching import SEARCHERS, drive
+from tests.kit.searching import SEARCHERS, answer, drive
 
 SPACE = box(3)
 MAKE: dict[str, Callable[[], Searcher]] = {
@@ -255,9 +256,6 @@ def test_parents_are_lost_as_seldom_as_stated() -> None:
 def test_searchers_say_by_which_points_they_go(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert parents_of(SEARCHERS["cmaes-popsize"](box(4), 3)) == Parents(2)
     assert parents_of(SEARCHERS["warm-tpe"](box(4), 3)) == Parents(1)
-    tpe = Tpe(SPACE, SPACE.start({}), 3, startup=10)
-    drive(tpe, sphere, 42)
-    assert parents_of(tpe) == Parents(5, 42)
     assert parents_of(SEARCHERS["grid"](box(4), 3)) is None
     batch = Batch(0, np.random.default_rng(0).uniform(0, 1.5, (4, 3)))
     for _ in range(2):
@@ -265,6 +263,26 @@ def test_searchers_say_by_which_points_they_go(path: Path, caplog: pytest.LogCap
         assert list(evaluate(batch, [0, 1])) == list(plain()(batch, [0, 1]))
         assert list(evaluate(batch, batch.missing)) == list(plain()(batch, batch.missing))
     assert caplog.text.count("the searcher does not say which points it goes by") == 2
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tpe_goes_by_as_many_points_as_it_says(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the batch that was asked last is told, which is when its race has ended."""
+    taken, split = list[int](), tpe_of_optuna._split_trials
+    monkeypatch.setattr(
+        tpe_of_optuna, "_split_trials", lambda study, trials, n: taken.append(n) or split(study, trials, n)
+    )
+    tpe, said = Tpe(SPACE, SPACE.start({}), 3, batch=batch, startup=10), list[Parents]()
+    for told in range(0, 45, batch):
+        asked = tpe.ask()
+        said.append(tpe.parents())
+        assert said[-1].earlier == told / batch
+        tpe.tell(answer(asked, sphere))
+    first = -(-10 // batch)  # so many batches are random
+    assert [one.count for one in said[: first - 1]] == [batch * (i + 1) for i in range(first - 1)]  # nobody is dropped
+    tpe.ask()
+    assert [one.count for one in said[first - 1 :]] == taken[::batch]
+    assert {2, 3, 4, 5} <= set(taken)
 
 
 @pytest.mark.parametrize("name", [name for name in SEARCHERS if parents_of(SEARCHERS[name](box(4), 3))])
