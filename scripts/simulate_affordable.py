@@ -14,14 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from affordable.bank import Bank
+from affordable.bank import Bank, known_one
 from affordable.draws import RIGHT, Draw, Known, generations
 from affordable.estimates import ESTIMATES
 from affordable.figures import Judge, mark, shown
 from affordable.rules import BINARY, RACES, chosen, everything, rules_for
 from affordable.samples import even
 
+from evomerge.common.errors import EvomergeError
+
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
+KINDS = ("cmaes", "tpe")
+"""Of searches that are drawn where the user does not say otherwise, as far as the bank has them."""
 BASELINE, STRATIFIED = "random subset", "stratified by class"
 """The rules that others, and item response theory, are held against."""
 
@@ -31,23 +35,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("banks", nargs="+", type=Path, help="as scripts/response_bank.py writes them")
     parser.add_argument("--metric", help="what decides (the metric of the bank's searches)")
-    parser.add_argument("--kinds", nargs="+", default=["cmaes", "tpe"], help="of searches that are drawn (cmaes tpe)")
+    parser.add_argument("--kinds", nargs="+", help=f"of searches that are drawn ({' '.join(KINDS)})")
     parser.add_argument("--candidates", type=int, default=12, help="in a generation (12)")
     parser.add_argument("--parents", type=int, help="that a searcher learns from (half of the candidates)")
     parser.add_argument("--seeds", type=int, default=300, help="generations that are drawn (300)")
     parser.add_argument("--since", type=int, default=2, help="the first generation that is drawn (2)")
     parser.add_argument("--bootstraps", type=int, default=1000, help="for the intervals (1000)")
     options = parser.parse_args(argv)
-    for path in options.banks:
-        bank = Bank.load(path)
-        known = Known(bank, options.metric or bank.metric, bank.columns("search"))
-        parents = options.parents or options.candidates // 2
-        drawn = generations(known, options.kinds, options.candidates, parents, options.seeds, options.since)
-        print(f"## {path.stem}: {known.metric} decides\n")
-        compare(list(drawn), options.bootstraps)
-        if known.metric == RIGHT:
-            few = generations(known, options.kinds, options.candidates, parents, min(options.seeds, 100), options.since)
-            print("\n".join(errors(list(few))))
+    for name in ("candidates", "seeds", "bootstraps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)} is no number of them: write 1 or more")
+    try:
+        for path in options.banks:
+            _show(path, options)
+    except EvomergeError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _show(path: Path, options: argparse.Namespace) -> None:
+    """Print the tables of a bank.
+
+    Raises:
+        EvomergeError: there is no bank, or it has not what was asked for.
+    """
+    bank = Bank.load(path)
+    metric = known_one(path, "--metric", options.metric or bank.metric, bank.responses)
+    there = list(dict.fromkeys(name.split()[0] for name in bank.searches))
+    kinds = options.kinds or [kind for kind in KINDS if kind in there] or list(KINDS)
+    for kind in kinds:
+        known_one(path, "--kinds", kind, there)
+    known = Known(bank, metric, bank.columns("search"))
+    parents = options.parents or options.candidates // 2
+    drawn = list(generations(known, kinds, options.candidates, parents, options.seeds, options.since))
+    print(f"## {path.stem}: {known.metric} decides\n")
+    compare(drawn, options.bootstraps)
+    if known.metric == RIGHT:
+        print("\n".join(errors(drawn)))
 
 
 def compare(draws: Sequence[Draw], bootstraps: int) -> None:

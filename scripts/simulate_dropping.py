@@ -59,7 +59,11 @@ def main() -> None:
     print("| models | items | regret ≤ .002 | mean regret | a better one dropped | item evaluations |")
     print("|---|---|---|---|---|---|")
     for cache in options.caches:
-        for constants, finalists in _logged(cache, options.metric):
+        if not (logged := _logged(cache, options.metric)):
+            raise SystemExit(
+                f"error: {cache} holds no {NEAR} constants with {options.metric}: name another cache or --metric"
+            )
+        for constants, finalists in logged:
             simulate(
                 cache.name, constants, finalists, Objective(options.metric, weights=options.weights), options.draws
             )
@@ -73,6 +77,8 @@ def _logged(cache: Path, metric: str) -> list[tuple[dict[str, Rows], dict[str, R
         about = dict(content["description"])
         model = about.pop("model", None)
         if not isinstance(model, dict) or "weight" not in model:
+            continue
+        if any(metric not in metrics for metrics in content["results"].values()):
             continue
         rows = {
             task: {name: np.array(row, dtype=float) for name, row in metrics.items() if name in (metric, SMOOTH)}

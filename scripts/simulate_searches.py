@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from affordable.bank import Bank
 from affordable.logs import bank_of_runs
 from affordable.noise import next_size, smoothed, with_leaders
 
+from evomerge.common.errors import ConfigError, EvomergeError, SuiteError
+from evomerge.common.names import unknown
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.items import Item
 from evomerge.fitness.objectives import Objective
@@ -150,10 +152,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--candidates", type=int, default=100, help="of the first arm; with its items they are the budget"
     )
     options = parser.parse_args(argv)
-    arms = [_arm(name, given) for name, *given in options.arm]
+    try:
+        arms, bank = [_arm(name, given) for name, *given in options.arm], _bank(options.bank)
+    except EvomergeError as error:
+        raise SystemExit(f"error: {error}") from error
     logging.disable(logging.WARNING)  # of candidates that nothing ails
-    given: list[Path] = options.bank
-    bank = Bank.load(given[0]) if given[0].suffix == ".npz" else bank_of_runs(given, METRIC)
     family, budget, first = Family(bank, options.ridge, options.width), options.candidates * arms[0].items, None
     best = max(constants(family.space), key=lambda x: family.value(x, 0))
     print("| search | item evaluations | candidates | dropped | value | beside the first, in parts of its gain |")
@@ -170,8 +173,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
+def _bank(given: Sequence[Path]) -> Bank:
+    """Return the bank of a file, or of run directories.
+
+    Raises:
+        EvomergeError: it is none, or has not the metric that is searched.
+    """
+    if given[0].suffix != ".npz":
+        return bank_of_runs(given, METRIC)
+    bank = Bank.load(given[0])
+    if METRIC not in bank.responses:
+        raise SuiteError(f"{given[0]} has no {METRIC}, by which these searches go: give another bank")
+    return bank
+
+
 def _arm(name: str, given: Sequence[str]) -> Arm:
-    values = {setting: float(value) for setting, value in (each.split("=", 1) for each in given)}
+    """Return an arm of what the user wrote.
+
+    Raises:
+        ConfigError: it is no setting of an arm with a number.
+    """
+    known, values = [each.name for each in fields(Arm)][1:], dict[str, float]()
+    for each in given:
+        setting, _, value = each.partition("=")
+        if setting not in known:
+            raise ConfigError(f"--arm {name}: {unknown('setting', setting, known)}")
+        try:
+            values[setting] = float(value)
+        except ValueError:
+            raise ConfigError(f"--arm {name}: {each} has no number: write {setting}=1, say") from None
     whole = {setting: int(values[setting]) for setting in WHOLE if setting in values}
     return Arm(name, **{**values, **whole})  # pyright: ignore[reportArgumentType]
 

@@ -7,9 +7,11 @@ search items first. No report item is in it.
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,6 +24,17 @@ SPLITS = ("search", "select")
 NONE = -1
 """The generation, and the place in it, of a model that no searcher has asked for."""
 RESPONSE = "response:"
+
+
+def known_one(path: Path, option: str, name: str, known: Collection[str]) -> str:
+    """Return a name that a bank has.
+
+    Raises:
+        SuiteError: it does not have it; the message says which ones it has.
+    """
+    if name not in known:
+        raise SuiteError(f"{path} has no {name}: write {option} {' or '.join(known) or 'for another bank'}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,13 @@ class Bank:
             SuiteError: the file holds no bank.
         """
         try:
-            with np.load(path) as file:
+            with path.open("rb") as stream, np.load(stream) as file:
                 found = {name: file[name] for name in file.files}
             responses = {name.removeprefix(RESPONSE): found.pop(name) for name in list(found) if RESPONSE in name}
             return cls(**{**found, "metric": str(found["metric"])}, responses=responses)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise SuiteError(f"{path} is no response bank ({error}): write one with scripts/response_bank.py") from None
+        except (OSError, EOFError, BadZipFile, ValueError, TypeError, KeyError) as error:
+            why = getattr(error, "strerror", None) or str(error).split(". ", 1)[0]
+            raise SuiteError(f"{path} is no response bank ({why}): write one with scripts/response_bank.py") from None
 
     @cached_property
     def searches(self) -> list[str]:

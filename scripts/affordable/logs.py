@@ -35,10 +35,13 @@ def bank_of_runs(runs: Sequence[Path], metric: str) -> Bank:
         metric: what the answers are.
 
     Raises:
-        SuiteError: they are of different models, items or spaces, or no item was seen by enough candidates.
+        SuiteError: one is no run directory, they are of different models, items or spaces, or no item was seen by
+            enough candidates.
     """
     identities, merges = list[Mapping[str, Any]](), dict[bytes, dict[Key, float]]()
     for run in runs:
+        if not (run / "trials.jsonl").is_file():
+            raise SuiteError(f"{run} is no run directory: give directories of searches, or an .npz.")
         header, *records = read_log(run / "trials.jsonl")
         identities.append(header["identity"])
         points = {each["batch"]: np.array(each["points"]) for each in records if each["kind"] == "ask"}

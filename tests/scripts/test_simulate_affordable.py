@@ -101,5 +101,44 @@ def test_tables_of_a_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     made(np.random.default_rng(1)).save(tmp_path / "made.npz")
     simulate_affordable.main([str(tmp_path / "made.npz"), "--seeds", "3", "--candidates", "6", "--bootstraps", "20"])
     table = capsys.readouterr().out
+    assert "3 draws of 6 candidates" in table
     for name in [*RULES, *RACES, *ESTIMATES]:
         assert f"| {name} |" in table
+
+
+def test_errors_are_of_all_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(np.random.default_rng(1)).save(tmp_path / "made.npz")
+    given, counted = list[int](), list[int]()
+    monkeypatch.setattr(simulate_affordable, "compare", lambda drawn, _: counted.append(len(drawn)))
+    monkeypatch.setattr(simulate_affordable, "errors", lambda drawn: given.append(len(drawn)) or [])
+    simulate_affordable.main([str(tmp_path / "made.npz"), "--seeds", "130", "--candidates", "6"])
+    assert given == counted == [130]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["made.npz", "--metric", "foo"], "made.npz has no foo: write --metric accuracy or log_probability"),
+        (["made.npz", "--kinds", "cmaes", "foo"], "made.npz has no foo: write --kinds random or cmaes"),
+        (["none.npz"], "none.npz is no response bank (No such file or directory): write one with scripts/"),
+        (["cut.npz"], "cut.npz is no response bank (File is not a zip file): write one with scripts/response_bank.py"),
+        (["empty.npz"], "empty.npz is no response bank (No data left in file): write one with"),
+    ],
+)
+def test_what_a_bank_has_not_is_said_in_one_line(
+    given: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(np.random.default_rng(1)).save(tmp_path / "made.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "made.npz").read_bytes()[:200])
+    (tmp_path / "empty.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        simulate_affordable.main(given)
+    assert str(refused.value).startswith(f"error: {said}")
+    assert "\n" not in str(refused.value)
+
+
+def test_no_draws_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        simulate_affordable.main([str(tmp_path / "made.npz"), "--seeds", "0"])
+    assert "--seeds 0 is no number of them: write 1 or more" in capsys.readouterr().err

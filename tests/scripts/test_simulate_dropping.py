@@ -41,3 +41,13 @@ def test_a_table_of_what_was_logged(tmp_path: Path) -> None:
         assert 0 <= float(regret) < 0.01
         assert float(better.rstrip("%")) <= 20
         assert 30 < float(spent.rstrip("%")) < 95
+
+
+def test_a_cache_without_that_metric_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        remember(tmp_path, number, [number / 10], 0.5)
+    for where, metric in ((tmp_path, "accuracy"), (tmp_path / "none", "m")):
+        command = [sys.executable, str(SCRIPT), str(where), "--metric", metric, "--draws", "20"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert found.stderr == f"error: {where} holds no 3 constants with {metric}: name another cache or --metric\n"
+        assert found.returncode == 1

@@ -96,3 +96,21 @@ def test_logs_make_a_bank_of_what_each_candidate_saw(tmp_path: Path, capsys: pyt
     assert "| all | 80 | 20 |" in capsys.readouterr().out
     with pytest.raises(SuiteError, match="runs of one problem"):
         bank_of_runs([runs[0], logged(tmp_path / "three", 3, "b")], "log_probability")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["none.npz", "--arm", "full"], "none.npz is no response bank (No such file or directory)"),
+        (["none", "--arm", "full"], "none is no run directory: give directories of searches, or an .npz"),
+        (["none", "--arm", "full", "loks=3"], "--arm full: Unknown setting 'loks': did you mean 'looks'?"),
+        (["none", "--arm", "full", "looks=many"], "--arm full: looks=many has no number: write looks=1, say"),
+    ],
+)
+def test_what_there_is_not_is_said_in_one_line(
+    given: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        simulate_searches.main(given)
+    assert str(refused.value).startswith(f"error: {said}")
