@@ -36,12 +36,25 @@ class Drawn:
     """Items that were drawn.
 
     Attributes:
-        places: int64 (n,), distinct, in any order.
+        places: int64 (n,), distinct, in the order in which the draw went through the items: by class, say.
         weights: int64 (n,), how many items each stands for; None where all stand for as many.
     """
 
     places: np.ndarray
     weights: np.ndarray | None = None
+
+    def beginning(self, n: int, rng: np.random.Generator) -> Drawn:
+        """Return n of them, spread evenly over their order; among these are those of every smaller n.
+
+        Each item has the same chance to be one of them. Weights are as they were, so only their ratios say something,
+        and the mean over n items is off on average by what shrinks as 1/n, since it is a ratio of two sums.
+
+        Args:
+            n: up to their number.
+            rng: as far as that of the same draw for another n.
+        """
+        chosen = spread(len(self.places), rng)[:n]
+        return Drawn(self.places[chosen], None if self.weights is None else self.weights[chosen])
 
 
 class Draw(Protocol):
@@ -88,6 +101,15 @@ class ByDisagreement:
         starts = np.concatenate([[0], ends[:-1]]) if n else ends
         counts = ends - starts
         return Drawn(order[starts + np.floor(rng.random(n) * counts).astype(int)], counts)
+
+
+def spread(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the numbers below n, int64 (n,), in an order of which every beginning is spread evenly over them, around a
+    circle that begins at random: by their binary digits from behind (van der Corput 1935).
+    """
+    numbers, bits = np.arange(n), n.bit_length()
+    behind = sum(((numbers >> bit & 1) << bits - bit for bit in range(bits)), np.zeros_like(numbers))
+    return (np.argsort(behind) + rng.integers(max(n, 1))) % max(n, 1)
 
 
 def strata(amount: np.ndarray, n: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 In: the items of each task, and how they are drawn (`draws.py`). Out: ids by task, and where items are not equally
 likely, how many each of them stands for. A sample is fixed for the whole search, or drawn anew for every generation; it
-has its full size from the beginning, or grows while points are asked for. All of it depends on settings, on the number
-of the generation and on how many points were asked before it, on nothing else.
+has its full size from the beginning, or grows while points are asked for. A fixed one that grows keeps what it has. All
+of it depends on settings, on the number of the generation, on how many points it has and on how many were asked before
+it, on nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Sample:
 
     Attributes:
         ids: by task, in the order of the items.
-        weights: by task, how many items each of them stands for; empty where all stand for as many.
+        weights: by task, how many items each of them stands for; empty where all stand for as many. Those of a fixed
+            sample that has not its full size yet are in the same ratios, and smaller in all than the number of items.
     """
 
     ids: dict[str, list[str]]
@@ -43,15 +45,18 @@ class Growth:
 
     Attributes:
         first: the share of its full size that it begins with.
-        points: after how many points it has its full size; it grows evenly until then.
+        points: of the search; it grows evenly over their generations, of which the last one has the full size.
     """
 
     first: float
     points: int
 
-    def share(self, before: int) -> float:
-        """Return the share of the full size, after so many points."""
-        return self.first + (1 - self.first) * min(1.0, before / self.points)
+    def share(self, before: int, count: int) -> float:
+        """Return the share of the full size of a generation of so many points, after so many others; one that is the
+        last has all of it, also where it is the first.
+        """
+        last = self.points - count  # so many points are before the last generation, if it is as large
+        return self.first + (1 - self.first) * min(1.0, before / last) if last > 0 else 1.0
 
 
 class Subset:
@@ -117,26 +122,29 @@ class Subset:
         """Return the ids of a generation by task, of a sample of full size."""
         return self.sample(generation).ids
 
-    def sample(self, generation: int, before: int | None = None) -> Sample:
+    def sample(self, generation: int, before: int | None = None, count: int = 1) -> Sample:
         """Return the items of a generation.
 
         Args:
             generation: its number.
             before: how many points were asked before it; None for a sample of full size.
+            count: how many points it has.
         """
         ids, weights = dict[str, list[str]](), dict[str, list[int]]()
-        sizes = self._share if before is None else self._sizes(before)
+        sizes = self._share if before is None else self._sizes(before, count)
         for number, (task, items) in enumerate(self._items.items()):
             rng = np.random.default_rng([self._seed, generation if self._rotate else 0, number])
-            drawn = self._draw(task, items, sizes[task], rng)
+            drawn = self._draw(task, items, (sizes if self._rotate else self._share)[task], rng)
+            if not self._rotate:
+                drawn = drawn.beginning(sizes[task], rng)
             order = np.argsort(drawn.places)
             ids[task] = [items[i].id for i in drawn.places[order]]
             if drawn.weights is not None:
                 weights[task] = drawn.weights[order].tolist()
         return Sample(ids, weights)
 
-    def _sizes(self, before: int) -> dict[str, int]:
+    def _sizes(self, before: int, count: int) -> dict[str, int]:
         if self._growth is None:
             return self._share
-        share = self._growth.share(before)
+        share = self._growth.share(before, count)
         return {task: min(n, max(1, round(share * n))) for task, n in self._share.items()}

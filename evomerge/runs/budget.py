@@ -59,9 +59,9 @@ def check_budget(settings: Mapping[str, Any], parts: Sequence[Part], price: Pric
         return
     what, setting = ("step of the gradient", "loss.inputs") if dearest else ("candidate", "fitness.items")
     first = f", after the {spent} that {_first(settings)} takes for base and experts" if spent else ""
-    lower = f"lower {setting}" if items > spent else f"leave {_first(settings)} out"
+    other = f"lower {setting}" if items > spent else f"leave {_first(settings)} out" if spent else "leave it out"
     raise ConfigError(
-        f"budget_items={items} is less than one {what} costs, {least} items{first}: raise it, or {lower}."
+        f"budget.items={items} is less than one {what} costs, {least} items{first}: raise it, or {other}."
     )
 
 
@@ -90,7 +90,7 @@ def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]
 
 
 def grown(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], step: int | None = None) -> Problem:
-    """Return the problem with samples that have their full size when the candidates by value end that its budget buys;
+    """Return the problem with samples that have their full size in the last generation by value that its budget buys;
     as it is where they do not grow.
 
     Args:

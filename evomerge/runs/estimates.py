@@ -42,11 +42,17 @@ def check_estimate(problem: Problem, subset: Subset, parts: Sequence[Part]) -> N
         parts: what the searcher will ask for.
 
     Raises:
-        ConfigError: it is so.
+        ConfigError: it is so, or a constant that estimates rest on is outside of the bounds.
     """
     form, every = problem.sampling.estimate, sum(map(len, problem.items["search"].values()))
     if form is None:
         return
+    low, high = problem.space.weight.low, problem.space.weight.high
+    if outside := [one for one in problem.sampling.others if not low <= one <= high]:
+        raise ConfigError(
+            f"fitness.estimate_from has {outside[0]:g}, and no candidate has a weight outside of [{low:g}, {high:g}]: "
+            f"write constants within these bounds, or wider ones (space.bounds)."
+        )
     if not problem.fitness.pure:
         raise ConfigError(
             f"fitness.estimate={form} rests on what base and experts answer, and under this fitness they may answer "

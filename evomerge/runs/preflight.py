@@ -30,7 +30,7 @@ from evomerge.runs.kept import store_text
 from evomerge.runs.racing import lags, racing_text
 from evomerge.runs.ready import Ready
 from evomerge.runs.responses import responses_cost, sampling_text
-from evomerge.runs.sampled import changing
+from evomerge.runs.sampled import changing, unusual
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.blocks import Items
 from evomerge.search.evaluators.gradient import GradientEvaluator
@@ -90,7 +90,7 @@ def preflight(
     for warning in [
         *ready.problem.warnings,
         *_cautions(ready.settings, ready.searcher),
-        *filter(None, [engine.caution]),
+        *filter(None, [_ungrown(ready, costs, deadline.left * max(engine.workers, 1)), engine.caution]),
     ]:
         reporter.say(f"{'warning':>16}  {warning}")
 
@@ -344,7 +344,7 @@ def _check_hours(deadline: Deadline) -> None:
 
 def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
     """Return what is allowed but often a mistake: a loss that nothing learns from, a lag without workers, items that
-    change under a searcher that compares generations.
+    change under a searcher that compares generations or where no candidate is scored on any.
     """
     said, loss = cautions_of(searcher, settings["budget"]), next(classes(settings["loss"])).__name__
     if settings["evaluator"]["kind"] == "serial":
@@ -359,10 +359,39 @@ def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
             f"misleads it: write searcher=cmaes, which compares those of one generation, or leave {items} out",
             *said,
         ]
+    if not parts and (items := unusual(settings)):
+        verb = "is" if len(items) == 1 else "are"
+        unused = f"{' and '.join(items)} {verb} not used: this search takes steps of a gradient alone (loss.inputs)"
+        said = [unused, *said]
     if not searcher.needs.gradient and loss != CrossEntropy.__name__:
         unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
         return [unused, *said]
     return said
+
+
+def _ungrown(ready: Ready, costs: Costs, left: float) -> str:
+    """Return what is to be said where samples grow with a budget that the hours will not spend; else nothing.
+
+    Args:
+        ready: what the search is made of.
+        costs: of a candidate of full size.
+        left: the seconds for the search, of all workers together; infinite where no hours are set.
+    """
+    growth, parts = ready.problem.sampling.growth, parts_of(ready.searcher, ready.settings["budget"])
+    if growth is None or not math.isfinite(left) or all(part.gradient for part in parts):
+        return ""
+    mean = {**costs.each, False: costs.merge + costs.scoring * (1 + growth.first) / 2}
+    bought = affordable(parts, left, mean)
+    count = sum(part.count for part in bought if not part.gradient)
+    if count >= growth.points:
+        return ""
+    enough = max(1, sum(part.count for part in bought))
+    return (
+        f"search items grow to their full number over {growth.points:,} candidates (fitness.grow), and budget.hours="
+        f"{ready.settings['budget_hours']:g} leaves time for about {count:,} of them, so the last ones will not see "
+        f"all items: write budget={enough}, or run the same command again until the "
+        f"budget is spent"
+    )
 
 
 def _span(seconds: float) -> str:

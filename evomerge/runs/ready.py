@@ -26,7 +26,7 @@ from evomerge.runs.evaluator import Plan
 from evomerge.runs.given import Given
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import check_learning, find_learning
-from evomerge.runs.responses import responses_cost
+from evomerge.runs.responses import check_compared, responses_cost
 from evomerge.runs.sampled import approximated, check_approximate
 from evomerge.runs.starts import Arrays
 from evomerge.search.evaluators.scoring import LiveFitness
@@ -121,6 +121,7 @@ def make_ready(
     problem = grown(problem, settings, parts, step)
     identity = search_identity(problem, settings, learning and learning.items)
     subsets = make_subsets(problem)
+    check_compared(problem, parts)
     check_estimate(problem, subsets["search"], parts)
     check_budget(settings, parts, fixed(subsets["search"].size, step), responses_cost(problem))
     return Ready(settings, compute, problem, searcher, late, fitnesses, subsets, learning, limit, identity)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.common.errors import LogError
+from evomerge.common.errors import ConfigError, LogError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.draws import ADAPTIVE, DISAGREEMENT, UNIFORM, ByDisagreement
@@ -21,6 +21,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.search.evaluators.scoring import check_finite, explained
 from evomerge.search.journal import read_log
+from evomerge.searchers.base import Part
 from evomerge.selection.judge import Judge
 
 WHY = "fitness.sampling=disagreement scores base and experts on all search items, and the"
@@ -33,6 +34,23 @@ def responses_cost(problem: Problem) -> int:
     alone = len(problem.space.rows) + len(sampling.others) if sampling.estimate else 0
     models = of_experts + alone + bool(of_experts or alone)  # the base, once
     return models * sum(map(len, problem.items["search"].values()))
+
+
+def check_compared(problem: Problem, parts: Sequence[Part]) -> None:
+    """Refuse to score base and experts where no candidate is scored on the items that are drawn by what they say.
+
+    Args:
+        problem: what is searched.
+        parts: what the searcher will ask for.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if problem.sampling.by == DISAGREEMENT and all(part.gradient for part in parts):
+        raise ConfigError(
+            f"fitness.sampling={DISAGREEMENT} draws the search items of candidates, and this search takes steps of a "
+            f"gradient alone: leave it out."
+        )
 
 
 def informed(problem: Problem, subset: Subset, judge: Judge, reporter: Progress) -> Subset:
@@ -75,7 +93,7 @@ def check_drawn(problem: Problem, subset: Subset, log: Path) -> None:
     before, drawn = 0, dict[int, Mapping[str, Sequence[str]]]()
     for line in read_log(log):
         if line["kind"] == "ask" and not line.get("gradient"):
-            drawn[line["batch"]] = subset.sample(line["batch"], before).ids
+            drawn[line["batch"]] = subset.sample(line["batch"], before, len(line["points"])).ids
             before += len(line["points"])
         elif line["kind"] == "trial" and (ids := drawn.get(line["batch"])):
             if all(set(seen) <= set(ids[task]) for task, seen in line["items"].items()):

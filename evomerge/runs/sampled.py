@@ -166,6 +166,17 @@ def changing(settings: Mapping[str, Any]) -> str:
     return "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else "fitness.grow" * bool(fitness.get("grow"))
 
 
+def unusual(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings by which search items are chosen in another way than usual."""
+    fitness, by = settings["fitness"], drawn_by(settings)
+    grow = fitness.get("grow")
+    return [
+        *(["fitness.rotate=true"] if fitness["rotate"] else []),
+        *([f"fitness.grow={grow:g}"] if grow else []),
+        *([f"fitness.sampling={by}"] if by != STRATIFIED else []),
+    ]
+
+
 def check_lag(settings: Mapping[str, Any], searcher: Searcher) -> None:
     """Refuse a searcher that asks ahead, whatever its settings say, where what comes next needs what was asked before.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from scipy import stats
 
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.base import Outcome
-from evomerge.fitness.draws import ByDisagreement, Draw, stratified, uniform
+from evomerge.fitness.draws import ByDisagreement, Draw, spread, stratified, uniform
 from evomerge.fitness.items import Item
-from evomerge.fitness.sampling import Growth, Subset
+from evomerge.fitness.sampling import Growth, Sample, Subset
 
 LABELS = {"even": [0, 1] * 30, "rare": [0] * 50 + [1] * 3 + [2] * 17}
 
@@ -86,20 +87,76 @@ def test_rotation_reaches_every_item(draw):
     assert seen == set(subset.every()["even"]) == {item.id for item in ITEMS["even"]}
 
 
+def grown(batches: list[int], points: int, **how) -> list[Sample]:
+    """Return the samples of generations of so many points each."""
+    subset, starts = Subset(ITEMS, 41, 3, growth=Growth(0.1, points), **how), np.cumsum([0, *batches])
+    return [subset.sample(i, int(starts[i]), count) for i, count in enumerate(batches)]
+
+
+@pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("draw", DRAWS)
-def test_a_sample_grows_to_its_full_size_and_every_task_with_it(draw):
-    subset = Subset(ITEMS, 41, 3, draw=DRAWS[draw], growth=Growth(0.1, 100))
-    samples = [subset.sample(number, before) for number, before in enumerate((0, 10, 50, 99, 100, 1000))]
+def test_a_sample_grows_to_its_full_size_and_every_task_with_it(draw, rotate):
+    samples = grown([10] * 10 + [1] * 3, 100, draw=DRAWS[draw], rotate=rotate)
     sizes = [{task: len(ids) for task, ids in sample.ids.items()} for sample in samples]
     assert sizes[0] == {"even": 2, "rare": 2}
-    assert sizes[2] == {"even": 12, "rare": 11}
-    assert sizes[-1] == sizes[-2] == {"even": 21, "rare": 20}
-    assert samples[-1].ids == subset(5)
-    for sample in samples:
+    assert sizes[5] == {"even": 13, "rare": 12}  # 0.1 + 0.9 * 50 / 90 = 0.6
+    assert sizes[8]["even"] < 21
+    assert sizes[9:] == [{"even": 21, "rare": 20}] * 4  # the last generation, and whatever comes after it
+    for number, sample in enumerate(samples):
         for name, ids in sample.ids.items():
             place = {item.id: i for i, item in enumerate(ITEMS[name])}
             assert sorted(ids, key=place.__getitem__) == ids
-            assert sum(sample.weights.get(name, [len(ITEMS[name])])) == len(ITEMS[name])
+            weighs = sum(sample.weights.get(name, [len(ITEMS[name])]))
+            assert weighs == len(ITEMS[name]) if rotate or number >= 9 else 0 < weighs <= len(ITEMS[name])
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_fixed_sample_that_grows_keeps_what_it_has_and_ends_as_one_that_does_not(draw):
+    samples = grown([6, 10, 10, 10, 4], 40, draw=DRAWS[draw])
+    for one, other in pairwise(samples):
+        for task, ids in one.ids.items():
+            weights, later = (sample.weights.get(task, [1] * len(sample.ids[task])) for sample in (one, other))
+            assert (
+                set(zip(ids, weights, strict=True)) < set(zip(other.ids[task], later, strict=True))
+                or ids == other.ids[task]
+            )
+    assert samples[-1] == Subset(ITEMS, 41, 3, draw=DRAWS[draw]).sample(0)
+    anew = grown([6, 10, 10, 10, 4], 40, draw=DRAWS[draw], rotate=True)
+    assert not set(anew[1].ids["even"]) < set(anew[2].ids["even"])
+
+
+@pytest.mark.parametrize(
+    ("batches", "points"),
+    [([50], 50), ([50], 40), ([6, 12, 12, 7], 37), ([6, 12, 12, 12], 37), ([1] * 30, 30), ([6, *[1] * 9], 15)],
+)
+def test_the_last_generation_has_all_items_and_none_has_less_than_the_one_before(batches, points):
+    sizes = [sum(map(len, sample.ids.values())) for sample in grown(batches, points)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 41
+    assert len(batches) == 1 or sizes[-2] < 41
+
+
+def test_the_beginning_of_a_sample_has_the_share_of_each_class_nearly_and_each_item_the_same_chance():
+    counts, worst = Counter(), 0.0
+    for seed in range(2000):
+        sample = Subset(ITEMS, 80, seed, growth=Growth(0.3, 100)).sample(0, 0, 10)
+        counts.update(sample.ids["even"])
+        labels = {item.id: item.label for item in ITEMS["even"]}
+        assert len(sample.ids["even"]) == 12
+        worst = max(worst, abs(sum(labels[one] for one in sample.ids["even"]) - 6))
+    assert worst <= 1  # 12 at random are 2 or more off in one of three draws
+    observed = np.array([counts[item.id] for item in ITEMS["even"]])
+    assert stats.chisquare(observed).pvalue > 1e-3
+
+
+def test_every_beginning_is_spread_evenly():
+    for n in (1, 2, 40, 64, 100):
+        order = spread(n, np.random.default_rng(n))
+        assert sorted(order.tolist()) == list(range(n))
+        for size in range(1, n):
+            taken = np.cumsum(np.isin(np.arange(n), order[:size])) - size * np.arange(1, n + 1) / n
+            assert np.ptp(taken) < 3  # of items too many or too few, between any two places
+    assert len(spread(0, np.random.default_rng(0))) == 0
 
 
 def test_weights_stay_with_their_items():

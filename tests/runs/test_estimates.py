@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from evomerge.runs.suite import Suite
 from evomerge.search.evaluators.scoring import LiveFitness
 from evomerge.search.evaluators.splits import live_fitness
 from evomerge.search.journal import read_log
+from evomerge.selection.judge import Judge
 from evomerge.selection.summary import Summary
 from tests.kit.evaluations import settings_of, sources_of
 from tests.kit.helpers import compose
@@ -100,6 +101,31 @@ def test_what_it_cost_is_said_and_how_far_estimates_are_off(
         run_search(compose(*sources, *FORM, f"budget_items={cost + 23}"), tmp_path / "two", Reporter())
 
 
+@pytest.mark.parametrize("worse", [True, False])
+def test_who_estimates_worse_than_by_means_is_warned(
+    worse: bool, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a model answers all items alike, the mean of any sample is right. Where all models answer each item alike,
+    the others say what is not in the sample."""
+    ids = {task: [item.id for item in items] for task, items in problem.items["search"].items()}
+
+    def on_search(model: Any) -> Outcome:
+        alike = {task: np.full(len(each), float(model != "base")) for task, each in ids.items()}
+        rows = alike if worse else {task: np.arange(len(each)) % 2.0 for task, each in ids.items()}
+        return Outcome(ids, {task: {"accuracy": row} for task, row in rows.items()})
+
+    sampling, goal = replace(problem.sampling, search=24, estimate="p-irt"), replace(problem.goal, metric="accuracy")
+    asked, said, judge = (
+        replace(problem, sampling=sampling, goal=goal, warnings=[]),
+        list[str](),
+        SimpleNamespace(on_search=on_search),
+    )
+    monkeypatch.setattr(Silent, "say", lambda self, text: said.append(text.removeprefix("note: ")))
+    estimated(asked, cast(Judge, judge), Silent())
+    assert "estimates by p-irt of 4 models, each left out of the fit, from 20 samples of 24 items" in said[0]
+    assert asked.warnings == ([f"{said[0]}: leave fitness.estimate out"] if worse else [])
+
+
 @pytest.mark.parametrize("how", [(), ("evaluator=processes", "evaluator.workers=1")])
 def test_a_search_that_was_cut_off_goes_on_to_the_same_bytes(
     how: tuple[str, ...], sources: Sequence[str], finished: tuple[Path, Summary], tmp_path: Path
@@ -147,6 +173,10 @@ def test_settings_that_do_not_go_together_are_refused(given: list[str], message:
         (
             ["fitness.metric=log_probability"],
             r"log_probability of base is neither 1 nor 0 for \d+ items: write fitness\.me",
+        ),
+        (
+            ["fitness.estimate_from=[0.3,9]"],
+            r"fitness\.estimate_from has 9, and no candidate has a weight outside of \[0, 1\.5\]: write const",
         ),
         (["fitness.items=null"], "nothing to estimate, as a candidate is scored on up to all"),
         (["searcher=gradient", "start=0.4"], "this search takes steps of a gradient alone: leave it out"),

@@ -142,6 +142,12 @@ def test_how_often_choosing_merges() -> None:
         (["searcher=cmaes", "fitness.rotate=true"], None),
         (["searcher=screened", "fitness.sampling=adaptive"], None),
         (["searcher=gradient", "fitness.rotate=true"], None),
+        (["searcher=gradient", "start=0.4"], None),
+        (["searcher=gradient", "start=0.4", "fitness.rotate=true"], "fitness.rotate=true is not used: this search"),
+        (
+            ["searcher=gradient", "start=0.4", "fitness.sampling=adaptive", "fitness.grow=0.5"],
+            "fitness.grow=0.5 and fitness.sampling=adaptive are not used: this search takes steps of a gradient alone",
+        ),
         (["searcher=tpe", "fitness.rotate=true"], "with fitness.rotate=true generations have other items each, and "),
         (["searcher=random", "fitness.grow=0.5"], "with fitness.grow generations have other items each, and this"),
         (["searcher=topk", "fitness.sampling=adaptive"], "which misleads it: write searcher=cmaes, which compares"),

@@ -112,7 +112,8 @@ def test_another_search_in_the_same_directory_is_refused(finished: Path, setting
     [
         ("fitness.select_items=1", r"fitness\.select_items is 1"),
         ("fitness.report_items=abc", r"fitness\.report_items=abc is no int or null"),
-        ("budget_items=5", "less than one candidate costs, 30 items"),
+        ("budget_items=5", r"budget\.items=5 is less than one candidate costs, 30 items: raise it, or lower fitness"),
+        ("budget_items=0", r"budget\.items=0 is less than one candidate costs, 30 items: raise it, or leave it out"),
         ("fitness.sampling=random", r"fitness\.sampling: Unknown choice 'random'"),
         ("fitness.grow=1", r"fitness\.grow=1 is no share of fitness\.items"),
         ("space.bounds={weight: [a, b]}", r"space\.bounds\.weight is"),
@@ -291,3 +292,10 @@ def test_hours_end_a_search_and_the_same_command_goes_on(
     assert (last.stop, last.trials, last.select) == ("budget", 13, whole.select)
     assert (tmp_path / "run" / "trials.jsonl").read_bytes() == log
     assert search("run", hours) == last  # now it is complete
+    warned = "fitness.grow), and budget.hours=0.00930556 leaves time for about 10 of them, so the last ones will"
+    assert not any("fitness.grow" in line for line in told.lines)
+    search("grown", f"budget_hours={33.5 / 3600:.8f}", "fitness.grow=0.5")
+    assert any(f"over 13 candidates ({warned}" in line and "write budget=10, or" in line for line in told.lines)
+    told.lines.clear()
+    search("grown whole", f"budget_hours={33.5 / 3600:.8f}", "fitness.grow=0.5", "budget=10")
+    assert not any("fitness.grow" in line for line in told.lines)

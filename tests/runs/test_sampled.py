@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -79,6 +80,25 @@ def test_the_log_has_weights_and_scores_that_are_means_by_them(finished: Path, p
     assert 20 < numbers[-1] <= 30
 
 
+@pytest.mark.parametrize("by", ["stratified", "disagreement"])
+def test_a_fixed_sample_keeps_what_it_has_and_the_last_generation_has_all(
+    by: str, sources: Sequence[str], tmp_path: Path
+) -> None:
+    how = [*sources, f"fitness.sampling={by}", "fitness.grow=0.2"]
+    for name, budget, generations in (("candidates", ["budget=20"], 3), ("items", ["budget_items=900"], 6)):
+        more = ["fitness.sampling=stratified"] if name == "items" else []
+        assert run_search(compose(*how, *budget, *more), tmp_path / name, Reporter()) is not None
+        seen = dict[int, dict[str, set[str]]]()
+        for line in read_log(tmp_path / name / "trials.jsonl"):
+            if line["kind"] == "trial":
+                seen[line["batch"]] = {task: set(ids) for task, ids in line["items"].items()}
+        assert len(seen) >= generations
+        samples = [seen[number] for number in sorted(seen)]
+        assert [sum(map(len, sample.values())) for sample in (samples[0], samples[-1])] == [6, 30]
+        for one, other in pairwise(samples):
+            assert all(one[task] <= other[task] for task in one)
+
+
 def test_a_search_that_was_cut_off_draws_the_same_items_again(
     finished: Path, sources: Sequence[str], tmp_path: Path
 ) -> None:
@@ -147,6 +167,17 @@ def test_who_has_no_expert_to_compare_is_refused(problem: Problem) -> None:
     alone = {**drawn.sources.tasks, "trees": replace(drawn.sources.tasks["trees"], expert=None)}
     with pytest.raises(ConfigError, match=r"trees has no expert: write fitness\.tasks\.trees\.expert"):
         make_subsets(replace(drawn, sources=replace(drawn.sources, tasks=alone)))
+
+
+def test_who_scores_no_candidate_need_not_score_base_and_experts(
+    sources: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [*sources, f"model.cache={tmp_path / 'cache'}", *DRAWN, "searcher=gradient"]
+    monkeypatch.setattr(LiveFitness, "__call__", lambda self, ids: pytest.fail("it was scored"))
+    with pytest.raises(ConfigError, match=r"and this search takes steps of a gradient alone: leave it out"):
+        run_search(compose(*drawn, "start=0.4"), tmp_path, Reporter())
+    with pytest.raises(pytest.fail.Exception):  # here constants are scored first
+        run_search(compose(*drawn), tmp_path, Reporter())
 
 
 def test_what_another_search_has_scored_is_not_scored_again(

@@ -72,7 +72,7 @@ class ValueEvaluator:
             self._asked += len(batch.points)
             if self._spread:
                 self._adapt(batch, self._spread)
-        return self._subset.sample(batch.index, self._before[batch.index])
+        return self._subset.sample(batch.index, self._before[batch.index], len(batch.points))
 
     def _adapt(self, batch: Batch, spread: Spread) -> None:
         """Let the items of a batch be chosen by the trials of those before it, which are told."""
