@@ -46,7 +46,7 @@ from evomerge.runs.objectives import (
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sampled import APPROXIMATE, check_lag, drawn_by, estimate_of, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.runs.starts import NEAR, Arrays, read_start
+from evomerge.runs.starts import NEAR, Arrays, is_averaged, read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.search.evaluators.scoring import prepare
@@ -274,7 +274,10 @@ def find_start(
             f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "
             f"start=1/K, start={', start='.join(CLOSED)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
         )
-    return read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources)
+    found = read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources)
+    if _otherwise(found, space.start(found), space) or is_averaged(start, space, problem.vectors.parameters):
+        reporter.say(f"note: the space cannot express {START}{start}: what is nearest to it stands in its place")
+    return found
 
 
 def find_baselines(
@@ -283,7 +286,8 @@ def find_baselines(
     """Return starts that are judged beside what the search finds, as points (dim,), by their names among finalists.
 
     Args:
-        settings: of the search; `baselines` is a list of starts: numbers, `1/K` and closed forms.
+        settings: of the search; `baselines` is a list of starts: numbers, `1/K`, closed forms, and paths of recipes and
+            of merge YAMLs.
         problem: what is searched.
         reporter: is told what takes long.
         workers: score what must be scored for it; None where this process does.
@@ -293,22 +297,34 @@ def find_baselines(
     """
     given, points = settings.get("baselines") or [], dict[str, np.ndarray]()
     for start in given if isinstance(given, list) else [str(given)]:
-        if not isinstance(given, list) or (isinstance(start, str) and start not in ("1/K", *CLOSED)):
+        known = not isinstance(start, str) or start in ("1/K", *CLOSED) or Path(start).is_file()
+        if not isinstance(given, list) or not known:
             raise ConfigError(
-                f"baselines: {start} is no list of starts that need neither a search nor a file: write numbers, 1/K, "
-                f"{', '.join(CLOSED)}, such as 'baselines=[1/K,metagpt]'."
+                f"baselines: {start} is no list of starts that need no search: write numbers, 1/K, "
+                f"{', '.join(CLOSED)}, or files that are there, recipes and merge YAMLs of mergekit's, such as "
+                f"'baselines=[1/K,metagpt,their.yml]'."
             )
-        found = find_start({**settings, "start": start}, problem, reporter, workers)
-        points[f"{START}{said(start)}"] = problem.space.start(found or {})
+        try:
+            found = find_start({**settings, "start": start}, problem, reporter, workers)
+        except ConfigError as error:
+            raise ConfigError(f"baselines: {error}") from error
+        points[baseline_name(start)] = problem.space.start(found or {})
     return points
 
 
+def baseline_name(start: Any) -> str:
+    """Return what a start is called among finalists: `start metagpt`, `start runs/a/recipe.yaml`."""
+    return f"{START}{said(start)}"
+
+
 def _otherwise(wanted: Arrays, point: np.ndarray, space: CoefficientSpace) -> bool:
-    """Return whether the weights of a point are others than those of a start, where the search can move them."""
-    if np.ndim(weights := wanted.get("weight", 0.0)) == 0:
-        return False  # a constant is of coordinates, whatever the space makes of them
-    apart = np.abs(space.decode(point)["weight"] - weights)
-    return bool((apart[space.moves("weight")] > NEAR).any())
+    """Return whether coefficients of a point are others than those of a start, where the search can move them."""
+    kept = space.decode(point)
+    return any(
+        bool((np.abs(kept[variable] - values)[space.moves(variable)] > NEAR).any())
+        for variable, values in wanted.items()
+        if np.ndim(values)  # a constant is of coordinates, whatever the space makes of them
+    )
 
 
 def make_searcher(

@@ -30,6 +30,7 @@ from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
 from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
+from evomerge.runs.closed_forms import CLOSED
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import identity_today
 from evomerge.runs.fronts import front_lines, point_scores
@@ -229,10 +230,19 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     logged = next(read_log(log), {}).get("identity")  # an earlier version may have said the same in other words
     same = logged is not None and identity_today(logged) == json.loads(json.dumps(identity))
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
-    chosen += [given] if (given := settings.get("baselines")) else []
+    chosen += [_with_content(given)] if (given := settings.get("baselines")) else []
     chosen += [{"choose": given}] if (given := choose_of(settings)) != KNEE else []
     chosen += [{"sure": given}] if (given := sure_of(settings)) else []
     return digest([chosen, hashlib.sha256(log.read_bytes()).hexdigest()])
+
+
+def _with_content(baselines: Any) -> Any:
+    """Return baselines with what the files among them say."""
+    if not isinstance(baselines, list):
+        return baselines
+    files = {start: Path(start) for start in baselines if isinstance(start, str) and start not in CLOSED}
+    said = {start: digest(file.read_text(encoding="utf-8")) for start, file in files.items() if file.is_file()}
+    return [[start, said[start]] if isinstance(start, str) and start in said else start for start in baselines]
 
 
 def show(summary: Summary, directory: Path, reporter: Progress) -> None:

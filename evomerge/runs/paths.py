@@ -55,7 +55,8 @@ def with_paths(settings: Mapping[str, Any], change: Callable[[str], str]) -> dic
         if isinstance(function := fitness.get("function"), str) and ".py:" in function:
             file, _, attribute = function.rpartition(":")
             fitness["function"] = f"{change(file)}:{attribute}"
-    return {**settings, "model": model, "fitness": fitness, "start": each(settings.get("start"))}
+    starts = {name: each(settings[name]) for name in ("start", "baselines") if name in settings}
+    return {**settings, "model": model, "fitness": fitness, **starts}
 
 
 def from_its_start(settings: Mapping[str, Any], run: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from evomerge.common.progress import Progress, Silent
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.build import build_problem, find_baselines, find_start, make_searcher
+from evomerge.runs.build import baseline_name, build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.directory import Run
 from evomerge.runs.fronts import find_point, recipe_scores
 from evomerge.runs.paths import from_its_start
@@ -165,7 +165,11 @@ def find_finalist(run: Run, problem: Problem, name: str) -> Point:
     if name.startswith(CONSTANT) and name in selected:
         finalists[name] = problem.space.start({"weight": float(name.removeprefix(CONSTANT))})
     if name.startswith(START) and name in selected:
-        finalists |= find_baselines(run.settings, problem, Silent())
+        here = from_its_start(run.settings, run.path)
+        both = zip(run.settings.get("baselines") or [], here.get("baselines") or [], strict=True)
+        asked = [start for given, start in both if baseline_name(given) == name]
+        points = find_baselines({**here, "baselines": asked}, problem, Silent())
+        finalists |= dict.fromkeys([name], *points.values())
     if name not in finalists:
         raise ConfigError(f"{run.path}: {unknown('finalist', name, {**finalists, **selected})}")
     about: dict[str, Any] = {"note": "chosen by name; never scored on the report split"}
@@ -249,7 +253,7 @@ def _objective(objective: Mapping[str, Any]) -> str:
 
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
-    start = find_start(run.settings, problem, Silent())
+    start = find_start(from_its_start(run.settings, run.path), problem, Silent())
     searcher = make_searcher(run.settings, problem.space, start, problem.objectives)
     ahead = deque(run.batches)
     for told, batch in enumerate(run.batches):

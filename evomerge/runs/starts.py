@@ -8,6 +8,7 @@ that merge.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,32 @@ def read_start(
     except ConfigError as error:
         raise ConfigError(f"start={start}: {error}") from error
     return found
+
+
+def is_averaged(start: str, space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether a recipe becomes another merge on the groups and rows of a space: where coefficients within one
+    group differ, or it has weights of further rows.
+
+    Args:
+        start: the path of a recipe, or of a merge YAML, which is never averaged.
+        space: where the search is.
+        parameters: name -> shape, in the order of the live model.
+    """
+    text = Path(start).read_text(encoding="utf-8")
+    if is_mergekit(text):
+        return False
+    recipe = Recipe.from_yaml(text)
+    groups = recipe.coefficients.get("weight", {}).values()
+    if any(value for rows in groups for row, value in rows.items() if row not in space.rows):
+        return True
+    squares = {
+        variable: {group: {row: value * value for row, value in rows.items()} for group, rows in by_group.items()}
+        for variable, by_group in recipe.coefficients.items()
+    }
+    means = recipe.on_groups(space.groups, space.rows, parameters)
+    of_squares = replace(recipe, coefficients=squares).on_groups(space.groups, space.rows, parameters)
+    spread = (of_squares[name] - values * values for name, values in means.items())  # the variance within a group
+    return any(bool((each > NEAR * NEAR).any()) for each in spread)
 
 
 def _of_yaml(

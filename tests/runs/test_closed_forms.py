@@ -28,7 +28,7 @@ from evomerge.selection.evaluation import Model, contender_of, evaluate
 from evomerge.selection.named import model_of
 from evomerge.selection.workers import Workers
 from evomerge.space.coefficients import make_space
-from tests.kit.evaluations import is_base, settings_of, sources_of, under
+from tests.kit.evaluations import is_base, recipe_of, settings_of, sources_of, under
 from tests.kit.helpers import compose
 
 
@@ -72,6 +72,63 @@ def test_starts_are_judged_beside_what_is_found(
     assert find_finalist(open_run(tmp_path), problem, "start metagpt").x == pytest.approx(point)
 
 
+def test_recipes_and_merge_yamls_are_judged_by_the_names_of_their_files(
+    sources: list[str], pico_suite: Suite, problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is the merge that its file says; a file that changed is scored again, and the same one is not."""
+    own = problem.space.constant(0.25)
+    own["weight"][1, 0] = 0.35
+    (tmp_path / "own.yaml").write_text(recipe_of(problem, own).to_yaml())
+    models = [f"- {{model: {path}, parameters: {{weight: 0.45}}}}" for path in pico_suite.experts.values()]
+    theirs, text = tmp_path / "their.yml", "merge_method: task_arithmetic\nbase_model: {}\nmodels:\n{}\n"
+    theirs.write_text(text.format(pico_suite.base, "\n".join(models)))
+    names = [f"start {tmp_path / 'own.yaml'}", f"start {theirs}"]
+    few = [*sources, "fitness.select_items=30"]  # of which nobody is dropped
+    settings = settings_of(*few, f"baselines=[{tmp_path / 'own.yaml'},{theirs}]")
+    points = find_baselines(settings, problem, Reporter())
+    assert [*points] == names
+    moved = problem.space.moves("weight")  # else no task vector is there
+    np.testing.assert_allclose(problem.space.decode(points[names[0]])["weight"][moved], own["weight"][moved])
+    np.testing.assert_allclose(problem.space.decode(points[names[1]])["weight"][moved], 0.45)
+    assert "cannot express" not in capsys.readouterr().err
+
+    given = compose(*few, "searcher=random", "budget=1", "start=0.1", f"baselines={settings['baselines']}")
+    summary = run_search(given, tmp_path / "run", Reporter())
+    assert summary is not None
+    reached = [summary.select.finalists[name] for name in names]
+    assert f"{names[1]} {reached[1]:.4f}" in starts_of(summary)[0]
+    assert find_finalist(open_run(tmp_path / "run"), problem, names[1]).value == reached[1]
+    run_search(given, tmp_path / "run", Reporter())
+    assert "This search is complete" in capsys.readouterr().err
+    theirs.write_text(theirs.read_text().replace("0.45", "1.4"))
+    other = run_search(given, tmp_path / "run", Reporter())
+    assert "This search is complete" not in capsys.readouterr().err
+    assert other is not None
+    assert [other.select.finalists[name] == value for name, value in zip(names, reached, strict=True)] == [True, False]
+    judged = {name: Model("recipe", tmp_path / "own.yaml") for name in ("own",)} | {"c": Model("constant", 1.4)}
+    scores = evaluate(under(problem, settings), judged, "select", Silent()).models
+    assert reached[0] == pytest.approx(scores["own"].mean)
+    with pytest.raises(ConfigError, match=r"baselines: start=.*their.yml: it merges by linear and the search by ties"):
+        find_baselines(settings_of(*sources, "method=ties", f"baselines=[{theirs}]"), problem, Silent())
+
+
+def test_a_recipe_of_finer_groups_is_said_to_be_averaged(
+    sources: list[str], problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = problem.space.constant(0.25)
+    own["weight"][1, 0] = 0.35
+    (tmp_path / "own.yaml").write_text(recipe_of(problem, own).to_yaml())
+    vectors = problem.vectors
+    more: dict[str, Any] = {"zero": vectors.zero}
+    space = make_space("model", vectors.parameters, list(problem.space.rows), problem.method.variables, **more)
+    settings = settings_of(*sources, f"baselines=[{tmp_path / 'own.yaml'}]")
+    find_baselines(settings, replace(problem, space=space), Reporter())
+    assert "own.yaml: what is nearest to it stands in its place" in capsys.readouterr().err
+    (tmp_path / "own.yaml").write_text(recipe_of(problem, problem.space.constant(0.25)).to_yaml())
+    find_baselines(settings, replace(problem, space=space), Reporter())
+    assert "what is nearest" not in capsys.readouterr().err
+
+
 def test_a_start_that_was_dropped_early_is_said_to_be(
     sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +160,7 @@ def test_a_baseline_that_the_space_cannot_express_is_said_to_be_another(
 
 @pytest.mark.parametrize("given", ["baselines=metagpt", "baselines=[constants]", "baselines=[recipe.yaml]"])
 def test_baselines_that_are_none(sources: list[str], problem: Problem, given: str) -> None:
-    with pytest.raises(ConfigError, match=r"baselines: .* is no list of starts that need neither a search nor a file"):
+    with pytest.raises(ConfigError, match=r"baselines: .* is no list of starts that need no search: .* files that are"):
         find_baselines(settings_of(*sources, given), problem, Reporter())
 
 
