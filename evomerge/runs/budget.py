@@ -103,7 +103,9 @@ def grown(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], 
     if growth is None:
         return problem
     if items is not None:
-        mean = make_subsets(problem)["search"].size * (growth.first + 1) / 2
-        parts = affordable(parts, items - responses_cost(problem), {False: mean, True: step or 1})
+        subset = make_subsets(problem)["search"]
+        mean = (sum(map(len, subset.sample(0, 0).ids.values())) + subset.size) / 2
+        left = items - responses_cost(problem) - subset.size  # one candidate less, as sizes are rounded
+        parts = affordable(parts, max(left, 0), {False: mean, True: step or 1})
     points = sum(part.count for part in parts if not part.gradient)
     return replace(problem, sampling=replace(problem.sampling, growth=replace(growth, points=max(points, 1))))

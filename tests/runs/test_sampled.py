@@ -80,23 +80,27 @@ def test_the_log_has_weights_and_scores_that_are_means_by_them(finished: Path, p
     assert 20 < numbers[-1] <= 30
 
 
-@pytest.mark.parametrize("by", ["stratified", "disagreement"])
+@pytest.mark.parametrize(
+    ("given", "ends"),
+    [
+        (["budget=20", "fitness.sampling=disagreement"], (6, 30)),
+        (["budget_items=900"], (6, 30)),
+        (["fitness.items=4", "fitness.grow=0.05", "budget_items=100"], (3, 4)),  # one of each task at least
+    ],
+)
 def test_a_fixed_sample_keeps_what_it_has_and_the_last_generation_has_all(
-    by: str, sources: Sequence[str], tmp_path: Path
+    given: list[str], ends: tuple[int, int], sources: Sequence[str], tmp_path: Path
 ) -> None:
-    how = [*sources, f"fitness.sampling={by}", "fitness.grow=0.2"]
-    for name, budget, generations in (("candidates", ["budget=20"], 3), ("items", ["budget_items=900"], 6)):
-        more = ["fitness.sampling=stratified"] if name == "items" else []
-        assert run_search(compose(*how, *budget, *more), tmp_path / name, Reporter()) is not None
-        seen = dict[int, dict[str, set[str]]]()
-        for line in read_log(tmp_path / name / "trials.jsonl"):
-            if line["kind"] == "trial":
-                seen[line["batch"]] = {task: set(ids) for task, ids in line["items"].items()}
-        assert len(seen) >= generations
-        samples = [seen[number] for number in sorted(seen)]
-        assert [sum(map(len, sample.values())) for sample in (samples[0], samples[-1])] == [6, 30]
-        for one, other in pairwise(samples):
-            assert all(one[task] <= other[task] for task in one)
+    assert run_search(compose(*sources, "fitness.grow=0.2", *given), tmp_path, Reporter()) is not None
+    seen = dict[int, dict[str, set[str]]]()
+    for line in read_log(tmp_path / "trials.jsonl"):
+        if line["kind"] == "trial":
+            seen[line["batch"]] = {task: set(ids) for task, ids in line["items"].items()}
+    samples = [seen[number] for number in sorted(seen)]
+    assert len(samples) >= 3
+    assert tuple(sum(map(len, sample.values())) for sample in (samples[0], samples[-1])) == ends
+    for one, other in pairwise(samples):
+        assert all(one[task] <= other[task] for task in one)
 
 
 def test_a_search_that_was_cut_off_draws_the_same_items_again(
@@ -128,8 +132,8 @@ def test_a_log_of_other_items_than_are_drawn_now_is_refused(
         ([], [Part(False, 50)], 50),
         ([], [Part(False, 6), Part(True, 60), Part(False, 34)], 40),  # steps have no samples
         ([], [Part(True, 60)], 1),
-        (["budget_items=450"], [Part(False, 50)], 20),  # of 22 or 23 items on average, between 15 and 30
-        (["budget_items=450"], [Part(True, 30), Part(False, 50)], 6),  # 10 inputs a step
+        (["budget_items=450"], [Part(False, 50)], 18),  # of 22 or 23 items on average, between 15 and 30, and one
+        (["budget_items=450"], [Part(True, 30), Part(False, 50)], 5),  # 10 inputs a step
         (["fitness.items=null", "budget_items=900"], [Part(False, 50)], None),
         (["fitness.sampling=disagreement", "budget_items=2000"], [Part(False, 500)], None),
     ],
@@ -142,7 +146,7 @@ def test_samples_have_their_full_size_when_the_budget_ends(
     left, size = {"stratified": (900, every), "disagreement": (2000 - 2 * every, 30)}[settings["fitness"]["sampling"]]
     growth = grown(replace(problem, sampling=sampling_of(settings)), settings, parts, 10).sampling.growth
     assert growth is not None
-    assert growth.points == (int(left // (0.75 * size)) if points is None else points)
+    assert growth.points == (int((left - size) // (0.75 * size)) if points is None else points)
 
 
 def test_a_budget_by_which_samples_grew_is_not_to_be_raised(sources: Sequence[str]) -> None:
