@@ -91,7 +91,7 @@ def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]
 
 def grown(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], step: int | None = None) -> Problem:
     """Return the problem with samples that have their full size in the last generation by value that its budget buys;
-    as it is where they do not grow.
+    as it is where they do not grow; without growth where only steps of a gradient are taken.
 
     Args:
         problem: what is searched.
@@ -102,6 +102,8 @@ def grown(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], 
     growth, items = problem.sampling.growth, settings["budget_items"]
     if growth is None:
         return problem
+    if all(part.gradient for part in parts):
+        return replace(problem, sampling=replace(problem.sampling, growth=None))
     if items is not None:
         subset = make_subsets(problem)["search"]
         mean = (sum(map(len, subset.sample(0, 0).ids.values())) + subset.size) / 2

@@ -378,7 +378,7 @@ def _ungrown(ready: Ready, costs: Costs, left: float) -> str:
         left: the seconds for the search, of all workers together; infinite where no hours are set.
     """
     growth, parts = ready.problem.sampling.growth, parts_of(ready.searcher, ready.settings["budget"])
-    if growth is None or not math.isfinite(left) or all(part.gradient for part in parts):
+    if growth is None or not math.isfinite(left):
         return ""
     mean = {**costs.each, False: costs.merge + costs.scoring * (1 + growth.first) / 2}
     bought = affordable(parts, left, mean)

@@ -145,7 +145,9 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
     """Do what `run_search` says, with the settings as plain containers, and the fitness of them."""
     ready = make_ready(settings, fitness, call.plan, call.before, call.reporter, call.given)
     if (done := finished(call.directory, _made_of(call, ready), ready.settings)) is not None:
-        call.reporter.say(f"This search is complete: {os.path.relpath(call.directory)}. {to_go_on(ready.settings)}")
+        call.reporter.say(
+            f"This search is complete: {os.path.relpath(call.directory)}. {to_go_on(ready.problem.sampling.growth)}"
+        )
         show(done, call.directory, call.reporter)
         return done
     check_splits(ready, call.reporter)
@@ -247,7 +249,7 @@ def _search(call: Call, ready: Ready, scoring: Scoring, log: TrialLog, interrupt
     with call.reporter.searching(log.logged, asked, lambda: call.deadline.left) as told, scoring.searching():
         limited = interrupt.wrap(call.deadline.wrap(watching(scoring.evaluate, told)))
         reason = search(ready.searcher, limited, log, scoring.budget)
-    more = f" {to_go_on(ready.settings)}" if reason is StopReason.BUDGET else ""
+    more = f" {to_go_on(ready.problem.sampling.growth)}" if reason is StopReason.BUDGET else ""
     call.reporter.say(f"{reason.value}{more}")
     return reason
 

@@ -194,9 +194,9 @@ def check_lag(settings: Mapping[str, Any], searcher: Searcher) -> None:
         )
 
 
-def to_go_on(settings: Mapping[str, Any]) -> str:
-    """Return what a search needs to go on whose budget is spent, as a sentence."""
-    if settings["fitness"].get("grow") is None:
+def to_go_on(growth: Growth | None) -> str:
+    """Return what a search needs to go on whose budget is spent, as a sentence; by how its samples grow."""
+    if growth is None:
         return "Raise `budget` and run the same command again to go on."
     return "Its samples have grown with its budget (fitness.grow), so a larger one needs another run directory."
 

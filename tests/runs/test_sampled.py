@@ -131,7 +131,6 @@ def test_a_log_of_other_items_than_are_drawn_now_is_refused(
     [
         ([], [Part(False, 50)], 50),
         ([], [Part(False, 6), Part(True, 60), Part(False, 34)], 40),  # steps have no samples
-        ([], [Part(True, 60)], 1),
         (["budget_items=450"], [Part(False, 50)], 18),  # of 22 or 23 items on average, between 15 and 30, and one
         (["budget_items=450"], [Part(True, 30), Part(False, 50)], 5),  # 10 inputs a step
         (["fitness.items=null", "budget_items=900"], [Part(False, 50)], None),
@@ -149,9 +148,12 @@ def test_samples_have_their_full_size_when_the_budget_ends(
     assert growth.points == (int((left - size) // (0.75 * size)) if points is None else points)
 
 
-def test_a_budget_by_which_samples_grew_is_not_to_be_raised(sources: Sequence[str]) -> None:
-    assert "another run directory" in to_go_on(settings_of(*sources, *DRAWN))
-    assert "Raise `budget`" in to_go_on(settings_of(*sources))
+def test_a_budget_by_which_samples_grew_is_not_to_be_raised(sources: Sequence[str], problem: Problem) -> None:
+    settings = settings_of(*sources, *DRAWN)
+    asked = replace(problem, sampling=sampling_of(settings))
+    assert "another run directory" in to_go_on(grown(asked, settings, [Part(True, 6), Part(False, 2)]).sampling.growth)
+    for other in (problem, grown(asked, settings, [Part(True, 60)])):  # steps have no samples
+        assert "Raise `budget`" in to_go_on(other.sampling.growth)
 
 
 def test_what_base_and_experts_cost_is_said_and_paid(sources: Sequence[str], problem: Problem, tmp_path: Path) -> None:
