@@ -53,7 +53,13 @@ def resolved(given: Any) -> list[dict[str, Any]]:
     Raises:
         ConfigError: it is in no form that is understood, or names a transform that does not exist.
     """
-    return [{name: value for name, value in step.items() if (name, value) != ("only", None)} for step in _steps(given)]
+    return [{name: value for name, value in step.items() if not _unsaid(step, name, value)} for step in _steps(given)]
+
+
+def _unsaid(step: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Return whether a setting is as it was before there was such a setting: then nothing names it."""
+    ours = str(step.get("_target_")).startswith("evomerge.")
+    return (name, value) == ("only", None) or (ours and (name, value) == ("svd", "exact"))
 
 
 def make_chain(settings: Sequence[Mapping[str, Any]]) -> Chain:

@@ -8,7 +8,7 @@ do their rows, beside those that the step makes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from evomerge.common.code import called
 from evomerge.common.errors import ConfigError, MergeError
 from evomerge.common.names import nearest
+from evomerge.common.progress import Steps
 from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
@@ -107,17 +108,19 @@ class Stage:
     Args:
         step: what is done.
         vectors: to what.
+        progress: told what was looked at before anything is made, in elements; over again where that is done again.
 
     Attributes:
         rows: the names of the rows that it makes.
     """
 
-    def __init__(self, step: Step, vectors: TaskVectors) -> None:
+    def __init__(self, step: Step, vectors: TaskVectors, progress: Steps | None = None) -> None:
         self._transform, self._vectors = step.transform, vectors
         self._chosen = frozenset(chosen := step.chosen(vectors.parameters))
         self.rows = step.rows(vectors.rows, vectors.parameters)
         self._made = frozenset(step.transform.rows(vectors.rows))
-        self._state = step.transform.prepare(restricted(vectors, chosen), None)
+        given = restricted(vectors, chosen)
+        self._state = step.transform.prepare(watched(given, step, progress) if progress else given, None)
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
 
     def __call__(self, name: str) -> dict[str, Tensor]:
@@ -157,6 +160,19 @@ def restricted(vectors: TaskVectors, names: Sequence[str]) -> TaskVectors:
     return replace(vectors, parameters={name: vectors.parameters[name] for name in names}, deltas=deltas)
 
 
+def watched(vectors: TaskVectors, step: Step, progress: Steps) -> TaskVectors:
+    """Return the same task vectors, which tell what is read of them."""
+    total = sum(math.prod(vectors.parameters[name]) for held in vectors.deltas.values() for name in held)
+    read = 0
+
+    def tell(name: str) -> None:
+        nonlocal read
+        read = (read if read < total else 0) + math.prod(vectors.parameters[name])
+        progress(f"{step.transform.name} looks at all task vectors", min(read, total), total)
+
+    return replace(vectors, deltas={row: _Watched(held, tell) for row, held in vectors.deltas.items()})
+
+
 def streamed(vectors: TaskVectors, stage: Stage) -> TaskVectors:
     """Return the rows of a stage, each parameter made anew when it is asked for; nothing is kept but the last one."""
     held: dict[str, list[str]] = {row: [] for row in stage.rows}
@@ -185,6 +201,19 @@ class _Some(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class _Watched(_Some):
+    """The deltas of a row, which tell when one is asked for."""
+
+    def __init__(self, held: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+        super().__init__(held, list(held))
+        self._tell = tell
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        self._tell(name)
+        return found
 
 
 class _Made(_Some):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.models.factors import Factors
-from evomerge.transforms.spectral import NOISE, svd
+from evomerge.transforms.svd import NOISE, svd
 
 Change = Factors | Tensor
 """What an expert does to one parameter: factors, or the float32 delta of its shape."""

@@ -19,7 +19,8 @@ from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
 from evomerge.transforms.magnitude import count
 from evomerge.transforms.parts import positive, share, whole
-from evomerge.transforms.spectral import NOISE, matrices, svd
+from evomerge.transforms.spectral import matrices
+from evomerge.transforms.svd import NOISE, svd
 
 Gradient = Callable[[Tensor], Tensor]
 

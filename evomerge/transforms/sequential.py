@@ -14,7 +14,7 @@ from torch import Tensor
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
 from evomerge.transforms.parts import share
-from evomerge.transforms.spectral import svd
+from evomerge.transforms.svd import svd
 
 
 class Opcm(Transform):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,74 +16,54 @@ from torch import Tensor
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
 from evomerge.transforms.parts import positive, share, whole
+from evomerge.transforms.svd import EXACT, Svd, checked_way, leading, orthogonal, svd
 
 _share = share  # where an argument is called so
 
-NOISE = 1e-6
-"""Singular values below this share of the largest are taken for zero where vectors are made orthogonal."""
 
-
-class Svd(NamedTuple):
-    """U (m, r), s (r,) and V (n, r) of a matrix, the largest singular values first."""
-
-    u: Tensor
-    s: Tensor
-    v: Tensor
-
-    def product(self) -> Tensor:
-        """Return the matrix, (m, n)."""
-        return self.u * self.s @ self.v.T
-
-    def first(self, rank: int) -> Svd:
-        """Return the part of the largest singular values."""
-        return Svd(self.u[:, :rank], self.s[:rank], self.v[:, :rank])
-
-
-def svd(matrix: Tensor) -> Svd:
-    """Decompose a matrix, (m, n)."""
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return Svd(u, s, vh.T)
-
-
-def orthogonal(vectors: Tensor) -> Tensor:
-    """Return the nearest matrix whose columns are orthogonal and of length one: the polar factor.
-
-    Where columns depend on each other there is no such matrix; then directions that they do not span are left out.
-
-    Args:
-        vectors: (m, r).
-    """
-    x, d, y = svd(vectors)
-    return x * (d > NOISE * d.max()) @ y.T if len(d) else vectors
-
-
-def truncated(matrix: Tensor, share: float) -> Tensor:
+def truncated(matrix: Tensor, share: float, how: str) -> Tensor:
     """Return the nearest matrix that has but a share of the singular values, at least one."""
-    return svd(matrix).first(max(1, int(share * min(matrix.shape) + 1e-9))).product()
+    return leading(matrix, max(1, int(share * min(matrix.shape) + 1e-9)), how).product()
 
 
-class Truncate(Transform):
+class _Leading(Transform):
+    """A transform that needs the largest singular values alone; abstract.
+
+    Attributes:
+        svd: how they are found (see `svd.leading`).
+    """
+
+    svd: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings; `svd` only where it is not the usual, which earlier recipes do not name."""
+        return {name: value for name, value in super().settings.items() if (name, value) != ("svd", EXACT)}
+
+
+class Truncate(_Leading):
     """Keep the largest singular values of each matrix: T_k is the nearest matrix to τ_k of a lower rank.
 
     By itself it shows what the low-rank step of the other spectral methods does.
 
     Args:
         share: which share of the singular values is kept, at least one.
+        svd: `exact` or `randomised`.
 
     Raises:
-        ConfigError: it is no share.
+        ConfigError: it is no share, or there is no such way.
     """
 
     name = "truncate"
     title = "differences to the base of a lower rank"
     paper = "Eckart and Young 1936, The approximation of one matrix by another of lower rank"
 
-    def __init__(self, share: float = 0.2) -> None:
-        self.share = _share(self.name, "share", share)
+    def __init__(self, share: float = 0.2, svd: str = EXACT) -> None:
+        self.share, self.svd = _share(self.name, "share", share), checked_way(self.name, svd)
 
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: None) -> dict[str, Tensor]:
         """Return the rows of a lower rank; those of what is no matrix as they are."""
-        return {row: truncated(d, self.share) if d.dim() == 2 else d for row, d in deltas.items()}
+        return {row: truncated(d, self.share, self.svd) if d.dim() == 2 else d for row, d in deltas.items()}
 
 
 class _Mean(Transform):
@@ -126,23 +106,32 @@ class Star(_Mean):
         return kept._replace(s=kept.s * float(sums[-1] / sums[len(kept.s) - 1])).product()
 
 
-class TsvM(_Mean):
+class TsvM(_Leading, _Mean):
     """Merge the largest singular vectors of all tasks, made orthogonal (Gargiulo et al. 2025, section 4: TSV-M).
 
     Of each of K tasks the first ⌊min(m, n) / K⌋ are kept. The left ones of all tasks together are replaced by the
     nearest orthogonal ones, and so are the right ones.
+
+    Args:
+        svd: how these are found: `exact` or `randomised`.
+
+    Raises:
+        ConfigError: there is no such way.
     """
 
     name = "tsvm"
     title = "TSV-M: singular vectors of all tasks made orthogonal"
     paper = "Gargiulo et al. 2025, arXiv 2412.00081"
 
+    def __init__(self, svd: str = EXACT) -> None:
+        self.svd = checked_way(self.name, svd)
+
     def apply(self, name: str, deltas: Mapping[str, Tensor], state: int) -> dict[str, Tensor]:
         """Return what each task adds: its block of the orthogonal vectors."""
         rank = min(next(iter(deltas.values())).shape) // state if matrices(deltas) else 0
         if not rank:
             return {row: delta / state for row, delta in deltas.items()}
-        kept = [svd(delta).first(rank) for delta in deltas.values()]
+        kept = [leading(delta, rank, self.svd) for delta in deltas.values()]
         u = orthogonal(torch.cat([one.u for one in kept], dim=1)).split(rank, dim=1)
         v = orthogonal(torch.cat([one.v for one in kept], dim=1)).split(rank, dim=1)
         return {row: Svd(u[k], kept[k].s, v[k]).product() for k, row in enumerate(deltas)}
@@ -212,7 +201,7 @@ class IsoCts(_Mean):
         return {"common": made[-1], **dict(zip(deltas, made[:-1], strict=True))}
 
 
-class Cart(Transform):
+class Cart(_Leading):
     """The average of all experts as a row, and what each has beside it, of a lower rank (Choi et al. 2024: CART).
 
     Of two experts with one weight it is their average: what each has beside it is the opposite of the other's. What is
@@ -230,8 +219,8 @@ class Cart(Transform):
     title = "CART: the average of the experts, and their differences to it of a lower rank"
     paper = "Choi et al. 2024, arXiv 2412.12153"
 
-    def __init__(self, share: float = 0.12, scale: float = 2.0) -> None:
-        self.share = _share(self.name, "share", share, example=0.12)
+    def __init__(self, share: float = 0.12, scale: float = 2.0, svd: str = EXACT) -> None:
+        self.share, self.svd = _share(self.name, "share", share, example=0.12), checked_way(self.name, svd)
         self.scale = positive(self.name, "scale", scale, example=2.0)
 
     def rows(self, experts: Sequence[str]) -> Sequence[str]:
@@ -250,7 +239,7 @@ class Cart(Transform):
         made = {"average": average}
         for row in state:
             centred = deltas[row] - average if row in deltas else -average
-            made[row] = self.scale * (truncated(centred, self.share) if centred.dim() == 2 else centred)
+            made[row] = self.scale * (truncated(centred, self.share, self.svd) if centred.dim() == 2 else centred)
         return made
 
 

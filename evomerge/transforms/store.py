@@ -95,7 +95,7 @@ def _contents(vectors: TaskVectors, chain: Chain) -> list[Any]:
 
 def _pass(vectors: TaskVectors, step: Step, progress: Steps | None) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield the rows of each parameter."""
-    stage, done = Stage(step, vectors), 0
+    stage, done = Stage(step, vectors, progress), 0
     total = sum(math.prod(shape) for shape in vectors.parameters.values())
     for name, shape in vectors.parameters.items():
         yield name, stage(name)

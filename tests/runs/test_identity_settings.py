@@ -90,6 +90,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "budget_items": (1000,),
     "budget_hours": (2,),
     "transform": ("ties",),
+    "svd": ("randomised",),
     "n": (2, 1),
     "granularity": ("module", "layer"),
     "sharing": ("shared",),

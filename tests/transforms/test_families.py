@@ -15,7 +15,8 @@ from evomerge.transforms.magnitude import Breadcrumbs, Trim
 from evomerge.transforms.masks import Cabs, Consensus, Sce, Tall
 from evomerge.transforms.sequential import Opcm
 from evomerge.transforms.signs import Elect, MagMax, Unified
-from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Ranks, Star, Truncate, TsvM, orthogonal
+from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Ranks, Star, Truncate, TsvM
+from evomerge.transforms.svd import orthogonal
 from tests.kit.published import T3, W1, W2, close, made, total
 
 TEN = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])

@@ -71,6 +71,22 @@ def test_transformed_vectors_are_kept_and_read_back(family: Family) -> None:
     assert torch.equal(whole(again), whole(first))
 
 
+def test_progress_is_told_while_the_whole_model_is_looked_at(family: Family) -> None:
+    """A threshold over all parameters is found before any row is made."""
+    told: list[tuple[str, int, int]] = []
+    chain = (Step(TrimElect(0.3)),)
+    transformed(family.vectors(), chain, family.cache, lambda *what: told.append(what))
+    looked = [(done, total) for what, done, total in told if what == "ties looks at all task vectors"]
+    vectors = family.vectors()
+    every = sum(math.prod(SHAPES[name]) for held in vectors.deltas.values() for name in held)
+    assert {"ties looks at all task vectors", "transform ties"} <= {what for what, _, _ in told}
+    names = [what for what, _, _ in told]
+    assert names.index("ties looks at all task vectors") < names.index("transform ties")
+    assert {total for _, total in looked} == {every}
+    assert (every, every) in looked
+    assert all(0 < done <= every for done, _ in looked)
+
+
 def test_what_is_only_trimmed_is_a_mask_over_the_task_vector(family: Family) -> None:
     """An eighth of a byte a parameter; masks over masks lie over the task vector as well."""
     vectors = family.vectors()
