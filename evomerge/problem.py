@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evomerge import __version__
 from evomerge.common.code import sources_of
 from evomerge.common.digests import digest
@@ -26,7 +28,7 @@ from evomerge.fitness.items import Item, Task
 from evomerge.fitness.sampling import Growth, Subset
 from evomerge.fitness.values import DISTANCE
 from evomerge.merging.merger import Merger
-from evomerge.merging.method import Method
+from evomerge.merging.method import Formed, Method
 from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.files_beside import inputs_of
 from evomerge.models.live import LiveModel
@@ -36,6 +38,7 @@ from evomerge.models.spreading import kinds_of
 from evomerge.models.templates import digest_template
 from evomerge.models.vocabulary import REFUSE
 from evomerge.models.weights import dtype_name
+from evomerge.space.affine import dead_entries
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.task_vectors.stores import AUTO, LOSSY, kept_as
@@ -266,6 +269,33 @@ class Problem:
     def experts(self) -> dict[str, str]:
         """The expert of each task, for those tasks that have one."""
         return {name: task.expert for name, task in self.sources.tasks.items() if task.expert}
+
+    @cached_property
+    def negated(self) -> tuple[str, ...]:
+        """The rows that constants take away where something is to be forgotten, and the others stay at 0: those of the
+        experts of these tasks (Ilharco et al. 2023). None where these are all rows, or where there are none.
+        """
+        own = {self.experts.get(task) for task in self.goal.forget}
+
+        def is_own(row: str) -> bool:  # or a part of one, as `mood.1`
+            return row in own or (row not in self.sources.experts and row.rpartition(".")[0] in own)
+
+        rows = tuple(row for row in self.space.rows if is_own(row))
+        return () if len(rows) == len(self.space.rows) else rows
+
+    def constant(self, weight: float) -> dict[str, np.ndarray]:
+        """Return coefficients with one weight everywhere; or, of what takes away some rows, 0 for the others."""
+        return self.space.constant(self.space.flat(weight, self.negated))
+
+    def within(self, weight: float) -> dict[str, np.ndarray]:
+        """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
+        return self.space.decode(self.space.nearest({"weight": self.space.flat(weight, self.negated)}))
+
+    def same(self, one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+        """Return whether two merges are one: they have the same coefficients wherever there is a task vector."""
+        counts_zero = not isinstance(self.method, Formed) or self.method.counts_zero
+        dead = dead_entries(self.space.groups, self.space.rows, () if counts_zero else self.rows.zero, "")
+        return all(np.array_equal(one[variable][~dead], other[variable][~dead]) for variable in one)
 
     def become(self, expert: str | None) -> None:
         """Overwrite the live model with an expert, as far as it is merged, or with the base (None).

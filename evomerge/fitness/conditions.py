@@ -2,8 +2,8 @@
 
 In: outcomes of a model and of the base on the same items, or a text such as `>= 0.98 * base`. Out: how much the model
 lacks; what violates no condition lacks nothing. The first use is forgetting (Ilharco et al. 2023, Editing Models with
-Task Arithmetic, section 3): of all merges that keep 95 % of the base's score on control tasks, the one that is worst on
-the task to forget.
+Task Arithmetic, section 3): of all merges that keep 95 % of the base's score on control tasks, the one with the lowest
+score on the task to forget.
 """
 
 from __future__ import annotations

@@ -322,6 +322,8 @@ class RunFacts:
         return self.run.batches[dot.trial.batch].points[dot.trial.index]
 
     def _is_constant(self, dot: Dot, constant: str) -> bool:
+        if self.summary and self.summary.forgetting and self.summary.forgetting.negated:
+            return False  # of some rows alone, and coordinates may be of several
         weights = [
             x for name, x in zip(self.run.coordinates, self._point(dot), strict=True) if name.startswith("weight/")
         ]

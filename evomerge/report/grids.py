@@ -109,7 +109,9 @@ def _of_recipe(facts: RunFacts, recipe: Recipe, variable: str) -> CoefficientMap
     frozen = frozen_in(facts, variable, rows)
     shown = experts[:1] if shared else experts
     cells = {g: tuple(Cell(row[e], (g, e) in frozen) for e in shown) for g, row in rows.items()}
-    constant = float(facts.summary.select.constant) if facts.summary and variable == "weight" else None
+    summary, constant = facts.summary, None
+    if summary and variable == "weight" and not (summary.forgetting and summary.forgetting.negated):  # one for all
+        constant = float(summary.select.constant)
     return grid_of(variable, "the winner", (ALL,) if shared else tuple(experts), cells, constant)
 
 

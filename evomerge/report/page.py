@@ -279,7 +279,7 @@ def _forgetting(facts: RunFacts) -> dict[str, Any] | None:
     rows = [(MODELS[name], kept_cells(found.models[name])) for name in MODELS if name in found.models]
     select = f" On the select items the winner keeps {found.select:.1%}." if found.select is not None else ""
     asked = f"{found.share:.4g} of the base's score on the other tasks, the controls, was to be kept.{select}"
-    return {"columns": KEPT, "rows": rows, "asked": asked, "tasks": ", ".join(found.tasks)}
+    return {"columns": KEPT, "rows": rows, "asked": asked, "tasks": ", ".join(found.tasks), "own": found.negated}
 
 
 def _line_ends(facts: RunFacts, found: list[CoefficientMap]) -> list[str]:

@@ -106,7 +106,8 @@ def headline(facts: RunFacts) -> tuple[str, str]:
     if summary.front:
         return _of_front(summary.front, summary.items["report"])
     difference, winner = summary.gain, summary.winner
-    constant, items = summary.select.constant, summary.items["report"]
+    constant, items = summary.constant, summary.items["report"]
+    own = summary.forgetting is not None and summary.forgetting.negated
     if difference.diff is None:
         return "What the merge that was found is worth is not known.", (
             f"The winner or the best constant, {constant}, has no score on the {items:,} report items."
@@ -126,8 +127,8 @@ def headline(facts: RunFacts) -> tuple[str, str]:
     errors = f", {number(abs(distance), 1)} standard errors of the paired difference" if distance else ""
     return short, (
         f"On {items:,} report items that the search never saw, the winner’s {metric(facts.measured)} is "
-        f"{number(winner.mean)}{over}: {gap} that of the best constant, {constant} for every "
-        f"coefficient{errors}."
+        f"{number(winner.mean)}{over}: {gap} that of the best constant, {constant}"
+        f"{', 0 for all others' if own else ' for every coefficient'}{errors}."
     )
 
 

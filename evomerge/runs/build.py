@@ -5,7 +5,7 @@ In: a typed configuration. Out: a `Problem`, complete and checked, before anythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from evomerge.runs.objectives import (
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sampled import APPROXIMATE, check_lag, drawn_by, estimate_of, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.runs.starts import NEAR, Arrays, is_averaged, read_start
+from evomerge.runs.starts import NEAR, Arrays, is_averaged, numbers_only, read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.search.evaluators.scoring import prepare
@@ -274,7 +274,10 @@ def find_start(
             f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "
             f"start=1/K, start={', start='.join(CLOSED)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
         )
-    found = read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources)
+    if note := numbers_only(start, problem):
+        reporter.say(f"note: {note}")
+    steps = [str(step.about()["name"]) for step in problem.transforms]
+    found = read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources, steps)
     if _otherwise(found, space.start(found), space) or is_averaged(start, space, problem.vectors.parameters):
         reporter.say(f"note: the space cannot express {START}{start}: what is nearest to it stands in its place")
     return found
@@ -328,7 +331,11 @@ def _otherwise(wanted: Arrays, point: np.ndarray, space: CoefficientSpace) -> bo
 
 
 def make_searcher(
-    settings: Mapping[str, Any], space: CoefficientSpace, start: Arrays | None = None, objectives: int = 1
+    settings: Mapping[str, Any],
+    space: CoefficientSpace,
+    start: Arrays | None = None,
+    objectives: int = 1,
+    negated: Collection[str] = (),
 ) -> Searcher:
     """Return the searcher, with its warm start.
 
@@ -337,6 +344,7 @@ def make_searcher(
         space: where it searches.
         start: the coefficients to begin with; None for the best of a few constants.
         objectives: how many values a point has.
+        negated: the rows that constants take away, where something is to be forgotten; all where none is named.
 
     Raises:
         ConfigError: the searcher's settings do not fit the space.
@@ -350,5 +358,5 @@ def make_searcher(
         return searcher
 
     if start is None and space.dim > 1:
-        return WarmStart(space, make, -1 if settings["objective"].get("forget") else 1, objectives)
+        return WarmStart(space, make, -1 if settings["objective"].get("forget") else 1, objectives, negated)
     return make(space.start(start or {}))

@@ -28,6 +28,8 @@ ADDED = {"evomerge.methods.Ties": {"elect": "sum", "over": "tensor", "scale": 1.
 """Settings that a class has now, at the values that it had without them."""
 
 
+NEGATED = "negated"
+"""In the objective of an identity, the rows that the first constants take away; where there is none, all of them."""
 EITHER = ("evomerge.searchers.tpe.Tpe", "evomerge.searchers.random.Random")
 """Searchers that hand over the best points of one value, or a front of several."""
 
@@ -82,6 +84,26 @@ def check_begun(directory: Path) -> None:
         from evomerge.merging.earlier import REFUSAL  # here, since settings are read without torch
 
         raise LogError(f"The run {directory} is of an earlier version. {REFUSAL}")
+
+
+def check_negated(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a run that began with constants which take all experts away, where those of some tasks are meant.
+
+    Args:
+        directory: the run directory; it may be new.
+        identity: of the search.
+
+    Raises:
+        LogError: it is such a run.
+    """
+    log = directory / "trials.jsonl"
+    before = (next(read_log(log), {}).get("identity") or {}).get("objective") or {} if log.exists() else {}
+    if before.get("forget") and NEGATED not in before and NEGATED in identity["objective"]:
+        raise LogError(
+            f"The run {directory} began with constants that take all experts away, and this version takes away those "
+            f"of the tasks to forget alone, so its first generation would be another. Search in another run directory "
+            f"(hydra.run.dir=runs/another); report, export and evaluate read this one as it is."
+        )
 
 
 def as_begun(settings: Mapping[str, Any], directory: Path) -> tuple[dict[str, Any], str]:

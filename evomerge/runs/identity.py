@@ -16,7 +16,7 @@ from evomerge.common.limits import AUTO
 from evomerge.fitness.items import Item
 from evomerge.problem import Problem
 from evomerge.runs.closed_forms import CLOSED
-from evomerge.runs.earlier import counted_of
+from evomerge.runs.earlier import NEGATED, counted_of
 from evomerge.runs.objectives import objective_identity, several
 from evomerge.runs.racing import racing_identity
 from evomerge.runs.sampled import sampling_identity
@@ -59,7 +59,7 @@ def search_identity(
             "box": digest([space.low.tolist(), space.high.tolist()]),
         },
         "searcher": counted_of(_as_ever(_with_code(settings["searcher"], "searcher")), several(settings)),
-        "objective": {"metric": settings["fitness"]["metric"], **_objective(settings)},
+        "objective": {"metric": settings["fitness"]["metric"], **_objective(settings, problem)},
         "sample": [settings["fitness"]["items"], settings["fitness"]["rotate"]],
         **sampling_identity(settings, problem.sampling.growth),
         **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
@@ -72,12 +72,14 @@ def search_identity(
     }
 
 
-def _objective(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _objective(settings: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     """Return the settings of the objective that count; with the metric of the condition, where there is one."""
     given = {name: value for name, value in settings["objective"].items() if name not in SEVERAL}
     own = objective_identity(settings)
     if given.get("forget"):
-        return {**given, "condition": settings["fitness"]["report_metric"], **own}
+        first = problem.negated if settings["start"] == "constants" and problem.space.dim > 1 else ()
+        rows = {NEGATED: list(first)} if first else {}
+        return {**given, "condition": settings["fitness"]["report_metric"], **rows, **own}
     return {**{name: value for name, value in given.items() if name not in FORGETTING}, **own}
 
 

@@ -91,7 +91,7 @@ def summarise(
         trials=log.trials,
         failed=len(log.errors),
         run=run,
-        marks=_marks(problem, found.limits),
+        marks=_marks(problem, found.limits, found.select.constant),
         warnings=problem.warnings,
         doubts=[
             *of_search(batches),
@@ -192,12 +192,23 @@ def _scores(summary: Summary, forms: Collection[str]) -> dict[str, Any]:
     return finite({**how, **rows, **more, **({"marks": summary.marks} if summary.marks else {})})
 
 
-def _marks(problem: Problem, limits: Limits | None) -> dict[str, list[str]]:
-    """Return what is otherwise in the rows of the report than their names say."""
-    marks = marks_of(problem)
+def _marks(problem: Problem, limits: Limits | None, constant: str) -> dict[str, list[str]]:
+    """Return what is otherwise in the rows of the report than their names say.
+
+    Args:
+        problem: what is searched.
+        limits: what the winner makes of constraints.
+        constant: the best one.
+    """
+    marks, rows, own = marks_of(problem), problem.negated, []
+    if rows:
+        own.append(f"it takes away {', '.join(rows)} alone, with the weight {constant}; all others have 0")
+    if not problem.same(problem.within(float(constant)), problem.constant(float(constant))):
+        kept = f"is {'0' if rows else 'the same weight'} where the space holds others (space.frozen, space.only, ...)"
+        own.append(f"it is a merge that this space does not have: it {kept}; the nearest one is a finalist")
     merged = marks.of_merge()
     winner = [*merged, *(limits.marks if limits else ())]
-    rows = {"base": merged, "experts": marks.of_experts(), "best_constant": merged, "winner": winner}
+    rows = {"base": merged, "experts": marks.of_experts(), "best_constant": [*own, *merged], "winner": winner}
     return {name: texts for name, texts in rows.items() if texts}
 
 

@@ -24,6 +24,7 @@ from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.build import baseline_name, build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.directory import Run
+from evomerge.runs.earlier import NEGATED
 from evomerge.runs.fronts import find_point, recipe_scores
 from evomerge.runs.paths import from_its_start
 from evomerge.runs.readable import readable
@@ -35,7 +36,7 @@ from evomerge.space.named import array_coefficients
 from evomerge.trials import Batch, Trial, finite
 
 CONSTANT = "constant "
-"""How the selection names a constant coefficient among its finalists: `constant 0.4`."""
+"""How the selection names a constant coefficient among its finalists: `constant 0.4`, `constant -0.4 of mood`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,9 @@ def find_finalist(run: Run, problem: Problem, name: str) -> Point:
     summary = run.summary if is_current(run) else None
     selected = summary.select.finalists if summary else {}
     if name.startswith(CONSTANT) and name in selected:
-        finalists[name] = problem.space.start({"weight": float(name.removeprefix(CONSTANT))})
+        rows = summary.forgetting.negated if summary and summary.forgetting else ()
+        weight = problem.space.flat(float(name.removeprefix(CONSTANT).partition(" of ")[0]), rows)
+        finalists[name] = problem.space.nearest({"weight": weight})
     if name.startswith(START) and name in selected:
         here = from_its_start(run.settings, run.path)
         both = zip(run.settings.get("baselines") or [], here.get("baselines") or [], strict=True)
@@ -254,7 +257,8 @@ def _objective(objective: Mapping[str, Any]) -> str:
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
     start = find_start(from_its_start(run.settings, run.path), problem, Silent())
-    searcher = make_searcher(run.settings, problem.space, start, problem.objectives)
+    negated = run.identity["objective"].get(NEGATED, ())  # earlier versions took all experts away
+    searcher = make_searcher(run.settings, problem.space, start, problem.objectives, negated)
     ahead = deque(run.batches)
     for told, batch in enumerate(run.batches):
         while ahead and (

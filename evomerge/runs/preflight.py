@@ -164,6 +164,10 @@ def _aims(problem: Problem) -> list[list[str]]:
     rows += [["must keep", f"{name}: {limit}{sure}"] for name, limit in goal.constraints.items()]
     if goal.forget:
         rows.append(["to keep", f"{goal.keep:.4g} of the base's {goal.report_metric} on the other tasks"])
+        own = ", ".join(problem.negated)
+        alike = f"all rows alike, since none belongs to the expert of {', '.join(goal.forget)}, or all do"
+        away = f"{own} alone; all others are 0" if own else alike
+        rows.append(["constants", f"take away {away}"])
     if HELD_OUT in problem.items:
         rows.append(["held out", f"{', '.join(problem.items[HELD_OUT])}: scored in the report alone"])
     if zero := [name for name, held in problem.space.frozen.items() if held == 0]:

@@ -110,7 +110,8 @@ def make_ready(
         problem = replace(problem, sampling=sampling_of(settings))
     check_approximate(settings, problem.live, fitness)
     late = plan.workers > 0 and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
-    searcher = make_searcher(settings, problem.space, _start(settings, problem, late, reporter), problem.objectives)
+    start = _start(settings, problem, late, reporter)
+    searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     if problem.sampling.approximate and not plan.workers:
         fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])

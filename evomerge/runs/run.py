@@ -34,7 +34,7 @@ from evomerge.runs.checks import make_fitness
 from evomerge.runs.computing import Begun, begun, said
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
-from evomerge.runs.earlier import as_begun, check_begun, identity_today
+from evomerge.runs.earlier import as_begun, check_begun, check_negated, identity_today
 from evomerge.runs.engine import Engine, check_rebuildable, engine_of, planned
 from evomerge.runs.estimates import check_estimated, estimated
 from evomerge.runs.evaluator import Plan
@@ -150,6 +150,7 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         )
         show(done, call.directory, call.reporter)
         return done
+    check_negated(call.directory, ready.identity)
     check_splits(ready, call.reporter)
     baselines = {} if ready.late else find_baselines(ready.settings, ready.problem, call.reporter)
     with (
@@ -198,9 +199,10 @@ def _made_of(call: Call, ready: Ready) -> str | None:
 
 def _started(ready: Ready, workers: Workers, reporter: Progress) -> tuple[Ready, Mapping[str, np.ndarray]]:
     """Return what is ready with a searcher whose start workers have scored, and the baselines that they have."""
-    start = find_start(ready.settings, ready.problem, reporter, workers)
-    searcher = make_searcher(ready.settings, ready.problem.space, start, ready.problem.objectives)
-    return replace(ready, searcher=searcher), find_baselines(ready.settings, ready.problem, reporter, workers)
+    settings, problem = ready.settings, ready.problem
+    start = find_start(settings, problem, reporter, workers)
+    searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated)
+    return replace(ready, searcher=searcher), find_baselines(settings, problem, reporter, workers)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 In: the setting `start`, and the space. Out: coefficients to begin with. A recipe is carried over to other groups by
 means; of a YAML, evomerge takes what its own space can express and refuses the rest, so that the search does begin with
-that merge.
+that merge. The numbers of a recipe of other models, or of another method or transform, are no such merge here, and
+evomerge says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import ConfigError
-from evomerge.problem import Sources
+from evomerge.common.names import listed
+from evomerge.problem import Problem, Sources
+from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.mergekit.document import is_mergekit
 from evomerge.recipes.recipe import Recipe
 from evomerge.runs.targets import find_class
@@ -34,6 +37,7 @@ def read_start(
     space: CoefficientSpace,
     parameters: Mapping[str, tuple[int, ...]],
     sources: Sources | None = None,
+    transform: Collection[str] = (),
 ) -> Arrays:
     """Return the coefficients of a file.
 
@@ -43,16 +47,18 @@ def read_start(
         space: where the search is.
         parameters: name -> shape, in the order of the live model.
         sources: base and experts, by which a YAML may name them.
+        transform: the names of the transforms that the search has.
 
     Raises:
-        ConfigError: it is neither a recipe nor a merge YAML, or the space cannot express the YAML.
+        ConfigError: it is neither a recipe nor a merge YAML, the space cannot express the YAML, or the search has
+            transforms, which a YAML with numbers has not.
     """
     text = Path(start).read_text(encoding="utf-8")
     if not is_mergekit(text):
         known = Recipe.from_yaml(text).on_groups(space.groups, space.rows, parameters)
         return {variable.name: known[variable.name] for variable in space.variables if variable.name in known}
     try:
-        found = _of_yaml(text, method, space, parameters, sources, Path(start).parent)
+        found = _of_yaml(text, method, space, parameters, sources, Path(start).parent, transform)
     except ConfigError as error:
         raise ConfigError(f"start={start}: {error}") from error
     return found
@@ -84,6 +90,48 @@ def is_averaged(start: str, space: CoefficientSpace, parameters: Mapping[str, tu
     return any(bool((each > NEAR * NEAR).any()) for each in spread)
 
 
+def numbers_only(start: str, problem: Problem) -> str:
+    """Return why the numbers of a recipe are not its merge in a search, as a note; nothing where they are, or where it
+    is no recipe.
+
+    Args:
+        start: its path.
+        problem: what is searched.
+    """
+    text = Path(start).read_text(encoding="utf-8")
+    if is_mergekit(text):
+        return ""
+    theirs = Recipe.from_yaml(text)
+    ours = Recipe.from_yaml(make_recipe(problem, problem.space.constant(0.0), {}, {}, {}).to_yaml())
+    parts = {
+        "method": (theirs.method, ours.method),
+        "transform": (theirs.transform, ours.transform),
+        "base": (theirs.base.sha256, ours.base.sha256),
+        "experts": (_hashes(theirs), _hashes(ours)),
+    }
+    others = [name for name, (one, other) in parts.items() if one != other]
+    told = {"method": _named([theirs.method]), "transform": _named(theirs.transform) or "no transform"}
+    if not others:
+        return ""
+    each = listed([f"{name} ({told[name]} there)" if name in told else name for name in others])
+    return (
+        f"start={start} gives numbers only, since the {each} of that recipe "
+        f"{'are not those' if others[1:] else 'is not that'} of this search: it does not begin with that merge"
+    )
+
+
+def _hashes(recipe: Recipe) -> dict[str, str]:
+    return {name: source.sha256 for name, source in recipe.experts.items()}
+
+
+def _named(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Return methods or transforms with their settings, in words."""
+    each = [
+        (step["name"], ", ".join(f"{key}={value}" for key, value in step.items() if key != "name")) for step in steps
+    ]
+    return " + ".join(f"{name}({own})" if own else name for name, own in each)
+
+
 def _of_yaml(
     text: str,
     method: Mapping[str, Any],
@@ -91,6 +139,7 @@ def _of_yaml(
     parameters: Mapping[str, tuple[int, ...]],
     sources: Sources | None,
     beside: Path,
+    transform: Collection[str],
 ) -> Arrays:
     theirs = find_theirs(text, space.rows, sources, beside)
     read = theirs.read(parameters)
@@ -98,6 +147,11 @@ def _of_yaml(
         peer = theirs.peer
         raise theirs.document.method.error(
             f"{peer.name} has no numbers to begin with: write transform={peer.transform}, and start=1"
+        )
+    if transform:
+        raise ConfigError(
+            f"it merges task vectors as they are, and the search changes them first ({' + '.join(transform)}), so its "
+            f"numbers would make another merge: write transform=none; or, for these transforms, start=constants."
         )
     _check_method(read.method, method)
     wanted = {variable: on_groups(values, space) for variable, values in read.values.items()}

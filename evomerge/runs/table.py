@@ -78,7 +78,7 @@ def held_out_lines(summary: Summary) -> list[str]:
     found = summary.held_out
     if not found:
         return []
-    others = {GAIN: f"best constant ({summary.select.constant})", OVER: "base"}
+    others = {GAIN: f"best constant ({summary.constant})", OVER: "base"}
     return [
         f"winner - {other}: {plus_minus(one.diff, one.se, '+') or 'unknown'} (paired)"
         for name, other in others.items()
@@ -128,8 +128,8 @@ def gain_of(summary: Summary) -> str:
         return gains_of(summary.front)
     difference = plus_minus(summary.gain.diff, summary.gain.se, "+") or "unknown"
     if summary.forgetting:
-        return f"the winner forgets more than the best constant ({summary.select.constant}) by {difference} (paired)"
-    return f"winner - best constant ({summary.select.constant}): {difference} (paired)"
+        return f"the winner forgets more than the best constant ({summary.constant}) by {difference} (paired)"
+    return f"winner - best constant ({summary.constant}): {difference} (paired)"
 
 
 def starts_of(summary: Summary) -> list[str]:
@@ -150,7 +150,7 @@ def starts_of(summary: Summary) -> list[str]:
     if not said:
         return []
     said[f"winner ({chosen.winner})"] = shown(chosen.value, whole)
-    said[f"constant {chosen.constant}"] = shown(chosen.constants[chosen.constant], whole)
+    said[f"constant {summary.constant}"] = shown(chosen.constants[chosen.constant], whole)
     return [f"on the select items: {', '.join(f'{name} {value}' for name, value in said.items())}"]
 
 

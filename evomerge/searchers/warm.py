@@ -11,7 +11,7 @@ the front that is handed over is that of the constants and what the searcher has
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import numpy as np
@@ -35,11 +35,12 @@ from evomerge.trials import Batch, StopReason
 TRIED_FIRST = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
-def constants(space: CoefficientSpace, sign: int = 1) -> np.ndarray:
+def constants(space: CoefficientSpace, sign: int = 1, rows: Collection[str] = ()) -> np.ndarray:
     """Return the points of `TRIED_FIRST`, (n, dim), or of the same below 0; a bound stands for all of them that lie
-    beyond it.
+    beyond it. Where rows are named, the others are at 0, or as near to it as the space allows.
     """
-    return np.unique(np.array([space.nearest({"weight": sign * constant}) for constant in TRIED_FIRST]), axis=0)
+    wanted = [space.flat(sign * constant, rows) for constant in TRIED_FIRST]
+    return np.unique(np.array([space.nearest({"weight": each}) for each in wanted]), axis=0)
 
 
 class WarmStart:
@@ -50,15 +51,21 @@ class WarmStart:
         make: makes the searcher that takes over, from a start point (dim,).
         sign: of the constants: -1 where task vectors are to be taken away.
         objectives: how many values a point has.
+        rows: of which the constants are; all where none is named.
 
     Raises:
         ConfigError: what that searcher refuses.
     """
 
     def __init__(
-        self, space: CoefficientSpace, make: Callable[[np.ndarray], Searcher], sign: int = 1, objectives: int = 1
+        self,
+        space: CoefficientSpace,
+        make: Callable[[np.ndarray], Searcher],
+        sign: int = 1,
+        objectives: int = 1,
+        rows: Collection[str] = (),
     ) -> None:
-        self._points = constants(space, sign)
+        self._points = constants(space, sign, rows)
         self._make = make
         # takes over if all constants fail; what does not fit is refused now
         self._inner = make(space.start({}) if sign > 0 else self._points[-1])

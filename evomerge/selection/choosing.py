@@ -25,7 +25,7 @@ from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.searchers.base import Incumbent
 from evomerge.selection.dropping import FEW, FIRST, LOOKS, along, blocks
-from evomerge.selection.forgetting import Forgetting, forgetting_of
+from evomerge.selection.forgetting import Forgetting, forgetting_of, taken
 from evomerge.selection.front import Front
 from evomerge.selection.judge import Judge
 from evomerge.selection.limits import Limits, lacks_of, missed_of
@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
 """The constants among which the best one is chosen, those within the bounds of the weight."""
 TAKEN_AWAY = tuple(round(0.05 * i, 2) for i in range(-20, 1))
-"""The same where something is to be forgotten: Ilharco et al. (2023, section 3) try these sizes."""
+"""The same where something is to be forgotten: Ilharco et al. (2023, section 3) try these sizes, of the task vectors
+of what is to be forgotten alone.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,17 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
     flat = _best(judge, constants, objective, along(tried))
     remember_whole(judge, constants, flat)
     constant = flat.name
-    finalists[f"constant {constant}"] = judge.within(float(constant))  # the last in line: it wins only if it is better
-    known = {f"constant {constant}": flat.outcomes[constant]}
-    if not judge.same(finalists[f"constant {constant}"], constants[constant]):  # the space cannot express it
+    named = f"constant {constant}{taken(judge.negated)}"
+    finalists[named] = judge.within(float(constant))  # the last in line: it wins only if it is better
+    known = {named: flat.outcomes[constant]}
+    if not judge.same(finalists[named], constants[constant]):  # the space cannot express it
         known = {}
     best = _best(judge, finalists, objective, known=known)
     remember_whole(judge, finalists, best)
     winner = best.name
     trials = {name: incumbents[name].trial if name in incumbents else None for name in finalists}
     merges = {
-        "best_constant": (f"the best constant ({constant})", constants[constant]),
+        "best_constant": (f"the best constant ({constant}{taken(judge.negated)})", constants[constant]),
         "winner": (f"the winner ({winner})", finalists[winner]),
     }
     outcomes = reported(judge, merges, "report", metric)
@@ -111,7 +114,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         rescored=rescored_of(judge, finalists[winner], outcomes["winner"], goal),
         coefficients=finalists[winner],
         held_out=held_out_of(reported(judge, merges, HELD_OUT, metric), metric) if HELD_OUT in judge.ids else None,
-        forgetting=forgetting_of(outcomes, outcomes["base"], metric, goal, kept),
+        forgetting=forgetting_of(outcomes, outcomes["base"], metric, goal, kept, judge.negated),
         limits=_limits(goal, objective, best.outcomes[winner], outcomes),
     )
 

@@ -2,8 +2,8 @@
 
 In: outcomes of models and of the base on the same items, and the goal of a search. Out: the mean over the tasks to
 forget and that over the controls, each with its standard error, and the share of the base's control score that is kept.
-The protocol is that of Ilharco et al. (2023, Editing Models with Task Arithmetic, section 3): a merge counts if it
-keeps 95 %.
+The protocol is that of Ilharco et al. (2023, Editing Models with Task Arithmetic, section 3): a constant takes away the
+task vectors of what is to be forgotten alone, and a merge counts if it keeps 95 %.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ class Forgetting:
         share: of the base's control score that was to be kept.
         models: by name, on the same items, the base among them.
         select: the share that the winner keeps on the select items; None where nothing was chosen there.
+        negated: the rows that constants take away, and the others are 0 in them; none where they are of all rows.
     """
 
     tasks: Sequence[str]
     share: float
     models: Mapping[str, Kept]
     select: float | None = None
+    negated: Sequence[str] = ()
 
     def lacks(self, kept: float | None) -> bool:
         """Return whether a share of the base's control score is less than was to be kept, by more than rounding."""
@@ -67,8 +69,18 @@ class Forgetting:
         return cls(**{**content, "models": models})
 
 
+def taken(negated: Sequence[str]) -> str:
+    """Say of which rows a constant is, behind its number; nothing where it is of all."""
+    return f" of {', '.join(negated)}" if negated else ""
+
+
 def forgetting_of(
-    outcomes: Mapping[str, Outcome], base: Outcome, metric: str, goal: Goal, select: float | None = None
+    outcomes: Mapping[str, Outcome],
+    base: Outcome,
+    metric: str,
+    goal: Goal,
+    select: float | None = None,
+    negated: Sequence[str] = (),
 ) -> Forgetting | None:
     """Return what models have forgotten and kept; None where nothing was to be forgotten.
 
@@ -78,12 +90,13 @@ def forgetting_of(
         metric: of the scores.
         goal: of the search.
         select: see `Forgetting`.
+        negated: the same.
     """
     if not goal.forget:
         return None
     whole = {name: each for name, each in outcomes.items() if each.results.keys() == base.results.keys()}
     models = {name: _kept(outcome, base, metric, goal) for name, outcome in whole.items()}
-    return Forgetting(list(goal.forget), goal.keep, models, select)
+    return Forgetting(list(goal.forget), goal.keep, models, select, list(negated))
 
 
 def _kept(outcome: Outcome, base: Outcome, metric: str, goal: Goal) -> Kept:

@@ -18,14 +18,12 @@ from evomerge.common.digests import digest
 from evomerge.common.names import dtype_name
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Subset
-from evomerge.merging.method import Formed
 from evomerge.problem import Problem, without_compute
 from evomerge.search.evaluators.blocks import begin, blocks_of, outcome_or_raise
 from evomerge.search.evaluators.dropping import Items
 from evomerge.search.evaluators.units import Model, Scored, Scorer
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.remember import recalled, remembered
-from evomerge.space.affine import dead_entries
 from evomerge.space.named import Coefficients, name_coefficients
 
 Asked = tuple[Model, str, Items | None]
@@ -69,6 +67,11 @@ class Judge:
         self._begun: dict[str, Iterator[Scored]] = {}
 
     @property
+    def negated(self) -> tuple[str, ...]:
+        """The rows that constants take away; none where they are of all rows."""
+        return self._problem.negated
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The bounds that the search has for weights."""
         weight = self._problem.space.weight
@@ -79,8 +82,8 @@ class Judge:
         return self._problem.space.decode(x)
 
     def constant(self, weight: float) -> dict[str, np.ndarray]:
-        """Return coefficients with the same weight everywhere."""
-        return self._problem.space.constant(weight)
+        """Return coefficients with the same weight everywhere; of what takes away some rows, 0 for the others."""
+        return self._problem.constant(weight)
 
     def named(self, coefficients: Mapping[str, np.ndarray]) -> Coefficients:
         """Return coefficients by the names of groups and rows."""
@@ -88,15 +91,11 @@ class Judge:
 
     def within(self, weight: float) -> dict[str, np.ndarray]:
         """Return the coefficients of the space that are nearest to a constant; what the user froze stays frozen."""
-        return self.decode(self._problem.space.start({"weight": weight}))
+        return self._problem.within(weight)
 
     def same(self, one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
         """Return whether two merges are one: they have the same coefficients wherever there is a task vector."""
-        problem = self._problem
-        counts_zero = not isinstance(problem.method, Formed) or problem.method.counts_zero
-        zero = () if counts_zero else problem.rows.zero
-        dead = dead_entries(problem.space.groups, problem.space.rows, zero, "")
-        return all(np.array_equal(one[variable][~dead], other[variable][~dead]) for variable in one)
+        return self._problem.same(one, other)
 
     def begin(self, asked: Iterable[Asked]) -> None:
         """Let the scorer begin with models that are going to be asked for next; what is remembered needs no scoring."""

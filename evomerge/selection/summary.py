@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evomerge.selection.forgetting import Forgetting
+from evomerge.selection.forgetting import Forgetting, taken
 from evomerge.selection.front import Front
 from evomerge.selection.limits import Limits
 from evomerge.selection.noise import Noise
@@ -166,6 +166,11 @@ class Summary:
     remembered: int = 0
     limits: Limits | None = None
     front: Front | None = None
+
+    @property
+    def constant(self) -> str:
+        """The best constant, and of which experts it is, where it is of some alone."""
+        return f"{self.select.constant}{taken(self.forgetting.negated) if self.forgetting else ''}"
 
     @property
     def base(self) -> Score:

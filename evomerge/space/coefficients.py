@@ -79,6 +79,12 @@ class CoefficientSpace:
         """Coefficients with the given weights, one or (K,), in all groups, and every other variable at its start."""
         return self.complete({"weight": np.broadcast_to(np.asarray(weights, dtype=np.float64), self._shape)})
 
+    def flat(self, weight: float, rows: Collection[str] = ()) -> float | np.ndarray:
+        """One weight for some rows and 0 for the others, (G, K); the weight itself where no rows are named."""
+        if not rows:
+            return weight
+        return np.broadcast_to(np.where([row in rows for row in self.rows], weight, 0.0), self._shape)
+
     def complete(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Coefficients of all variables, (G, K) each: the given ones, and the start of those that are left out.
 

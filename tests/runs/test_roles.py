@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evomerge.cli.borrowed import _overlaid
 from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
-from evomerge.common.errors import ConfigError
+from evomerge.common.errors import ConfigError, LogError
+from evomerge.problem import Problem
 from evomerge.report.page import write_report
 from evomerge.report.result import Result
 from evomerge.runs.build import build_problem
@@ -22,16 +25,18 @@ from evomerge.runs.contestants import Compared
 from evomerge.runs.directory import open_run
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
-from evomerge.runs.points import find_trial
+from evomerge.runs.points import find_finalist, find_trial
 from evomerge.runs.roles import check_names, role_notes, set_apart
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.runs.table import tables_of
+from evomerge.runs.table import gain_of, tables_of
+from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.searchers.greedy import Greedy
 from evomerge.searchers.warm import WarmStart
 from evomerge.selection.forgetting import Forgetting, Kept, doubts_of
 from evomerge.selection.statistics import Score
 from evomerge.selection.summary import GAIN, OVER, Summary
+from evomerge.space.coefficients import make_space
 from tests.kit.helpers import compose
 
 NEGATIVE = "space.bounds={weight: [-1, 0]}"
@@ -184,6 +189,82 @@ def test_both_numbers_are_reported(run: Path, monkeypatch: pytest.MonkeyPatch, c
     assert captured.out.startswith("accuracy on 60 items of tasks that were held out: the search never saw these")
     with pytest.raises(ConfigError, match="the aim is to lose"):
         main([run.name, "--worth"])
+
+
+def test_constants_take_away_the_experts_of_what_is_to_be_forgotten_alone(run: Path) -> None:
+    """The published protocol: the base minus a share of one task vector."""
+    opened = open_run(run)
+    assert opened.summary is not None
+    assert opened.summary.forgetting is not None
+    assert opened.summary.forgetting.negated == ["trees"]
+    assert opened.coordinates == ["weight/model/animals", "weight/model/trees", "weight/model/metals"]
+    tried = [[0.0, -weight, 0.0] for weight in (1.0, 0.8, 0.6, 0.4, 0.2)]
+    np.testing.assert_allclose(opened.batches[0].points, tried)
+    constant = opened.summary.select.constant
+    assert f"constant {constant} of trees" in opened.summary.select.finalists
+    settings, held = opened.settings, {"weight/*/animals": 0, "weight/*/metals": 0}
+    problem = build_problem({**settings, "space": {**settings["space"], "frozen": held}}, Reporter())
+    weights = {"animals": 0, "trees": float(constant), "metals": 0}
+    point = problem.space.start({"weight": float(constant)})
+    np.testing.assert_array_equal(problem.space.decode(point)["weight"], [list(weights.values())])
+    alone = live_fitness(problem, problem.items["report"])
+    problem.merger.apply(problem.space.decode(point))
+    outcome = alone(make_subsets(problem)["report"](0))
+    scores = {task: row["accuracy"] for task, row in outcome.scores().items()}
+    assert opened.summary.best_constant.tasks == pytest.approx(scores)
+    assert f"({constant} of trees)" in gain_of(opened.summary)
+    mark = f"it takes away trees alone, with the weight {constant}; all others have 0"
+    assert mark in opened.summary.marks["best_constant"]
+    found = find_finalist(opened, build_problem(settings, Reporter()), f"constant {constant} of trees")
+    assert found.x.tolist() == list(weights.values())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "rows", "negated"),
+    [
+        (["trees"], ["animals", "trees", "metals"], ("trees",)),
+        (["trees", "metals"], ["animals", "trees", "metals"], ("trees", "metals")),
+        (["trees"], ["common", "animals", "trees", "metals"], ("trees",)),
+        (["trees"], ["trees", "trees.1", "metals", "metals.1"], ("trees", "trees.1")),
+        (["trees"], ["unified"], ()),  # none is an expert's, so a constant is of all
+        (["trees"], ["trees"], ()),
+        ([], ["animals", "trees", "metals"], ()),
+    ],
+)
+def test_rows_that_constants_take_away(run: Path, tasks: list[str], rows: list[str], negated: tuple[str]) -> None:
+    problem = build_problem(open_run(run).settings, Reporter())
+    space = make_space("model", problem.vectors.parameters, rows, problem.space.variables)
+    other = replace(problem, space=space, goal=replace(problem.goal, forget=tuple(tasks)))
+    assert other.negated == negated
+    wanted = [[-0.5 if row in (negated or rows) else 0.0 for row in rows]]
+    np.testing.assert_array_equal(other.constant(-0.5)["weight"], wanted)
+
+
+def test_a_run_that_began_with_all_experts_taken_away_is_read_but_does_not_go_on(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of earlier versions: their constants were of all experts, and their logs say nothing of rows."""
+    config, old = compose(*sources, *FORGET, "searcher=random", "budget=6"), tmp_path / "old"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Problem, "negated", ())
+        assert run_search(config, old, Reporter()) is not None
+    before = (old / "trials.jsonl").read_bytes()
+    opened = open_run(old)
+    np.testing.assert_allclose(opened.batches[0].points, [[-weight] * 3 for weight in (1.0, 0.8, 0.6, 0.4, 0.2)])
+    assert "has one weight for all" in write_report(old).read_text()
+    found = find_finalist(opened, build_problem(opened.settings, Reporter()), "constant")
+    assert found.x.tolist() in opened.batches[0].points.tolist()
+    with pytest.raises(LogError, match=r"began with constants that take all experts away.*hydra\.run\.dir"):
+        run_search(config, old, Reporter())
+    assert (old / "trials.jsonl").read_bytes() == before
+
+
+def test_a_constant_that_the_space_does_not_have_is_marked(sources: list[str], tmp_path: Path) -> None:
+    held = "space.frozen={weight/*/metals: 0.9}"
+    summary = run_search(compose(*sources, "searcher=random", held), tmp_path / "held", Reporter())
+    assert summary is not None
+    (mark,) = summary.marks["best_constant"]
+    assert mark.startswith("it is a merge that this space does not have: it is the same weight where the space holds")
 
 
 def test_a_winner_that_keeps_too_little_is_told() -> None:

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.progress import Silent
 from evomerge.merging.methods import Linear, Ties
-from evomerge.problem import Sources
-from evomerge.runs.starts import read_start
+from evomerge.problem import Problem, Sources
+from evomerge.recipes.handover import make_recipe
+from evomerge.runs.build import build_problem, find_start
+from evomerge.runs.config import plain
+from evomerge.runs.starts import numbers_only, read_start
+from evomerge.runs.suite import Suite
 from evomerge.space.coefficients import CoefficientSpace, make_space
+from tests.kit.helpers import compose
 
 SHAPES = {
     "model.embed_tokens.weight": (9, 4),
@@ -49,6 +55,53 @@ def test_a_gradient_becomes_numbers_of_layers(tmp_path: Path) -> None:
         **{"embeddings": 0.2, "model.layers.0": 0.2, "model.layers.1": 0.5, "model.layers.2": 0.8, "head": 0.2}
     }
     assert weight[:, 1] == pytest.approx([0.4] * 5)
+
+
+def test_a_yaml_begins_no_search_on_top_of_a_transform(tmp_path: Path) -> None:
+    (tmp_path / "their.yml").write_text(GRADIENT)
+    with pytest.raises(ConfigError, match=r"the search changes them first \(trim \+ tsvm\).*write transform=none"):
+        read_start(str(tmp_path / "their.yml"), LINEAR, space_of(), SHAPES, None, ["trim", "tsvm"])
+
+
+def test_a_recipe_of_another_merge_gives_numbers_only(pico_suite: Suite, tmp_path: Path) -> None:
+    def built(*given: str) -> Problem:
+        return build_problem(plain(compose("model=pico", f"model.suite={pico_suite.path}", *given)), Silent())
+
+    path = tmp_path / "recipe.yaml"
+    usual = built("transform=ties")
+    path.write_text(make_recipe(usual, usual.space.constant(0.7), {}, {}).to_yaml())
+    assert numbers_only(str(path), usual) == ""
+    assert numbers_only(str(path), built("transform=ties", "space=tensor")) == ""  # the same merge on other groups
+    note = numbers_only(str(path), built())
+    assert note.startswith(
+        f"start={path} gives numbers only, since the transform (ties(density=0.2) there) of that rec"
+    )
+    note = numbers_only(str(path), built("method=ties", "model.experts=[trees,animals]"))
+    assert (
+        "the method (linear there), transform (ties(density=0.2) there), experts of that recipe are not those" in note
+    )
+    reporter = Said()
+    other = built()
+    found = find_start({**plain(compose("model=pico")), "start": str(path)}, other, reporter)
+    assert found is not None
+    np.testing.assert_array_equal(found["weight"], other.space.constant(0.7)["weight"])
+    assert any("numbers only" in line for line in reporter.lines)
+    text = GRADIENT.replace("experts/red", "trees").replace("experts/blue", "metals")
+    (tmp_path / "their.yml").write_text(text)
+    with pytest.raises(ConfigError, match=r"the search changes them first \(tsvm\)"):
+        find_start(
+            {**plain(compose("model=pico")), "start": str(tmp_path / "their.yml")}, built("transform=tsvm"), reporter
+        )
+
+
+class Said(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def test_an_expert_that_the_yaml_has_not_starts_at_zero(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ class Bench:
     """A judge of two models without a model: what `act` makes of a name and a split is what an item is worth."""
 
     bounds = (0.0, 0.35)
+    negated = ()
     other = None
     ids: ClassVar = {"select": {"a": ["0", "1"]}}
 
