@@ -21,20 +21,26 @@ CHOSEN_HERE = (
     *("budget", "budget_items", "budget_hours", "hydra", "tracker"),
 )
 """Settings of a search that play no part here."""
+SEARCHED = {"fitness.items": "fitness.select_items", "fitness.metric": "fitness.report_metric"}
+"""Settings of search items, and what has that part in a comparison."""
 SAFE = "Nothing that was scored is lost: run the same command again to go on."
 DESCRIPTION = """\
 Run every method and transform with one weight λ for everything, each with its own λ, and rank them.
 
-Each chooses its λ among a few constants on the select items, all in the same way; λ = 1 is a transform as published.
+Each chooses its λ among a few constants on the select items, all in the same way; λ = 1 is a transform as published,
+but for two: `transform:ties` adds up what agrees (the paper's mean is trim+elect(join=mean)), and `transform:della`
+elects no signs (the paper's is della+elect). Both chains take part as well.
 The table is ranked by what they reach there. Only the five best are then scored on the report items, beside task
 arithmetic (`linear`) and the base: paired differences to task arithmetic, with chances corrected for five tests (Holm).
 
 setting=value is as for `evomerge search`: model=text, 'fitness.tasks={a: a.jsonl}', fitness.select_items=500 ...
   compare.methods     who takes part: 'compare.methods=[ties,tsvm,[trim,elect],{dare: {density: 0.3}}]'. Names of
                       methods and transforms; a list is a chain; {name: settings} has settings of its own. A name that
-                      both have stands for both; method:ties or transform:ties for one. start:lines is a start in
-                      closed form, their.yml a merge YAML of mergekit's, with its own weights. Left out: all but
-                      YAMLs. Task arithmetic (`linear`) always takes part
+                      both have stands for both; method:ties or transform:ties for one. start:1/K, start:metagpt,
+                      start:model_stock, start:lines, start:cocktail (which scores each expert on search items),
+                      and start:ema of checkpoints, are starts in closed form; their.yml is a merge YAML of
+                      mergekit's, with its own weights. Left out: all but YAMLs. Task arithmetic (`linear`) always
+                      takes part
   compare.constants   the weights to choose among: 'compare.constants=[0.4,0.7,1.0]'
   seed                of random masks
 """
@@ -81,10 +87,13 @@ def main(arguments: Sequence[str]) -> None:
                 f"{name} has no meaning here, since a comparison runs every method with one weight for everything: "
                 f"leave it out. Who takes part is compare.methods; a search is `evomerge search`."
             )
-    settings = plain(compose_settings(given))
+    settings, typed = plain(compose_settings(given)), {part.lstrip("+~").partition("=")[0] for part in spelled}
     directory = options.out or Path("runs") / f"compare-{run_name({}, [*spelled, *own])}".rstrip("-")
     command = shlex.join(["evomerge", "compare", *arguments])
     reporter, interrupt = Reporter(), Interrupt()
+    for name, instead in SEARCHED.items():
+        if name in typed:
+            reporter.say(f"note: {name} counts for start:cocktail alone, since nothing is searched here: see {instead}")
     with explained(SAFE):
         found = run_comparison(settings, compared, directory, reporter, interrupt, command)
     if found is None:

@@ -18,7 +18,7 @@ def show_curves(lines: Sequence[Curve], reporter: Reporter) -> None:
         [
             f"{line.one} to {line.other}",
             *(f"{line.losses[i]:.3f}" for i in SHOWN),
-            plus_minus(line.barrier, line.se),
+            plus_minus(line.barrier, line.se) if line.barrier else "none",
             f"{line.above_mean:.3f}",
         ]
         for line in lines

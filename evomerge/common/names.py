@@ -30,8 +30,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that does not exist: what is meant, perhaps, and what there is."""
     known = list(known)
     near = nearest(name, known)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"Unknown {kind} {name!r}: {hint}There are {', '.join(known)}."
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    return f"Unknown {kind} {name!r}{hint} There are {', '.join(known)}."
 
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -29,7 +29,8 @@ class Clusters:
         groups: all experts by clusters of those that changed alike, the largest cluster first.
         twins: those that are nearly the same.
         far: expert -> its highest cosine, of those that are far from all others.
-        usual: the median of the highest cosines of all.
+        usual: the median of the highest cosines of all; experts of one cluster count once, by their highest one to
+            others, since near-duplicates say nothing of what is usual.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -59,8 +60,8 @@ class Clusters:
             said = ", ".join(f"{name} ({cosine:.2f})" for name, cosine in self.far.items())
             texts.append(
                 f"far from all others, whose highest cosines are {self.usual:.2f} in the middle: {said}; what they "
-                f"alone know is lost first in an average, so leave their weights free, and make sure that they were "
-                f"tuned from this base"
+                f"alone know is lost first in an average, so leave their weights free; if nothing explains it, look "
+                f"whether they were tuned from this base"
             )
         return texts
 
@@ -88,9 +89,17 @@ def find_clusters(names: Sequence[str], cosines: np.ndarray) -> Clusters | None:
         return tuple(sorted(map(tuple, groups.values()), key=lambda group: -len(group)))
 
     nearest = np.where(np.eye(len(found), dtype=bool), -np.inf, found).max(axis=1)
-    usual = float(np.median(nearest))
+    groups = cut(ALIKE)
+    usual = _usual([[names.index(name) for name in group] for group in groups], found)
     far = {name: float(one) for name, one in zip(names, nearest, strict=True) if usual > NEAR and one < usual / 2}
-    return Clusters(cut(ALIKE), tuple(group for group in cut(TWINS) if len(group) > 1), far, usual)
+    return Clusters(groups, tuple(group for group in cut(TWINS) if len(group) > 1), far, usual)
+
+
+def _usual(groups: Sequence[Sequence[int]], cosines: np.ndarray) -> float:
+    """Return the median over clusters of the highest cosine to an expert of another one; 0 where there is one."""
+    every = set(range(len(cosines)))
+    others = [(group, sorted(every - set(group))) for group in groups]
+    return float(np.median([cosines[np.ix_(group, rest)].max() for group, rest in others if rest] or [0.0]))
 
 
 def _said(groups: Sequence[Sequence[str]]) -> str:

@@ -100,11 +100,15 @@ def check_gradient(method: Method | type[Method]) -> None:
     Raises:
         ConfigError: it has no gradient.
     """
-    if not method.linear:
-        raise ConfigError(
-            f"The method {method.name} is no weighted sum of task vectors, so evomerge has no gradient of it: write "
-            f"method=linear, or method=ties_frozen, which trims and elects once, before the search."
-        )
+    if method.linear:
+        return
+    instead = "method=linear, or method=ties_frozen, which trims and elects once, before the search"
+    if method.name == "average":
+        instead = "method=linear space.sum=1, which is the same average with weights that sum to one (a learned soup)"
+    raise ConfigError(
+        f"The method {method.name} is no weighted sum of task vectors, so evomerge has no gradient of it: write "
+        f"{instead}."
+    )
 
 
 def _on_host(products: Sequence[Tensor]) -> np.ndarray:

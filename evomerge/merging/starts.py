@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ class Cocktail:
         temperature: the higher, the more alike they are.
     """
 
+    title: ClassVar[str] = "shares of the experts by what they reach on the search items"
+    paper: ClassVar[str] = "Xiao et al. 2023, arXiv 2311.13534"
     temperature: float = 5.0
 
     def weights(self, losses: np.ndarray) -> np.ndarray:

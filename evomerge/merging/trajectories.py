@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -24,7 +24,15 @@ from evomerge.common.names import unknown
 
 
 class Schedule(Protocol):
-    """How checkpoints are weighed."""
+    """How checkpoints are weighed.
+
+    Attributes:
+        title: what it does, in a few words.
+        paper: where it was published.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
 
     def weights(self, number: int) -> np.ndarray:
         """Return the weights of so many checkpoints, the oldest first, float64 (number,).
@@ -39,6 +47,9 @@ class Schedule(Protocol):
 class Swa:
     """Stochastic weight averaging: all alike."""
 
+    title: ClassVar[str] = "the mean of all checkpoints (SWA)"
+    paper: ClassVar[str] = "Izmailov et al. 2018, arXiv 1803.05407"
+
     def weights(self, number: int) -> np.ndarray:
         """Return 1 / number for each."""
         return np.full(number, 1 / number)
@@ -52,11 +63,13 @@ class Lawa:
         last: how many.
     """
 
+    title: ClassVar[str] = "the mean of the last checkpoints (LAWA)"
+    paper: ClassVar[str] = "Kaddour 2022, arXiv 2209.14981"
     last: int = 5
 
     def weights(self, number: int) -> np.ndarray:
         """Return 1 / last for the last of them, 0 for the others."""
-        return _of_the_last(self.last, number, lambda last: np.full(last, 1 / last))
+        return _of_the_last("lawa", self.last, number, lambda last: np.full(last, 1 / last))
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,8 @@ class Ema:
         decay: how much of the mean stays at each checkpoint, above 0 and below 1.
     """
 
+    title: ClassVar[str] = "the running mean of the checkpoints (EMA)"
+    paper: ClassVar[str] = "Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging"
     decay: float = 0.9
 
     def weights(self, number: int) -> np.ndarray:
@@ -96,6 +111,8 @@ class Wsm:
         last: over how many checkpoints it goes; None for all of them.
     """
 
+    title: ClassVar[str] = "what a decay of the learning rate would have done (WSM)"
+    paper: ClassVar[str] = "Tian et al. 2025, arXiv 2507.17634"
     shape: str = "1-sqrt"
     last: int | None = None
 
@@ -105,6 +122,7 @@ class Wsm:
             raise ConfigError(f"wsm: {unknown('shape', self.shape, DECAYS)}")
         fall = DECAYS[self.shape]
         return _of_the_last(
+            "wsm",
             number if self.last is None else self.last,
             number,
             lambda last: -np.diff([fall(j / last) for j in range(last + 1)]),
@@ -115,8 +133,11 @@ SCHEDULES: dict[str, type[Swa | Lawa | Ema | Wsm]] = {"swa": Swa, "lawa": Lawa, 
 """By the names that the setting `start` gives them."""
 
 
-def _of_the_last(last: int, number: int, weights: Callable[[int], np.ndarray]) -> np.ndarray:
+def _of_the_last(name: str, last: int, number: int, weights: Callable[[int], np.ndarray]) -> np.ndarray:
     """Return the weights of the last checkpoints of a run, and 0 for those before."""
     if not 1 <= last <= number:
-        raise ConfigError(f"last: there are {number} checkpoints, so write a number from 1 to {number}, not {last}.")
+        raise ConfigError(
+            f"{name} weighs the last {last} checkpoints, and there are {number}: write "
+            f"'{{{name}: {{last: {number}}}}}', or another number from 1 to {number}."
+        )
     return np.concatenate([np.zeros(number - last), weights(last)])

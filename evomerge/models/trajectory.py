@@ -57,25 +57,32 @@ def _in_order(pattern: str) -> list[str]:
     if not path.name:
         raise ConfigError(f"{pattern}: there is no name in it. Write a pattern, such as run/checkpoint-*.")
     steps: dict[int, Path] = {}
-    for place in sorted(each for each in path.parent.glob(path.name) if each.is_dir()):
+    places = sorted(each for each in path.parent.glob(path.name) if each.is_dir())
+    for place in places:
         if not (numbers := NUMBER.findall(place.name)):
-            raise ConfigError(f"{pattern}: {place.name} has no step in its name. {_named(pattern)}")
+            raise ConfigError(f"{pattern}: {place.name} has no step in its name. {_named(pattern, places)}")
         if other := steps.get(step := int(numbers[-1])):
-            raise ConfigError(f"{pattern}: {other.name} and {place.name} are of the same step. {_named(pattern)}")
+            raise ConfigError(
+                f"{pattern}: {other.name} and {place.name} are of the same step. {_named(pattern, places)}"
+            )
         steps[step] = place
     order = sorted(steps)
+    there = [steps[step] for step in order]
     gaps = [later - step for step, later in pairwise(order)]
     usual = min(gaps[:-1] or gaps, default=0)  # training may end before the next regular one
     for i, gap in enumerate(gaps):
         if gap > usual:
             before, after = (steps[order[i + j]].name for j in (0, 1))
             raise ConfigError(
-                f"{pattern}: {before} and {after} are {gap} steps apart, and others {usual}, so one "
-                f"is missing; an average counts all checkpoints for the same length of training. {_named(pattern)}"
+                f"{pattern}: {before} and {after} are {gap} steps apart, and others {usual}, so one is missing; an "
+                f"average counts all checkpoints for the same length of training. {_named(pattern, there)}"
             )
     return [str(steps[step]) for step in order]
 
 
-def _named(pattern: str) -> str:
-    first = pattern.replace("*", "1")
-    return f"Name those to take as a list, in their order: [{first},...]."
+def _named(pattern: str, places: Sequence[Path]) -> str:
+    """Say how to name checkpoints one by one, with some that are there."""
+    parent = pattern.rpartition("/")[0]
+    each = [f"{parent}/{place.name}" if parent else place.name for place in places]
+    more = ",..." if each[3:] else ""
+    return f"Name those to take as a list, in their order: [{','.join(each[:3])}{more}]."

@@ -299,14 +299,17 @@ def find_baselines(
         ConfigError: one is no such start, or lies outside of the space.
     """
     given, points = settings.get("baselines") or [], dict[str, np.ndarray]()
-    for start in given if isinstance(given, list) else [str(given)]:
+    starts = given if isinstance(given, list) else [given]
+    for start in starts:
         known = not isinstance(start, str) or start in ("1/K", *CLOSED) or Path(start).is_file()
-        if not isinstance(given, list) or not known:
-            raise ConfigError(
-                f"baselines: {start} is no list of starts that need no search: write numbers, 1/K, "
-                f"{', '.join(CLOSED)}, or files that are there, recipes and merge YAMLs of mergekit's, such as "
-                f"'baselines=[1/K,metagpt,their.yml]'."
-            )
+        if known and isinstance(given, list):
+            continue
+        wrong = f"{start} is no list" if known else f"{start} is no start that needs no search"
+        raise ConfigError(
+            f"baselines: {wrong}: write a list of numbers, 1/K, {', '.join(CLOSED)}, or files that are there, recipes "
+            f"and merge YAMLs of mergekit's, such as 'baselines=[1/K,metagpt,their.yml]'."
+        )
+    for start in starts:
         try:
             found = find_start({**settings, "start": start}, problem, reporter, workers)
         except ConfigError as error:

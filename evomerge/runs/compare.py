@@ -19,20 +19,31 @@ from evomerge.common.limits import TimeLimit
 from evomerge.common.machine import fingerprint
 from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import check_items, measures
+from evomerge.fitness.draws import STRATIFIED
 from evomerge.fitness.items import HELD_OUT
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
+from evomerge.runs.closed_forms import is_scored
 from evomerge.runs.compared import LOG, ComparisonLog
 from evomerge.runs.computing import begun
 from evomerge.runs.config import check
-from evomerge.runs.contestants import REFERENCE, Compared, Contestant, find_contestants, of_theirs
+from evomerge.runs.contestants import (
+    FORMS,
+    REFERENCE,
+    START,
+    UNIFORM,
+    Compared,
+    Contestant,
+    find_contestants,
+    of_theirs,
+)
 from evomerge.runs.engine import check_rebuildable, engine_of, of_this_process, planned
 from evomerge.runs.given import Given
 from evomerge.runs.objectives import check_reported, several
 from evomerge.runs.rounds import Rounds
 from evomerge.runs.sources import find_sources
-from evomerge.runs.theirs import Theirs, open_files
+from evomerge.runs.theirs import Theirs, is_file, open_files
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt, Stopped
 from evomerge.selection.ranking import Entered, finalists, held_against, order
@@ -40,6 +51,11 @@ from evomerge.selection.standings import RESULT, Cost, OnReport, Row, Standings
 from evomerge.selection.statistics import paired, score_of
 
 SPLITS = ("select", "report")
+UNUSED = (
+    *(("fitness", name, None) for name in ("approximate", "estimate", "grow")),
+    *(("fitness", "rotate", False), ("fitness", "sampling", STRATIFIED), ("racing", "alpha", 0)),
+)
+"""Settings of a search that count for nothing in a comparison, and as they are where nobody asks for anything."""
 VERSIONS = ("python", "torch", "numpy")
 T = TypeVar("T")
 
@@ -76,7 +92,8 @@ def run_comparison(
     fitness = given.fitness or make_fitness(settings["fitness"])
     check_reported(settings, fitness.metrics)
     sources = find_sources(settings["model"], settings["fitness"]["tasks"], given.family and given.family.sources)
-    contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"])
+    trajectory = bool(settings["model"].get("trajectory"))
+    contestants, left_out = find_contestants(compared, list(sources.experts), settings["seed"], trajectory)
     theirs = open_files(compared.files, sources)
     plan = planned(settings, begun(directory, LOG), fitness)
     check_rebuildable(plan, given.in_memory)
@@ -94,7 +111,8 @@ def run_comparison(
         check_items(problem.fitness, problem.live.model, fitnesses[split].prepared, ids[split], split)
     sizes = {split: subsets[split].size for split in SPLITS}
     _announce(problem, contestants, left_out, sizes, reporter)
-    identity = _identity(problem, contestants, ids, settings["seed"]) | (
+    searched = subsets["search"](0) if any(is_scored(one.start) for one in contestants.values()) else {}
+    identity = _identity(problem, contestants, ids, settings["seed"], searched) | (
         {"blocks": plan.blocks} if plan.blocks > 1 else {}
     )
     metric, size = problem.goal.report_metric, subsets["search"].size
@@ -150,9 +168,17 @@ def _check_asked(settings: Mapping[str, Any], reporter: Progress) -> None:
             "A comparison ranks methods by one value, which nothing else limits: leave out objective=pareto and "
             "objective.constraints, or search (evomerge search) with each method by itself."
         )
-    for name in ("approximate", "estimate"):
-        if settings["fitness"].get(name):
-            reporter.say(f"note: fitness.{name} counts for nothing here: a comparison scores no search items")
+    if given := settings.get("baselines"):
+        starts = [str(one) for one in (given if isinstance(given, list) else [given])]
+        names = [one if is_file(one) else f"{START}{one}" for one in starts if is_file(one) or one in FORMS]
+        raise ConfigError(
+            f"baselines are judged at the end of a search, and here starts take part as all others do: write "
+            f"'compare.methods=[{','.join(['linear', *(names or [f'{START}{UNIFORM}'])])}]', or leave baselines out, "
+            f"since compare.methods=null has all closed forms. Numbers belong into compare.constants."
+        )
+    for group, name, usual in UNUSED:
+        if (settings.get(group) or {}).get(name) not in (None, usual):
+            reporter.say(f"note: {group}.{name} counts for nothing here: a comparison searches nothing")
 
 
 def _read(name: str, theirs: Theirs, problem: Problem, reporter: Progress) -> Contestant | str:
@@ -248,16 +274,24 @@ def _needed(found: T | str) -> T:
 
 
 def _identity(
-    problem: Problem, contestants: Mapping[str, Contestant], ids: Mapping[str, Mapping[str, list[str]]], seed: int
+    problem: Problem,
+    contestants: Mapping[str, Contestant],
+    ids: Mapping[str, Mapping[str, list[str]]],
+    seed: int,
+    searched: Mapping[str, list[str]],
 ) -> dict[str, Any]:
-    """Return what makes this comparison this one: names and hashes."""
+    """Return what makes this comparison this one: names and hashes; with the search items on which experts are scored,
+    where a start asks for it.
+    """
     goal = problem.goal
+    scored = [goal.metric, {task: digest(chosen) for task, chosen in searched.items()}]
     return {
         **problem.contents,
         "items": {split: {task: digest(chosen) for task, chosen in each.items()} for split, each in ids.items()},
         "objective": [goal.report_metric, goal.aggregate, goal.weights, goal.normalised],
         "contestants": [one.about() for one in contestants.values()],
         "seed": seed,
+        **({"scored": scored} if searched else {}),
     }
 
 

@@ -23,9 +23,11 @@ from evomerge.common.names import unknown
 from evomerge.merging.method import Formed, check_rows
 from evomerge.merging.methods.common import WEIGHT
 from evomerge.merging.starts import STARTS
+from evomerge.merging.trajectories import SCHEDULES
 from evomerge.recipes.catalog import METHODS, TRANSFORMS
 from evomerge.recipes.mergekit.numbers import Values
 from evomerge.runs.choices import load_choice
+from evomerge.runs.closed_forms import CLOSED, SCORED
 from evomerge.runs.config import CONF, build, check_method
 from evomerge.runs.targets import find_class
 from evomerge.runs.theirs import Theirs, find_files, is_file
@@ -33,6 +35,11 @@ from evomerge.runs.transforms import resolved
 
 GROUPS: Mapping[str, Mapping[str, Any]] = {"method": METHODS, "transform": TRANSFORMS}
 START = "start:"
+UNIFORM = "1/K"
+FORMS = (UNIFORM, *CLOSED)
+"""Starts that bring weights of their own, as the setting `start` names them."""
+PUBLISHED: tuple[list[Any], ...] = (["trim", {"elect": {"join": "mean"}}], ["della", "elect"])
+"""Chains that are TIES and DELLA as published: the transform `ties` adds up what agrees, `della` elects no signs."""
 REFERENCE = "linear"
 """Task arithmetic: it always takes part, and the others are held against it."""
 
@@ -122,14 +129,19 @@ def read_compared(given: Mapping[str, Any]) -> Compared:
     return Compared(None if methods is None else tuple(others), each, files)
 
 
-def everybody() -> list[str]:
-    """Return the names of all there is, as `compare.methods` takes them; task arithmetic is the first."""
+def everybody(trajectory: bool = False) -> list[Any]:
+    """Return all there is, as `compare.methods` takes it; task arithmetic is the first.
+
+    Args:
+        trajectory: whether the experts are the checkpoints of one training run.
+    """
     methods, transforms = ([_label(group, name) for name in known] for group, known in GROUPS.items())
-    return [*methods, *transforms, *(f"{START}{name}" for name in STARTS)]
+    starts = [name for name in FORMS if trajectory or name not in SCHEDULES]
+    return [*methods, *transforms, *PUBLISHED, *(f"{START}{name}" for name in starts)]
 
 
 def find_contestants(
-    compared: Compared, experts: Sequence[str], seed: int
+    compared: Compared, experts: Sequence[str], seed: int, trajectory: bool = False
 ) -> tuple[dict[str, Contestant], dict[str, str]]:
     """Return who takes part, and why others cannot, both by name.
 
@@ -137,20 +149,24 @@ def find_contestants(
         compared: what was asked for.
         experts: the names of the experts, in order.
         seed: of all that is drawn, such as random masks, where its settings are the usual ones.
+        trajectory: whether the experts are the checkpoints of one training run.
 
     Raises:
         ConfigError: something that was asked for does not exist, or cannot have these settings.
     """
     found, refused = dict[str, Contestant](), dict[str, str]()
-    for entry in (REFERENCE, *(everybody() if compared.methods is None else compared.methods)):
+    for entry in (REFERENCE, *(everybody(trajectory) if compared.methods is None else compared.methods)):
         for name, method, transform in _understood(entry, seed):
-            if reason := _reason(method, transform, experts):
+            start = name.removeprefix(START) if name.startswith(START) else ""
+            if start in SCHEDULES and not trajectory:
+                refused[name] = "it weighs the checkpoints of one training run (model.trajectory)"
+            elif reason := _reason(method, transform, experts):
                 refused[name] = reason
             else:
                 check_method(method, transform, experts)
                 one = _contestant(name, method, transform, compared.constants)
-                if name.startswith(START):
-                    one = _closed(one, name.removeprefix(START))
+                if start:
+                    one = _closed(one, start)
                 if one.constants:
                     found[name] = one
                 else:
@@ -175,9 +191,11 @@ def of_theirs(
     read = theirs.read(parameters)
     ones = all(weight == 1 for row in read.values["weight"].values() for weight in row.values())
     if read.transform and not (ones and set(theirs.rows) == set(experts)):
-        raise theirs.document.method.error(
-            f"{theirs.peer.name} is a transform of all experts here, and this YAML has not all of them in all tensors: "
-            f"name the same ones in model.experts"
+        lacking = [name for name in experts if name not in theirs.rows]
+        what = f"lacks {', '.join(lacking)}" if lacking else "has other weights than 1"
+        return (
+            f"{theirs.peer.name} is a transform of all experts here, each with a weight of 1, and this YAML {what}: "
+            f"compare it where model.experts names those that it has"
         )
     method = load_choice("method", read.method["name"], _rest(read.method))
     transform = resolved([{step["name"]: _rest(step)} for step in read.transform])
@@ -194,16 +212,22 @@ def _rest(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _closed(one: Contestant, start: str) -> Contestant:
     """Return task arithmetic with the weights of a closed form."""
-    title, paper, _ = STARTS[start]
-    return replace(one, title=title, paper=paper, start=start, constants=(1.0,))
+    if start == UNIFORM:
+        kind: Any = METHODS["average"]
+        title = "the same weight for all: the mean of the experts"
+    else:
+        kind = {**STARTS, **SCHEDULES, **SCORED}[start]
+        title = kind.title
+    needs = "a score of each expert" if start in SCORED else one.needs
+    return replace(one, title=title, paper=kind.paper, needs=needs, start=start, constants=(1.0,))
 
 
 def _understood(entry: Any, seed: int) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     """Yield name, method and transforms of all that an entry of `compare.methods` stands for."""
     linear = load_choice("method", REFERENCE)
     if isinstance(entry, str) and entry.startswith(START):
-        if (name := entry.removeprefix(START)) not in STARTS:
-            raise ConfigError(f"compare.methods: {unknown('start', name, STARTS)}")
+        if (name := entry.removeprefix(START)) not in FORMS:
+            raise ConfigError(f"compare.methods: {unknown('start', name, FORMS)}")
         yield entry, linear, []
     elif isinstance(entry, str):
         group, _, name = entry.rpartition(":")

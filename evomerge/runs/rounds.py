@@ -9,23 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from evomerge.common.errors import CheckpointError, EvomergeError, LiveModelError, LogError
+from evomerge.common.errors import CheckpointError, ConfigError, EvomergeError, LiveModelError, LogError
 from evomerge.common.limits import TimeLimit
+from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
-from evomerge.merging.starts import STARTS
 from evomerge.problem import Problem
 from evomerge.runs.choices import load_choice
+from evomerge.runs.closed_forms import CLOSED, closed_form
 from evomerge.runs.compared import ComparisonLog
-from evomerge.runs.contestants import Contestant
+from evomerge.runs.contestants import UNIFORM, Contestant
 from evomerge.runs.engine import Engine
 from evomerge.runs.theirs import on_groups
 from evomerge.runs.under import problem_under
@@ -37,6 +38,7 @@ from evomerge.selection.choosing import objective_of
 from evomerge.selection.judge import Judge
 from evomerge.selection.ranking import Entered, enter, on_split
 from evomerge.selection.standings import Cost
+from evomerge.selection.workers import Workers
 
 BASE = "base"
 
@@ -55,6 +57,7 @@ class Rounds:
         engine: scores, where there are workers.
         log: knows what was scored.
         reporter: tells the user what goes on.
+        starts: the weights of closed forms so far.
     """
 
     problem: Problem
@@ -66,6 +69,7 @@ class Rounds:
     engine: Engine
     log: ComparisonLog
     reporter: Progress
+    starts: dict[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def objective(self) -> Objective:
@@ -87,7 +91,10 @@ class Rounds:
         try:
             with _of_this_one_alone():
                 problem, prepare = self._prepared(one)
-                judge, weights = self._judge(problem, one), {each: _merge(one, problem, each) for each in one.constants}
+                judge, weights = (
+                    self._judge(problem, one),
+                    {each: self._merge(one, problem, each) for each in one.constants},
+                )
                 what, items = f"{one.name} chooses its weight ({place})", len(weights) * judge.sizes["select"]
                 with self.reporter.counting(what, items) as judge.scored:
                     found = enter(judge, self.objective, weights)
@@ -105,7 +112,7 @@ class Rounds:
         try:
             with _of_this_one_alone():
                 problem, _ = self._prepared(one)
-                weight = _merge(one, problem, constant)
+                weight = self._merge(one, problem, constant)
         except _Alone as error:
             self.log.add_score(one.name, "report", str(error))
             return str(error)
@@ -135,6 +142,26 @@ class Rounds:
             found = on_split(judge, coefficients, split, self.problem.goal.report_metric)
         self.log.add_score(name, split, found)
         return found
+
+    def _merge(self, one: Contestant, problem: Problem, constant: float) -> dict[str, np.ndarray]:
+        """Return the coefficients of a contestant: those that it brings, or else one weight everywhere."""
+        space = problem.space
+        if one.told:
+            return space.complete({name: on_groups(values, space) for name, values in one.told.items()})
+        weight = self._start(one.start, problem) if one.start else np.array(constant)
+        return space.complete({"weight": weight, **{name: np.array(value) for name, value in one.others.items()}})
+
+    def _start(self, start: str, problem: Problem) -> np.ndarray:
+        """Return the weights of a closed form; where experts must be scored for it, they are scored once."""
+        if start == UNIFORM:
+            return np.array(1 / len(problem.space.rows))
+        if start not in self.starts:
+            workers = Workers(self.engine.scorer, self.engine.blocks) if self.engine.workers else None
+            found = closed_form(start, self.settings, problem, self.reporter, workers)
+            if found is None:
+                raise ConfigError(unknown("start", start, CLOSED))
+            self.starts[start] = found
+        return self.starts[start]
 
     def _prepared(self, one: Contestant) -> tuple[Problem, float | None]:
         """Return the problem with the method of a contestant, and the seconds to prepare it, if it was not there."""
@@ -171,15 +198,6 @@ def _of_this_one_alone() -> Iterator[None]:
     except Exception as error:  # whatever a method, a transform or a fitness may raise
         kind = "" if isinstance(error, EvomergeError) else f"{type(error).__name__}: "
         raise _Alone(f"{kind}{error}".splitlines()[0]) from error
-
-
-def _merge(one: Contestant, problem: Problem, constant: float) -> dict[str, np.ndarray]:
-    """Return the coefficients of a contestant: those that it brings, or else one weight everywhere."""
-    space = problem.space
-    if one.told:
-        return space.complete({name: on_groups(values, space) for name, values in one.told.items()})
-    weight = STARTS[one.start].weights(problem.rows, space.groups) if one.start else np.array(constant)
-    return space.complete({"weight": weight, **{name: np.array(value) for name, value in one.others.items()}})
 
 
 def _seconds(merge: Callable[[], object]) -> float:

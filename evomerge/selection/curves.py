@@ -40,8 +40,9 @@ class Curve:
         other: and of the second.
         losses: at each of `ALPHAS`: minus the metric that a search maximises.
         barrier: how far the loss is above the straight line between its ends, where it is farthest; 0 if it never is.
-        se: the standard error of that difference, paired; None where nobody knows. It was taken where the barrier is
-            highest, so the barrier is a little too high by chance.
+        se: the standard error of that difference, paired; None where nobody knows, and where the loss is never above
+            the line: the ends are on it by definition. It was taken where the barrier is highest, so the barrier is a
+            little too high by chance.
         above_mean: the highest loss minus the mean of both ends.
     """
 
@@ -116,10 +117,9 @@ def curve_of(
         for alpha, each in zip(ALPHAS, outcomes, strict=True)
     ]
     highest = int(np.argmax([difference.diff or 0.0 for difference in chord]))
-    rise = chord[highest]
-    return Curve(
-        one, other, tuple(losses), max(0.0, rise.diff or 0.0), rise.se, max(losses) - (losses[0] + losses[-1]) / 2
-    )
+    barrier = max(0.0, chord[highest].diff or 0.0)
+    se = chord[highest].se if barrier else None
+    return Curve(one, other, tuple(losses), barrier, se, max(losses) - (losses[0] + losses[-1]) / 2)
 
 
 def _between(outcomes: Sequence[Outcome], alpha: float, metric: str) -> Outcome:

@@ -228,11 +228,11 @@ def _named(names: Sequence[str], reference: str) -> str:
 
 
 def _on_report(reference: str, tested: int) -> list[str]:
+    best = f"the {tested} best others" if tested > 1 else "the best other"
+    corrected = f", corrected for {tested} tests (Holm)" if tested > 1 else ""
     return [
-        f"λ: each chose its own on the select items. Only {reference} and the {tested} best others were scored on the "
-        f"report items.",
-        f"- {reference}: paired on the report items. p: of such a difference where there is none, corrected for "
-        f"{tested} tests (Holm).",
+        f"λ: each chose its own on the select items. Only {reference} and {best} were scored on the report items.",
+        f"- {reference}: paired on the report items. p: of such a difference where there is none{corrected}.",
     ]
 
 

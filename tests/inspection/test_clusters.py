@@ -24,12 +24,26 @@ def test_near_duplicates_clusters_and_strangers() -> None:
     assert found is not None
     assert found.groups == (("c", "d", "e"), ("a", "b"), ("f",), ("g",))
     assert found.twins == (("a", "b"),)
-    assert found.far == {"f": 0.02, "g": 0.02}
-    many, twins, alike, far = found.notes()
+    assert found.far == {}  # 0.02 is what experts of different tasks have, whatever the others are to each other
+    many, twins, alike = found.notes()
     assert many.startswith("7 experts are many to merge at once")
     assert "a, b; keep one of them, or give them one weight ('space.tied=[{a: 1, b: 1}]')" in twins
     assert "'space.tied=[{c: 1, d: 1, e: 1}]'" in alike
-    assert "0.70 in the middle: f (0.02), g (0.02)" in far
+
+
+def test_a_stranger_among_kin() -> None:
+    found = find_clusters(NAMES, cosines(*(("g", name, 0.05) for name in "abcdef"), ("a", "b", 0.98), usual=0.3))
+    assert found is not None
+    assert (found.usual, found.far) == (0.3, {"g": 0.05})
+    assert "0.30 in the middle: g (0.05)" in found.notes()[-1]
+
+
+def test_near_duplicates_make_nobody_a_stranger() -> None:
+    """Two thirds of the experts are one of a pair; the others are as far from these as pairs are from each other."""
+    pairs = (("a", "b", 0.98), ("c", "d", 0.97), ("e", "f", 0.99))
+    found = find_clusters(NAMES, cosines(*pairs, usual=0.15))
+    assert found is not None
+    assert (found.usual, found.far) == (0.15, {})
 
 
 def test_experts_that_are_all_as_far() -> None:

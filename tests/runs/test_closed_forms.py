@@ -158,9 +158,16 @@ def test_a_baseline_that_the_space_cannot_express_is_said_to_be_another(
     assert "note: the space cannot express start metagpt: its nearest point" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", ["baselines=metagpt", "baselines=[constants]", "baselines=[recipe.yaml]"])
-def test_baselines_that_are_none(sources: list[str], problem: Problem, given: str) -> None:
-    with pytest.raises(ConfigError, match=r"baselines: .* is no list of starts that need no search: .* files that are"):
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ("baselines=metagpt", "metagpt is no list"),
+        ("baselines=[1/K,constants]", "constants is no start that needs no search"),
+        ("baselines=[recipe.yaml]", r"recipe\.yaml is no start that needs no search"),
+    ],
+)
+def test_baselines_that_are_none(sources: list[str], problem: Problem, given: str, wrong: str) -> None:
+    with pytest.raises(ConfigError, match=rf"baselines: {wrong}: write a list of numbers, .* files that are"):
         find_baselines(settings_of(*sources, given), problem, Reporter())
 
 

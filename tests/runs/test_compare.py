@@ -191,6 +191,7 @@ def test_a_merge_yaml_and_a_closed_form_take_part_with_one_merge(
         "sce.yml": ("sce", "weight: 1", experts),
         "bent.yml": ("task_arithmetic", "weight: [0.2, 0.9]", experts),
         "slerp.yml": ("slerp", "weight: 1", experts[:1]),
+        "few.yml": ("sce", "weight: 1", experts[:2]),
     }
     for name, (method, parameters, models) in told.items():
         more = "parameters: {t: 0.5}\n" if method == "slerp" else ""
@@ -200,6 +201,7 @@ def test_a_merge_yaml_and_a_closed_form_take_part_with_one_merge(
     rows = {row.name: row for row in found.rows}
     assert set(rows) == {"linear", "sce", "start:metagpt", "sum.yml", "sce.yml", "bent.yml"}
     assert "and there are 3" in found.left_out["slerp.yml"]
+    assert found.left_out["few.yml"].endswith("lacks trees: compare it where model.experts names those that it has")
     for name, same in (("sum.yml", "linear"), ("sce.yml", "sce")):
         assert (rows[name].select, rows[name].values) == (rows[same].select, rows[same].values)
     problem = build_problem(own, Silent())
@@ -217,6 +219,52 @@ def test_a_merge_yaml_and_a_closed_form_take_part_with_one_merge(
     (tmp_path / "bent.yml").write_text(yaml_of(own, "task_arithmetic", "weight: 0.3", "nobody"))
     with pytest.raises(ConfigError, match=r"bent.yml: line 4: .*nobody is none of the experts"):
         compare(own, tmp_path / "run", files)
+
+
+def test_uniform_weights_and_those_of_scored_experts_are_starts(
+    settings: dict[str, Any], tmp_path: Path, scored: Scored
+) -> None:
+    """What the comparison has scored is what searches begin with that have these starts."""
+    own, starts = elsewhere(settings, tmp_path), ["start:1/K", "start:cocktail"]
+    found = compare(own, tmp_path / "run", starts, constants=[0.5])
+    rows = {row.name: row for row in found.rows}
+    assert set(rows) == {"linear", *starts}
+    assert rows["start:cocktail"].needs == "a score of each expert"
+    problem = build_problem(own, Silent())
+    fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
+    judge = Judge(problem, SerialScorer(problem, fitnesses), make_subsets(problem), Interrupt())
+    cocktail = find_start({**own, "start": "cocktail"}, problem, Silent())
+    assert cocktail is not None
+    np.testing.assert_allclose(np.sum(cocktail["weight"], axis=1), 1)
+    scored.calls.clear()
+    for name, weights in (("start:1/K", np.array(1 / 3)), ("start:cocktail", cocktail["weight"])):
+        outcome = judge.merged(problem.space.complete({"weight": weights}), "select")
+        assert score_of(outcome, found.metric) == rows[name].select
+    assert scored.calls == []
+    assert "scored" in next(read_log(tmp_path / "run" / LOG))["identity"]  # experts, on search items
+    compare(own, tmp_path / "run", starts, constants=[0.5])
+    assert scored.calls == []
+
+
+def test_settings_of_a_search_that_mean_nothing_are_refused_or_said(settings: dict[str, Any], tmp_path: Path) -> None:
+    two, said = read_compared({"methods": ["trim"], "constants": [0.4]}), Said()
+    with pytest.raises(ConfigError, match=r"write 'compare\.methods=\[linear,start:1/K,start:lines,their\.yml\]'"):
+        run_comparison({**settings, "baselines": ["1/K", "lines", 0.4, "their.yml"]}, two, tmp_path / "a", said)
+    racing = {**settings["racing"], "alpha": 0.1}
+    fitness = {**settings["fitness"], "rotate": True, "grow": 0.5}
+    run_comparison({**settings, "racing": racing, "fitness": fitness}, two, tmp_path / "run", said)
+    notes = [line for line in said.lines if "counts for nothing here" in line]
+    assert [note.split()[1] for note in notes] == ["fitness.grow", "fitness.rotate", "racing.alpha"]
+
+
+class Said(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 class Broken(Transform):

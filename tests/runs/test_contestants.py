@@ -9,7 +9,9 @@ import pytest
 
 from evomerge.common.errors import ConfigError
 from evomerge.merging.starts import STARTS
+from evomerge.merging.trajectories import SCHEDULES
 from evomerge.recipes.catalog import METHODS, TRANSFORMS
+from evomerge.runs.closed_forms import SCORED
 from evomerge.runs.contestants import Contestant, everybody, find_contestants, read_compared
 from evomerge.transforms.base import Transform
 
@@ -25,8 +27,11 @@ def test_every_method_and_every_transform_takes_part_or_says_why_not() -> None:
     """From the lists: whatever is added there is here as well."""
     takes_part, left_out = find_contestants(read_compared({}), EXPERTS, 1)
     assert next(iter(takes_part)) == "linear"
-    assert {*takes_part, *left_out} == set(everybody())
-    assert len(everybody()) == len(METHODS) + len(TRANSFORMS) + len(STARTS)
+    names = [one for one in everybody() if isinstance(one, str)]
+    assert {*takes_part, *left_out} == {*names, "trim+elect(join=mean)", "della+elect"}
+    assert len(names) == len(METHODS) + len(TRANSFORMS) + len(STARTS) + len(SCORED) + 1
+    assert not {f"start:{name}" for name in SCHEDULES} & set(names)
+    assert {f"start:{name}" for name in SCHEDULES} < {*find_contestants(read_compared({}), EXPERTS, 1, True)[0]}
     assert "it is task arithmetic, and a comparison gives all rows one weight" in left_out["ranks"]
     for name in ("slerp", "nuslerp"):
         assert "and there are 3" in left_out[name]
@@ -44,7 +49,7 @@ def test_all_choose_among_the_same_weights_where_a_weight_means_something() -> N
     assert 1.0 in constants  # the scale of the papers
     own = found()
     assert {one.constants for one in own.values()} <= {constants, (1.0,)}
-    for name in ("average", "karcher", "multislerp", *(f"start:{start}" for start in STARTS)):
+    for name in ("average", "karcher", "multislerp", "start:1/K", *(f"start:{start}" for start in (*STARTS, *SCORED))):
         assert own[name].constants == (1.0,)  # it divides by the weights, or has its own
     for name in ("linear", "method:ties", "tsvm", "model_stock"):
         assert own[name].constants == constants
@@ -69,6 +74,26 @@ def test_chains_and_settings_of_ones_own() -> None:
     assert [step["_target_"].rpartition(".")[2] for step in own["trim+elect"].transform] == ["Trim", "Elect"]
     assert own["dare(density=0.3, seed=7)"].transform[0]["seed"] == 7
     assert own["nuslerp(deltas=True)"].method["deltas"] is True
+
+
+def test_ties_and_della_are_compared_as_published_as_well() -> None:
+    own = found()
+    ties, della = own["trim+elect(join=mean)"], own["della+elect"]
+    assert [step["_target_"].rpartition(".")[2] for step in ties.transform] == ["Trim", "Elect"]
+    assert (ties.transform[0]["density"], ties.transform[1]["join"]) == (0.2, "mean")
+    assert [step["_target_"].rpartition(".")[2] for step in della.transform] == ["Della", "Elect"]
+    assert della.transform[1]["join"] == "sum"
+
+
+def test_weights_of_checkpoints_are_left_out_where_there_are_none() -> None:
+    compared = read_compared({"methods": ["start:ema"]})
+    takes_part, left_out = find_contestants(compared, EXPERTS, 1)
+    assert list(takes_part) == ["linear"]
+    assert "checkpoints of one training run" in left_out["start:ema"]
+    assert (
+        find_contestants(compared, EXPERTS, 1, True)[0]["start:ema"].title
+        == "the running mean of the checkpoints (EMA)"
+    )
 
 
 def test_the_seed_is_that_of_random_masks() -> None:
@@ -101,6 +126,7 @@ def test_what_needs_more_than_models_is_left_out_with_the_reason() -> None:
         ({"methods": ["tiess"]}, "did you mean"),
         ({"methods": ["transform:linear"]}, "transform:linear"),
         ({"methods": ["start:line"]}, "did you mean 'lines'"),
+        ({"methods": ["start:0.4"]}, "Unknown start '0.4'"),
         ({"methods": ["nowhere/their.yml"]}, "there is no file nowhere/their.yml"),
         ({"methods": [f"{ROOT}/conf/compare.yaml"]}, "has no merge_method"),
         ({"methods": [{"dare": {"densty": 0.3}}]}, "densty"),

@@ -44,5 +44,5 @@ def test_the_standard_error_is_that_of_paired_differences() -> None:
 
 def test_a_valley_has_no_barrier() -> None:
     found = curve_of("x", "y", outcomes([1 - 0.2 * alpha * (1 - alpha) for alpha in ALPHAS]), "m")
-    assert (found.barrier, found.flat) == (0.0, True)
+    assert (found.barrier, found.se, found.flat) == (0.0, None, True)  # the ends are on the line by definition
     assert found.above_mean == pytest.approx(0.0)
