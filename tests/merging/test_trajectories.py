@@ -57,8 +57,11 @@ def test_wsm_scales_each_later_step_by_the_decay(shape):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (Lawa(), r"there are 3 checkpoints, so write a number from 1 to 3, not 5"),
-        (Wsm(last=0), r"write a number from 1 to 3, not 0"),
+        (
+            Lawa(),
+            r"the last 5 checkpoints, and there are 3: write '\{lawa: \{last: 3\}\}', or another number from 1 to 3",
+        ),
+        (Wsm(last=0), r"wsm weighs the last 0 checkpoints, and there are 3: write '\{wsm: \{last: 3\}\}'"),
         (Ema(1.0), r"a decay of 1 is no share"),
         (Wsm("square"), r"Unknown shape 'square'.*linear, 1-sqrt, cosine"),
     ],

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from evomerge.common.progress import Silent
 from evomerge.recipes.mergekit.methods import PEERS, Peer
@@ -74,3 +76,22 @@ def test_a_yaml_of_each_method_is_the_merge_that_it_stands_for(scores: dict[str,
     assert (
         sum(other[0].mean == pytest.approx(compared.mean, rel=1e-5) for other in scores.values()) == 1
     )  # each is a merge of its own
+
+
+def test_one_model_is_taken_out_of_a_uniform_soup(pico_suite: Suite, tmp_path: Path) -> None:
+    """(S θ - θ_i) / (S - 1), as a merge of the soup and that model alone."""
+    alike = "".join(f"- {{model: {pico_suite.path}/experts/{name}, parameters: {{weight: 1}}}}\n" for name in EXPERTS)
+    *others, _ = alike.splitlines(keepends=True)
+    texts = {
+        "soup": f"merge_method: linear\ndtype: float32\nmodels:\n{alike}",
+        "without": f"merge_method: task_arithmetic\nbase_model: {tmp_path}/soup\ndtype: float32\nmodels:\n"
+        f"- {{model: {pico_suite.path}/experts/{EXPERTS[-1]}, parameters: {{weight: -0.5}}}}\n",
+        "others": f"merge_method: linear\ndtype: float32\nmodels:\n{''.join(others)}",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+        merge(tmp_path / f"{name}.yml", tmp_path / name)
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("without", "others"))
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert_close(found[name], tensor, rtol=0, atol=1e-6)

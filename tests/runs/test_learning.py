@@ -203,6 +203,7 @@ def test_items_without_labels_cannot_be_learned_from_by_labels(clean: Problem) -
     [
         ("method=ties", r"The method ties is no weighted sum.*method=ties_frozen"),
         ("method=dare_ties", r"The method dare_ties is no weighted sum"),
+        ("method=average", r"write method=linear space\.sum=1, which is the same average"),
         ("fitness=custom", r"gives none: write fitness=classification, or a searcher by values"),
     ],
 )
