@@ -36,7 +36,7 @@ from evomerge.runs.choices import Choice, settings_of
 from evomerge.runs.given import Given
 from evomerge.runs.run import run_search
 from evomerge.search.stopping import Interrupt, Stopped
-from evomerge.selection.evaluation import Comparison
+from evomerge.selection.comparison import Comparison
 from evomerge.selection.evaluation import evaluate as compare_models
 from evomerge.selection.named import find_model
 

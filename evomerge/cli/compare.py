@@ -18,7 +18,7 @@ from evomerge.common.errors import ConfigError
 OWN = "compare."
 CHOSEN_HERE = (
     *("method", "transform", "space", "searcher", "loss", "start"),
-    *("budget", "budget_items", "budget_hours", "hydra", "tracker"),
+    *("budget", "budget_items", "budget_hours", "hydra", "tracker", "fitness.worth"),
 )
 """Settings of a search that play no part here."""
 SEARCHED = {"fitness.items": "fitness.select_items", "fitness.metric": "fitness.report_metric"}
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     compared = read_compared(_values(own))
     spelled = [part for one in given for part in spelled_out(one)]
     for name in (part.lstrip("+~").partition("=")[0] for part in spelled):
-        if name.partition(".")[0] in CHOSEN_HERE:
+        if name in CHOSEN_HERE or name.partition(".")[0] in CHOSEN_HERE:
             raise ConfigError(
                 f"{name} has no meaning here, since a comparison runs every method with one weight for everything: "
                 f"leave it out. Who takes part is compare.methods; a search is `evomerge search`."

@@ -18,7 +18,7 @@ from evomerge.common.errors import ConfigError, EvomergeError
 if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` needs neither
     from evomerge.cli.progress import Reporter
     from evomerge.problem import Problem
-    from evomerge.selection.evaluation import Comparison
+    from evomerge.selection.comparison import Comparison
     from evomerge.selection.named import Model
     from evomerge.selection.worth import Worth
 
@@ -54,6 +54,9 @@ summary; on the search split, those of its first generation. What a search has s
 again; models that it dropped early are. A model that takes longer than time_limit has no score: auto allows 2 hours, a
 number of seconds is for fitness.items items.
 
+What RUN --worth and RUN --around find stays in the run directory, and its page (report.html) is drawn with it; with
+other models, items or settings beside them it is only printed.
+
 Tasks that a search never sees (fitness.held_out) are a split of their own, --split held_out.
 
   evomerge evaluate runs/x base experts                             a run's winner beside base and experts
@@ -82,6 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     if not (options.models or options.leave_one_out):
         parser.error("there is nothing to score: name a MODEL, or write --leave-one-out")
 
+    from evomerge.cli.keeping import keep_for_page
     from evomerge.cli.progress import Reporter
     from evomerge.selection.worth import worth_of
 
@@ -93,6 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         _caution(models, options.split, asked.split, reporter)
     worth = worth_of(result, asked.experts) if options.worth and not result.errors else None
     _print(options, result, worth, rows, reporter)
+    keep_for_page(options, given, result, rows, reporter)
     _say_left_out(problem, asked.split, reporter)
     if result.errors:
         raise EvomergeError(

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from evomerge.cli.progress import Reporter
 from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading, title
+from evomerge.runs.parents import table_of_worth
 from evomerge.runs.table import APART, KEPT, forgotten, kept_cells
-from evomerge.selection.evaluation import Comparison
-from evomerge.selection.statistics import Paired, Score, plus_minus
-from evomerge.selection.worth import ENSEMBLE, Worth
+from evomerge.selection.comparison import Comparison
+from evomerge.selection.statistics import Score, plus_minus
+from evomerge.selection.worth import Worth
 
 SAID = {
     "search": "search items, which guided the search: what it found looks better here than it is",
@@ -85,40 +86,8 @@ def _means(name: str, row: Score, result: Comparison) -> list[str]:
 
 def show_worth(worth: Worth, reporter: Reporter) -> None:
     """Print what a merge is worth beside its parents."""
-    rows = [
-        [
-            task,
-            f"{one.base:.3f}",
-            f"{one.merge:.3f}",
-            f"{one.score:.3f}",
-            one.best,
-            "" if one.kept is None else f"{one.kept:.0%}",
-            plus_minus(one.over, one.se, "+"),
-        ]
-        for task, one in worth.tasks.items()
-    ]
-    columns = ["", "base", "merge", "best\nexpert", "which is", "of its gain\nkept", "merge - best expert"]
-    kept = (
-        [f"{worth.kept:.0%} of the best experts' gains are kept, as a mean over tasks"]
-        if worth.kept is not None
-        else []
-    )
-    passed = [task for task, one in worth.tasks.items() if one.passes]
-    lines = [
-        *kept,
-        f"merge - base: {plus_minus(worth.over_base.diff, worth.over_base.se, '+')} (paired)",
-        f"merge - {worth.single}, the best single expert over all tasks: "
-        f"{plus_minus(worth.over_single.diff, worth.over_single.se, '+')} (paired)",
-        *([_over_ensemble(worth.over_ensemble)] if worth.over_ensemble else []),
-        f"above every expert by more than two standard errors: {', '.join(passed) or 'on no task'}",
-    ]
-    reporter.table(f"what {worth.merge} is worth beside base and experts", columns, rows, lines)
-
-
-def _over_ensemble(over: Paired) -> str:
-    """Return what the merge is worth beside the mean of what all experts say."""
-    difference = plus_minus(over.diff, over.se, "+") or "unknown"
-    return f"merge - {ENSEMBLE}, a forward pass of each in place of one: {difference} (paired)"
+    table = table_of_worth(worth)
+    reporter.table(table.title, table.columns, table.rows, table.notes)
 
 
 def _ratio(value: float | None, error: float | None) -> str:

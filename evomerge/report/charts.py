@@ -106,7 +106,7 @@ def losses(facts: RunFacts) -> Chart | None:
     values = [dot.value for dot in facts.losses]
     x, y = counting(facts.last, "candidate, a step each"), axis(values, facts.loss)
     marks, lines = _dots(facts.losses, x, y, facts.loss)
-    lines.append(Line(_joined(facts.smooth_losses, x, y), "best", "mean of the last ten steps"))
+    lines.append(Line(joined(facts.smooth_losses, x, y), "best", "mean of the last ten steps"))
     failed = [Mark(x.at(n), 100.0, "failed", f"step {n} failed: {t.error}") for n, t in facts.failed]
     words = f"{facts.loss} of {len(values)} steps: the mean of ten goes to {number(facts.smooth_losses[-1][1])}."
     legend = [("dot", "a step, on inputs of its own"), ("best", "mean of the last ten")]
@@ -158,7 +158,7 @@ def constants(facts: RunFacts) -> Chart | None:
         Mark(x.at(c), up(y, v), "constant" if c == float(best) else "dot", f"constant {c:g}: {number(v)}{partly(c)}")
         for c, v in curve
     ]
-    line = Line(_joined(curve, x, y), "thin")
+    line = Line(joined(curve, x, y), "thin")
     rules = [Rule(up(y, won), "winner", f"winner: {number(won)}")]
     words = f"The best of {len(curve)} constants on the select items is {best}; the winner reaches {number(won)}."
     legend = [("constant", f"best constant, {best}"), ("dot", "another constant")]
@@ -174,7 +174,7 @@ def overlay(lines: Sequence[tuple[str, str, Sequence[tuple[int, float]]]], stair
     """
     shown, below = robust([value for _, _, points in lines for _, value in points])
     x, y = counting(max(points[-1][0] for _, _, points in lines), "candidate"), axis(shown)
-    path = _stairs if stairs else _joined
+    path = _stairs if stairs else joined
     drawn = [Line(path(points, x, y), kind, name) for name, kind, points in reversed(lines)]
     legend = [(kind, name) for name, kind, _ in lines if kind != "run"]
     if plain := sum(kind == "run" for _, kind, _ in lines):
@@ -210,7 +210,7 @@ def _dots(dots: Sequence[Dot], x: Axis, y: Axis, what: str) -> tuple[list[Mark],
     return marks, []
 
 
-def _joined(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
+def joined(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
     """A path from point to point."""
     return "M" + "L".join(f"{x.at(a)} {up(y, b)}" for a, b in points)
 

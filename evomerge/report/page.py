@@ -30,6 +30,7 @@ from evomerge.report.concerns import concerns
 from evomerge.report.facts import MODELS, RunFacts
 from evomerge.report.grids import CoefficientMap, grids
 from evomerge.report.lanes import where_time_went
+from evomerge.report.parents import around, parents
 from evomerge.report.places import OUTSIDE
 from evomerge.report.scales import shade
 from evomerge.report.sweep import sweep_context
@@ -203,6 +204,8 @@ def _context(facts: RunFacts, found: list[CoefficientMap]) -> dict[str, Any]:
         "has_errors": tasks is not None and any(bar.error for _, rows in tasks.sections for bar in rows),
         "better": _better(facts),
         "gains": bars.gains(facts),
+        "parents": parents(facts),
+        "around": around(facts),
         "front": _front(facts),
         "clouds": fronts.clouds(facts),
         "cloud_legend": fronts.cloud_legend(facts),

@@ -56,6 +56,7 @@ CHOOSING = {
     "select_items": ("int", "None"),
     "report_items": ("int", "None"),
     "held_out": (),
+    "worth": ("bool", "None"),
 }
 """Settings of a fitness that are not arguments of its class: they choose items and numbers, and change no per-item
 result.
@@ -76,7 +77,7 @@ UNNAMED = (
     *("model.device", "model.device_map", "model.cache", "model.allow_missing", "model.trained_on"),
     *("evaluator.kind", "evaluator.workers", "evaluator.gpus", "evaluator.address"),
     *("tracker", "baselines", "fitness.report_metric", "fitness.select_items", "fitness.report_items"),
-    *("fitness.directory", "fitness.remember"),
+    *("fitness.directory", "fitness.remember", "fitness.worth"),
 )
 """Settings that do not make another search, so that they stay out of a run's name."""
 

@@ -30,11 +30,13 @@ from evomerge.models.buffers import RECALIBRATE
 from evomerge.problem import Problem
 from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
+from evomerge.runs.beside import WORTH, read_worth
 from evomerge.runs.closed_forms import CLOSED
 from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import identity_today
 from evomerge.runs.fronts import front_lines, point_scores
 from evomerge.runs.objectives import choose_of, sure_of
+from evomerge.runs.parents import table_of_worth
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
@@ -257,8 +259,11 @@ def _with_content(baselines: Any) -> Any:
 
 
 def show(summary: Summary, directory: Path, reporter: Progress) -> None:
-    """Print the table of the report split, that of tasks held out, the paired difference, and where things are."""
-    for table in tables_of(summary):
+    """Print the table of the report split, that of tasks held out, what the winner is worth beside its parents if that
+    was scored, the paired difference, and where things are.
+    """
+    beside = read_worth(open_run(directory)) if (directory / WORTH).is_file() else None
+    for table in [*tables_of(summary), *([table_of_worth(beside.worth)] if beside else [])]:
         reporter.table(table.title, table.columns, table.rows, table.notes)
     reporter.say(gain_of(summary))
     for line in [*front_lines(summary), *starts_of(summary)]:

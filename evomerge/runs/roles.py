@@ -50,6 +50,11 @@ def check_roles(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"objective.keep={keep} is no share of the base's score: write a number above 0, up to 1, such as 0.95."
         )
+    if forget and fitness.get("worth"):
+        raise ConfigError(
+            "fitness.worth=true says what is gained beside the experts, and with objective.forget the aim is to lose: "
+            "leave it out."
+        )
     if forget and (objective["aggregate"] != "mean" or objective["normalised"]):
         raise ConfigError(
             "objective.forget lowers the mean score of some tasks and holds that of the others against the base: leave "

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from evomerge.common.digests import digest
 from evomerge.common.errors import EvomergeError
 from evomerge.common.files import write_atomically
+from evomerge.common.limits import TimeLimit
 from evomerge.common.names import commonest, dtype_name
 from evomerge.common.paths import record_start
 from evomerge.common.progress import Progress
@@ -51,6 +52,7 @@ from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
+from evomerge.runs.weighing import add_worth, lacks_worth
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
@@ -148,6 +150,10 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
         call.reporter.say(
             f"This search is complete: {os.path.relpath(call.directory)}. {to_go_on(ready.problem.sampling.growth)}"
         )
+        if lacks_worth(ready.settings, call.directory):
+            with interrupt or Interrupt() as interrupt, _engine(call, ready, interrupt) as engine:
+                if not _weighed(call, ready, engine, interrupt):
+                    return None
         show(done, call.directory, call.reporter)
         return done
     check_negated(call.directory, ready.identity)
@@ -156,11 +162,7 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
     with (
         warned() as logged,
         interrupt or Interrupt() as interrupt,
-        engine_of(
-            *(call.plan, ready.problem, ready.settings, ready.fitnesses, ready.learning, ready.limit),
-            *(ready.subsets["search"].size, call.directory, call.reporter),
-            stopping=lambda: interrupt.requested,
-        ) as engine,
+        _engine(call, ready, interrupt) as engine,
     ):
         ready = replace(ready, problem=engine.problem)
         if ready.late:  # only now there are workers, who score it whole, as this process would
@@ -188,8 +190,31 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
                 *(logged.texts(), scoring.scorer.items),
             )
             write_outputs(call.directory, ready.problem, found.coefficients, summary, call.reporter)
+            if lacks_worth(ready.settings, call.directory) and not _weighed(call, ready, engine, interrupt):
+                return None
     show(summary, call.directory, call.reporter)
     return summary
+
+
+def _engine(call: Call, ready: Ready, interrupt: Interrupt) -> AbstractContextManager[Engine]:
+    """Return what scores the units of a run, as a context."""
+    return engine_of(
+        *(call.plan, ready.problem, ready.settings, ready.fitnesses, ready.learning, ready.limit),
+        *(ready.subsets["search"].size, call.directory, call.reporter),
+        stopping=lambda: interrupt.requested,
+    )
+
+
+def _weighed(call: Call, ready: Ready, engine: Engine, interrupt: Interrupt) -> bool:
+    """Score the winner of a run that has ended beside its parents; return whether it was not asked to stop before."""
+    workers = Workers(engine.scorer, engine.blocks) if engine.workers else None
+    limit = TimeLimit(ready.settings["time_limit"])
+    try:
+        add_worth(call.directory, engine.problem, call.reporter, limit, workers, stopping=lambda: interrupt.requested)
+    except Stopped:
+        call.reporter.say(StopReason.INTERRUPTED.value)
+        return False
+    return True
 
 
 def _made_of(call: Call, ready: Ready) -> str | None:

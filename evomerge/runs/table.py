@@ -12,6 +12,7 @@ from evomerge.common.names import mark_lines, marked
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
 from evomerge.runs.fronts import front_tables, gains_of
+from evomerge.runs.parents import table_of_gains
 from evomerge.selection.forgetting import Forgetting, Kept
 from evomerge.selection.statistics import Score, plus_minus
 from evomerge.selection.summary import GAIN, OVER, START, Summary
@@ -27,10 +28,11 @@ APART = "held out: the search never saw these"
 
 
 def tables_of(summary: Summary) -> list[Shown]:
-    """Return those of the front, if there is one, the table of the report split, and that of tasks that were held out,
-    if there are any.
+    """Return those of the front, if there is one, the table of the report split, what the winner gains and keeps, and
+    the table of tasks that were held out, if there are any.
     """
-    return [*front_tables(summary), table_of(summary), *([table] if (table := held_out_of(summary)) else [])]
+    apart = table_of_gains(summary), held_out_of(summary)
+    return [*front_tables(summary), table_of(summary), *(table for table in apart if table)]
 
 
 def table_of(summary: Summary) -> Shown:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from evomerge.selection.evaluation import Comparison
+from evomerge.selection.comparison import Comparison
 from evomerge.selection.named import Model
 from evomerge.selection.statistics import Paired, Score
 
@@ -136,3 +136,31 @@ def _lacks(result: Comparison, name: str) -> bool:
 def name_of(row: str, factor: float) -> str:
     """Return the name of a winner with scaled weights."""
     return f"{row} times {factor:g}"
+
+
+def lines_of(found: Around) -> list[str]:
+    """Return what follows of the values around a merge."""
+    if found.level:
+        return ["no factor changes a single result: by this method weights are shares, or nothing is merged there"]
+    lines = []
+    if found.lower:
+        what = "a sharp peak" if found.sharp else "it falls off on one side"
+        lines.append(f"{what}: {_times(found.lower)}, it is below the winner by more than two standard errors")
+    elif found.unknown:
+        lines.append(f"whether it is a sharp peak is not known: {_times(found.unknown)}, it has no score")
+    else:
+        low, high = NEAR
+        lines.append(
+            f"no sharp peak: from times {low:g} to times {high:g} it is nowhere below the winner by more than two "
+            f"standard errors"
+        )
+    if found.higher:
+        lines.append(
+            f"{_times(found.higher)}, it is above the winner by more than two standard errors: the search has not "
+            f"reached the top in this direction"
+        )
+    return lines
+
+
+def _times(factors: Sequence[float]) -> str:
+    return ", ".join(f"times {factor:g}" for factor in factors)

@@ -30,9 +30,9 @@ from evomerge.selection.front import Front
 from evomerge.selection.judge import Judge
 from evomerge.selection.limits import Limits, lacks_of, missed_of
 from evomerge.selection.racing import Chosen, choose
-from evomerge.selection.reporting import alike, held_out_of, needed, reported, rescored_of, rows_of
-from evomerge.selection.statistics import Paired, Score, paired
-from evomerge.selection.summary import GAIN, HeldOut, Rescored, Selected
+from evomerge.selection.reporting import alike, differences, held_out_of, needed, reported, rescored_of, rows_of
+from evomerge.selection.statistics import Paired, Score
+from evomerge.selection.summary import HeldOut, Rescored, Selected
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def select(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) -> Sel
         kept = next(condition.kept(best.outcomes[winner], objective.base) for condition in objective.conditions)
     return Selection(
         report=rows_of(outcomes, metric, weights),
-        paired={GAIN: paired(outcomes["winner"], outcomes["best_constant"], metric, weights)},
+        paired=differences(outcomes, metric, weights),
         alike=[name for name in outcomes if name != "winner" and alike(outcomes[name], outcomes["winner"], metric)],
         metric=metric,
         select=Selected(winner, best.values, constant, flat.values, {**flat.seen, **best.seen}, trials),

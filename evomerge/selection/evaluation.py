@@ -8,11 +8,9 @@ names: what a search has scored on all items of the split is not scored again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from evomerge.common.errors import CommandError, ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import TimeLimit
@@ -31,56 +29,17 @@ from evomerge.search.evaluators.splits import (
     make_subsets,
     score_experts,
 )
+from evomerge.search.stopping import Stopped
+from evomerge.selection.comparison import Comparison
 from evomerge.selection.contenders import Contender, in_place, of_directory, of_recipe, of_soup
 from evomerge.selection.ensemble import of_ensemble
-from evomerge.selection.forgetting import Forgetting, forgetting_of
+from evomerge.selection.forgetting import forgetting_of
 from evomerge.selection.marks import Marks, marks_of
 from evomerge.selection.named import Model
 from evomerge.selection.remember import remembered
 from evomerge.selection.statistics import Paired, Score, paired, score_of
 from evomerge.selection.workers import Workers, at_once, by_workers
 from evomerge.space.named import name_coefficients
-from evomerge.trials import finite
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Models side by side on the items of one split.
-
-    Attributes:
-        split: `search`, `select`, `report`, or `held_out`.
-        metric: of the scores.
-        measures: what the metric is, by task.
-        items: how many items there were.
-        models: scores by name; without any number for a model that has none.
-        paired: each but the first minus the first.
-        marks: by name, sentences on what is otherwise than the name says.
-        errors: by name, why a model has no score.
-        forgetting: what was forgotten and kept, where something was to be; means and differences are then of minus the
-            score over the tasks to forget.
-        of_weights: whether scores say how far the weights lie from the base's, whatever the items.
-    """
-
-    split: str
-    metric: str
-    measures: Mapping[str, str]
-    items: int
-    models: Mapping[str, Score]
-    paired: Mapping[str, Paired]
-    marks: Mapping[str, Sequence[str]]
-    errors: Mapping[str, str]
-    forgetting: Forgetting | None = None
-    of_weights: bool = False
-
-    def to_json(self, **more: Any) -> str:
-        """Return it as text, with more beside it; an error stands in the row of its model."""
-        content = asdict(self) | more
-        for name in ("forgetting", "of_weights"):
-            if not content[name]:
-                del content[name]
-        for name, error in content.pop("errors").items():
-            content["models"][name]["error"] = error
-        return json.dumps(finite(content), indent=1, allow_nan=False)
 
 
 def evaluate(
@@ -90,6 +49,7 @@ def evaluate(
     reporter: Progress,
     limit: TimeLimit | None = None,
     workers: Workers | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Comparison:
     """Score models on the items of a split and compare each with the first.
 
@@ -103,8 +63,10 @@ def evaluate(
         reporter: tells the user what goes on.
         limit: of the time of a candidate; a model may take longer by as much as there are more items.
         workers: score all models side by side; None for one after the other, here.
+        stopping: whether somebody has asked to stop; looked at before each model.
 
     Raises:
+        Stopped: somebody has; what was scored is remembered.
         EvomergeError: a model belongs to another base or architecture, or the fitness refuses items or settings.
     """
     if split not in problem.items:
@@ -125,6 +87,8 @@ def evaluate(
         }
     outcomes: dict[str, Outcome | str] = {}
     for number, (name, contender) in enumerate(contenders.items(), 1):
+        if stopping():
+            raise Stopped
         with reporter.working(f"scoring {name} on {subset.size} {split} items ({number} of {len(contenders)})"):
             outcomes[name] = outcome_of(contender, problem, score, ids, metric, timed)
     known = marks_of(problem)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import nearest, unknown
 from evomerge.models.adapter_files import is_adapter
-from evomerge.models.hub import find_directory, is_name
 
 WITHOUT = "without:"  # and the name of an expert that a soup leaves out
 
@@ -78,6 +77,8 @@ def find_model(text: str, experts: Collection[str]) -> Model:
         return Model("soup", name)
     if text.startswith("constant:"):
         return Model("constant", _constant(text))
+    from evomerge.models.hub import find_directory, is_name  # what only shows results does not wait for the hub
+
     path = Path(text).expanduser()
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return Model("recipe", path)

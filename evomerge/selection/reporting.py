@@ -20,8 +20,8 @@ from evomerge.fitness.items import HELD_OUT
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.stopping import Stopped
 from evomerge.selection.judge import Asked, Judge
-from evomerge.selection.statistics import Score, paired, score_of
-from evomerge.selection.summary import GAIN, OVER, HeldOut, Rescored
+from evomerge.selection.statistics import Paired, Score, paired, score_of
+from evomerge.selection.summary import GAIN, OVER, OVER_EXPERTS, HeldOut, Rescored
 
 
 def reported(
@@ -57,6 +57,25 @@ def rows_of(outcomes: Mapping[str, Outcome], metric: str, weights: Mapping[str, 
         # a mean over fewer tasks would stand beside means over all
         report["experts"] = replace(report["experts"], mean=None, se=None)
     return report
+
+
+def differences(outcomes: Mapping[str, Outcome], metric: str, weights: Mapping[str, float] | None) -> dict[str, Paired]:
+    """Return what the winner of a report is above the best constant, the base, and each task's own expert: that without
+    a mean where a task has none, and left out where all have none.
+    """
+    winner = outcomes["winner"]
+    over = {GAIN: "best_constant", OVER: "base"}
+    found = {name: paired(winner, outcomes[other], metric, weights) for name, other in over.items()}
+    experts = outcomes["experts"]
+    if not experts.results:
+        return found
+    own = Outcome(
+        {task: winner.items[task] for task in experts.results}, {task: winner.results[task] for task in experts.results}
+    )
+    over_experts = paired(own, experts, metric, weights)
+    if own.results.keys() != winner.results.keys():
+        over_experts = replace(over_experts, diff=None, se=None)
+    return {**found, OVER_EXPERTS: over_experts}
 
 
 def held_out_of(outcomes: Mapping[str, Outcome], metric: str) -> HeldOut:

@@ -31,10 +31,10 @@ from evomerge.selection.front import Front, FrontPoint
 from evomerge.selection.judge import Judge
 from evomerge.selection.limits import Limits, violated
 from evomerge.selection.points import Scale
-from evomerge.selection.reporting import alike, held_out_of, needed, reported, rescored_of, rows_of
+from evomerge.selection.reporting import alike, differences, held_out_of, needed, reported, rescored_of, rows_of
 from evomerge.selection.rules import Rule, rule_of
-from evomerge.selection.statistics import paired, score_of
-from evomerge.selection.summary import GAIN, Selected
+from evomerge.selection.statistics import score_of
+from evomerge.selection.summary import Selected
 from evomerge.selection.valued import paired_on
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def select_front(judge: Judge, goal: Goal, incumbents: Mapping[str, Incumbent]) 
     apart = {"best_constant": merges["best_constant"], "winner": (f"the winner ({found.chosen})", winner)}
     return Selection(
         report=rows_of(rows, metric, weights),
-        paired={GAIN: paired(rows["winner"], rows["best_constant"], metric, weights)},
+        paired=differences(rows, metric, weights),
         alike=[name for name in rows if name != "winner" and alike(rows[name], rows["winner"], metric)],
         metric=metric,
         select=_selected(goal, found, flat, finalists, constants, incumbents),

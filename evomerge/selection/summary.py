@@ -21,11 +21,13 @@ from evomerge.selection.statistics import Numbers, Paired, Score
 from evomerge.trials import finite
 
 GAIN = "winner_vs_best_constant"
-"""The name of the one difference that is reported."""
+"""The name of the one difference that is tested."""
 START = "start "
 """Before the name of a start among the finalists, which is judged beside what was found: `start metagpt`."""
 OVER = "winner_vs_base"
-"""That of another one, which tells of tasks held out of the search whether anything is gained there."""
+"""That of another one, which tells whether anything is gained."""
+OVER_EXPERTS = "winner_vs_experts"
+"""That of a third one, to each task's own expert, which tells how much is lost."""
 
 LATER = (
     *("marks", "rescored", "held_out", "forgetting", "noise", "raced", "responses", "remembered"),
@@ -106,7 +108,7 @@ class Summary:
     Attributes:
         report: scores on the report split of `base`, `experts` (left out where no task has one), `best_constant` and
             `winner`.
-        paired: differences on the same items; `gain` is the one.
+        paired: differences on the same items; `gain` is the one, and summaries of earlier versions have no other.
         alike: the models that have the winner's result on every report item.
         metric: of the scores.
         select: what was compared on the select split, and chosen.

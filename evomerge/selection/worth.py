@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evomerge.fitness.objectives import can_normalise
-from evomerge.selection.evaluation import Comparison
+from evomerge.selection.comparison import Comparison
 from evomerge.selection.named import WITHOUT
 from evomerge.selection.statistics import Paired
 
@@ -83,8 +83,13 @@ def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
     single = max(experts, key=lambda name: _number(result.models[name].mean))
     shares = [one.kept for one in tasks.values() if one.kept is not None]
     kept = sum(shares) / len(shares) if shares else None
-    over = {name: _turned(result.paired[name]) for name in (single, BASE, ENSEMBLE) if name in result.paired}
+    over = {name: turned(result.paired[name]) for name in (single, BASE, ENSEMBLE) if name in result.paired}
     return Worth(merge, tasks, single, over[single], over[BASE], kept, over.get(ENSEMBLE))
+
+
+def share_kept(base: float, merge: float, expert: float) -> float | None:
+    """Return the share of an expert's gain over the base that a merge has; None where the expert gains nothing."""
+    return (merge - base) / (expert - base) if can_normalise(base, expert) else None
 
 
 def harmful(result: Comparison) -> list[str]:
@@ -97,11 +102,12 @@ def _of_task(result: Comparison, task: str, merge: str, experts: Sequence[str]) 
     scores = {name: _number(result.models[name].tasks[task]) for name in (BASE, merge, *experts)}
     best = max(experts, key=lambda name: scores[name])
     base, own, high = scores[BASE], scores[merge], scores[best]
-    kept = (own - base) / (high - base) if can_normalise(base, high) else None
-    return OfTask(base, own, best, high, kept, own - high, result.paired[best].tasks_se.get(task))
+    return OfTask(
+        base, own, best, high, share_kept(base, own, high), own - high, result.paired[best].tasks_se.get(task)
+    )
 
 
-def _turned(one: Paired) -> Paired:
+def turned(one: Paired) -> Paired:
     """Return b - a in place of a - b."""
     tasks = {name: None if value is None else -value for name, value in one.tasks.items()}
     return Paired(None if one.diff is None else -one.diff, one.se, tasks, one.tasks_se)

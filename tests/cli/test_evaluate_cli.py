@@ -16,7 +16,7 @@ from evomerge.cli.scores import show, show_worth
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.selection.evaluation import Comparison
+from evomerge.selection.comparison import Comparison
 from evomerge.selection.statistics import Paired, Score
 from evomerge.selection.worth import OfTask, Worth, harmful
 from tests.kit.helpers import compose
@@ -97,6 +97,29 @@ def test_what_a_merge_is_worth(capsys) -> None:
     assert "ensemble of the experts" in result["models"]
     assert worth["over_ensemble"]["diff"] == -result["paired"]["ensemble of the experts"]["diff"]
     assert "merge - ensemble of the experts, a forward pass of each in place of one: " in out
+
+
+def test_what_is_found_of_a_run_stays_with_it_and_nothing_else_does(place: Path, capsys) -> None:
+    """What belongs on the page of a run is on its items, by its metric, with nothing chosen beside it."""
+    derived = shutil.ignore_patterns("worth.json", "around.json", "report.html")  # of tests before this one
+    run = Path(shutil.copytree(place / "runs/one", place / "runs/kept", ignore=derived))
+    for others, flag in (
+        (["base", "--items", "9"], "--worth"),
+        (["--items", "9"], "--worth"),
+        (["--split", "search"], "--worth"),
+        (["fitness.report_items=9"], "--around"),
+    ):
+        _, said = evaluated(capsys, "runs/kept", *others, flag)
+        assert f"not kept for the page of runs/kept: that shows what `evomerge evaluate runs/kept {flag}` finds" in said
+    assert not {"worth.json", "around.json"} & {file.name for file in run.iterdir()}
+    result, said = evaluated(capsys, "runs/kept", "--worth", "time_limit=900")
+    assert "kept in runs/kept/worth.json, and drawn in runs/kept/report.html" in said
+    assert json.loads((run / "worth.json").read_text())["models"] == result["models"]
+    assert "Every model on every task" in (run / "report.html").read_text()
+    evaluated(capsys, "runs/kept", "--around")
+    page = (run / "report.html").read_text()
+    assert "Every model on every task" in page
+    assert "Around the winner" in page
 
 
 def test_the_value_around_a_winner(place: Path, capsys) -> None:

@@ -41,6 +41,7 @@ FREE = {
     ("model.builder",): "makes a suite where there is none; what lies in it counts",
     ("fitness.directory",): "where a command's models are written to, not what",
     ("fitness.remember",): "what is remembered is what would be scored",
+    ("fitness.worth",): "scores the winner's parents after the search",
     ("model.allow_missing",): "decides what is refused; the same tensors are merged in the same way",
     ("model.dequantise",): "decides what is refused; an expert's numbers count, wherever they come from",
     ("model.trained_on",): "decides what evomerge warns of",

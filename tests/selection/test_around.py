@@ -10,7 +10,7 @@ import pytest
 from evomerge.cli.around import show_around
 from evomerge.cli.progress import Reporter
 from evomerge.selection.around import ALL, FACTORS, Around, around_of, neighbours
-from evomerge.selection.evaluation import Comparison
+from evomerge.selection.comparison import Comparison
 from evomerge.selection.forgetting import Forgetting, Kept
 from evomerge.selection.named import Model
 from evomerge.selection.statistics import Paired, Score

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from evomerge.fitness.base import Outcome
-from evomerge.selection.evaluation import Comparison, compare
+from evomerge.selection.comparison import Comparison
+from evomerge.selection.evaluation import compare
+from evomerge.selection.statistics import Score
 from evomerge.selection.worth import worth_of
 
 RESULTS = {
@@ -56,3 +61,12 @@ def test_an_expert_that_gains_nothing_has_no_share() -> None:
     found = worth_of(compared(), ["two"])
     assert found.tasks["a"].kept is None
     assert found.kept == found.tasks["b"].kept
+
+
+def test_models_side_by_side_are_read_as_they_were_written() -> None:
+    found = replace(compared(), marks={"one": ["it is another"]}, errors={"three": "no memory"})
+    found = replace(found, models={**found.models, "three": Score(None, None)})
+    assert Comparison.from_plain(json.loads(found.to_json(worth={"more": 1}))) == found
+    for damaged in ({}, {"models": []}, {"models": {"a": {"mean": 1.0, "unknown": 2}}, "paired": {}}):
+        with pytest.raises(ValueError, match="it holds no models side by side"):
+            Comparison.from_plain(damaged)

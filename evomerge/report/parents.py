@@ -1,0 +1,132 @@
+"""The winner beside its parents, and the value around it, as a page shows them.
+
+In: the facts of a run. Out: rows of texts, and a drawing. What needed more scores than a search has is there once
+somebody has asked for it (`runs/beside.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.fitness.base import heading, negated, title
+from evomerge.report.charts import Chart, Line, Mark, Rule, joined, up
+from evomerge.report.facts import RunFacts
+from evomerge.report.scales import axis
+from evomerge.report.wording import metric, number, verdict, with_error
+from evomerge.runs.beside import AROUND, WINNER, WORTH, Beside, outdated, read_around, read_worth
+from evomerge.runs.parents import Gain, further_lines, gains_of, gains_of_worth
+from evomerge.selection.around import Around, lines_of
+from evomerge.selection.comparison import Comparison
+from evomerge.selection.statistics import Paired
+from evomerge.selection.worth import BASE, ENSEMBLE
+
+FLAGS = {WORTH: "--worth", AROUND: "--around"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and `better`, `worse`, `same` or nothing: what two standard errors allow to say of it."""
+
+    text: str
+    verdict: str = ""
+
+
+def parents(facts: RunFacts) -> dict[str, Any] | None:
+    """Return what a page shows of a winner beside its parents; None where nothing is known."""
+    beside = read_worth(facts.run)
+    gains = gains_of_worth(beside.result, beside.worth) if beside else gains_of(facts.summary) if facts.summary else []
+    old = [f"evomerge evaluate {facts.run.path} {FLAGS[name]}" for name in outdated(facts.run)]
+    if not gains and not old:
+        return None
+    return {
+        "gains": [(one.task, _over(one.over_base), one.expert, _kept(one), _over(one.over_expert)) for one in gains],
+        "matrix": _matrix(beside) if beside else None,
+        "lines": [*further_lines(beside.worth), *_again(facts, beside)] if beside else [],
+        "outdated": old,
+    }
+
+
+def around(facts: RunFacts) -> dict[str, Any] | None:
+    """Return what a page shows of a winner whose weights were scaled; None where that is not known."""
+    found = read_around(facts.run)
+    if found is None:
+        return None
+    result, (whole, *rows) = found
+    notes = [f"{each.row}: {line}" for each in rows for line in lines_of(each)]
+    return {
+        "chart": _curve(result, whole),
+        "where": f"{result.items} {result.split} items",
+        "factors": [f"times {point.factor:g}" for point in whole.points],
+        "rows": [(one.row, [_over(point.over) for point in one.points]) for one in rows],
+        "lines": [*lines_of(whole), *notes],
+    }
+
+
+def _over(over: Paired | None) -> Cell:
+    """Return a paired difference in a cell."""
+    return Cell("–") if over is None or over.diff is None else Cell(_difference(over), verdict(over))
+
+
+def _difference(over: Paired) -> str:
+    return with_error(over.diff, over.se, sign=True)
+
+
+def _kept(one: Gain) -> str:
+    return "–" if one.kept is None else f"{one.kept:.0%}"
+
+
+def _matrix(beside: Beside) -> dict[str, Any]:
+    """Return every model on every task; the best expert of a task is told apart."""
+    result = beside.result
+    tasks = list(result.models[WINNER].tasks)
+    best = {task: one.best for task, one in beside.worth.tasks.items()}
+    names = [BASE, *beside.experts, *([ENSEMBLE] if ENSEMBLE in result.models else []), WINNER]
+    rows = [
+        (
+            f"expert {name}" if name in beside.experts else name,
+            name == WINNER,
+            with_error(result.models[name].mean, result.models[name].se),
+            [(number(result.models[name].tasks.get(task), 3), best.get(task) == name) for task in tasks],
+        )
+        for name in names
+    ]
+    what = f"{metric(title(result.metric, result.measures))} on {result.items} report items"
+    return {"columns": [heading(task, result.measures) for task in tasks], "rows": rows, "what": what}
+
+
+def _again(facts: RunFacts, beside: Beside) -> list[str]:
+    """Say where the winner has another score in this table than in the report."""
+    here, there = beside.result.models[WINNER].mean, facts.summary.winner.mean if facts.summary else None
+    if here is None or there is None or number(here) == number(there):
+        return []
+    return [f"The winner was scored anew for this table, with {number(here)} where the report has {number(there)}."]
+
+
+def _curve(result: Comparison, whole: Around) -> Chart:
+    """Return the value of a winner by the factor of all its weights, with its error beside that of the winner."""
+    known = [(point, point.score.mean) for point in whole.points if point.score.mean is not None]
+    of = metric(negated(title(result.metric, result.measures), result.forgetting.tasks if result.forgetting else ()))
+    x = axis([point.factor for point in whole.points], "all weights times", pad=0.04)
+    reach = [value + way * (point.over.se or 0.0) for point, value in known for way in (-1, 1)]
+    y = axis(reach, of)
+    level = next(value for point, value in known if point.factor == 1)
+    marks = [
+        Mark(
+            *(x.at(point.factor), up(y, value), "winner" if point.factor == 1 else "dot"),
+            f"times {point.factor:g}: {number(value)}, {_difference(point.over)} beside the winner",
+        )
+        for point, value in known
+    ]
+    errors = "".join(
+        f"M{x.at(point.factor)} {up(y, value - point.over.se)}V{up(y, value + point.over.se)}"
+        for point, value in known
+        if point.over.se
+    )
+    lines = [Line(joined([(point.factor, value) for point, value in known], x, y), "thin")]
+    lines += [Line(errors, "error")] if errors else []
+    factors = ", ".join(f"{point.factor:g}" for point, _ in known)
+    words = f"{of} of the winner with all its weights times {factors}; {number(level)} as it is."
+    legend = [("winner", "the winner"), ("dot", "its weights scaled"), ("error", "standard error of the difference")]
+    rules = [Rule(up(y, level), "winner", f"winner: {number(level)}")]
+    return Chart(x, y, words, marks, lines, rules, legend, height=220)

@@ -1,0 +1,147 @@
+"""What was scored of a winner after its search: beside its parents, and around it; kept in the run directory.
+
+In: models side by side, the winner first, and the run. Out: `worth.json` and `around.json`, which reports draw. Each
+says of which winner it is: of one that the search has left behind, it is not taken. Both may be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.digests import digest
+from evomerge.common.errors import LogError
+from evomerge.common.files import write_atomically
+from evomerge.runs.directory import Run
+from evomerge.selection.around import Around, around_of
+from evomerge.selection.comparison import Comparison
+from evomerge.selection.worth import BASE, ENSEMBLE, Worth, worth_of
+
+WORTH, AROUND, WINNER = "worth.json", "around.json", "winner"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A winner beside its parents.
+
+    Attributes:
+        result: the winner, the base, every expert, and their ensemble where there is one, on the report items.
+        worth: what follows.
+        experts: their names.
+    """
+
+    result: Comparison
+    worth: Worth
+    experts: Sequence[str]
+
+
+def keep_worth(run: Run, result: Comparison) -> Path:
+    """Write what a winner reached beside its parents, and return where.
+
+    Args:
+        run: its run, which has ended.
+        result: the winner first; it holds the base and all experts.
+    """
+    return _keep(run, WORTH, result)
+
+
+def keep_around(run: Run, result: Comparison, rows: Sequence[str]) -> Path:
+    """Write what became of a winner whose weights were scaled, and return where.
+
+    Args:
+        run: its run, which has ended.
+        result: the winner first.
+        rows: the experts, or other rows, whose weights were scaled one by one.
+    """
+    return _keep(run, AROUND, result, rows=list(rows))
+
+
+def read_worth(run: Run) -> Beside | None:
+    """Return the winner of a run beside its parents; None where that is not known.
+
+    Raises:
+        LogError: the file is damaged.
+    """
+    content = _read(run, WORTH)
+    if content is None:
+        return None
+    experts = [name for name, _ in run.identity["experts"]]
+    try:
+        result = _of_winner(Comparison.from_plain(content), [BASE, *experts, ENSEMBLE])
+        return Beside(result, worth_of(result, experts), experts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(run.path / WORTH, error) from error
+
+
+def read_around(run: Run) -> tuple[Comparison, list[Around]] | None:
+    """Return the winner of a run with its weights scaled, and what that says; None where it is not known.
+
+    Raises:
+        LogError: the file is damaged.
+    """
+    content = _read(run, AROUND)
+    if content is None:
+        return None
+    try:
+        result = Comparison.from_plain(content)
+        result = _of_winner(result, list(result.models))
+        return result, around_of(result, content["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(run.path / AROUND, error) from error
+
+
+def outdated(run: Run) -> list[str]:
+    """Return the names of such files in a run directory that are of another winner."""
+    return [name for name in (WORTH, AROUND) if (content := _content(run.path / name)) and not _is_of(content, run)]
+
+
+def _keep(run: Run, name: str, result: Comparison, **more: Any) -> Path:
+    write_atomically(run.path / name, result.to_json(of=_key(run), **more) + "\n")
+    return run.path / name
+
+
+def _key(run: Run) -> str:
+    """Return a hash of a run's winner, and of the items and the metric that it was reported with."""
+    winner = run.recipe and {name: value for name, value in asdict(run.recipe).items() if name != "scores"}
+    reported = run.summary and [run.summary.metric, run.summary.items]
+    return digest([winner, reported])
+
+
+def _is_of(content: dict[str, Any], run: Run) -> bool:
+    return content.get("of") == _key(run)
+
+
+def _read(run: Run, name: str) -> dict[str, Any] | None:
+    content = _content(run.path / name)
+    return content if content and _is_of(content, run) else None
+
+
+def _content(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _damaged(file, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(file, TypeError("it is no mapping"))
+    return content
+
+
+def _of_winner(result: Comparison, others: Collection[str]) -> Comparison:
+    """Return a comparison whose first model, whatever it was called, is the winner, with some of the others."""
+    first, *_ = result.models
+    kept = [name for name in others if name in result.models and name != first]
+    return replace(
+        result,
+        models={WINNER: result.models[first], **{name: result.models[name] for name in kept}},
+        paired={name: result.paired[name] for name in kept},
+        marks={WINNER if name == first else name: texts for name, texts in result.marks.items()},
+    )
+
+
+def _damaged(file: Path, error: Exception) -> LogError:
+    return LogError(f"{file} cannot be read ({error}): delete it; `evomerge evaluate` writes it again.")

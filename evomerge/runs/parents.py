@@ -1,0 +1,149 @@
+"""What a winner is worth beside its parents, as people read it: what it gains over the base and keeps of its experts.
+
+In: a summary, or a `Worth` with the scores it was made of. Out: rows, tables and lines. Reports of finished runs are
+made of them, so this loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.common.shown import Shown
+from evomerge.fitness.base import heading
+from evomerge.selection.comparison import Comparison
+from evomerge.selection.statistics import Paired, plus_minus
+from evomerge.selection.summary import OVER, OVER_EXPERTS, Summary
+from evomerge.selection.worth import BASE, ENSEMBLE, Worth, share_kept, turned
+
+MEAN = "mean over tasks"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a winner gains and keeps on one task, or over all.
+
+    Attributes:
+        task: its name, as a heading, or `MEAN`.
+        over_base: the winner minus the base.
+        expert: the expert it is held against: the best on that task, or the best one over all; empty for the task's
+            own.
+        kept: the share of that expert's gain over the base that the winner has; None where that gains nothing.
+        over_expert: the winner minus that expert; None where a task has none.
+    """
+
+    task: str
+    over_base: Paired
+    expert: str
+    kept: float | None
+    over_expert: Paired | None
+
+
+def gains_of(summary: Summary) -> list[Gain]:
+    """Return what the winner of a search gains over the base and keeps of each task's own expert, over all tasks first;
+    nothing where that was not kept, where something is to be forgotten, or where there are several values.
+    """
+    if OVER not in summary.paired or summary.forgetting or summary.front:
+        return []
+    over, own, told = summary.paired[OVER], summary.paired.get(OVER_EXPERTS), summary.measures
+    rows = []
+    for task in summary.base.tasks:
+        lost = own if own and task in own.tasks else None
+        kept = _kept(summary, task) if lost else None
+        rows.append(Gain(heading(task, told), _on(over, task), "", kept, lost and _on(lost, task)))
+    return _with_mean(rows, over, "", own if own and own.diff is not None else None)
+
+
+def gains_of_worth(result: Comparison, worth: Worth) -> list[Gain]:
+    """Return what a merge gains over the base and keeps of the best expert of each task, over all tasks first, where it
+    is held against the best one over all.
+    """
+    over = {name: turned(result.paired[name]) for name in (BASE, *(one.best for one in worth.tasks.values()))}
+    rows = [
+        Gain(heading(task, result.measures), _on(over[BASE], task), one.best, one.kept, _on(over[one.best], task))
+        for task, one in worth.tasks.items()
+    ]
+    return _with_mean(rows, worth.over_base, worth.single, worth.over_single)
+
+
+def table_of_gains(summary: Summary) -> Shown | None:
+    """Return what `gains_of` says as a table; None where it says nothing."""
+    rows = [
+        [
+            one.task,
+            plus_minus(one.over_base.diff, one.over_base.se, "+"),
+            "" if one.kept is None else f"{one.kept:.0%}",
+            plus_minus(one.over_expert.diff, one.over_expert.se, "+") if one.over_expert else "",
+        ]
+        for one in gains_of(summary)
+    ]
+    title = "what the winner gains over the base, and keeps of the gain of each task's own expert; paired"
+    return Shown(title, ["", "winner - base ± se", "kept", "winner - expert ± se"], rows) if rows else None
+
+
+def table_of_worth(worth: Worth) -> Shown:
+    """Return what a merge is worth beside its parents, with what follows below."""
+    rows = [
+        [
+            task,
+            f"{one.base:.3f}",
+            f"{one.merge:.3f}",
+            f"{one.score:.3f}",
+            one.best,
+            "" if one.kept is None else f"{one.kept:.0%}",
+            plus_minus(one.over, one.se, "+"),
+        ]
+        for task, one in worth.tasks.items()
+    ]
+    columns = ["", "base", "merge", "best\nexpert", "which is", "of its gain\nkept", "merge - best expert"]
+    return Shown(f"what {worth.merge} is worth beside base and experts", columns, rows, lines_of(worth))
+
+
+def lines_of(worth: Worth) -> list[str]:
+    """Return what a merge is worth over all tasks, a line each."""
+    kept = (
+        [f"{worth.kept:.0%} of the best experts' gains are kept, as a mean over tasks"]
+        if worth.kept is not None
+        else []
+    )
+    return [
+        *kept,
+        f"merge - base: {plus_minus(worth.over_base.diff, worth.over_base.se, '+')} (paired)",
+        f"merge - {worth.single}, the best single expert over all tasks: "
+        f"{plus_minus(worth.over_single.diff, worth.over_single.se, '+')} (paired)",
+        *further_lines(worth),
+    ]
+
+
+def further_lines(worth: Worth) -> list[str]:
+    """Return what a merge is beside the ensemble of the experts, and where it passes all of them, a line each."""
+    passed = [task for task, one in worth.tasks.items() if one.passes]
+    return [
+        *([_over_ensemble(worth.over_ensemble)] if worth.over_ensemble else []),
+        f"above every expert by more than two standard errors: {', '.join(passed) or 'on no task'}",
+    ]
+
+
+def _over_ensemble(over: Paired) -> str:
+    """Return what the merge is worth beside the mean of what all experts say."""
+    difference = plus_minus(over.diff, over.se, "+") or "unknown"
+    return f"merge - {ENSEMBLE}, a forward pass of each in place of one: {difference} (paired)"
+
+
+def _with_mean(rows: Sequence[Gain], over: Paired, expert: str, over_expert: Paired | None) -> list[Gain]:
+    """Return rows of tasks, before them that of all where there are several."""
+    shares = [one.kept for one in rows if one.kept is not None]
+    kept = sum(shares) / len(shares) if shares else None
+    return [*([Gain(MEAN, over, expert, kept, over_expert)] if len(rows) > 1 else []), *rows]
+
+
+def _kept(summary: Summary, task: str) -> float | None:
+    """Return the share of the gain of a task's own expert that the winner has."""
+    rows: Mapping[str, float | None] = {name: row.tasks.get(task) for name, row in summary.report.items()}
+    base, winner, expert = rows["base"], rows["winner"], rows.get("experts")
+    return None if base is None or winner is None or expert is None else share_kept(base, winner, expert)
+
+
+def _on(over: Paired, task: str) -> Paired:
+    """Return a difference on one task."""
+    return Paired(over.tasks.get(task), over.tasks_se.get(task))
