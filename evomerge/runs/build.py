@@ -296,7 +296,8 @@ def find_baselines(
         workers: score what must be scored for it; None where this process does.
 
     Raises:
-        ConfigError: one is no such start, or lies outside of the space.
+        ConfigError: one is no such start, lies outside of the space, or is a recipe of another method, transform or
+            model.
     """
     given, points = settings.get("baselines") or [], dict[str, np.ndarray]()
     starts = given if isinstance(given, list) else [given]
@@ -311,6 +312,8 @@ def find_baselines(
         )
     for start in starts:
         try:
+            if isinstance(start, str) and start not in ("1/K", *CLOSED) and (note := numbers_only(start, problem)):
+                raise ConfigError(f"{note}, so it cannot be judged here. `evomerge evaluate` scores it as it is.")
             found = find_start({**settings, "start": start}, problem, reporter, workers)
         except ConfigError as error:
             raise ConfigError(f"baselines: {error}") from error

@@ -112,6 +112,13 @@ def test_recipes_and_merge_yamls_are_judged_by_the_names_of_their_files(
         find_baselines(settings_of(*sources, "method=ties", f"baselines=[{theirs}]"), problem, Silent())
 
 
+def test_a_recipe_of_another_method_is_no_baseline(sources: list[str], problem: Problem, tmp_path: Path) -> None:
+    recipe = recipe_of(problem, problem.space.constant(0.25))
+    (tmp_path / "own.yaml").write_text(replace(recipe, method={**recipe.method, "name": "ties"}).to_yaml())
+    with pytest.raises(ConfigError, match=r"baselines: .*own.yaml gives numbers only, since the method"):
+        find_baselines(settings_of(*sources, f"baselines=[{tmp_path / 'own.yaml'}]"), problem, Silent())
+
+
 def test_a_recipe_of_finer_groups_is_said_to_be_averaged(
     sources: list[str], problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
