@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ CHOSEN_HERE = (
     *("budget", "budget_items", "budget_hours", "hydra", "tracker", "fitness.worth"),
 )
 """Settings of a search that play no part here."""
+SET_BY_EXPERIMENTS = ("method", "transform", "space", "searcher", "loss", "start")
+"""Those of them that make another search of an experiment."""
 SEARCHED = {"fitness.items": "fitness.select_items", "fitness.metric": "fitness.report_metric"}
 """Settings of search items, and what has that part in a comparison."""
 SAFE = "Nothing that was scored is lost: run the same command again to go on."
@@ -81,19 +83,19 @@ def main(arguments: Sequence[str]) -> None:
 
     compared = read_compared(_values(own))
     spelled = [part for one in given for part in spelled_out(one)]
-    for name in (part.lstrip("+~").partition("=")[0] for part in spelled):
+    typed = [part.lstrip("+~").partition("=")[0] for part in spelled]
+    for name in typed:
         if name in CHOSEN_HERE or name.partition(".")[0] in CHOSEN_HERE:
             raise ConfigError(
                 f"{name} has no meaning here, since a comparison runs every method with one weight for everything: "
                 f"leave it out. Who takes part is compare.methods; a search is `evomerge search`."
             )
-    settings, typed = plain(compose_settings(given)), {part.lstrip("+~").partition("=")[0] for part in spelled}
+    settings = plain(compose_settings(given))
     directory = options.out or Path("runs") / f"compare-{run_name({}, [*spelled, *own])}".rstrip("-")
     command = shlex.join(["evomerge", "compare", *arguments])
     reporter, interrupt = Reporter(), Interrupt()
-    for name, instead in SEARCHED.items():
-        if name in typed:
-            reporter.say(f"note: {name} counts for start:cocktail alone, since nothing is searched here: see {instead}")
+    for note in _unused(settings, plain(compose_settings([])) if "experiment" in typed else settings, typed):
+        reporter.say(f"note: {note}")
     with explained(SAFE):
         found = run_comparison(settings, compared, directory, reporter, interrupt, command)
     if found is None:
@@ -102,6 +104,27 @@ def main(arguments: Sequence[str]) -> None:
     reporter.table(table.title, table.columns, table.rows, table.notes)
     draw_comparison(directory, reporter)
     reporter.say(f"all of it: {os.path.relpath(directory)}")
+
+
+def _unused(settings: Mapping[str, Any], usual: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
+    """Return what must be said of settings that count for nothing here, or for little.
+
+    Args:
+        settings: of a search.
+        usual: the same without any that were given, where an experiment may have set them.
+        typed: the names of those that were written.
+    """
+    found = [
+        f"{name} counts for start:cocktail alone, since nothing is searched here: see {instead}"
+        for name, instead in SEARCHED.items()
+        if name in typed
+    ]
+    if others := [name for name in SET_BY_EXPERIMENTS if settings[name] != usual[name]]:
+        found.append(
+            f"{', '.join(others)} of the experiment count{'s' * (len(others) == 1)} for nothing here: every method is "
+            f"compared with one weight for everything"
+        )
+    return found
 
 
 def _values(arguments: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from evomerge.report.facts import RunFacts
 from evomerge.report.records import Dot
 from evomerge.report.scales import Axis, axis, counting, robust
 from evomerge.report.wording import number, valued
+from evomerge.selection.forgetting import taken
 
 PLAIN_DOTS = 1500
 """Above so many dots, they are one path without titles: a page must stay light."""
@@ -133,7 +134,7 @@ def finalists(facts: RunFacts) -> Chart | None:
     ]
     words = f"{len(found)} finalists on the select items; {split.winner} won with {number(split.value)}"
     legend = [("winner", "the winner"), ("finalist", "another finalist")]
-    rules = [Rule(up(y, level), "constant", f"best constant, {split.constant}: {number(level)}")]
+    rules = [Rule(up(y, level), "constant", f"best constant, {facts.summary.constant}: {number(level)}")]
     return Chart(x, y, words, marks, [], rules, legend, height=200)
 
 
@@ -144,7 +145,8 @@ def constants(facts: RunFacts) -> Chart | None:
     split = facts.summary.select
     curve = sorted((float(c), value) for c, value in split.constants.items() if value is not None)
     won = split.value
-    x = axis([c for c, _ in curve], "constant", pad=0.04)
+    own = facts.summary.forgetting.negated if facts.summary.forgetting else ()
+    x = axis([c for c, _ in curve], f"constant{taken(own)}", pad=0.04)
     y = axis([value for _, value in curve] + [won], _deciding(facts))
     best = split.constant
     seen = {float(c): split.seen.get(c, 0) for c in split.constants}

@@ -146,7 +146,7 @@ def _row(facts: RunFacts, names: dict[str, str], file: Path) -> dict[str, str]:
         "winner": with_error(summary.winner.mean, summary.winner.se),
         "difference": with_error(summary.gain.diff, summary.gain.se, sign=True),
         "verdict": verdict(summary.gain),
-        "constant": f"{number(summary.best_constant.mean)} ({summary.select.constant})",
+        "constant": f"{number(summary.best_constant.mean)} ({summary.constant})",
         "trials": f"{summary.trials:,}" + (f", {summary.failed:,} failed" if summary.failed else ""),
     }
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from evomerge.cli.compare import _unused
 from evomerge.cli.main import main
 from evomerge.runs.compared import LOG
+from evomerge.runs.config import plain
 from evomerge.runs.suite import Suite
 from evomerge.search.stopping import Interrupt
 from tests.kit.evaluations import sources_of
+from tests.kit.helpers import compose
 from tests.kit.pages import read
 from tests.processes.command import begun, evomerge
 from tests.processes.waiting import PATIENCE, size, wait_until
@@ -94,10 +97,21 @@ def test_the_directory_is_named_by_the_comparison_and_a_stop_is_told(
     assert all(place.parent == Path("runs") and place.name.startswith("compare-pico") for place in places)
 
 
+def test_what_counts_for_little_is_said() -> None:
+    usual = plain(compose("model=pico"))
+    assert _unused(usual, usual, ["model"]) == []
+    (items,) = _unused(usual, usual, ["model", "fitness.items"])
+    assert items.startswith("fitness.items counts for start:cocktail alone")
+    assert items.endswith("fitness.select_items")
+    (note,) = _unused(plain(compose("model=pico", "experiment=adarank")), usual, ["experiment"])
+    assert note.startswith("transform, space, searcher, loss, start of the experiment count for nothing here")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("model=pico", "space=tensor"), "space has no meaning here"),
+        (("model=pico", "baselines=[1/K]"), "write 'compare.methods=[linear,start:1/K]'"),
         (("model=pico", "method.elect=count"), "method.elect has no meaning here"),
         (("model=pico", "budget=10"), "budget has no meaning here"),
         (("model=pico", "tracker=wandb"), "tracker has no meaning here"),

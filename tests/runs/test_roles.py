@@ -178,6 +178,8 @@ def test_both_numbers_are_reported(run: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "held out: the search never saw these" in str(Result(run))
     page = write_report(run).read_text()
     assert "Forgotten and kept" in page
+    assert "is the published protocol: one weight for trees, 0 for all others" in page
+    assert "constant of trees" in page
     assert "Held out: the search never saw these tasks" in page
     assert "negated accuracy of trees" in page
     monkeypatch.chdir(run.parent)
