@@ -46,6 +46,7 @@ from evomerge.report.wording import (
     what,
     with_error,
 )
+from evomerge.runs.beside import AROUND, WORTH
 from evomerge.runs.directory import Run, open_run
 from evomerge.runs.fronts import better, titled
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
@@ -164,7 +165,7 @@ def _page(file: Path | None, usual: Path) -> Path:
 
 
 def _is_older(page: Path, directory: Path) -> bool:
-    sources = [path for name in ("trials.jsonl", "summary.json") if (path := directory / name).is_file()]
+    sources = [path for name in ("trials.jsonl", "summary.json", WORTH, AROUND) if (path := directory / name).is_file()]
     return not page.is_file() or page.stat().st_mtime < max(path.stat().st_mtime for path in sources)
 
 

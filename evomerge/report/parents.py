@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from evomerge.common.names import mark_lines, marked
 from evomerge.fitness.base import heading, negated, title
 from evomerge.report.charts import Chart, Line, Mark, Rule, joined, up
 from evomerge.report.facts import RunFacts
@@ -82,9 +83,10 @@ def _matrix(beside: Beside) -> dict[str, Any]:
     tasks = list(result.models[WINNER].tasks)
     best = {task: one.best for task, one in beside.worth.tasks.items()}
     names = [BASE, *beside.experts, *([ENSEMBLE] if ENSEMBLE in result.models else []), WINNER]
+    labels = {name: f"expert {name}" for name in beside.experts}
     rows = [
         (
-            f"expert {name}" if name in beside.experts else name,
+            marked(name, result.marks, labels.get(name)),
             name == WINNER,
             with_error(result.models[name].mean, result.models[name].se),
             [(number(result.models[name].tasks.get(task), 3), best.get(task) == name) for task in tasks],
@@ -92,7 +94,9 @@ def _matrix(beside: Beside) -> dict[str, Any]:
         for name in names
     ]
     what = f"{metric(title(result.metric, result.measures))} on {result.items} report items"
-    return {"columns": [heading(task, result.measures) for task in tasks], "rows": rows, "what": what}
+    columns = [heading(task, result.measures) for task in tasks]
+    notes = mark_lines({name: result.marks[name] for name in names if name in result.marks}, labels)
+    return {"columns": columns, "rows": rows, "what": what, "notes": notes}
 
 
 def _again(facts: RunFacts, beside: Beside) -> list[str]:

@@ -71,7 +71,7 @@ def read_worth(run: Run) -> Beside | None:
     experts = [name for name, _ in run.identity["experts"]]
     try:
         result = _of_winner(Comparison.from_plain(content), [BASE, *experts, ENSEMBLE])
-        return Beside(result, worth_of(result, experts), experts)
+        return Beside(result, replace(worth_of(result, experts), merge=f"the {WINNER}"), experts)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(run.path / WORTH, error) from error
 

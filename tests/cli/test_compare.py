@@ -115,7 +115,7 @@ def test_what_counts_for_little_is_said() -> None:
         (("model=pico", "method.elect=count"), "method.elect has no meaning here"),
         (("model=pico", "budget=10"), "budget has no meaning here"),
         (("model=pico", "tracker=wandb"), "tracker has no meaning here"),
-        (("model=pico", "fitness.worth=true"), r"fitness\.worth has no meaning here"),
+        (("model=pico", "fitness.worth=true"), "fitness.worth has no meaning here"),
         (("model=pico", "compare.methods=ties,tsvm"), "in brackets, such as 'compare.methods=[ties,tsvm]'"),
         (("model=pico", "compare.methods=[tiess]"), "did you mean"),
         (("model=pico", "compare.method=[ties]"), "did you mean 'methods'"),

@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from evomerge.runs.directory import open_run
 from evomerge.runs.parents import gains_of, gains_of_worth, table_of_gains
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
+from evomerge.runs.weighing import items_of_worth
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.around import neighbours
@@ -140,7 +143,7 @@ def test_asked_for_later_only_the_parents_are_scored(
     assert run_search(compose(*asked, "fitness.worth=true"), run, Reporter()) is not None
     told = capsys.readouterr()
     assert "This search is complete" in told.err
-    assert "what winner is worth beside base and experts" in told.out
+    assert "what the winner is worth beside base and experts" in told.out
     assert {name: (run / name).read_bytes() for name in before} == before
     assert len(remembered(settings) - known) == len([*EXPERTS, ENSEMBLE])
     kept = (run / "worth.json").read_bytes()
@@ -174,6 +177,11 @@ def test_asked_for_later_only_the_parents_are_scored(
 def test_what_is_of_another_winner_is_not_shown(run: Path, asked: list[str]) -> None:
     run_search(compose(*asked, "fitness.worth=true"), run, Silent())
     content = json.loads((run / "worth.json").read_text())
+    marked = {**content, "marks": {"trees": ["it is scored with another vocabulary"]}}
+    (run / "worth.json").write_text(json.dumps(marked))
+    page = read(write_report(run)).text
+    assert "expert trees *" in page
+    assert "* expert trees: it is scored with another vocabulary" in page
     (run / "worth.json").write_text(json.dumps({**content, "of": "another"}))
     page = read(write_report(run)).text
     assert "Every model on every task" not in page
@@ -230,6 +238,13 @@ def test_runs_of_earlier_versions_say_nothing_of_it(run: Path, tmp_path: Path) -
     assert table_of_gains(summary) is None
     assert "Beside its parents" not in read(write_report(old)).text
     assert read_worth(open_run(old)) is None
+
+
+def test_what_it_costs_is_known_before(problem: Problem) -> None:
+    """Each expert on all report items, and once more for what all of them say."""
+    assert items_of_worth(problem, 90) == 90 * 2 * len(EXPERTS)
+    fitness: Any = SimpleNamespace()  # which gives no probabilities
+    assert items_of_worth(replace(problem, fitness=fitness), 90) == 90 * len(EXPERTS)
 
 
 def test_to_forget_is_no_gain(asked: list[str]) -> None:
