@@ -244,6 +244,8 @@ def _understood(entry: Any, seed: int) -> Iterator[tuple[str, dict[str, Any], li
             yield _called(name, own), load_choice("method", name, own), []
     else:
         chain = resolved(entry)
+        if entry in PUBLISHED:  # its settings are the usual ones; others say their seed
+            chain = [_seeded(step, seed) for step in chain]
         yield _written(entry), linear, chain
 
 

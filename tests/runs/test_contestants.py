@@ -83,6 +83,7 @@ def test_ties_and_della_are_compared_as_published_as_well() -> None:
     assert (ties.transform[0]["density"], ties.transform[1]["join"]) == (0.2, "mean")
     assert [step["_target_"].rpartition(".")[2] for step in della.transform] == ["Della", "Elect"]
     assert della.transform[1]["join"] == "sum"
+    assert found(seed=3)["della+elect"].transform[0] == found("transform:della", seed=3)["transform:della"].transform[0]
 
 
 def test_weights_of_checkpoints_are_left_out_where_there_are_none() -> None:
