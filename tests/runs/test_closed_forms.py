@@ -73,18 +73,26 @@ def test_starts_are_judged_beside_what_is_found(
 
 
 def test_recipes_and_merge_yamls_are_judged_by_the_names_of_their_files(
-    sources: list[str], pico_suite: Suite, problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sources: list[str],
+    pico_suite: Suite,
+    problem: Problem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each is the merge that its file says; a file that changed is scored again, and the same one is not."""
+    """Each is the merge that its file says; a file that changed is scored again, and the same one is not. From another
+    directory they are found where the search was started.
+    """
+    monkeypatch.chdir(tmp_path)
     own = problem.space.constant(0.25)
     own["weight"][1, 0] = 0.35
     (tmp_path / "own.yaml").write_text(recipe_of(problem, own).to_yaml())
     models = [f"- {{model: {path}, parameters: {{weight: 0.45}}}}" for path in pico_suite.experts.values()]
     theirs, text = tmp_path / "their.yml", "merge_method: task_arithmetic\nbase_model: {}\nmodels:\n{}\n"
     theirs.write_text(text.format(pico_suite.base, "\n".join(models)))
-    names = [f"start {tmp_path / 'own.yaml'}", f"start {theirs}"]
+    names = ["start own.yaml", "start their.yml"]
     few = [*sources, "fitness.select_items=30"]  # of which nobody is dropped
-    settings = settings_of(*few, f"baselines=[{tmp_path / 'own.yaml'},{theirs}]")
+    settings = settings_of(*few, "baselines=[own.yaml,their.yml]")
     points = find_baselines(settings, problem, Reporter())
     assert [*points] == names
     moved = problem.space.moves("weight")  # else no task vector is there
@@ -97,7 +105,11 @@ def test_recipes_and_merge_yamls_are_judged_by_the_names_of_their_files(
     assert summary is not None
     reached = [summary.select.finalists[name] for name in names]
     assert f"{names[1]} {reached[1]:.4f}" in starts_of(summary)[0]
-    assert find_finalist(open_run(tmp_path / "run"), problem, names[1]).value == reached[1]
+    monkeypatch.chdir(pico_suite.path)
+    point = find_finalist(open_run(tmp_path / "run"), problem, names[1])
+    np.testing.assert_array_equal(point.x, points[names[1]])
+    assert point.value == reached[1]
+    monkeypatch.chdir(tmp_path)
     run_search(given, tmp_path / "run", Reporter())
     assert "This search is complete" in capsys.readouterr().err
     theirs.write_text(theirs.read_text().replace("0.45", "1.4"))
