@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evomerge.cli.curves import show_curves
+from evomerge.cli.progress import Reporter
 from evomerge.fitness.base import Outcome
 from evomerge.selection.curves import ALPHAS, curve_of
 
@@ -46,3 +48,10 @@ def test_a_valley_has_no_barrier() -> None:
     found = curve_of("x", "y", outcomes([1 - 0.2 * alpha * (1 - alpha) for alpha in ALPHAS]), "m")
     assert (found.barrier, found.se, found.flat) == (0.0, None, True)  # the ends are on the line by definition
     assert found.above_mean == pytest.approx(0.0)
+
+
+def test_no_barrier_has_no_standard_error_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    valley = curve_of("x", "y", outcomes([1 - 0.2 * alpha * (1 - alpha) for alpha in ALPHAS]), "m")
+    show_curves([valley], Reporter())
+    row = next(line for line in capsys.readouterr().out.splitlines() if "x to y" in line)
+    assert [cell.strip() for cell in row.split("│")][-3] == "none"

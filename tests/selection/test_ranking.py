@@ -12,7 +12,7 @@ from scipy import stats
 
 from evomerge.fitness.base import Outcome
 from evomerge.selection.ranking import TESTED, finalists, held_against, order
-from evomerge.selection.standings import OnReport
+from evomerge.selection.standings import OnReport, _on_report
 from evomerge.selection.statistics import Paired, Score, chance_text, holm, two_sided
 
 
@@ -92,3 +92,16 @@ def test_what_is_tested_by_hand():
     z = difference.diff / difference.se
     assert found["same"].chance == pytest.approx(2 * stats.norm.sf(abs(z)))
     assert found["same"].corrected == pytest.approx(min(1, 2 * 2 * stats.norm.sf(abs(z))))
+
+
+@pytest.mark.parametrize(
+    ("tested", "best", "corrected"),
+    [
+        (1, "linear and the best other were scored", "where there is none."),
+        (2, "linear and the 2 best others were scored", "where there is none, corrected for 2 tests (Holm)."),
+    ],
+)
+def test_how_many_were_tested_is_said_in_words(tested: int, best: str, corrected: str) -> None:
+    scored, chances = _on_report("linear", tested)
+    assert best in scored
+    assert chances.endswith(corrected)
