@@ -17,7 +17,7 @@ from evomerge.common.errors import ConfigError
 
 OWN = "compare."
 CHOSEN_HERE = (
-    *("method", "transform", "space", "searcher", "loss", "start", "baselines"),
+    *("method", "transform", "space", "searcher", "loss", "start"),
     *("budget", "budget_items", "budget_hours", "hydra", "tracker", "fitness.worth"),
 )
 """Settings of a search that play no part here."""

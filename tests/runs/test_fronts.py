@@ -266,7 +266,7 @@ def test_a_metric_that_every_task_of_the_search_offers_has_a_limit() -> None:
     limited = plain(compose("model=pico", "objective.constraints={length: '<= 1.2 * base'}"))
     every = dict.fromkeys(TASKS, ("length",))
     check_valued_metrics(limited, METRICS, TASKS, every)  # a task that is held out may lack it
-    with pytest.raises(ConfigError, match=r"Unknown value, task or metric .length.: There are .*, distance") as none:
+    with pytest.raises(ConfigError, match=r"Unknown value, task or metric .length.\. There are .*, distance") as none:
         check_valued_metrics(limited, METRICS, TASKS, {})
     assert "over all tasks" not in str(none.value)
     others = ", ".join(task for task in TASKS if task != "trees")
