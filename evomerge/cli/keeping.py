@@ -33,7 +33,7 @@ def keep_for_page(
         reporter: is told where it is kept, or why it is not.
     """
     from evomerge.report import write_report
-    from evomerge.runs.beside import keep_around, keep_worth
+    from evomerge.runs.beside import has_its_items, keep_around, keep_worth
     from evomerge.runs.directory import open_run
 
     directory = Path(options.models[0]).expanduser() if options.models else Path()
@@ -47,6 +47,12 @@ def keep_for_page(
         )
         return
     run = open_run(directory)
+    if not has_its_items(run, result):
+        reporter.say(
+            f"not kept for the page of {shown}: its {result.split} items are others than those on which the winner was "
+            f"judged; the search's own command judges it again, then this one keeps what it finds"
+        )
+        return
     try:
         kept = keep_worth(run, result) if options.worth else keep_around(run, result, rows)
         page = write_report(directory)

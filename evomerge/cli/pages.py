@@ -13,14 +13,15 @@ from pathlib import Path
 from types import ModuleType
 
 from evomerge.common.progress import Progress
+from evomerge.runs.beside import AROUND, WORTH
 
 logger = logging.getLogger(__name__)
 
 
 def draw_run(directory: Path, progress: Progress) -> None:
-    """Draw the page of a run, unless it is there and younger than the result."""
-    page, summary = directory / "report.html", directory / "summary.json"
-    if page.is_file() and page.stat().st_mtime_ns >= summary.stat().st_mtime_ns:
+    """Draw the page of a run, unless it is there and younger than all results that it shows."""
+    page, drawn = directory / "report.html", [directory / name for name in ("summary.json", WORTH, AROUND)]
+    if page.is_file() and all(page.stat().st_mtime_ns >= file.stat().st_mtime_ns for file in drawn if file.is_file()):
         return
     _draw("report", lambda report: report.write_report(directory), progress)
 

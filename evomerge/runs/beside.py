@@ -1,7 +1,8 @@
 """What was scored of a winner after its search: beside its parents, and around it; kept in the run directory.
 
 In: models side by side, the winner first, and the run. Out: `worth.json` and `around.json`, which reports draw. Each
-says of which winner it is: of one that the search has left behind, it is not taken. Both may be deleted.
+says of which winner it is, and on which items: of one that the search has left behind, or on others than it was judged
+on, it is not taken. Both may be deleted.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class Beside:
     result: Comparison
     worth: Worth
     experts: Sequence[str]
+
+
+def has_its_items(run: Run, result: Comparison) -> bool:
+    """Whether models were scored on the items on which a run has judged its winner; also where that is not known."""
+    return not (run.summary and run.summary.chosen) or run.summary.chosen.get(result.split) == result.chosen
 
 
 def keep_worth(run: Run, result: Comparison) -> Path:
@@ -94,24 +100,31 @@ def read_around(run: Run) -> tuple[Comparison, list[Around]] | None:
 
 
 def outdated(run: Run) -> list[str]:
-    """Return the names of such files in a run directory that are of another winner."""
+    """Return the names of such files in a run directory that are of another winner, or on other items."""
     return [name for name in (WORTH, AROUND) if (content := _content(run.path / name)) and not _is_of(content, run)]
 
 
 def _keep(run: Run, name: str, result: Comparison, **more: Any) -> Path:
-    write_atomically(run.path / name, result.to_json(of=_key(run), **more) + "\n")
+    write_atomically(run.path / name, result.to_json(of=_key(run, result.chosen), **more) + "\n")
     return run.path / name
 
 
-def _key(run: Run) -> str:
-    """Return a hash of a run's winner, and of the items and the metric that it was reported with."""
+def _key(run: Run, chosen: str | None) -> str:
+    """Return a hash of a run's winner, of the metric that it was reported with, and of items.
+
+    Args:
+        run: it has ended.
+        chosen: the hash of the items.
+    """
     winner = run.recipe and {name: value for name, value in asdict(run.recipe).items() if name != "scores"}
-    reported = run.summary and [run.summary.metric, run.summary.items]
-    return digest([winner, reported])
+    if run.summary and not run.summary.chosen:  # of an earlier version, whose items are known as a part of this alone
+        chosen = run.summary.run
+    return digest([winner, run.summary and [run.summary.metric, run.summary.items], chosen])
 
 
 def _is_of(content: dict[str, Any], run: Run) -> bool:
-    return content.get("of") == _key(run)
+    chosen = run.summary.chosen.get(content.get("split", "")) if run.summary else None
+    return content.get("of") == _key(run, chosen)
 
 
 def _read(run: Run, name: str) -> dict[str, Any] | None:

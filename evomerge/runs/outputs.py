@@ -40,6 +40,7 @@ from evomerge.runs.parents import table_of_worth
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
+from evomerge.search.evaluators.splits import make_subsets
 from evomerge.search.journal import read_log
 from evomerge.search.log import TrialLog
 from evomerge.selection.choosing import Selection
@@ -80,7 +81,7 @@ def summarise(
         logged: the warnings in the log file, and how often each came.
         remembered: how many item evaluations were taken from other searches.
     """
-    machine, batches = fingerprint(), open_run(directory).batches
+    machine, batches, subsets = fingerprint(), open_run(directory).batches, make_subsets(problem)
     return Summary(
         report=found.report,
         paired=found.paired,
@@ -115,6 +116,7 @@ def summarise(
         remembered=remembered,
         limits=found.limits,
         front=found.front and replace(found.front, trades=_trades(problem, batches)),
+        chosen={split: digest(subsets[split](0)) for split in ("select", "report")},
     )
 
 

@@ -32,6 +32,7 @@ class Comparison:
         forgetting: what was forgotten and kept, where something was to be; means and differences are then of minus the
             score over the tasks to forget.
         of_weights: whether scores say how far the weights lie from the base's, whatever the items.
+        chosen: a hash of the items, `digest` of their ids by task; empty where it is not known.
     """
 
     split: str
@@ -44,11 +45,12 @@ class Comparison:
     errors: Mapping[str, str]
     forgetting: Forgetting | None = None
     of_weights: bool = False
+    chosen: str = ""
 
     def to_json(self, **more: Any) -> str:
         """Return it as text, with more beside it; an error stands in the row of its model."""
         content = asdict(self) | more
-        for name in ("forgetting", "of_weights"):
+        for name in ("forgetting", "of_weights", "chosen"):
             if not content[name]:
                 del content[name]
         for name, error in content.pop("errors").items():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
+from evomerge.common.digests import digest
 from evomerge.common.errors import CommandError, ConfigError, EvomergeError, MergeError, NotFinite
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import dtype_name
@@ -120,6 +121,7 @@ def evaluate(
         {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)},
         forgetting,
         problem.reports_distance,
+        digest(ids),
     )
 
 

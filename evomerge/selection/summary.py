@@ -31,7 +31,7 @@ OVER_EXPERTS = "winner_vs_experts"
 
 LATER = (
     *("marks", "rescored", "held_out", "forgetting", "noise", "raced", "responses", "remembered"),
-    *("limits", "front"),
+    *("limits", "front", "chosen"),
 )
 """What is left out of the file where there is nothing to say: it came later than others."""
 PLAIN = ("limits", "front")
@@ -139,6 +139,8 @@ class Summary:
         limits: what the winner had to keep by constraints, and whether it does; None where there are none.
         front: of a search with several values, its points; None where there is one value. `report` has the point that
             was chosen as the winner then, and means over all tasks.
+        chosen: a hash of the select items and of the report items, `digest` of their ids by task; empty in summaries of
+            earlier versions.
     """
 
     report: Mapping[str, Score]
@@ -168,6 +170,7 @@ class Summary:
     remembered: int = 0
     limits: Limits | None = None
     front: Front | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def constant(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,9 @@ from evomerge.cli.evaluate import main
 from evomerge.cli.progress import Reporter
 from evomerge.cli.scores import show, show_worth
 from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.common.progress import Silent
+from evomerge.runs.beside import read_worth
+from evomerge.runs.directory import open_run
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
 from evomerge.selection.comparison import Comparison
@@ -120,6 +124,40 @@ def test_what_is_found_of_a_run_stays_with_it_and_nothing_else_does(place: Path,
     page = (run / "report.html").read_text()
     assert "Every model on every task" in page
     assert "Around the winner" in page
+
+
+def test_what_is_found_on_other_items_is_not_kept(place: Path, pico_suite: Suite, capsys) -> None:
+    """With other items of the same number: scores of two sets of items never stand beside each other."""
+    suite = Path(shutil.copytree(pico_suite.path, place / "suite"))
+    few = ["fitness.items=9", "fitness.select_items=9", "fitness.report_items=9", "budget=2", "searcher=random"]
+    own = ["model=pico", f"model.suite={suite}", f"model.cache={place / 'cache'}", "model.device=cpu", *few]
+    assert run_search(compose(*own), place / "runs/other", Silent()) is not None
+    evaluated(capsys, "runs/other", "--worth")
+    run = place / "runs/other"
+    kept, before = (run / "worth.json").read_bytes(), open_run(run).summary
+    assert read_worth(open_run(run)) is not None
+    for file in suite.rglob("report.jsonl"):
+        labels = [json.loads(line) for line in file.read_text().splitlines()]
+        turned = [{**row, "label": 1 - row["label"] if row["label"] in (0, 1) else row["label"]} for row in labels]
+        old = hashlib.sha256(file.read_bytes()).hexdigest()
+        file.write_text("".join(json.dumps(row) + "\n" for row in turned))
+        sealed = (suite / "suite.json").read_text()
+        (suite / "suite.json").write_text(sealed.replace(old, hashlib.sha256(file.read_bytes()).hexdigest()))
+    _, said = evaluated(capsys, "runs/other", "--worth")
+    assert "not kept for the page of runs/other: its report items are others" in said
+    assert (run / "worth.json").read_bytes() == kept
+    assert run_search(compose(*own), run, Silent()) is not None
+    after = open_run(run)
+    assert before is not None
+    assert after.summary is not None
+    assert after.summary.items == before.items
+    assert after.summary.chosen["select"] == before.chosen["select"]
+    assert after.summary.chosen["report"] != before.chosen["report"]
+    assert read_worth(after) is None
+    _, said = evaluated(capsys, "runs/other", "--worth")
+    beside = read_worth(open_run(run))
+    assert beside is not None
+    assert beside.result.models["winner"].mean == after.summary.winner.mean
 
 
 def test_the_value_around_a_winner(place: Path, capsys) -> None:

@@ -25,10 +25,15 @@ def test_the_page_stands_beside_the_results_and_is_drawn_once(
     page.write_text("mine")
     draw_run(run, Reporter())
     assert page.read_text() == "mine"
-    later = page.stat().st_mtime_ns + 10**9
-    os.utime(run / "summary.json", ns=(later, later))
-    draw_run(run, Reporter())
-    assert "<html" in page.read_text()
+    for name in ("summary.json", "worth.json", "around.json"):
+        page.write_text("mine")
+        if not (run / name).exists():
+            (run / name).write_text('{"of": "another"}')
+        later = page.stat().st_mtime_ns + 10**9
+        os.utime(run / name, ns=(later, later))
+        draw_run(run, Reporter())
+        assert "<html" in page.read_text(), name
+        os.utime(page, ns=(later, later))
 
 
 @pytest.mark.parametrize("missing", [True, False])

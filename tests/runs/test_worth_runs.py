@@ -186,7 +186,7 @@ def test_what_is_of_another_winner_is_not_shown(run: Path, asked: list[str]) -> 
     page = read(write_report(run)).text
     assert "Every model on every task" not in page
     assert f"evomerge evaluate {run} --worth scores this one" in page
-    for damaged in ("{", "[]", json.dumps({"of": content["of"]})):
+    for damaged in ("{", "[]", json.dumps({"of": content["of"], "split": "report"})):
         (run / "worth.json").write_text(damaged)
         with pytest.raises(LogError, match=r"worth\.json cannot be read .*: delete it; `evomerge evaluate`"):
             write_report(run)
