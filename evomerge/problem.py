@@ -273,7 +273,8 @@ class Problem:
     @cached_property
     def negated(self) -> tuple[str, ...]:
         """The rows that constants take away where something is to be forgotten, and the others stay at 0: those of the
-        experts of these tasks (Ilharco et al. 2023). None where these are all rows, or where there are none.
+        experts of these tasks (Ilharco et al. 2023). None where these are all rows, or where there are none; nor where
+        the space ties them with others, so that it has no such point.
         """
         own = {self.experts.get(task) for task in self.goal.forget}
 
@@ -281,7 +282,7 @@ class Problem:
             return row in own or (row not in self.sources.experts and row.rpartition(".")[0] in own)
 
         rows = tuple(row for row in self.space.rows if is_own(row))
-        return () if len(rows) == len(self.space.rows) else rows
+        return () if len(rows) == len(self.space.rows) or self.space.ties(rows) else rows
 
     def constant(self, weight: float) -> dict[str, np.ndarray]:
         """Return coefficients with one weight everywhere; or, of what takes away some rows, 0 for the others."""

@@ -27,6 +27,7 @@ from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
+from evomerge.recipes.mergekit.document import is_mergekit
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.closed_forms import CLOSED, closed_form, said
 from evomerge.runs.config import CHOOSING, build
@@ -46,7 +47,7 @@ from evomerge.runs.objectives import (
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sampled import APPROXIMATE, check_lag, drawn_by, estimate_of, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.runs.starts import NEAR, Arrays, is_averaged, numbers_only, read_start
+from evomerge.runs.starts import NEAR, Arrays, is_averaged, numbers_only, read_start, text_of
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.search.evaluators.scoring import prepare
@@ -244,7 +245,12 @@ def read_splits(sources: Sources, fitness: Fitness) -> dict[str, dict[str, list[
 
 
 def find_start(
-    settings: Mapping[str, Any], problem: Problem, reporter: Progress, workers: Workers | None = None
+    settings: Mapping[str, Any],
+    problem: Problem,
+    reporter: Progress,
+    workers: Workers | None = None,
+    *,
+    began: bool = False,
 ) -> Arrays | None:
     """Return the coefficients that a search begins with; None for the best of a few constants.
 
@@ -254,6 +260,7 @@ def find_start(
         problem: what is searched.
         reporter: is told what takes long.
         workers: score what must be scored for it; None where this process does.
+        began: whether the run has begun: one of an earlier version may have begun with a YAML that is refused now.
 
     Raises:
         ConfigError: `start` is none of these.
@@ -277,6 +284,12 @@ def find_start(
     if note := numbers_only(start, problem):
         reporter.say(f"note: {note}")
     steps = [str(step.about()["name"]) for step in problem.transforms]
+    if began and steps and is_mergekit(text_of(start)):
+        reporter.say(
+            f"note: this run began with the numbers of {start}, which make another merge after {' + '.join(steps)}; it "
+            f"stays so"
+        )
+        steps = []
     found = read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources, steps)
     if _otherwise(found, space.start(found), space) or is_averaged(start, space, problem.vectors.parameters):
         reporter.say(f"note: the space cannot express {START}{start}: what is nearest to it stands in its place")

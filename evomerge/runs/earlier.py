@@ -55,6 +55,18 @@ def identity_today(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**today, "searcher": counted_of(today["searcher"], many)} if "searcher" in today else today
 
 
+def after_it_ended(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of an identity counts when the search is over: how its first generation was made, and by which rule
+    its samples grew, counts for one that goes on alone.
+
+    Args:
+        identity: in today's words.
+    """
+    objective = {name: value for name, value in (identity.get("objective") or {}).items() if name != NEGATED}
+    grown = {"grow": identity["grow"][:2]} if "grow" in identity else {}
+    return {**identity, **({"objective": objective} if objective else {}), **grown}
+
+
 def counted_of(searcher: Mapping[str, Any], several: bool) -> dict[str, Any]:
     """Return the settings of a searcher that count: with one value, one of ours that keeps the best (`keep`) hands
     these over, and `incumbents` is of fronts alone.

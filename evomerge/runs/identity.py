@@ -20,6 +20,7 @@ from evomerge.runs.earlier import NEGATED, counted_of
 from evomerge.runs.objectives import objective_identity, several
 from evomerge.runs.racing import racing_identity
 from evomerge.runs.sampled import sampling_identity
+from evomerge.runs.starts import text_of
 from evomerge.runs.targets import find_class
 from evomerge.searchers.archive import SIZE
 from evomerge.searchers.spread import START
@@ -65,9 +66,7 @@ def search_identity(
         **({"blocks": blocks} if blocks not in (None, AUTO, 1) else {}),  # in one, it is the search that it always was
         **racing_identity(settings),
         **({"loss": [_with_code(settings["loss"], "loss"), inputs]} if learned else {}),
-        "start": f"recipe {digest(recipe.read_text(encoding='utf-8'))}"
-        if recipe is not None and recipe.is_file()
-        else start,
+        "start": f"recipe {digest(text_of(start))}" if recipe is not None and recipe.is_file() else start,
         "seed": settings["seed"],
     }
 

@@ -31,13 +31,14 @@ from evomerge.problem import Problem
 from evomerge.recipes.buffers import keep_buffers
 from evomerge.recipes.handover import keep_heads, make_recipe, mergekit_yaml
 from evomerge.runs.beside import WORTH, read_worth
-from evomerge.runs.closed_forms import CLOSED
+from evomerge.runs.build import baseline_name
 from evomerge.runs.directory import open_run, read_summary, read_timings
-from evomerge.runs.earlier import identity_today
+from evomerge.runs.earlier import after_it_ended, identity_today
 from evomerge.runs.fronts import front_lines, point_scores
 from evomerge.runs.objectives import choose_of, sure_of
 from evomerge.runs.parents import table_of_worth
 from evomerge.runs.responses import responses_cost
+from evomerge.runs.starts import digests_of
 from evomerge.runs.table import gain_of, starts_of, tables_of
 from evomerge.search.evaluators.serial import Timing
 from evomerge.search.evaluators.splits import make_subsets
@@ -67,6 +68,7 @@ def summarise(
     run: str | None,
     logged: Mapping[str, int],
     remembered: int = 0,
+    files: Mapping[str, str] | None = None,
 ) -> Summary:
     """Return what is known of a search at its end.
 
@@ -80,6 +82,7 @@ def summarise(
         run: what `run_digest` says of the run.
         logged: the warnings in the log file, and how often each came.
         remembered: how many item evaluations were taken from other searches.
+        files: hashes of the files among its baselines, by path.
     """
     machine, batches, subsets = fingerprint(), open_run(directory).batches, make_subsets(problem)
     return Summary(
@@ -117,6 +120,7 @@ def summarise(
         limits=found.limits,
         front=found.front and replace(found.front, trades=_trades(problem, batches)),
         chosen={split: digest(subsets[split](0)) for split in ("select", "report")},
+        files={baseline_name(path): said for path, said in (files or {}).items()},
     )
 
 
@@ -208,7 +212,8 @@ def _marks(problem: Problem, limits: Limits | None, constant: str) -> dict[str, 
     if rows:
         own.append(f"it takes away {', '.join(rows)} alone, with the weight {constant}; all others have 0")
     if not problem.same(problem.within(float(constant)), problem.constant(float(constant))):
-        kept = f"is {'0' if rows else 'the same weight'} where the space holds others (space.frozen, space.only, ...)"
+        weights = f"{constant} for {', '.join(rows)} and 0 for all others, also" if rows else "the same weight"
+        kept = f"has {weights} where the space holds other weights (space.frozen, space.only, ...)"
         own.append(f"it is a merge that this space does not have: it {kept}; the nearest one is a finalist")
     merged = marks.of_merge()
     winner = [*merged, *(limits.marks if limits else ())]
@@ -243,7 +248,8 @@ def run_digest(directory: Path, identity: Mapping[str, Any], settings: Mapping[s
     if not log.exists():
         return None
     logged = next(read_log(log), {}).get("identity")  # an earlier version may have said the same in other words
-    same = logged is not None and identity_today(logged) == json.loads(json.dumps(identity))
+    now = after_it_ended(json.loads(json.dumps(identity)))
+    same = logged is not None and after_it_ended(identity_today(logged)) == now
     chosen = [logged if same else identity, settings["budget_items"], settings["fitness"]["report_metric"], ids]
     chosen += [_with_content(given)] if (given := settings.get("baselines")) else []
     chosen += [{"choose": given}] if (given := choose_of(settings)) != KNEE else []
@@ -255,8 +261,7 @@ def _with_content(baselines: Any) -> Any:
     """Return baselines with what the files among them say."""
     if not isinstance(baselines, list):
         return baselines
-    files = {start: Path(start) for start in baselines if isinstance(start, str) and start not in CLOSED}
-    said = {start: digest(file.read_text(encoding="utf-8")) for start, file in files.items() if file.is_file()}
+    said = digests_of(baselines)
     return [[start, said[start]] if isinstance(start, str) and start in said else start for start in baselines]
 
 

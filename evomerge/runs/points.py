@@ -28,6 +28,7 @@ from evomerge.runs.earlier import NEGATED
 from evomerge.runs.fronts import find_point, recipe_scores
 from evomerge.runs.paths import from_its_start
 from evomerge.runs.readable import readable
+from evomerge.runs.starts import digests_of
 from evomerge.search.log import TOLERANCE
 from evomerge.searchers.archive import unfinished
 from evomerge.searchers.base import Incumbent, lag_of
@@ -171,6 +172,12 @@ def find_finalist(run: Run, problem: Problem, name: str) -> Point:
         here = from_its_start(run.settings, run.path)
         both = zip(run.settings.get("baselines") or [], here.get("baselines") or [], strict=True)
         asked = [start for given, start in both if baseline_name(given) == name]
+        if summary and summary.files.get(name) not in (None, *digests_of(asked).values()):
+            raise ConfigError(
+                f"{asked[0]} has changed since the run {run.path} judged it, so what it says now is not what "
+                f"has the value {selected[name]}. Put back what it said; or run the command of this run again, which "
+                f"judges it as it is now."
+            )
         points = find_baselines({**here, "baselines": asked}, problem, Silent())
         finalists |= dict.fromkeys([name], *points.values())
     if name not in finalists:
@@ -256,7 +263,7 @@ def _objective(objective: Mapping[str, Any]) -> str:
 
 def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
-    start = find_start(from_its_start(run.settings, run.path), problem, Silent())
+    start = find_start(from_its_start(run.settings, run.path), problem, Silent(), began=True)
     negated = run.identity["objective"].get(NEGATED, ())  # earlier versions took all experts away
     searcher = make_searcher(run.settings, problem.space, start, problem.objectives, negated)
     ahead = deque(run.batches)

@@ -166,7 +166,10 @@ def _aims(problem: Problem) -> list[list[str]]:
     if goal.forget:
         rows.append(["to keep", f"{goal.keep:.4g} of the base's {goal.report_metric} on the other tasks"])
         own = ", ".join(problem.negated)
-        alike = f"all rows alike, since none belongs to the expert of {', '.join(goal.forget)}, or all do"
+        alike = (
+            f"all rows alike, since none belongs to the expert of {', '.join(goal.forget)}, or all do, or the space "
+            f"ties them with others"
+        )
         away = f"{own} alone; all others are 0" if own else alike
         rows.append(["constants", f"take away {away}"])
     if HELD_OUT in problem.items:

@@ -110,7 +110,7 @@ def make_ready(
         problem = replace(problem, sampling=sampling_of(settings))
     check_approximate(settings, problem.live, fitness)
     late = plan.workers > 0 and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
-    start = _start(settings, problem, late, reporter)
+    start = _start(settings, problem, late, reporter, before is not None)
     searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     if problem.sampling.approximate and not plan.workers:
@@ -128,11 +128,11 @@ def make_ready(
     return Ready(settings, compute, problem, searcher, late, fitnesses, subsets, learning, limit, identity)
 
 
-def _start(settings: Mapping[str, Any], problem: Problem, late: bool, reporter: Progress) -> Arrays | None:
+def _start(settings: Mapping[str, Any], problem: Problem, late: bool, reporter: Progress, began: bool) -> Arrays | None:
     """Return the points that a searcher begins with; where workers score them first, something in place of them."""
     if late:
         return None if settings["start"] == "constants" else {}
-    return find_start(settings, problem, reporter)
+    return find_start(settings, problem, reporter, began=began)
 
 
 def check_splits(ready: Ready, reporter: Progress) -> None:

@@ -48,6 +48,7 @@ from evomerge.runs.ready import Ready, check_splits, make_ready
 from evomerge.runs.responses import check_drawn, informed, responses_cost
 from evomerge.runs.sampled import to_go_on
 from evomerge.runs.schema import SearchConfig
+from evomerge.runs.starts import digests_of
 from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
 from evomerge.runs.transforms import in_order
@@ -166,8 +167,8 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
     ):
         ready = replace(ready, problem=engine.problem)
         if ready.late:  # only now there are workers, who score it whole, as this process would
-            ready, baselines = _started(ready, Workers(engine.scorer, 1), call.reporter)
-        path = call.directory / "trials.jsonl"
+            ready, baselines = _started(call, ready, Workers(engine.scorer, 1))
+        path, files = call.directory / "trials.jsonl", digests_of(ready.settings["baselines"])
         if responses_cost(ready.problem):  # else nothing is scored before the log is opened, which checks it
             check_search(path, ready.identity, identity_today)
         judge = Judge(ready.problem, engine.scorer, ready.subsets, interrupt, call.plan.blocks, engine.workers > 0)
@@ -187,7 +188,7 @@ def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Inte
                 return None
             summary = summarise(
                 *(call.directory, ready.problem, found, log, reason, ready.sizes, _made_of(call, ready)),
-                *(logged.texts(), scoring.scorer.items),
+                *(logged.texts(), scoring.scorer.items, files),
             )
             write_outputs(call.directory, ready.problem, found.coefficients, summary, call.reporter)
             if lacks_worth(ready.settings, call.directory) and not _weighed(call, ready, engine, interrupt):
@@ -222,10 +223,10 @@ def _made_of(call: Call, ready: Ready) -> str | None:
     return run_digest(call.directory, ready.identity, ready.settings, ready.judged)
 
 
-def _started(ready: Ready, workers: Workers, reporter: Progress) -> tuple[Ready, Mapping[str, np.ndarray]]:
+def _started(call: Call, ready: Ready, workers: Workers) -> tuple[Ready, Mapping[str, np.ndarray]]:
     """Return what is ready with a searcher whose start workers have scored, and the baselines that they have."""
-    settings, problem = ready.settings, ready.problem
-    start = find_start(settings, problem, reporter, workers)
+    settings, problem, reporter = ready.settings, ready.problem, call.reporter
+    start = find_start(settings, problem, reporter, workers, began=call.before is not None)
     searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated)
     return replace(ready, searcher=searcher), find_baselines(settings, problem, reporter, workers)
 

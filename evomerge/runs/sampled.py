@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 APPROXIMATE = {"bfloat16": 2}
 """What `fitness.approximate` may be, and the bytes of a number in it."""
+NESTED = "nested"
+"""The rule by which samples grow: a fixed one keeps what it has, and the last generation has all items."""
 
 
 def check_sampling(settings: Mapping[str, Any]) -> None:
@@ -210,12 +212,13 @@ def growth_of(settings: Mapping[str, Any]) -> Growth | None:
 def sampling_identity(settings: Mapping[str, Any], growth: Growth | None) -> dict[str, Any]:
     """Return what of these settings makes another search; nothing where it is the search that it always was.
 
-    Where samples grow, the budget belongs to it: with a larger one, generations before would have had fewer items.
+    Where samples grow, the budget belongs to it: with a larger one, generations before would have had fewer items. The
+    rule belongs to it as well, since earlier versions had another one.
     """
     by, (form, others) = drawn_by(settings), estimate_of(settings)
     return {
         **({"sampling": by} if by != STRATIFIED else {}),
-        **({"grow": [growth.first, growth.points]} if growth else {}),
+        **({"grow": [growth.first, growth.points, NESTED]} if growth else {}),
         **({"estimate": [form, *others]} if form else {}),
         **({"approximate": asked} if (asked := settings["fitness"].get("approximate")) else {}),
     }

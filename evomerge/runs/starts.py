@@ -8,6 +8,7 @@ evomerge says so.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.common.digests import digest
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import listed
 from evomerge.problem import Problem, Sources
+from evomerge.recipes.catalog import METHODS, TRANSFORMS
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.mergekit.document import is_mergekit
 from evomerge.recipes.recipe import Recipe
+from evomerge.runs.closed_forms import CLOSED
 from evomerge.runs.targets import find_class
 from evomerge.runs.theirs import find_theirs, on_groups
 from evomerge.space.coefficients import CoefficientSpace
@@ -29,6 +33,35 @@ Arrays = dict[str, Any]
 """{variable: (G, K)}, or a number for all."""
 NEAR = 1e-6
 """How far a coefficient may be from that of a YAML."""
+
+
+def text_of(start: str) -> str:
+    """Return the text of a file that a search begins with, or that is judged beside what it finds.
+
+    Raises:
+        ConfigError: it has none, since it is weights or another thing.
+    """
+    try:
+        return Path(start).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(
+            f"{start} is no recipe and no merge YAML of mergekit's, since it cannot be read as a text ({error}): write "
+            f"the path of one of these, such as runs/<name>/recipe.yaml."
+        ) from error
+
+
+def digests_of(baselines: Any) -> dict[str, str]:
+    """Return a hash of what each file among baselines says, by its path; nothing where they are no list."""
+    starts = [start for start in baselines or [] if isinstance(start, str) and start not in CLOSED]
+    return {start: digest(text_of(start)) for start in starts if Path(start).is_file()}
+
+
+def _recipe(start: str, text: str) -> Recipe:
+    """Read a recipe; a refusal names its file."""
+    try:
+        return Recipe.from_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"start={start}: {error}") from error
 
 
 def read_start(
@@ -53,9 +86,9 @@ def read_start(
         ConfigError: it is neither a recipe nor a merge YAML, the space cannot express the YAML, or the search has
             transforms, which a YAML with numbers has not.
     """
-    text = Path(start).read_text(encoding="utf-8")
+    text = text_of(start)
     if not is_mergekit(text):
-        known = Recipe.from_yaml(text).on_groups(space.groups, space.rows, parameters)
+        known = _recipe(start, text).on_groups(space.groups, space.rows, parameters)
         return {variable.name: known[variable.name] for variable in space.variables if variable.name in known}
     try:
         found = _of_yaml(text, method, space, parameters, sources, Path(start).parent, transform)
@@ -73,10 +106,10 @@ def is_averaged(start: str, space: CoefficientSpace, parameters: Mapping[str, tu
         space: where the search is.
         parameters: name -> shape, in the order of the live model.
     """
-    text = Path(start).read_text(encoding="utf-8")
+    text = text_of(start)
     if is_mergekit(text):
         return False
-    recipe = Recipe.from_yaml(text)
+    recipe = _recipe(start, text)
     groups = recipe.coefficients.get("weight", {}).values()
     if any(value for rows in groups for row, value in rows.items() if row not in space.rows):
         return True
@@ -98,14 +131,14 @@ def numbers_only(start: str, problem: Problem) -> str:
         start: its path.
         problem: what is searched.
     """
-    text = Path(start).read_text(encoding="utf-8")
+    text = text_of(start)
     if is_mergekit(text):
         return ""
-    theirs = Recipe.from_yaml(text)
+    theirs = _recipe(start, text)
     ours = Recipe.from_yaml(make_recipe(problem, problem.space.constant(0.0), {}, {}, {}).to_yaml())
     parts = {
-        "method": (theirs.method, ours.method),
-        "transform": (theirs.transform, ours.transform),
+        "method": tuple(_full(one.method, METHODS) for one in (theirs, ours)),
+        "transform": tuple([_full(step, TRANSFORMS) for step in one.transform] for one in (theirs, ours)),
         "base": (theirs.base.sha256, ours.base.sha256),
         "experts": (_hashes(theirs), _hashes(ours)),
     }
@@ -114,10 +147,20 @@ def numbers_only(start: str, problem: Problem) -> str:
     if not others:
         return ""
     each = listed([f"{name} ({told[name]} there)" if name in told else name for name in others])
+    are = "are not those" if others[1:] or others == ["experts"] else "is not that"
     return (
-        f"start={start} gives numbers only, since the {each} of that recipe "
-        f"{'are not those' if others[1:] else 'is not that'} of this search: it does not begin with that merge"
+        f"start={start} gives numbers only, since the {each} of that recipe {are} of this search: it does not begin "
+        f"with that merge"
     )
+
+
+def _full(step: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Return a method or a transform with all settings: those that it does not have, since they came later, are at
+    their defaults.
+    """
+    kind = kinds.get(step["name"])
+    known = inspect.signature(kind).parameters.values() if kind else ()
+    return {**{each.name: each.default for each in known if each.default is not each.empty}, **step}
 
 
 def _hashes(recipe: Recipe) -> dict[str, str]:

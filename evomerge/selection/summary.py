@@ -31,7 +31,7 @@ OVER_EXPERTS = "winner_vs_experts"
 
 LATER = (
     *("marks", "rescored", "held_out", "forgetting", "noise", "raced", "responses", "remembered"),
-    *("limits", "front", "chosen"),
+    *("limits", "front", "chosen", "files"),
 )
 """What is left out of the file where there is nothing to say: it came later than others."""
 PLAIN = ("limits", "front")
@@ -141,6 +141,8 @@ class Summary:
             was chosen as the winner then, and means over all tasks.
         chosen: a hash of the select items and of the report items, `digest` of their ids by task; empty in summaries of
             earlier versions.
+        files: hashes of the files among the starts that were judged beside what was found, by their names among the
+            finalists.
     """
 
     report: Mapping[str, Score]
@@ -171,6 +173,7 @@ class Summary:
     limits: Limits | None = None
     front: Front | None = None
     chosen: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def constant(self) -> str:

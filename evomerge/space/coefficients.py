@@ -85,6 +85,12 @@ class CoefficientSpace:
             return weight
         return np.broadcast_to(np.where([row in rows for row in self.rows], weight, 0.0), self._shape)
 
+    def ties(self, rows: Collection[str]) -> bool:
+        """Whether a coordinate moves the weights of some rows together with those of others."""
+        place = np.repeat([[row in rows for row in self.rows]], len(self.groups), axis=0).ravel()
+        moved = abs(self.matrices["weight"])
+        return bool(np.any((moved.T @ place > 0) & (moved.T @ ~place > 0)))
+
     def complete(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Coefficients of all variables, (G, K) each: the given ones, and the start of those that are left out.
 

@@ -113,9 +113,13 @@ def test_recipes_and_merge_yamls_are_judged_by_the_names_of_their_files(
     run_search(given, tmp_path / "run", Reporter())
     assert "This search is complete" in capsys.readouterr().err
     theirs.write_text(theirs.read_text().replace("0.45", "1.4"))
+    with pytest.raises(ConfigError, match=r"their\.yml has changed since the run .* judged it"):
+        find_finalist(open_run(tmp_path / "run"), problem, names[1])
+    assert find_finalist(open_run(tmp_path / "run"), problem, names[0]).value == reached[0]
     other = run_search(given, tmp_path / "run", Reporter())
     assert "This search is complete" not in capsys.readouterr().err
     assert other is not None
+    assert find_finalist(open_run(tmp_path / "run"), problem, names[1]).value == other.select.finalists[names[1]]
     assert [other.select.finalists[name] == value for name, value in zip(names, reached, strict=True)] == [True, False]
     judged = {name: Model("recipe", tmp_path / "own.yaml") for name in ("own",)} | {"c": Model("constant", 1.4)}
     scores = evaluate(under(problem, settings), judged, "select", Silent()).models

@@ -25,7 +25,9 @@ from evomerge.runs.contestants import Compared
 from evomerge.runs.directory import open_run
 from evomerge.runs.identity import search_identity
 from evomerge.runs.learning import find_learning
+from evomerge.runs.outputs import _marks
 from evomerge.runs.points import find_finalist, find_trial
+from evomerge.runs.preflight import _aims
 from evomerge.runs.roles import check_names, role_notes, set_apart
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
@@ -242,22 +244,49 @@ def test_rows_that_constants_take_away(run: Path, tasks: list[str], rows: list[s
     np.testing.assert_array_equal(other.constant(-0.5)["weight"], wanted)
 
 
-def test_a_run_that_began_with_all_experts_taken_away_is_read_but_does_not_go_on(
-    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("more", "negated"),
+    [
+        ({"sharing": "shared"}, ()),
+        ({"tied": ["weight/*/trees", "weight/*/metals"]}, ("trees",)),  # each is a coordinate of its own
+        ({"tied": ["weight/*"]}, ()),
+        ({"tied": [{"trees": 1.0, "metals": 0.5}]}, ()),
+        ({"frozen": {"weight/*/trees": -0.2}}, ("trees",)),
+    ],
+)
+def test_rows_that_are_tied_with_others_are_taken_away_with_them(
+    run: Path, more: dict[str, Any], negated: tuple[str]
+) -> None:
+    problem = build_problem(open_run(run).settings, Reporter())
+    space = make_space("layer", problem.vectors.parameters, problem.space.rows, problem.space.variables, **more)
+    other = replace(problem, space=space, goal=replace(problem.goal, forget=("trees",)))
+    assert other.negated == negated
+    assert ("ties them with others" in str(_aims(other))) == (not negated)
+    (mark,) = _marks(other, None, "-1.0").get("best_constant", [""])[-1:]
+    held = "it has -1.0 for trees and 0 for all others, also where the space holds other weights"
+    assert (held in mark) == ("frozen" in more)
+
+
+def test_a_run_that_began_with_all_experts_taken_away_is_read_and_complete_but_does_not_go_on(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Runs of earlier versions: their constants were of all experts, and their logs say nothing of rows."""
     config, old = compose(*sources, *FORGET, "searcher=random", "budget=6"), tmp_path / "old"
     with monkeypatch.context() as earlier:
         earlier.setattr(Problem, "negated", ())
-        assert run_search(config, old, Reporter()) is not None
+        found = run_search(config, old, Reporter())
+    assert found is not None
     before = (old / "trials.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run_search(config, old, Reporter()) == found
+    assert "This search is complete" in capsys.readouterr().err
     opened = open_run(old)
     np.testing.assert_allclose(opened.batches[0].points, [[-weight] * 3 for weight in (1.0, 0.8, 0.6, 0.4, 0.2)])
     assert "has one weight for all" in write_report(old).read_text()
     found = find_finalist(opened, build_problem(opened.settings, Reporter()), "constant")
     assert found.x.tolist() in opened.batches[0].points.tolist()
     with pytest.raises(LogError, match=r"began with constants that take all experts away.*hydra\.run\.dir"):
-        run_search(config, old, Reporter())
+        run_search(compose(*sources, *FORGET, "searcher=random", "budget=8"), old, Reporter())
     assert (old / "trials.jsonl").read_bytes() == before
 
 
@@ -266,7 +295,7 @@ def test_a_constant_that_the_space_does_not_have_is_marked(sources: list[str], t
     summary = run_search(compose(*sources, "searcher=random", held), tmp_path / "held", Reporter())
     assert summary is not None
     (mark,) = summary.marks["best_constant"]
-    assert mark.startswith("it is a merge that this space does not have: it is the same weight where the space holds")
+    assert mark.startswith("it is a merge that this space does not have: it has the same weight where the space holds")
 
 
 def test_a_winner_that_keeps_too_little_is_told() -> None:

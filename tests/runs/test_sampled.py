@@ -18,6 +18,7 @@ from evomerge.common.errors import ConfigError, LogError
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.draws import ByDisagreement
 from evomerge.problem import Problem, Sampling
+from evomerge.runs import identity
 from evomerge.runs.budget import grown, make_budget
 from evomerge.runs.build import sampling_of
 from evomerge.runs.config import check
@@ -112,6 +113,25 @@ def test_a_search_that_was_cut_off_draws_the_same_items_again(
     cache = f"model.cache={tmp_path / 'cache'}"  # what base and experts said is asked anew
     assert run_search(compose(*sources, *DRAWN, cache), tmp_path, Reporter()) is not None
     assert (tmp_path / "trials.jsonl").read_bytes() == whole
+
+
+def test_a_run_that_grew_by_another_rule_is_complete_but_does_not_go_on(
+    sources: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logs of earlier versions name no rule, and their samples had other sizes."""
+    config = compose(*sources, "fitness.grow=0.5", "budget=8")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(identity, "sampling_identity", lambda *_: {"grow": [0.5, 8]})
+        found = run_search(config, tmp_path, Reporter())
+    assert found is not None
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run_search(config, tmp_path, Reporter()) == found
+    assert "This search is complete" in capsys.readouterr().err
+    (tmp_path / "summary.json").unlink()  # as if it had been stopped before its end
+    with pytest.raises(LogError, match=r"belongs to another search: grow was \[0\.5, 8\], is \[0\.5, 8, .nested.\]"):
+        run_search(config, tmp_path, Reporter())
+    assert (tmp_path / "trials.jsonl").read_bytes() == before
 
 
 def test_a_log_of_other_items_than_are_drawn_now_is_refused(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.progress import Silent
 from evomerge.merging.methods import Linear, Ties
 from evomerge.problem import Problem, Sources
 from evomerge.recipes.handover import make_recipe
-from evomerge.runs.build import build_problem, find_start
+from evomerge.runs import build
+from evomerge.runs.build import build_problem, find_baselines, find_start
 from evomerge.runs.config import plain
-from evomerge.runs.starts import numbers_only, read_start
+from evomerge.runs.directory import open_run
+from evomerge.runs.points import find_finalist, open_problem
+from evomerge.runs.run import run_search
+from evomerge.runs.starts import digests_of, numbers_only, read_start
 from evomerge.runs.suite import Suite
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from tests.kit.helpers import compose
@@ -102,6 +108,65 @@ class Said(Silent):
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+
+def test_a_run_that_began_with_a_yaml_on_top_of_a_transform_goes_on(
+    pico_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions took its numbers; such a run is complete, is exported, and goes on to the same log."""
+    their = tmp_path / "their.yml"
+    text = GRADIENT.replace("experts/red", "trees").replace("experts/blue", "metals")
+    their.write_text(text.replace("[0.2, 0.5, 0.8]", "0.5"))
+    few = [f"fitness.{name}=6" for name in ("items", "select_items", "report_items")]
+    given = [*few, "space=model", "transform=trim", f"start={their}", f"model.cache={tmp_path / 'cache'}"]
+
+    def config(budget: int) -> Any:
+        return compose("model=pico", f"model.suite={pico_suite.path}", "model.device=cpu", *given, f"budget={budget}")
+
+    with pytest.raises(ConfigError, match="the search changes them first"):
+        run_search(config(7), tmp_path / "new", Silent())
+    with monkeypatch.context() as earlier:
+        earlier.setattr(build, "read_start", lambda *given: read_start(*given[:-1]))
+        found = run_search(config(7), tmp_path / "old", Silent())
+        run_search(config(14), tmp_path / "whole", Silent())
+    assert run_search(config(7), tmp_path / "old", Reporter()) == found
+    said = capsys.readouterr().err
+    assert "This search is complete" in said
+    assert "this run began with the numbers of" in said
+    run = open_run(tmp_path / "old")
+    assert find_finalist(run, open_problem(run, Silent()), "mean").x.shape == (3,)
+    run_search(config(14), tmp_path / "old", Silent())
+    logs = [(tmp_path / name / "trials.jsonl").read_bytes() for name in ("old", "whole")]
+    assert logs[0] == logs[1]
+
+
+def test_what_is_no_text_or_no_recipe_is_refused_by_its_name(
+    pico_suite: Suite, problem: Problem, tmp_path: Path
+) -> None:
+    weights, bad = pico_suite.base / "model.safetensors", tmp_path / "bad.yml"
+    bad.write_text("hello: 1\n")
+    for path, wrong in ((weights, "is no recipe and no merge YAML"), (bad, "recipe: Unknown key 'hello'")):
+        settings = {**plain(compose("model=pico")), "start": str(path), "baselines": [str(path)]}
+        for find in (find_start, find_baselines):
+            with pytest.raises(ConfigError, match=rf"{path}.*{wrong}"):
+                find(settings, problem, Silent())
+    with pytest.raises(ConfigError, match=r"model\.safetensors is no recipe"):
+        digests_of([str(weights)])
+
+
+def test_settings_that_came_later_make_a_recipe_no_other_merge(pico_suite: Suite, tmp_path: Path) -> None:
+    """Recipes of 0.2 have no `elect`, `over` and `scale`; experts alone are told apart in the plural."""
+    ties = build_problem(plain(compose("model=pico", f"model.suite={pico_suite.path}", "method=ties")), Silent())
+    recipe = make_recipe(ties, ties.space.constant(0.5), {}, {})
+    path, earlier = tmp_path / "recipe.yaml", {"name": "ties", "normalize": recipe.method["normalize"]}
+    assert earlier != recipe.method
+    path.write_text(replace(recipe, method=earlier).to_yaml())
+    assert numbers_only(str(path), ties) == ""
+    path.write_text(replace(recipe, method={**earlier, "elect": "count"}).to_yaml())
+    assert "since the method (ties(" in numbers_only(str(path), ties)
+    trees = replace(recipe.experts["trees"], sha256="0" * 64)
+    path.write_text(replace(recipe, experts={**recipe.experts, "trees": trees}).to_yaml())
+    assert "since the experts of that recipe are not those of this search" in numbers_only(str(path), ties)
 
 
 def test_an_expert_that_the_yaml_has_not_starts_at_zero(tmp_path: Path) -> None:
