@@ -51,7 +51,7 @@ def _kept(result: Comparison, factor: float) -> str:
 
 
 def _difference(value: float | None) -> str:
-    return "no score" if value is None else f"{value:+.4f}"
+    return "no score" if value is None else f"{value:+z.4f}"
 
 
 def _bar(value: float | None, low: float, high: float) -> str:

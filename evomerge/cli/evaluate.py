@@ -132,6 +132,7 @@ def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter
     from evomerge.runs.config import check
     from evomerge.runs.sources import find_sources
     from evomerge.selection.named import WITHOUT, find_model
+    from evomerge.selection.worth import check_names
 
     wanted: list[str] = [*options.models, *(["base"] if options.worth else [])]
     names = list(dict.fromkeys(["soup", *wanted] if options.leave_one_out else wanted))
@@ -143,6 +144,8 @@ def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter
         settings["fitness"]["report_metric"] = options.metric
     check(settings)
     experts = find_sources(settings["model"], settings["fitness"]["tasks"]).experts
+    if options.worth:
+        check_names(experts, "--worth")
     names += [name for name in experts if options.worth and name not in names]
     names += [f"{WITHOUT}{name}" for name in experts if options.leave_one_out]
     models = {name: find_model(name, experts) for name in names}

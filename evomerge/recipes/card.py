@@ -187,7 +187,7 @@ def _scores(recipe: Recipe) -> Iterator[str]:
     for line in mark_lines(marks, {name: name.replace("_", " ") for name in rows}):
         text += f"\n\n\\{line}"
     for name, row in scores.items():
-        if isinstance(row, Mapping) and "diff" in row:
+        if isinstance(row, Mapping) and row.get("diff") is not None:
             one, _, other = name.replace("_", " ").partition(" vs ")
             text += f"\n\n{one} − {other}: {_with_error(row['diff'], row.get('se'), '+')} (paired)"
     yield text

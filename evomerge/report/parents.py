@@ -15,12 +15,12 @@ from evomerge.report.charts import Chart, Line, Mark, Rule, joined, up
 from evomerge.report.facts import RunFacts
 from evomerge.report.scales import axis
 from evomerge.report.wording import metric, number, verdict, with_error
-from evomerge.runs.beside import AROUND, WINNER, WORTH, Beside, outdated, read_around, read_worth
+from evomerge.runs.beside import AROUND, WORTH, Beside, outdated, read_around, read_worth
 from evomerge.runs.parents import Gain, further_lines, gains_of, gains_of_worth
 from evomerge.selection.around import Around, lines_of
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.statistics import Paired
-from evomerge.selection.worth import BASE, ENSEMBLE
+from evomerge.selection.worth import BASE, ENSEMBLE, WINNER
 
 FLAGS = {WORTH: "--worth", AROUND: "--around"}
 

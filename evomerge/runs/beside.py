@@ -19,9 +19,9 @@ from evomerge.common.files import write_atomically
 from evomerge.runs.directory import Run
 from evomerge.selection.around import Around, around_of
 from evomerge.selection.comparison import Comparison
-from evomerge.selection.worth import BASE, ENSEMBLE, Worth, worth_of
+from evomerge.selection.worth import BASE, ENSEMBLE, WINNER, Worth, worth_of
 
-WORTH, AROUND, WINNER = "worth.json", "around.json", "winner"
+WORTH, AROUND = "worth.json", "around.json"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from evomerge.runs.trackers.base import make_tracker
 from evomerge.runs.trackers.following import tracking
 from evomerge.runs.transforms import in_order
 from evomerge.runs.warned import warned
-from evomerge.runs.weighing import add_worth, lacks_worth
+from evomerge.runs.weighing import add_worth, check_weighable, lacks_worth
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.kept import Early, Kept
 from evomerge.search.evaluators.mixed import make_evaluators
@@ -147,6 +147,7 @@ def run_search(
 def _run(call: Call, settings: dict[str, Any], fitness: Fitness, interrupt: Interrupt | None) -> Summary | None:
     """Do what `run_search` says, with the settings as plain containers, and the fitness of them."""
     ready = make_ready(settings, fitness, call.plan, call.before, call.reporter, call.given)
+    check_weighable(ready.settings, ready.problem)
     if (done := finished(call.directory, _made_of(call, ready), ready.settings)) is not None:
         call.reporter.say(
             f"This search is complete: {os.path.relpath(call.directory)}. {to_go_on(ready.problem.sampling.growth)}"

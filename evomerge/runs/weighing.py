@@ -14,12 +14,12 @@ from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import Probable
 from evomerge.problem import Problem
-from evomerge.runs.beside import WINNER, keep_worth, read_worth
+from evomerge.runs.beside import keep_worth, read_worth
 from evomerge.runs.directory import open_run
 from evomerge.selection.evaluation import evaluate
 from evomerge.selection.named import Model
 from evomerge.selection.workers import Workers
-from evomerge.selection.worth import BASE, ENSEMBLE
+from evomerge.selection.worth import BASE, ENSEMBLE, WINNER, check_names
 
 
 def wants_worth(settings: Mapping[str, Any]) -> bool:
@@ -30,6 +30,16 @@ def wants_worth(settings: Mapping[str, Any]) -> bool:
 def lacks_worth(settings: Mapping[str, Any], directory: Path) -> bool:
     """Whether a run that has ended lacks what its settings ask for."""
     return wants_worth(settings) and read_worth(open_run(directory)) is None
+
+
+def check_weighable(settings: Mapping[str, Any], problem: Problem) -> None:
+    """Refuse, before anything is scored, experts that could not be told from the winner or the base.
+
+    Raises:
+        ConfigError: the settings ask for it, and there is such an expert.
+    """
+    if wants_worth(settings):
+        check_names(problem.sources.experts, "fitness.worth=true")
 
 
 def parents_of(problem: Problem) -> dict[str, Model]:
@@ -75,5 +85,7 @@ def add_worth(
     result = evaluate(problem, models, "report", reporter, limit, workers, stopping)
     for name, error in result.errors.items():
         reporter.say(f"warning: what the winner is worth beside its parents is not known: {name} has no score: {error}")
-    if not result.errors:
+    if result.errors:
+        reporter.say("nothing of it is kept: the same command tries again")
+    else:
         keep_worth(open_run(directory), result)

@@ -7,6 +7,7 @@ it, and rounding or another version of an expert may lose it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,18 +30,21 @@ class Point:
         factor: with which.
         score: what it is worth; without a number where it has no score.
         over: that minus the winner, paired.
-        lacks: whether it keeps too little of the base's score, where something was to be forgotten.
+        lacks: whether it keeps too little of the base's score, where something was to be forgotten,
+        kept: and the share that it keeps; None where nothing was to be forgotten, or where it is not known.
     """
 
     factor: float
     score: Score
     over: Paired
     lacks: bool = False
+    kept: float | None = None
 
     @property
     def errors(self) -> float | None:
         """How many standard errors it is above the winner; None where that is not known."""
-        return self.over.diff / self.over.se if self.over.diff is not None and self.over.se else None
+        diff, se = self.over.diff, self.over.se
+        return diff / se if diff is not None and se and math.isfinite(se) else None
 
     @property
     def below(self) -> bool:
@@ -81,6 +85,17 @@ class Around:
         return [each.factor for each in self.points if NEAR[0] <= each.factor <= NEAR[1] and each.over.diff is None]
 
     @property
+    def doubtful(self) -> list[float]:
+        """The factors near 1 at which the standard error of its difference is not known."""
+        near = [each for each in self.points if NEAR[0] <= each.factor <= NEAR[1] and each.over.diff is not None]
+        return [each.factor for each in near if each.over.se is None or not math.isfinite(each.over.se)]
+
+    @property
+    def lacking(self) -> list[float]:
+        """The factors at which it keeps too little of the base's score, where something was to be forgotten."""
+        return [each.factor for each in self.points if each.lacks]
+
+    @property
     def sharp(self) -> bool:
         """Whether it is worse on both sides."""
         return bool(self.lower) and min(self.lower) < 1 < max(self.lower)
@@ -93,7 +108,8 @@ class Around:
     @property
     def level(self) -> bool:
         """Whether no factor changes anything, as where weights are shares."""
-        return all(each.over.diff == 0 and each.over.se == 0 for each in self.points if each.factor != 1)
+        others, kept = [each for each in self.points if each.factor != 1], {each.kept for each in self.points}
+        return all(each.over.diff == 0 and each.over.se == 0 for each in others) and len(kept) == 1
 
 
 def neighbours(winner: Model, rows: Sequence[str] = ()) -> dict[str, Model]:
@@ -114,23 +130,25 @@ def around_of(result: Comparison, rows: Sequence[str] = ()) -> list[Around]:
     """Return what came of a winner, the first of a comparison, and its `neighbours`: of all weights, then by row."""
     first = next(iter(result.models))
     nothing = dict.fromkeys(result.models[first].tasks, 0.0)
-    itself = Point(1.0, result.models[first], Paired(0.0, 0.0, nothing, nothing))
+    itself = Point(1.0, result.models[first], Paired(0.0, 0.0, nothing, nothing), *_kept(result, first))
     found = []
     for row in (ALL, *rows):
         names = {factor: name_of(row, factor) for factor in FACTORS}
         points = [
-            Point(factor, result.models[name], result.paired[name], _lacks(result, name))
+            Point(factor, result.models[name], result.paired[name], *_kept(result, name))
             for factor, name in names.items()
         ]
         found.append(Around(row, sorted([*points, itself], key=lambda point: point.factor)))
     return found
 
 
-def _lacks(result: Comparison, name: str) -> bool:
-    """Return whether a model keeps too little of the base's score, where something was to be forgotten."""
+def _kept(result: Comparison, name: str) -> tuple[bool, float | None]:
+    """Return whether a model keeps too little of the base's score, where something was to be forgotten, and what it
+    keeps.
+    """
     found = result.forgetting
     row = found.models.get(name) if found else None
-    return found is not None and row is not None and found.lacks(row.kept)
+    return (found.lacks(row.kept), row.kept) if found and row else (False, None)
 
 
 def name_of(row: str, factor: float) -> str:
@@ -148,6 +166,11 @@ def lines_of(found: Around) -> list[str]:
         lines.append(f"{what}: {_times(found.lower)}, it is below the winner by more than two standard errors")
     elif found.unknown:
         lines.append(f"whether it is a sharp peak is not known: {_times(found.unknown)}, it has no score")
+    elif found.doubtful:
+        lines.append(
+            f"whether it is a sharp peak is not known: {_times(found.doubtful)}, the difference to the winner has no "
+            f"standard error, which takes two items of each task"
+        )
     else:
         low, high = NEAR
         lines.append(
@@ -159,6 +182,8 @@ def lines_of(found: Around) -> list[str]:
             f"{_times(found.higher)}, it is above the winner by more than two standard errors: the search has not "
             f"reached the top in this direction"
         )
+    if found.lacking:
+        lines.append(f"{_times(found.lacking)}, it keeps too little of the base's score on the other tasks")
     return lines
 
 

@@ -121,7 +121,7 @@ def plus_minus(value: float | None, se: float | None, sign: str = "") -> str:
     """
     if value is None:
         return ""
-    return f"{value:{sign}.4f} ± {'unknown' if se is None or math.isnan(se) else f'{se:.4f}'}"
+    return f"{value:{sign}z.4f} ± {'unknown' if se is None or math.isnan(se) else f'{se:.4f}'}"
 
 
 def chance_text(value: float | None) -> str:

@@ -8,15 +8,18 @@ that is best over all tasks. All differences are paired, since all models were s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from evomerge.common.errors import ConfigError
 from evomerge.fitness.objectives import can_normalise
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.named import WITHOUT
 from evomerge.selection.statistics import Paired
 
-BASE, ENSEMBLE = "base", "ensemble of the experts"
+BASE, WINNER, ENSEMBLE = "base", "winner", "ensemble of the experts"
+ROLES = (BASE, "experts", WINNER, ENSEMBLE)
+"""What stands beside experts under these names, and so no expert can."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,25 @@ def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
     kept = sum(shares) / len(shares) if shares else None
     over = {name: turned(result.paired[name]) for name in (single, BASE, ENSEMBLE) if name in result.paired}
     return Worth(merge, tasks, single, over[single], over[BASE], kept, over.get(ENSEMBLE))
+
+
+def check_names(experts: Iterable[str], flag: str) -> None:
+    """Refuse experts that would stand under the name of something else.
+
+    Args:
+        experts: their names.
+        flag: by what it is asked what a merge is worth.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in experts:
+        if name in ROLES:
+            raise ConfigError(
+                f"{flag} sets the merge beside the base and every expert, and the expert {name} has a name that stands "
+                f"for something else there ({', '.join(ROLES)}): leave {flag} out, or search with another name for it "
+                f"(model.experts={{{name}_expert: ...}})."
+            )
 
 
 def share_kept(base: float, merge: float, expert: float) -> float | None:

@@ -210,9 +210,10 @@ class Cart(_Leading):
     Args:
         share: which share of the singular values of each centred matrix is kept, at least one.
         scale: the factor of all rows but the average, λ in the paper.
+        svd: how the singular values are found: `exact` or `randomised`.
 
     Raises:
-        ConfigError: there is no such share or factor.
+        ConfigError: there is no such share, factor or way.
     """
 
     name = "cart"

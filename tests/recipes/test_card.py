@@ -149,6 +149,13 @@ def test_scores_with_their_errors(places):
     assert "winner − best constant: +0.0123 ± 0.0056 (paired)" in card.text
 
 
+def test_a_difference_that_is_not_known_has_no_line(places):
+    unknown = {"winner_vs_experts": {"diff": None, "se": None, "tasks": {"mood": 0.1}}}
+    text = made(recipe(scores={**SCORES, **unknown}), places).text
+    assert "winner − best constant: +0.0123" in text
+    assert "winner − experts" not in text
+
+
 def test_how_surely_limits_had_to_hold(places):
     limits = {"wanted": {"news": ">= base"}, "select": {"news": 0.1}, "report": {"news": 0.0}}
     said = "On the select items it had to hold news >= base by 2 standard errors."

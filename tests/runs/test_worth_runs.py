@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.cli.evaluate import main as evaluate_command
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.common.progress import Silent
@@ -27,7 +28,7 @@ from evomerge.runs.directory import open_run
 from evomerge.runs.parents import gains_of, gains_of_worth, table_of_gains
 from evomerge.runs.run import run_search
 from evomerge.runs.suite import Suite
-from evomerge.runs.weighing import items_of_worth
+from evomerge.runs.weighing import check_weighable, items_of_worth
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.search.stopping import Interrupt
 from evomerge.selection.around import neighbours
@@ -245,6 +246,30 @@ def test_what_it_costs_is_known_before(problem: Problem) -> None:
     assert items_of_worth(problem, 90) == 90 * 2 * len(EXPERTS)
     fitness: Any = SimpleNamespace()  # which gives no probabilities
     assert items_of_worth(replace(problem, fitness=fitness), 90) == 90 * len(EXPERTS)
+
+
+@pytest.mark.parametrize("name", ["base", "experts", "winner", ENSEMBLE])
+def test_an_expert_with_the_name_of_something_else_is_refused_before_the_search(
+    name: str, asked: list[str], problem: Problem
+) -> None:
+    experts = {"animals": problem.sources.experts["animals"], name: problem.sources.experts["trees"]}
+    named = replace(problem, sources=replace(problem.sources, experts=experts))
+    with pytest.raises(ConfigError, match=rf"the expert {name} has a name .*leave fitness\.worth=true out, or search"):
+        check_weighable(settings_of(*asked, "fitness.worth=true"), named)
+    check_weighable(settings_of(*asked), named)
+
+
+def test_such_an_expert_ends_a_search_and_an_evaluation_alike(plain_run: Path, pico_suite: Suite, place: Path) -> None:
+    """A task's file, two experts, one of them called base."""
+    paths = {name: pico_suite.path / "experts" / name for name in ("animals", "trees")}
+    own = [f"model.experts={{animals: {paths['animals']}, base: {paths['trees']}}}"]
+    own += [f"model.base={pico_suite.path / 'base'}", f"model.cache={place / 'cache'}", "model.device=cpu"]
+    own += [f"fitness.tasks={{animals: {{items: {pico_suite.path / 'tasks' / 'animals'}, expert: animals}}}}"]
+    with pytest.raises(ConfigError, match=r"fitness\.worth=true sets the merge beside .* the expert base has a name"):
+        run_search(compose(*own, "fitness.worth=true"), place / "refused", Silent())
+    assert not (place / "refused" / "trials.jsonl").exists()
+    with pytest.raises(ConfigError, match=r"--worth sets the merge beside .* the expert base has a name"):
+        evaluate_command([str(plain_run), "--worth", *own])
 
 
 def test_to_forget_is_no_gain(asked: list[str]) -> None:

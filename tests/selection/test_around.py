@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,36 @@ def test_what_forgets_more_and_keeps_too_little_is_no_better() -> None:
     models = {name: Kept(score, score, share, 0.01) for name, share in kept.items()}
     whole, row = around_of(replace(result, forgetting=Forgetting(["t"], 0.95, models)), ["a"])
     assert whole.higher == row.higher == [factor for factor in FACTORS if factor != 1.5]
+
+
+def test_what_changes_the_other_tasks_alone_is_no_level(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where nothing more can be forgotten: the score of that is 0 throughout, and what is kept falls."""
+    result, score = compared(dict.fromkeys(FACTORS, (0.0, 0.0))), Score(0.5, 0.02)
+    same = {name: Kept(score, score, 1.0, 0.01) for name in result.models}
+    assert around_of(replace(result, forgetting=Forgetting(["t"], 0.95, same)), ["a"])[0].level
+    falls = {**same, f"{ALL} times 1.3": Kept(score, score, 0.96, 0.01), f"{ALL} times 1.5": Kept(score, score, 0.8, 0)}
+    result = replace(result, forgetting=Forgetting(["t"], 0.95, falls))
+    whole, row = around_of(result, ["a"])
+    assert (whole.level, row.level) == (False, True)
+    assert [point.kept for point in whole.points][-3:] == [1.0, 0.96, 0.8]
+    show_around([whole], result, Reporter())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "no factor changes" not in out
+    assert "times 1.5, it keeps too little of the base's score on the other tasks" in out
+
+
+@pytest.mark.parametrize("se", [math.nan, None])
+def test_one_item_of_a_task_leaves_the_error_unknown(se: float | None, capsys: pytest.CaptureFixture[str]) -> None:
+    result = compared(dict.fromkeys(FACTORS, (-0.00001, 0.0)))
+    result = replace(result, paired={name: Paired(one.diff, se) for name, one in result.paired.items()})
+    found = around_of(result, ["a"])
+    assert {point.errors for point in found[0].points} == {None}
+    show_around(found, result, Reporter())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "+0.0000 ± unknown" in out
+    assert "whether it is a sharp peak is not known: times 0.8, times 0.9, times 1.1, times 1.2, the difference" in out
+    for wrong in ("no sharp peak", "-0.0000", "nan"):
+        assert wrong not in out
 
 
 @pytest.mark.parametrize(

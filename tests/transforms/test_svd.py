@@ -79,6 +79,9 @@ def test_only_what_is_not_the_usual_is_named() -> None:
 def test_a_large_matrix_is_decomposed_on_the_accelerator(how: str) -> None:
     given = matrix(LARGE // 256, 300, decay=6)
     assert given.numel() >= LARGE
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     found, here = leading(given, 40, how), torch.linalg.svd(given, full_matrices=False)
+    assert torch.cuda.max_memory_allocated() >= before + given.nbytes  # it was there
     assert found.u.device.type == "cpu"
     torch.testing.assert_close(found.s, here.S[:40], atol=1e-3, rtol=1e-3)
