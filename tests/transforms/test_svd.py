@@ -75,6 +75,7 @@ def test_only_what_is_not_the_usual_is_named() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("how", ["exact", "randomised"])
 def test_a_large_matrix_is_decomposed_on_the_accelerator(how: str) -> None:
     given = matrix(LARGE // 256, 300, decay=6)
