@@ -29,7 +29,7 @@ from evomerge.problem import Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
 from evomerge.recipes.mergekit.document import is_mergekit
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
-from evomerge.runs.closed_forms import CLOSED, closed_form, said
+from evomerge.runs.closed_forms import CLOSED, FORMS, UNIFORM, closed_form, said
 from evomerge.runs.config import CHOOSING, build
 from evomerge.runs.families import Opened, open_family
 from evomerge.runs.given import Given, make_merge
@@ -268,7 +268,7 @@ def find_start(
     start, space = settings["start"], problem.space
     if start == "constants":
         return None
-    if start == "1/K":
+    if start == UNIFORM:
         return {"weight": 1 / len(space.rows)}
     if isinstance(start, int | float) and not isinstance(start, bool):
         return {"weight": float(start)}
@@ -315,7 +315,7 @@ def find_baselines(
     given, points = settings.get("baselines") or [], dict[str, np.ndarray]()
     starts = given if isinstance(given, list) else [given]
     for start in starts:
-        known = not isinstance(start, str) or start in ("1/K", *CLOSED) or Path(start).is_file()
+        known = not isinstance(start, str) or start in FORMS or Path(start).is_file()
         if known and isinstance(given, list):
             continue
         wrong = f"{start} is no list" if known else f"{start} is no start that needs no search"
@@ -325,7 +325,7 @@ def find_baselines(
         )
     for start in starts:
         try:
-            if isinstance(start, str) and start not in ("1/K", *CLOSED) and (note := numbers_only(start, problem)):
+            if isinstance(start, str) and start not in FORMS and (note := numbers_only(start, problem)):
                 raise ConfigError(f"{note}, so it cannot be judged here. `evomerge evaluate` scores it as it is.")
             found = find_start({**settings, "start": start}, problem, reporter, workers)
         except ConfigError as error:

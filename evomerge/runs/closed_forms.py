@@ -30,6 +30,9 @@ SCORED: dict[str, type[Cocktail]] = {"cocktail": Cocktail}
 """Those that need what each expert reaches."""
 CLOSED = (*STARTS, *SCHEDULES, *SCORED)
 """All of them, by the names that `start` gives them."""
+UNIFORM = "1/K"
+FORMS = (UNIFORM, *CLOSED)
+"""All starts that need no number, no search and no file."""
 
 
 def closed_form(

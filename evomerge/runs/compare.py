@@ -24,15 +24,13 @@ from evomerge.fitness.items import HELD_OUT
 from evomerge.problem import Problem
 from evomerge.runs.build import build_problem
 from evomerge.runs.checks import make_fitness
-from evomerge.runs.closed_forms import is_scored
+from evomerge.runs.closed_forms import FORMS, UNIFORM, is_scored
 from evomerge.runs.compared import LOG, ComparisonLog
 from evomerge.runs.computing import begun
 from evomerge.runs.config import check
 from evomerge.runs.contestants import (
-    FORMS,
     REFERENCE,
     START,
-    UNIFORM,
     Compared,
     Contestant,
     find_contestants,

@@ -27,7 +27,7 @@ from evomerge.merging.trajectories import SCHEDULES
 from evomerge.recipes.catalog import METHODS, TRANSFORMS
 from evomerge.recipes.mergekit.numbers import Values
 from evomerge.runs.choices import load_choice
-from evomerge.runs.closed_forms import CLOSED, SCORED
+from evomerge.runs.closed_forms import FORMS, SCORED, UNIFORM
 from evomerge.runs.config import CONF, build, check_method
 from evomerge.runs.targets import find_class
 from evomerge.runs.theirs import Theirs, find_files, is_file
@@ -35,9 +35,6 @@ from evomerge.runs.transforms import resolved
 
 GROUPS: Mapping[str, Mapping[str, Any]] = {"method": METHODS, "transform": TRANSFORMS}
 START = "start:"
-UNIFORM = "1/K"
-FORMS = (UNIFORM, *CLOSED)
-"""Starts that bring weights of their own, as the setting `start` names them."""
 PUBLISHED: tuple[list[Any], ...] = (["trim", {"elect": {"join": "mean"}}], ["della", "elect"])
 """Chains that are TIES and DELLA as published: the transform `ties` adds up what agrees, `della` elects no signs."""
 REFERENCE = "linear"

@@ -24,9 +24,9 @@ from evomerge.fitness.objectives import Objective
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.choices import load_choice
-from evomerge.runs.closed_forms import CLOSED, closed_form
+from evomerge.runs.closed_forms import CLOSED, UNIFORM, closed_form
 from evomerge.runs.compared import ComparisonLog
-from evomerge.runs.contestants import UNIFORM, Contestant
+from evomerge.runs.contestants import Contestant
 from evomerge.runs.engine import Engine
 from evomerge.runs.theirs import on_groups
 from evomerge.runs.under import problem_under
