@@ -90,6 +90,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     run="'runs/mine' or None",
     seed="1",
     start="'constants', 0.4, '1/K' or the path of a recipe",
+    baselines="['1/K', 0.3, 'their.yml'] or None",
     items="100 or None",
     select_items="600 or None",
     report_items="900 or None",
@@ -108,6 +109,7 @@ def items(source: str | Path | Iterable[Any], classes: Sequence[str] = ()) -> Sp
     sure="0 or 2",
     choose="'knee' or {'at_least': {'safety': '0.98 * base'}, 'best': 'skills'}",
     held_out="['mood'] or None",
+    worth="True or False",
     forget="['mood'] or None",
     keep="0.95",
     loss="'cross_entropy'",
@@ -126,7 +128,8 @@ def search(
     budget: int = 200,
     run: str | Path | None = None,
     seed: int = 1,
-    start: str | Path | float = "constants",
+    start: str | Path | float | Mapping[str, Any] = "constants",
+    baselines: Sequence[str | Path | float | Mapping[str, Any]] | None = None,
     items: int | None = 100,
     select_items: int | None = None,
     report_items: int | None = None,
@@ -141,6 +144,7 @@ def search(
     normalised: bool = False,
     weights: Mapping[str, float] | None = None,
     held_out: Sequence[str] | None = None,
+    worth: bool = False,
     forget: Sequence[str] | None = None,
     keep: float = 0.95,
     values: Mapping[str, Any] | None = None,
@@ -173,7 +177,10 @@ def search(
         run: the run directory: called again with the same arguments, the search goes on where it was. None: a temporary
             one, which lives as long as the result.
         seed: of everything that is drawn.
-        start: constants (tries a few), a number, 1/K, the recipe.yaml of an earlier run, or a merge YAML of mergekit's.
+        start: constants (tries a few), a number, 1/K, a closed form, the recipe.yaml of an earlier run, or a merge YAML
+            of mergekit's.
+        baselines: such starts, but for constants, that are judged beside what is found: each is a finalist, and wins if
+            it is better. Given later, they are judged beside what was found already.
         items: search items for a candidate, in all; None for every one.
         select_items: how many choose the winner; None for every one.
         report_items: how many judge it; None for every one.
@@ -191,6 +198,8 @@ def search(
         normalised: scores of tasks between base and expert.
         weights: of tasks in the mean.
         held_out: tasks that the search never sees: they are scored in the report alone.
+        worth: whether every expert, and their ensemble where the fitness gives probabilities, is scored on all report
+            items at the end; `Result.beside` has them. Given later, they alone are scored.
         forget: tasks whose scores are to be low; the bounds of the weights must allow negative ones.
         keep: the share of the base's score that the other tasks must keep then.
         values: several values, none of them added up, as `objective.values` takes them: {name: [task, ...]}; with
@@ -233,6 +242,7 @@ def search(
             "select_items": select_items,
             "report_items": report_items,
             "held_out": held_out and list(held_out),
+            "worth": worth,
         },
     }
     config["searcher"] = settings_of("searcher", usual if searcher is None else searcher)
@@ -245,7 +255,8 @@ def search(
     config["objective"] |= {"values": values, "constraints": constraints and dict(constraints), "sure": sure}
     config["objective"]["choose"] = choose
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
-    config |= {"time_limit": time_limit, "seed": seed, "start": str(start) if isinstance(start, Path) else start}
+    config |= {"time_limit": time_limit, "seed": seed, "start": _as_setting(start)}
+    config["baselines"] = None if baselines is None else [_as_setting(each) for each in baselines]
     kept = TemporaryDirectory() if run is None else None
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
     asked = composed(config)
@@ -260,6 +271,11 @@ def search(
             signal.raise_signal(interrupt.by)
         raise Stopped(f"The search was asked to stop. Call it again with run={str(run)!r} to go on.")
     return Result(directory, candidate, kept, given)
+
+
+def _as_setting(start: Any) -> Any:
+    """Return a start as the settings have it."""
+    return str(start) if isinstance(start, Path) else start
 
 
 @checked(

@@ -27,6 +27,7 @@ from evomerge.recipes.modules import write_module
 from evomerge.recipes.origins import find_origins
 from evomerge.recipes.recipe import Recipe
 from evomerge.report.page import write_report
+from evomerge.runs.beside import Beside, read_worth
 from evomerge.runs.build import build_problem
 from evomerge.runs.directory import open_run
 from evomerge.runs.given import Given
@@ -134,6 +135,16 @@ class Result:
         return {name: Coefficients.of(name, rows) for name, rows in self.recipe.coefficients.items()}
 
     @property
+    def beside(self) -> Beside | None:
+        """The winner beside base, every expert and their ensemble, on the report items: `result.models` has the scores
+        of each by task, `worth` what follows. None where it was not scored (`search(..., worth=True)`).
+
+        Raises:
+            LogError: the file is damaged.
+        """
+        return read_worth(self._run)
+
+    @property
     def model(self) -> Any:
         """The live model, with the winner in it."""
         model = self.candidate.set(self.recipe)
@@ -189,8 +200,10 @@ class Result:
         return file.read_text(encoding="utf-8")
 
     def shown(self) -> Shown:
-        """Return the table of the report split, with the paired difference of the winner to the best constant."""
-        table, *apart = tables_of(self.summary)
+        """Return the table of the report split, with the paired difference of the winner to the best constant, and what
+        the winner is worth beside its parents, if that was scored.
+        """
+        table, *apart = tables_of(self.summary, self.beside)
         lines = [str(each) for each in apart]
         return replace(table, notes=[*table.notes, gain_of(self.summary), *lines, *self.summary.doubts])
 

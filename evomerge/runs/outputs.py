@@ -36,7 +36,6 @@ from evomerge.runs.directory import open_run, read_summary, read_timings
 from evomerge.runs.earlier import after_it_ended, identity_today
 from evomerge.runs.fronts import front_lines, point_scores
 from evomerge.runs.objectives import choose_of, sure_of
-from evomerge.runs.parents import table_of_worth
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.starts import digests_of
 from evomerge.runs.table import gain_of, starts_of, tables_of
@@ -270,7 +269,7 @@ def show(summary: Summary, directory: Path, reporter: Progress) -> None:
     was scored, the paired difference, and where things are.
     """
     beside = read_worth(open_run(directory)) if (directory / WORTH).is_file() else None
-    for table in [*tables_of(summary), *([table_of_worth(beside.worth)] if beside else [])]:
+    for table in tables_of(summary, beside):
         reporter.table(table.title, table.columns, table.rows, table.notes)
     reporter.say(gain_of(summary))
     for line in [*front_lines(summary), *starts_of(summary)]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from evomerge.common.names import mark_lines, marked
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading, title
+from evomerge.runs.beside import Beside
 from evomerge.runs.fronts import front_tables, gains_of
-from evomerge.runs.parents import table_of_gains
+from evomerge.runs.parents import table_of_gains, table_of_worth
 from evomerge.selection.forgetting import Forgetting, Kept
 from evomerge.selection.statistics import Score, plus_minus
 from evomerge.selection.summary import GAIN, OVER, START, Summary
@@ -27,11 +28,11 @@ APART = "held out: the search never saw these"
 """What is said of tasks that took no part in a search."""
 
 
-def tables_of(summary: Summary) -> list[Shown]:
-    """Return those of the front, if there is one, the table of the report split, what the winner gains and keeps, and
-    the table of tasks that were held out, if there are any.
+def tables_of(summary: Summary, beside: Beside | None = None) -> list[Shown]:
+    """Return those of the front, if there is one, the table of the report split, what the winner gains and keeps, the
+    table of tasks that were held out, if there are any, and what the winner is worth, if it stands beside its parents.
     """
-    apart = table_of_gains(summary), held_out_of(summary)
+    apart = table_of_gains(summary), held_out_of(summary), beside and table_of_worth(beside.worth)
     return [*front_tables(summary), table_of(summary), *(table for table in apart if table)]
 
 

@@ -312,6 +312,41 @@ def test_a_search_begins_where_a_path_says(candidate, tmp_path):
         em.search(candidate, score, {"red": ITEMS}, budget=4, start=tmp_path / "nothing.yaml")
 
 
+def test_starts_and_recipes_are_judged_beside_what_is_found(candidate, tmp_path):
+    em.search(candidate, score, {"red": ITEMS}, budget=2, searcher="random", run=tmp_path / "first")
+    recipe, plain = tmp_path / "first" / "recipe.yaml", {"budget": 3, "searcher": "random", "run": tmp_path / "run"}
+    before = em.search(candidate, score, {"red": ITEMS}, **plain)
+    log = (before.path / "trials.jsonl").read_bytes()
+    given = ["1/K", 0.3, recipe, {"cocktail": {"temperature": 1}}]
+    after = em.search(candidate, score, {"red": ITEMS}, **plain, baselines=given)
+    names = {f"start {text}" for text in ("1/K", "0.3", str(recipe), "cocktail(temperature=1)")}
+    found = after.summary.select.finalists
+    assert found.keys() - before.summary.select.finalists.keys() == names
+    assert found["start 0.3"] == em.evaluate(after, "constant:0.3", split="select").models["constant:0.3"].mean
+    assert (after.path / "trials.jsonl").read_bytes() == log
+    with pytest.raises(em.EvomergeError, match=r"baselines: nothing\.yml is no start that needs no search"):
+        em.search(candidate, score, {"red": ITEMS}, **plain, baselines=["nothing.yml"])
+    with pytest.raises(em.EvomergeError, match=r"baselines='1/K' has a form .*: write \['1/K', 0.3, 'their.yml'\]"):
+        em.search(candidate, score, {"red": ITEMS}, **plain, baselines="1/K")
+
+
+def test_the_winner_stands_beside_its_parents(candidate, tmp_path):
+    plain = {"budget": 3, "searcher": "random", "run": tmp_path / "run"}
+    assert em.search(candidate, score, {"red": ITEMS}, **plain).beside is None
+    result = em.search(candidate, score, {"red": ITEMS}, **plain, worth=True)
+    assert result.beside is not None
+    models = em.evaluate(result, "base", "red", "blue", split="report").models
+    assert result.beside.result.models == models
+    assert list(models) == ["winner", "base", "red", "blue"]
+    assert result.beside.worth.single in ("red", "blue")
+    assert "what the winner is worth beside base and experts" in str(result)
+    assert em.load(result.path).beside == result.beside
+    net = candidate.model
+    named = em.Candidate(em.Family(net, base=tuned(net, 1), blue=tuned(net, 2)))
+    with pytest.raises(em.EvomergeError, match=r"the expert base has a name .*leave fitness\.worth=true out"):
+        em.search(named, score, {"red": ITEMS}, worth=True)
+
+
 def test_nothing_is_printed(candidate, capfd):
     em.search(candidate, score, {"red": ITEMS}, budget=3, searcher="tpe")
     assert "".join(capfd.readouterr()) == ""

@@ -64,6 +64,7 @@ def test_arguments_of_a_search(candidate: em.Candidate, argument: str) -> None:
     usual = inspect.signature(em.search).parameters[argument].default
     right = ["none"] if usual is None or argument in ("items", "time_limit") else []
     right += ["a number"] if argument in ("hours", "time_limit") else []
+    right += ["an array"] * (argument == "baselines")
 
     def call(value: Any) -> None:
         em.search(candidate, score, {"t": ITEMS}, **{**FEW, argument: value})
