@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` nee
 
 SIZES = {"search": "items", "select": "select_items", "report": "report_items", "held_out": "report_items"}
 """Split -> the setting that says how many of its items are used."""
+PARENTS = ("base", "expert", "ensemble")
+"""What a merge stands beside where it is asked what it is worth."""
 DESCRIPTION = """\
 Score models side by side, all on the same items of one split, and compare each with the first.
 
@@ -57,7 +59,8 @@ number of seconds is for fitness.items items.
 What RUN --worth and RUN --around find stays in the run directory, and its page (report.html) is drawn with it; with
 other models, items or settings beside them it is only printed.
 
-Tasks that a search never sees (fitness.held_out) are a split of their own, --split held_out.
+Tasks that a search never sees (fitness.held_out) are a split of their own, --split held_out; --worth has them beside
+the others.
 
   evomerge evaluate runs/x base experts                             a run's winner beside base and experts
   evomerge evaluate runs/x --worth                                  the same beside each expert on all tasks
@@ -92,17 +95,17 @@ def main(arguments: Sequence[str]) -> None:
     reporter = Reporter()
     _check_flags(options)
     asked = _asked(options, given, reporter)
-    problem, models, rows, result = _scored(options, asked, reporter)
+    scored = _scored(options, asked, reporter)
+    result, held_out = scored.result, scored.held_out
     if not (options.around or result.of_weights):
-        _caution(models, options.split, asked.split, reporter)
-    worth = worth_of(result, asked.experts) if options.worth and not result.errors else None
-    _print(options, result, worth, rows, reporter)
-    keep_for_page(options, given, result, rows, reporter)
-    _say_left_out(problem, asked.split, reporter)
-    if result.errors:
-        raise EvomergeError(
-            f"{len(result.errors)} of {len(result.models)} models have no score: {', '.join(result.errors)}."
-        )
+        _caution(scored.models, options.split, asked.split, reporter)
+    errors = {**result.errors, **(held_out.errors if held_out else {})}
+    worth = worth_of(result, asked.experts, held_out) if options.worth and not errors else None
+    _print(options, scored, worth, reporter)
+    keep_for_page(options, given, scored, reporter)
+    _say_left_out(scored, asked.split, reporter)
+    if errors:
+        raise EvomergeError(f"{len(errors)} of {len(result.models)} models have no score: {', '.join(errors)}.")
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,26 @@ class Asked:
     models: Mapping[str, Model]
     experts: Sequence[str]
     split: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was scored.
+
+    Attributes:
+        problem: whose items.
+        models: by name, those that flags put beside what was named included.
+        rows: which of the first one were scaled one by one.
+        result: what came of it.
+        held_out: the first one beside its parents, on tasks that were held out, where it is asked what it is worth;
+            None where there are none.
+    """
+
+    problem: Problem
+    models: Mapping[str, Model]
+    rows: Sequence[str]
+    result: Comparison
+    held_out: Comparison | None
 
 
 def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter) -> Asked:
@@ -158,14 +181,13 @@ def _asked(options: argparse.Namespace, given: Sequence[str], reporter: Reporter
     return Asked(settings, models, list(experts), split)
 
 
-def _scored(
-    options: argparse.Namespace, asked: Asked, reporter: Reporter
-) -> tuple[Problem, Mapping[str, Model], Sequence[str], Comparison]:
-    """Score the models; return also those that flags put beside them, and the rows that are scaled one by one."""
+def _scored(options: argparse.Namespace, asked: Asked, reporter: Reporter) -> Scored:
+    """Score the models, and those that flags put beside them."""
     from tempfile import TemporaryDirectory
 
     from evomerge.common.limits import AUTO, TimeLimit
     from evomerge.fitness.capabilities import Reads
+    from evomerge.fitness.items import HELD_OUT
     from evomerge.runs.build import build_problem
     from evomerge.runs.checks import make_fitness
     from evomerge.runs.engine import engine_of, of_this_process, planned
@@ -192,41 +214,50 @@ def _scored(
         with engine_of(plan, problem, settings, {}, None, limit, size, Path(place), reporter) as engine:
             workers = Workers(engine.scorer, engine.blocks) if engine.workers else None
             result = evaluate(engine.problem, models, asked.split, reporter, limit, workers)
-    return problem, models, rows, result
+            held_out = None
+            if options.worth and asked.split == "report" and HELD_OUT in problem.items:
+                own = {
+                    name: models[name] for name in models if name == next(iter(models)) or models[name].kind in PARENTS
+                }
+                held_out = evaluate(engine.problem, own, HELD_OUT, reporter, limit, workers)
+    return Scored(problem, models, rows, result, held_out)
 
 
-def _print(
-    options: argparse.Namespace, result: Comparison, worth: Worth | None, rows: Sequence[str], reporter: Reporter
-) -> None:
-    """Print a table, or one JSON document."""
+def _print(options: argparse.Namespace, scored: Scored, worth: Worth | None, reporter: Reporter) -> None:
+    """Print tables, or one JSON document."""
     from evomerge.cli.around import show_around
     from evomerge.cli.scores import show, show_worth
     from evomerge.selection.around import around_of
     from evomerge.selection.worth import harmful
 
+    result, held_out = scored.result, scored.held_out
     harm = {"harmful": harmful(result)} if options.leave_one_out else {}
-    around = around_of(result, rows) if options.around else []
+    around = around_of(result, scored.rows) if options.around else []
     if options.json:
         more = {"worth": asdict(worth)} if worth else {}
+        more |= {"held_out": held_out.to_plain()} if held_out else {}
         print(result.to_json(**more, **({"around": [asdict(each) for each in around]} if around else {}), **harm))
     elif around:
         show_around(around, result, reporter)
     else:
         show(result, reporter, harm.get("harmful"))
+        if held_out:
+            show(held_out, reporter)
         if worth:
             show_worth(worth, reporter)
 
 
-def _say_left_out(problem: Problem, split: str, reporter: Reporter) -> None:
+def _say_left_out(scored: Scored, split: str, reporter: Reporter) -> None:
     """Say what of the search the table does not have."""
     from evomerge.fitness.items import HELD_OUT
 
+    problem = scored.problem
     if problem.goal.several:
         reporter.say(
             "the search of these settings has several values: a run stands for the point of its front that was chosen, "
             "and means are over all tasks, which is none of its values"
         )
-    if split == "report" and HELD_OUT in problem.items:
+    if split == "report" and HELD_OUT in problem.items and scored.held_out is None:
         reporter.say(f"held out, and not in this table: {', '.join(problem.items[HELD_OUT])} (--split held_out)")
 
 

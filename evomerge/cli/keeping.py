@@ -13,23 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # see `evaluate.py`
+    from evomerge.cli.evaluate import Scored
     from evomerge.cli.progress import Reporter
-    from evomerge.selection.comparison import Comparison
 
 WHO = ("evaluator", "time_limit", "model.device", "model.device_map", "model.place", "model.cache")
 """Settings that say who scores, not what."""
 
 
-def keep_for_page(
-    options: argparse.Namespace, given: Sequence[str], result: Comparison, rows: Sequence[str], reporter: Reporter
-) -> None:
+def keep_for_page(options: argparse.Namespace, given: Sequence[str], scored: Scored, reporter: Reporter) -> None:
     """Keep what a winner is worth, or what is around it, and draw the page of its run.
 
     Args:
         options: the flags.
         given: the settings.
-        result: what came of them.
-        rows: whose weights were scaled one by one.
+        scored: what came of them.
         reporter: is told where it is kept, or why it is not.
     """
     from evomerge.report import write_report
@@ -37,7 +34,10 @@ def keep_for_page(
     from evomerge.runs.directory import open_run
 
     directory = Path(options.models[0]).expanduser() if options.models else Path()
-    if not (options.worth or options.around) or result.errors or not (directory / "summary.json").is_file():
+    result, held_out = scored.result, scored.held_out
+    parts = [result, *([held_out] if held_out else [])]
+    failed = any(part.errors for part in parts)
+    if not (options.worth or options.around) or failed or not (directory / "summary.json").is_file():
         return
     shown, flag = os.path.relpath(directory), "--worth" if options.worth else "--around"
     if _is_other(options, given, result.split):
@@ -47,14 +47,14 @@ def keep_for_page(
         )
         return
     run = open_run(directory)
-    if not has_its_items(run, result):
+    if not all(has_its_items(run, part) for part in parts):
         reporter.say(
             f"not kept for the page of {shown}: its {result.split} items are others than those on which the winner was "
             f"judged; the search's own command judges it again, then this one keeps what it finds"
         )
         return
     try:
-        kept = keep_worth(run, result) if options.worth else keep_around(run, result, rows)
+        kept = keep_worth(run, result, held_out) if options.worth else keep_around(run, result, scored.rows)
         page = write_report(directory)
     except OSError as error:  # a run of somebody else's
         reporter.say(f"warning: not kept for the page of {shown}: {error}")

@@ -16,7 +16,7 @@ from evomerge.report.facts import RunFacts
 from evomerge.report.scales import axis
 from evomerge.report.wording import metric, number, verdict, with_error
 from evomerge.runs.beside import AROUND, WORTH, Beside, outdated, read_around, read_worth
-from evomerge.runs.parents import Gain, further_lines, gains_of, gains_of_worth
+from evomerge.runs.parents import Gain, apart, further_lines, gains_of, gains_of_worth
 from evomerge.selection.around import Around, lines_of
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.statistics import Paired
@@ -36,7 +36,7 @@ class Cell:
 def parents(facts: RunFacts) -> dict[str, Any] | None:
     """Return what a page shows of a winner beside its parents; None where nothing is known."""
     beside = read_worth(facts.run)
-    gains = gains_of_worth(beside.result, beside.worth) if beside else gains_of(facts.summary) if facts.summary else []
+    gains = gains_of_worth(beside) if beside else gains_of(facts.summary) if facts.summary else []
     old = [f"evomerge evaluate {facts.run.path} {FLAGS[name]}" for name in outdated(facts.run)]
     if not gains and not old:
         return None
@@ -79,9 +79,8 @@ def _kept(one: Gain) -> str:
 
 def _matrix(beside: Beside) -> dict[str, Any]:
     """Return every model on every task; the best expert of a task is told apart."""
-    result = beside.result
-    tasks = list(result.models[WINNER].tasks)
-    best = {task: one.best for task, one in beside.worth.tasks.items()}
+    result, held = beside.result, beside.held_out
+    parts = [(result, beside.worth), *([(held, beside.worth.held_out)] if held and beside.worth.held_out else [])]
     names = [BASE, *beside.experts, *([ENSEMBLE] if ENSEMBLE in result.models else []), WINNER]
     labels = {name: f"expert {name}" for name in beside.experts}
     rows = [
@@ -89,12 +88,19 @@ def _matrix(beside: Beside) -> dict[str, Any]:
             marked(name, result.marks, labels.get(name)),
             name == WINNER,
             with_error(result.models[name].mean, result.models[name].se),
-            [(number(result.models[name].tasks.get(task), 3), best.get(task) == name) for task in tasks],
+            [
+                (number(part.models[name].tasks.get(task), 3), one.best == name)
+                for part, worth in parts
+                for task, one in worth.tasks.items()
+            ],
         )
         for name in names
     ]
     what = f"{metric(title(result.metric, result.measures))} on {result.items} report items"
-    columns = [heading(task, result.measures) for task in tasks]
+    columns = [heading(task, beside.measures) for task in beside.worth.tasks]
+    if held:
+        what += f", and on {held.items} of tasks that were held out, which no mean counts"
+        columns += [apart(heading(task, beside.measures)) for task in held.models[WINNER].tasks]
     notes = mark_lines({name: result.marks[name] for name in names if name in result.marks}, labels)
     return {"columns": columns, "rows": rows, "what": what, "notes": notes}
 

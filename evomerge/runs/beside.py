@@ -8,7 +8,7 @@ on, it is not taken. Both may be deleted.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from evomerge.common.digests import digest
 from evomerge.common.errors import LogError
 from evomerge.common.files import write_atomically
+from evomerge.fitness.items import HELD_OUT
 from evomerge.runs.directory import Run
 from evomerge.selection.around import Around, around_of
 from evomerge.selection.comparison import Comparison
@@ -32,26 +33,44 @@ class Beside:
         result: the winner, the base, every expert, and their ensemble where there is one, on the report items.
         worth: what follows.
         experts: their names.
+        held_out: the same models on tasks that were held out of the search; None where there are none, or where that
+            was not scored.
     """
 
     result: Comparison
     worth: Worth
     experts: Sequence[str]
+    held_out: Comparison | None = None
+
+    @property
+    def measures(self) -> Mapping[str, str]:
+        """What the metric is, by task, those that were held out included."""
+        return {**self.result.measures, **(self.held_out.measures if self.held_out else {})}
 
 
 def has_its_items(run: Run, result: Comparison) -> bool:
     """Whether models were scored on the items on which a run has judged its winner; also where that is not known."""
-    return not (run.summary and run.summary.chosen) or run.summary.chosen.get(result.split) == result.chosen
+    chosen = run.summary.chosen if run.summary else {}
+    if result.split == HELD_OUT and HELD_OUT not in chosen:  # of an earlier version, which has no hash of these
+        return _apart(run) == set(next(iter(result.models.values())).tasks)
+    return not chosen or chosen.get(result.split) == result.chosen
 
 
-def keep_worth(run: Run, result: Comparison) -> Path:
+def is_whole(run: Run) -> bool:
+    """Whether it is known what a winner reached beside its parents, also on tasks that were held out of its search."""
+    beside = read_worth(run)
+    return beside is not None and (beside.held_out is not None or not _apart(run))
+
+
+def keep_worth(run: Run, result: Comparison, held_out: Comparison | None = None) -> Path:
     """Write what a winner reached beside its parents, and return where.
 
     Args:
         run: its run, which has ended.
         result: the winner first; it holds the base and all experts.
+        held_out: the same on tasks that were held out of the search; None where there are none.
     """
-    return _keep(run, WORTH, result)
+    return _keep(run, WORTH, result, **({HELD_OUT: held_out.to_plain()} if held_out else {}))
 
 
 def keep_around(run: Run, result: Comparison, rows: Sequence[str]) -> Path:
@@ -76,8 +95,11 @@ def read_worth(run: Run) -> Beside | None:
         return None
     experts = [name for name, _ in run.identity["experts"]]
     try:
-        result = _of_winner(Comparison.from_plain(content), [BASE, *experts, ENSEMBLE])
-        return Beside(result, replace(worth_of(result, experts), merge=f"the {WINNER}"), experts)
+        others = [BASE, *experts, ENSEMBLE]
+        result = _of_winner(Comparison.from_plain(content), others)
+        apart = Comparison.from_plain(content[HELD_OUT]) if HELD_OUT in content else None
+        apart = _of_winner(apart, others) if apart and has_its_items(run, apart) else None
+        return Beside(result, replace(worth_of(result, experts, apart), merge=f"the {WINNER}"), experts, apart)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(run.path / WORTH, error) from error
 
@@ -102,6 +124,12 @@ def read_around(run: Run) -> tuple[Comparison, list[Around]] | None:
 def outdated(run: Run) -> list[str]:
     """Return the names of such files in a run directory that are of another winner, or on other items."""
     return [name for name in (WORTH, AROUND) if (content := _content(run.path / name)) and not _is_of(content, run)]
+
+
+def _apart(run: Run) -> set[str]:
+    """Return the tasks that were held out of a search that has ended."""
+    found = run.summary.held_out if run.summary else None
+    return set(found.report[BASE].tasks) if found else set()
 
 
 def _keep(run: Run, name: str, result: Comparison, **more: Any) -> Path:

@@ -7,16 +7,18 @@ made of them, so this loads no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.common.shown import Shown
 from evomerge.fitness.base import heading
+from evomerge.runs.beside import Beside
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.statistics import Paired, plus_minus
 from evomerge.selection.summary import OVER, OVER_EXPERTS, Summary
-from evomerge.selection.worth import BASE, ENSEMBLE, Worth, share_kept, turned
+from evomerge.selection.worth import BASE, ENSEMBLE, OfTask, Worth, share_kept, turned
 
 MEAN = "mean over tasks"
+NO_SHARE = "tasks that were held out have no share that is kept: to the search no expert is their own"
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,28 @@ def gains_of(summary: Summary) -> list[Gain]:
     return _with_mean(rows, over, "", own if own and own.diff is not None else None)
 
 
-def gains_of_worth(result: Comparison, worth: Worth) -> list[Gain]:
-    """Return what a merge gains over the base and keeps of the best expert of each task, over all tasks first, where it
-    is held against the best one over all.
+def gains_of_worth(beside: Beside) -> list[Gain]:
+    """Return what a winner gains over the base and keeps of the best expert of each task, over all tasks of the search
+    first, where it is held against the best one over all, and tasks that were held out last.
     """
+    worth, told = beside.worth, beside.measures
+    rows = _with_mean(_gains(beside.result, worth, told), worth.over_base, worth.single, worth.over_single)
+    if not (beside.held_out and worth.held_out):
+        return rows
+    return [*rows, *(replace(one, task=apart(one.task)) for one in _gains(beside.held_out, worth.held_out, told))]
+
+
+def apart(task: str) -> str:
+    """Return what a task that was held out of the search is called beside those of the search."""
+    return f"{task} (held out)"
+
+
+def _gains(result: Comparison, worth: Worth, told: Mapping[str, str]) -> list[Gain]:
     over = {name: turned(result.paired[name]) for name in (BASE, *(one.best for one in worth.tasks.values()))}
-    rows = [
-        Gain(heading(task, result.measures), _on(over[BASE], task), one.best, one.kept, _on(over[one.best], task))
+    return [
+        Gain(heading(task, told), _on(over[BASE], task), one.best, one.kept, _on(over[one.best], task))
         for task, one in worth.tasks.items()
     ]
-    return _with_mean(rows, worth.over_base, worth.single, worth.over_single)
 
 
 def table_of_gains(summary: Summary) -> Shown | None:
@@ -93,7 +107,7 @@ def table_of_worth(worth: Worth) -> Shown:
             "" if one.kept is None else f"{one.kept:.0%}",
             plus_minus(one.over, one.se, "+"),
         ]
-        for task, one in worth.tasks.items()
+        for task, one in _with_held_out(worth).items()
     ]
     columns = ["", "base", "merge", "best\nexpert", "which is", "of its gain\nkept", "merge - best expert"]
     return Shown(f"what {worth.merge} is worth beside base and experts", columns, rows, lines_of(worth))
@@ -106,22 +120,35 @@ def lines_of(worth: Worth) -> list[str]:
         if worth.kept is not None
         else []
     )
-    return [
-        *kept,
-        f"merge - base: {plus_minus(worth.over_base.diff, worth.over_base.se, '+')} (paired)",
-        f"merge - {worth.single}, the best single expert over all tasks: "
-        f"{plus_minus(worth.over_single.diff, worth.over_single.se, '+')} (paired)",
-        *further_lines(worth),
-    ]
+    return [*kept, *_over_both(worth), *further_lines(worth)]
 
 
 def further_lines(worth: Worth) -> list[str]:
-    """Return what a merge is beside the ensemble of the experts, and where it passes all of them, a line each."""
-    passed = [task for task, one in worth.tasks.items() if one.passes]
+    """Return what a merge is beside the ensemble of the experts, where it passes all of them, and what it is on tasks
+    that were held out, a line each.
+    """
+    passed = [task for task, one in _with_held_out(worth).items() if one.passes]
     return [
         *([_over_ensemble(worth.over_ensemble)] if worth.over_ensemble else []),
         f"above every expert by more than two standard errors: {', '.join(passed) or 'on no task'}",
+        *([f"held out: {line}" for line in _over_both(worth.held_out)] if worth.held_out else []),
+        *([NO_SHARE] if worth.apart or worth.held_out else []),
     ]
+
+
+def _over_both(worth: Worth) -> list[str]:
+    """Return what a merge is beside the base and the best single expert, a line each."""
+    return [
+        f"merge - base: {plus_minus(worth.over_base.diff, worth.over_base.se, '+')} (paired)",
+        f"merge - {worth.single}, the best single expert over {'these' if worth.apart else 'all'} tasks: "
+        f"{plus_minus(worth.over_single.diff, worth.over_single.se, '+')} (paired)",
+    ]
+
+
+def _with_held_out(worth: Worth) -> dict[str, OfTask]:
+    """Return what a merge is worth on each task, by what the task is called."""
+    more = worth.held_out.tasks if worth.held_out else {}
+    return {**worth.tasks, **{apart(task): one for task, one in more.items()}}
 
 
 def _over_ensemble(over: Paired) -> str:

@@ -300,7 +300,7 @@ def _choosing_seconds(ready: Ready, costs: Costs, dropping: bool, count: int) ->
     bounds = problem.space.weight.low, problem.space.weight.high
     judged = work(bounds, incumbents, size, problem.goal)
     judged += SLOWER * size["report"] if problem.live.compute else 0  # the winner in the checkpoint's dtype
-    judged += items_of_worth(problem, size["report"]) if wants_worth(ready.settings) else 0
+    judged += items_of_worth(problem, size) if wants_worth(ready.settings) else 0
     tasks = [*map(len, ready.subsets["select"](0).values())] if dropping else []
     merged = merges(bounds, incumbents, tasks, problem.goal)
     return judged / size["search"] * costs.scoring + merged * costs.merge

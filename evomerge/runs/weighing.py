@@ -13,8 +13,9 @@ from typing import Any
 from evomerge.common.limits import TimeLimit
 from evomerge.common.progress import Progress
 from evomerge.fitness.capabilities import Probable
+from evomerge.fitness.items import HELD_OUT
 from evomerge.problem import Problem
-from evomerge.runs.beside import keep_worth, read_worth
+from evomerge.runs.beside import is_whole, keep_worth
 from evomerge.runs.directory import open_run
 from evomerge.selection.evaluation import evaluate
 from evomerge.selection.named import Model
@@ -29,7 +30,7 @@ def wants_worth(settings: Mapping[str, Any]) -> bool:
 
 def lacks_worth(settings: Mapping[str, Any], directory: Path) -> bool:
     """Whether a run that has ended lacks what its settings ask for."""
-    return wants_worth(settings) and read_worth(open_run(directory)) is None
+    return wants_worth(settings) and not is_whole(open_run(directory))
 
 
 def check_weighable(settings: Mapping[str, Any], problem: Problem) -> None:
@@ -48,15 +49,16 @@ def parents_of(problem: Problem) -> dict[str, Model]:
     return {BASE: Model("base"), **{name: Model("expert", name) for name in problem.sources.experts}, **ensemble}
 
 
-def items_of_worth(problem: Problem, report: int) -> int:
+def items_of_worth(problem: Problem, sizes: Mapping[str, int]) -> int:
     """Return on how many items models are scored for it, beyond those of the report itself.
 
     Args:
         problem: what is searched.
-        report: the number of report items.
+        sizes: the items of each split.
     """
     count = len(problem.sources.experts)
-    return report * (2 * count if isinstance(problem.fitness, Probable) else count)
+    items = sizes["report"] + sizes.get(HELD_OUT, 0)
+    return items * (2 * count if isinstance(problem.fitness, Probable) else count)
 
 
 def add_worth(
@@ -82,10 +84,12 @@ def add_worth(
     """
     problem.become(None)
     models = {WINNER: Model("recipe", directory / "recipe.yaml"), **parents_of(problem)}
-    result = evaluate(problem, models, "report", reporter, limit, workers, stopping)
-    for name, error in result.errors.items():
+    splits = [split for split in ("report", HELD_OUT) if split in problem.items]
+    found = [evaluate(problem, models, split, reporter, limit, workers, stopping) for split in splits]
+    errors = [each for result in found for each in result.errors.items()]
+    for name, error in errors:
         reporter.say(f"warning: what the winner is worth beside its parents is not known: {name} has no score: {error}")
-    if result.errors:
+    if errors:
         reporter.say("nothing of it is kept: the same command tries again")
     else:
-        keep_worth(open_run(directory), result)
+        keep_worth(open_run(directory), *found)

@@ -47,19 +47,23 @@ class Comparison:
     of_weights: bool = False
     chosen: str = ""
 
-    def to_json(self, **more: Any) -> str:
-        """Return it as text, with more beside it; an error stands in the row of its model."""
-        content = asdict(self) | more
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain data; an error stands in the row of its model."""
+        content = asdict(self)
         for name in ("forgetting", "of_weights", "chosen"):
             if not content[name]:
                 del content[name]
         for name, error in content.pop("errors").items():
             content["models"][name]["error"] = error
-        return json.dumps(finite(content), indent=1, allow_nan=False)
+        return content
+
+    def to_json(self, **more: Any) -> str:
+        """Return it as text, with more beside it."""
+        return json.dumps(finite(self.to_plain() | more), indent=1, allow_nan=False)
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Comparison:
-        """Return what `to_json` wrote, read as plain data, without what stood beside it.
+        """Return what `to_plain` gave, without what stood beside it.
 
         Raises:
             ValueError: it is none.

@@ -139,8 +139,8 @@ class Summary:
         limits: what the winner had to keep by constraints, and whether it does; None where there are none.
         front: of a search with several values, its points; None where there is one value. `report` has the point that
             was chosen as the winner then, and means over all tasks.
-        chosen: a hash of the select items and of the report items, `digest` of their ids by task; empty in summaries of
-            earlier versions.
+        chosen: a hash of the select items, of the report items and, where there are some, of those of tasks that were
+            held out: `digest` of their ids by task; empty in summaries of earlier versions.
         files: hashes of the files among the starts that were judged beside what was found, by their names among the
             finalists.
     """

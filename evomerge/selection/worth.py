@@ -2,16 +2,18 @@
 
 In: a `Comparison` whose first model is the merge, and which has the base and the experts on all tasks. Out: by task the
 best expert, how much of its gain over the base the merge keeps, and whether the merge passes it; and the one expert
-that is best over all tasks. All differences are paired, since all models were scored on the same items.
+that is best over all tasks. All differences are paired, since all models were scored on the same items. Tasks that were
+held out of the search stand apart, without shares that are kept: to the search no expert is theirs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.common.errors import ConfigError
+from evomerge.fitness.items import HELD_OUT
 from evomerge.fitness.objectives import can_normalise
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.named import WITHOUT
@@ -32,7 +34,8 @@ class OfTask:
         best: the expert with the highest score; its own task's expert need not be it.
         score: of that expert.
         kept: the share of that expert's gain over the base which the merge has, (merge - base) / (score - base); it
-            means the same for losses as for accuracies. None where the expert gains nothing.
+            means the same for losses as for accuracies. None where the expert gains nothing, and on a task that was
+            held out.
         over: the merge minus that expert,
         se: and its standard error, paired.
     """
@@ -63,6 +66,8 @@ class Worth:
         over_base: the merge minus the base.
         kept: the mean of the shares that are kept, over the tasks that have one; None where none has.
         over_ensemble: the merge minus the mean of what all experts say; None where that was not scored.
+        apart: whether these are tasks that were held out of the search, so that no share is kept.
+        held_out: what the merge is worth on such tasks, beside those of the search; None where there are none.
     """
 
     merge: str
@@ -72,22 +77,29 @@ class Worth:
     over_base: Paired
     kept: float | None
     over_ensemble: Paired | None = None
+    apart: bool = False
+    held_out: Worth | None = None
 
 
-def worth_of(result: Comparison, experts: Sequence[str]) -> Worth:
+def worth_of(result: Comparison, experts: Sequence[str], held_out: Comparison | None = None) -> Worth:
     """Return what the first model of a comparison is worth.
 
     Args:
         result: scores and paired differences on all tasks; it holds the base and all experts, and no errors.
         experts: their names, one or more.
+        held_out: the same on tasks that were held out of the search; None where there are none.
     """
-    merge = next(iter(result.models))
+    if held_out:
+        return replace(worth_of(result, experts), held_out=worth_of(held_out, experts))
+    merge, apart = next(iter(result.models)), result.split == HELD_OUT
     tasks = {task: _of_task(result, task, merge, experts) for task in result.models[merge].tasks}
+    if apart:
+        tasks = {task: replace(one, kept=None) for task, one in tasks.items()}
     single = max(experts, key=lambda name: _number(result.models[name].mean))
     shares = [one.kept for one in tasks.values() if one.kept is not None]
     kept = sum(shares) / len(shares) if shares else None
     over = {name: turned(result.paired[name]) for name in (single, BASE, ENSEMBLE) if name in result.paired}
-    return Worth(merge, tasks, single, over[single], over[BASE], kept, over.get(ENSEMBLE))
+    return Worth(merge, tasks, single, over[single], over[BASE], kept, over.get(ENSEMBLE), apart)
 
 
 def check_names(experts: Iterable[str], flag: str) -> None:

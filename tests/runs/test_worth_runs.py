@@ -171,8 +171,61 @@ def test_asked_for_later_only_the_parents_are_scored(
     differences = [found["winner"][task].astype(float) - found[ENSEMBLE][task] for task in EXPERTS]
     assert beside.worth.over_ensemble is not None
     assert beside.worth.over_ensemble.diff == pytest.approx(np.mean([each.mean() for each in differences]))
-    assert gains_of_worth(beside.result, beside.worth)[0].kept == beside.worth.kept
+    assert gains_of_worth(beside)[0].kept == beside.worth.kept
     assert "above every expert by more than two standard errors" in page
+
+
+def test_tasks_that_were_held_out_stand_beside_the_others(
+    asked: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every model on them, the best expert and what the winner is beside it; but no share of a gain."""
+    apart = [*asked, "fitness.held_out=[metals]", "fitness.worth=true"]
+    run = place / "apart"
+    summary = run_search(compose(*apart), run, Reporter())
+    told = capsys.readouterr()
+    assert summary is not None
+    assert summary.held_out is not None
+    beside = read_worth(open_run(run))
+    assert beside is not None
+    assert beside.held_out is not None
+    assert beside.worth.held_out is not None
+    assert list(beside.held_out.models) == ["winner", "base", *EXPERTS, ENSEMBLE]
+    for name in ("winner", "base"):
+        assert beside.held_out.models[name] == summary.held_out.report[name]
+    assert beside.held_out.models["metals"] == summary.held_out.report["experts"]
+    scores = {name: beside.held_out.models[name].tasks["metals"] or 0.0 for name in EXPERTS}
+    one = beside.worth.held_out.tasks["metals"]
+    assert (one.best, one.score) == max(scores.items(), key=lambda pair: pair[1])
+    assert one.over == pytest.approx((summary.held_out.report["winner"].mean or 0.0) - one.score)
+    assert (one.kept, beside.worth.held_out.kept) == (None, None)
+    assert set(beside.worth.tasks) == {"animals", "trees"}
+    assert "tasks that were held out have no share that is kept" in told.out
+    assert re.search(r"metals \(held out\)[ │|]+0\.\d{3}", told.out)
+    write_report(run)
+    page = (run / "report.html").read_text()
+    matrix = rows_of(page, "Every model on every task: accuracy on 90 report items, and on 90 of tasks that were held")
+    assert matrix["expert trees"][-1] == f"{scores['trees']:.3f}"
+    gains = rows_of(page, "What the winner gains over the base")
+    assert list(gains) == ["mean over tasks", "animals", "trees", "metals (held out)"]
+    assert gains["metals (held out)"][1:3] == [one.best, "–"]
+
+    kept = (run / "worth.json").read_bytes()
+    content = json.loads(kept)
+    del content["held_out"]  # of an earlier version: the same command scores what is lacking
+    (run / "worth.json").write_text(json.dumps(content))
+    run_search(compose(*apart), run, Silent())
+    assert (run / "worth.json").read_bytes() == kept
+    (run / "worth.json").unlink()
+    monkeypatch.chdir(place)
+    evaluate_command([run.name, "--worth"])
+    said = capsys.readouterr()
+    assert "kept in apart/worth.json" in said.err
+    assert "not in this table" not in said.err
+    assert read_worth(open_run(run)) == beside
+    evaluate_command([run.name, "--worth", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["worth"]["held_out"]["tasks"]["metals"]["best"] == one.best
+    assert printed["held_out"]["models"]["trees"]["tasks"]["metals"] == scores["trees"]
 
 
 def test_what_is_of_another_winner_is_not_shown(run: Path, asked: list[str]) -> None:
@@ -243,9 +296,9 @@ def test_runs_of_earlier_versions_say_nothing_of_it(run: Path, tmp_path: Path) -
 
 def test_what_it_costs_is_known_before(problem: Problem) -> None:
     """Each expert on all report items, and once more for what all of them say."""
-    assert items_of_worth(problem, 90) == 90 * 2 * len(EXPERTS)
+    assert items_of_worth(problem, {"report": 90}) == 90 * 2 * len(EXPERTS)
     fitness: Any = SimpleNamespace()  # which gives no probabilities
-    assert items_of_worth(replace(problem, fitness=fitness), 90) == 90 * len(EXPERTS)
+    assert items_of_worth(replace(problem, fitness=fitness), {"report": 90, "held_out": 60}) == 150 * len(EXPERTS)
 
 
 @pytest.mark.parametrize("name", ["base", "experts", "winner", ENSEMBLE])
