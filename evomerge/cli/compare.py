@@ -43,7 +43,7 @@ setting=value is as for `evomerge search`: model=text, 'fitness.tasks={a: a.json
                       and start:ema of checkpoints, are starts in closed form; their.yml is a merge YAML of
                       mergekit's, with its own weights. Left out: all but YAMLs. Task arithmetic (`linear`) always
                       takes part
-  compare.constants   the weights to choose among: 'compare.constants=[0.4,0.7,1.0]'
+  compare.constants   the weights to choose among, from 0 to 10: 'compare.constants=[0.4,0.7,1.0,2.0]'
   seed                of random masks
 """
 EXAMPLES = """\

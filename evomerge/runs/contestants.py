@@ -8,7 +8,6 @@ start in closed form and a merge YAML of mergekit's have weights of their own, a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +36,8 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {"method": METHODS, "transform": TRANS
 START = "start:"
 PUBLISHED: tuple[list[Any], ...] = (["trim", {"elect": {"join": "mean"}}], ["della", "elect"])
 """Chains that are TIES and DELLA as published: the transform `ties` adds up what agrees, `della` elects no signs."""
+MOST = 10.0
+"""The largest weight that a comparison takes: papers tune theirs up to 3, and what is above it is a slip."""
 REFERENCE = "linear"
 """Task arithmetic: it always takes part, and the others are held against it."""
 
@@ -69,6 +70,7 @@ class Contestant:
         transform: the same of each transform, in order.
         others: the values of its variables but for the weight.
         constants: among which its weight is chosen; one, where it changes nothing.
+        unscaled: the rows that have a weight of 1 instead, as in the paper.
         start: the closed form that its weights are of, in place of one for everything.
         told: the numbers of a merge YAML, by variable, parameter and expert, in place of one for everything.
     """
@@ -81,12 +83,15 @@ class Contestant:
     transform: Sequence[Mapping[str, Any]]
     others: Mapping[str, float]
     constants: tuple[float, ...]
+    unscaled: tuple[str, ...] = ()
     start: str = ""
     told: Values | None = None
 
     def about(self) -> dict[str, Any]:
         """Return all that decides which models it makes, as plain data."""
         own = {"method": self.method, "transform": self.transform, "others": self.others, "constants": self.constants}
+        if self.unscaled:
+            own["unscaled"] = self.unscaled
         if self.start:
             own["start"] = self.start
         if self.told:
@@ -110,13 +115,12 @@ def read_compared(given: Mapping[str, Any]) -> Compared:
             f"compare.methods={methods} is no list: write names in brackets, 'compare.methods=[ties,tsvm]'; "
             f"compare.methods=null stands for all there is."
         )
-    low, high = WEIGHT.low, WEIGHT.high
     if not (isinstance(constants, list) and constants and all(is_kind(one, "float") for one in constants)) or not all(
-        low <= one <= high and math.isfinite(one) for one in constants
+        0 <= one <= MOST for one in constants
     ):
         raise ConfigError(
-            f"compare.constants={constants}: write a list of numbers from {low:g} to {high:g}, such as "
-            f"'compare.constants=[0.4,0.7,1.0]'."
+            f"compare.constants={constants}: the weights among which each chooses are numbers from 0 to {MOST:g}. "
+            f"Write a list of some, such as 'compare.constants=[0.4,1.0,2.0]'."
         )
     others = [one for one in methods or () if not is_file(one)]
     for entry in others:
@@ -295,7 +299,8 @@ def _contestant(
     weight = next(variable for variable in method.variables if variable.name == "weight")
     shares = isinstance(method, Formed) and (method.form.divide or method.counts_zero)  # their scale means nothing
     takes = method.takes if isinstance(method, Formed) else None
-    within = tuple(one for one in constants if weight.low <= one <= weight.high)
+    most = MOST if weight == WEIGHT else weight.high  # its usual bounds are those of a search, and no law
+    within = tuple(one for one in constants if weight.low <= one <= most)
     kinds = [find_class(str(step["_target_"]), "transform") for step in transform] or [method]
     return Contestant(
         name=name,
@@ -306,4 +311,5 @@ def _contestant(
         transform=transform,
         others={v.name: float(usual.get(v.name, v.start)) for v in method.variables if v.name != "weight"},
         constants=(1.0,) if shares else within,
+        unscaled=tuple(row for kind in kinds for row in getattr(kind, "unscaled", ())),
     )

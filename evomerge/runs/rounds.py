@@ -148,7 +148,8 @@ class Rounds:
         space = problem.space
         if one.told:
             return space.complete({name: on_groups(values, space) for name, values in one.told.items()})
-        weight = self._start(one.start, problem) if one.start else np.array(constant)
+        each = np.array([1.0 if row in one.unscaled else constant for row in space.rows])
+        weight = self._start(one.start, problem) if one.start else space.constant(each)["weight"]
         return space.complete({"weight": weight, **{name: np.array(value) for name, value in one.others.items()}})
 
     def _start(self, start: str, problem: Problem) -> np.ndarray:

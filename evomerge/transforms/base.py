@@ -30,6 +30,7 @@ class Transform(ABC):
         mergekit: what mergekit calls the method; None where it has nothing of the kind.
         alone: why it changes no merge whose rows all have one weight, so that none is held against others; empty for
             what does.
+        unscaled: the rows that the paper's λ leaves as they are, so that one weight for everything is for the others.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class Transform(ABC):
     needs: ClassVar[Literal["nothing", "inputs", "labels", "gradients"]] = "nothing"
     mergekit: ClassVar[str | None] = None
     alone: ClassVar[str] = ""
+    unscaled: ClassVar[tuple[str, ...]] = ()
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -204,8 +204,9 @@ class IsoCts(_Mean):
 class Cart(_Leading):
     """The average of all experts as a row, and what each has beside it, of a lower rank (Choi et al. 2024: CART).
 
-    Of two experts with one weight it is their average: what each has beside it is the opposite of the other's. What is
-    no matrix keeps its rank, and so it is averaged where all weights are 1.
+    The paper's λ is for what each has beside the average, which has a weight of 1. Of two experts with one weight it is
+    their average: what each has beside it is the opposite of the other's. What is no matrix keeps its rank, and so it
+    is averaged where the experts have one weight.
 
     Args:
         share: which share of the singular values of each centred matrix is kept, at least one.
@@ -219,6 +220,7 @@ class Cart(_Leading):
     name = "cart"
     title = "CART: the average of the experts, and their differences to it of a lower rank"
     paper = "Choi et al. 2024, arXiv 2412.12153"
+    unscaled = ("average",)
 
     def __init__(self, share: float = 0.12, scale: float = 2.0, svd: str = EXACT) -> None:
         self.share, self.svd = _share(self.name, "share", share, example=0.12), checked_way(self.name, svd)

@@ -174,6 +174,24 @@ def test_a_search_finds_what_a_comparison_has_scored(settings: dict[str, Any], t
     assert len(scored.calls) == 1
 
 
+def test_one_weight_for_cart_is_that_of_what_experts_have_beside_the_average(
+    settings: dict[str, Any], tmp_path: Path, scored: Scored
+) -> None:
+    """And a weight beyond the usual bounds of a search is scored, remembered and read again as any other."""
+    own = elsewhere(settings, tmp_path)
+    found = compare(own, tmp_path / "run", ["cart"], constants=[2.0])
+    problem = build_problem({**own, "transform": resolved("cart")}, Silent())
+    fitnesses = {split: live_fitness(problem, problem.items[split]) for split in ("select", "report")}
+    judge = Judge(problem, SerialScorer(problem, fitnesses), make_subsets(problem), Interrupt())
+    scored.calls.clear()
+    assert problem.space.rows[0] == "average"
+    outcome = judge.merged(problem.space.constant(np.array([1.0, 2.0, 2.0, 2.0])), "select")
+    assert scored.calls == []
+    row = next(row for row in found.rows if row.name == "cart")
+    assert score_of(outcome, found.metric) == row.select
+    assert Standings.from_json((tmp_path / "run" / "comparison.json").read_text()) == found
+
+
 def yaml_of(settings: dict[str, Any], method: str, parameters: str, *experts: str) -> str:
     """A merge YAML of mergekit's for experts of the pico suite."""
     suite = Path(settings["model"]["suite"])

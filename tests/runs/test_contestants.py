@@ -57,6 +57,23 @@ def test_all_choose_among_the_same_weights_where_a_weight_means_something() -> N
     assert found("linear", constants=[1, 0.5])["linear"].constants == (0.5, 1.0)
 
 
+def test_weights_go_as_far_as_papers_do() -> None:
+    """Bounds of 1.5 are those of a search; a place between two models ends at 1 whoever asks."""
+    larger = {"constants": [0.5, 1.0, 3.0, 10.0]}
+    for name in ("linear", "method:ties", "tsvm", "model_stock"):
+        assert found(**larger)[name].constants == (0.5, 1.0, 3.0, 10.0)
+    assert found("slerp", experts=("a",), **larger)["slerp"].constants == (0.5, 1.0)
+
+
+def test_lambda_of_cart_leaves_the_average_alone_as_in_the_paper() -> None:
+    """θ₀ + average + λ · what each has beside it (Choi et al. 2024); no other transform has such a row."""
+    own = found()
+    assert {name: one.unscaled for name, one in own.items() if one.unscaled} == {"cart": ("average",)}
+    assert own["cart"].about()["unscaled"] == ("average",)
+    assert "unscaled" not in own["iso_cts"].about()
+    assert found(["cart", "trim"])["cart+trim"].unscaled == ("average",)
+
+
 def test_a_name_that_both_lists_have_stands_for_both() -> None:
     assert list(found("ties")) == ["linear", "method:ties", "transform:ties"]
     assert list(found("method:ties", "tsvm")) == ["linear", "method:ties", "tsvm"]
@@ -133,9 +150,11 @@ def test_what_needs_more_than_models_is_left_out_with_the_reason() -> None:
         ({"methods": [{"dare": {"densty": 0.3}}]}, "densty"),
         ({"methods": [{"dare": {"density": 7}}]}, "density=7"),
         ({"methods": [{"nuslerp": {"delta": True}}]}, "deltas"),
-        ({"constants": [2.0]}, "from 0 to 1.5"),
-        ({"constants": ["much"]}, "a list of numbers"),
-        ({"constants": 0.4}, "a list of numbers"),
+        ({"constants": [20.0]}, "are numbers from 0 to 10. Write a list of some"),
+        ({"constants": [-0.5]}, "from 0 to 10"),
+        ({"constants": [float("nan")]}, "from 0 to 10"),
+        ({"constants": ["much"]}, "Write a list of some"),
+        ({"constants": 0.4}, "Write a list of some"),
     ],
 )
 def test_what_is_written_wrongly_is_refused(given: dict[str, Any], message: str) -> None:
