@@ -24,6 +24,7 @@ def settings_of(given: Sequence[str], names: Sequence[str], reporter: Reporter) 
     """Return the settings that were given; where they name no sources, on top of those of a run, or of a recipe."""
     from evomerge.cli.settings import compose_settings, spelled_out
     from evomerge.runs.config import plain
+    from evomerge.runs.earlier import with_missing
     from evomerge.runs.paths import from_its_start
     from evomerge.runs.transforms import in_order
     from evomerge.selection.contenders import read_recipe
@@ -38,7 +39,7 @@ def settings_of(given: Sequence[str], names: Sequence[str], reporter: Reporter) 
         if file.is_file() and (path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()):
             reporter.say(f"settings: those of {file}")
             keys = ["transform" if key.startswith("transform.") else key for key in keys]  # a list in a run's settings
-            return _overlaid(from_its_start(in_order(_read(file)), file.parent), composed, keys)
+            return _overlaid(from_its_start(with_missing(in_order(_read(file))), file.parent), composed, keys)
     for path in paths:
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             reporter.say(f"models: those of {path}")

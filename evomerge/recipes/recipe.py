@@ -25,6 +25,7 @@ from evomerge.recipes.plain import Dumper, Loader, check_keys, checked_mapping, 
 from evomerge.space.groups import Group, make_groups
 from evomerge.space.named import Coefficients, array_coefficients
 from evomerge.task_vectors.stores import FLOAT32, LOSSY
+from evomerge.transforms.earlier import completed
 
 FORMAT = 1
 KEYS = {"format": int, "version": str, "base": dict, "experts": dict, "method": dict, "granularity": str}
@@ -208,7 +209,7 @@ class Recipe:
             dtype=data.get("dtype"),
             compute=data.get("compute"),
             template=data.get("template"),
-            transform=data.get("transform", []),
+            transform=[completed(step) if isinstance(step, dict) else step for step in data.get("transform", [])],
             rows=data.get("rows", []),
             store=_store(data.get("store", {})),
             buffers=checked_mapping(one := data.get("buffers", {}), dict.fromkeys(one, str), "buffers"),

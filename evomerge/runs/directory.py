@@ -17,7 +17,7 @@ import yaml
 from evomerge.common.errors import ConfigError, LogError
 from evomerge.common.files import write_atomically
 from evomerge.recipes.recipe import Recipe
-from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.earlier import in_todays_words, with_missing
 from evomerge.runs.transforms import in_order
 from evomerge.search.journal import read_log
 from evomerge.selection.summary import Summary
@@ -81,7 +81,7 @@ def open_run(path: Path) -> Run:
     for line in read_log(log):
         kind = line["kind"]
         if kind == "header":
-            identity = in_todays_words(line["identity"])
+            identity = with_missing(in_todays_words(line["identity"]))
         elif kind == "ask":
             batches.append(Batch(line["batch"], line["points"], gradient=line.get("gradient", False)))
         elif kind == "trial":
@@ -139,7 +139,7 @@ def read_timings(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        return in_order(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return with_missing(in_order(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}): run the search's own command again to write it."

@@ -9,13 +9,14 @@ modules, and a transform stands beside the method, no longer in it. What is in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evomerge.common.errors import LogError
 from evomerge.fitness.objectives import PARETO
 from evomerge.search.journal import read_log
+from evomerge.transforms.earlier import completed, missing
 
 MOVED = {
     "evomerge.methods": "evomerge.merging.methods",
@@ -43,13 +44,24 @@ def in_todays_words(given: Mapping[str, Any]) -> dict[str, Any]:
     return _lifted(_renamed(given))
 
 
+def with_missing(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings or the identity of a run, in today's words, with those settings of transforms that it does
+    not name since there were none.
+
+    Args:
+        written: as the run's directory has them; what somebody asks for now has today's defaults instead.
+    """
+    chain = [completed(step) for step in written.get("transform") or ()]
+    return {**written, **({"transform": chain} if chain else {})}
+
+
 def identity_today(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity as a log's header has it, in today's words, and without what counts no more.
 
     Args:
         given: of any version from 0.2.
     """
-    today = in_todays_words(given)
+    today = with_missing(in_todays_words(given))
     objective = today.get("objective") or {}
     many = objective.get("aggregate") == PARETO or bool(objective.get("values"))
     return {**today, "searcher": counted_of(today["searcher"], many)} if "searcher" in today else today
@@ -118,22 +130,44 @@ def check_negated(directory: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def as_begun(settings: Mapping[str, Any], directory: Path) -> tuple[dict[str, Any], str]:
-    """Return the settings of a search as its run began, and what is said of it: one whose log knows no `searcher.first`
-    began around the start, which is no default any more.
+def as_begun(settings: Mapping[str, Any], directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a search as its run began, and what is said of them: what a log does not name since there
+    was no such setting is as it was then, which is no default any more.
 
     Args:
         settings: plain containers.
         directory: the run directory; it may be new.
     """
+    log = directory / "trials.jsonl"
+    before = in_todays_words(next(read_log(log), {}).get("identity") or {}) if log.exists() else {}
+    searcher, first = _first_as_begun(settings["searcher"], before.get("searcher") or {})
+    chain, then = _chain_as_begun(settings.get("transform") or [], before.get("transform") or [])
+    return {**settings, "searcher": searcher, **({"transform": chain} if chain else {})}, [*first, *then]
+
+
+def _first_as_begun(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the settings of a searcher: one whose log knows no `first` began around the start."""
     from evomerge.searchers.spread import EXPERTS, START  # here, since settings are read without scipy
 
-    log, searcher = directory / "trials.jsonl", settings["searcher"]
-    before = next(read_log(log), {}).get("identity", {}).get("searcher", {}) if log.exists() else {}
-    if searcher.get("first") != EXPERTS or before.get("_target_") != searcher["_target_"] or "first" in before:
-        return dict(settings), ""
+    if now.get("first") != EXPERTS or before.get("_target_") != now["_target_"] or "first" in before:
+        return now, []
     said = f"note: this run began with a generation around its start, and goes on so: searcher.first={START}"
-    return {**settings, "searcher": {**searcher, "first": START}}, said
+    return {**now, "first": START}, [said]
+
+
+def _chain_as_begun(
+    now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the settings of transforms, with those of the run that its log does not name."""
+    if [step["_target_"] for step in now] != [step["_target_"] for step in before]:
+        return [*now], []
+    lacking = [missing(step) for step in before]
+    said = [
+        f"note: this run began with another form of a transform, and goes on so: {name}={str(value).lower()}"
+        for step in lacking
+        for name, value in step.items()
+    ]
+    return [{**step, **then} for step, then in zip(now, lacking, strict=True)], said
 
 
 def _renamed(node: Any) -> Any:

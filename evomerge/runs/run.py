@@ -128,8 +128,8 @@ def run_search(
     check(settings)
     check_begun(directory)
     settings, told = as_begun(settings, directory)
-    if told:
-        reporter.say(told)
+    for note in told:
+        reporter.say(note)
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_reported(settings, fitness.metrics)
@@ -292,7 +292,7 @@ def _record(call: Call, ready: Ready) -> None:
 
 def _as_yaml(config: SearchConfig, ready: Ready) -> str:
     """Return the settings as they were given, but for transforms, whose names may stand for others one day, for the
-    dtypes that were chosen to compute in, and for the first generation that an earlier version began with.
+    dtypes that were chosen to compute in, and for what an earlier version began with in another form.
     """
     composed: Any = config
     given: Any = OmegaConf.to_container(composed, resolve=True)
@@ -301,7 +301,7 @@ def _as_yaml(config: SearchConfig, ready: Ready) -> str:
     for group, name in (("fitness", "approximate"), ("searcher", "first")):
         if name in given[group]:
             given[group][name] = ready.settings[group][name]
-    return OmegaConf.to_yaml(OmegaConf.create(in_order(given)))
+    return OmegaConf.to_yaml(OmegaConf.create({**in_order(given), "transform": [*ready.settings["transform"]]}))
 
 
 def _choose(

@@ -9,5 +9,6 @@ importance.py  pcb, widen: elements and columns weighted by how much they matter
 spectral.py    truncate, star, tsvm, iso_c, iso_cts, cart, ranks: matrices by their singular values
 sequential.py  opcm: one expert after the other
 optimised.py   wudi, optmerge, doge: a loss of the task vectors alone, minimised once
+earlier.py     settings that earlier runs and recipes do not name
 subspace.py    knots, core_space: adapters in directions that they share (directions.py)
 """

@@ -165,19 +165,23 @@ class IsoCts(_Mean):
     """A common row, and one of each task: the directions of the sum, and what each task has beside them; all as strong
     (Marczak et al. 2025, section 4: Iso-CTS).
 
+    How strong is the mean of all singular values, as many as the smaller side of the matrix has. An expert that left a
+    matrix as it was has zeros among them, and no directions: the authors' code gives it some that mean nothing.
+
     Args:
         share: which share of the directions is common.
+        zeros: whether these zeros count in the mean. They did not before there was this setting.
 
     Raises:
-        ConfigError: it is no share.
+        ConfigError: `share` is no share.
     """
 
     name = "iso_cts"
     title = "Iso-CTS: common and task-specific directions, all as strong"
     paper = "Marczak et al. 2025, arXiv 2502.04959"
 
-    def __init__(self, share: float = 0.8) -> None:
-        self.share = _share(self.name, "share", share)
+    def __init__(self, share: float = 0.8, zeros: bool = True) -> None:
+        self.share, self.zeros = _share(self.name, "share", share), zeros
 
     def rows(self, experts: Sequence[str]) -> Sequence[str]:
         """Return the common row and the experts'."""
@@ -196,7 +200,8 @@ class IsoCts(_Mean):
         ranks = [len(block.s) for block in blocks]
         u = orthogonal(torch.cat([block.u for block in blocks], dim=1)).split(ranks, dim=1)
         v = orthogonal(torch.cat([block.v for block in blocks], dim=1)).split(ranks, dim=1)
-        mean = torch.cat([block.s for block in blocks]).mean()
+        absent = torch.zeros(size - sum(ranks) if self.zeros else 0)
+        mean = torch.cat([*(block.s for block in blocks), absent]).mean()
         made = [Svd(u[k], mean.expand(rank), v[k]).product() for k, rank in enumerate(ranks)]
         return {"common": made[-1], **dict(zip(deltas, made[:-1], strict=True))}
 

@@ -220,3 +220,42 @@ def test_a_run_that_began_around_its_start_goes_on_so(today: Path, searcher: str
     assert Recipe.from_yaml((tmp_path / "one.yaml").read_text(encoding="utf-8")).experts
     run_search(compose(*command, "searcher.popsize=4", "budget=5"), tmp_path / "new", Told())
     assert next(read_log(tmp_path / "new" / "trials.jsonl"))["identity"]["searcher"]["first"] == "experts"
+
+
+@pytest.mark.parametrize(("transform", "setting"), [("opcm", {"tables": "projected"}), ("iso_cts", {"zeros": False})])
+def test_a_run_that_began_with_another_form_of_a_transform_goes_on_so(
+    today: Path, transform: str, setting: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its log, its settings and its recipe do not name the setting that came later."""
+    ((name, value),) = setting.items()
+    run, said = tmp_path / "run", list[str]()
+
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    sizes = ["fitness.items=6", "fitness.select_items=6", "fitness.report_items=9", "start=0.4", "searcher.popsize=3"]
+    command = ["experiment=smoke", "model.suite=suite", "space=model", *sizes, f"transform={transform}"]
+    run_search(compose(*command, f"transform.{transform}.{name}={str(value).lower()}", "budget=3"), run, Silent())
+    header, *records = read_log(run / "trials.jsonl")
+    (step,) = header["identity"]["transform"]
+    assert step.pop(name) == value
+    (run / "trials.jsonl").unlink()
+    journal = Journal(run / "trials.jsonl")
+    journal.open()
+    for record in (header, *records):
+        journal.append(record)
+    journal.close()
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["transform"][0].pop(name) == value
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["transform"][0].pop(name) == value
+    assert Recipe.from_yaml(yaml.safe_dump(recipe)).transform[0][name] == value
+    before = (run / "trials.jsonl").read_bytes()
+    assert open_run(run).settings["transform"] == open_run(run).identity["transform"] == [{**step, name: value}]
+    run_search(compose(*command, "budget=5"), run, Told())
+    assert (run / "trials.jsonl").read_bytes().startswith(before)
+    assert any(f"another form of a transform, and goes on so: {name}={str(value).lower()}" in text for text in said)
+    assert open_run(run).settings["transform"] == [{**step, name: value}]
+    assert open_run(run).recipe.transform[0][name] == value  # pyright: ignore[reportOptionalMemberAccess]

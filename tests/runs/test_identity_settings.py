@@ -109,6 +109,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "join": ("mean", "sum"),
     "zero": ("majority",),
     "inner": ("dare_ties",),
+    "tables": ("projected",),
     "popsize": (7,),
     "points": (30,),
     "first": ("start",),

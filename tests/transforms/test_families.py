@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from evomerge.transforms.signs import Elect, MagMax, Unified
 from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Ranks, Star, Truncate, TsvM
 from evomerge.transforms.svd import orthogonal
 from tests.kit.published import T3, W1, W2, close, made, total
+from tests.kit.vectors import vectors_of
 
 TEN = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])
 
@@ -200,6 +202,14 @@ def test_iso_cts() -> None:
     close(sum(found.values(), torch.zeros(()))[0], [2.786722, -0.139214, 0.279663, -0.621668])
 
 
+@pytest.mark.parametrize(("zeros", "mean"), [(True, 2.477314), (False, 3.303086)])
+def test_the_zeros_of_an_expert_that_left_a_matrix_as_it_was_count_in_the_mean(zeros: bool, mean: float) -> None:
+    """The mean of four singular values is that of the authors' code; it has no directions of such an expert here."""
+    found = made(IsoCts(0.5, zeros), [W1, torch.zeros(4, 4), W2])
+    assert sorted(found) == ["common", "e0", "e2"]
+    close(torch.linalg.svdvals(sum(found.values(), torch.zeros(()))), [mean] * 3 + [0])
+
+
 def test_cart() -> None:
     """The average, and what is left of each expert in its first direction; an expert that is zero counts."""
     threes = list(3 * torch.eye(3)[:, :, None] * torch.eye(3)[:, None])
@@ -221,6 +231,57 @@ def test_cart() -> None:
 )
 def test_opcm(alpha: float, expected: list[float]) -> None:
     close(total(Opcm(alpha), [W1, W2])[0], expected)
+
+
+def opcm_as_published(rows: Sequence[Mapping[str, torch.Tensor]], alpha: float, linear: str) -> dict[str, torch.Tensor]:
+    """OPCM step by step in float64, as the authors' code does it: weights of linear layers alone are projected."""
+    merged, before, lengths = {name: delta.double() for name, delta in rows[0].items()}, 1.0, [norm(rows[0])]
+    for row in rows[1:]:
+        lengths.append(norm(row))
+        for name, delta in row.items():
+            new = delta.double()
+            if name == linear:
+                u, s, vh = torch.linalg.svd(merged[name])
+                rank = int((s.cumsum(0) / s.sum() > alpha).float().argmax())
+                new = u.T @ new @ vh.T
+                new.diagonal().fill_(0)
+                new[:rank, :rank] = 0
+                new = u @ new @ vh
+            merged[name] = before * merged[name] + new
+        before = norm(merged) / (sum(lengths) / len(lengths))
+        merged = {name: delta / before for name, delta in merged.items()}
+    return merged
+
+
+def norm(row: Mapping[str, torch.Tensor]) -> float:
+    return float(sum((delta.double().square().sum() for delta in row.values()), torch.zeros(()))) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        *("model.embed_tokens.weight", "transformer.wte.weight", "shared.weight", "encoder.shared.weight"),
+        *(
+            "gpt_neox.embed_in.weight",
+            "bert.embeddings.position_embeddings.weight",
+            "lm_head.weight",
+            "embed_out.weight",
+        ),
+    ],
+)
+def test_opcm_projects_no_embeddings(table: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {table: (20, 6), "layer.weight": (6, 6), "layer.bias": (6,)}
+    rows = {f"e{k}": {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()} for k in range(3)}
+    vectors, transform = vectors_of(rows), Opcm(0.5)
+    state = transform.prepare(vectors, None)
+    found = {n: sum(transform.apply(n, {e: r[n] for e, r in rows.items()}, state).values()) for n in shapes}
+    expected = opcm_as_published(list(rows.values()), 0.5, "layer.weight")
+    same = torch.allclose(torch.as_tensor(found[table]), expected[table].float(), rtol=1e-5, atol=1e-5)
+    assert same != (table in ("lm_head.weight", "embed_out.weight"))  # heads are linear layers
+    if same:
+        for name in shapes:
+            torch.testing.assert_close(found[name], expected[name].float(), rtol=1e-4, atol=1e-5)
 
 
 def test_model_stock_goes_as_far_as_the_angle_says() -> None:
