@@ -13,17 +13,15 @@ from pathlib import Path
 from types import ModuleType
 
 from evomerge.common.progress import Progress
-from evomerge.runs.beside import AROUND, WORTH
+from evomerge.runs.beside import is_page_older
 
 logger = logging.getLogger(__name__)
 
 
 def draw_run(directory: Path, progress: Progress) -> None:
     """Draw the page of a run, unless it is there and younger than all results that it shows."""
-    page, drawn = directory / "report.html", [directory / name for name in ("summary.json", WORTH, AROUND)]
-    if page.is_file() and all(page.stat().st_mtime_ns >= file.stat().st_mtime_ns for file in drawn if file.is_file()):
-        return
-    _draw("report", lambda report: report.write_report(directory), progress)
+    if is_page_older(directory / "report.html", directory):
+        _draw("report", lambda report: report.write_report(directory), progress)
 
 
 def draw_sweep(runs: Sequence[Path], progress: Progress) -> None:

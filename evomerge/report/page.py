@@ -46,7 +46,7 @@ from evomerge.report.wording import (
     what,
     with_error,
 )
-from evomerge.runs.beside import AROUND, WORTH
+from evomerge.runs.beside import is_page_older
 from evomerge.runs.directory import Run, open_run
 from evomerge.runs.fronts import better, titled
 from evomerge.runs.table import KEPT, held_out_lines, kept_cells, rescored_of
@@ -132,7 +132,7 @@ def write_sweep(
             one.name = os.path.relpath(one.run.path)
     file = _page(file, directories[0].resolve().parent)
     for directory in directories:
-        if again or _is_older(directory / "report.html", directory):
+        if again or is_page_older(directory / "report.html", directory):
             write_report(directory, pictures=pictures)
     context, best = sweep_context(facts, file)
     _write(file, "sweep.html.j2", context)
@@ -162,11 +162,6 @@ def _page(file: Path | None, usual: Path) -> Path:
             f"{file} is no directory, and no name of a page: write {file}.html, or make the directory first."
         )
     return file
-
-
-def _is_older(page: Path, directory: Path) -> bool:
-    sources = [path for name in ("trials.jsonl", "summary.json", WORTH, AROUND) if (path := directory / name).is_file()]
-    return not page.is_file() or page.stat().st_mtime < max(path.stat().st_mtime for path in sources)
 
 
 @cache

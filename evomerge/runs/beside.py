@@ -126,6 +126,18 @@ def outdated(run: Run) -> list[str]:
     return [name for name in (WORTH, AROUND) if (content := _content(run.path / name)) and not _is_of(content, run)]
 
 
+def is_page_older(page: Path, directory: Path) -> bool:
+    """Whether the page of a run is not there, or older than something that it shows.
+
+    Args:
+        page: where it is, or would be.
+        directory: of the run.
+    """
+    shown = [directory / name for name in ("trials.jsonl", "summary.json", WORTH, AROUND)]
+    times = [file.stat().st_mtime_ns for file in shown if file.is_file()]
+    return not page.is_file() or page.stat().st_mtime_ns < max(times, default=0)
+
+
 def _apart(run: Run) -> set[str]:
     """Return the tasks that were held out of a search that has ended."""
     found = run.summary.held_out if run.summary else None

@@ -25,7 +25,7 @@ def test_the_page_stands_beside_the_results_and_is_drawn_once(
     page.write_text("mine")
     draw_run(run, Reporter())
     assert page.read_text() == "mine"
-    for name in ("summary.json", "worth.json", "around.json"):
+    for name in ("trials.jsonl", "summary.json", "worth.json", "around.json"):
         page.write_text("mine")
         if not (run / name).exists():
             (run / name).write_text('{"of": "another"}')
