@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.code import code_of
-from evomerge.common.errors import ConfigError
+from evomerge.common.errors import ConfigError, SpaceError
 from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Exporting, Headed, Offering, Reads, offered, requirements
@@ -27,7 +27,6 @@ from evomerge.models.buffers import BASE, RECALIBRATE, floating_buffers
 from evomerge.models.vocabulary import REFUSE
 from evomerge.problem import Opening, Problem, Sampling, Sources, Written
 from evomerge.recipes.live_directory import writer_of
-from evomerge.recipes.mergekit.document import is_mergekit
 from evomerge.runs.checks import check_asked, check_metrics, make_fitness
 from evomerge.runs.closed_forms import CLOSED, FORMS, UNIFORM, closed_form, said
 from evomerge.runs.config import CHOOSING, build
@@ -47,7 +46,7 @@ from evomerge.runs.objectives import (
 from evomerge.runs.roles import check_names, held_out_of, role_notes, set_apart
 from evomerge.runs.sampled import APPROXIMATE, check_lag, drawn_by, estimate_of, growth_of
 from evomerge.runs.sources import find_sources, make_heads, read_split
-from evomerge.runs.starts import NEAR, Arrays, is_averaged, numbers_only, read_start, text_of
+from evomerge.runs.starts import NEAR, Arrays, StartFile, is_averaged, numbers_only, open_start, read_start
 from evomerge.runs.targets import find_class
 from evomerge.runs.transforms import described
 from evomerge.search.evaluators.scoring import prepare
@@ -281,18 +280,27 @@ def find_start(
             f"start={start} is no number, no name and no file: write start=constants (tries a few), start=0.4, "
             f"start=1/K, start={', start='.join(CLOSED)}, start=runs/<name>/recipe.yaml or a merge YAML of mergekit's."
         )
-    if note := numbers_only(start, problem):
+    file = open_start(start)
+    if note := numbers_only(file, problem):
         reporter.say(f"note: {note}")
+    return _of_file(file, settings, problem, reporter, began)
+
+
+def _of_file(
+    file: StartFile, settings: Mapping[str, Any], problem: Problem, reporter: Progress, began: bool = False
+) -> Arrays:
+    """Return the coefficients of a recipe or of a merge YAML; see `find_start`."""
+    space, parameters = problem.space, problem.vectors.parameters
     steps = [str(step.about()["name"]) for step in problem.transforms]
-    if began and steps and is_mergekit(text_of(start)):
+    if began and steps and file.recipe is None:
         reporter.say(
-            f"note: this run began with the numbers of {start}, which make another merge after {' + '.join(steps)}; it "
-            f"stays so"
+            f"note: this run began with the numbers of {file.path}, which make another merge after "
+            f"{' + '.join(steps)}; it stays so"
         )
         steps = []
-    found = read_start(start, settings["method"], space, problem.vectors.parameters, problem.sources, steps)
-    if _otherwise(found, space.start(found), space) or is_averaged(start, space, problem.vectors.parameters):
-        reporter.say(f"note: the space cannot express {START}{start}: what is nearest to it stands in its place")
+    found = read_start(file, settings["method"], space, parameters, problem.sources, steps)
+    if _otherwise(found, space.start(found), space) or is_averaged(file, space, parameters):
+        reporter.say(f"note: the space cannot express {START}{file.path}: what is nearest to it stands in its place")
     return found
 
 
@@ -325,12 +333,16 @@ def find_baselines(
         )
     for start in starts:
         try:
-            if isinstance(start, str) and start not in FORMS and (note := numbers_only(start, problem)):
-                raise ConfigError(f"{note}, so it cannot be judged here. `evomerge evaluate` scores it as it is.")
-            found = find_start({**settings, "start": start}, problem, reporter, workers)
-        except ConfigError as error:
+            if isinstance(start, str) and start not in FORMS:
+                file = open_start(start)
+                if note := numbers_only(file, problem):
+                    raise ConfigError(f"{note}, so it cannot be judged here. `evomerge evaluate` scores it as it is.")
+                found = _of_file(file, settings, problem, reporter)
+            else:
+                found = find_start({**settings, "start": start}, problem, reporter, workers)
+            points[baseline_name(start)] = problem.space.start(found or {})
+        except (ConfigError, SpaceError) as error:
             raise ConfigError(f"baselines: {error}") from error
-        points[baseline_name(start)] = problem.space.start(found or {})
     return points
 
 

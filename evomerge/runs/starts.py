@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,36 @@ def digests_of(baselines: Any) -> dict[str, str]:
     return {start: digest(text_of(start)) for start in starts if Path(start).is_file()}
 
 
-def _recipe(start: str, text: str) -> Recipe:
-    """Read a recipe; a refusal names its file."""
+@dataclass(frozen=True)
+class StartFile:
+    """A file that a search begins with, or that is judged beside what it finds.
+
+    Attributes:
+        path: where it is, as the user named it.
+        text: what it says.
+        recipe: the same as a recipe; None where it is a merge YAML of mergekit's.
+    """
+
+    path: str
+    text: str
+    recipe: Recipe | None
+
+
+def open_start(path: str) -> StartFile:
+    """Read a recipe or a merge YAML of mergekit's, once for all that is asked of it.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = text_of(path)
     try:
-        return Recipe.from_yaml(text)
+        return StartFile(path, text, None if is_mergekit(text) else Recipe.from_yaml(text))
     except ConfigError as error:
-        raise ConfigError(f"start={start}: {error}") from error
+        raise ConfigError(f"start={path}: {error}") from error
 
 
 def read_start(
-    start: str,
+    start: StartFile,
     method: Mapping[str, Any],
     space: CoefficientSpace,
     parameters: Mapping[str, tuple[int, ...]],
@@ -75,7 +95,7 @@ def read_start(
     """Return the coefficients of a file.
 
     Args:
-        start: its path.
+        start: the file.
         method: the settings `method`.
         space: where the search is.
         parameters: name -> shape, in the order of the live model.
@@ -83,33 +103,29 @@ def read_start(
         transform: the names of the transforms that the search has.
 
     Raises:
-        ConfigError: it is neither a recipe nor a merge YAML, the space cannot express the YAML, or the search has
-            transforms, which a YAML with numbers has not.
+        ConfigError: the space cannot express the YAML, or the search has transforms, which a YAML with numbers has not.
     """
-    text = text_of(start)
-    if not is_mergekit(text):
-        known = _recipe(start, text).on_groups(space.groups, space.rows, parameters)
+    if start.recipe:
+        known = start.recipe.on_groups(space.groups, space.rows, parameters)
         return {variable.name: known[variable.name] for variable in space.variables if variable.name in known}
     try:
-        found = _of_yaml(text, method, space, parameters, sources, Path(start).parent, transform)
+        return _of_yaml(start.text, method, space, parameters, sources, Path(start.path).parent, transform)
     except ConfigError as error:
-        raise ConfigError(f"start={start}: {error}") from error
-    return found
+        raise ConfigError(f"start={start.path}: {error}") from error
 
 
-def is_averaged(start: str, space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> bool:
+def is_averaged(start: StartFile, space: CoefficientSpace, parameters: Mapping[str, tuple[int, ...]]) -> bool:
     """Return whether a recipe becomes another merge on the groups and rows of a space: where coefficients within one
     group differ, or it has weights of further rows.
 
     Args:
-        start: the path of a recipe, or of a merge YAML, which is never averaged.
+        start: a recipe, or a merge YAML, which is never averaged.
         space: where the search is.
         parameters: name -> shape, in the order of the live model.
     """
-    text = text_of(start)
-    if is_mergekit(text):
+    recipe = start.recipe
+    if recipe is None:
         return False
-    recipe = _recipe(start, text)
     groups = recipe.coefficients.get("weight", {}).values()
     if any(value for rows in groups for row, value in rows.items() if row not in space.rows):
         return True
@@ -123,18 +139,17 @@ def is_averaged(start: str, space: CoefficientSpace, parameters: Mapping[str, tu
     return any(bool((each > NEAR * NEAR).any()) for each in spread)
 
 
-def numbers_only(start: str, problem: Problem) -> str:
+def numbers_only(start: StartFile, problem: Problem) -> str:
     """Return why the numbers of a recipe are not its merge in a search, as a note; nothing where they are, or where it
     is no recipe.
 
     Args:
-        start: its path.
+        start: the file.
         problem: what is searched.
     """
-    text = text_of(start)
-    if is_mergekit(text):
+    theirs = start.recipe
+    if theirs is None:
         return ""
-    theirs = _recipe(start, text)
     ours = Recipe.from_yaml(make_recipe(problem, problem.space.constant(0.0), {}, {}, {}).to_yaml())
     parts = {
         "method": tuple(_full(one.method, METHODS) for one in (theirs, ours)),
@@ -149,8 +164,8 @@ def numbers_only(start: str, problem: Problem) -> str:
     each = listed([f"{name} ({told[name]} there)" if name in told else name for name in others])
     are = "are not those" if others[1:] or others == ["experts"] else "is not that"
     return (
-        f"start={start} gives numbers only, since the {each} of that recipe {are} of this search: it does not begin "
-        f"with that merge"
+        f"start={start.path} gives numbers only, since the {each} of that recipe {are} of this search: it does not "
+        f"begin with that merge"
     )
 
 

@@ -326,6 +326,8 @@ def test_starts_and_recipes_are_judged_beside_what_is_found(candidate, tmp_path)
     assert (after.path / "trials.jsonl").read_bytes() == log
     with pytest.raises(em.EvomergeError, match=r"baselines: nothing\.yml is no start that needs no search"):
         em.search(candidate, score, {"red": ITEMS}, **plain, baselines=["nothing.yml"])
+    with pytest.raises(em.EvomergeError, match=r"baselines: The search would start at 9 .* outside of the bounds"):
+        em.search(candidate, score, {"red": ITEMS}, **plain, baselines=[9.0])
     with pytest.raises(em.EvomergeError, match=r"baselines='1/K' has a form .*: write \['1/K', 0.3, 'their.yml'\]"):
         em.search(candidate, score, {"red": ITEMS}, **plain, baselines="1/K")
 

@@ -21,7 +21,7 @@ from evomerge.runs.config import plain
 from evomerge.runs.directory import open_run
 from evomerge.runs.points import find_finalist, open_problem
 from evomerge.runs.run import run_search
-from evomerge.runs.starts import digests_of, numbers_only, read_start
+from evomerge.runs.starts import digests_of, numbers_only, open_start, read_start
 from evomerge.runs.suite import Suite
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from tests.kit.helpers import compose
@@ -49,7 +49,7 @@ def space_of(granularity: str = "layer", method: Any = Linear, **more: Any) -> C
 
 def started(text: str, path: Path, space: CoefficientSpace, method: dict[str, Any] = LINEAR) -> dict[str, Any]:
     (path / "their.yml").write_text(text)
-    found = read_start(str(path / "their.yml"), method, space, SHAPES)
+    found = read_start(open_start(str(path / "their.yml")), method, space, SHAPES)
     return space.decode(space.start(found))
 
 
@@ -66,7 +66,7 @@ def test_a_gradient_becomes_numbers_of_layers(tmp_path: Path) -> None:
 def test_a_yaml_begins_no_search_on_top_of_a_transform(tmp_path: Path) -> None:
     (tmp_path / "their.yml").write_text(GRADIENT)
     with pytest.raises(ConfigError, match=r"the search changes them first \(trim \+ tsvm\).*write transform=none"):
-        read_start(str(tmp_path / "their.yml"), LINEAR, space_of(), SHAPES, None, ["trim", "tsvm"])
+        read_start(open_start(str(tmp_path / "their.yml")), LINEAR, space_of(), SHAPES, None, ["trim", "tsvm"])
 
 
 def test_a_recipe_of_another_merge_gives_numbers_only(pico_suite: Suite, tmp_path: Path) -> None:
@@ -76,13 +76,14 @@ def test_a_recipe_of_another_merge_gives_numbers_only(pico_suite: Suite, tmp_pat
     path = tmp_path / "recipe.yaml"
     usual = built("transform=ties")
     path.write_text(make_recipe(usual, usual.space.constant(0.7), {}, {}).to_yaml())
-    assert numbers_only(str(path), usual) == ""
-    assert numbers_only(str(path), built("transform=ties", "space=tensor")) == ""  # the same merge on other groups
-    note = numbers_only(str(path), built())
+    assert numbers_only(open_start(str(path)), usual) == ""
+    on_other_groups = built("transform=ties", "space=tensor")
+    assert numbers_only(open_start(str(path)), on_other_groups) == ""
+    note = numbers_only(open_start(str(path)), built())
     assert note.startswith(
         f"start={path} gives numbers only, since the transform (ties(density=0.2) there) of that rec"
     )
-    note = numbers_only(str(path), built("method=ties", "model.experts=[trees,animals]"))
+    note = numbers_only(open_start(str(path)), built("method=ties", "model.experts=[trees,animals]"))
     assert (
         "the method (linear there), transform (ties(density=0.2) there), experts of that recipe are not those" in note
     )
@@ -140,6 +141,25 @@ def test_a_run_that_began_with_a_yaml_on_top_of_a_transform_goes_on(
     assert logs[0] == logs[1]
 
 
+def test_a_file_is_read_once(
+    pico_suite: Suite, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "recipe.yaml", Path.read_text
+    path.write_text(make_recipe(problem, problem.space.constant(0.7), {}, {}).to_yaml())
+    times = list[Path]()
+
+    def counted(self: Path, *given: Any, **more: Any) -> str:
+        times.append(self)
+        return read(self, *given, **more)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    own = plain(compose("model=pico", f"model.suite={pico_suite.path}"))
+    for settings, find in (({"start": str(path)}, find_start), ({"baselines": [str(path)]}, find_baselines)):
+        times.clear()
+        assert find({**own, **settings}, problem, Silent())
+        assert times.count(path) == 1
+
+
 def test_what_is_no_text_or_no_recipe_is_refused_by_its_name(
     pico_suite: Suite, problem: Problem, tmp_path: Path
 ) -> None:
@@ -161,12 +181,12 @@ def test_settings_that_came_later_make_a_recipe_no_other_merge(pico_suite: Suite
     path, earlier = tmp_path / "recipe.yaml", {"name": "ties", "normalize": recipe.method["normalize"]}
     assert earlier != recipe.method
     path.write_text(replace(recipe, method=earlier).to_yaml())
-    assert numbers_only(str(path), ties) == ""
+    assert numbers_only(open_start(str(path)), ties) == ""
     path.write_text(replace(recipe, method={**earlier, "elect": "count"}).to_yaml())
-    assert "since the method (ties(" in numbers_only(str(path), ties)
+    assert "since the method (ties(" in numbers_only(open_start(str(path)), ties)
     trees = replace(recipe.experts["trees"], sha256="0" * 64)
     path.write_text(replace(recipe, experts={**recipe.experts, "trees": trees}).to_yaml())
-    assert "since the experts of that recipe are not those of this search" in numbers_only(str(path), ties)
+    assert "since the experts of that recipe are not those of this search" in numbers_only(open_start(str(path)), ties)
 
 
 def test_an_expert_that_the_yaml_has_not_starts_at_zero(tmp_path: Path) -> None:
@@ -189,7 +209,7 @@ def test_base_and_experts_of_the_yaml_are_those_of_the_search(tmp_path: Path) ->
 
     def begun(text: str) -> Any:
         (tmp_path / "their.yml").write_text(text)
-        return read_start(str(tmp_path / "their.yml"), LINEAR, space, SHAPES, sources)
+        return read_start(open_start(str(tmp_path / "their.yml")), LINEAR, space, SHAPES, sources)
 
     wanted = begun(GRADIENT)["weight"]
     for old, new in {
