@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.common.errors import ConfigError
 from evomerge.fitness.draws import DISAGREEMENT
+from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.responses import responses_cost
 from evomerge.runs.sampled import drawn_by, estimate_of
@@ -87,6 +88,31 @@ def affordable(parts: Sequence[Part], limit: float, prices: Mapping[bool, float]
         bought += [replace(part, count=count)] if count else []
         limit -= count * price
     return bought
+
+
+def paid(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], subset: Subset, step: int | None) -> int:
+    """Return how many candidates and steps a search may begin for sure. Where samples grow, earlier parts cost what
+    their items are, and the last one is begun as far as it is paid for at full size (`Budget`).
+
+    Args:
+        problem: what is searched.
+        settings: of the search.
+        parts: what will be asked for.
+        subset: chooses the search items.
+        step: the inputs of a step of the gradient; None where there are none.
+    """
+    if settings["budget_items"] is None:
+        return settings["budget"]
+    left, count, scored = settings["budget_items"] - responses_cost(problem), 0, 0
+    for number, part in enumerate(parts):
+        full = (part.gradient and step) or subset.size
+        bought = min(part.count, max(left // full, 0))
+        count += bought
+        if bought < part.count:
+            break
+        grown = full if part.gradient else sum(map(len, subset.sample(number, scored, bought).ids.values()))
+        left, scored = left - bought * grown, scored + bought * (not part.gradient)
+    return count
 
 
 def grown(problem: Problem, settings: Mapping[str, Any], parts: Sequence[Part], step: int | None = None) -> Problem:

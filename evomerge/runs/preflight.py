@@ -23,7 +23,7 @@ from evomerge.fitness.losses import CrossEntropy
 from evomerge.fitness.objectives import Objective
 from evomerge.models.live import LiveModel
 from evomerge.problem import Problem
-from evomerge.runs.budget import affordable
+from evomerge.runs.budget import affordable, paid
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
@@ -90,7 +90,7 @@ def preflight(
         reporter.say(f"{name:>16}  {text}")
     for warning in [
         *ready.problem.warnings,
-        *_cautions(ready.settings, ready.searcher),
+        *_cautions(ready.settings, ready.searcher, _paid(ready, gradients)),
         *filter(None, [_ungrown(ready, costs, deadline.left * max(engine.workers, 1)), engine.caution]),
     ]:
         reporter.say(f"{'warning':>16}  {warning}")
@@ -351,11 +351,23 @@ def _check_hours(deadline: Deadline) -> None:
     )
 
 
-def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
-    """Return what is allowed but often a mistake: a loss that nothing learns from, a lag without workers, items that
-    change under a searcher that compares generations or where no candidate is scored on any.
+def _paid(ready: Ready, gradients: GradientEvaluator | None) -> int:
+    """Return how many candidates and steps the budget buys."""
+    parts, subset = parts_of(ready.searcher, ready.settings["budget"]), ready.subsets["search"]
+    return paid(ready.problem, ready.settings, parts, subset, gradients and gradients.size)
+
+
+def _cautions(settings: Mapping[str, Any], searcher: Searcher, count: int) -> list[str]:
+    """Return what is allowed but often a mistake: a budget that ends too early, a loss that nothing learns from, a lag
+    without workers, items that change under a searcher that compares generations or where no candidate is scored on
+    any.
+
+    Args:
+        settings: of the search.
+        searcher: of the search.
+        count: how many candidates and steps the budget buys.
     """
-    said, loss = cautions_of(searcher, settings["budget"]), next(classes(settings["loss"])).__name__
+    said, loss = _early(settings, searcher, count), next(classes(settings["loss"])).__name__
     if settings["evaluator"]["kind"] == "serial":
         alone = "lets workers go on, and this process scores alone: write evaluator=processes"
         said = [*(f"{name}={lag} {alone}" for name, lag in lags(settings["searcher"]).items()), *said]
@@ -376,6 +388,16 @@ def _cautions(settings: Mapping[str, Any], searcher: Searcher) -> list[str]:
         unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
         return [unused, *said]
     return said
+
+
+def _early(settings: Mapping[str, Any], searcher: Searcher, count: int) -> list[str]:
+    """Return what a searcher says of a budget; where `budget.items` is the reason, with what these buy."""
+    whole = cautions_of(searcher, settings["budget"])
+    bought = (
+        f" (budget.items={settings['budget_items']} buys {count} in all: a candidate begins once all of fitness.items "
+        f"are paid for)"
+    )
+    return [text if text in whole else f"{text}{bought}" for text in cautions_of(searcher, count)]
 
 
 def _ungrown(ready: Ready, costs: Costs, left: float) -> str:

@@ -158,14 +158,21 @@ class CmaEs:
         return Parents(self._es.popsize // 2)
 
     def cautions(self, budget: int) -> list[str]:
-        """Say that the lag is long."""
-        size = self._es.popsize
-        if self.lag <= 2 * size:
-            return []
-        return [
-            f"searcher.lag={self.lag} is more than two generations of {size} points: the search may need twice the "
-            f"candidates. More evaluator.blocks keep workers busy with a lower one"
-        ]
+        """Say that the lag is long, and that the budget ends before anything is learned."""
+        size, left = self._es.popsize, max(budget, 0)
+        said = []
+        if self.lag > 2 * size:
+            said.append(
+                f"searcher.lag={self.lag} is more than two generations of {size} points: the search may need twice the "
+                f"candidates. More evaluator.blocks keep workers busy with a lower one"
+            )
+        if left < size:
+            said.append(
+                f"the budget leaves {left} of a first generation of {size} candidates, and CMA-ES learns from whole "
+                f"generations alone: its points will only be drawn around the start. Raise the budget by {size - left} "
+                f"of them or more, or lower searcher.popsize"
+            )
+        return said
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution (the better answer under noise) and the best points seen."""

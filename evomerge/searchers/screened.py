@@ -125,6 +125,10 @@ class Screened:
         """Return one part, as long as the budget, which hands over the mean as well."""
         return self._inner.parts(budget)
 
+    def cautions(self, budget: int) -> list[str]:
+        """Say that the budget ends before anything is learned: the first generation is scored whole."""
+        return self._inner.cautions(budget)
+
     def parents(self) -> Parents:
         """Return how many points of a generation count: those that the mean moves to, and all that are scored once it
         is screened, since those that are not are told as worse than any of them.

@@ -155,6 +155,17 @@ def test_how_often_choosing_merges() -> None:
         (["searcher=tpe", "searcher.lag=3"], "searcher.lag=3 lets workers go on, and this process scores alone"),
         (["searcher=hybrid", "searcher.second.lag=3"], "searcher.second.lag=3 lets workers go on"),
         (["searcher=cmaes", "searcher.lag=63", "evaluator=processes"], "lag=63 is more than two generations of"),
+        (["searcher=cmaes", "budget=13"], None),
+        (
+            ["searcher=cmaes", "budget=12"],
+            "leaves 6 of a first generation of 7 candidates, and CMA-ES learns",
+        ),
+        (
+            ["searcher=cmaes", "start=0.4", "budget=6"],
+            "Raise the budget by 1 of them or more, or lower searcher",
+        ),
+        (["searcher=cmaes", "budget=5"], "the budget leaves 0 of a first generation of 7"),
+        (["searcher=screened", "budget=19"], "leaves 13 of a first generation of 14 candidates"),
         (["searcher=tpe", "loss=jensen_shannon"], "the loss JensenShannon is not used"),
         (["searcher=gradient", "loss=entropy"], None),
         (["searcher=gradient", "budget=66", "searcher.steps=60"], None),
@@ -172,7 +183,8 @@ def test_how_often_choosing_merges() -> None:
     ],
 )
 def test_cautions(overrides: list[str], expected: str | None) -> None:
-    said = _cautions(settings_of("model=pico", *overrides), searcher_of(*overrides))
+    settings = settings_of("model=pico", *overrides)
+    said = _cautions(settings, searcher_of(*overrides), settings["budget"])
     assert [expected in text for text in said if expected] == [True] * (expected is not None)
     assert len(said) == (expected is not None)
 

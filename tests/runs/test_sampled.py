@@ -168,6 +168,23 @@ def test_samples_have_their_full_size_when_the_budget_ends(
     assert growth.points == (int((left - size) // (0.75 * size)) if points is None else points)
 
 
+@pytest.mark.parametrize(("items", "left"), [(245, 6), (246, None)])
+def test_a_budget_that_cuts_the_first_generation_is_warned_of(
+    items: int, left: int | None, sources: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six constants of 6 items each, then 7 candidates, each paid for on 30 items: what is said is what happens."""
+    given = [*sources, "searcher=cmaes", "fitness.grow=0.2", f"budget_items={items}"]
+    assert run_search(compose(*given), tmp_path, Reporter()) is not None
+    said = capsys.readouterr().err
+    assert ("CMA-ES learns from whole generations alone" in said) is (left is not None)
+    lines = [line for line in read_log(tmp_path / "trials.jsonl") if line.get("batch") == 1]
+    scored = [line["kind"] for line in lines if line["kind"] in ("trial", "tell")]
+    assert scored == ["trial"] * (7 if left is None else left) + ["tell"] * (left is None)
+    if left:
+        assert f"the budget leaves {left} of a first generation of 7 candidates" in said
+        assert f"(budget.items={items} buys {6 + left} in all: a candidate begins once" in said
+
+
 def test_a_budget_by_which_samples_grew_is_not_to_be_raised(sources: Sequence[str], problem: Problem) -> None:
     settings = settings_of(*sources, *DRAWN)
     asked = replace(problem, sampling=sampling_of(settings))
