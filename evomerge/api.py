@@ -257,13 +257,16 @@ def search(
     config |= {"model": family.settings, "budget": budget, "budget_items": budget_items, "budget_hours": hours}
     config |= {"time_limit": time_limit, "seed": seed, "start": _as_setting(start)}
     config["baselines"] = None if baselines is None else [_as_setting(each) for each in baselines]
+    return _run(composed(config), candidate, Given(family, candidate.merge, own, held), run, progress or Silent())
+
+
+def _run(asked: Any, candidate: Candidate, given: Given, run: str | Path | None, progress: Progress) -> Result:
+    """Run a search whose settings are composed; see `search`."""
     kept = TemporaryDirectory() if run is None else None
     directory, interrupt = kept.path if kept else Path(str(run)), Interrupt()
-    asked = composed(config)
-    given = Given(family, candidate.merge, own, held)
     candidate.base()  # whatever was put into the live model: the first thing that is scored is the base
     try:
-        summary = run_search(asked, directory, progress or Silent(), interrupt, given)
+        summary = run_search(asked, directory, progress, interrupt, given)
     finally:
         candidate.base()
     if summary is None:
