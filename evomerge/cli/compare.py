@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ arithmetic (`linear`) and the base: paired differences to task arithmetic, with 
 setting=value is as for `evomerge search`: model=text, 'fitness.tasks={a: a.jsonl}', fitness.select_items=500 ...
   compare.methods     who takes part: 'compare.methods=[ties,tsvm,[trim,elect],{dare: {density: 0.3}}]'. Names of
                       methods and transforms; a list is a chain; {name: settings} has settings of its own. A name that
-                      both have stands for both; method:ties or transform:ties for one. start:1/K, start:metagpt,
+                      both have stands for both; method:ties or transform:ties for one, also with settings
+                      ({method:ties: {normalize: true}}). start:1/K, start:metagpt,
                       start:model_stock, start:lines, start:cocktail (which scores each expert on search items),
                       and start:ema of checkpoints, are starts in closed form; their.yml is a merge YAML of
                       mergekit's, with its own weights. Left out: all but YAMLs. Task arithmetic (`linear`) always
@@ -127,6 +129,10 @@ def _unused(settings: Mapping[str, Any], usual: Mapping[str, Any], typed: Sequen
     return found
 
 
+_KEY = re.compile(r"\b(method|transform|start):(\w+)\s*:")
+"""A name with its group before settings of its own; its first colon would end the key in Hydra's grammar."""
+
+
 def _values(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the settings `compare` as they were written, by name.
 
@@ -140,7 +146,7 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for argument in arguments:
         name, _, value = argument.partition("=")
-        text = quoted(argument)
+        text = quoted(_KEY.sub(r"\1\:\2:", argument))
         override = OverridesParser.create().parse_override(text) if text else None
         if override is None or override.is_sweep_override():
             listed = f"{name}=[{value.strip('[]')}]"

@@ -26,6 +26,7 @@ from evomerge.common.errors import EvomergeError
 from evomerge.common.names import nearest
 from evomerge.common.paths import at_home
 from evomerge.runs.config import CONF, is_unnamed, register
+from evomerge.runs.other_names import written_here
 from evomerge.runs.schema import SearchConfig
 from evomerge.runs.transforms import resolved
 
@@ -187,6 +188,8 @@ def _check_setting(override: Override, known: Sequence[str]) -> None:
         if value is None and not override.is_delete():  # Hydra has no message for it
             raise EvomergeError(f"{key}=null is none of {', '.join(choices)}: write one of them, or leave {key} out.")
         if value is not None and value not in choices:
+            if elsewhere := written_here(key, str(value)):
+                raise EvomergeError(elsewhere)
             near = nearest(str(value), choices)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise EvomergeError(f"There is no {key} '{value}'.{hint} There is {', '.join(choices)}.")

@@ -20,6 +20,7 @@ from evomerge.common.code import target_of
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.runs.config import CONF, choices_of
+from evomerge.runs.other_names import written_here
 from evomerge.runs.schema import SearchConfig
 
 
@@ -36,7 +37,7 @@ def load_choice(group: str, name: str, given: Mapping[str, Any] | None = None) -
     """
     name, _, number = name.partition(":") if group == "space" else (name, "", "")
     if name not in (known := choices_of(group)):
-        raise ConfigError(f"{group}: {unknown('choice', name, known)}")
+        raise ConfigError(f"{group}: {written_here(group, name) or unknown('choice', name, known)}")
     given = {**(given or {}), **({"n": _number(name, number)} if number else {})}
     settings = _read(group, name)
     if group in ("model", "space", "objective", "evaluator"):

@@ -8,6 +8,7 @@ start in closed form and a merge YAML of mergekit's have weights of their own, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +29,13 @@ from evomerge.recipes.mergekit.numbers import Values
 from evomerge.runs.choices import load_choice
 from evomerge.runs.closed_forms import FORMS, SCORED, UNIFORM
 from evomerge.runs.config import CONF, build, check_method
+from evomerge.runs.other_names import written_here
 from evomerge.runs.targets import find_class
 from evomerge.runs.theirs import Theirs, find_files, is_file
 from evomerge.runs.transforms import resolved
 
 GROUPS: Mapping[str, Mapping[str, Any]] = {"method": METHODS, "transform": TRANSFORMS}
-START = "start:"
+METHOD, TRANSFORM, START = "method:", "transform:", "start:"
 PUBLISHED: tuple[list[Any], ...] = (["trim", {"elect": {"join": "mean"}}], ["della", "elect"])
 """Chains that are TIES and DELLA as published: the transform `ties` adds up what agrees, `della` elects no signs."""
 MOST = 10.0
@@ -227,27 +229,98 @@ def _understood(entry: Any, seed: int) -> Iterator[tuple[str, dict[str, Any], li
     """Yield name, method and transforms of all that an entry of `compare.methods` stands for."""
     linear = load_choice("method", REFERENCE)
     if isinstance(entry, str) and entry.startswith(START):
-        if (name := entry.removeprefix(START)) not in FORMS:
-            raise ConfigError(f"compare.methods: {unknown('start', name, FORMS)}")
+        _check_start(entry.removeprefix(START))
         yield entry, linear, []
     elif isinstance(entry, str):
-        group, _, name = entry.rpartition(":")
-        groups = [one for one, known in GROUPS.items() if name in known]
-        asked = [one for one in groups if group in ("", one)]
-        if not asked:
-            raise ConfigError(f"compare.methods: {unknown('method', entry, {**METHODS, **TRANSFORMS})}")
+        asked, name = _groups(entry)
         if "method" in asked:
             yield _label("method", name), _seeded(load_choice("method", name), seed), []
         if "transform" in asked:
             yield _label("transform", name), linear, [_seeded(step, seed) for step in resolved(name)]
-    elif isinstance(entry, Mapping) and set(entry) <= set(METHODS) - set(TRANSFORMS):
+    elif isinstance(entry, Mapping) and entry and all(_is_method(str(name)) for name in entry):
         for name, own in entry.items():
-            yield _called(name, own), load_choice("method", name, own), []
+            yield _called(name, own), load_choice("method", _groups(str(name))[1], own), []
     else:
-        chain = resolved(entry)
+        chain = resolved(_steps(entry))
         if entry in PUBLISHED:  # its settings are the usual ones; others say their seed
             chain = [_seeded(step, seed) for step in chain]
-        yield _written(entry), linear, chain
+        yield _written(_steps(entry)), linear, chain
+
+
+def _check_start(name: str) -> None:
+    """Refuse what is no closed form.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if re.fullmatch(r"\d*\.?\d+", name):
+        raise ConfigError(
+            f"compare.methods: {START}{name} is a weight for everything, and all choose theirs among the same: write "
+            f"compare.constants=[{name}], with others if you like."
+        )
+    if name not in FORMS:
+        raise ConfigError(
+            f"compare.methods: {written_here('start', name, comparing=True) or unknown('start', name, FORMS)}"
+        )
+
+
+def _groups(entry: str) -> tuple[list[str], str]:
+    """Return of what a name is one, methods or transforms or both, and the name by itself.
+
+    Raises:
+        ConfigError: there is no such name.
+    """
+    group, _, name = entry.rpartition(":")
+    groups = [one for one, known in GROUPS.items() if name in known]
+    if not (asked := [one for one in groups if group in ("", one)]):
+        kind = group if group in GROUPS else "method"
+        if groups:  # it is of the other group
+            raise ConfigError(f"compare.methods: there is no {entry}, since {name} is a {groups[0]}: write {name}.")
+        known = written_here(kind, name, comparing=True) or unknown("method", entry, {**METHODS, **TRANSFORMS})
+        raise ConfigError(f"compare.methods: {known}")
+    return asked, name
+
+
+def _is_method(name: str) -> bool:
+    """Whether a name with settings of its own is a method; one that both lists have is the transform."""
+    return name.startswith(METHOD) or (name in METHODS and name not in TRANSFORMS)
+
+
+def _steps(entry: Any) -> Any:
+    """Return a chain, or one transform with its settings, by names alone: `transform:` may stand before them.
+
+    Raises:
+        ConfigError: one of them is a method, a start or nothing that is known; or a setting is the method's.
+    """
+    if isinstance(entry, list):
+        return [_steps(one) for one in entry]
+    if isinstance(entry, Mapping) and "_target_" not in entry:
+        return {_step(str(name), own): own for name, own in entry.items()}
+    return _step(entry) if isinstance(entry, str) else entry
+
+
+def _step(name: str, own: Any = None) -> str:
+    plain = name.removeprefix(TRANSFORM)
+    if isinstance(own, Mapping) and "_target_" in own:
+        return name
+    if name.startswith(START):
+        raise ConfigError(
+            f"compare.methods: {name} has neither settings nor steps here: write it by itself, or search with "
+            f"start={name.removeprefix(START)}."
+        )
+    if name.startswith(METHOD) or plain not in TRANSFORMS:
+        _groups(name)  # one that nobody has
+        raise ConfigError(
+            f"compare.methods: {name} is a method and no step of a chain, which is of transforms alone: write it by "
+            f"itself, with its settings as {{{METHOD}{name.removeprefix(METHOD)}: {{...}}}}."
+        )
+    of_method = set(load_choice("method", plain)) if plain in METHODS else set()
+    if isinstance(own, Mapping) and (theirs := [key for key in own if key in of_method - set(resolved(plain)[0])]):
+        raise ConfigError(
+            f"compare.methods: {name} with settings is the transform, and {theirs[0]} is a setting of the method: "
+            f"write {{{METHOD}{plain}: {{{theirs[0]}: {own[theirs[0]]}}}}}."
+        )
+    return plain
 
 
 def _label(group: str, name: str) -> str:

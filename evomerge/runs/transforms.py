@@ -19,6 +19,7 @@ import yaml
 from evomerge.common.errors import ConfigError
 from evomerge.common.names import unknown
 from evomerge.runs.earlier import in_todays_words
+from evomerge.runs.other_names import written_here
 from evomerge.runs.targets import CONF, choices_of, find_class
 
 if TYPE_CHECKING:  # settings are read without torch
@@ -112,7 +113,9 @@ def _steps(given: Any) -> Iterator[dict[str, Any]]:
 def _usual(name: str) -> dict[str, Any]:
     """Return class and usual settings of a transform, from its file."""
     if name not in (known := [choice for choice in choices_of("transform") if choice != NONE]):
-        raise ConfigError(f"transform: {unknown('transform', str(name), known)}")
+        raise ConfigError(
+            f"transform: {written_here('transform', str(name)) or unknown('transform', str(name), known)}"
+        )
     return yaml.safe_load((CONF / "transform" / f"{name}.yaml").read_text(encoding="utf-8"))[name]
 
 

@@ -144,7 +144,7 @@ def test_what_needs_more_than_models_is_left_out_with_the_reason() -> None:
         ({"methods": ["tiess"]}, "did you mean"),
         ({"methods": ["transform:linear"]}, "transform:linear"),
         ({"methods": ["start:line"]}, "did you mean 'lines'"),
-        ({"methods": ["start:0.4"]}, "Unknown start '0.4'"),
+        ({"methods": ["start:0.4"]}, "write compare.constants=\\[0.4\\]"),
         ({"methods": ["nowhere/their.yml"]}, "there is no file nowhere/their.yml"),
         ({"methods": [f"{ROOT}/conf/compare.yaml"]}, "has no merge_method"),
         ({"methods": [{"dare": {"densty": 0.3}}]}, "densty"),

@@ -75,7 +75,7 @@ NEARLY = {
 """What mergekit does otherwise where evomerge comes to the same by another way."""
 _ELECTS = {"breadcrumbs": None}
 """What `elect` is where a recipe does not say it; else the sum."""
-_ABSENT = {
+ABSENT = {
     "passthrough": "copies layers, which makes another model; evomerge merges models of one architecture",
     "nearswap": "moves the base to elements that are near; slerp goes between two models",
     "arcee_fusion": "takes elements over by their importance; ties keeps the largest differences",
@@ -90,9 +90,9 @@ def peer_named(name: str) -> Peer | str:
     if found := next((peer for peer in PEERS if peer.name == name), None):
         return found
     known = ", ".join(peer.name for peer in PEERS)
-    if name in _ABSENT:
-        return f"evomerge has no method {name}, which {_ABSENT[name]}. It reads {known}"
-    near = "".join(f"; is {one} meant?" for one in nearest(name, [*_ABSENT, *(peer.name for peer in PEERS)]))
+    if name in ABSENT:
+        return f"evomerge has no method {name}, which {ABSENT[name]}. It reads {known}"
+    near = "".join(f"; is {one} meant?" for one in nearest(name, [*ABSENT, *(peer.name for peer in PEERS)]))
     return f"mergekit 0.1.5 has no method {name}{near or '.'} evomerge reads {known}"
 
 
