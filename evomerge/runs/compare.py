@@ -51,7 +51,8 @@ from evomerge.selection.statistics import paired, score_of
 SPLITS = ("select", "report")
 UNUSED = (
     *(("fitness", name, None) for name in ("approximate", "estimate", "grow")),
-    *(("fitness", "rotate", False), ("fitness", "sampling", STRATIFIED), ("racing", "alpha", 0)),
+    *(("fitness", "rotate", False), ("fitness", "sampling", STRATIFIED)),
+    *(("racing", "alpha", 0), ("racing", "halving", False)),
 )
 """Settings of a search that count for nothing in a comparison, and as they are where nobody asks for anything."""
 VERSIONS = ("python", "torch", "numpy")

@@ -20,7 +20,7 @@ from evomerge.fitness.goal import Valued
 from evomerge.fitness.objectives import AGGREGATES, CHEBYSHEV, KNEE, PARETO
 from evomerge.fitness.values import AGGREGATES as OF_TASKS
 from evomerge.fitness.values import DISTANCE
-from evomerge.runs.racing import alpha_of
+from evomerge.runs.racing import races_of
 from evomerge.runs.sampled import changing
 from evomerge.runs.targets import CONF, choices_of, find_class
 
@@ -286,10 +286,10 @@ def _check_constraints(settings: Mapping[str, Any]) -> None:
             f"objective.constraints needs the base on the items of a candidate, and with {items} those change: use one "
             f"or the other."
         )
-    if given and alpha_of(settings) is not None:
+    if given and (race := races_of(settings)):
         raise ConfigError(
-            "racing.alpha drops candidates by the mean of a part of their items, and objective.constraints counts all "
-            "of them: write racing.alpha=null."
+            f"{race} drops candidates by the mean of a part of their items, and objective.constraints counts all of "
+            f"them: leave {race} out."
         )
 
 
@@ -321,10 +321,9 @@ def _check_several(settings: Mapping[str, Any]) -> None:
             f"objective.aggregate={objective['aggregate']} makes one value, and objective.values names several: write "
             f"objective=pareto, or leave out one of the two."
         )
-    if alpha_of(settings) is not None:
+    if race := races_of(settings):
         raise ConfigError(
-            "racing.alpha drops the candidates that fall behind in one value, and this search has several: write "
-            "racing.alpha=null."
+            f"{race} drops the candidates that fall behind in one value, and this search has several: leave {race} out."
         )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evomerge.common.arguments import is_kind
 from evomerge.common.errors import ConfigError
 
@@ -24,25 +26,47 @@ def alpha_of(settings: Mapping[str, Any]) -> Any:
     return (settings.get("racing") or {}).get("alpha")
 
 
+def races_of(settings: Mapping[str, Any]) -> str:
+    """Return the setting by which candidates are dropped, and how to leave it out; nothing where none are."""
+    if alpha_of(settings) is not None:
+        return "racing.alpha"
+    return "racing.halving" if _halves(settings) else ""
+
+
+def _halves(settings: Mapping[str, Any]) -> bool:
+    return bool((settings.get("racing") or {}).get("halving"))
+
+
 def check_racing(settings: Mapping[str, Any]) -> None:
     """Refuse settings of a race that are none, and those that it does not go together with.
 
     Raises:
         ConfigError: there are some.
     """
-    if (alpha := alpha_of(settings)) is None:
+    if not (given := races_of(settings)):
         return
-    if not (is_kind(alpha, "float") and 0 < alpha < 1):
+    if (alpha := alpha_of(settings)) is not None and _halves(settings):
+        raise ConfigError(
+            f"racing.alpha={alpha} drops who is behind by evidence, and racing.halving=true by ranks alone: write one."
+        )
+    if alpha is not None and not (is_kind(alpha, "float") and 0 < alpha < 1):
         raise ConfigError(
             f"racing.alpha={alpha} is no share of the best candidates that a race may lose: write a number between 0 "
             f"and 1, such as 0.1, or null for no race."
         )
     if (looks := settings["racing"]["looks"]) < 1:
         raise ConfigError(f"racing.looks={looks}: a race looks at its candidates once at least, so write 1 or more.")
+    if alpha is None:
+        for name, size in _named(settings["searcher"], "batch").items():
+            if size == 1:
+                raise ConfigError(
+                    f"racing.halving drops the worse part of each batch, and with {name}=1 there is none: write "
+                    f"{name}=8, or racing.alpha=0.1, which holds a candidate against the best so far."
+                )
     for name, lag in lags(settings["searcher"]).items():
         raise ConfigError(
-            f"racing.alpha={alpha:g} drops candidates once others are scored, and {name}={lag} asks for new ones "
-            f"before that: write {name}=0, or racing.alpha=null."
+            f"{given} drops candidates once others are scored, and {name}={lag} asks for new ones before that: write "
+            f"{name}=0, or leave {given} out."
         )
 
 
@@ -54,18 +78,22 @@ def racing_of(settings: Mapping[str, Any], searcher: Searcher, stopping: Callabl
         searcher: says which points it goes by.
         stopping: whether somebody has asked to stop.
     """
-    if (alpha := alpha_of(settings)) is None:
+    if not races_of(settings):
         return None
     from evomerge.search.evaluators.racing import Racing
     from evomerge.searchers.base import parents_of
 
-    return Racing(float(alpha), settings["racing"]["looks"], lambda: parents_of(searcher), stopping)
+    alpha = alpha_of(settings)
+    looks = settings["racing"]["looks"]
+    return Racing(None if alpha is None else float(alpha), looks, lambda: parents_of(searcher), stopping)
 
 
 def racing_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a race adds to the identity of a search; nothing where there is none."""
+    if not races_of(settings):
+        return {}
     alpha = alpha_of(settings)
-    return {} if alpha is None else {"racing": [float(alpha), settings["racing"]["looks"]]}
+    return {"racing": ["halving" if alpha is None else float(alpha), settings["racing"]["looks"]]}
 
 
 def racing_text(
@@ -80,7 +108,7 @@ def racing_text(
     Args:
         racing: how generations are raced.
         objective: makes values of outcomes.
-        ids: the items of the first generation.
+        ids: the items of a generation, of the last one where samples grow.
         parts: what will be asked for.
         changing: the setting by which generations have other items each; nothing where all have the same.
     """
@@ -95,14 +123,19 @@ def racing_text(
     every = "; ".join(left) if sum(left.values()) == asked else ""
     if why := hindrance(racing, objective, ids) or every:
         return f"none: {why}"
-    blocks, size = racing.blocks(ids), sum(map(len, ids.values()))
-    looks = [f"{size * look // blocks}" for look in range(1, blocks)]
+    blocks, size = np.cumsum(racing.sizes(ids)), sum(map(len, ids.values()))
+    looks = [f"{size * seen // blocks[-1]}" for seen in blocks[:-1]]
     after = f"{', '.join(looks[:-1])} or {looks[-1]}" if looks[1:] else looks[0]
+    how = "by its rank in its generation"
+    if racing.alpha is not None:
+        how = "once it will hardly be among the best, by which the searcher goes; about "
+        how += f"{racing.alpha:.3g} of these may be lost"
+    screened = {part.parents.all_count: "" for part in parts if part.parents and part.parents.all_count}
     return (
-        f"a candidate is dropped after {after} of {size} items once it will hardly be among the best, by which the "
-        f"searcher goes; about {racing.alpha:.3g} of these may be lost. One that is dropped saves up to "
-        f"{1 - 1 / blocks:.0%} of its item evaluations"
+        f"a candidate is dropped after {after} of {size} items {how}. One that is dropped saves up to "
+        f"{1 - 1 / blocks[-1]:.0%} of its item evaluations"
         + "".join(f"; {count:,} of {asked:,} are not raced: {why}" for why, count in left.items())
+        + "".join(f"; none of a generation is dropped where {why}" for why in screened)
     )
 
 
@@ -117,12 +150,17 @@ def _unraced(part: Part, changing: str) -> str:
     return ""
 
 
-def lags(searcher: Mapping[str, Any], within: str = "searcher") -> dict[str, int]:
+def lags(searcher: Mapping[str, Any]) -> dict[str, int]:
     """Return the lags above 0 in the settings of a searcher and of those that it is made of, by their names."""
-    found = dict[str, int]()
+    return {name: lag for name, lag in _named(searcher, "lag").items() if lag}
+
+
+def _named(searcher: Mapping[str, Any], setting: str, within: str = "searcher") -> dict[str, Any]:
+    """Return a setting of a searcher, and those of the searchers that it is made of, by their names."""
+    found = dict[str, Any]()
     for name, value in searcher.items():
         if isinstance(value, Mapping):
-            found |= lags(value, f"{within}.{name}")
-        elif name == "lag" and value:
-            found[f"{within}.lag"] = value
+            found |= _named(value, setting, f"{within}.{name}")
+        elif name == setting:
+            found[f"{within}.{name}"] = value
     return found

@@ -19,7 +19,7 @@ from evomerge.fitness.capabilities import Exporting
 from evomerge.fitness.draws import ADAPTIVE, CHOICES, STRATIFIED
 from evomerge.fitness.estimates import FORMS
 from evomerge.fitness.sampling import Growth
-from evomerge.runs.racing import alpha_of, lags
+from evomerge.runs.racing import lags, races_of
 
 if TYPE_CHECKING:
     from evomerge.fitness.base import Fitness
@@ -69,10 +69,10 @@ def _check_estimate(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"fitness.estimate_from={others} is for fitness.estimate, which is null: set it as well.")
     if form is None:
         return
-    if alpha_of(settings) is not None:
+    if race := races_of(settings):
         raise ConfigError(
             f"fitness.estimate={form} needs the answers of a candidate to all of its sample, and a race drops it "
-            f"before: write racing.alpha=null, or leave fitness.estimate out."
+            f"before: leave {race} out, or fitness.estimate."
         )
     names = ("forget", "constraints", "normalised")
     other = next((f"objective.{name}" for name in names if objective.get(name)), "")
@@ -187,8 +187,7 @@ def check_lag(settings: Mapping[str, Any], searcher: Searcher) -> None:
     """
     from evomerge.searchers.base import later_lag_of
 
-    raced = alpha_of(settings) is not None
-    setting = "racing.alpha" if raced else "fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else ""
+    setting = races_of(settings) or ("fitness.sampling=adaptive" if drawn_by(settings) == ADAPTIVE else "")
     if setting and (lag := later_lag_of(searcher)):
         raise ConfigError(
             f"The searcher {type(searcher).__name__} asks {lag} batches ahead, and {setting} needs the trials of all "

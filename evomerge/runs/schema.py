@@ -92,6 +92,7 @@ class RacingConfig:
     """Whether candidates that fall behind their generation, or the best so far, are scored on all items."""
 
     alpha: float | None = None  # the share of the best that may be lost by mistake, such as 0.1; null: no race
+    halving: bool = False  # true: by ranks alone, until those by which the searcher goes are left, or one of a batch
     looks: int = 3  # after how many parts of the items candidates may be dropped; fewer where items are few
 
 

@@ -43,10 +43,12 @@ class Parents:
         count: so many of the best.
         earlier: of the points of so many batches before the one that was asked last, to which its own points come;
             None for those of this batch alone.
+        all_count: why all points that are asked for may count, in words; empty where they do not.
     """
 
     count: int
     earlier: int | None = None
+    all_count: str = ""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class Screened:
 
     def parts(self, budget: int) -> list[Part]:
         """Return one part, as long as the budget, which hands over the mean as well."""
-        return self._inner.parts(budget)
+        return [replace(part, parents=self.parents()) for part in self._inner.parts(budget)]
 
     def cautions(self, budget: int) -> list[str]:
         """Say that the budget ends before anything is learned: the first generation is scored whole."""
@@ -134,7 +134,7 @@ class Screened:
         is screened, since those that are not are told as worse than any of them.
         """
         moved = self._inner.parents()
-        return replace(moved, count=max(moved.count, self._scored))
+        return replace(moved, count=max(moved.count, self._scored), all_count="those that were screened all count")
 
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution and the best points that were scored."""

@@ -156,7 +156,7 @@ def test_a_log_of_other_estimates_is_refused(sources: Sequence[str], finished: t
         (["fitness.estimate_from=[0.3]", "fitness.estimate=null"], "fitness.estimate, which is null"),
         (["fitness.estimate_from=[.nan]"], r"write a list of constants, such as \[0\.3, 0\.6\]"),
         (["fitness.estimate_from=0.3"], r"write a list of constants, such as \[0\.3, 0\.6\]"),
-        (["racing.alpha=0.1"], "a race drops it before: write racing.alpha=null"),
+        (["racing.alpha=0.1"], "a race drops it before: leave racing.alpha out"),
         (["objective.normalised=true"], "objective.normalised needs others as well"),
         (["objective=pareto", "searcher=random"], "this objective needs others as well"),
         (["objective.constraints={trees: '>= 0.9 * base'}"], "objective.constraints needs others as well"),

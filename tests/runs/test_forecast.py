@@ -79,6 +79,7 @@ def test_one_coefficient_has_no_warm_start() -> None:
         ("searcher=greedy start=0.4", "none: the searcher does not say which points it goes by"),
         ("searcher=hybrid", "60 of 200 are not raced: they are steps of a gradient"),
         ("searcher=gradient start=0.4", "none: they are steps of a gradient"),
+        ("searcher=screened", "; none of a generation is dropped where those that were screened all count"),
     ],
 )
 def test_what_a_race_promises(given: str, said: str) -> None:
@@ -88,6 +89,7 @@ def test_what_a_race_promises(given: str, said: str) -> None:
     assert said in text
     assert text.startswith("none") == said.startswith("none")
     assert ("not raced" in text) == ("not raced" in said)
+    assert ("none of a generation" in text) == ("screened" in given)
 
 
 def counts(parts: list[Part]) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def checked(*overrides: str) -> None:
         (["objective.constraints={trees: '> 0.9 * base'}"], "write a limit that is a share of the base's score"),
         (["objective.constraints={trees: '>= -1 * base'}"], "a share of the base's score is above 0"),
         ([KEPT, "fitness.rotate=true"], "objective.constraints needs the base on the items of a candidate"),
-        ([KEPT, "racing.alpha=0.1"], "objective.constraints counts all of them: write racing.alpha=null"),
+        ([KEPT, "racing.alpha=0.1"], "objective.constraints counts all of them: leave racing.alpha out"),
         (["objective.sure=1"], "objective.sure=1 says how surely constraints must hold, and there are none"),
         ([KEPT, "objective.sure=-1"], "objective.sure is -1.0: write a number of standard errors from 0"),
         (["objective.choose={best: trees}"], "write objective=pareto as well"),

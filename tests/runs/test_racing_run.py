@@ -94,6 +94,12 @@ def test_a_raced_search_says_what_it_saved_and_goes_on_where_it_was_cut(pico_sui
         ("racing.alpha=1.5", r"racing\.alpha=1.5 is no share"),
         ("racing.alpha=0.1 racing.looks=0", r"racing\.looks=0: .* write 1 or more"),
         ("racing.alpha=0.1 searcher.lag=3", r"searcher\.lag=3 asks for new ones before .* write searcher\.lag=0"),
+        (
+            "racing.halving=true searcher.lag=3",
+            r"racing\.halving drops .* write searcher\.lag=0, or leave racing\.halving",
+        ),
+        ("racing.halving=true racing.alpha=0.1", r"by evidence, and racing\.halving=true by ranks alone: write one"),
+        ("racing.halving=true searcher=tpe", r"with searcher\.batch=1 there is none: write searcher\.batch=8"),
         ("racing.alpha=0.1 searcher=hybrid searcher.second.lag=2", r"write searcher\.second\.lag=0"),
     ],
 )
@@ -110,7 +116,7 @@ class Ahead(Random):
         self.lag = 2
 
 
-@pytest.mark.parametrize("given", ["racing.alpha=0.1", "fitness.sampling=adaptive"])
+@pytest.mark.parametrize("given", ["racing.alpha=0.1", "racing.halving=true", "fitness.sampling=adaptive"])
 def test_a_searcher_of_somebodys_own_that_asks_ahead_is_refused(given: str) -> None:
     settings = plain(compose("model=pico", given))
     settings["searcher"] = {"_target_": f"{Ahead.__module__}.{Ahead.__qualname__}"}

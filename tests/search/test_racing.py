@@ -42,6 +42,7 @@ SPACE = box(3)
 MAKE: dict[str, Callable[[], Searcher]] = {
     "cmaes": lambda: CmaEs(SPACE, SPACE.start({}), 3, popsize=8),
     "tpe": lambda: Tpe(SPACE, SPACE.start({}), 3, startup=4),
+    "tpe-batch": lambda: Tpe(SPACE, SPACE.start({}), 3, startup=4, batch=4),
     "random": lambda: Random(SPACE, SPACE.start({}), 3, batch=2, keep=2),
     "warm": lambda: WarmStart(SPACE, lambda start: CmaEs(SPACE, start, 3, popsize=6)),
 }
@@ -112,7 +113,7 @@ def plain(score: Scorer = serial, metric: str = "right", draw: Draw = stratified
 
 def racing(
     parents: Callable[[], Parents | None],
-    alpha: float = 0.3,
+    alpha: float | None = 0.3,
     score: Scorer = serial,
     metric: str = "right",
     draw: Draw = stratified,
@@ -122,7 +123,9 @@ def racing(
     return RacingEvaluator(one, score, Objective(metric), rules, blocks=8)
 
 
-def run(path: Path, name: str, trials: int = TRIALS, alpha: float = 0.3, score: Scorer = serial, **how: Any) -> bytes:
+def run(
+    path: Path, name: str, trials: int = TRIALS, alpha: float | None = 0.3, score: Scorer = serial, **how: Any
+) -> bytes:
     searcher = MAKE[name]()
     evaluate = racing(lambda: parents_of(searcher), alpha, score)
     with TrialLog(path, {}, {}) as log:
@@ -177,9 +180,60 @@ def test_whoever_stays_is_scored_as_without_a_race_and_ahead_of_all_others(
     assert all(trial.items == seen[trial.spent] for trial in raced if trial.status == "censored")
 
 
-@pytest.mark.parametrize("name", MAKE)
-def test_the_log_depends_on_neither_kills_nor_workers(path: Path, name: str) -> None:
-    whole = run(path, name)
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(2, 12),
+    within=st.booleans(),
+    draw=st.sampled_from([stratified, unequal]),
+)
+def test_halving_keeps_the_best_of_what_was_seen_down_to_as_many_as_count(
+    seed: int, size: int, within: bool, draw: Draw
+) -> None:
+    """In equal shares after an eighth, a quarter and a half of the items."""
+    batch = Batch(seed % 7, 0.7 + 0.3 * np.random.default_rng(seed).standard_normal((size, 3)))
+
+    def score(units: Sequence[Unit]) -> Iterator[tuple[int, Scored]]:
+        yield from ((i, scored(unit, failing=False)) for i, unit in enumerate(units))
+
+    parents = Parents(size // 2) if within else Parents(size, 0)
+    full = list(plain(score, "log", draw)(batch, batch.missing))
+    raced = list(racing(lambda: parents, None, score, "log", draw)(batch, batch.missing))
+    least = size // 2 if within else 1
+    parts = Racing(None, 3, lambda: None).parts({task: [one.id for one in items] for task, items in ITEMS.items()}, 0)
+    spent = np.cumsum([sum(map(len, part.values())) for part in parts]).tolist()
+    assert spent[-1] == ALL
+    np.testing.assert_allclose(spent, [ALL / 8, ALL / 4, ALL / 2, ALL], atol=2)
+    left = list(raced)
+    for look, seen in enumerate(spent[:-1]):
+        kept = [trial for trial in left if trial.spent > seen]
+        assert len(kept) == math.ceil(round(size * (least / size) ** ((look + 1) / 3), 9))
+        worth = {trial.index: value_on(full[trial.index], raced, seen) for trial in left}
+        assert {trial.index for trial in kept} == set(sorted(worth, key=lambda i: -worth[i])[: len(kept)])
+        left = kept
+    assert left == [full[trial.index] for trial in left]
+    assert max(t.values[0] for t in raced if t.status == "censored") < min(trial.values[0] for trial in left)
+
+
+def value_on(trial: Trial, raced: Sequence[Trial], seen: int) -> float:
+    """Return what a trial on all items is worth on those that somebody saw who was dropped after so many."""
+    ids = next((one.items for one in raced if one.spent == seen), None)
+    if ids is None:
+        return trial.values[0]  # nobody was dropped then
+    total = 0.0
+    for task, chosen in ids.items():
+        row = dict(zip(trial.items[task], trial.results[task]["log"], strict=True))
+        counts = trial.weights.get(task) or [1.0] * len(row)
+        of = dict(zip(trial.items[task], counts, strict=True))
+        total += np.mean([row[item] * of[item] for item in chosen]) / np.mean(counts) / len(ids)
+    return float(total)
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha"), [*((name, 0.3) for name in MAKE), *((name, None) for name in MAKE if name != "tpe")]
+)
+def test_the_log_depends_on_neither_kills_nor_workers(path: Path, name: str, alpha: float | None) -> None:
+    whole = run(path, name, alpha=alpha)
     records = list(read_log(path))
     kinds = [record.get("status") for record in records]
     assert kinds.count("censored") > 3
@@ -187,10 +241,10 @@ def test_the_log_depends_on_neither_kills_nor_workers(path: Path, name: str) -> 
     lines = whole.splitlines(keepends=True)
     for end in range(3, len(lines), len(lines) // 3):
         path.write_bytes(b"".join(lines[:end]))
-        assert run(path, name) == whole
+        assert run(path, name, alpha=alpha) == whole
     for data in (b"", b"".join(lines[: len(lines) // 2])):
         path.write_bytes(data)
-        assert run(path, name, score=pool(path.parent)) == whole
+        assert run(path, name, alpha=alpha, score=pool(path.parent)) == whole
         assert [file.name for file in path.parent.iterdir() if file.suffix == ".jsonl"] == ["trials.jsonl"]
 
 

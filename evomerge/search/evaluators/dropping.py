@@ -59,6 +59,11 @@ def shuffled_blocks(ids: Items, count: int, *draw: int) -> list[dict[str, list[s
     return parts
 
 
+def merged(parts: Sequence[Items]) -> dict[str, list[str]]:
+    """Return the items of several blocks as one block."""
+    return {task: [item for part in parts for item in part[task]] for task in parts[0]}
+
+
 class Race:
     """Says after each block of items which models are dropped.
 
@@ -104,6 +109,29 @@ class Race:
             self._left -= chance
             dropped.append(name)
         return dropped
+
+
+class Halving:
+    """Says after each look at a race which models are dropped: the worse part, in equal shares until few are left.
+
+    Args:
+        count: of the models.
+        least: how many are left in the end.
+        looks: how many times `drop` may be called.
+    """
+
+    def __init__(self, count: int, least: int, looks: int) -> None:
+        self._left = iter([math.ceil(round(count * (least / count) ** (k / looks), 9)) for k in range(1, looks + 1)])
+
+    def drop(self, values: Mapping[Name, float], spared: Collection[Name] = ()) -> list[Name]:
+        """Return the models that are dropped now.
+
+        Args:
+            values: of the models that are still in the race, on all items that they were scored on so far.
+            spared: models that are not dropped.
+        """
+        order = sorted(values, key=lambda name: -values[name])
+        return [name for name in order[next(self._left) :] if name not in spared]
 
 
 def chances(

@@ -15,7 +15,7 @@ import numpy as np
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.sampling import Sample
 from evomerge.search.evaluators.blocks import Items, joined, ordered, whole
-from evomerge.search.evaluators.dropping import Race, Results, value_of
+from evomerge.search.evaluators.dropping import Halving, Race, Results, value_of
 from evomerge.search.evaluators.scoring import check_finite
 from evomerge.search.evaluators.units import Scored
 from evomerge.trials import Batch, Trial
@@ -31,7 +31,7 @@ class Rules:
     Attributes:
         weights: of the mean of each task in the value.
         metric: that the value is made of.
-        race: the statistics.
+        race: who is dropped: by the statistics, or by ranks alone.
         count: how many of the best points are parents.
         past: the trials on all items of earlier points in their order, at least as many, where a point must be among
             the best of these; None where it must be among the best of its generation.
@@ -39,7 +39,7 @@ class Rules:
 
     weights: Mapping[str, float]
     metric: str
-    race: Race
+    race: Race | Halving
     count: int
     past: Sequence[Trial] | None = None
 
@@ -99,6 +99,10 @@ class Heat:
         rows = {i: self._results(self.outcome(i, number + 1)) for i in self.running}
         spared = {i for i in self.running if (trial := self.batch.trials[i]) is not None and trial.status == "ok"}
         if not rows:
+            return
+        if isinstance(rules.race, Halving):
+            dropped = rules.race.drop({i: value_of(row, rules.weights) for i, row in rows.items()}, spared)
+            self.running = [i for i in self.running if i not in dropped]
             return
         if rival := rules.rival:
             against = self._results(self.joined(self.of_trial(rival)[: number + 1]))

@@ -6,6 +6,10 @@ show to be hardly among the parents, the best points by which the searcher goes 
 become censored trials: results on the items that they saw, and an estimate in place of the value. The others have been
 scored on all items, and their trials are as if nobody had raced.
 
+Where races halve, ranks decide and no evidence is asked for: after an eighth of the items, a quarter and a half, the
+worse part of the points is dropped, in equal shares, until as many are left as the searcher moves to, or one where it
+compares generations. With one of eight left this is sequential halving (Karnin, Koren and Somekh 2013).
+
 Decisions depend on results alone. Those of trials that the log holds are taken from there, so a generation that was cut
 off anywhere ends as it would have ended. One of which the budget leaves out a part is not raced.
 """
@@ -16,11 +20,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
 from evomerge.search.evaluators.blocks import blocks_of, cut, ordered, scored_whole
-from evomerge.search.evaluators.dropping import Race, most_blocks, shuffled_blocks
+from evomerge.search.evaluators.dropping import Halving, Items, Race, merged, most_blocks, shuffled_blocks
 from evomerge.search.evaluators.heat import Heat, Rules
 from evomerge.search.evaluators.units import Scored, Scorer, Unit
 from evomerge.search.evaluators.values import ValueEvaluator
@@ -32,6 +37,7 @@ logger = logging.getLogger(__name__)
 LEAST, TOGETHER = 3, 8
 """The fewest items of a task and of all in a block: fewer than where a winner is chosen, since parents are many, and no
 larger share of them is lost (experiments/racing.md)."""
+SINGLE = "of one point at a time there is no better half (searcher.batch=8)"
 
 
 @dataclass(frozen=True)
@@ -39,27 +45,36 @@ class Racing:
     """How generations are raced.
 
     Attributes:
-        alpha: the share of the parents that may be dropped by mistake, about.
+        alpha: the share of the parents that may be dropped by mistake, about; None to drop by ranks alone.
         looks: after how many blocks candidates may be dropped; fewer where there are few items.
         parents: says which points the searcher goes by, of the batch that was asked last; None where it does not say.
         stopping: whether somebody has asked to stop; looked at after each candidate and block.
     """
 
-    alpha: float
+    alpha: float | None
     looks: int
     parents: Callable[[], Parents | None]
     stopping: Callable[[], bool] = lambda: False
 
-    def blocks(self, ids: Mapping[str, Sequence[str]]) -> int:
-        """Return into how many blocks items are cut; 1 where they are too few for a race."""
-        return min(self.looks + 1, most_blocks([len(chosen) for chosen in ids.values()], LEAST, TOGETHER))
+    def sizes(self, ids: Mapping[str, Sequence[str]]) -> list[int]:
+        """Return how large blocks are beside each other; one alone where items are too few for a race."""
+        most = most_blocks([len(chosen) for chosen in ids.values()], LEAST, TOGETHER)
+        if self.alpha is not None:
+            return [1] * min(self.looks + 1, most)
+        return [1, *(2**look for look in range(min(self.looks, most.bit_length() - 1)))]
+
+    def parts(self, ids: Mapping[str, Sequence[str]], draw: int) -> list[Items]:
+        """Return the blocks of a batch, in a random order that depends on a number."""
+        sizes = self.sizes(ids)
+        equal = iter(shuffled_blocks(ids, sum(sizes), draw))
+        return [merged(list(islice(equal, size))) for size in sizes]
 
 
 def hindrance(racing: Racing, objective: Objective, ids: Mapping[str, Sequence[str]]) -> str:
     """Return why generations on such items cannot be raced; nothing where they can."""
     if objective.weights_of(ids) is None:
         return "the value is no weighted mean over items (objective.aggregate=worst, objective.forget)"
-    return "" if racing.blocks(ids) > 1 else f"{sum(map(len, ids.values()))} items are too few (fitness.items)"
+    return "" if len(racing.sizes(ids)) > 1 else f"{sum(map(len, ids.values()))} items are too few (fitness.items)"
 
 
 class RacingEvaluator:
@@ -100,26 +115,46 @@ class RacingEvaluator:
         return self._plain(batch, missing)
 
     def _heat(self, batch: Batch, parents: Parents | None, past: Sequence[Batch]) -> Heat | str:
-        """Return the race of a batch; or why there is none, which is nothing where all are among the best so far."""
+        """Return the race of a batch; or why there is none, which may be nothing: all are among the best so far."""
         sample = self._plain.sample(batch)
         ids = sample.ids
-        weights, count = self._objective.weights_of(ids), self._racing.blocks(ids)
+        weights = self._objective.weights_of(ids)
         if parents is None:
             return "the searcher does not say which points it goes by"
-        if weights is None or count < 2:
+        if weights is None or hindrance(self._racing, self._objective, ids):
             return hindrance(self._racing, self._objective, ids)
         scored = [trial for one in past for trial in one.trials if trial is not None and trial.values]
         full = [trial for trial in scored if trial.full]
         if any(dict(trial.items) != ids for trial in full):
             return "earlier candidates were scored on other items"
-        among = len(batch.points) if parents.earlier is None else len(scored)
-        if parents.count >= among or (parents.earlier is not None and len(full) < parents.count):
-            return ""
+        rules = self._rules(parents, full, len(scored), len(batch.points), ids, weights)
+        return Heat(batch, sample, self._racing.parts(ids, batch.index), rules) if isinstance(rules, Rules) else rules
+
+    def _rules(
+        self,
+        parents: Parents,
+        full: Sequence[Trial],
+        scored: int,
+        points: int,
+        ids: Mapping[str, Sequence[str]],
+        weights: Mapping[str, float],
+    ) -> Rules | str:
+        """Return who stays in a race of so many points; or why nobody is dropped, which may need no word."""
+        metric, looks = self._objective.metric, len(self._racing.sizes(ids)) - 1
+        within = parents.earlier is None  # the best of this batch alone count
+        if self._racing.alpha is None:
+            least = parents.count if within else 1
+            if points <= least:
+                return parents.all_count if within else SINGLE
+            past = None if within else full
+            count = parents.count if within else min(parents.count, max(len(full), 1))
+            return Rules(weights, metric, Halving(points, least, looks), count, past)
+        among = points if within else scored
+        if parents.count >= among or (not within and len(full) < parents.count):
+            return parents.all_count
         sizes = {task: len(chosen) for task, chosen in ids.items()}
-        share = parents.count / among
-        race = Race(sizes, weights, count - 1, self._racing.alpha * share * len(batch.points))
-        rules = Rules(weights, self._objective.metric, race, parents.count, None if parents.earlier is None else full)
-        return Heat(batch, sample, shuffled_blocks(ids, count, batch.index), rules)
+        race = Race(sizes, weights, looks, self._racing.alpha * parents.count / among * points)
+        return Rules(weights, metric, race, parents.count, None if within else full)
 
     def _raced(self, heat: Heat, missing: Sequence[int]) -> Iterator[Trial]:
         points = {index: heat.batch.points[index] for index in missing}  # units of a candidate share the object
