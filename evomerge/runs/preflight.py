@@ -30,7 +30,7 @@ from evomerge.runs.kept import store_text
 from evomerge.runs.racing import lags, racing_text
 from evomerge.runs.ready import Ready
 from evomerge.runs.responses import responses_cost, sampling_text
-from evomerge.runs.sampled import changing, unusual
+from evomerge.runs.sampled import changing, growth_of, unusual
 from evomerge.runs.weighing import items_of_worth, wants_worth
 from evomerge.search.deadline import Deadline
 from evomerge.search.evaluators.blocks import Items
@@ -148,12 +148,13 @@ def _ways(
 ) -> list[list[str]]:
     """Return what is printed of how candidates are scored, as names and texts: only what is not usual."""
     parts = parts_of(ready.searcher, ready.settings["budget"])
+    growing = growth_of(ready.settings) is not None
     found = [
         ("sampling", sampling_text(ready.problem)),
         ("workers", engine.said),
         ("store", store_text(ready.problem)),
         *(("compute", text) for text in computing),
-        ("races", racing_text(racing, objective, ids, parts, changing(ready.settings))),
+        ("races", racing_text(racing, objective, ids, parts, changing(ready.settings), growing)),
     ]
     return [[name, text] for name, text in found if text]
 

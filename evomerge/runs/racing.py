@@ -102,6 +102,7 @@ def racing_text(
     ids: Mapping[str, Sequence[str]],
     parts: Sequence[Part],
     changing: str,
+    growing: bool,
 ) -> str:
     """Return what preflight says of races; nothing where there are none.
 
@@ -111,6 +112,7 @@ def racing_text(
         ids: the items of a generation, of the last one where samples grow.
         parts: what will be asked for.
         changing: the setting by which generations have other items each; nothing where all have the same.
+        growing: whether earlier generations have fewer items.
     """
     if racing is None:
         return ""
@@ -136,6 +138,7 @@ def racing_text(
         f"{1 - 1 / blocks[-1]:.0%} of its item evaluations"
         + "".join(f"; {count:,} of {asked:,} are not raced: {why}" for why, count in left.items())
         + "".join(f"; none of a generation is dropped where {why}" for why in screened)
+        + ("; earlier generations have fewer items (fitness.grow)" if growing else "")
     )
 
 

@@ -169,13 +169,14 @@ def changing(settings: Mapping[str, Any]) -> str:
 
 
 def unusual(settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings by which search items are chosen in another way than usual."""
+    """Return the settings by which search items are chosen, or scored, in another way than usual."""
     fitness, by = settings["fitness"], drawn_by(settings)
     grow = fitness.get("grow")
     return [
         *(["fitness.rotate=true"] if fitness["rotate"] else []),
         *([f"fitness.grow={grow:g}"] if grow else []),
         *([f"fitness.sampling={by}"] if by != STRATIFIED else []),
+        *([f"fitness.approximate={narrow}"] if (narrow := fitness.get("approximate")) else []),
     ]
 
 

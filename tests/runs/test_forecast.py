@@ -85,7 +85,8 @@ def test_one_coefficient_has_no_warm_start() -> None:
 def test_what_a_race_promises(given: str, said: str) -> None:
     ids = {"a": [str(i) for i in range(40)]}
     parts, other = parts_of(searcher_of(*given.split()), 200), changing(settings_of("model=pico", *given.split()))
-    text = racing_text(Racing(0.1, 3, lambda: None), Objective("accuracy"), ids, parts, other)
+    text = racing_text(Racing(0.1, 3, lambda: None), Objective("accuracy"), ids, parts, other, "grow" in given)
+    assert text.endswith("fewer items (fitness.grow)") == ("grow" in given)
     assert said in text
     assert text.startswith("none") == said.startswith("none")
     assert ("not raced" in text) == ("not raced" in said)
@@ -146,6 +147,10 @@ def test_how_often_choosing_merges() -> None:
         (["searcher=gradient", "fitness.rotate=true"], None),
         (["searcher=gradient", "start=0.4"], None),
         (["searcher=gradient", "start=0.4", "fitness.rotate=true"], "fitness.rotate=true is not used: this search"),
+        (
+            ["searcher=gradient", "start=0.4", "fitness.approximate=bfloat16"],
+            "fitness.approximate=bfloat16 is not used: this search",
+        ),
         (
             ["searcher=gradient", "start=0.4", "fitness.sampling=adaptive", "fitness.grow=0.5"],
             "fitness.grow=0.5 and fitness.sampling=adaptive are not used: this search takes steps of a gradient alone",
