@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.common.directories import TemporaryDirectory
 from evomerge.common.errors import ConfigError
@@ -153,7 +153,7 @@ def search(
     choose: str | Mapping[str, Any] = KNEE,
     loss: str | Choice = "cross_entropy",
     evaluator: str | Choice = "serial",
-    racing: float | None = None,
+    racing: float | Literal["halving"] | None = None,
     time_limit: float | str | None = "auto",
     budget_items: int | None = None,
     hours: float | None = None,
@@ -211,7 +211,7 @@ def search(
         evaluator: serial, or processes or ray: workers that score side by side, for models, fitness and items with
             names.
         racing: the share of the best candidates that may be lost where those that fall behind are dropped before they
-            are scored on all items, such as 0.1; None where all are.
+            are scored on all items, such as 0.1; "halving" where ranks alone decide; None where all are.
         time_limit: seconds for a candidate; auto is 100 times the base's; None for none.
         budget_items: item evaluations in all.
         hours: that this call may take, choosing the winner included; the same call again has as many again.
@@ -249,7 +249,7 @@ def search(
     config["loss"] = settings_of("loss", loss)
     config["tracker"] = None if tracker is None else settings_of("tracker", tracker)
     config["evaluator"] = settings_of("evaluator", evaluator)
-    config["racing"] = {"alpha": racing}
+    config["racing"] = {"halving": True} if isinstance(racing, str) and racing == "halving" else {"alpha": racing}
     config["objective"] = {"aggregate": aggregate, "normalised": normalised, "weights": weights and dict(weights)}
     config["objective"] |= {"forget": forget and list(forget), "keep": keep}
     config["objective"] |= {"values": values, "constraints": constraints and dict(constraints), "sure": sure}
