@@ -24,8 +24,8 @@ from itertools import islice
 
 from evomerge.fitness.base import Outcome
 from evomerge.fitness.objectives import Objective
-from evomerge.search.evaluators.blocks import blocks_of, cut, ordered, scored_whole
-from evomerge.search.evaluators.dropping import Halving, Items, Race, merged, most_blocks, shuffled_blocks
+from evomerge.search.evaluators.blocks import Items, blocks_of, cut, ordered, scored_whole
+from evomerge.search.evaluators.dropping import Halving, Race, merged, most_blocks, shuffled_blocks
 from evomerge.search.evaluators.heat import Heat, Rules
 from evomerge.search.evaluators.units import Scored, Scorer, Unit
 from evomerge.search.evaluators.values import ValueEvaluator
