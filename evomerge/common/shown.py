@@ -24,7 +24,8 @@ class Shown:
     notes: Sequence[str] = ()
 
     def __str__(self) -> str:
-        lines = [list(self.columns), *map(list, self.rows)]
+        head = [column.replace("\n", " ") for column in self.columns]  # which a terminal may break
+        lines = [head, *map(list, self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(f"{cell:>{width}}" if i else f"{cell:<{width}}" for i, (cell, width) in enumerate(cells)).rstrip()

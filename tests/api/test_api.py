@@ -342,6 +342,7 @@ def test_the_winner_stands_beside_its_parents(candidate, tmp_path):
     assert list(models) == ["winner", "base", "red", "blue"]
     assert result.beside.worth.single in ("red", "blue")
     assert "what the winner is worth beside base and experts" in str(result)
+    assert "merge  best expert  which is  of its gain kept  merge - best expert" in str(result)
     assert em.load(result.path).beside == result.beside
     net = candidate.model
     named = em.Candidate(em.Family(net, base=tuned(net, 1), blue=tuned(net, 2)))
