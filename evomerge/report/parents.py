@@ -16,7 +16,7 @@ from evomerge.report.facts import RunFacts
 from evomerge.report.scales import axis
 from evomerge.report.wording import metric, number, verdict, with_error
 from evomerge.runs.beside import AROUND, WORTH, Beside, outdated, read_around, read_worth
-from evomerge.runs.parents import Gain, apart, further_lines, gains_of, gains_of_worth
+from evomerge.runs.parents import Gain, apart, further_lines, gains_of, gains_of_worth, percent
 from evomerge.selection.around import Around, lines_of
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.statistics import Paired
@@ -41,7 +41,8 @@ def parents(facts: RunFacts) -> dict[str, Any] | None:
     if not gains and not old:
         return None
     return {
-        "gains": [(one.task, _over(one.over_base), one.expert, _kept(one), _over(one.over_expert)) for one in gains],
+        "gains": [_row(one) for one in gains],
+        "of_expert": any(one.of_expert is not None for one in gains),
         "matrix": _matrix(beside) if beside else None,
         "lines": [*further_lines(beside.worth), *_again(facts, beside)] if beside else [],
         "outdated": old,
@@ -73,8 +74,9 @@ def _difference(over: Paired) -> str:
     return with_error(over.diff, over.se, sign=True)
 
 
-def _kept(one: Gain) -> str:
-    return "–" if one.kept is None else f"{one.kept:.0%}"
+def _row(one: Gain) -> tuple[str, Cell, str, str, str, Cell]:
+    kept, of_expert = (percent(share) or "–" for share in (one.kept, one.of_expert))
+    return one.task, _over(one.over_base), one.expert, kept, of_expert, _over(one.over_expert)
 
 
 def _matrix(beside: Beside) -> dict[str, Any]:

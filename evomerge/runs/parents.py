@@ -6,7 +6,7 @@ made of them, so this loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evomerge.common.shown import Shown
@@ -15,7 +15,7 @@ from evomerge.runs.beside import Beside
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.statistics import Paired, plus_minus
 from evomerge.selection.summary import OVER, OVER_EXPERTS, Summary
-from evomerge.selection.worth import BASE, ENSEMBLE, OfTask, Worth, share_kept, turned
+from evomerge.selection.worth import BASE, ENSEMBLE, OfTask, Worth, share_kept, share_of, turned
 
 MEAN = "mean over tasks"
 NO_SHARE = "tasks that were held out have no share that is kept: to the search no expert is their own"
@@ -32,6 +32,8 @@ class Gain:
             own.
         kept: the share of that expert's gain over the base that the winner has; None where that gains nothing.
         over_expert: the winner minus that expert; None where a task has none.
+        of_expert: the winner's score over that expert's on the task; over all, the mean of these. None where scores
+            below 0 have no such share.
     """
 
     task: str
@@ -39,6 +41,7 @@ class Gain:
     expert: str
     kept: float | None
     over_expert: Paired | None
+    of_expert: float | None = None
 
 
 def gains_of(summary: Summary) -> list[Gain]:
@@ -51,8 +54,8 @@ def gains_of(summary: Summary) -> list[Gain]:
     rows = []
     for task in summary.base.tasks:
         lost = own if own and task in own.tasks else None
-        kept = _kept(summary, task) if lost else None
-        rows.append(Gain(heading(task, told), _on(over, task), "", kept, lost and _on(lost, task)))
+        kept, of_expert = (_against(each, summary, task) if lost else None for each in (share_kept, share_of))
+        rows.append(Gain(heading(task, told), _on(over, task), "", kept, lost and _on(lost, task), of_expert))
     return _with_mean(rows, over, "", own if own and own.diff is not None else None)
 
 
@@ -75,7 +78,7 @@ def apart(task: str) -> str:
 def _gains(result: Comparison, worth: Worth, told: Mapping[str, str]) -> list[Gain]:
     over = {name: turned(result.paired[name]) for name in (BASE, *(one.best for one in worth.tasks.values()))}
     return [
-        Gain(heading(task, told), _on(over[BASE], task), one.best, one.kept, _on(over[one.best], task))
+        Gain(heading(task, told), _on(over[BASE], task), one.best, one.kept, _on(over[one.best], task), one.of_best)
         for task, one in worth.tasks.items()
     ]
 
@@ -86,13 +89,15 @@ def table_of_gains(summary: Summary) -> Shown | None:
         [
             one.task,
             plus_minus(one.over_base.diff, one.over_base.se, "+"),
-            "" if one.kept is None else f"{one.kept:.0%}",
+            percent(one.kept),
+            percent(one.of_expert),
             plus_minus(one.over_expert.diff, one.over_expert.se, "+") if one.over_expert else "",
         ]
         for one in gains_of(summary)
     ]
     title = "what the winner gains over the base, and keeps of the gain of each task's own expert; paired"
-    return Shown(title, ["", "winner - base ± se", "kept", "winner - expert ± se"], rows) if rows else None
+    columns = ["", "winner - base ± se", "kept", "of its\nscore", "winner - expert ± se"]
+    return Shown(title, *_filled(columns, rows)) if rows else None
 
 
 def table_of_worth(worth: Worth) -> Shown:
@@ -104,13 +109,29 @@ def table_of_worth(worth: Worth) -> Shown:
             f"{one.merge:.3f}",
             f"{one.score:.3f}",
             one.best,
-            "" if one.kept is None else f"{one.kept:.0%}",
+            percent(one.kept),
+            percent(one.of_best),
             plus_minus(one.over, one.se, "+"),
         ]
         for task, one in _with_held_out(worth).items()
     ]
-    columns = ["", "base", "merge", "best\nexpert", "which is", "of its gain\nkept", "merge - best expert"]
-    return Shown(f"what {worth.merge} is worth beside base and experts", columns, rows, lines_of(worth))
+    columns = [
+        "",
+        "base",
+        "merge",
+        "best\nexpert",
+        "which is",
+        "of its gain\nkept",
+        "of its\nscore",
+        "merge - best expert",
+    ]
+    return Shown(f"what {worth.merge} is worth beside base and experts", *_filled(columns, rows), lines_of(worth))
+
+
+def _filled(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows without the share of a score, where no row has one."""
+    there = [at for at, name in enumerate(columns) if name != "of its\nscore" or any(row[at] for row in rows)]
+    return [columns[at] for at in there], [[row[at] for at in there] for row in rows]
 
 
 def lines_of(worth: Worth) -> list[str]:
@@ -161,14 +182,21 @@ def _with_mean(rows: Sequence[Gain], over: Paired, expert: str, over_expert: Pai
     """Return rows of tasks, before them that of all where there are several."""
     shares = [one.kept for one in rows if one.kept is not None]
     kept = sum(shares) / len(shares) if shares else None
-    return [*([Gain(MEAN, over, expert, kept, over_expert)] if len(rows) > 1 else []), *rows]
+    scores = [one.of_expert for one in rows if one.of_expert is not None]
+    of_expert = sum(scores) / len(scores) if len(scores) == len(rows) > 0 else None
+    return [*([Gain(MEAN, over, expert, kept, over_expert, of_expert)] if len(rows) > 1 else []), *rows]
 
 
-def _kept(summary: Summary, task: str) -> float | None:
-    """Return the share of the gain of a task's own expert that the winner has."""
+def _against(share: Callable[[float, float, float], float | None], summary: Summary, task: str) -> float | None:
+    """Return a share of base, winner and a task's own expert."""
     rows: Mapping[str, float | None] = {name: row.tasks.get(task) for name, row in summary.report.items()}
     base, winner, expert = rows["base"], rows["winner"], rows.get("experts")
-    return None if base is None or winner is None or expert is None else share_kept(base, winner, expert)
+    return None if base is None or winner is None or expert is None else share(base, winner, expert)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as people read it; nothing for none."""
+    return "" if share is None else f"{share:.0%}"
 
 
 def _on(over: Paired, task: str) -> Paired:

@@ -49,6 +49,11 @@ class OfTask:
     se: float | None
 
     @property
+    def of_best(self) -> float | None:
+        """The merge over that expert, the share that papers print as retention; None where a score is below 0."""
+        return share_of(self.base, self.merge, self.score)
+
+    @property
     def passes(self) -> bool:
         """Whether the merge is above every expert by more than two standard errors."""
         return self.se is not None and self.over > 2 * self.se
@@ -124,6 +129,11 @@ def check_names(experts: Iterable[str], flag: str) -> None:
 def share_kept(base: float, merge: float, expert: float) -> float | None:
     """Return the share of an expert's gain over the base that a merge has; None where the expert gains nothing."""
     return (merge - base) / (expert - base) if can_normalise(base, expert) else None
+
+
+def share_of(base: float, merge: float, expert: float) -> float | None:
+    """Return a merge's score over an expert's; None where it means nothing: for scores below 0, as those of losses."""
+    return merge / expert if expert > 0 and min(base, merge) >= 0 else None
 
 
 def harmful(result: Comparison) -> list[str]:

@@ -120,7 +120,9 @@ def test_summary_and_page_have_what_is_gained_and_kept(run: Path, asked: list[st
             assert paired.tasks_se[task] == pytest.approx((winner - other).std(ddof=1) / np.sqrt(len(winner)))
         shares.append((winner.mean() - base.mean()) / (expert.mean() - base.mean()))
         assert rows[task].kept == pytest.approx(shares[-1])
+        assert rows[task].of_expert == pytest.approx(winner.mean() / expert.mean())
     assert rows["mean over tasks"].kept == pytest.approx(np.mean(shares))
+    assert rows["mean over tasks"].of_expert == pytest.approx(np.mean([rows[task].of_expert for task in EXPERTS]))
     assert over.diff == pytest.approx(np.mean([over.tasks[task] for task in EXPERTS]))
     page = read(write_report(run)).text
     assert "Beside its parents" in page
@@ -172,6 +174,7 @@ def test_asked_for_later_only_the_parents_are_scored(
     assert beside.worth.over_ensemble is not None
     assert beside.worth.over_ensemble.diff == pytest.approx(np.mean([each.mean() for each in differences]))
     assert gains_of_worth(beside)[0].kept == beside.worth.kept
+    assert gains["animals"][3] == f"{beside.worth.tasks['animals'].of_best:.0%}"
     assert "above every expert by more than two standard errors" in page
 
 

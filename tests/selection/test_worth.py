@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evomerge.fitness.base import Outcome
+from evomerge.runs.parents import table_of_worth
 from evomerge.selection.comparison import Comparison
 from evomerge.selection.evaluation import compare
 from evomerge.selection.statistics import Score
@@ -41,6 +42,7 @@ def test_a_merge_beside_its_parents() -> None:
     assert a.kept == pytest.approx((0.875 - 0.25) / (0.375 - 0.25))
     assert b.kept == pytest.approx((0.375 - 0.125) / (0.625 - 0.125))
     assert found.kept == pytest.approx((5 + 0.5) / 2)
+    assert (a.of_best, b.of_best) == (0.875 / 0.375, 0.375 / 0.625)
     assert (a.over, b.over) == (0.5, -0.25)
     differences = np.array(RESULTS["merge"]["a"]) - np.array(RESULTS["one"]["a"])
     assert a.se == pytest.approx(differences.std(ddof=1) / np.sqrt(8))
@@ -55,6 +57,9 @@ def test_the_share_that_is_kept_is_the_same_for_losses() -> None:
     plain, moved = worth_of(compared(), ["one", "two"]), worth_of(compared(3.0, -10.0), ["one", "two"])
     assert [one.kept for one in moved.tasks.values()] == pytest.approx([one.kept for one in plain.tasks.values()])
     assert [one.passes for one in moved.tasks.values()] == [one.passes for one in plain.tasks.values()]
+    assert [one.of_best for one in moved.tasks.values()] == [None, None]  # of losses it means nothing
+    columns = ["of its\nscore" in table_of_worth(one).columns for one in (plain, moved)]
+    assert columns == [True, False]
 
 
 def test_an_expert_that_gains_nothing_has_no_share() -> None:
