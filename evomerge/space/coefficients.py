@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from evomerge.common.errors import SpaceError
-from evomerge.common.names import unknown
+from evomerge.common.names import listed, unknown
 from evomerge.space.affine import affine_basis, chosen, dead_entries
 from evomerge.space.entries import Ties, free_entries, held_entries, left_out, tied_entries
 from evomerge.space.groups import Group, make_groups
@@ -289,9 +289,27 @@ def make_space(
         scales[v.name] = np.where(np.abs(found - 1) < ROUNDING, 1.0, found).reshape(dead.shape)
         low[choice.indices], high[choice.indices] = _box(v, made)
         known |= {f"{v.name}/{groups[g].name}/{'*' if sharing == 'shared' else rows[k]}": rest for g, k in pairs}
-    return CoefficientSpace(
+    space = CoefficientSpace(
         groups, tuple(rows), tuple(variables), names, low, high, known, matrices, offsets, scales, made
     )
+    if total is not None:
+        _check_moves(space, total)
+    return space
+
+
+def _check_moves(space: CoefficientSpace, total: float) -> None:
+    """Refuse a space whose points are all one model, since a sum leaves nothing to its only weight.
+
+    Raises:
+        SpaceError: they are: two that were drawn have the same coefficients.
+    """
+    one, other = (space.decode(x) for x in np.random.default_rng(0).uniform(space.low, space.high, (2, space.dim)))
+    if all(np.allclose(one[name], other[name], rtol=0, atol=ROUNDING) for name in one):
+        raise SpaceError(
+            f"sum: the weights of each group sum to {total:g}, and in no group do two of them move on their own (rows: "
+            f"{listed(space.rows)}), so all points are the same model: leave out space.sum, or search where there are "
+            f"rows to choose from, such as those of transform=none."
+        )
 
 
 def _box(variable: Variable, onto: Map | None) -> tuple[float, float]:

@@ -96,6 +96,21 @@ def test_what_is_refused(more: dict[str, Any], message: str) -> None:
         space_of(**more)
 
 
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [
+        (["merged"], {}),  # what iso_c, wudi and unified make
+        (["merged"], {"bounds": {"weight": (-0.5, 1.5)}}),
+        (["a", "b"], {"tied": [{"a": 1, "b": 1}]}),
+        (["a", "b"], {"frozen": {"weight/*/b": 0}}),
+    ],
+)
+def test_a_sum_that_leaves_nothing_to_search_is_refused(rows: list[str], more: dict[str, Any]) -> None:
+    with pytest.raises(SpaceError, match=r"so all points are the same model: leave out space\.sum"):
+        make_space("layer", SHAPES, rows, [WEIGHT], total=1.0, **more)
+    assert make_space("layer", SHAPES, rows, [WEIGHT, DENSITY], total=1.0, **more).dim > 1  # a density moves
+
+
 def test_an_expert_may_be_left_out() -> None:
     space = space_of("model", frozen={"weight/*/a": 0})
     assert space.decode(np.array([1.0, 0.5, 0.5, 0.5, 0.5]))["weight"].tolist() == [[0, 1.0 / 1.5, 0.5 / 1.5]]
