@@ -36,7 +36,7 @@ def metagpt(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
     Raises:
         MergeError: all task vectors are zero.
     """
-    squares = sum(np.diag(_products(vectors, group.spans)) for group in groups)
+    squares = sum(np.diag(products(vectors, group.spans)) for group in groups)
     total = np.sum(squares)
     if not total > 0:
         raise MergeError("All task vectors are zero, so start=metagpt has no shares: write start=1/K.")
@@ -47,7 +47,7 @@ def model_stock(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
     """Return the ratio of Model Stock over K, float64 (G, K); 0 where task vectors point away from each other, as the
     transform of that name has it.
     """
-    found = [_ratio(_products(vectors, group.spans)) / len(vectors.rows) for group in groups]
+    found = [_ratio(products(vectors, group.spans)) / len(vectors.rows) for group in groups]
     return np.repeat(np.array(found)[:, None], len(vectors.rows), axis=1)
 
 
@@ -108,7 +108,7 @@ class Cocktail:
         return shares / shares.sum()
 
 
-def _products(vectors: TaskVectors, spans: Sequence[Span]) -> np.ndarray:
+def products(vectors: TaskVectors, spans: Sequence[Span]) -> np.ndarray:
     """Return the inner products of all rows in some elements, float64 (K, K); chunks alone are in memory."""
     gram = np.zeros((len(vectors.rows), len(vectors.rows)))
     for span in spans:

@@ -367,6 +367,7 @@ def make_searcher(
     start: Arrays | None = None,
     objectives: int = 1,
     negated: Collection[str] = (),
+    gram: np.ndarray | None = None,
 ) -> Searcher:
     """Return the searcher, with its warm start.
 
@@ -376,11 +377,13 @@ def make_searcher(
         start: the coefficients to begin with; None for the best of a few constants.
         objectives: how many values a point has.
         negated: the rows that constants take away, where something is to be forgotten; all where none is named.
+        gram: the inner products of all rows, for a searcher that goes by them (`akin.py`).
 
     Raises:
         ConfigError: the searcher's settings do not fit the space.
     """
     own = {"seed": settings["seed"], **({"objectives": objectives} if objectives > 1 else {})}
+    own |= {"gram": gram} if gram is not None else {}
 
     def make(point: np.ndarray) -> Searcher:
         searcher: Searcher = build(settings["searcher"], "searcher", space=space, start=point, **own)

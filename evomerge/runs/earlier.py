@@ -146,13 +146,23 @@ def as_begun(settings: Mapping[str, Any], directory: Path) -> tuple[dict[str, An
 
 
 def _first_as_begun(now: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """Return the settings of a searcher: one whose log knows no `first` began around the start."""
+    """Return the settings of a searcher: one whose log knows no `first` began around the start, and one whose log knows
+    no `akin` went by weights.
+    """
     from evomerge.searchers.spread import EXPERTS, START  # here, since settings are read without scipy
+    from evomerge.searchers.topk import TASK_VECTORS, WEIGHTS
 
-    if now.get("first") != EXPERTS or before.get("_target_") != now["_target_"] or "first" in before:
+    if before.get("_target_") != now["_target_"]:
         return now, []
-    said = f"note: this run began with a generation around its start, and goes on so: searcher.first={START}"
-    return {**now, "first": START}, [said]
+    found, said = dict(now), list[str]()
+    for name, new, then, how in (
+        ("first", EXPERTS, START, "a generation around its start"),
+        ("akin", TASK_VECTORS, WEIGHTS, "the kinship of weights"),
+    ):
+        if now.get(name) == new and name not in before:
+            found[name] = then
+            said.append(f"note: this run began with {how}, and goes on so: searcher.{name}={then}")
+    return found, said
 
 
 def _chain_as_begun(

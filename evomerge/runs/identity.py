@@ -24,12 +24,13 @@ from evomerge.runs.starts import text_of
 from evomerge.runs.targets import find_class
 from evomerge.searchers.archive import SIZE
 from evomerge.searchers.spread import START
+from evomerge.searchers.topk import WEIGHTS
 
 LATER = ("only", "sum", "map", "masks")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
 FORGETTING = ("forget", "keep")
 """Settings of the objective that count where something is to be forgotten."""
-SINCE = {"lag": 0, "incumbents": SIZE, "first": START}
+SINCE = {"lag": 0, "incumbents": SIZE, "first": START, "akin": WEIGHTS}
 """Settings of searchers that earlier versions had none of, as they search without them."""
 SEVERAL = ("values", "constraints", "choose", "sure")
 """Settings of the objective that earlier versions had none of; the last two count when the search is over."""

@@ -22,6 +22,7 @@ from evomerge.common.progress import Progress, Silent
 from evomerge.problem import Problem
 from evomerge.recipes.handover import make_recipe
 from evomerge.recipes.recipe import Recipe
+from evomerge.runs.akin import products_of
 from evomerge.runs.build import baseline_name, build_problem, find_baselines, find_start, make_searcher
 from evomerge.runs.directory import Run
 from evomerge.runs.earlier import NEGATED
@@ -265,7 +266,8 @@ def _incumbents(run: Run, problem: Problem) -> dict[str, Incumbent]:
     """Rebuild the searcher, tell it the log, and return what it has found, as a resumed search would."""
     start = find_start(from_its_start(run.settings, run.path), problem, Silent(), began=True)
     negated = run.identity["objective"].get(NEGATED, ())  # earlier versions took all experts away
-    searcher = make_searcher(run.settings, problem.space, start, problem.objectives, negated)
+    gram = products_of(run.settings, problem, Silent())
+    searcher = make_searcher(run.settings, problem.space, start, problem.objectives, negated, gram)
     ahead = deque(run.batches)
     for told, batch in enumerate(run.batches):
         while ahead and (

@@ -16,6 +16,7 @@ from evomerge.fitness.base import Fitness
 from evomerge.fitness.capabilities import Checking, check_items
 from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
+from evomerge.runs.akin import products_of
 from evomerge.runs.budget import check_budget, grown
 from evomerge.runs.build import build_problem, find_start, make_searcher, sampling_of
 from evomerge.runs.closed_forms import is_scored
@@ -111,7 +112,8 @@ def make_ready(
     check_approximate(settings, problem.live, fitness)
     late = plan.workers > 0 and any(map(is_scored, [settings["start"], *(settings["baselines"] or [])]))
     start = _start(settings, problem, late, reporter, before is not None)
-    searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated)
+    gram = products_of(settings, problem, reporter)
+    searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated, gram)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     if problem.sampling.approximate and not plan.workers:
         fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])

@@ -29,6 +29,7 @@ from evomerge.common.progress import Progress
 from evomerge.fitness.base import Fitness
 from evomerge.fitness.estimates import Estimate
 from evomerge.fitness.goal import Goal
+from evomerge.runs.akin import products_of
 from evomerge.runs.budget import make_budget
 from evomerge.runs.build import find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
@@ -228,7 +229,8 @@ def _started(call: Call, ready: Ready, workers: Workers) -> tuple[Ready, Mapping
     """Return what is ready with a searcher whose start workers have scored, and the baselines that they have."""
     settings, problem, reporter = ready.settings, ready.problem, call.reporter
     start = find_start(settings, problem, reporter, workers, began=call.before is not None)
-    searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated)
+    gram = products_of(settings, problem, reporter)
+    searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated, gram)
     return replace(ready, searcher=searcher), find_baselines(settings, problem, reporter, workers)
 
 
@@ -298,7 +300,7 @@ def _as_yaml(config: SearchConfig, ready: Ready) -> str:
     given: Any = OmegaConf.to_container(composed, resolve=True)
     live = ready.problem.live
     given["model"]["compute"] = dtype_name(live.compute or live.dtype)
-    for group, name in (("fitness", "approximate"), ("searcher", "first")):
+    for group, name in (("fitness", "approximate"), ("searcher", "first"), ("searcher", "akin")):
         if name in given[group]:
             given[group][name] = ready.settings[group][name]
     return OmegaConf.to_yaml(OmegaConf.create({**in_order(given), "transform": [*ready.settings["transform"]]}))

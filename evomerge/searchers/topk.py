@@ -5,8 +5,9 @@ best models two by two, which join the pool, and one that explores: the average 
 least akin to it. The end is where a generation leaves the k best as they were, or where all of these are near kin.
 
 A model is a point, and the average of two points is the average of their models under method=linear. Kinship is the
-cosine of the weights, as if the task vectors of experts were equally long and at right angles; those of different tasks
-nearly are (`evomerge inspect --kinship`). Values of different batches are compared, so leave fitness.rotate off.
+cosine between what two models have beside the base, as weighted sums of task vectors; or that of their weights, as if
+task vectors were equally long and at right angles. Values of different batches are compared, so leave fitness.rotate
+off.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from itertools import combinations
 import numpy as np
 
 from evomerge.common.errors import ConfigError
+from evomerge.common.names import unknown
 from evomerge.searchers.base import Elite, Incumbent, Needs, Turns
 from evomerge.searchers.experts import Experts
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason
 
+TASK_VECTORS, WEIGHTS = "task_vectors", "weights"
+DIGITS = 9
+"""To so many digits kinship is the same for any number of threads."""
 SAME = 1e-9
 """How far apart two points may be, and be one model."""
 
@@ -47,10 +52,12 @@ class TopK:
         explore: whether the best one is merged with the one that is least akin to it, too.
         kin: kinship above which two models are not merged any more.
         keep: how many of the best points seen are incumbents.
+        akin: of what kinship is the cosine: `task_vectors`, or their `weights`, as in runs of earlier versions.
+        gram: the inner products of all rows in each group, float64 (G, K, K), for the former.
 
     Raises:
-        ConfigError: a setting is out of its range; or experts share a coordinate, cannot be left out within the bounds,
-            or would weigh nothing.
+        ConfigError: a setting is out of its range; there are no inner products, and kinship needs them; or experts
+            share a coordinate, cannot be left out within the bounds, or would weigh nothing.
     """
 
     needs = Needs()
@@ -64,11 +71,21 @@ class TopK:
         explore: bool = True,
         kin: float = 0.9,
         keep: int = 5,
+        akin: str = WEIGHTS,
+        gram: np.ndarray | None = None,
     ) -> None:
         if k < 2:
             raise ConfigError(f"searcher.k={k}: models are merged two by two, so write 2 or more.")
         if not 0 < kin <= 1:
             raise ConfigError(f"searcher.kin={kin} is a cosine above 0, up to 1: write 0.9.")
+        if akin not in (TASK_VECTORS, WEIGHTS):
+            raise ConfigError(f"searcher.akin: {unknown('choice', str(akin), (TASK_VECTORS, WEIGHTS))}")
+        if akin == TASK_VECTORS and gram is None:
+            raise ConfigError(
+                "searcher.akin=task_vectors needs the inner products of the task vectors, and a part of another "
+                "searcher is given none: write akin=weights there."
+            )
+        self._space, self._gram = space, None if akin == WEIGHTS else gram
         self._experts, self._k, self._explore, self._kin = Experts(space, start, "topk"), k, explore, kin
         self._turns, self._elite = Turns(), Elite(keep)
         self._pool: list[_Model] = []
@@ -117,5 +134,10 @@ class TopK:
         return found
 
     def _kinship(self, one: _Model, other: _Model) -> float:
-        a, b = (self._experts.weights(model.x) for model in (one, other))
-        return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+        if self._gram is None:
+            a, b = (self._experts.weights(model.x) for model in (one, other))
+            return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+        both = np.stack([self._space.decode(model.x)["weight"] for model in (one, other)])
+        products = np.einsum("agj,gjk,bgk->ab", both, self._gram, both)
+        lengths = math.sqrt(products[0, 0] * products[1, 1])
+        return round(float(products[0, 1]) / lengths, DIGITS) if lengths > 0 else 0.0  # the base is akin to none

@@ -222,6 +222,23 @@ def test_a_run_that_began_around_its_start_goes_on_so(today: Path, searcher: str
     assert next(read_log(tmp_path / "new" / "trials.jsonl"))["identity"]["searcher"]["first"] == "experts"
 
 
+def test_a_run_that_began_with_the_kinship_of_weights_goes_on_so(today: Path, tmp_path: Path) -> None:
+    """Its log knows no `searcher.akin`, and the same command now asks for that of models."""
+    sizes = ["fitness.items=9", "fitness.select_items=9", "fitness.report_items=30"]
+    command = ["experiment=smoke", "model.suite=suite", "space=model", "searcher=topk", "start=1", *sizes]
+    run, new = tmp_path / "run", tmp_path / "new"
+    run_search(compose(*command, "searcher.akin=weights", "budget=4"), run, Silent())
+    before = (run / "trials.jsonl").read_bytes()
+    run_search(compose(*command, "budget=5"), run, Silent())
+    assert (run / "trials.jsonl").read_bytes().startswith(before)
+    assert "akin" not in next(read_log(run / "trials.jsonl"))["identity"]["searcher"]
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["searcher"]["akin"] == "weights"
+    for budget in (4, 5):  # goes on, and asks for the same
+        run_search(compose(*command, f"budget={budget}"), new, Silent())
+    assert next(read_log(new / "trials.jsonl"))["identity"]["searcher"]["akin"] == "task_vectors"
+    export.main([str(new), "-o", str(tmp_path / "one.yaml")])
+
+
 @pytest.mark.parametrize(("transform", "setting"), [("opcm", {"tables": "projected"}), ("iso_cts", {"zeros": False})])
 def test_a_run_that_began_with_another_form_of_a_transform_goes_on_so(
     today: Path, transform: str, setting: dict[str, Any], tmp_path: Path

@@ -113,6 +113,7 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "popsize": (7,),
     "points": (30,),
     "first": ("start",),
+    "akin": ("weights",),
     "coordinate": ("weight/encoder.layer.0/trees",),
     "betas": ([0.8, 0.99],),
     "schedule": ("linear",),

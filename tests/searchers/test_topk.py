@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evomerge.common.errors import ConfigError
-from evomerge.searchers.topk import TopK
+from evomerge.searchers.topk import TopK, _Model
 from evomerge.space.coefficients import CoefficientSpace, make_space
 from evomerge.space.variable import Variable
 from tests.kit.searching import drive
@@ -64,6 +64,34 @@ def test_near_kin_are_not_merged() -> None:
     assert asked([0.6, 0.3, 0.2, 0.1], k=2, explore=False, kin=0.7)[0] == [["a", "b", "c", "d"], ["a/2 b/2"]]
 
 
+def gram_of(vectors: np.ndarray) -> np.ndarray:
+    """The inner products of four task vectors in each of two groups, of vectors (2, 4, n)."""
+    return np.einsum("gjn,gkn->gjk", vectors, vectors)
+
+
+def test_kinship_is_that_of_the_models_and_not_of_their_weights() -> None:
+    """Its own numbers beside whole models: merges of task vectors, put one after the other."""
+    vectors = np.random.default_rng(1).normal(size=(2, 4, 30))
+    space, searcher = searcher_of("layer", akin="task_vectors", gram=gram_of(vectors))
+    pair = np.random.default_rng(2).uniform(0, 1, (2, space.dim))
+    one, other = (np.einsum("gk,gkn->gn", space.decode(x)["weight"], vectors).ravel() for x in pair)
+    models = [_Model(x, 0.0, at) for at, x in enumerate(pair)]
+    assert searcher._kinship(*models) == pytest.approx(one @ other / np.sqrt((one @ one) * (other @ other)), abs=1e-8)
+
+
+def test_experts_that_are_nearly_the_same_are_not_merged() -> None:
+    """a and b are the best two, and one model but for its length; by weights they would be merged first."""
+    vectors = np.zeros((1, 4, 4))
+    vectors[0] = np.eye(4)
+    vectors[0, 1] = 2 * vectors[0, 0]
+    settings = {"k": 2, "explore": False, "akin": "task_vectors", "gram": gram_of(vectors)}
+    assert asked([0.6, 0.5, 0.2, 0.1], **settings)[0] == [["a", "b", "c", "d"]]
+    assert asked([0.6, 0.2, 0.5, 0.1], **settings)[0][1] == ["a/2 c/2"]
+    assert asked([0.6, 0.5, 0.2, 0.1], k=2, explore=False)[0][1] == ["a/2 b/2"]
+    least = asked([0.6, 0.5, 0.2, 0.1], **{**settings, "explore": True})[0][1]
+    assert least == ["a/2 c/2"]  # c has nothing of a, and b is all of it
+
+
 def test_models_that_fail_are_left_out() -> None:
     space, searcher = searcher_of()
     batches = drive(searcher, lambda x: {"a": None, "b": float("nan")}.get(said(space, x), float(x.sum())), 100)
@@ -72,7 +100,15 @@ def test_models_that_fail_are_left_out() -> None:
     assert len(drive(searcher, lambda x: None, 100)) == 1
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"k": 1}, "write 2 or more"), ({"kin": 1.5}, "write 0.9")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 1}, "write 2 or more"),
+        ({"kin": 1.5}, "write 0.9"),
+        ({"akin": "task_vector"}, "did you mean 'task_vectors'"),
+        ({"akin": "task_vectors"}, "write akin=weights"),
+    ],
+)
 def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         searcher_of(**settings)
