@@ -36,8 +36,9 @@ from evomerge.selection.summary import HeldOut, Rescored, Selected
 
 logger = logging.getLogger(__name__)
 
-CONSTANTS = tuple(round(0.1 * i, 1) for i in range(1, 16))
-"""The constants among which the best one is chosen, those within the bounds of the weight."""
+CONSTANTS = (*(round(0.1 * i, 1) for i in range(1, 16)), 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""The constants among which the best one is chosen, those within the bounds of the weight. Those above 1.5 are for
+spectral transforms, which are often best there (experiments/methods)."""
 TAKEN_AWAY = tuple(round(0.05 * i, 2) for i in range(-20, 1))
 """The same where something is to be forgotten: Ilharco et al. (2023, section 3) try these sizes, of the task vectors
 of what is to be forgotten alone.
@@ -230,4 +231,4 @@ def constants_within(low: float, high: float, forget: bool = False) -> list[floa
         forget: whether something is to be forgotten.
     """
     tried = TAKEN_AWAY if forget else CONSTANTS
-    return [c for c in tried if low <= c <= high] or np.linspace(low, high, len(CONSTANTS)).tolist()
+    return [c for c in tried if low <= c <= high] or np.linspace(low, high, 15).tolist()

@@ -15,7 +15,7 @@ from evomerge.fitness.goal import Goal
 from evomerge.fitness.objectives import Objective
 from evomerge.search.stopping import Stopped
 from evomerge.searchers.base import Incumbent
-from evomerge.selection.choosing import select
+from evomerge.selection.choosing import constants_within, select
 from evomerge.selection.racing import choose
 from evomerge.selection.statistics import Paired, paired, score_of
 
@@ -345,3 +345,9 @@ def test_a_finalist_that_may_lack_a_little_gives_way_to_one_that_does_not(sure, 
     assert selection.limits.held
     assert (selection.limits.missed == selection.limits.select) == (winner == "constant 0.1")  # which has no error
     assert bool(selection.limits.missed) == bool(sure)
+
+
+def test_constants_reach_as_far_as_the_bounds():
+    assert constants_within(0, 1.5) == [round(0.1 * i, 1) for i in range(1, 16)]
+    assert constants_within(0, 3)[15:] == [2, 2.5, 3]
+    assert constants_within(1.6, 1.8) == pytest.approx(np.linspace(1.6, 1.8, 15))
