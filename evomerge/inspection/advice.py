@@ -52,12 +52,12 @@ def _method(number: int, cosine: float) -> str:
     if cosine >= RUINED:
         return (
             f"transform=iso_c or wudi, 9 and 6 points above plain task vectors on the image classifiers here, whose "
-            f"mean cosine was 0.03 (yours: {cosine:.3f}), and weights from 0.1 on; one such suite is little, and "
+            f"mean cosine was 0.03 (yours: {cosine:.3f}), and weights from 0.1 to 3; one such suite is little, and "
             f"{COMPARE}"
         )
     return (
-        f"transform=tsvm, 2 and 5 points above plain task vectors on both text suites here, whose mean cosines were "
-        f"below 0.01 (yours: {cosine:.3f}); two suites are few, and {COMPARE}"
+        f"transform=iso_c with weights up to 3, 5 and 2 points above plain task vectors on both text suites here, "
+        f"whose mean cosines were below 0.01 (yours: {cosine:.3f}); two suites are few, and {COMPARE}"
     )
 
 

@@ -19,11 +19,11 @@ def cosines(number: int, between: float) -> np.ndarray:
     [
         (1, 0.0, "one expert: searcher=grid"),
         (2, 0.01, "two experts: weights of 0.3, 0.5, 0.7 and 1"),
-        (3, 0.01, "transform=tsvm, 2 and 5 points"),
+        (3, 0.01, "transform=iso_c with weights up to 3, 5 and 2 points"),
         (4, 0.05, "transform=iso_c or wudi, 9 and 6 points"),
         (3, 0.9, "the experts changed alike (mean cosine 0.90): an average"),
         (2, 0.9, "the experts changed alike"),
-        (3, float("nan"), "transform=tsvm, "),
+        (3, float("nan"), "transform=iso_c with weights up to 3"),
     ],
 )
 def test_it_goes_by_number_and_cosine(number: int, between: float, expected: str) -> None:
