@@ -7,7 +7,8 @@ weight for each group and row. Only the last one needs data.
     model_stock   t / K with t = K c / (1 + (K - 1) c), group by group, where c is the mean of the cosines between the
                   task vectors of each two experts (Jang et al. 2024, arXiv 2403.19522, section 3.3)
     lines         1 / K + d / 2 at depth d, from 0 in the first block to 1 in the last (Wang et al. 2025, arXiv
-                  2410.17146, section 4; the paper searches the slope); 1 / K outside blocks
+                  2410.17146, section 4; the paper searches the slope); 1 / K outside blocks. One expert alone has
+                  1 / 2 in place of 1 / K, since the paper's slope is 1 less that then
     cocktail      exp(-loss_k / T) / Σ_j exp(-loss_j / T) in all groups (Xiao et al. 2023, arXiv 2311.13534)
 """
 
@@ -52,8 +53,9 @@ def model_stock(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
 
 
 def lines(vectors: TaskVectors, groups: Sequence[Group]) -> np.ndarray:
-    """Return a line over the depth, float64 (G, K)."""
-    found = [1 / len(vectors.rows) + SLOPE * (group.depth or 0.0) for group in groups]
+    """Return a line over the depth, float64 (G, K); for one expert alone it ends at 1."""
+    first = 1 / len(vectors.rows) if len(vectors.rows) > 1 else 1 - SLOPE
+    found = [first + SLOPE * (group.depth or 0.0) for group in groups]
     return np.repeat(np.array(found)[:, None], len(vectors.rows), axis=1)
 
 

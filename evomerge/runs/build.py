@@ -271,7 +271,7 @@ def find_start(
         return {"weight": 1 / len(space.rows)}
     if isinstance(start, int | float) and not isinstance(start, bool):
         return {"weight": float(start)}
-    if (weights := closed_form(start, settings, problem, reporter, workers)) is not None:
+    if (weights := closed_form(start, settings, problem, reporter, workers, began)) is not None:
         if _otherwise({"weight": weights}, space.start({"weight": weights}), space):
             reporter.say(f"note: the space cannot express {START}{said(start)}: its nearest point stands in its place")
         return {"weight": weights}
@@ -344,6 +344,32 @@ def find_baselines(
         except (ConfigError, SpaceError) as error:
             raise ConfigError(f"baselines: {error}") from error
     return points
+
+
+def unscored(
+    settings: Mapping[str, Any], problem: Problem, start: Arrays | None, gram: np.ndarray | None = None
+) -> str:
+    """Return a note where a search begins around a closed form or a file without scoring it, as CMA-ES does, and no
+    baseline judges it; nothing elsewhere.
+
+    Args:
+        settings: of the search.
+        problem: what is searched.
+        start: the coefficients that it begins with.
+        gram: what `make_searcher` takes.
+    """
+    given, judged = settings["start"], settings.get("baselines") or []
+    if start is None or isinstance(given, int | float) or given in judged:
+        return ""
+    if isinstance(given, str) and given not in FORMS and numbers_only(open_start(given), problem):
+        return ""  # no merge that could be judged
+    first = make_searcher(settings, problem.space, start, problem.objectives, problem.negated, gram).ask().points
+    if np.isclose(first, problem.space.start(start), 0, NEAR).all(axis=1).any():
+        return ""
+    return (
+        f"note: the search begins around start={said(given)} and does not score it; what it is worth is said with "
+        f"'baselines=[{said(given)}]'"
+    )
 
 
 def baseline_name(start: Any) -> str:

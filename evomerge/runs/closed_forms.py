@@ -17,9 +17,10 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
-from evomerge.merging.starts import STARTS, Cocktail
+from evomerge.merging.starts import STARTS, Cocktail, lines
 from evomerge.merging.trajectories import SCHEDULES, Schedule
 from evomerge.problem import Problem
+from evomerge.runs.targets import find_class
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
 from evomerge.selection.evaluation import contender_of, outcome_of
 from evomerge.selection.named import Model
@@ -35,8 +36,43 @@ FORMS = (UNIFORM, *CLOSED)
 """All starts that need no number, no search and no file."""
 
 
+def check_untransformed(settings: Mapping[str, Any], began: bool, reporter: Progress) -> None:
+    """Refuse closed forms where transforms change the experts first: they are made for the experts as they are.
+
+    Args:
+        settings: of a search.
+        began: whether the run has begun: one of an earlier version may have begun with such a start, and goes on so.
+        reporter: is told so then.
+
+    Raises:
+        ConfigError: start or baselines name one, and there is a transform.
+    """
+    chain = settings.get("transform") or ()
+    steps = " + ".join(find_class(str(step["_target_"]), "transform").name for step in chain)
+    if not steps:
+        return
+    given = settings.get("baselines")
+    asked = [("start", settings["start"]), *(("baselines", one) for one in (given if isinstance(given, list) else ()))]
+    for setting, start in asked:
+        if not isinstance(start, Mapping) and start not in FORMS:
+            continue
+        made = f"is made for the experts as they are, and the search changes them first ({steps})"
+        if began and setting == "start":
+            reporter.say(f"note: start={said(start)} {made}: its weights make another merge. This run began so")
+            continue
+        raise ConfigError(
+            f"{setting}: {said(start)} {made}, so its weights would make another merge: write transform=none; or, for "
+            f"these transforms, a number in its place, such as 1."
+        )
+
+
 def closed_form(
-    start: Any, settings: Mapping[str, Any], problem: Problem, reporter: Progress, workers: Workers | None = None
+    start: Any,
+    settings: Mapping[str, Any],
+    problem: Problem,
+    reporter: Progress,
+    workers: Workers | None = None,
+    began: bool = False,
 ) -> np.ndarray | None:
     """Return the weights of a closed form, float64 (G, K); None where `start` names none.
 
@@ -46,6 +82,7 @@ def closed_form(
         problem: what is searched.
         reporter: is told when all task vectors are read, or experts scored.
         workers: score experts; None where this process does.
+        began: whether the run has begun, so that one of an earlier version goes on as it was.
 
     Raises:
         ConfigError: it has no such settings, or does not fit what is searched.
@@ -58,6 +95,11 @@ def closed_form(
     if name in STARTS:
         if given:
             raise ConfigError(f"start={name} has no settings: leave out {', '.join(map(str, given))}.")
+        if STARTS[name].weights is lines and not began and not any(group.depth for group in groups):
+            raise ConfigError(
+                f"start={name} grows with the depth, and no group of this space has one, so it would be 1/K: write "
+                f"space=layer, or start=1/K."
+            )
         with reporter.working(f"reading the task vectors for start={name}"):
             return STARTS[name].weights(problem.rows, groups)
     if list(problem.space.rows) != list(problem.sources.experts):

@@ -18,7 +18,7 @@ from evomerge.fitness.sampling import Subset
 from evomerge.problem import Problem
 from evomerge.runs.akin import products_of
 from evomerge.runs.budget import check_budget, grown
-from evomerge.runs.build import build_problem, find_start, make_searcher, sampling_of
+from evomerge.runs.build import build_problem, find_start, make_searcher, sampling_of, unscored
 from evomerge.runs.closed_forms import is_scored
 from evomerge.runs.computing import Begun, check_kept, kept
 from evomerge.runs.engine import of_this_process
@@ -114,6 +114,8 @@ def make_ready(
     start = _start(settings, problem, late, reporter, before is not None)
     gram = products_of(settings, problem, reporter)
     searcher = make_searcher(settings, problem.space, start, problem.objectives, problem.negated, gram)
+    if before is None and not late and (note := unscored(settings, problem, start, gram)):
+        reporter.say(note)
     fitnesses = {split: live_fitness(problem, items) for split, items in problem.items.items()}  # refuses bad items
     if problem.sampling.approximate and not plan.workers:
         fitnesses[APPROXIMATELY] = approximately(problem, fitnesses["search"])

@@ -33,6 +33,7 @@ from evomerge.runs.akin import products_of
 from evomerge.runs.budget import make_budget
 from evomerge.runs.build import find_baselines, find_start, make_searcher
 from evomerge.runs.checks import make_fitness
+from evomerge.runs.closed_forms import check_untransformed
 from evomerge.runs.computing import Begun, begun, said
 from evomerge.runs.config import check, plain
 from evomerge.runs.directory import record_command
@@ -132,6 +133,7 @@ def run_search(
     for note in told:
         reporter.say(note)
     before, deadline = begun(directory), Deadline(settings["budget_hours"], clock)
+    check_untransformed(settings, before is not None, reporter)
     fitness = (given and given.fitness) or make_fitness(settings["fitness"])
     check_reported(settings, fitness.metrics)
     plan = planned(settings, before, fitness)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,12 @@ def test_lines_rise_with_the_depth() -> None:
     found = dict(zip((group.name for group in groups), lines(vectors, groups)[:, 0], strict=True))
     assert [found[name] for name in found if "layers" in name] == pytest.approx([1 / 3, 1 / 3 + 0.25, 1 / 3 + 0.5])
     assert [found[name] for name in found if "layers" not in name] == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_lines_of_one_expert_end_at_all_of_it() -> None:
+    """As in the paper for a single task: the slope is 1 less the first weight."""
+    vectors = drawn()
+    alone = replace(vectors, deltas={"a": vectors.deltas[vectors.rows[0]]})
+    groups = make_groups("layer", vectors.parameters)
+    found = dict(zip((group.name for group in groups), lines(alone, groups)[:, 0], strict=True))
+    assert [found[name] for name in found if "layers" in name] == pytest.approx([0.5, 0.75, 1])

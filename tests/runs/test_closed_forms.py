@@ -15,7 +15,8 @@ from evomerge.common.errors import ConfigError
 from evomerge.common.progress import Silent
 from evomerge.problem import Problem
 from evomerge.report.facts import RunFacts
-from evomerge.runs.build import find_baselines, find_start
+from evomerge.runs.build import find_baselines, find_start, unscored
+from evomerge.runs.closed_forms import check_untransformed
 from evomerge.runs.directory import open_run
 from evomerge.runs.outputs import show
 from evomerge.runs.points import find_finalist
@@ -192,6 +193,70 @@ def test_a_baseline_that_the_space_cannot_express_is_said_to_be_another(
 def test_baselines_that_are_none(sources: list[str], problem: Problem, given: str, wrong: str) -> None:
     with pytest.raises(ConfigError, match=rf"baselines: {wrong}: write a list of numbers, .* files that are"):
         find_baselines(settings_of(*sources, given), problem, Reporter())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["searcher=cmaes", "start=metagpt"], True),
+        (["searcher=cmaes", "start=1/K"], True),
+        (["searcher=cmaes", "start=metagpt", "baselines=[metagpt]"], False),
+        (["searcher=cmaes", "start=0.3"], False),
+        (["searcher=cmaes"], False),
+        (["searcher=random", "start=metagpt"], False),
+        (["searcher=tpe", "start=metagpt"], False),
+    ],
+)
+def test_a_start_that_the_search_does_not_score_is_said_to_be_so(
+    sources: list[str], problem: Problem, given: list[str], said: bool
+) -> None:
+    settings = settings_of(*sources, *given)
+    note = unscored(settings, problem, find_start(settings, problem, Silent()))
+    start = str(settings["start"])
+    assert ("does not score it" in note and f"'baselines=[{start}]'" in note) == said
+
+
+@pytest.mark.parametrize("transform", ["star", "ties", "[trim,elect]", "iso_c"])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("start=1/K", "start: 1/K"),
+        ("start=metagpt", "start: metagpt"),
+        ("start={cocktail: {temperature: 2}}", r"start: cocktail\(temperature=2\)"),
+        ("baselines=[0.3,lines]", "baselines: lines"),
+    ],
+)
+def test_closed_forms_are_of_experts_that_no_transform_has_changed(
+    sources: list[str], tmp_path: Path, transform: str, given: str, named: str
+) -> None:
+    settings = compose(*sources, f"transform={transform}", given)
+    name = transform.strip("[]").replace(",", r" \+ ")
+    with pytest.raises(ConfigError, match=rf"{named} is made .* first \({name}\), .* transform=none; or, .* such as 1"):
+        run_search(settings, tmp_path, Silent())
+    assert not (tmp_path / "trials.jsonl").exists()
+
+
+def test_a_run_that_began_with_a_closed_form_after_a_transform_goes_on(
+    sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(*sources, "transform=star", "start=1/K", "baselines=[0.3]")
+    check_untransformed(settings, True, Reporter())
+    assert "note: start=1/K is made for the experts as they are, and the search" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="baselines: 1/K is made for the experts"):
+        check_untransformed({**settings, "baselines": ["1/K"]}, True, Silent())
+
+
+def test_lines_need_groups_of_other_depths(sources: list[str], problem: Problem) -> None:
+    vectors, names = problem.vectors, list(problem.space.rows)
+    space = make_space("model", vectors.parameters, names, problem.method.variables, zero=vectors.zero)
+    flat = replace(problem, space=space)
+    for given in ("start=lines", "baselines=[lines]"):
+        find = find_start if given.startswith("start") else find_baselines
+        with pytest.raises(ConfigError, match=r"start=lines grows with the depth, .* write space=layer, or start=1/K"):
+            find(settings_of(*sources, given), flat, Silent())
+    found = find_start(settings_of(*sources, "start=lines"), flat, Silent(), began=True)
+    assert found is not None
+    np.testing.assert_allclose(found["weight"], 1 / len(names))
 
 
 def test_workers_score_the_experts_of_a_cocktail_as_this_process_does(
