@@ -20,7 +20,7 @@ from evomerge.merging.method import Method, check_rows
 from evomerge.recipes.recipe import Recipe
 from evomerge.transforms import families
 from evomerge.transforms.base import Transform
-from evomerge.transforms.chain import Chain, Step, row_names
+from evomerge.transforms.chain import KEEP, RESTS, Chain, Step, row_names
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in methods.METHODS}
 TRANSFORMS: dict[str, type[Transform]] = {transform.name: transform for transform in families.TRANSFORMS}
@@ -119,13 +119,14 @@ def make_step(kind: Any, given: Mapping[str, Any]) -> Step:
 
     Args:
         kind: the class of the transform.
-        given: its arguments; and `only`, names or patterns of the parameters that it is for.
+        given: its arguments; `only`, names or patterns of the parameters that it is for; and `rest`, what becomes of
+            the others.
 
     Raises:
         ConfigError: it is no transform, has no such arguments, or needs what it cannot be given.
     """
     kind = _checked(kind)
-    own = {name: value for name, value in given.items() if name != "only"}
+    own = {name: value for name, value in given.items() if name not in ("only", "rest")}
     check_names(kind, own, f"the transform {kind.name}")
     check_arguments(kind, own, f"transform.{kind.name}")
     only = given.get("only") or []
@@ -134,12 +135,20 @@ def make_step(kind: Any, given: Mapping[str, Any]) -> Step:
             f"transform.{kind.name}.only={only}: write a list of names or patterns of parameters, such as "
             f'["*.attention.*"].'
         )
+    rest = given.get("rest", KEEP)
+    if rest not in RESTS:
+        raise ConfigError(f"transform.{kind.name}.rest={rest}: write {' or '.join(RESTS)}.")
+    if rest != KEEP and not only:
+        raise ConfigError(
+            f"transform.{kind.name}.rest={rest} is of the parameters that `only` leaves out, and there is no `only`: "
+            f'write it, such as ["encoder.layer.*"], or leave out rest.'
+        )
     if kind.needs != "nothing":
         raise ConfigError(
             f"The transform {kind.name} needs {kind.needs}, and evomerge gives a transform the task vectors alone so "
             f"far: choose one that needs nothing else, such as {', '.join(TRANSFORMS)}."
         )
-    return Step(_made(kind, own, "transform"), tuple(only))
+    return Step(_made(kind, own, "transform"), tuple(only), rest)
 
 
 def check_chain(method: type[Method] | Method, chain: Chain) -> None:

@@ -60,7 +60,7 @@ def resolved(given: Any) -> list[dict[str, Any]]:
 def _unsaid(step: Mapping[str, Any], name: str, value: Any) -> bool:
     """Return whether a setting is as it was before there was such a setting: then nothing names it."""
     ours = str(step.get("_target_")).startswith("evomerge.")
-    return (name, value) == ("only", None) or (ours and (name, value) == ("svd", "exact"))
+    return (name, value) in (("only", None), ("rest", "keep")) or (ours and (name, value) == ("svd", "exact"))
 
 
 def make_chain(settings: Sequence[Mapping[str, Any]]) -> Chain:

@@ -1,8 +1,8 @@
 """Chains: transforms one after the other, each on all parameters or on those that patterns name.
 
 In: a chain, and task vectors. Out: the names of its rows, its description as plain data, and a `Stage`: one step of it,
-prepared, which makes all rows of a parameter at once. Parameters that a step is not for pass through as they are; so
-do their rows, beside those that the step makes.
+prepared, which makes all rows of a parameter at once. Parameters that a step is not for pass through as they are, and
+so do their rows, beside those that the step makes; or they are averaged, or stay the base's, as most papers have it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from evomerge.task_vectors.dense import DenseDelta
 from evomerge.task_vectors.store import TaskVectors
 from evomerge.transforms.base import Transform
 
+RESTS = KEEP, AVERAGE, BASE = ("keep", "average", "base")
+"""What becomes of the parameters that a step is not for."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -32,10 +35,14 @@ class Step:
     Attributes:
         transform: what is done.
         only: names or patterns of the parameters to which it is done; none for all of them.
+        rest: what becomes of the others: `keep` leaves their rows as they are, so that a weight of 1 adds all of them
+            up; `average` divides by the number of rows, or makes the mean where the transform has rows of its own;
+            `base` leaves nothing.
     """
 
     transform: Transform
     only: tuple[str, ...] = ()
+    rest: str = KEEP
 
     def chosen(self, parameters: Collection[str]) -> tuple[str, ...]:
         """Return the parameters that this step is for, in their order.
@@ -67,7 +74,7 @@ class Step:
         made = list(self.transform.rows(before))
         rows = (
             [*made, *(row for row in before if row not in made)]
-            if len(self.chosen(parameters)) < len(parameters)
+            if self.rest == KEEP and len(self.chosen(parameters)) < len(parameters)
             else made
         )
         if not rows or len(set(rows)) < len(rows) or not all(isinstance(row, str) and row for row in rows):
@@ -76,12 +83,18 @@ class Step:
             )
         return tuple(rows)
 
+    def mean_row(self, before: Sequence[str]) -> str | None:
+        """Return the row that has the mean of what is averaged; None where each row before it has its share."""
+        made = list(self.transform.rows(before))
+        return next(iter(self.transform.unscaled), None if set(before) <= set(made) else made[0])
+
     def about(self) -> dict[str, Any]:
-        """Return the step as plain data: name, settings, and what it is for."""
+        """Return the step as plain data: name, settings, what it is for, and what becomes of the rest."""
         return {
             "name": called(self.transform.name, type(self.transform)),
             **self.transform.settings,
             **({"only": list(self.only)} if self.only else {}),
+            **({"rest": self.rest} if self.rest != KEEP else {}),
         }
 
 
@@ -119,6 +132,7 @@ class Stage:
         self._chosen = frozenset(chosen := step.chosen(vectors.parameters))
         self.rows = step.rows(vectors.rows, vectors.parameters)
         self._made = frozenset(step.transform.rows(vectors.rows))
+        self._rest, self._mean = step.rest, step.mean_row(vectors.rows)
         given = restricted(vectors, chosen)
         self._state = step.transform.prepare(watched(given, step, progress) if progress else given, None)
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
@@ -132,8 +146,20 @@ class Stage:
         if self._last[0] != name:
             given = {row: self._vectors.dense(row, name) for row in self._vectors.rows}
             deltas = {row: delta for row, delta in given.items() if delta is not None}
-            self._last = (name, self._changed(name, deltas) if name in self._chosen else deltas)
+            self._last = (name, self._changed(name, deltas) if name in self._chosen else self._others(deltas))
         return self._last[1]
+
+    def _others(self, deltas: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the rows of a parameter that the step is not for."""
+        if self._rest == KEEP or not deltas:
+            return deltas
+        if self._rest == BASE:
+            return {}
+        number = len(self._vectors.rows)
+        if self._mean is None:
+            return {row: delta / number for row, delta in deltas.items()}
+        mean = sum(deltas.values(), torch.zeros(())) / number
+        return {self._mean: mean} if mean.any() else {}
 
     def _changed(self, name: str, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found, shape = self._transform.apply(name, deltas, self._state), self._vectors.parameters[name]

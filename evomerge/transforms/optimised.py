@@ -2,7 +2,8 @@
 
 In: task vectors. Out: one merged row, or the experts' rows with a common change added; matrix by matrix. The losses are
 sums of squares, so their gradients stand here as they are, and nothing is drawn: the same task vectors give the same
-rows. All of it is float32. Some hundred steps on a large matrix take a while; `only` leaves embeddings out.
+rows. All of it is float32. Some hundred steps on a large matrix take a while; `only` leaves embeddings out, which most
+papers average (`rest=average`).
 """
 
 from __future__ import annotations

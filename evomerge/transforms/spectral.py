@@ -1,7 +1,7 @@
 """Transforms of matrices by their singular values; what is no matrix is averaged.
 
 In: task vectors; each matrix of one is decomposed as U diag(s) Vᵀ, in float32. Out: rows, matrix by matrix. Large
-matrices take a while: `only` leaves embeddings as they are.
+matrices take a while: `only` leaves embeddings out, and with `rest=average` they are averaged.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from evomerge.task_vectors.masked import masked
 from evomerge.task_vectors.packing import mask_of, pack
 from evomerge.task_vectors.store import TaskVectors, describe
 from evomerge.task_vectors.stores import AUTO, LOSSY
-from evomerge.transforms.chain import Chain, Stage, Step, row_names
+from evomerge.transforms.chain import KEEP, Chain, Stage, Step, row_names
 
 FORMAT = "evomerge transformed task vector 3"
 KEPT = "evomerge kept task vector 1"
@@ -82,6 +82,7 @@ def _contents(vectors: TaskVectors, chain: Chain) -> list[Any]:
         return [describe(vectors.base, expert, vectors.parameters) for expert in vectors.experts.values()]
     *before, step = chain
     transform, restriction = step.transform, {"only": step.chosen(vectors.parameters)} if step.only else {}
+    restriction |= {"rest": step.rest} if step.rest != KEEP else {}
     code = {"code": code} if (code := code_of(type(transform))) else {}
     own = {**transform.settings, **restriction, **code}
     return [

@@ -20,7 +20,7 @@ W2 = torch.tensor([[1.2, 0.6, 0.4, 0.8], [0.6, 1.2, 0.8, 0.4], [0.8, 0.4, 0.6, 1
 def usual(name: str, **other: int) -> Transform:
     """The transform of that name with the settings of its file, but for others."""
     (settings,) = load_choice("transform", name).values()
-    given = {key: value for key, value in settings.items() if key not in ("_target_", "only")}
+    given = {key: value for key, value in settings.items() if key not in ("_target_", "only", "rest")}
     return TRANSFORMS[name](**{**given, **other})
 
 

@@ -17,6 +17,7 @@ ROWS = {"model": {"a": 0.5}}
 
 PARAMETERS = ("w", "bias")
 FOREIGN = "tests.kit.transforms."
+CHOSEN = {"only": ["w*"], "rest": "average"}
 
 
 def recipe(name: str = "linear", transform: Any = (), rows: Any = (), **settings: Any) -> Recipe:
@@ -40,12 +41,12 @@ def test_names_become_methods():
 def test_names_become_transforms():
     assert make_chain(recipe(), PARAMETERS) == ()
     (first, second) = make_chain(
-        recipe(transform=[{"name": "ties", "density": 0.3}, {"name": FOREIGN + "Scale", "by": 3, "only": ["w*"]}]),
+        recipe(transform=[{"name": "ties", "density": 0.3}, {"name": FOREIGN + "Scale", "by": 3, **CHOSEN}]),
         PARAMETERS,
     )
     assert isinstance(first.transform, TrimElect)
     assert (first.transform.density, first.only) == (0.3, ())
-    assert (second.about()) == {"name": FOREIGN + "Scale", "by": 3, "only": ["w*"]}
+    assert second.about() == {"name": FOREIGN + "Scale", "by": 3, **CHOSEN}
     with pytest.raises(ConfigError, match="coefficients of the rows a, and its transforms make all: correct `rows`"):
         make_chain(recipe(transform=[{"name": FOREIGN + "Sum"}]), PARAMETERS)
 
@@ -96,6 +97,12 @@ def test_what_is_refused(method, message):
         ("linear", {"name": "ties", "density": [1]}, r"recipe: density of the transform ties is \[1\]: write a number"),
         ("linear", {"name": "ties", "only": "w"}, r'recipe: transform.ties.only=w: write a list.*\["\*.attention'),
         ("linear", {"name": "ties", "only": ["v"]}, "for the parameters 'v', and there are none.*The nearest are w"),
+        ("linear", {"name": "ties", "only": ["w"], "rest": "mean"}, "ties.rest=mean: write keep or average or base"),
+        (
+            "linear",
+            {"name": "ties", "rest": "average"},
+            "rest=average is of the parameters that `only` leaves out, and",
+        ),
         ("linear", {"name": "os.system", "command": 1}, "is no transform: derive the class from"),
         (
             "linear",

@@ -46,6 +46,10 @@ def chain(*arguments: str) -> list[dict[str, Any]]:
         (["transform=[ties]"], [TIES]),
         (["transform=ties", "transform.ties.density=0.3"], [{**TIES, "density": 0.3}]),
         (["transform=ties", "transform.ties.only=[encoder.*]"], [{**TIES, "only": ["encoder.*"]}]),
+        (
+            ["transform=ties", "transform.ties.only=[encoder.*]", "transform.ties.rest=average"],
+            [{**TIES, "only": ["encoder.*"], "rest": "average"}],
+        ),
         (["method=ties_frozen"], [TIES]),
         (["method=ties_frozen", "method.transform.density=0.4"], [{**TIES, "density": 0.4}]),
         (["experiment=adamerging_pp"], [TIES]),
@@ -65,7 +69,7 @@ def test_forms_of_the_setting(arguments: list[str], expected: list[dict[str, Any
 
 def test_names_of_files_compose_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Hydra makes of `transform=[mine,ties]`, where there is a file for each."""
-    composed = {"mine": {**SCALE, "by": 3}, "ties": {**TIES, "only": None}}
+    composed = {"mine": {**SCALE, "by": 3}, "ties": {**TIES, "only": None, "rest": "keep"}}
     assert resolved(composed) == [{**SCALE, "by": 3}, TIES]
     assert resolved(dict(reversed(composed.items()))) == [TIES, {**SCALE, "by": 3}]
 

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from evomerge.common.errors import ConfigError, MergeError
 from evomerge.task_vectors.store import TaskVectors
+from evomerge.transforms.averages import ModelStock
+from evomerge.transforms.base import Transform
 from evomerge.transforms.chain import Stage, Step, row_names, streamed
+from evomerge.transforms.optimised import Doge, OptMerge, Wudi
+from evomerge.transforms.spectral import Cart, IsoC, IsoCts, Star, TsvM
 from evomerge.transforms.store import transformed
 from evomerge.transforms.ties import TrimElect
 from tests.kit.models import SHAPES, drawn
@@ -75,6 +79,49 @@ def test_rows_of_other_parameters_stand_beside_those_of_a_restricted_transform(
     assert row_names((Step(Sum(), NORMS),), "abc", list(SHAPES)) == found.rows
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [Wudi(2), OptMerge(2), TsvM(), IsoC(), IsoCts(), Star(), ModelStock(), Cart(), Doge(steps=2)],
+    ids=lambda transform: transform.name,
+)
+@pytest.mark.parametrize(("rest", "share"), [("keep", 1), ("average", 1 / 3), ("base", 0)])
+def test_what_becomes_of_the_rest(
+    vectors: TaskVectors, tmp_path: Path, transform: Transform, rest: str, share: float
+) -> None:
+    """The sum of all rows, with weights of 1, is that of the experts, their mean, or nothing; the row of an average is
+    that of the transform. What the step is for is as ever.
+    """
+    step = Step(transform, ("layers.*",), rest)
+    found, usual = (
+        transformed(vectors, (step,), tmp_path),
+        transformed(vectors, (Step(transform, step.only),), tmp_path),
+    )
+    assert found.rows == usual.rows if rest == "keep" else found.rows == tuple(transform.rows(vectors.rows))
+    assert row_names((step,), vectors.rows, vectors.parameters) == found.rows
+    for name, shape in vectors.parameters.items():
+        sums = [
+            sum((d for row in one.rows if (d := one.dense(row, name)) is not None), torch.zeros(shape))
+            for one in (found, usual, vectors)
+        ]
+        inside = name.startswith("layers.")
+        torch.testing.assert_close(sums[0], sums[1] if inside else share * sums[2], rtol=1e-5, atol=1e-6)
+    streams = streamed(vectors, Stage(step, vectors))
+    assert (streams.rows, streams.zero) == (found.rows, found.zero)
+    assert torch.equal(whole(streams), whole(found))
+
+
+def test_the_average_of_the_rest_is_in_a_row_of_the_transform(vectors: TaskVectors) -> None:
+    """One weight for everything, but for those rows that keep a weight of 1, is that of the paper on the rest, too."""
+    mean = (
+        sum((d for row in vectors.rows if (d := vectors.dense(row, "embed.weight")) is not None), torch.zeros(())) / 3
+    )
+    for transform, row in ((Wudi(2), "merged"), (Cart(), "average")):
+        found = Stage(Step(transform, ("layers.*",), "average"), vectors)("embed.weight")
+        assert list(found) == [row]
+        torch.testing.assert_close(found[row], mean)
+    assert sorted(Stage(Step(TsvM(), ("layers.*",), "average"), vectors)("embed.weight")) == ["a", "b", "c"]
+
+
 def test_a_chain_without_its_files_is_the_same(vectors: TaskVectors, tmp_path: Path) -> None:
     """As a recipe is rebuilt: stages are prepared on rows that are made anew whenever they are asked for."""
     chain = (Step(Common(), ("layers.*",)), Step(TrimElect(0.4)), Step(Scale(0.5), NORMS))
@@ -97,6 +144,8 @@ def test_chains_share_the_files_of_their_beginning(vectors: TaskVectors, tmp_pat
     assert files(Step(Scale(2.0)), Step(TrimElect(0.3))) == 6
     assert files(Step(TrimElect(0.3), NORMS)) == 3
     assert files(Step(TrimElect(0.3), ("*norm*", "*no*"))) == 0  # the same parameters
+    assert files(Step(TrimElect(0.3), NORMS, "average")) == 3
+    assert files(Step(TrimElect(0.3), NORMS, "base")) == 3
 
 
 def test_what_is_there_is_not_prepared(vectors: TaskVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
