@@ -101,7 +101,7 @@ def test_arguments_of_a_comparison(candidate: em.Candidate, argument: str) -> No
     usual = inspect.signature(em.compare).parameters[argument].default
     right = ["none"] if usual is None or argument == "time_limit" else []
     right += ["a number"] if argument == "time_limit" else []
-    right += ["an array"] * (argument == "constants")
+    right += ["a list", "an array"] * (argument == "constants")
     few = {"methods": ["linear"], "constants": [1.0], "select_items": 6, "report_items": 6}
 
     def call(value: Any) -> None:

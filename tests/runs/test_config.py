@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -49,8 +50,8 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_every_searcher_is_made_from_its_yaml(choice: str) -> None:
     plain: Any = OmegaConf.to_container(compose(f"searcher={choice}", "space=model").searcher)
     space = box(1 if choice == "grid" else 3)
-    several = {"objectives": 2} if choice == "lines" else {}
-    made = build(plain, "searcher", space=space, start=space.start({}), seed=1, **several)
+    needed = {"lines": {"objectives": 2}, "topk": {"gram": np.eye(3)[None]}}.get(choice, {})
+    made = build(plain, "searcher", space=space, start=space.start({}), seed=1, **needed)
     assert made.ask().points.shape[1] == space.dim
 
 
