@@ -17,6 +17,7 @@ from evomerge.common.errors import ConfigError, EvomergeError
 from evomerge.common.limits import TimeLimit
 from evomerge.common.names import unknown
 from evomerge.common.progress import Progress
+from evomerge.merging.methods.linear import Linear
 from evomerge.merging.starts import STARTS, Cocktail, lines
 from evomerge.merging.trajectories import SCHEDULES, Schedule
 from evomerge.problem import Problem
@@ -37,7 +38,8 @@ FORMS = (UNIFORM, *CLOSED)
 
 
 def check_untransformed(settings: Mapping[str, Any], began: bool, reporter: Progress) -> None:
-    """Refuse closed forms where transforms change the experts first: they are made for the experts as they are.
+    """Refuse closed forms where transforms change the experts first: they are made for the experts as they are. Where
+    a method is no sum of task vectors, say that they are made for one.
 
     Args:
         settings: of a search.
@@ -49,12 +51,18 @@ def check_untransformed(settings: Mapping[str, Any], began: bool, reporter: Prog
     """
     chain = settings.get("transform") or ()
     steps = " + ".join(find_class(str(step["_target_"]), "transform").name for step in chain)
-    if not steps:
-        return
+    method = str(settings["method"]["_target_"]).rpartition(".")[2]
     given = settings.get("baselines")
     asked = [("start", settings["start"]), *(("baselines", one) for one in (given if isinstance(given, list) else ()))]
     for setting, start in asked:
         if not isinstance(start, Mapping) and start not in FORMS:
+            continue
+        if not steps:
+            if method != Linear.__name__:
+                reporter.say(
+                    f"note: {setting}: {said(start)} is made for a sum of task vectors, and {method} merges "
+                    f"otherwise: its weights make another merge than that of its paper"
+                )
             continue
         made = f"is made for the experts as they are, and the search changes them first ({steps})"
         if began and setting == "start":

@@ -246,6 +246,16 @@ def test_a_run_that_began_with_a_closed_form_after_a_transform_goes_on(
         check_untransformed({**settings, "baselines": ["1/K"]}, True, Silent())
 
 
+def test_of_another_method_a_closed_form_is_said_to_be_another_merge(
+    sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, noted in (("linear", 0), ("ties", 2)):
+        check_untransformed(
+            settings_of(*sources, f"method={method}", "start=1/K", "baselines=[0.3,lines]"), False, Reporter()
+        )
+        assert capsys.readouterr().err.count("for a sum of task vectors, and") == noted
+
+
 def test_lines_need_groups_of_other_depths(sources: list[str], problem: Problem) -> None:
     vectors, names = problem.vectors, list(problem.space.rows)
     space = make_space("model", vectors.parameters, names, problem.method.variables, zero=vectors.zero)
