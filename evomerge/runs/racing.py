@@ -27,7 +27,7 @@ def alpha_of(settings: Mapping[str, Any]) -> Any:
 
 
 def races_of(settings: Mapping[str, Any]) -> str:
-    """Return the setting by which candidates are dropped, and how to leave it out; nothing where none are."""
+    """Return the name of the setting by which candidates are dropped; nothing where none are."""
     if alpha_of(settings) is not None:
         return "racing.alpha"
     return "racing.halving" if _halves(settings) else ""
@@ -132,7 +132,7 @@ def racing_text(
     if racing.alpha is not None:
         how = "once it will hardly be among the best, by which the searcher goes; about "
         how += f"{racing.alpha:.3g} of these may be lost"
-    screened = {part.parents.all_count: "" for part in parts if part.parents and part.parents.all_count}
+    screened = dict.fromkeys(part.parents.all_count for part in parts if part.parents and part.parents.all_count)
     return (
         f"a candidate is dropped after {after} of {size} items {how}. One that is dropped saves up to "
         f"{1 - 1 / blocks[-1]:.0%} of its item evaluations"

@@ -102,17 +102,14 @@ class Heat:
             return
         if isinstance(rules.race, Halving):
             dropped = rules.race.drop({i: value_of(row, rules.weights) for i, row in rows.items()}, spared)
-            self.running = [i for i in self.running if i not in dropped]
-            return
-        if rival := rules.rival:
+        elif rival := rules.rival:
             against = self._results(self.joined(self.of_trial(rival)[: number + 1]))
+            dropped = rules.race.drop(rows, against, spared)
         elif len(rows) > count:
             best = sorted(rows, key=lambda i: -value_of(rows[i], rules.weights))
-            spared |= set(best[:count])
-            against = rows[best[count - 1]]
+            dropped = rules.race.drop(rows, rows[best[count - 1]], spared | set(best[:count]))
         else:
             return
-        dropped = rules.race.drop(rows, against, spared)
         self.running = [i for i in self.running if i not in dropped]
 
     def seen(self, count: int) -> Sample:
