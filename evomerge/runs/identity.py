@@ -30,7 +30,7 @@ LATER = ("only", "sum", "map", "masks")
 """Settings of spaces that earlier versions had none of: without them, a search is the one that it was."""
 FORGETTING = ("forget", "keep")
 """Settings of the objective that count where something is to be forgotten."""
-SINCE = {"lag": 0, "incumbents": SIZE, "first": START, "akin": WEIGHTS}
+SINCE = {"lag": 0, "incumbents": SIZE, "first": START, "akin": WEIGHTS, "share": 1}
 """Settings of searchers that earlier versions had none of, as they search without them."""
 SEVERAL = ("values", "constraints", "choose", "sure")
 """Settings of the objective that earlier versions had none of; the last two count when the search is over."""

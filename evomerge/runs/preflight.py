@@ -378,7 +378,9 @@ def _cautions(settings: Mapping[str, Any], searcher: Searcher, count: int) -> li
     ):
         said = [
             f"with {items} generations have other items each, and this searcher compares values of all of them, which "
-            f"misleads it: write searcher=cmaes, which compares those of one generation, or leave {items} out",
+            f"misleads it: write searcher=cmaes, which compares those of one generation, or searcher=tpe "
+            f"searcher.share=0.125 searcher.batch=8, where a regression takes out what a generation has in common, or "
+            f"leave {items} out",
             *said,
         ]
     if not parts and (items := unusual(settings)):

@@ -1,6 +1,5 @@
 """CMA-ES whose generations are screened: a regression over the search so far ranks a larger generation, and only the
-better part of it is scored (pre-selection, as in the model-assisted evolution strategies of Ulmer, Streichert and Zell
-2003).
+better part of it is scored (`screening.py`).
 
 In: a start point. Out: batches of the points that are worth scoring. The others are told as worse than those that were
 scored, in the order in which the regression has them, so CMA-ES learns from the whole generation. How well expected
@@ -17,21 +16,13 @@ from collections import deque
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import rankdata
 
 from evomerge.common.errors import ConfigError
 from evomerge.searchers.base import Incumbent, Needs, Parents, Part, Turns
 from evomerge.searchers.cmaes import CmaEs
-from evomerge.searchers.regression import expected
+from evomerge.searchers.screening import AGREE, Screening
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch, StopReason, Trial
-
-LEAST = 12
-"""So many points must be known before a generation is screened."""
-RECENT = 300
-"""The regression looks at so many of the last points: its costs rise with their cube."""
-GENERATIONS = 3
-"""Over so many generations it is measured how well expected values rank."""
 
 
 class Screened:
@@ -60,7 +51,7 @@ class Screened:
         start: np.ndarray,
         seed: int,
         share: float = 0.5,
-        agree: float = 0.1,
+        agree: float = AGREE,
         sigma: float = 0.15,
         popsize: int | None = None,
         diagonal_above: int = 24,
@@ -71,26 +62,23 @@ class Screened:
                 f"searcher.share={share} says which part of a generation is scored: write a number between 0 and 1, "
                 f"such as 0.5, or searcher=cmaes to score all."
             )
-        if not -1 <= agree <= 1:
-            raise ConfigError(f"searcher.agree={agree} is a rank correlation, from -1 to 1: write 0.1.")
+        self._screening = Screening(space, agree)
         size = 4 + math.floor(3 * math.log(space.dim)) if popsize is None else popsize
         drawn = size if size < 2 else math.ceil(size / share)  # too few: CMA-ES says what to write
         self._inner = CmaEs(space, start, seed, sigma, drawn, diagonal_above, keep)
-        self._scored, self._agree, self._range = size, agree, space.high - space.low
+        self._scored = size
         self._turns = Turns()
         self._open = deque[
             tuple[Batch, np.ndarray, np.ndarray | None]
         ]()  # what was drawn, who of it is scored, expected
-        self._told: deque[tuple[np.ndarray, float, int]] = deque(maxlen=RECENT)  # scaled points
-        self._agreed: deque[float] = deque(maxlen=GENERATIONS)
 
     def ask(self) -> Batch:
         """Return the better part of the next generation, in the order drawn; all of it while that is not known."""
         batch = self._inner.ask()
-        found = self._expected(batch.points)
-        chosen = np.arange(len(batch.points))
-        if found is not None and (not self._agreed or np.mean(self._agreed) >= self._agree):
-            chosen = np.sort(np.argsort(-found, kind="stable")[: self._scored])
+        found = self._screening.expected(batch.points)
+        chosen = self._screening.better(found, self._scored)
+        if chosen is None:
+            chosen = np.arange(len(batch.points))
         asked = self._turns.asked(batch.points[chosen])
         self._open.append((batch, chosen, found))
         return asked
@@ -99,10 +87,7 @@ class Screened:
         """Pass on the values, and those of the points that were left out as worse ones."""
         self._turns.told(batch)
         drawn, chosen, found = self._open.popleft()
-        if found is not None:
-            self._agreed.append(_agreement(found[chosen], batch.values))
-        scaled = batch.points / self._range
-        self._told.extend(zip(scaled, batch.values.tolist(), [batch.index] * len(scaled), strict=True))
+        self._screening.learn(batch, None if found is None else found[chosen])
         points, trials = drawn.points.copy(), list(drawn.trials)
         points[chosen] = batch.points  # on a replay, those of the log
         for place, trial in zip(chosen.tolist(), batch.trials, strict=True):
@@ -139,16 +124,3 @@ class Screened:
     def incumbents(self) -> dict[str, Incumbent]:
         """Return the mean of the distribution and the best points that were scored."""
         return self._inner.incumbents()
-
-    def _expected(self, points: np.ndarray) -> np.ndarray | None:
-        """Return what points are expected to reach; None while too few are known."""
-        if len(self._told) < LEAST:
-            return None
-        known, values, generations = zip(*self._told, strict=True)
-        return expected(np.array(known), np.array(values), np.array(generations), points / self._range)
-
-
-def _agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's rank correlation; 0 where either says nothing."""
-    ranks = [rankdata(one), rankdata(other)]
-    return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(each) > 0 for each in ranks) else 0.0

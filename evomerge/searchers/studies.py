@@ -16,12 +16,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
 
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch
@@ -60,18 +62,30 @@ class Study:
         for x in first:
             self._study.enqueue_trial(dict(zip(space.names, x.tolist(), strict=True)))
         self._open: deque[list[optuna.trial.Trial]] = deque()
+        self._done = list[dict[str, Any]]()
         self._worst = np.zeros(objectives)
         self._told = False
 
-    def ask(self, count: int) -> np.ndarray:
-        """Return so many points, (count, dim), which are told next but for those that are open."""
-        asked = [self._suggest() for _ in range(count)]
-        self._open.append(asked)
-        return np.array([[trial.params[name] for name in self._box] for trial in asked])
+    def ask(self, count: int, choose: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+        """Return points, (n, dim), which are told next but for those that are open.
+
+        Args:
+            count: how many are drawn.
+            choose: returns the places of those of them, (count, dim), that are asked; None where all are. The study
+                forgets the others.
+        """
+        drawn = [self._suggest() for _ in range(count)]
+        points = np.array([[trial.params[name] for name in self._box] for trial in drawn])
+        places = range(count) if choose is None else choose(points).tolist()
+        for trial in (drawn[i] for i in range(count) if i not in places):
+            self._study.tell(trial, state=TrialState.FAIL)
+        self._open.append([drawn[i] for i in places])
+        return points[places]
 
     def tell(self, batch: Batch) -> None:
         """Add the oldest open batch to the study."""
         asked = self._open.popleft()
+        self._done += [trial.params for trial in asked]
         if self._objectives == 1:
             for trial, value in zip(asked, batch.values.tolist(), strict=True):
                 self._study.tell(trial, value)
@@ -83,6 +97,15 @@ class Study:
         for trial, values, lacks in zip(asked, table, violated.tolist(), strict=True):
             trial.set_constraint("all", min(lacks, FAILED))
             self._study.tell(trial, (values if np.isfinite(values).all() else self._worst).tolist())
+
+    def restate(self, values: np.ndarray) -> None:
+        """Give the points that were told other values, (n,), in their order: one value each, and none may be open."""
+        if not self._done:  # the study knows what is asked first
+            return
+        study = _quiet_study(self._objectives)
+        for params, value in zip(self._done, values.tolist(), strict=True):
+            study.add_trial(create_trial(params=params, distributions=self._box, value=value))
+        self._study = study
 
     def _suggest(self) -> optuna.trial.Trial:
         seed = int(np.random.SeedSequence([self._seed, self._asks]).generate_state(1)[0])

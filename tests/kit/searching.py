@@ -44,6 +44,7 @@ SEARCHERS: dict[str, Make] = {
     "tpe": lambda space, seed: Tpe(space, space.start({}), seed),
     "tpe-batch": lambda space, seed: Tpe(space, space.start({}), seed, batch=4),
     "tpe-lag": lambda space, seed: Tpe(space, space.start({}), seed, startup=30, lag=3),
+    "tpe-screened": lambda space, seed: Tpe(space, space.start({}), seed, batch=2, share=0.25),
     "random": lambda space, seed: Random(space, space.start({}), seed),
     "random-lag": lambda space, seed: Random(space, space.start({}), seed, batch=2, lag=3),
     "warm-cmaes": lambda space, seed: WarmStart(space, lambda start: CmaEs(space, start, seed)),

@@ -1,4 +1,4 @@
-"""Screening: who is scored, what CMA-ES is told of the others, and when all are scored."""
+"""Screening: who is scored, what CMA-ES and TPE are told of the others, and when all are scored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from evomerge.common.errors import ConfigError
 from evomerge.searchers.cmaes import CmaEs
 from evomerge.searchers.regression import expected
 from evomerge.searchers.screened import Screened
+from evomerge.searchers.screening import LEAST, Screening
+from evomerge.searchers.tpe import PART, Tpe
+from evomerge.trials import Batch
 from tests.kit.helpers import box, sphere
 from tests.kit.searching import answer, drive, points
 
@@ -101,3 +104,50 @@ def test_nothing_is_expected_of_points_that_are_all_alike() -> None:
 def test_what_is_no_share_or_correlation_is_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         screened(**settings)
+
+
+def far(x: np.ndarray) -> float:
+    """A sphere around a point that lies elsewhere in each coordinate, far from where a search starts."""
+    return -float(((x - np.linspace(0.1, 1.3, len(x))) ** 2).mean())
+
+
+def test_tpe_finds_more_for_as_many_points() -> None:
+    def best(share: float, seed: int) -> float:
+        searcher = Tpe(SPACE, SPACE.start({}), seed, share=share)
+        return max(far(x) for batch in drive(searcher, far, 50) for x in batch.points)
+
+    with_, without = (np.mean([np.log(-best(share, seed)) for seed in range(6)]) for share in (0.25, 1.0))
+    assert with_ < without - 0.2
+
+
+def test_tpe_scores_the_first_of_its_draws_until_a_regression_knows_enough() -> None:
+    searcher = Tpe(SPACE, SPACE.start({}), 3, batch=3, share=0.5)
+    asked = points(drive(searcher, far, LEAST))
+    assert np.array_equal(asked[0], SPACE.start({}))
+    same = [Tpe(SPACE, SPACE.start({}), 3, batch=3, share=0.5) for _ in range(2)]
+    assert np.array_equal(*(points(drive(one, lambda x: None, 30)) for one in same))  # all fail: nothing is known
+
+
+@pytest.mark.parametrize(
+    ("share", "objectives", "lag", "message"),
+    [
+        (0.0, 1, 0, "up to 1"),
+        (1.5, 1, 0, "up to 1"),
+        (0.5, 2, 0, "searcher.share=1"),
+        (0.5, 1, 3, "searcher.lag=0, or searcher.share=1"),
+    ],
+)
+def test_tpe_refuses_what_is_no_share(share: float, objectives: int, lag: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Tpe(SPACE, SPACE.start({}), 0, share=share, objectives=objectives, lag=lag)
+
+
+def test_ranks_are_measured_over_batches_of_one_point() -> None:
+    rng, start = np.random.default_rng(0), SPACE.start({})
+    screening = Screening(SPACE, part=PART)
+    for index in range(3 * PART):
+        x = start + 0.1 * rng.normal(size=(1, len(start)))
+        expected_of = np.array([float(index % 2)])
+        screening.learn(answer(Batch(index, x), lambda x, i=index: -float(i % 2)), expected_of)  # the other way round
+        left_out = screening.better(np.array([0.0, 1.0]), 1)
+        assert (left_out is None) == (index + 1 >= PART)

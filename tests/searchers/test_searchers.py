@@ -34,6 +34,7 @@ SOLVERS = {
     "screened": (300, 1e-3),
     "tpe": (150, 0.05),
     "tpe-batch": (150, 0.05),
+    "tpe-screened": (150, 0.02),
     "warm-cmaes": (400, 1e-3),
     "warm-tpe": (150, 0.05),
     "hybrid": (400, 1e-3),
