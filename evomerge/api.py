@@ -345,7 +345,7 @@ def screened(**settings: Any) -> Choice:
 
 
 def tpe(**settings: Any) -> Choice:
-    """TPE: `batch`, `startup`, `candidates`, `keep`, `incumbents`, `lag`."""
+    """TPE: `batch`, `startup`, `candidates`, `share`, `keep`, `incumbents`, `lag`."""
     return Choice("searcher", "tpe", settings)
 
 

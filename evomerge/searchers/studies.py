@@ -16,7 +16,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import optuna
@@ -62,7 +61,7 @@ class Study:
         for x in first:
             self._study.enqueue_trial(dict(zip(space.names, x.tolist(), strict=True)))
         self._open: deque[list[optuna.trial.Trial]] = deque()
-        self._done = list[dict[str, Any]]()
+        self._done = list[list[float]]()
         self._worst = np.zeros(objectives)
         self._told = False
 
@@ -85,7 +84,7 @@ class Study:
     def tell(self, batch: Batch) -> None:
         """Add the oldest open batch to the study."""
         asked = self._open.popleft()
-        self._done += [trial.params for trial in asked]
+        self._done += batch.points.tolist()  # on a replay, those of the log
         if self._objectives == 1:
             for trial, value in zip(asked, batch.values.tolist(), strict=True):
                 self._study.tell(trial, value)
@@ -103,7 +102,8 @@ class Study:
         if not self._done:  # the study knows what is asked first
             return
         study = _quiet_study(self._objectives)
-        for params, value in zip(self._done, values.tolist(), strict=True):
+        for point, value in zip(self._done, values.tolist(), strict=True):
+            params = dict(zip(self._box, point, strict=True))
             study.add_trial(create_trial(params=params, distributions=self._box, value=value))
         self._study = study
 
