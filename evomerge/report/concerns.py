@@ -22,8 +22,10 @@ from evomerge.selection.front import Front
 from evomerge.selection.noise import variances
 from evomerge.selection.summary import START
 
-FEW_SEARCH, FEW_JUDGED = 10, 100
-"""Items of a task below which scores are thin: those of a candidate, and those of the select and report split."""
+FEW_SEARCH, FEW_CHANGING, FEW_JUDGED = 10, 4, 100
+"""Items of a task below which scores are thin: those of a candidate; the same where each generation has others, over
+which a search averages (experiments/affordable); and those of the select and report split.
+"""
 AT_BOUND = 0.1
 """The share of coefficients at a bound above which the bounds decide."""
 SHOWN = 6
@@ -207,7 +209,8 @@ def _tasks(facts: RunFacts) -> Iterator[str]:
 
 
 def _items(facts: RunFacts) -> Iterator[str]:
-    if thin := [f"{task} ({n})" for task, n in facts.items.get("search", {}).items() if n < FEW_SEARCH]:
+    few = FEW_CHANGING if facts.run.settings["fitness"]["rotate"] else FEW_SEARCH
+    if thin := [f"{task} ({n})" for task, n in facts.items.get("search", {}).items() if n < few]:
         yield f"Few search items of a task, so candidates are ranked by luck: {', '.join(thin)}. Raise fitness.items."
     if facts.summary is None:
         return

@@ -27,6 +27,7 @@ from evomerge.runs.budget import affordable, paid
 from evomerge.runs.config import classes
 from evomerge.runs.engine import Engine
 from evomerge.runs.kept import store_text
+from evomerge.runs.objectives import several
 from evomerge.runs.racing import lags, racing_text
 from evomerge.runs.ready import Ready
 from evomerge.runs.responses import responses_cost, sampling_text
@@ -378,9 +379,7 @@ def _cautions(settings: Mapping[str, Any], searcher: Searcher, count: int) -> li
     ):
         said = [
             f"with {items} generations have other items each, and this searcher compares values of all of them, which "
-            f"misleads it: write searcher=cmaes, which compares those of one generation, or searcher=tpe "
-            f"searcher.share=0.125 searcher.batch=8, where a regression takes out what a generation has in common, or "
-            f"leave {items} out",
+            f"misleads it: {_comparing_less(settings)}leave {items} out",
             *said,
         ]
     if not parts and (items := unusual(settings)):
@@ -391,6 +390,17 @@ def _cautions(settings: Mapping[str, Any], searcher: Searcher, count: int) -> li
         unused = f"the loss {loss} is not used: this searcher goes by the fitness alone; searcher=gradient learns by it"
         return [unused, *said]
     return said
+
+
+def _comparing_less(settings: Mapping[str, Any]) -> str:
+    """Return which searchers do not compare values of generations with other items, to write instead, for one value."""
+    if several(settings):
+        return ""
+    lag = " searcher.lag=0" if any(lags(settings["searcher"]).values()) else ""
+    return (
+        f"write searcher=cmaes, which compares those of one generation, or searcher=tpe searcher.share=0.125 "
+        f"searcher.batch=8{lag}, where a regression takes out what a generation has in common, or "
+    )
 
 
 def _early(settings: Mapping[str, Any], searcher: Searcher, count: int) -> list[str]:

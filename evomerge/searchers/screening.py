@@ -2,7 +2,7 @@
 model-assisted evolution strategies of Ulmer, Streichert and Zell 2003).
 
 In: points that a searcher has drawn, and batches that were scored. Out: the places of those that a regression expects
-most of (`regression.py`); of all, while too little is known, or while what it expected has not ranked what was found.
+most of (`regression.py`); none, while too little is known, or while what it expected has not ranked what was found.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch
 
 AGREE = 0.1
-"""Below this mean rank correlation of expected and found values all points are scored."""
+"""Below this mean rank correlation of expected and found values the regression does not choose."""
 LEAST = 12
-"""So many points must be known before any are left out."""
+"""So many points must be known before it chooses."""
 RECENT = 300
 """The regression looks at so many of the last points: its costs rise with their cube."""
 MEASURED = 3
@@ -34,7 +34,7 @@ class Screening:
 
     Args:
         space: the coefficient space.
-        agree: the mean rank correlation of expected and found values below which all points are scored.
+        agree: the mean rank correlation of expected and found values below which it does not choose.
         part: over how many points, of whole batches, a rank correlation is measured at least.
 
     Raises:
@@ -55,20 +55,23 @@ class Screening:
         return self._expected(points / self._range)
 
     def smoothed(self) -> np.ndarray:
-        """Return what is expected of all points that were scored, (n,), in the order told, and -inf where they failed;
-        their values while too little is known.
+        """Return what is expected of the last points that were scored, (n,), n up to `RECENT`, in the order told, and
+        -inf where they failed; their values while too little is known.
         """
-        values = np.array(self._values)
-        found = self._expected(np.array(self._points)) if self._points else None
+        values = np.array(self._values[-RECENT:])
+        found = self._expected(np.array(self._points[-RECENT:])) if self._points else None
         return values if found is None else np.where(np.isfinite(values), found, -np.inf)
 
     def leaders(self, count: int) -> list[Incumbent]:
-        """Return the points of which most is expected among those that were scored in full, best first."""
-        known = [(value, one) for value, one in zip(self.smoothed(), self._scored, strict=True) if one is not None]
+        """Return the points of which most is expected among the last that were scored in full, best first."""
+        last = zip(self.smoothed(), self._scored[-RECENT:], strict=True)
+        known = [(value, one) for value, one in last if one is not None]
         return [one for _, one in sorted(known, key=lambda pair: -pair[0])[:count]]
 
     def better(self, found: np.ndarray | None, count: int) -> np.ndarray | None:
-        """Return the places of so many points that most is expected of, in the order drawn; None for all of them."""
+        """Return the places of so many points that most is expected of, in the order drawn; None where it does not
+        choose.
+        """
         if found is None or (self._agreed and np.mean(self._agreed) < self._agree):
             return None
         return np.sort(np.argsort(-found, kind="stable")[:count])
@@ -76,7 +79,7 @@ class Screening:
     def learn(self, batch: Batch, found: np.ndarray | None) -> None:
         """Remember a batch that was scored, and what was expected of its points when it was asked for."""
         if found is not None:
-            self._pairs += zip(found.tolist(), batch.values.tolist(), strict=True)
+            self._pairs += zip(_apart(found), _apart(batch.values), strict=True)
             if len(self._pairs) >= self._part:
                 self._agreed.append(_agreement(*np.array(self._pairs).T))
                 self._pairs = []
@@ -93,6 +96,12 @@ class Screening:
             return None
         known, values, batches = (np.array(each[-RECENT:]) for each in (self._points, self._values, self._batches))
         return expected(known, values, batches, scaled)
+
+
+def _apart(values: np.ndarray) -> list[float]:
+    """Return values of a batch beside their mean, if they are several: batches may have other items each."""
+    finite = values[np.isfinite(values)]
+    return (values - finite.mean() if len(finite) > 1 else values).tolist()
 
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> float:

@@ -98,11 +98,13 @@ class Study:
             self._study.tell(trial, (values if np.isfinite(values).all() else self._worst).tolist())
 
     def restate(self, values: np.ndarray) -> None:
-        """Give the points that were told other values, (n,), in their order: one value each, and none may be open."""
+        """Give the last n points that were told other values, (n,), in their order, and forget those before. Each has
+        one value, and none may be open.
+        """
         if not self._done:  # the study knows what is asked first
             return
         study = _quiet_study(self._objectives)
-        for point, value in zip(self._done, values.tolist(), strict=True):
+        for point, value in zip(self._done[-len(values) :], values.tolist(), strict=True):
             params = dict(zip(self._box, point, strict=True))
             study.add_trial(create_trial(params=params, distributions=self._box, value=value))
         self._study = study

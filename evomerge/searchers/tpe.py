@@ -5,7 +5,7 @@ ones are those of the first fronts (Ozaki et al. 2022). How the study is kept, a
 
 With a `share` below 1 more points are drawn than are scored, and a regression over the search says which
 (`screening.py`). TPE goes by what the regression says of the scored points as well, in place of their values: so it
-can compare generations that were scored on other items. What is left out is no trial, and TPE is told nothing of it.
+can compare generations that were scored on other items. Both go by the last 300 points (`RECENT`). What is left out is no trial, and TPE is told nothing of it.
 The scored points of which most is expected are handed over beside the best seen, which are the luckiest of many.
 """
 
@@ -123,12 +123,14 @@ class Tpe:
 
     def parents(self) -> Parents:
         """Return how many points the next model takes for good, when one more batch is told: a tenth, 25 at most, as
-        Optuna does; all of them while random ones come next, since a model will be made of them, and all of a batch
-        where a regression goes by them.
+        Optuna does; all of them while random ones come next, since a model will be made of them, and where a regression
+        goes by them. It takes out what a batch of several points has in common.
         """
-        if self._screening is not None and self._batch > 1:
-            return Parents(self._batch, all_count="a regression goes by all of them")
         told = self._batch * (self._turns.index + 1)
+        if self._screening is not None:
+            alone = self._batch == 1
+            count, earlier = (told, self._turns.index) if alone else (self._batch, None)
+            return Parents(count, earlier, "a regression goes by all of them")
         return Parents(min(math.ceil(told / 10), 25) if told >= self._startup else told, self._turns.index)
 
     def incumbents(self) -> dict[str, Incumbent]:

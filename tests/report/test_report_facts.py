@@ -314,6 +314,14 @@ def test_thin_items(tmp_path: Path) -> None:
     assert "Few search items of a task, so candidates are ranked by luck: reviews (6), news (6)" in text
 
 
+@pytest.mark.parametrize(("items", "thin"), [(4, False), (3, True)])
+def test_fewer_items_are_thin_where_generations_have_others(tmp_path: Path, items: int, thin: bool) -> None:
+    run = write_run(tmp_path / "run", items=items)
+    settings = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(settings.replace("rotate: false", "rotate: true"), encoding="utf-8")
+    assert ("Few search items" in said(facts_of(run))) == thin
+
+
 def test_coefficients_at_their_bounds(tmp_path: Path) -> None:
     run = finish(write_run(tmp_path / "run"), bounds={"weight": [0.3, 0.6]})
     assert "75% of the weights lie at their bounds [0.3, 0.6]" in said(facts_of(run))

@@ -173,6 +173,35 @@ def test_tpe_refuses_what_is_no_share(share: float, objectives: int, lag: int, m
         Tpe(SPACE, SPACE.start({}), 0, share=share, objectives=objectives, lag=lag)
 
 
+def test_tpe_goes_by_the_last_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evomerge.searchers.screening.RECENT", 16)
+    searcher = Tpe(SPACE, SPACE.start({}), 0, batch=4, share=0.5)
+    batches = drive(searcher, lambda x: far(x) if x[0] < 1.4 else None, 40)
+    known = {name: one.trial for name, one in searcher.incumbents().items() if name.startswith("expected")}
+    assert known
+    assert all(trial is not None and trial[0] >= len(batches) - 4 for trial in known.values())
+    best = searcher.incumbents()["best"]
+    assert far(best.x) == max(far(x) for x in points(batches) if x[0] < 1.4)  # the best of all stays
+
+
+def test_a_regression_goes_by_all_points_so_a_race_drops_none() -> None:
+    alone, together = (Tpe(SPACE, SPACE.start({}), 0, batch=batch, share=0.5) for batch in (1, 4))
+    asked = sum(len(batch.points) for batch in drive(alone, far, 15))
+    assert (alone.parents().count, alone.parents().earlier) == (asked + 1, asked)
+    assert (together.parents().count, together.parents().earlier) == (4, None)
+    assert alone.parents().all_count == together.parents().all_count != ""
+
+
+def test_what_batches_have_in_common_does_not_count_as_agreement() -> None:
+    rng, screening = np.random.default_rng(0), Screening(SPACE, part=PART)
+    for index in range(PART):  # two points each; what is expected is right within a batch, and offsets are large
+        batch = Batch(index, rng.uniform(size=(2, SPACE.dim)))
+        screening.learn(
+            answer(batch, lambda x, i=index: far(x) + 9 * (-1) ** i), np.array([far(x) for x in batch.points])
+        )
+    assert screening.better(np.array([0.0, 1.0, 2.0]), 1) is not None
+
+
 def test_ranks_are_measured_over_batches_of_one_point() -> None:
     rng, start = np.random.default_rng(0), SPACE.start({})
     screening = Screening(SPACE, part=PART)
