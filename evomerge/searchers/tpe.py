@@ -5,8 +5,9 @@ ones are those of the first fronts (Ozaki et al. 2022). How the study is kept, a
 
 With a `share` below 1 more points are drawn than are scored, and a regression over the search says which
 (`screening.py`). TPE goes by what the regression says of the scored points as well, in place of their values: so it
-can compare generations that were scored on other items. Both go by the last 300 points (`RECENT`). What is left out is no trial, and TPE is told nothing of it.
-The scored points of which most is expected are handed over beside the best seen, which are the luckiest of many.
+can compare generations that were scored on other items. Both go by the last 300 points (`RECENT`). What is left out is
+no trial, and TPE is told nothing of it. The scored points of which most is expected are handed over beside the best
+seen, which are the luckiest of many.
 """
 
 from __future__ import annotations
