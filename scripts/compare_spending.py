@@ -7,7 +7,8 @@ and no choice has seen.
 
 The difference of two arms is the mean over seeds and items of the difference of their winners of one seed. Its standard
 error is that over items, since more seeds do not make the items more: it says what these seeds are worth on other items
-of these tasks. The spread over seeds stands beside it.
+of these tasks. That over seeds, in brackets, says what other seeds would be worth on these. `--metric log_probability`
+compares the same winners by another number of the same answers, which tells more where answers are right or wrong.
 
     python scripts/compare_spending.py --out runs/spending --seeds 1 2 3 \\
         --arm full budget=100 --arm candidates budget=25 --arm items budget=100 fitness.items=25 \\
@@ -30,6 +31,7 @@ import numpy as np
 from evomerge import load
 from evomerge.cli.progress import Reporter
 from evomerge.common.files import write_atomically
+from evomerge.common.names import unknown
 from evomerge.fitness.base import Outcome
 from evomerge.problem import Problem
 from evomerge.runs.directory import read_summary
@@ -68,12 +70,32 @@ class Line:
     promised: float
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One arm minus another on the report items.
+
+    Attributes:
+        mean: over seeds, paired by items.
+        seeds: that of each seed.
+    """
+
+    mean: Paired
+    seeds: list[float]
+
+    @property
+    def text(self) -> str:
+        """The mean with its error over items, and in brackets that over seeds."""
+        over = f" ({np.std(self.seeds, ddof=1) / np.sqrt(len(self.seeds)):.4f})" if len(self.seeds) > 1 else ""
+        return f"{plus_minus(self.mean.diff, self.mean.se, '+')}{over}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Search what was not searched yet, print the tables, and write all of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("settings", nargs="+", metavar="setting=value", help="of all searches: model=text ...")
     parser.add_argument("--arm", nargs="+", action="append", required=True, metavar="WORD", help="NAME setting=value …")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--metric", help="of the differences on report items; that of the report, if left out")
     parser.add_argument("--out", type=Path, required=True, help="a directory for the runs and results.json")
     options = parser.parse_args(argv)
     arms = {name: settings for name, *settings in options.arm}
@@ -87,13 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, paths in runs.items():
         problem = load(paths[0]).problem  # of an arm: its seeds change none of what is asked of it
         lines[name] = [_line(run, problem) for run in paths]
-    differences = _differences(runs)
+    differences = _differences(runs, options.metric)
     content = {
         "settings": options.settings,
         "arms": arms,
         "seeds": options.seeds,
         "lines": {name: [asdict(line) for line in each] for name, each in lines.items()},
-        "differences": {name: {to: asdict(found) for to, found in each.items()} for name, each in differences.items()},
+        "differences": {
+            name: {to: {**asdict(found.mean), "seeds": found.seeds} for to, found in each.items()}
+            for name, each in differences.items()
+        },
     }
     write_atomically(options.out / "results.json", json.dumps(finite(content), indent=1) + "\n")
     print("\n".join([*_worth(lines, differences), "", *_between(differences), "", *_bias(lines)]))
@@ -138,10 +163,12 @@ def _mean_score(line: Mapping[str, Any], metric: str, problem: Problem) -> float
     return float(np.average([scores[task][metric] for task in weights], weights=list(weights.values())))
 
 
-def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Paired]]:
+def _differences(runs: Mapping[str, Sequence[Path]], metric: str | None) -> dict[str, dict[str, Difference]]:
     """Return each arm minus those before it on the report items, the outcomes of its seeds averaged item by item."""
     problem, reporter = load(next(iter(runs.values()))[0]).problem, Reporter()
-    ids, metric = make_subsets(problem)["report"](0), problem.goal.report_metric
+    ids, metric = make_subsets(problem)["report"](0), metric or problem.goal.report_metric
+    if metric not in problem.fitness.metrics:
+        raise SystemExit(f"--metric {metric}: {unknown('metric', metric, problem.fitness.metrics)}")
     score = live_fitness(problem, problem.items["report"])
 
     def outcome(run: Path) -> Outcome:
@@ -153,10 +180,17 @@ def _differences(runs: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Pair
             raise SystemExit(f"the winner of {run} has no score: {found}")
         return found
 
-    means = {name: _mean([outcome(run) for run in paths], metric) for name, paths in runs.items()}
-    names, weights = list(means), problem.goal.counts(ids)
+    outcomes = {name: [outcome(run) for run in paths] for name, paths in runs.items()}
+    names, weights = list(outcomes), problem.goal.counts(ids)
+
+    def difference(name: str, other: str) -> Difference:
+        both = zip(outcomes[name], outcomes[other], strict=True)
+        seeds = [paired(one, another, metric, weights).diff for one, another in both]
+        mean = paired(_mean(outcomes[name], metric), _mean(outcomes[other], metric), metric, weights)
+        return Difference(mean, [float("nan") if each is None else each for each in seeds])
+
     return {
-        name: {other: paired(means[name], means[other], metric, weights) for other in names[:number]}
+        name: {other: difference(name, other) for other in names[:number]}
         for number, name in enumerate(names)
         if number
     }
@@ -170,28 +204,27 @@ def _mean(outcomes: Sequence[Outcome], metric: str) -> Outcome:
     return Outcome(outcomes[0].items, results)
 
 
-def _worth(lines: Mapping[str, Sequence[Line]], differences: Mapping[str, Mapping[str, Paired]]) -> list[str]:
+def _worth(lines: Mapping[str, Sequence[Line]], differences: Mapping[str, Mapping[str, Difference]]) -> list[str]:
     first = next(iter(lines))
     heads = ("arm", "candidates", "item evaluations", "choosing", "report", "over the best constant", f"minus {first}")
     table = [f"| {' | '.join(heads)} | by seed |", f"|{'---|' * 8}"]
     for name, each in lines.items():
-        gap = [line.report - other.report for line, other in zip(each, lines[first], strict=True)]
         found = differences.get(name, {}).get(first)
         table.append(
             f"| {name} | {_mean_of(each, 'candidates'):.0f} | {_mean_of(each, 'searched'):,.0f} "
             f"| {_mean_of(each, 'chosen'):,.0f} | {_mean_of(each, 'report'):.4f} | {_mean_of(each, 'gain'):+.4f} "
-            f"| {plus_minus(found.diff, found.se, '+') if found else ''} "
-            f"| {', '.join(f'{value:+.4f}' for value in gap) if found else ''} |"
+            f"| {found.text if found else ''} "
+            f"| {', '.join(f'{value:+.4f}' for value in found.seeds) if found else ''} |"
         )
     return table
 
 
-def _between(differences: Mapping[str, Mapping[str, Paired]]) -> list[str]:
+def _between(differences: Mapping[str, Mapping[str, Difference]]) -> list[str]:
     """Return what each arm is worth beside those that stand before it."""
     others = [*next(iter(differences.values())), *list(differences)[:-1]]
     table = [f"| arm | {' | '.join(f'minus {name}' for name in others)} |", f"|{'---|' * (1 + len(others))}"]
     for name, each in differences.items():
-        cells = [plus_minus(each[to].diff, each[to].se, "+") if to in each else "" for to in others]
+        cells = [each[to].text if to in each else "" for to in others]
         table.append(f"| {name} | {' | '.join(cells)} |")
     return table
 

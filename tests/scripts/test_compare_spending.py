@@ -46,6 +46,26 @@ def test_arms_beside_the_first(
     assert full["chosen"] == sum(summary["select"]["seen"].values())
 
 
+def test_the_same_winners_by_another_number(
+    pico_suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [*sources_of(pico_suite, tmp_path / "cache"), "searcher.popsize=4"]
+    arms = ["--arm", "one", "budget=8", "--arm", "two", "budget=12"]
+    command = ["--out", str(tmp_path / "out"), "--seeds", "1", "2", *arms]
+    found = []
+    for metric in ("accuracy", "log_probability"):
+        compare_spending.main([*command, "--metric", metric, "--", *sources])
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| two | 12"))
+        found.append(json.loads((tmp_path / "out" / "results.json").read_text())["differences"]["two"]["one"])
+        seeds = found[-1]["seeds"]
+        over = abs(seeds[0] - seeds[1]) / 2  # the standard error of a mean of two
+        assert f"({over:.4f})" in row
+        assert found[-1]["diff"] == pytest.approx(np.mean(seeds))
+    assert found[0]["diff"] != found[1]["diff"]
+    with pytest.raises(SystemExit, match="log_probability"):
+        compare_spending.main([*command, "--metric", "log_prob", "--", *sources])
+
+
 def test_an_arm_needs_another_to_be_held_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare_spending.main(["--out", str(tmp_path), "--arm", "full", "budget=8", "--", "model=pico"])
