@@ -167,9 +167,11 @@ def _optimism(facts: RunFacts) -> Iterator[str]:
         return
     lost, se = winner.search - winner.report, math.hypot(report_se, _search_error(facts, won.number))
     if lost > 2 * se:
+        changing = facts.run.settings["fitness"]["rotate"]  # nothing is fitted to items that only one generation saw
+        why = "it was lucky with the few items" if changing else "it has fitted the few items"
         yield (
             f"The winner’s {metric(facts.measured)} was {number(winner.search)} on its own search items and is "
-            f"{number(winner.report)} on the report items: it has fitted the few items that it was found on."
+            f"{number(winner.report)} on the report items: {why} that it was found on."
         )
 
 

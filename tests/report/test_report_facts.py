@@ -303,10 +303,17 @@ def test_failures_that_differ_in_numbers_are_one_reason(run: Path) -> None:
     assert "“ValueError: 6 of 20 items” (2 times)" in said(facts_of(run))
 
 
+def rotating(run: Path) -> None:
+    settings = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(settings.replace("rotate: false", "rotate: true"), encoding="utf-8")
+
+
 def test_a_winner_that_fitted_its_search_items(tmp_path: Path) -> None:
     run = finish(write_run(tmp_path / "run", items=200))
     low = {"report__winner__mean": 0.2, "report__winner__tasks": {"reviews": 0.2, "news": 0.2}}
     assert "it has fitted the few items that it was found on" in said(edit(run, **low))
+    rotating(run)
+    assert "it was lucky with the few items that it was found on" in said(edit(run, **low))
 
 
 def test_thin_items(tmp_path: Path) -> None:
@@ -317,8 +324,7 @@ def test_thin_items(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("items", "thin"), [(4, False), (3, True)])
 def test_fewer_items_are_thin_where_generations_have_others(tmp_path: Path, items: int, thin: bool) -> None:
     run = write_run(tmp_path / "run", items=items)
-    settings = (run / "config.yaml").read_text(encoding="utf-8")
-    (run / "config.yaml").write_text(settings.replace("rotate: false", "rotate: true"), encoding="utf-8")
+    rotating(run)
     assert ("Few search items" in said(facts_of(run))) == thin
 
 
