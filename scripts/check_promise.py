@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from evomerge import load
 from evomerge.cli.progress import Reporter
 from evomerge.common.errors import ConfigError, EvomergeError
+from evomerge.fitness.objectives import task_weights
 from evomerge.problem import Problem
 from evomerge.runs.directory import Run, open_run
-from evomerge.runs.points import find_finalist, recipe_of
+from evomerge.runs.points import find_finalist
 from evomerge.search.evaluators.splits import live_fitness, make_subsets
-from evomerge.selection.evaluation import contender_of, outcome_of
-from evomerge.selection.named import Model
+from evomerge.selection.contenders import in_place
+from evomerge.selection.evaluation import outcome_of
 from evomerge.selection.statistics import plus_minus
+from evomerge.space.named import name_coefficients
 
 SPLITS = ("select", "report")
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, path in enumerate(options.runs):
             answers = _answers(open_run(path), problem, reporter)
             rng = np.random.default_rng(number)
-            rows.append(promise(answers, _weights(problem), options.draws, rng))
+            rows.append(promise(answers, task_weights(problem.goal.counts(answers), answers), options.draws, rng))
     except EvomergeError as error:
         raise SystemExit(f"error: {error}") from error
     print("| run | finalists | promised - kept | one draw differs by |")
@@ -83,13 +85,6 @@ def promise(
     return len(next(iter(whole.values()))), float(np.mean(gaps)), float(np.std(gaps, ddof=1))
 
 
-def _weights(problem: Problem) -> dict[str, float]:
-    """Return the weights of the tasks in a mean; they add up to 1."""
-    tasks = make_subsets(problem)["report"](0)
-    weights = problem.goal.counts(tasks) or dict.fromkeys(tasks, 1.0)
-    return {task: weight / sum(weights.values()) for task, weight in weights.items()}
-
-
 def _answers(run: Run, problem: Problem, reporter: Reporter) -> dict[str, list[np.ndarray]]:
     """Return what the finalists of a run say of the items of both splits, by task.
 
@@ -100,22 +95,22 @@ def _answers(run: Run, problem: Problem, reporter: Reporter) -> dict[str, list[n
         raise ConfigError(f"{run.path} has no summary, since its search did not end: run its command again.")
     metric, subsets = problem.goal.report_metric, make_subsets(problem)
     found = {task: list[np.ndarray]() for task in subsets["report"](0)}
-    with TemporaryDirectory() as place:
-        for split in SPLITS:
-            ids, score = subsets[split](0), live_fitness(problem, problem.items[split])
-            rows = {task: list[np.ndarray]() for task in found}
-            for number, name in enumerate(run.summary.select.finalists):
-                file = Path(place) / f"{number}.yaml"
-                file.write_text(recipe_of(run, problem, find_finalist(run, problem, name)).to_yaml(), encoding="utf-8")
-                contender = contender_of(Model("recipe", file), problem, reporter)
-                with reporter.working(f"{run.path.name}: {name} on {split} items"):
-                    outcome = outcome_of(contender, problem, score, ids, metric, lambda compute: compute())
-                if isinstance(outcome, str):
-                    raise ConfigError(f"{name} of {run.path} has no score: {outcome}")
-                for task, results in outcome.results.items():
-                    rows[task].append(np.asarray(results[metric]))
-            for task, each in rows.items():
-                found[task].append(np.stack(each))
+    points = {name: find_finalist(run, problem, name) for name in run.summary.select.finalists}
+    for split in SPLITS:
+        ids, score = subsets[split](0), live_fitness(problem, problem.items[split])
+        rows = {task: list[np.ndarray]() for task in found}
+        for name, point in points.items():
+            coefficients = problem.space.decode(point.x)
+            named = name_coefficients(coefficients, problem.space.groups, problem.space.rows)
+            contender = in_place(partial(problem.merger.apply, coefficients), named, problem.contents)
+            with reporter.working(f"{run.path.name}: {name} on {split} items"):
+                outcome = outcome_of(contender, problem, score, ids, metric, lambda compute: compute())
+            if isinstance(outcome, str):
+                raise ConfigError(f"{name} of {run.path} has no score: {outcome}")
+            for task, results in outcome.results.items():
+                rows[task].append(np.asarray(results[metric]))
+        for task, each in rows.items():
+            found[task].append(np.stack(each))
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -23,14 +24,15 @@ SCALES, NOISES, OFFSETS = (1.0, 4.0), (0.01, 0.1, 0.5, 2.0), (0.0, 1.0)
 noise and of the offsets of generations beside that of the function."""
 
 
-def expected(points: np.ndarray, values: np.ndarray, generations: np.ndarray, others: np.ndarray) -> np.ndarray | None:
-    """Return what other points are expected to reach, (m,), to be ranked by; None where nothing is known of that.
+def fitted(
+    points: np.ndarray, values: np.ndarray, generations: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return what says what other points, (m, dim), are expected to reach, (m,); None where nothing is known of that.
 
     Args:
         points: float64, (n, dim), each coordinate in the same units.
         values: (n,); -inf for points that failed.
         generations: (n,) of the points.
-        others: (m, dim).
     """
     squares = cdist(points, points, "sqeuclidean")
     apart = squares[squares > 0]
@@ -50,4 +52,7 @@ def expected(points: np.ndarray, values: np.ndarray, generations: np.ndarray, ot
         unlikely = len(scores) * math.log(scores @ weights) / 2 + np.log(np.diag(factor[0])).sum()
         if unlikely < best:
             best, found = unlikely, (width, weights)
-    return None if found is None else np.exp(-cdist(others, points, "sqeuclidean") / found[0]) @ found[1]
+    if found is None:
+        return None
+    width, weights = found
+    return lambda others: np.exp(-cdist(others, points, "sqeuclidean") / width) @ weights

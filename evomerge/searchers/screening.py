@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import rankdata
 
 from evomerge.common.errors import ConfigError
 from evomerge.searchers.base import Incumbent
-from evomerge.searchers.regression import expected
+from evomerge.searchers.regression import fitted
 from evomerge.space.coefficients import CoefficientSpace
 from evomerge.trials import Batch
 
@@ -45,26 +46,27 @@ class Screening:
         if not -1 <= agree <= 1:
             raise ConfigError(f"searcher.agree={agree} is a rank correlation, from -1 to 1: write 0.1.")
         self._range, self._agree, self._part = space.high - space.low, agree, part
-        self._points, self._batches = list[np.ndarray](), list[int]()  # of all that was scored; points are scaled
-        self._values, self._scored = list[float](), list[Incumbent | None]()  # None for those that have no value
+        self._points, self._batches = deque[np.ndarray](maxlen=RECENT), deque[int](maxlen=RECENT)
+        self._values, self._scored = deque[float](maxlen=RECENT), deque[Incumbent | None](maxlen=RECENT)
+        self._fit: Callable[[np.ndarray], np.ndarray] | None = None
         self._pairs = list[tuple[float, float]]()  # expected and found, of the part that is measured
         self._agreed = deque[float](maxlen=MEASURED)
 
     def expected(self, points: np.ndarray) -> np.ndarray | None:
         """Return what points, (n, dim), are expected to reach, up to scale; None while too little is known."""
-        return self._expected(points / self._range)
+        return None if self._fit is None else self._fit(points / self._range)
 
-    def smoothed(self) -> np.ndarray:
-        """Return what is expected of the last points that were scored, (n,), n up to `RECENT`, in the order told, and
-        -inf where they failed; their values while too little is known.
+    def smoothed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the last points that were scored, (n, dim), n up to `RECENT`, in the order told, and what is expected
+        of them, (n,), -inf where they failed; their values while too little is known.
         """
-        values = np.array(self._values[-RECENT:])
-        found = self._expected(np.array(self._points[-RECENT:])) if self._points else None
-        return values if found is None else np.where(np.isfinite(values), found, -np.inf)
+        points, values = np.array(self._points), np.array(self._values)
+        found = self.expected(points)
+        return points, values if found is None else np.where(np.isfinite(values), found, -np.inf)
 
     def leaders(self, count: int) -> list[Incumbent]:
         """Return the points of which most is expected among the last that were scored in full, best first."""
-        last = zip(self.smoothed(), self._scored[-RECENT:], strict=True)
+        last = zip(self.smoothed()[1], self._scored, strict=True)
         known = [(value, one) for value, one in last if one is not None]
         return [one for _, one in sorted(known, key=lambda pair: -pair[0])[:count]]
 
@@ -83,19 +85,16 @@ class Screening:
             if len(self._pairs) >= self._part:
                 self._agreed.append(_agreement(*np.array(self._pairs).T))
                 self._pairs = []
-        self._points += list(batch.points / self._range)
+        self._points += list(batch.points.copy())
         self._batches += [batch.index] * len(batch.points)
         self._values += batch.values.tolist()
         self._scored.extend(
             Incumbent(x.copy(), (trial.batch, trial.index)) if trial and trial.full and math.isfinite(value) else None
             for x, trial, value in zip(batch.points, batch.trials, batch.values.tolist(), strict=True)
         )
-
-    def _expected(self, scaled: np.ndarray) -> np.ndarray | None:
-        if len(self._points) < LEAST:
-            return None
-        known, values, batches = (np.array(each[-RECENT:]) for each in (self._points, self._values, self._batches))
-        return expected(known, values, batches, scaled)
+        if len(self._points) >= LEAST:
+            scaled = np.array(self._points) / self._range
+            self._fit = fitted(scaled, np.array(self._values), np.array(self._batches))
 
 
 def _apart(values: np.ndarray) -> list[float]:

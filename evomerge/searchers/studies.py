@@ -61,7 +61,6 @@ class Study:
         for x in first:
             self._study.enqueue_trial(dict(zip(space.names, x.tolist(), strict=True)))
         self._open: deque[list[optuna.trial.Trial]] = deque()
-        self._done = list[list[float]]()
         self._worst = np.zeros(objectives)
         self._told = False
 
@@ -84,7 +83,6 @@ class Study:
     def tell(self, batch: Batch) -> None:
         """Add the oldest open batch to the study."""
         asked = self._open.popleft()
-        self._done += batch.points.tolist()  # on a replay, those of the log
         if self._objectives == 1:
             for trial, value in zip(asked, batch.values.tolist(), strict=True):
                 self._study.tell(trial, value)
@@ -97,14 +95,10 @@ class Study:
             trial.set_constraint("all", min(lacks, FAILED))
             self._study.tell(trial, (values if np.isfinite(values).all() else self._worst).tolist())
 
-    def restate(self, values: np.ndarray) -> None:
-        """Give the last n points that were told other values, (n,), in their order, and forget those before. Each has
-        one value, and none may be open.
-        """
-        if not self._done:  # the study knows what is asked first
-            return
+    def restate(self, points: np.ndarray, values: np.ndarray) -> None:
+        """Forget what was told, but for these points, (n, dim), which have these values, (n,). None may be open."""
         study = _quiet_study(self._objectives)
-        for point, value in zip(self._done[-len(values) :], values.tolist(), strict=True):
+        for point, value in zip(points.tolist(), values.tolist(), strict=True):
             params = dict(zip(self._box, point, strict=True))
             study.add_trial(create_trial(params=params, distributions=self._box, value=value))
         self._study = study

@@ -100,8 +100,8 @@ class Tpe:
 
     def ask(self) -> Batch:
         """Return the next points, shape (batch, dim)."""
-        if self._screening is not None:
-            self._study.restate(self._screening.smoothed())
+        if self._screening is not None and self._turns.index:  # before, the study knows what is asked first
+            self._study.restate(*self._screening.smoothed())
         points = self._study.ask(self._drawn, None if self._screening is None else self._chosen)
         return self._turns.asked(points, lag=self.lag)
 

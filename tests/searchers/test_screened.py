@@ -7,7 +7,7 @@ import pytest
 
 from evomerge.common.errors import ConfigError
 from evomerge.searchers.cmaes import CmaEs
-from evomerge.searchers.regression import expected
+from evomerge.searchers.regression import fitted
 from evomerge.searchers.screened import Screened
 from evomerge.searchers.screening import LEAST, Screening
 from evomerge.searchers.tpe import PART, Tpe
@@ -86,15 +86,15 @@ def test_offsets_of_generations_do_not_mislead_the_regression() -> None:
     x, generation = rng.uniform(size=(60, 3)), np.repeat(np.arange(6), 10)
     values = x[:, 0] + 5 * rng.normal(size=6)[generation]
     others = rng.uniform(size=(30, 3))
-    found = expected(x, values, generation, others)
-    assert found is not None
-    assert np.corrcoef(found, others[:, 0])[0, 1] > 0.9
+    fit = fitted(x, values, generation)
+    assert fit is not None
+    assert np.corrcoef(fit(others), others[:, 0])[0, 1] > 0.9
 
 
 def test_nothing_is_expected_of_points_that_are_all_alike() -> None:
     same, values = np.ones((5, 2)), np.arange(5.0)
-    assert expected(same, values, np.zeros(5), same) is None
-    assert expected(np.eye(5), np.zeros(5), np.zeros(5), np.eye(5)) is None
+    assert fitted(same, values, np.zeros(5)) is None
+    assert fitted(np.eye(5), np.zeros(5), np.zeros(5)) is None
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_what_is_expected_stands_in_for_values_but_not_for_failures() -> None:
     screening, rng = Screening(SPACE), np.random.default_rng(0)
     batch = Batch(0, rng.uniform(size=(LEAST - 1, SPACE.dim)))
     screening.learn(answer(batch, far), None)
-    assert np.array_equal(screening.smoothed(), batch.values)  # too few for a regression
+    assert np.array_equal(screening.smoothed()[1], batch.values)  # too few for a regression
     other = Batch(1, rng.uniform(size=(20, SPACE.dim)))
     screening.learn(answer(other, lambda x: None if x[0] < 0.3 else far(x)), None)
-    smoothed, failed = screening.smoothed(), other.points[:, 0] < 0.3
+    smoothed, failed = screening.smoothed()[1], other.points[:, 0] < 0.3
     assert 0 < failed.sum() < 20
     assert np.array_equal(np.isneginf(smoothed), [*[False] * (LEAST - 1), *failed])
     leaders = screening.leaders(3)
